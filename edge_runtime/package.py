@@ -1,0 +1,288 @@
+"""The package: what the exporter writes, the coordinator serves and the device opens.
+
+A package is a folder::
+
+    manifest.json       this module's Manifest, as canonical JSON; its sha256 names the package
+    manifest.sig        Ed25519 signature over the manifest's bytes, in base64
+    programs/*.onnx     graphs without weights
+    weights/*.bin       raw little-endian tensors, aligned so that they can be memory-mapped
+    tokenizer.json      the tokenizer, as ``tokenizers`` reads it
+    slices.safetensors  initial values of all trainable tensors
+
+The manifest lists every other file with size and sha256; the signature therefore covers everything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from edge_runtime.errors import DigestError, FormatVersionError, PackageError
+from edge_runtime.messages import Bytes, Count, Identifier, PositiveCount, Sha256, Text
+from edge_runtime.signing import verify
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"
+MAX_MANIFEST_BYTES = 16 << 20
+HASH_CHUNK_BYTES = 1 << 20
+
+#: A path inside the package: no absolute paths, no way up.
+PackagePath = Annotated[str, Meta(pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*/){0,3}[A-Za-z0-9_-][A-Za-z0-9._-]*$")]
+Shape = tuple[Count, ...]
+
+
+class FileEntry(Struct, frozen=True):
+    """Size and digest of one file of the package."""
+
+    bytes: Bytes
+    sha256: Sha256
+
+
+class TensorRef(Struct, frozen=True):
+    """Where a frozen tensor lies: raw bytes in ``file`` from ``offset``."""
+
+    file: PackagePath
+    offset: Bytes
+    dtype: Literal["float32", "uint8", "int64", "int32", "bool"]
+    shape: Shape
+
+
+class SizeTerm(Struct, frozen=True, array_like=True):
+    """``coefficient · batch^batch_power · sequence^sequence_power · draws^draws_power`` bytes."""
+
+    coefficient: float
+    batch_power: int = 0
+    sequence_power: int = 0
+    draws_power: int = 0
+
+
+class Program(Struct, frozen=True):
+    """One graph. Values flow by name: an output named ``hidden`` feeds a later input ``hidden``.
+
+    ``weights`` are initialisers bound per segment; ``live`` holds the largest live sets as polynomials,
+    of which the largest value at a given size is the prediction.
+    """
+
+    file: PackagePath
+    inputs: tuple[Text, ...]
+    outputs: tuple[Text, ...]
+    weights: tuple[Text, ...]
+    live: tuple[tuple[SizeTerm, ...], ...] = ()
+
+
+class TensorSpec(Struct, frozen=True):
+    """A trainable tensor; ``input`` is the program input it feeds."""
+
+    name: Identifier
+    shape: Shape
+    input: Text
+
+
+class SliceSpec(Struct, frozen=True):
+    """A named set of trainable tensors attached to one place of the base."""
+
+    name: Identifier
+    kind: Literal["lora_xs", "lora", "head"]
+    segment: Count
+    target: Text
+    tensors: tuple[TensorSpec, ...]
+
+    @property
+    def dimensions(self) -> int:
+        """Number of trainable scalars."""
+        total = 0
+        for tensor in self.tensors:
+            size = 1
+            for side in tensor.shape:
+                size *= side
+            total += size
+        return total
+
+
+class Segment(Struct, frozen=True):
+    """A run of layers: which programs run it, and which frozen tensor each initialiser is.
+
+    ``entry`` is the dual program for the first segment that holds an assigned slice: its incoming hidden
+    state has no tangent, so it takes none. Segments that hold no slice and precede all slices have
+    neither ``entry`` nor ``dual``.
+    """
+
+    name: Identifier
+    primal: Identifier
+    entry: Identifier | None
+    dual: Identifier | None
+    weights: dict[Text, TensorRef]
+
+
+class Base(Struct, frozen=True):
+    """What the package was made from."""
+
+    architecture: Text
+    source: Text
+    parameters: Count
+    hidden_size: PositiveCount
+    quantisation: Literal["int8", "none"]
+    accuracy_level: Count
+
+
+class SelfCheck(Struct, frozen=True):
+    """Largest relative differences from torch on real text, measured before the package was written.
+
+    ``strict_*`` compare the programs with float activations; the others as shipped.
+    """
+
+    rows: Count
+    strict_loss: float
+    strict_jvp: float
+    loss: float
+    jvp: float
+    jvp_cosine: float
+
+
+class Manifest(Struct, frozen=True):
+    """Everything a device needs to know of a package."""
+
+    format_version: PositiveCount
+    name: Identifier
+    task: Literal["classification"]
+    labels: Annotated[tuple[Text, ...], Meta(min_length=2, max_length=100_000)]
+    sequence_limit: PositiveCount
+    pad_token_id: Count
+    base: Base
+    files: dict[PackagePath, FileEntry]
+    programs: dict[Identifier, Program]
+    segments: Annotated[tuple[Segment, ...], Meta(min_length=2)]
+    slices: tuple[SliceSpec, ...]
+    tokenizer: PackagePath
+    initial_state: PackagePath
+    self_check: SelfCheck
+
+    def slice_named(self, name: str) -> SliceSpec:
+        """The slice of that name; :class:`PackageError` if there is none."""
+        for spec in self.slices:
+            if spec.name == name:
+                return spec
+        raise PackageError(f"package {self.name} has no slice {name!r}; it has {', '.join(s.name for s in self.slices)}")
+
+    @property
+    def head(self) -> SliceSpec:
+        """The classification head."""
+        return next(spec for spec in self.slices if spec.kind == "head")
+
+
+class Package:
+    """A package folder whose manifest has been verified.
+
+    Files other than the manifest are verified by :meth:`verify_files` (or by whoever downloaded them).
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, sha256: str) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.sha256 = sha256
+
+    @classmethod
+    def open(cls, folder: Path, publisher_key: str) -> Package:
+        """Read and verify the manifest.
+
+        Args:
+            folder: the package folder.
+            publisher_key: base64 Ed25519 public key that must have signed the manifest.
+
+        Raises:
+            PackageError: a file is missing or malformed, with its name.
+            FormatVersionError: the package is newer than this program.
+            SignatureError: the signature is missing or not by ``publisher_key``.
+        """
+        data = _read(folder / MANIFEST, MAX_MANIFEST_BYTES)
+        signature = _read(folder / SIGNATURE, 1024).decode("ascii", "replace").strip()
+        verify(publisher_key, data, signature, what=f"package {folder}")
+        return cls(folder, parse_manifest(data), hashlib.sha256(data).hexdigest())
+
+    def path(self, name: str) -> Path:
+        """Location of a file the manifest lists; :class:`PackageError` if it lists none such."""
+        if name not in self.manifest.files:
+            raise PackageError(f"package {self.manifest.name} lists no file {name!r}")
+        return self.folder / name
+
+    def verify_files(self) -> None:
+        """Hash every listed file; raises :class:`DigestError` or :class:`PackageError` naming the first bad one."""
+        for name, entry in self.manifest.files.items():
+            path = self.folder / name
+            if not path.is_file():
+                raise PackageError(f"package {self.folder} lacks {name}; fetch or export it again")
+            if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
+                raise DigestError(f"{path} does not match the sha256 in its manifest; fetch or export it again")
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Parse manifest bytes, version first, so that a newer format is named as such."""
+    try:
+        version = msgspec.json.decode(data, type=_VersionOnly).format_version
+    except msgspec.DecodeError as error:
+        raise PackageError(f"malformed manifest: {error}") from error
+    if version > FORMAT_VERSION:
+        raise FormatVersionError(
+            f"package format {version} is newer than {FORMAT_VERSION}, the newest this program reads; "
+            "upgrade edge-runtime or export with the older version"
+        )
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise PackageError(f"malformed manifest: {error}") from error
+    _check_references(manifest)
+    return manifest
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+class _VersionOnly(Struct):
+    format_version: PositiveCount
+
+
+def _check_references(manifest: Manifest) -> None:
+    """Whatever the manifest names must be in it, so that nothing later meets a dangling name."""
+    files = set(manifest.files)
+    for name, program in manifest.programs.items():
+        if program.file not in files:
+            raise PackageError(f"program {name} names an unlisted file {program.file}")
+    for segment in manifest.segments:
+        for program_name in (segment.primal, segment.entry, segment.dual):
+            if program_name is not None and program_name not in manifest.programs:
+                raise PackageError(f"segment {segment.name} names an unknown program {program_name}")
+        for tensor in segment.weights.values():
+            if tensor.file not in files:
+                raise PackageError(f"segment {segment.name} names an unlisted file {tensor.file}")
+    names = [spec.name for spec in manifest.slices]
+    if len(set(names)) != len(names):
+        raise PackageError("two slices of the package share a name")
+    if sum(spec.kind == "head" for spec in manifest.slices) != 1:
+        raise PackageError("a classification package needs exactly one head slice")
+    for spec in manifest.slices:
+        if spec.segment >= len(manifest.segments):
+            raise PackageError(f"slice {spec.name} names segment {spec.segment} of {len(manifest.segments)}")
+    for path in (manifest.tokenizer, manifest.initial_state):
+        if path not in files:
+            raise PackageError(f"the manifest names an unlisted file {path}")
+
+
+def _read(path: Path, limit_bytes: int) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > limit_bytes:
+            raise PackageError(f"{path} has {size} bytes, over the limit of {limit_bytes}")
+        return path.read_bytes()
+    except OSError as error:
+        raise PackageError(f"cannot read {path}: {error.strerror}; is this a package folder?") from error
