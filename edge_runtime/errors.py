@@ -73,9 +73,16 @@ class CoordinatorError(EdgeError):
 
 
 class UnreachableError(CoordinatorError):
-    """No usable answer came; trying again later may help."""
+    """No usable answer came; trying again later may help.
+
+    ``retry_after_s`` is how long the coordinator asked to wait, None if it did not say.
+    """
 
     exit_code = 21
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class RefusedError(CoordinatorError):

@@ -1,0 +1,123 @@
+"""``edge-runtime``: the device's command line.
+
+A command's libraries are imported when it runs. Errors of this project end it with one line on standard
+error and the exit code of their class, explained in docs/errors.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from edge_runtime import __version__
+from edge_runtime.errors import EdgeError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the process exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.command(arguments.config))
+    except EdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edge-runtime",
+        description="Train slices of a language model on this device, under a memory cap.",
+    )
+    parser.add_argument("--version", action="version", version=f"edge-runtime {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command, description in (
+        ("run", _run, "serve the coordinator until stopped; enrols first if need be"),
+        ("enrol", _enrol, "join the coordinator with the one-time token, and stop"),
+        ("check", _check, "say what, if anything, keeps this device from serving"),
+        ("status", _status, "show identity, downloads and a result that waits"),
+    ):
+        sub = commands.add_parser(name, help=description, description=description)
+        sub.add_argument(
+            "--config",
+            type=Path,
+            default=Path("/etc/edge-runtime/device.toml"),
+            help="the device's configuration (default: %(default)s)",
+        )
+        sub.set_defaults(command=command)
+    return parser
+
+
+def _run(config_path: Path) -> int:
+    from edge_runtime.agent import Agent
+    from edge_runtime.client import Client
+    from edge_runtime.config import load_config
+    from edge_runtime.enrolment import ensure_identity
+    from edge_runtime.journal import start_logging
+    from edge_runtime.store import Store
+    from edge_runtime.transport import HttpTransport
+
+    config = load_config(config_path)
+    start_logging()
+    store = Store(config.state_folder, disk_quota_bytes=config.disk_quota)
+    store.lock()
+    transport = HttpTransport(config.coordinator_url)
+    identity = ensure_identity(config, store, transport)
+    Agent(config, store, Client(transport, store.key(), identity.device_id), identity).run()
+    return 0
+
+
+def _enrol(config_path: Path) -> int:
+    from edge_runtime.config import load_config
+    from edge_runtime.enrolment import ensure_identity
+    from edge_runtime.store import Store
+    from edge_runtime.transport import HttpTransport
+
+    config = load_config(config_path)
+    store = Store(config.state_folder, disk_quota_bytes=config.disk_quota)
+    store.lock()
+    identity = ensure_identity(config, store, HttpTransport(config.coordinator_url))
+    print(f"enrolled as {identity.device_id}; tasks must be signed by {identity.coordinator_public_key}")
+    return 0
+
+
+def _check(config_path: Path) -> int:
+    from edge_runtime.check import check_device
+    from edge_runtime.config import load_config
+    from edge_runtime.store import Store
+    from edge_runtime.transport import HttpTransport
+
+    config = load_config(config_path)
+    print(f"ok     config: {config_path}")
+    store = Store(config.state_folder, disk_quota_bytes=config.disk_quota)
+    exit_code = 0
+    for finding in check_device(config, store, HttpTransport(config.coordinator_url)):
+        print(f"{'ok    ' if finding.error is None else 'failed'} {finding.name}: {finding.detail}")
+        if finding.error is not None and exit_code == 0:
+            exit_code = finding.error.exit_code
+    return exit_code
+
+
+def _status(config_path: Path) -> int:
+    from edge_runtime.config import load_config
+    from edge_runtime.messages import decode_result
+    from edge_runtime.store import Store
+
+    config = load_config(config_path)
+    store = Store(config.state_folder, disk_quota_bytes=config.disk_quota)
+    identity = store.identity()
+    print(f"device       {config.device_name} ({config.device_class})")
+    print(f"enrolled     {identity.device_id if identity else 'no'}")
+    print(f"coordinator  {config.coordinator_url}")
+    print(f"cap          {config.cap} bytes")
+    print(f"downloads    {store.blobs.used_bytes()} of {config.disk_quota} bytes")
+    pending = store.pending()
+    print(f"pending      {f'result of task {decode_result(pending).task_id}' if pending else 'nothing'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""The device's configuration file, ``device.toml``: parsed, checked and complete before anything starts.
+
+Example: ``devices/profiles/generic.toml``. An unknown key is an error, so that a typing mistake never
+silently falls back to a default.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta, Struct
+
+from edge_runtime.errors import ConfigError
+from edge_runtime.messages import Identifier, PublicKey
+
+MAX_CONFIG_BYTES = 1 << 20
+MAX_TOKEN_BYTES = 1024
+#: Beyond any device this is written for; catches a slip of the unit.
+MAX_SIZE_BYTES = 1 << 50
+
+_SIZE_FORM = re.compile(r"(?P<number>[0-9]{1,15})(?P<unit>[KMGT]?)(i?B)?", re.IGNORECASE)
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class ByteSize(int):
+    """A number of bytes, written in the file as a number or as text such as ``"256M"``."""
+
+
+Token = Annotated[str, Meta(min_length=16, max_length=128)]
+
+
+class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything an operator decides about a device.
+
+    Attributes:
+        coordinator_url: ``https://host[:port]``; plain http only to this machine or with
+            ``allow_insecure_http``.
+        state_folder: where key, identity, downloads and unsent results are kept.
+        data: this device's examples, one JSON object ``{"text": …, "label": …}`` a line.
+        device_name: what operators call this device.
+        device_class: devices of one class have comparable memory, e.g. ``"jetson-orin-nano"``.
+        publisher_key: public key (base64) that packages must be signed by.
+        cap: memory granted to the training process, in bytes.
+        threads: threads of the inference engine.
+        enrolment_token: one-time token, needed until the device has enrolled.
+        enrolment_token_file: a file that holds it instead.
+        coordinator_public_key: key that tasks must be signed by; None accepts the key that the
+            coordinator presents at enrolment, and pins it from then on.
+        allow_insecure_http: accept plain http to other machines.
+        max_blob_bytes: largest single download.
+        disk_quota: most that downloads may take in ``state_folder``, in bytes.
+    """
+
+    coordinator_url: str
+    state_folder: Path
+    data: Path
+    device_name: Identifier
+    device_class: Identifier
+    publisher_key: PublicKey
+    cap: ByteSize
+    threads: Annotated[int, Meta(ge=1, le=256)] = 1
+    enrolment_token: Token | None = None
+    enrolment_token_file: Path | None = None
+    coordinator_public_key: PublicKey | None = None
+    allow_insecure_http: bool = False
+    max_blob_bytes: ByteSize = ByteSize(4 << 30)
+    disk_quota: ByteSize = ByteSize(8 << 30)
+
+    def read_enrolment_token(self) -> str:
+        """The one-time token, from the configuration or the file it names.
+
+        Raises:
+            ConfigError: neither is set, or the file cannot be read or holds no token.
+        """
+        if self.enrolment_token is not None:
+            return self.enrolment_token
+        if self.enrolment_token_file is None:
+            raise ConfigError(
+                "this device has not enrolled and has no token; "
+                "set enrolment_token or enrolment_token_file to one the coordinator issued"
+            )
+        try:
+            with self.enrolment_token_file.open("rb") as file:
+                text = file.read(MAX_TOKEN_BYTES).decode("ascii", "replace").strip()
+            return msgspec.convert(text, Token)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot read enrolment_token_file {self.enrolment_token_file}: {error.strerror}"
+            ) from error
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"{self.enrolment_token_file} holds no enrolment token: {error}") from error
+
+
+def load_config(path: Path) -> DeviceConfig:
+    """Read ``device.toml``. Relative paths in it count from the folder it lies in.
+
+    Raises:
+        ConfigError: the file cannot be read, is not TOML, or a key is missing, unknown or out of its
+            limits; names the file and the key.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path} has more than {MAX_CONFIG_BYTES} bytes; is this a configuration file?")
+    try:
+        table = tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+
+    def convert(kind: type, value: object) -> Any:
+        return _convert(kind, value, path.parent)
+
+    try:
+        config = msgspec.convert(table, DeviceConfig, dec_hook=convert)
+        _check_url(config.coordinator_url, allow_insecure_http=config.allow_insecure_http)
+    except (msgspec.ValidationError, ConfigError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if config.enrolment_token is not None and config.enrolment_token_file is not None:
+        raise ConfigError(f"{path}: set enrolment_token or enrolment_token_file, not both")
+    return config
+
+
+def parse_bytes(value: str | int) -> int:
+    """Bytes from a number, or from text with a unit of 1024: ``"256M"``, ``"1G"``, ``"512 KiB"``.
+
+    Raises:
+        ConfigError: anything else, or more than ``MAX_SIZE_BYTES``.
+    """
+    match = _SIZE_FORM.fullmatch(str(value).replace(" ", ""))
+    if match is None or isinstance(value, bool):
+        raise ConfigError(f'{value!r} is not a size; write bytes as 268435456 or with a unit as "256M"')
+    size = int(match["number"]) * _UNITS[match["unit"].upper()]
+    if not 0 < size <= MAX_SIZE_BYTES:
+        raise ConfigError(f"a size of {size} bytes is outside 1 to {MAX_SIZE_BYTES}")
+    return size
+
+
+def _convert(kind: type, value: object, folder: Path) -> Any:
+    """Turn a TOML value into one of the two types that msgspec leaves to us."""
+    if kind is ByteSize:
+        if not isinstance(value, str | int):
+            raise ValueError(f"expected a size, got {type(value).__name__}")
+        try:
+            return ByteSize(parse_bytes(value))
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+    if kind is Path:
+        if not isinstance(value, str) or not value:
+            raise ValueError("expected a path")
+        return folder / Path(value).expanduser()
+    raise NotImplementedError(kind)
+
+
+def _check_url(url: str, *, allow_insecure_http: bool) -> None:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise ConfigError(f"coordinator_url {url!r} is not a URL: {error}") from error
+    if parts.scheme not in {"http", "https"} or not host:
+        raise ConfigError(f"coordinator_url {url!r} must read https://host or https://host:port")
+    if parts.path not in {"", "/"} or parts.query or parts.fragment or parts.username is not None:
+        raise ConfigError(f"coordinator_url {url!r} must have no path, query or credentials")
+    if parts.scheme == "http" and not allow_insecure_http and not _is_loopback(host):
+        raise ConfigError(
+            f"coordinator_url {url!r} would send results in the clear; "
+            "use https, or set allow_insecure_http = true if the network is trusted"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,121 @@
+"""From rows to batches of token ids. Loaded by the worker only: it needs numpy and the tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from edge_runtime.errors import DataError, PackageError
+from edge_runtime.rows import Row, load_rows
+
+__all__ = ["Batch", "Row", "Tokenizer", "draw_batches", "load_rows", "make_batch"]
+
+IntArray = NDArray[np.int64]
+
+
+class Tokenizer:
+    """The package's tokenizer, truncating to a sequence limit and never padding."""
+
+    def __init__(self, path: Path, sequence_limit: int) -> None:
+        """Load ``tokenizer.json``.
+
+        Args:
+            path: the package's tokenizer file.
+            sequence_limit: most tokens of a row, special tokens included.
+
+        Raises:
+            PackageError: the file cannot be read, or cannot truncate to this limit.
+        """
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer.enable_truncation(max_length=sequence_limit)
+        except Exception as error:  # the library raises nothing narrower
+            raise PackageError(
+                f"cannot use the tokenizer {path} at {sequence_limit} tokens: {error}"
+            ) from error
+        self._tokenizer.no_padding()
+
+    def encode(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Token ids of each row.
+
+        Raises:
+            DataError: a row's text gives no token at all; names its line, counted within ``rows``.
+        """
+        ids = [self._tokenizer.encode(row.text).ids for row in rows]
+        for number, row_ids in enumerate(ids, start=1):
+            if not row_ids:
+                raise DataError(f"row {number} of the data gives no tokens; remove it")
+        return ids
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded examples.
+
+    ``input_ids`` and ``attention_mask`` are int64 of shape (B, T), the mask 1 on tokens and 0 on padding;
+    ``labels`` is int64 of shape (B,).
+    """
+
+    input_ids: IntArray
+    attention_mask: IntArray
+    labels: IntArray
+
+
+def make_batch(ids: Sequence[Sequence[int]], labels: Sequence[int], *, pad_token_id: int) -> Batch:
+    """Pad token ids on the right, to the longest of the group.
+
+    Raises:
+        ValueError: there are no rows, or not one label a row.
+    """
+    if not ids or len(ids) != len(labels):
+        raise ValueError(f"{len(ids)} rows and {len(labels)} labels do not make a batch")
+    width = max(len(row) for row in ids)
+    input_ids = np.full((len(ids), width), pad_token_id, dtype=np.int64)
+    mask = np.zeros((len(ids), width), dtype=np.int64)
+    for position, row in enumerate(ids):
+        input_ids[position, : len(row)] = row
+        mask[position, : len(row)] = 1
+    return Batch(input_ids, mask, np.asarray(labels, dtype=np.int64))
+
+
+def draw_batches(
+    row_count: int, *, seed: int, round_number: int, slot: int, steps: int, batch_size: int
+) -> list[IntArray]:
+    """Which rows each step takes.
+
+    The rows are shuffled, walked through, and shuffled anew when exhausted. Every batch is full; a device
+    with fewer rows than ``batch_size`` takes all of them each step. The shuffle orders rows by raw Philox
+    words, which no version of numpy changes.
+
+    Args:
+        row_count: rows of the device.
+        seed: of the run.
+        round_number: of the task.
+        slot: of the task.
+        steps: number of batches.
+        batch_size: rows in a batch.
+
+    Returns:
+        ``steps`` arrays of distinct row indices each, unless a batch spans two shuffles.
+    """
+    if row_count < 1:
+        raise ValueError("a device without rows has no batches")
+    size = min(batch_size, row_count)
+    key = hashlib.sha256(struct.pack("<QQQ", seed, round_number, slot)).digest()[:16]
+    bits = np.random.Philox(key=np.frombuffer(key, dtype="<u8"))
+    order = np.empty(0, dtype=np.int64)
+    batches = []
+    for _ in range(steps):
+        while order.size < size:
+            shuffled = np.argsort(bits.random_raw(row_count), kind="stable").astype(np.int64)
+            order = np.concatenate([order, shuffled])
+        batches.append(order[:size])
+        order = order[size:]
+    return batches

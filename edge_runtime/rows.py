@@ -1,0 +1,122 @@
+"""The device's own examples: a JSONL file of ``{"text": …, "label": …}``, parsed into bounded rows.
+
+Errors name file, line number and limit. They never quote the text, the label or anything else from the
+file, because an error's message may travel to the coordinator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from edge_runtime.errors import DataError
+
+MAX_ROW_BYTES = 1 << 20
+MAX_ROWS = 1_000_000
+MAX_LABEL_CHARACTERS = 2000
+_COUNT_CHUNK_BYTES = 1 << 18
+
+
+class Row(Struct, frozen=True):
+    """One example: its text, and its label as an index into the package's labels."""
+
+    text: str
+    label: int
+
+
+class _Line(Struct, frozen=True, forbid_unknown_fields=True):
+    text: Annotated[str, Meta(min_length=1)]
+    label: Annotated[str, Meta(max_length=MAX_LABEL_CHARACTERS)]
+
+
+def load_rows(path: Path, labels: Sequence[str]) -> list[Row]:
+    """All rows of a data file; row ``i`` is line ``i + 1``.
+
+    Args:
+        path: the JSONL file.
+        labels: the label set, in the package's order.
+
+    Raises:
+        DataError: the file is missing, empty or too long, or a row is malformed, too long, without text
+            or with a label outside the set.
+    """
+    index = {label: position for position, label in enumerate(labels)}
+    rows = []
+    for where, line in _parsed(path):
+        label = index.get(line.label)
+        if label is None:
+            raise DataError(
+                f"{where} has a label outside the package's set of {len(index)}; correct or remove it"
+            )
+        rows.append(Row(line.text, label))
+    return rows
+
+
+def check_rows(path: Path) -> int:
+    """Parse a data file without knowing the label set; returns its number of rows.
+
+    Raises:
+        DataError: as in :func:`load_rows`, except for the label set.
+    """
+    return sum(1 for _ in _parsed(path))
+
+
+def count_rows(path: Path) -> int:
+    """Number of lines of a data file, without parsing them.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    lines, last = 0, b"\n"
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_COUNT_CHUNK_BYTES):
+                lines += chunk.count(b"\n")
+                last = chunk[-1:]
+    except OSError as error:
+        raise DataError(f"cannot read the data file {path}: {error.strerror}") from error
+    return lines if last == b"\n" else lines + 1
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            for number in range(1, MAX_ROWS + 2):
+                line = file.readline(MAX_ROW_BYTES + 1)
+                if not line:
+                    return
+                if number > MAX_ROWS:
+                    raise DataError(f"{path} has more than {MAX_ROWS} rows; keep the most recent ones")
+                yield line
+    except OSError as error:
+        raise DataError(f"cannot read the data file {path}: {error.strerror}") from error
+
+
+def _parsed(path: Path) -> Iterator[tuple[str, _Line]]:
+    """Each row with the words that name it in an error."""
+    decoder = msgspec.json.Decoder(_Line)
+    number = 0
+    for number, line in enumerate(_lines(path), start=1):
+        where = f"{path} line {number}"
+        yield where, _parse(line, decoder, where)
+    if number == 0:
+        raise DataError(f"{path} is empty; it needs at least one row")
+
+
+def _parse(line: bytes, decoder: msgspec.json.Decoder[_Line], where: str) -> _Line:
+    if len(line) > MAX_ROW_BYTES:
+        raise DataError(f"{where} has more than {MAX_ROW_BYTES} bytes; shorten or remove it")
+    try:
+        parsed = decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        # The cause may quote the row, so it is not chained.
+        raise DataError(
+            f'{where} is not an object {{"text": "…", "label": "…"}} with exactly these two strings'
+        ) from None
+    if not parsed.text.strip():
+        raise DataError(f"{where} has an empty text; remove it")
+    return parsed
