@@ -63,10 +63,10 @@ def _run(config_path: Path) -> int:
     config = load_config(config_path)
     start_logging()
     store = Store(config.state_folder, disk_quota_bytes=config.disk_quota)
-    store.lock()
     transport = HttpTransport(config.coordinator_url)
-    identity = ensure_identity(config, store, transport)
-    Agent(config, store, Client(transport, store.key(), identity.device_id), identity).run()
+    with store.locked():
+        identity = ensure_identity(config, store, transport)
+        Agent(config, store, Client(transport, store.key(), identity.device_id), identity).run()
     return 0
 
 
@@ -78,8 +78,8 @@ def _enrol(config_path: Path) -> int:
 
     config = load_config(config_path)
     store = Store(config.state_folder, disk_quota_bytes=config.disk_quota)
-    store.lock()
-    identity = ensure_identity(config, store, HttpTransport(config.coordinator_url))
+    with store.locked():
+        identity = ensure_identity(config, store, HttpTransport(config.coordinator_url))
     print(f"enrolled as {identity.device_id}; tasks must be signed by {identity.coordinator_public_key}")
     return 0
 

@@ -47,8 +47,14 @@ class Tokenizer:
 
         Raises:
             DataError: a row's text gives no token at all; names its line, counted within ``rows``.
+            PackageError: the tokenizer cannot encode some text.
         """
-        ids = [self._tokenizer.encode(row.text).ids for row in rows]
+        try:
+            ids = [self._tokenizer.encode(row.text).ids for row in rows]
+        except Exception:  # the library raises nothing narrower, and may quote the text: not chained
+            raise PackageError(
+                "the package's tokenizer cannot encode a row; export it with an unknown token"
+            ) from None
         for number, row_ids in enumerate(ids, start=1):
             if not row_ids:
                 raise DataError(f"row {number} of the data gives no tokens; remove it")

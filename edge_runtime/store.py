@@ -16,7 +16,10 @@ from __future__ import annotations
 
 import fcntl
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 from msgspec import Struct
@@ -40,7 +43,7 @@ class Identity(Struct, frozen=True):
 
 
 class Store:
-    """The state folder. Reading is free to anyone; :meth:`lock` comes before anything is written."""
+    """The state folder. Reading is free to anyone; writing needs :meth:`locked`."""
 
     def __init__(self, folder: Path, *, disk_quota_bytes: int) -> None:
         """Create the folder (mode 0700) if there is none.
@@ -57,26 +60,15 @@ class Store:
         except OSError as error:
             raise ConfigError(f"cannot use state_folder {folder}: {error.strerror}") from error
 
-    def lock(self) -> None:
+    @contextmanager
+    def locked(self) -> Iterator[None]:
         """Claim the folder for this process, and remove what a killed one left half-written.
 
         Raises:
             ConfigError: another process holds it, or it cannot be written.
         """
-        try:
-            self._lock_file = (self.folder / "lock").open("wb")
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._clean()
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"another edge-runtime uses state_folder {self.folder}; stop it, or give each its own folder"
-            ) from error
-        except OSError as error:
-            raise ConfigError(f"cannot write state_folder {self.folder}: {error.strerror}") from error
-
-    def unlock(self) -> None:
-        """Let another process claim the folder."""
-        self._lock_file.close()
+        with self._claim():
+            yield
 
     def key(self) -> PrivateKey:
         """The device's key, made on first use.
@@ -93,6 +85,10 @@ class Store:
         except OSError as error:
             raise ConfigError(f"cannot write the key file {path}: {error.strerror}") from error
         return key
+
+    def has_key(self) -> bool:
+        """Whether the device's key has been made."""
+        return (self.folder / KEY).exists()
 
     def identity(self) -> Identity | None:
         """The identity given at enrolment, None before it.
@@ -133,6 +129,24 @@ class Store:
         shutil.rmtree(self._work, ignore_errors=True)
         self._work.mkdir(mode=0o700)
         return self._work
+
+    def _claim(self) -> BinaryIO:
+        """The locked lock file; closing it gives the folder up, and so does the end of the process."""
+        try:
+            file = (self.folder / "lock").open("wb")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._clean()
+            except OSError:
+                file.close()
+                raise
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another edge-runtime uses state_folder {self.folder}; stop it, or give each its own folder"
+            ) from error
+        except OSError as error:
+            raise ConfigError(f"cannot write state_folder {self.folder}: {error.strerror}") from error
+        return file
 
     def _clean(self) -> None:
         self.new_work_folder()
