@@ -30,7 +30,7 @@ Text = Annotated[str, Meta(max_length=2000)]
 Bytes = Annotated[int, Meta(ge=0, le=1 << 50)]
 Count = Annotated[int, Meta(ge=0, le=1 << 40)]
 PositiveCount = Annotated[int, Meta(ge=1, le=1 << 31)]
-Seed = Annotated[int, Meta(ge=0, lt=1 << 63)]
+Seed = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Rate = Annotated[float, Meta(gt=0, le=1e6)]
 
