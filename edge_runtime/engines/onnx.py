@@ -1,0 +1,67 @@
+"""ONNX Runtime as engine.
+
+Options, each measured (docs/decisions/engine.md): the memory pattern is off because it doubles the arena's
+peak with dynamic shapes; spinning is off because several sessions share the process; weights are bound as
+external initialisers, so that ONNX Runtime packs them once and the mapped file can be dropped from memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnxruntime as ort
+
+from edge_runtime.engines import Array
+from edge_runtime.engines.onnx_names import OUTPUT_SUFFIX
+from edge_runtime.errors import PackageError, WorkerError
+
+#: ONNX Runtime raises its own exception classes; these are their common roots.
+_ENGINE_ERRORS = (RuntimeError, ValueError)
+
+
+class OnnxEngine:
+    """Loads ``.onnx`` programs for the CPU.
+
+    Args:
+        threads: threads one operator may use.
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        self.threads = threads
+
+    def load(self, program: Path, weights: Mapping[str, Array], outputs: Sequence[str]) -> OnnxProgram:
+        """See :class:`edge_runtime.engines.Engine`."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.enable_mem_pattern = False
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        bound = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()}
+        options.add_external_initializers(list(bound), list(bound.values()))
+        try:
+            session = ort.InferenceSession(str(program), options, providers=["CPUExecutionProvider"])
+        except _ENGINE_ERRORS as error:
+            reason = str(error).splitlines()[0]
+            raise PackageError(f"onnxruntime {ort.__version__} cannot load {program}: {reason}") from error
+        return OnnxProgram(session, outputs, bound)
+
+
+class OnnxProgram:
+    """One session; holds its bound weights alive."""
+
+    def __init__(
+        self, session: ort.InferenceSession, outputs: Sequence[str], bound: Mapping[str, ort.OrtValue]
+    ) -> None:
+        self._session = session
+        self._outputs = list(outputs)
+        self._bound = bound
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See :class:`edge_runtime.engines.LoadedProgram`."""
+        try:
+            results = self._session.run([name + OUTPUT_SUFFIX for name in self._outputs], dict(inputs))
+        except _ENGINE_ERRORS as error:
+            raise WorkerError(f"onnxruntime failed: {str(error).splitlines()[0]}") from error
+        return dict(zip(self._outputs, results, strict=True))

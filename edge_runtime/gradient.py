@@ -1,0 +1,60 @@
+"""The two gradients of a step: estimated for slices, exact for the head.
+
+With tangents v_{k,i} of independent ±1 entries (draw k of K, example i of B, d entries) and
+j_{k,i} = ∇ℓ_i·v_{k,i}, the estimate
+
+    ĝ = 1/(K·B) Σ_{k,i} j_{k,i} v_{k,i}
+
+has mean ḡ = 1/B Σ_i ∇ℓ_i, because E[v vᵀ] = I (Baydin et al. 2022, arXiv 2202.08587, section 3). For one
+direction E‖(g·v)v‖² = d‖g‖², hence the expected squared error:
+
+* directions per example: independent terms, E‖ĝ - ḡ‖² = (d - 1)/(K·B) · mean_i ‖∇ℓ_i‖²;
+* one direction shared by the batch: (d - 1)/K · ‖ḡ‖².
+
+Both fall as 1/K and grow as d - 1 (Gaussian entries would give d + 1). Per example is better where
+mean_i ‖∇ℓ_i‖² < B‖ḡ‖². For independent examples with mean gradient μ and variance σ² the two sides are, on
+average, ‖μ‖² + σ² and B‖μ‖² + σ²: per example never loses on average, and gains B times where examples agree.
+
+The head is linear in its features, so its gradient is closed: ∂ℓ/∂W = (softmax - onehot)·featureᵀ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from edge_runtime.slices import FloatArray, Values, key
+
+
+def estimate(jvps: FloatArray, tangents: Mapping[str, FloatArray]) -> Values:
+    """ĝ for every slice tensor.
+
+    Args:
+        jvps: (K, B) directional derivatives of each example's loss.
+        tangents: flat name to (K, B, *s).
+
+    Returns:
+        Flat name to (1, *s): the mean over draws and examples.
+    """
+    draws, batch = jvps.shape
+    return {
+        name: (np.tensordot(jvps, tangent, axes=2) / (draws * batch)).astype(np.float32)[None]
+        for name, tangent in tangents.items()
+    }
+
+
+def head_gradient(residual: FloatArray, features: FloatArray, head: str = "head") -> Values:
+    """Exact mean gradient of the head.
+
+    Args:
+        residual: (B, C) softmax minus one-hot. features: (B, H).
+
+    Returns:
+        ``head/weight`` (C, H) and ``head/bias`` (C,).
+    """
+    batch = residual.shape[0]
+    return {
+        key(head, "weight"): (residual.T @ features / batch).astype(np.float32),
+        key(head, "bias"): residual.mean(axis=0, dtype=np.float32),
+    }

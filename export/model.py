@@ -1,0 +1,235 @@
+"""Load a Hugging Face folder and give it slices and a classification head.
+
+Everything frozen keeps its name from the folder; what is trained is added beside it, so that the result
+can go back to ``peft`` under the names ``peft`` expects.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from edge_runtime.errors import ModelError
+
+HEAD = "head"
+SliceKind = Literal["lora_xs", "lora"]
+
+
+@dataclass(frozen=True)
+class SliceOptions:
+    """Which slices to attach.
+
+    Attributes:
+        kind: ``lora_xs`` (a trained r×r core between frozen SVD factors; Bałazy et al. 2024,
+            arXiv 2405.17604, section 3) or ``lora`` (Hu et al. 2021, arXiv 2106.09685, section 4.1).
+        rank: r.
+        alpha: LoRA's scale numerator; the update is multiplied by alpha / rank.
+        targets: module names as ``peft``'s ``target_modules``: a name or a dotted suffix of it.
+        seed: of LoRA's random A.
+    """
+
+    kind: SliceKind = "lora_xs"
+    rank: int = 4
+    alpha: float = 4.0
+    targets: tuple[str, ...] = ("query", "value")
+    seed: int = 0
+
+
+class SlicedLinear(nn.Module):
+    """A frozen linear layer plus a trained slice.
+
+    Slice tensors carry a leading axis of length 1. It is the example axis: a tangent may be longer there,
+    one direction per example (see ``export.dual``).
+    """
+
+    def __init__(self, linear: nn.Linear, options: SliceOptions, generator: torch.Generator) -> None:
+        super().__init__()
+        rank, scale = options.rank, options.alpha / options.rank
+        if rank > min(linear.in_features, linear.out_features):
+            raise ModelError(
+                f"rank {rank} exceeds the sides {linear.out_features}x{linear.in_features} of the target layer; "
+                "choose a smaller --rank"
+            )
+        self.linear = linear
+        if options.kind == "lora_xs":
+            left, singular, right = torch.linalg.svd(linear.weight.detach().double(), full_matrices=False)
+            self.register_buffer("up", (left[:, :rank] * singular[:rank] * scale).float().contiguous())
+            self.register_buffer("down", right[:rank].float().contiguous())
+            self.core = nn.Parameter(torch.zeros(1, rank, rank))
+        else:
+            bound = linear.in_features**-0.5
+            a = torch.rand(1, rank, linear.in_features, generator=generator) * 2 * bound - bound
+            self.register_buffer("scale", torch.tensor(scale))
+            self.A = nn.Parameter(a)
+            self.B = nn.Parameter(torch.zeros(1, linear.out_features, rank))
+        self.kind = options.kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        """y = W x + b + up·core·down·x, or + scale·B·A·x; x has shape (B, T, in)."""
+        if self.kind == "lora_xs":
+            inner = torch.matmul(nn.functional.linear(x, self.down), self.core.transpose(-1, -2))
+            return self.linear(x) + nn.functional.linear(inner, self.up)
+        inner = torch.matmul(x, self.A.transpose(-1, -2))
+        return self.linear(x) + torch.matmul(inner, self.B.transpose(-1, -2)) * self.scale
+
+
+class Head(nn.Module):
+    """Linear classifier over mean-pooled, length-normalised features.
+
+    Pooling averages the last hidden states of real tokens. The feature is scaled to length
+    sqrt(hidden size), so that one learning rate suits every encoder.
+    """
+
+    def __init__(self, hidden_size: int, classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(classes, hidden_size))
+        self.bias = nn.Parameter(torch.zeros(classes))
+        self.hidden_size = hidden_size
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """Loss and what the exact head gradient needs.
+
+        Args:
+            hidden: (B, T, H). attention_mask: (B, T), 1 for real tokens. labels: (B,) class indices.
+
+        Returns:
+            ``loss`` (B,); ``logits`` (B, C); ``residual`` = softmax - onehot = ∂loss/∂logits (B, C);
+            ``features`` (B, H). The gradient for one example is residualᵀ·features, and residual for the bias.
+        """
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        pooled = (hidden * mask).sum([1]) / mask.sum([1])
+        features = pooled * torch.rsqrt((pooled * pooled).mean([-1], keepdim=True))
+        logits = torch.matmul(features, self.weight.transpose(0, 1)) + self.bias
+        log_probabilities = torch.log_softmax(logits, -1)
+        loss = -torch.gather(log_probabilities, 1, labels.unsqueeze(-1)).squeeze([-1])
+        classes = torch.arange(logits.shape[-1], device=labels.device).unsqueeze(0)
+        onehot = (classes == labels.unsqueeze(-1)).to(logits.dtype)
+        return loss, logits, torch.exp(log_probabilities) - onehot, features
+
+
+class Classifier(nn.Module):
+    """An encoder with slices, and a head."""
+
+    def __init__(self, encoder: nn.Module, head: Head) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """(B, T) ids and mask, (B,) labels; outputs as :meth:`Head.forward`."""
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return self.head(hidden, attention_mask, labels)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A classifier ready for capture; ``blocks`` is the dotted path of its list of blocks."""
+
+    classifier: Classifier
+    blocks: str
+    architecture: str
+    hidden_size: int
+    position_limit: int
+    parameters: int
+    sliced: tuple[str, ...]
+
+
+def load_model(folder: Path, classes: int, options: SliceOptions) -> LoadedModel:
+    """Load an encoder folder and attach slices and a zero head.
+
+    Raises:
+        ModelError: not a model folder, no recognisable block structure, or no module matches the targets;
+            the message says what was looked for and what was found.
+    """
+    encoder, config = _load_encoder(folder)
+    blocks = find_blocks(encoder)
+    parameters = sum(p.numel() for p in encoder.parameters())
+    sliced = attach_slices(encoder, blocks, options)
+    classifier = Classifier(encoder, Head(config.hidden_size, classes)).eval()
+    for name, parameter in classifier.named_parameters():
+        parameter.requires_grad_(is_trainable(name))
+    return LoadedModel(
+        classifier=classifier,
+        blocks=f"encoder.{blocks}",
+        architecture=str(config.model_type),
+        hidden_size=int(config.hidden_size),
+        position_limit=int(getattr(config, "max_position_embeddings", 512)),
+        parameters=parameters,
+        sliced=sliced,
+    )
+
+
+def is_trainable(name: str) -> bool:
+    """Whether a parameter of a :class:`Classifier` belongs to a slice or the head."""
+    return name.startswith(f"{HEAD}.") or name.rsplit(".", 1)[-1] in ("core", "A", "B")
+
+
+def find_blocks(encoder: nn.Module) -> str:
+    """Dotted path of the list of equal blocks that holds most of the parameters.
+
+    Raises:
+        ModelError: there is no list of modules of one class.
+    """
+    found: dict[str, int] = {}
+    for name, module in encoder.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) > 0 and len({type(m) for m in module}) == 1:
+            found[name] = sum(p.numel() for p in module.parameters())
+    if not found:
+        kinds = ", ".join(sorted({type(m).__name__ for m in encoder.children()}))
+        raise ModelError(
+            f"{type(encoder).__name__} has no block structure this exporter recognises: looked for a ModuleList "
+            f"of blocks of one class, found only {kinds}"
+        )
+    return max(found, key=lambda name: found[name])
+
+
+def attach_slices(encoder: nn.Module, blocks: str, options: SliceOptions) -> tuple[str, ...]:
+    """Replace every targeted linear layer inside the blocks by a :class:`SlicedLinear`, in order.
+
+    Raises:
+        ModelError: a target matches no linear layer inside the blocks.
+    """
+    generator = torch.Generator().manual_seed(options.seed)
+    linears = [
+        name
+        for name, module in encoder.named_modules()
+        if isinstance(module, nn.Linear) and name.startswith(f"{blocks}.")
+    ]
+    for target in options.targets:
+        if not any(_matches(name, target) for name in linears):
+            kinds = sorted({re.sub(rf"^{re.escape(blocks)}\.\d+\.", "", name) for name in linears})
+            raise ModelError(
+                f"target module {target!r} matches no linear layer of the blocks; they have {', '.join(kinds)}"
+            )
+    chosen = tuple(name for name in linears if any(_matches(name, target) for target in options.targets))
+    for name in chosen:
+        parent, _, child = name.rpartition(".")
+        linear = encoder.get_submodule(name)
+        if isinstance(linear, nn.Linear):
+            setattr(encoder.get_submodule(parent), child, SlicedLinear(linear, options, generator))
+    return chosen
+
+
+def _matches(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def _load_encoder(folder: Path) -> tuple[nn.Module, Any]:
+    from transformers import AutoConfig, AutoModel
+
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} is not a Hugging Face model folder: it has no config.json")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        encoder = AutoModel.from_pretrained(
+            folder, local_files_only=True, attn_implementation="eager", dtype=torch.float32
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"{folder} cannot be loaded by transformers: {reason}") from error
+    return encoder.eval(), config
