@@ -1,0 +1,183 @@
+"""The command line ``edge-coordinator``: serve, and what operators ask of a running coordinator."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_runtime.durable import write_durably
+from edge_runtime.errors import EdgeError
+
+if TYPE_CHECKING:
+    from coordinator.admin_client import AdminClient
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; errors are one line on standard error, and the error's exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        code: int = arguments.command(arguments)
+    except EdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    parser = argparse.ArgumentParser(prog="edge-coordinator", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="serve devices and operators")
+    serve.add_argument(
+        "--state", type=Path, required=True, metavar="DIR", help="state folder, made on first use"
+    )
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8440, help="0 takes any free port")
+    serve.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate chain, PEM")
+    serve.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key, PEM")
+    serve.add_argument(
+        "--insecure-http", action="store_true", help="plain HTTP on an address that is not loopback"
+    )
+    serve.set_defaults(command=_serve)
+
+    where = argparse.ArgumentParser(add_help=False)
+    where.add_argument(
+        "--state", type=Path, metavar="DIR", help="state folder of a coordinator on this machine"
+    )
+    where.add_argument("--url", help="address of a coordinator elsewhere")
+    where.add_argument("--admin-token-file", type=Path, metavar="FILE", help="its admin.token")
+    where.add_argument("--ca", type=Path, metavar="FILE", help="certificates to trust for https, PEM")
+
+    token = commands.add_parser("token", parents=[where], help="make a one-time enrolment token")
+    token.add_argument("--valid-s", type=float, default=86400.0, help="seconds until it expires")
+    token.set_defaults(command=_token)
+
+    device = commands.add_parser("device", help="devices").add_subparsers(required=True, metavar="COMMAND")
+    revoke = device.add_parser("revoke", parents=[where], help="refuse all further requests of a device")
+    revoke.add_argument("name", help="its name or id")
+    revoke.set_defaults(command=_revoke)
+
+    run = commands.add_parser("run", help="runs").add_subparsers(required=True, metavar="COMMAND")
+    create = run.add_parser("create", parents=[where], help="queue a run")
+    create.add_argument("config", type=Path, metavar="run.toml")
+    create.set_defaults(command=_create_run)
+    listing = run.add_parser("list", parents=[where], help="all runs")
+    listing.set_defaults(command=_list_runs)
+    for name, command, text in (
+        ("show", _show_run, "a run and its rounds"),
+        ("watch", _watch_run, "the same, live until the run has ended"),
+        ("stop", _stop_run, "stop a run"),
+        ("report", _report_run, "write report.json, report.txt and curve.svg"),
+        ("fetch-slices", _fetch_slices, "the run's slice values as safetensors"),
+    ):
+        sub = run.add_parser(name, parents=[where], help=text)
+        sub.add_argument("run_id", nargs="?", default="latest", help="the newest if left out")
+        sub.set_defaults(command=command)
+        if name in ("report", "fetch-slices"):
+            metavar = "DIR" if name == "report" else "FILE"
+            sub.add_argument("--output", type=Path, required=True, metavar=metavar)
+    return parser
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from coordinator.auth import ADMIN_TOKEN
+    from coordinator.serve import ServeOptions, bind
+
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="time=%(asctime)s level=%(levelname)s logger=%(name)s %(message)s",
+    )
+    server = bind(
+        ServeOptions(
+            state=arguments.state,
+            host=arguments.host,
+            port=arguments.port,
+            tls_cert=arguments.tls_cert,
+            tls_key=arguments.tls_key,
+            insecure_http=arguments.insecure_http,
+        )
+    )
+    print(f"coordinator at {server.url}; admin token in {arguments.state / ADMIN_TOKEN}", flush=True)
+    server.run()
+    return 1 if server.crashed else 0
+
+
+def _token(arguments: argparse.Namespace) -> int:
+    print(_client(arguments).create_token(arguments.valid_s))
+    return 0
+
+
+def _revoke(arguments: argparse.Namespace) -> int:
+    _client(arguments).revoke_device(arguments.name)
+    print(f"revoked {arguments.name}")
+    return 0
+
+
+def _create_run(arguments: argparse.Namespace) -> int:
+    from coordinator.config import read_run_config
+
+    print(_client(arguments).create_run(read_run_config(arguments.config)))
+    return 0
+
+
+def _list_runs(arguments: argparse.Namespace) -> int:
+    from coordinator.report import headline
+
+    for run in _client(arguments).list_runs():
+        print(headline(run))
+    return 0
+
+
+def _show_run(arguments: argparse.Namespace) -> int:
+    from coordinator.report import headline, text_table
+
+    run = _client(arguments).run(arguments.run_id)
+    print(headline(run), text_table(run.rounds), sep="\n\n")
+    return 0
+
+
+def _watch_run(arguments: argparse.Namespace) -> int:
+    from coordinator.watch import watch
+
+    return 0 if watch(_client(arguments), arguments.run_id).state == "finished" else 1
+
+
+def _stop_run(arguments: argparse.Namespace) -> int:
+    _client(arguments).stop_run(arguments.run_id)
+    return 0
+
+
+def _report_run(arguments: argparse.Namespace) -> int:
+    from coordinator.report import write_report
+
+    client = _client(arguments)
+    run = client.run(arguments.run_id)
+    write_report(run, client.events(run.run_id), arguments.output)
+    print(f"wrote {arguments.output}")
+    return 0
+
+
+def _fetch_slices(arguments: argparse.Namespace) -> int:
+    write_durably(arguments.output, _client(arguments).slices(arguments.run_id))
+    print(f"wrote {arguments.output}")
+    return 0
+
+
+def _client(arguments: argparse.Namespace) -> AdminClient:
+    from coordinator.admin_client import connect
+
+    return connect(arguments.state, arguments.url, arguments.admin_token_file, arguments.ca)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""A run's configuration: one frozen struct, read from TOML (command line) or JSON (admin API)."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from edge_runtime.errors import ConfigError
+from edge_runtime.messages import Identifier, LocalOptimizer, PositiveCount, PublicKey, Rate, Seconds, Seed
+
+Fraction = Annotated[float, Meta(ge=0, lt=1)]
+Wait = Annotated[float, Meta(gt=0, le=1e6)]
+Places = Annotated[int, Meta(ge=1, le=10_000)]
+
+
+class ServerOptimizerConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """The server's step on an averaged change; see :mod:`coordinator.server_optimizers`.
+
+    ``sgd`` with rate 1 is FedAvg. ``beta1`` is the momentum of all but ``sgd``; ``beta2`` and ``tau`` are
+    read by ``adagrad`` (tau only), ``yogi`` and ``adam``.
+    """
+
+    name: Literal["sgd", "momentum", "adagrad", "yogi", "adam"] = "sgd"
+    rate: Rate = 1.0
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.99
+    tau: Annotated[float, Meta(gt=0, le=1e3)] = 1e-3
+
+
+class ServerOptimizers(Struct, frozen=True, forbid_unknown_fields=True):
+    """One optimiser for the slices, one for the head: their changes differ in kind and size."""
+
+    slices: ServerOptimizerConfig = ServerOptimizerConfig()
+    head: ServerOptimizerConfig = ServerOptimizerConfig()
+
+
+class EvaluationConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the coordinator's own development rows lie and how often the global model meets them."""
+
+    data: Annotated[str, Meta(min_length=1, max_length=4096)]
+    every_rounds: PositiveCount = 1
+    threads: Annotated[int, Meta(ge=1, le=1024)] = 1
+
+
+class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything an operator decides about a run. Times in seconds.
+
+    ``rounds`` counts committed rounds. ``seen_window_s``: a device that has not checked in for so long is not
+    asked. ``deadline_s`` counts from the moment a device was handed its task.
+    """
+
+    name: Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    package: Annotated[str, Meta(min_length=1, max_length=4096)]
+    publisher_key: PublicKey
+    seed: Seed
+    rounds: Annotated[int, Meta(ge=1, le=1_000_000)]
+    devices_per_round: Places
+    steps: PositiveCount
+    batch_size: PositiveCount
+    min_devices: Places = 1
+    min_results: Places = 1
+    selection_timeout_s: Wait = 60.0
+    deadline_s: Wait = 3600.0
+    poll_min_s: Seconds = 5.0
+    poll_max_s: Seconds = 15.0
+    max_abandoned: Annotated[int, Meta(ge=1, le=1000)] = 3
+    slices: Literal["all", "none"] | tuple[Identifier, ...] = "all"
+    train_head: bool = True
+    micro_batch: PositiveCount = 1
+    draws: PositiveCount = 1
+    sequence_limit: PositiveCount = 128
+    directions: Literal["per_example", "shared", "orthogonal"] = "per_example"
+    loss: Literal["cross_entropy"] = "cross_entropy"
+    local_optimizer: LocalOptimizer = LocalOptimizer()
+    server_optimizer: ServerOptimizers = ServerOptimizers()
+    evaluation: EvaluationConfig | None = None
+    seen_window_s: Wait = 600.0
+
+
+def read_run_config(path: Path) -> RunConfig:
+    """Read ``run.toml``; relative paths in it start at its own folder.
+
+    Raises:
+        ConfigError: unreadable, not TOML, an unknown key, or a value out of range; names file and key.
+    """
+    try:
+        table: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    try:
+        config = run_config(table)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    folder = path.absolute().parent
+    evaluation = config.evaluation
+    if evaluation is not None:
+        evaluation = msgspec.structs.replace(evaluation, data=str(folder / evaluation.data))
+    return msgspec.structs.replace(config, package=str(folder / config.package), evaluation=evaluation)
+
+
+def run_config(table: dict[str, Any]) -> RunConfig:
+    """Check a configuration that was read from TOML or JSON; :class:`ConfigError` names the key."""
+    _refuse_unknown_optimizer_keys(table.get("local_optimizer"))
+    try:
+        config = msgspec.convert(table, RunConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(str(error)) from error
+    _check_together(config)
+    return config
+
+
+def _refuse_unknown_optimizer_keys(table: object) -> None:
+    """LocalOptimizer is a wire message, open to new fields; in a configuration an unknown key is a slip."""
+    if isinstance(table, dict) and (unknown := sorted(set(table) - set(LocalOptimizer.__struct_fields__))):
+        raise ConfigError(f"Object contains unknown field `{unknown[0]}` - at `$.local_optimizer`")
+
+
+def _check_together(config: RunConfig) -> None:
+    """What no single field can show."""
+    if config.min_results > config.devices_per_round:
+        raise ConfigError(
+            f"min_results = {config.min_results} exceeds devices_per_round = {config.devices_per_round}; "
+            "no round could ever commit"
+        )
+    if config.min_results > config.min_devices:
+        raise ConfigError(
+            f"min_results = {config.min_results} exceeds min_devices = {config.min_devices}; "
+            "the first round could start with too few devices to commit"
+        )
+    if config.poll_min_s > config.poll_max_s:
+        raise ConfigError(f"poll_min_s = {config.poll_min_s} exceeds poll_max_s = {config.poll_max_s}")
+    if config.micro_batch > config.batch_size:
+        raise ConfigError(f"micro_batch = {config.micro_batch} exceeds batch_size = {config.batch_size}")
+    if config.slices in ("none", ()) and not config.train_head:
+        raise ConfigError('slices = "none" and train_head = false leave nothing to train')
+    if not isinstance(config.slices, str) and len(set(config.slices)) != len(config.slices):
+        raise ConfigError("slices names one slice twice")

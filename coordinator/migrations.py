@@ -1,0 +1,159 @@
+"""The database's history: each migration is a named function, never changed once released."""
+
+from __future__ import annotations
+
+import sqlite3
+
+# Times are seconds since 1970. Digests are hex sha256. JSON columns hold msgspec structs.
+
+
+def create_devices(connection: sqlite3.Connection) -> None:
+    """Enrolled devices, one-time tokens, and nonces that must not come again."""
+    connection.execute(
+        """CREATE TABLE devices (
+            device_id TEXT PRIMARY KEY,
+            name TEXT NOT NULL,
+            class TEXT NOT NULL,
+            public_key TEXT NOT NULL,
+            enrolled_s REAL NOT NULL,
+            revoked_s REAL,
+            seen_s REAL,             -- last check-in
+            cap_bytes INTEGER,
+            floor_bytes INTEGER,
+            example_count INTEGER,
+            runtime_version TEXT
+        )"""
+    )
+    connection.execute("CREATE UNIQUE INDEX device_names ON devices (name) WHERE revoked_s IS NULL")
+    connection.execute(
+        """CREATE TABLE tokens (
+            token_sha256 TEXT PRIMARY KEY,
+            expires_s REAL NOT NULL,
+            device_id TEXT REFERENCES devices   -- who used it
+        )"""
+    )
+    connection.execute(
+        """CREATE TABLE nonces (
+            device_id TEXT NOT NULL REFERENCES devices,
+            nonce TEXT NOT NULL,
+            expires_s REAL NOT NULL,
+            PRIMARY KEY (device_id, nonce)
+        ) WITHOUT ROWID"""
+    )
+    connection.execute("CREATE INDEX nonce_expiry ON nonces (expires_s)")
+
+
+def create_runs(connection: sqlite3.Connection) -> None:
+    """Runs, rounds, places, tasks, results, evaluations, events."""
+    connection.execute(
+        """CREATE TABLE runs (
+            position INTEGER PRIMARY KEY,       -- runs take turns in this order
+            run_id TEXT NOT NULL UNIQUE,
+            config TEXT NOT NULL,               -- JSON RunConfig
+            package_sha256 TEXT NOT NULL,
+            package_signature TEXT NOT NULL,
+            state TEXT NOT NULL CHECK (state IN ('queued', 'running', 'evaluating',
+                                                 'finished', 'failed', 'stopped')),
+            reason TEXT NOT NULL DEFAULT '',
+            created_s REAL NOT NULL,
+            started_s REAL,
+            finished_s REAL,
+            values_sha256 TEXT NOT NULL,        -- current slice values
+            optimizer_sha256 TEXT,              -- server optimiser state beside them
+            next_round INTEGER NOT NULL DEFAULT 0,
+            committed INTEGER NOT NULL DEFAULT 0,
+            abandoned_in_a_row INTEGER NOT NULL DEFAULT 0
+        )"""
+    )
+    connection.execute(
+        """CREATE TABLE rounds (
+            run_id TEXT NOT NULL REFERENCES runs (run_id),
+            round INTEGER NOT NULL,
+            state TEXT NOT NULL CHECK (state IN ('selecting', 'collecting', 'aggregating',
+                                                 'committed', 'abandoned')),
+            reason TEXT NOT NULL DEFAULT '',
+            opened_s REAL NOT NULL,
+            deadline_s REAL NOT NULL,
+            closed_s REAL,
+            values_sha256 TEXT NOT NULL,        -- slice values the round starts from
+            bytes_up INTEGER NOT NULL DEFAULT 0,
+            bytes_down INTEGER NOT NULL DEFAULT 0,
+            PRIMARY KEY (run_id, round)
+        )"""
+    )
+    connection.execute(
+        """CREATE TABLE slots (
+            run_id TEXT NOT NULL,
+            round INTEGER NOT NULL,
+            slot INTEGER NOT NULL,
+            slices TEXT NOT NULL,               -- JSON list of slice names
+            PRIMARY KEY (run_id, round, slot),
+            FOREIGN KEY (run_id, round) REFERENCES rounds
+        )"""
+    )
+    connection.execute(
+        """CREATE TABLE tasks (
+            task_id TEXT PRIMARY KEY,
+            run_id TEXT NOT NULL,
+            round INTEGER NOT NULL,
+            slot INTEGER NOT NULL,
+            attempt INTEGER NOT NULL,           -- 0 for the first device of the slot
+            device_id TEXT NOT NULL REFERENCES devices,
+            state TEXT NOT NULL CHECK (state IN ('reserved', 'working', 'counted', 'lapsed')),
+            reason TEXT NOT NULL DEFAULT '',
+            reserved_s REAL NOT NULL,
+            due_s REAL NOT NULL,                -- to check in while reserved, to deliver while working
+            required_bytes INTEGER NOT NULL DEFAULT 0,
+            task TEXT,                          -- the signed JSON once handed out
+            signature TEXT,
+            UNIQUE (run_id, round, slot, attempt),
+            FOREIGN KEY (run_id, round, slot) REFERENCES slots
+        )"""
+    )
+    connection.execute(
+        "CREATE UNIQUE INDEX one_counted ON tasks (run_id, round, slot) WHERE state = 'counted'"
+    )
+    connection.execute(
+        """CREATE TABLE results (
+            task_id TEXT PRIMARY KEY REFERENCES tasks,
+            change_sha256 TEXT NOT NULL,
+            examples INTEGER NOT NULL,
+            steps_applied INTEGER NOT NULL,
+            steps_skipped INTEGER NOT NULL,
+            mean_loss REAL,
+            seconds REAL NOT NULL,
+            memory TEXT NOT NULL,               -- JSON MemoryReport
+            received_s REAL NOT NULL
+        )"""
+    )
+    connection.execute(
+        """CREATE TABLE evaluations (
+            run_id TEXT NOT NULL REFERENCES runs (run_id),
+            round INTEGER NOT NULL,             -- -1: the values the run started from
+            values_sha256 TEXT NOT NULL,
+            state TEXT NOT NULL CHECK (state IN ('pending', 'done', 'failed')),
+            rows INTEGER,
+            accuracy REAL,
+            mean_loss REAL,
+            seconds REAL,
+            message TEXT NOT NULL DEFAULT '',
+            PRIMARY KEY (run_id, round)
+        )"""
+    )
+    connection.execute(
+        """CREATE TABLE events (
+            event_id INTEGER PRIMARY KEY,
+            at_s REAL NOT NULL,
+            run_id TEXT,
+            round INTEGER,
+            device TEXT,                        -- the device's name
+            task_id TEXT,
+            code TEXT NOT NULL,
+            message TEXT NOT NULL
+        )"""
+    )
+    connection.execute("CREATE INDEX events_by_run ON events (run_id, event_id)")
+
+
+#: In the order in which they run.
+ALL = (create_devices, create_runs)

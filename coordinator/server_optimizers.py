@@ -1,0 +1,98 @@
+"""The server's step on an averaged change: FedAvg, momentum, FedAdagrad, FedYogi, FedAdam.
+
+Reddi et al. 2021, "Adaptive Federated Optimization" (arXiv:2003.00295), Algorithm 2; D: averaged change::
+
+    m = beta1 m + (1 - beta1) D                          (momentum, adagrad, yogi, adam)
+    v = v + D^2                                          (adagrad)
+    v = v - (1 - beta2) D^2 sign(v - D^2)                (yogi)
+    v = beta2 v + (1 - beta2) D^2                        (adam)
+    x = x + rate m / (sqrt(v) + tau)
+
+m starts at 0 and v at tau^2; there is no bias correction. ``sgd`` is x + rate D (rate 1: FedAvg) and
+``momentum`` x + rate m. All arithmetic is float64; x is rounded to float32 once a round, because that is what
+travels, so a restart from the stored values continues bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from coordinator.config import ServerOptimizerConfig
+from edge_runtime.errors import DigestError
+from edge_runtime.slices import FloatArray
+
+DoubleArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Optimiser state of one tensor, of the tensor's shape."""
+
+    m: DoubleArray
+    v: DoubleArray
+
+    @classmethod
+    def initial(cls, shape: tuple[int, ...], config: ServerOptimizerConfig) -> Moments:
+        """m = 0, v = tau^2."""
+        return cls(np.zeros(shape), np.full(shape, config.tau**2))
+
+
+def step(
+    x: FloatArray, change: DoubleArray, moments: Moments, config: ServerOptimizerConfig
+) -> tuple[FloatArray, Moments]:
+    """One step on one tensor.
+
+    Args:
+        x: current values, float32.
+        change: averaged change D of the same shape.
+        moments: state after the step before.
+        config: which rule, and its constants.
+
+    Returns:
+        new values (float32; may be infinite if ``change`` was enormous: the caller checks) and new state.
+    """
+    m, v = moments.m, moments.v
+    if config.name == "sgd":
+        return _moved(x, config.rate * change), moments
+    m = config.beta1 * m + (1 - config.beta1) * change
+    if config.name == "momentum":
+        return _moved(x, config.rate * m), Moments(m, v)
+    squared = change * change
+    if config.name == "adagrad":
+        v = v + squared
+    elif config.name == "yogi":
+        v = v - (1 - config.beta2) * squared * np.sign(v - squared)
+    else:
+        v = config.beta2 * v + (1 - config.beta2) * squared
+    return _moved(x, config.rate * m / (np.sqrt(v) + config.tau)), Moments(m, v)
+
+
+def encode_moments(moments: Mapping[str, Moments]) -> bytes:
+    """Safetensors bytes, float64, ``m:NAME`` and ``v:NAME`` for each tensor; equal states, equal bytes."""
+    flat = {}
+    for name in sorted(moments):
+        flat[f"m:{name}"] = np.ascontiguousarray(moments[name].m)
+        flat[f"v:{name}"] = np.ascontiguousarray(moments[name].v)
+    return bytes(save(flat))
+
+
+def decode_moments(data: bytes) -> dict[str, Moments]:
+    """Inverse of :func:`encode_moments`; :class:`DigestError` if these are other bytes."""
+    try:
+        flat = load(data)
+        return {
+            name[2:]: Moments(flat[name], flat[f"v:{name[2:]}"]) for name in flat if name.startswith("m:")
+        }
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise DigestError(f"the stored optimiser state cannot be read: {error}") from error
+
+
+def _moved(x: FloatArray, by: DoubleArray) -> FloatArray:
+    with np.errstate(over="ignore"):
+        return (x.astype(np.float64) + by).astype(np.float32)

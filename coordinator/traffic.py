@@ -1,0 +1,37 @@
+"""Bytes of request and response bodies on the device API, attributed to the round in which they passed."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+
+
+class Traffic:
+    """Counts since the last flush; the HTTP layer adds, the round loop flushes."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._up_bytes = 0
+        self._down_bytes = 0
+
+    def add(self, *, up_bytes: int = 0, down_bytes: int = 0) -> None:
+        """Count body bytes: up from devices, down to them."""
+        with self._turn:
+            self._up_bytes += up_bytes
+            self._down_bytes += down_bytes
+
+    def take(self) -> tuple[int, int]:
+        """Counts (up, down) since the last call, which start again at zero."""
+        with self._turn:
+            counts = (self._up_bytes, self._down_bytes)
+            self._up_bytes = self._down_bytes = 0
+        return counts
+
+
+def attribute(connection: sqlite3.Connection, up_bytes: int, down_bytes: int) -> None:
+    """Add counts to the open round; what passes while none is open belongs to no round."""
+    connection.execute(
+        "UPDATE rounds SET bytes_up = bytes_up + ?, bytes_down = bytes_down + ?"
+        " WHERE state IN ('selecting', 'collecting', 'aggregating')",
+        (up_bytes, down_bytes),
+    )

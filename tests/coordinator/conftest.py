@@ -1,0 +1,283 @@
+"""A tiny hand-made package, a fleet of in-memory devices, and a coordinator in the test's own thread."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from litestar.testing import TestClient
+
+from coordinator.app import create_app
+from coordinator.stores import Stores
+from edge_runtime import messages
+from edge_runtime.messages import CheckInRequest, EnrolRequest, MemoryReport, Result, SignedTask, Task
+from edge_runtime.package import (
+    Base,
+    FileEntry,
+    Manifest,
+    Program,
+    Segment,
+    SelfCheck,
+    SliceSpec,
+    SizeTerm,
+    TensorSpec,
+)
+from edge_runtime.signing import PrivateKey, generate_key, sign_request
+from edge_runtime.slices import encode_values
+
+CAP_BYTES = 1 << 30
+RUN: dict[str, Any] = {
+    "name": "tiny",
+    "seed": 7,
+    "rounds": 2,
+    "devices_per_round": 2,
+    "min_devices": 2,
+    "min_results": 1,
+    "steps": 3,
+    "batch_size": 4,
+    "selection_timeout_s": 10.0,
+    "deadline_s": 60.0,
+    "poll_min_s": 0.3,
+    "poll_max_s": 0.6,
+    "max_abandoned": 2,
+}
+
+
+class Clock:
+    """A clock that moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def slice_spec(name: str, segment: int, shape: tuple[int, ...], kind: str = "lora_xs") -> SliceSpec:
+    """A slice with one tensor named ``core``."""
+    tensors = (TensorSpec("core", shape, f"{name}.core"),)
+    return SliceSpec(name, kind, segment, f"target.{name}", tensors)  # type: ignore[arg-type]
+
+
+SPECS = (
+    slice_spec("s0", 0, (2,)),
+    slice_spec("s1", 0, (2, 2)),
+    slice_spec("s2", 1, (3,)),
+    slice_spec("head", 1, (2, 2), "head"),
+)
+
+
+def write_package(folder: Path, key: PrivateKey) -> Path:
+    """Write a signed package whose programs are dummies: the coordinator never runs them itself."""
+    folder.mkdir()
+    initial = {
+        "s0/core": np.zeros(2, np.float32),
+        "s1/core": np.ones((2, 2), np.float32),
+        "s2/core": np.zeros(3, np.float32),
+        "head/core": np.zeros((2, 2), np.float32),
+    }
+    files = {
+        "programs.onnx": b"dummy program" * 100,
+        "tokenizer.json": b"{}",
+        "slices.safetensors": encode_values(initial),
+    }
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    live = ((SizeTerm(64.0, 1, 1, 0),),)
+    manifest = Manifest(
+        format_version=1,
+        name="tiny",
+        task="classification",
+        labels=("no", "yes"),
+        sequence_limit=16,
+        pad_token_id=0,
+        base=Base("bert", "by hand", 100, 4, "none", 0),
+        files={name: FileEntry(len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()},
+        programs={"p": Program("programs.onnx", ("hidden",), ("hidden",), (), live)},
+        segments=(Segment("embed", "p", "p", "p", {}), Segment("head", "p", "p", "p", {})),
+        slices=SPECS,
+        tokenizer="tokenizer.json",
+        initial_state="slices.safetensors",
+        self_check=SelfCheck(1, 0.0, 0.0, 0.0, 0.0, 1.0),
+    )
+    data = messages.encode(manifest)
+    (folder / "manifest.json").write_bytes(data)
+    (folder / "manifest.sig").write_text(key.sign(data))
+    return folder
+
+
+class FakeDevice:
+    """A device that signs like a real one and trains by a formula of its name and task."""
+
+    def __init__(self, world: World, name: str, cap_bytes: int = CAP_BYTES) -> None:
+        self.world = world
+        self.name = name
+        self.cap_bytes = cap_bytes
+        self.key = generate_key()
+        self.nonces = 0
+        self.device_id = ""
+
+    def enrol(self) -> None:
+        """Join with a fresh token."""
+        token = self.world.admin("POST", "/v1/admin/tokens", {}).json()["token"]
+        request = EnrolRequest(token, self.name, "generic", self.key.public_key)
+        answer = self.world.client.post("/v1/devices/enrol", content=messages.encode(request))
+        assert answer.status_code == 201, answer.text
+        self.device_id = answer.json()["device_id"]
+
+    def headers(self, method: str, path: str, body: bytes, **changed: Any) -> dict[str, str]:
+        """Signature headers; ``changed`` replaces arguments of the signing call."""
+        self.nonces += 1
+        arguments: dict[str, Any] = {
+            "device_id": self.device_id,
+            "method": method,
+            "path": path,
+            "body": body,
+            "now_s": int(self.world.clock.now_s),
+            "nonce": f"{self.name}-{self.nonces:08d}",
+        }
+        return sign_request(self.key, **{**arguments, **changed})
+
+    def send(self, method: str, path: str, body: bytes = b"", **more: str) -> Any:
+        """A signed request."""
+        headers = {**self.headers(method, path, body), **more}
+        return self.world.client.request(method, path, content=body, headers=headers)
+
+    def check_in(self) -> Any:
+        """The decoded answer."""
+        request = CheckInRequest("test", self.cap_bytes, 1 << 20, 10)
+        answer = self.send("POST", "/v1/check-in", messages.encode(request))
+        assert answer.status_code == 200, answer.text
+        return messages.decode(answer.content, messages.CheckInResponse)  # type: ignore[arg-type]
+
+    def task(self) -> Task | None:
+        """Check in; the task if there is one."""
+        answer = self.check_in()
+        return messages.decode(answer.task.encode(), Task) if isinstance(answer, SignedTask) else None
+
+    def result(self, task: Task, scale: float = 1.0, **changed: Any) -> Result:
+        """A result whose change depends on device and task only."""
+        names = {*task.slices, *(("head",) if task.train_head else ())}
+        generator = np.random.default_rng([task.round, task.slot, *self.name.encode()])
+        change = {
+            f"{spec.name}/core": (scale * generator.standard_normal(spec.tensors[0].shape)).astype(np.float32)
+            for spec in SPECS
+            if spec.name in names
+        }
+        data = encode_values(change)
+        result = Result(
+            task_id=task.task_id,
+            run_id=task.run_id,
+            round=task.round,
+            examples=4 + task.slot,
+            steps_applied=3,
+            steps_skipped=0,
+            mean_loss=0.5,
+            seconds=1.0,
+            memory=MemoryReport(100, 90, self.cap_bytes),
+            change_sha256=hashlib.sha256(data).hexdigest(),
+            change=data,
+        )
+        return msgspec.structs.replace(result, **changed)
+
+    def deliver(self, result: Result, task_id: str | None = None) -> Any:
+        """PUT a result."""
+        path = f"/v1/tasks/{task_id or result.task_id}/result"
+        return self.send("PUT", path, messages.encode_result(result))
+
+
+class World:
+    """A coordinator on a state folder whose loops do not run: the test says when a round moves."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.clock = Clock()
+        self.publisher = generate_key()
+        self.package = write_package(folder / "package", self.publisher)
+        self.devices: dict[str, FakeDevice] = {}
+        self.start()
+
+    def start(self) -> None:
+        """Open the state folder anew; whatever was open before is dropped as by ``kill -9``."""
+        self.gate = create_app(self.folder / "state", clock=self.clock)
+        self.client = TestClient(self.gate, raise_server_exceptions=True)  # type: ignore[arg-type]
+
+    @property
+    def stores(self) -> Stores:
+        """The state folder's handles."""
+        return self.gate.desk.stores
+
+    def admin(self, method: str, path: str, body: object = None) -> Any:
+        """A request with the operator's token."""
+        headers = {"Authorization": f"Bearer {self.gate.desk.admin_token}"}
+        content = b"" if body is None else json.dumps(body).encode()
+        return self.client.request(method, path, content=content, headers=headers)
+
+    def config(self, **changed: Any) -> dict[str, Any]:
+        """A run configuration for the tiny package."""
+        return {
+            **RUN,
+            "package": str(self.package),
+            "publisher_key": self.publisher.public_key,
+            **changed,
+        }
+
+    def create_run(self, **changed: Any) -> str:
+        """Queue a run."""
+        answer = self.admin("POST", "/v1/admin/runs", self.config(**changed))
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["run_id"])
+
+    def fleet(self, *names: str) -> list[FakeDevice]:
+        """Enrol devices and let each check in once."""
+        for name in names:
+            self.devices[name] = FakeDevice(self, name)
+            self.devices[name].enrol()
+            self.devices[name].check_in()
+        return [self.devices[name] for name in names]
+
+    def play(self, passes: int = 1) -> None:
+        """What the loop behind the API does, at the present time."""
+        from coordinator.rounds import play
+
+        for _ in range(passes):
+            play(self.stores, self.clock.now_s)
+
+    def run(self) -> Any:
+        """The newest run, as the admin API shows it."""
+        return self.admin("GET", "/v1/admin/runs/latest").json()
+
+    def round_state(self) -> str:
+        """State of the newest round."""
+        return str(self.run()["rounds"][-1]["state"])
+
+    def dump(self) -> list[str]:
+        """The whole database but the nonces, which a verified request uses up whatever comes of it."""
+        return [line for line in self.stores.storage.dump() if '"nonces"' not in line]
+
+    def values(self) -> bytes:
+        """The run's current slice values."""
+        return bytes(self.admin("GET", "/v1/admin/runs/latest/slices").content)
+
+    def work(self, devices: list[FakeDevice]) -> None:
+        """One round by all devices that get a task, in the order given."""
+        self.play()
+        tasks = [(device, device.task()) for device in devices]
+        for device, task in tasks:
+            if task is not None:
+                assert device.deliver(device.result(task)).json() == {"status": "counted"}
+        self.play()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A fresh coordinator."""
+    world = World(tmp_path)
+    yield world
+    world.stores.storage.close()
