@@ -70,13 +70,15 @@ class Agent:
 
     def run(self) -> None:
         """Take turns until SIGTERM or SIGINT, then stop the worker and return; a pending result is kept."""
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         note("started", device_id=self._identity.device_id, version=__version__, cap_bytes=self._config.cap)
         try:
             while True:
                 self._sleep(self.turn())
         except KeyboardInterrupt:
             note("stopped", pending=self._store.pending() is not None)
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     def turn(self) -> float:
         """One turn; whatever goes wrong in it is logged and turned into a wait. Returns seconds to wait."""
@@ -193,13 +195,13 @@ class Agent:
             threads=self._config.threads,
         )
         note("training", task_id=task.task_id, slices=len(task.slices), steps=task.steps)
-        process = self._launch(job)
-        try:
-            outcome = finish_worker(process, TrainOutcome, remaining_s)
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+        with self._launch(job) as process:
+            try:
+                outcome = finish_worker(process, TrainOutcome, remaining_s)
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
         self._floor_bytes = outcome.memory.floor_bytes
         note(
             "trained",

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from edge_runtime.client import Client
 from edge_runtime.config import DeviceConfig
-from edge_runtime.errors import DeviceError, EdgeError, ProtocolError, UnreachableError
+from edge_runtime.errors import DeviceError, EdgeError, RefusedError, UnreachableError
 from edge_runtime.messages import Refusal, decode
 from edge_runtime.rows import check_rows
 from edge_runtime.store import Store
@@ -93,8 +93,9 @@ def _check_coordinator(store: Store, transport: Transport, answers: list[Respons
         raise UnreachableError(f"the coordinator answered {answer.status}; try again later")
     if answer.status != 404:
         refusal = decode(answer.body, Refusal)
-        raise ProtocolError(
-            f"the coordinator does not accept this device ({refusal.code}): {refusal.message}"
+        raise RefusedError(
+            f"the coordinator does not accept this device ({refusal.code}): {refusal.message}",
+            code=refusal.code,
         )
     return "answers, and accepts this device's signature"
 

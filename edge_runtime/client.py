@@ -1,7 +1,8 @@
 """The device API as typed calls: signs requests, reads answers, and says whose fault a bad one is.
 
 Statuses mean: 2xx an answer; 408, 425, 429 and 5xx try again later; any other 4xx a refusal with a
-reason code. Everything else does not fit the protocol.
+reason code, unless something in between answered in the coordinator's place. Everything else does not
+fit the protocol.
 """
 
 from __future__ import annotations
@@ -134,11 +135,13 @@ def _check_status(answer: Response) -> None:
 
 
 def _refusal(answer: Response) -> Refusal:
-    """The body of a 4xx; a proxy's page in its place is a refusal without a code of ours."""
+    """The body of a 4xx; if it is not ours, neither is the answer, and nothing was refused."""
     try:
         return decode(answer.body, Refusal)
-    except ProtocolError:
-        return Refusal(f"http_{answer.status}", "the answer came without a reason; is a proxy in between?")
+    except ProtocolError as error:
+        raise UnreachableError(
+            f"the answer {answer.status} is not the coordinator's; check coordinator_url and the proxy"
+        ) from error
 
 
 def _retry_after_s(answer: Response) -> float | None:

@@ -10,7 +10,7 @@ import ipaddress
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import msgspec
@@ -28,10 +28,10 @@ _SIZE_FORM = re.compile(r"(?P<number>[0-9]{1,15})(?P<unit>[KMGT]?)(i?B)?", re.IG
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-class ByteSize(int):
-    """A number of bytes, written in the file as a number or as text such as ``"256M"``."""
+#: Keys that hold a number of bytes, which may be written with a unit: ``"256M"``.
+_SIZES = ("cap", "max_blob_bytes", "disk_quota")
 
-
+ByteSize = Annotated[int, Meta(ge=1, le=MAX_SIZE_BYTES)]
 Token = Annotated[str, Meta(min_length=16, max_length=128)]
 
 
@@ -69,8 +69,8 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     enrolment_token_file: Path | None = None
     coordinator_public_key: PublicKey | None = None
     allow_insecure_http: bool = False
-    max_blob_bytes: ByteSize = ByteSize(4 << 30)
-    disk_quota: ByteSize = ByteSize(8 << 30)
+    max_blob_bytes: ByteSize = 4 << 30
+    disk_quota: ByteSize = 8 << 30
 
     def read_enrolment_token(self) -> str:
         """The one-time token, from the configuration or the file it names.
@@ -116,11 +116,12 @@ def load_config(path: Path) -> DeviceConfig:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
 
-    def convert(kind: type, value: object) -> Any:
-        return _convert(kind, value, path.parent)
+    def resolve(kind: type, value: object) -> Path:
+        return _path(kind, value, path.parent)
 
     try:
-        config = msgspec.convert(table, DeviceConfig, dec_hook=convert)
+        sizes = {name: _size(name, table[name]) for name in _SIZES if name in table}
+        config = msgspec.convert({**table, **sizes}, DeviceConfig, dec_hook=resolve)
         _check_url(config.coordinator_url, allow_insecure_http=config.allow_insecure_http)
     except (msgspec.ValidationError, ConfigError) as error:
         raise ConfigError(f"{path}: {error}") from error
@@ -144,20 +145,22 @@ def parse_bytes(value: str | int) -> int:
     return size
 
 
-def _convert(kind: type, value: object, folder: Path) -> Any:
-    """Turn a TOML value into one of the two types that msgspec leaves to us."""
-    if kind is ByteSize:
-        if not isinstance(value, str | int):
-            raise ValueError(f"expected a size, got {type(value).__name__}")
-        try:
-            return ByteSize(parse_bytes(value))
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
-    if kind is Path:
-        if not isinstance(value, str) or not value:
-            raise ValueError("expected a path")
-        return folder / Path(value).expanduser()
-    raise NotImplementedError(kind)
+def _size(name: str, value: object) -> int:
+    if not isinstance(value, str | int):
+        raise ConfigError(f"{name} is a {type(value).__name__}, not a size")
+    try:
+        return parse_bytes(value)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _path(kind: type, value: object, folder: Path) -> Path:
+    """The one type that msgspec leaves to us."""
+    if kind is not Path:
+        raise NotImplementedError(kind)
+    if not isinstance(value, str) or not value:
+        raise ValueError("expected a path")
+    return folder / Path(value).expanduser()
 
 
 def _check_url(url: str, *, allow_insecure_http: bool) -> None:

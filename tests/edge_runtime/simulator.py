@@ -67,7 +67,8 @@ class CoordinatorSimulator:
     def send(self, request: Request) -> Response:
         """See :class:`edge_runtime.transport.Transport`."""
         self.requests.append(request)
-        if self.planned and (planned := self.planned.popleft()) is not None:
+        planned = self.planned.popleft() if self.planned else None
+        if planned is not None:
             return planned
         if request.path == "/v1/devices/enrol":
             return self._enrol(decode(request.body, EnrolRequest))
@@ -75,14 +76,17 @@ class CoordinatorSimulator:
             self._authenticate(request)
         except SignatureError as error:
             return refusal(401, "bad_signature", str(error))
+        return self._serve(request)
+
+    def _serve(self, request: Request) -> Response:
         if request.path == "/v1/check-in":
             self.check_ins.append(decode(request.body, CheckInRequest))
             return ok(self.answers.popleft() if self.answers else ComeBack(10.0, 20.0))
-        if request.path.startswith("/v1/blobs/"):
-            return self._blob(request, request.path.removeprefix("/v1/blobs/"))
         if request.path == "/v1/events":
             self.events.append(decode(request.body, DeviceEvent))
             return Response(204)
+        if request.method == "GET":
+            return self._blob(request, request.path.removeprefix("/v1/blobs/"))
         return self._result(decode_result(request.body))
 
     def _enrol(self, request: EnrolRequest) -> Response:

@@ -11,7 +11,7 @@ from edge_runtime.rows import MAX_ROW_BYTES, Row, check_rows, count_rows
 
 LABELS = ("negative", "positive")
 GOOD = b'{"text": "fine film", "label": "positive"}\n'
-SECRET = "confidential"
+QUOTED = "confidential"
 # draw_batches(8, seed=7, round_number=1, slot=0, steps=2, batch_size=4), numpy 2
 RECORDED_DRAW = [[7, 5, 4, 2], [0, 6, 3, 1]]
 
@@ -62,7 +62,7 @@ def test_a_bad_row_is_named_by_line_and_never_quoted(tmp_path, row: bytes, why: 
     with pytest.raises(DataError, match=r"data\.jsonl line 2 ") as caught:
         load_rows(path, LABELS)
     assert why in str(caught.value)
-    assert SECRET not in str(caught.value)
+    assert QUOTED not in str(caught.value)
     assert caught.value.__cause__ is None
 
 
@@ -169,5 +169,5 @@ def test_a_tokenizer_that_gives_up_is_the_packages_fault(tmp_path) -> None:
 
     Raw(models.WordLevel({"fine": 1})).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(PackageError, match="unknown token") as caught:
-        Tokenizer(tmp_path / "tokenizer.json", sequence_limit=4).encode([Row(SECRET, 1)])
+        Tokenizer(tmp_path / "tokenizer.json", sequence_limit=4).encode([Row(QUOTED, 1)])
     assert caught.value.__cause__ is None

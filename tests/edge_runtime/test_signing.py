@@ -18,7 +18,8 @@ from edge_runtime.signing import (
 KEY = generate_key()
 OTHER_KEY = generate_key()
 BODY = b'{"answer": 42}'
-# Made with the private key bytes(range(32)), device "d1", time 17000, nonce "abcdefgh", POST /v1/x, body "hi".
+# Made with the private key bytes(range(32)), device "d1", time 17000, nonce "abcdefgh",
+# POST /v1/x, body "hi".
 RECORDED_KEY = "A6EHv/POEL4dcN0Y50vAmWfk1jCbpQ1fHdyGZBJVMbg="
 RECORDED_SIGNATURE = (
     "Baca7pgcOHX5vArQa5ESq8wHoJjreVKHXCqsM7s8lP2qZ5WqUioa2mve4tYHJqiWTdySsdxPf1hd3AYuH2SkDA=="

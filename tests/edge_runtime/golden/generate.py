@@ -1,0 +1,102 @@
+"""Record one example of each wire message, as this version encodes it.
+
+    python -m tests.edge_runtime.golden.generate
+
+writes ``<version>/<Message>.json`` or ``.msgpack`` for messages that have no recording yet. Files of a
+released version are never rewritten: their bytes must decode forever.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from edge_runtime.messages import (
+    CheckInRequest,
+    ComeBack,
+    DeviceEvent,
+    EnrolRequest,
+    EnrolResponse,
+    LocalOptimizer,
+    MemoryReport,
+    NotEligible,
+    Refusal,
+    Result,
+    ResultReceipt,
+    SignedTask,
+    Task,
+    encode,
+    encode_result,
+)
+
+FOLDER = Path(__file__).parent / "v1"
+SHA256 = "0123456789abcdef" * 4
+KEY = "A6EHv/POEL4dcN0Y50vAmWfk1jCbpQ1fHdyGZBJVMbg="
+SIGNATURE = "A" * 86 + "=="
+
+MEMORY = MemoryReport(
+    predicted_peak_bytes=200_000_000,
+    high_water_bytes=190_000_000,
+    cap_bytes=256_000_000,
+    cgroup_peak_bytes=195_000_000,
+    anonymous_bytes=120_000_000,
+    file_bytes=60_000_000,
+    floor_bytes=70_000_000,
+    phases={"load": 90_000_000, "step": 190_000_000},
+)
+TASK = Task(
+    task_id="t-1",
+    run_id="r-1",
+    round=3,
+    slot=2,
+    seed=(1 << 63) - 1,
+    package=SHA256,
+    package_signature=SIGNATURE,
+    state=SHA256,
+    slices=("block0.query", "block1.query"),
+    train_head=True,
+    steps=10,
+    batch_size=8,
+    draws=4,
+    sequence_limit=128,
+    optimizer=LocalOptimizer("sgd", 0.5, 0.25),
+    required_bytes=210_000_000,
+    deadline_s=600.0,
+    directions="orthogonal",
+)
+MESSAGES: tuple[msgspec.Struct, ...] = (
+    EnrolRequest("one-time-token-0001", "board-1", "generic", KEY),
+    EnrolResponse("d-1", KEY),
+    CheckInRequest("0.1.0", 256_000_000, 70_000_000, 1000),
+    TASK,
+    SignedTask(encode(TASK).decode(), SIGNATURE),
+    ComeBack(10.0, 20.5, "no round is open"),
+    NotEligible("too_small", "the cap is under what any assignment needs"),
+    Result("t-1", "r-1", 3, 80, 10, 0, 0.625, 42.5, MEMORY, SHA256, b"\x00\x01\xff"),
+    ResultReceipt("counted"),
+    DeviceEvent("task_failed", "WorkerError: killed by SIGKILL", "t-1"),
+    Refusal("stale", "the round is over"),
+)
+
+
+def recording(message: msgspec.Struct) -> tuple[str, bytes]:
+    """File name and bytes of a message's recording."""
+    name = type(message).__name__
+    if isinstance(message, Result):
+        return f"{name}.msgpack", encode_result(message)
+    return f"{name}.json", encode(message)
+
+
+def main() -> None:
+    """Write what is not recorded yet."""
+    FOLDER.mkdir(exist_ok=True)
+    for message in MESSAGES:
+        name, data = recording(message)
+        if not (FOLDER / name).exists():
+            (FOLDER / name).write_bytes(data)
+            print(FOLDER / name)
+
+
+if __name__ == "__main__":
+    main()
