@@ -132,7 +132,7 @@ class Agent:
             self._tell(decisions.describe("task_refused", error, task_id))
             return False
         except (EdgeError, OSError) as error:
-            self._tell(decisions.describe("task_failed", error, task_id))
+            self._tell(decisions.describe("task_failed" if task_id else "task_untrusted", error, task_id))
             return False
         return True
 

@@ -202,7 +202,9 @@ def test_a_task_of_another_coordinator_is_not_done(board) -> None:
     text = encode(board.task()).decode()
     board.coordinator.answers.append(SignedTask(text, generate_key().sign(text.encode())))
     agent.turn()
-    assert board.event()[1].startswith("SignatureError")
+    code, message = board.event()
+    assert code == "task_untrusted"
+    assert message.startswith("SignatureError")
     assert board.processes == []
 
 
