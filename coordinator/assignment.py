@@ -14,8 +14,8 @@ def assign(slices: Sequence[str], places: int, round_number: int) -> list[tuple[
     """Deal slices to the places of a round.
 
     With at most as many places as slices, slice ``i`` goes to place ``(i + round) mod places``; with
-    more places, place ``j`` trains slice ``(j - round) mod S`` of the ``S`` slices, so that the places
-    share them as evenly as can be. Every slice is covered, every place has work (unless there are no
+    more places, place ``j`` trains slice ``((j - round) mod places) mod S`` of the ``S`` slices, so that
+    the places share them as evenly as can be. Every slice is covered, every place has work (unless there are no
     slices), and both depend on nothing but the three numbers.
 
     Args:
@@ -32,7 +32,7 @@ def assign(slices: Sequence[str], places: int, round_number: int) -> list[tuple[
     if count == 0:
         return [()] * places
     if places > count:
-        return [(slices[(place - round_number) % count],) for place in range(places)]
+        return [(slices[(place - round_number) % places % count],) for place in range(places)]
     dealt: list[list[str]] = [[] for _ in range(places)]
     for index, name in enumerate(slices):
         dealt[(index + round_number) % places].append(name)

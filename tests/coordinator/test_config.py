@@ -1,0 +1,100 @@
+"""Run configurations: what is refused, and how it is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordinator.config import read_run_config, run_config
+from edge_runtime.errors import ConfigError
+from tests.coordinator.conftest import RUN
+
+GOOD: dict[str, Any] = {**RUN, "package": "package", "publisher_key": "A" * 43 + "="}
+
+BAD = {
+    "unknown key": ({"speed": 1}, "speed"),
+    "unknown key of an optimiser": ({"server_optimizer": {"head": {"beta3": 1}}}, "beta3"),
+    "unknown key of the local optimiser": ({"local_optimizer": {"rate": 1.0}}, "rate"),
+    "unknown optimiser": (
+        {"server_optimizer": {"slices": {"name": "lion"}}},
+        r"server_optimizer.slices.name",
+    ),
+    "zero rounds": ({"rounds": 0}, r"rounds"),
+    "negative rate": ({"server_optimizer": {"slices": {"rate": -1.0}}}, r"server_optimizer.slices.rate"),
+    "beta of one": ({"server_optimizer": {"slices": {"beta1": 1.0}}}, r"beta1"),
+    "zero deadline": ({"deadline_s": 0}, "deadline_s"),
+    "text for a number": ({"steps": "3"}, "steps"),
+    "more results than places": ({"min_results": 3}, "min_results = 3 exceeds devices_per_round = 2"),
+    "more results than devices": (
+        {"min_devices": 1, "min_results": 2},
+        "min_results = 2 exceeds min_devices = 1",
+    ),
+    "empty window": ({"poll_min_s": 9.0}, "poll_min_s = 9.0 exceeds poll_max_s = 0.6"),
+    "micro-batch over batch": ({"micro_batch": 5}, "micro_batch = 5 exceeds batch_size = 4"),
+    "nothing to train": ({"slices": "none", "train_head": False}, "nothing to train"),
+    "a slice twice": ({"slices": ["a", "a"]}, "twice"),
+    "seed too large": ({"seed": 1 << 63}, "seed"),
+}
+
+
+@pytest.mark.parametrize(("changed", "named"), BAD.values(), ids=BAD.keys())
+def test_refused(changed: dict[str, Any], named: str) -> None:
+    """What cannot be used is refused with the key, and the limit where there is one."""
+    with pytest.raises(ConfigError, match=named):
+        run_config({**GOOD, **changed})
+
+
+def test_missing_key() -> None:
+    """A key that is needed and missing is named."""
+    with pytest.raises(ConfigError, match="publisher_key"):
+        run_config({name: value for name, value in GOOD.items() if name != "publisher_key"})
+
+
+def test_toml(tmp_path: Path) -> None:
+    """A file is read with its tables; its paths start at its own folder."""
+    path = tmp_path / "run.toml"
+    path.write_text(
+        f"""
+        name = "demo"
+        package = "out/package"
+        publisher_key = "{GOOD["publisher_key"]}"
+        seed = 1
+        rounds = 3
+        devices_per_round = 2
+        min_devices = 2
+        steps = 4
+        batch_size = 8
+        slices = ["block0.query"]
+        [local_optimizer]
+        name = "accumulate"
+        [server_optimizer.slices]
+        name = "yogi"
+        rate = 0.05
+        [server_optimizer.head]
+        name = "sgd"
+        [evaluation]
+        data = "dev.jsonl"
+        every_rounds = 2
+        """
+    )
+    config = read_run_config(path)
+    assert config.package == str(tmp_path / "out/package")
+    assert config.slices == ("block0.query",)
+    assert config.server_optimizer.slices.name == "yogi"
+    assert config.evaluation is not None
+    assert config.evaluation.data == str(tmp_path / "dev.jsonl")
+
+
+def test_file_errors_name_the_file(tmp_path: Path) -> None:
+    """A missing file, broken TOML and a bad key all name the file."""
+    path = tmp_path / "run.toml"
+    with pytest.raises(ConfigError, match=r"cannot read .*run\.toml"):
+        read_run_config(path)
+    path.write_text("name = ")
+    with pytest.raises(ConfigError, match=r"run\.toml is not TOML"):
+        read_run_config(path)
+    path.write_text("name = 'x'")
+    with pytest.raises(ConfigError, match=r"run\.toml: .*package"):
+        read_run_config(path)
