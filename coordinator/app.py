@@ -107,7 +107,7 @@ async def evaluate_models(desk: Desk) -> None:
         if waiting is None:
             await asyncio.sleep(TICK_S)
             continue
-        outcome = await asyncio.to_thread(evaluation.run_evaluation, waiting)
+        outcome = await evaluation.evaluate(waiting)
         await desk.write(
             partial(evaluation.store_evaluation, evaluation=waiting, outcome=outcome, now_s=desk.clock())
         )

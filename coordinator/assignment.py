@@ -14,9 +14,9 @@ def assign(slices: Sequence[str], places: int, round_number: int) -> list[tuple[
     """Deal slices to the places of a round.
 
     With at most as many places as slices, slice ``i`` goes to place ``(i + round) mod places``; with
-    more places, place ``j`` trains slice ``((j - round) mod places) mod S`` of the ``S`` slices, so that
-    the places share them as evenly as can be. Every slice is covered, every place has work (unless there are no
-    slices), and both depend on nothing but the three numbers.
+    more places, place ``j`` trains slice ``((j - round) mod places) mod S`` of the ``S``
+    slices, so that the places share them as evenly as can be. Every slice is covered, every place has work
+    (unless there are no slices), and both depend on nothing but the three numbers.
 
     Args:
         slices: names in the package's order, without the head.

@@ -6,6 +6,7 @@ one is stored.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from pathlib import Path
 from coordinator.events import record
 from coordinator.runs import end_run, run_of
 from coordinator.stores import Stores
-from edge_runtime.errors import EdgeError
-from edge_runtime.jobs import EvaluateJob, EvaluateOutcome, run_worker
+from edge_runtime.errors import EdgeError, WorkerError
+from edge_runtime.jobs import EvaluateJob, EvaluateOutcome, finish_worker, start_worker
 
 #: The "round" of the evaluation of the values a run starts from.
 INITIAL = -1
@@ -62,12 +63,22 @@ def next_evaluation(stores: Stores) -> Evaluation | None:
     return Evaluation(run.run_id, row["after_round"], job)
 
 
-def run_evaluation(evaluation: Evaluation) -> EvaluateOutcome | EdgeError:
-    """Run it in a child process and wait; a failure is an outcome too, for it must not stop the rounds."""
+async def evaluate(evaluation: Evaluation) -> EvaluateOutcome | EdgeError:
+    """Run it in a child process; a failure is an outcome too, for it must not stop the rounds.
+
+    If the waiting task is cancelled, the child is killed and the evaluation stays pending.
+    """
     try:
-        return run_worker(evaluation.job, EvaluateOutcome)
+        process = await asyncio.to_thread(start_worker, evaluation.job)
+    except OSError as error:
+        return WorkerError(f"the evaluation worker did not start: {error}")
+    try:
+        return await asyncio.to_thread(finish_worker, process, EvaluateOutcome)
     except EdgeError as error:
         return error
+    except asyncio.CancelledError:
+        process.kill()
+        raise
 
 
 def store_evaluation(
@@ -103,7 +114,7 @@ def store_evaluation(
 
 
 def _package_folder(stores: Stores, package_sha256: str, signature: str) -> Path:
-    """The imported package as a folder again: links to the blobs, no second copy."""
+    """The imported package as a folder again: hard links to the blobs, no second copy."""
     folder = stores.folder / "packages" / package_sha256
     manifest = stores.manifest(package_sha256)
     wanted = {"manifest.json": package_sha256, **{name: e.sha256 for name, e in manifest.files.items()}}
@@ -111,7 +122,6 @@ def _package_folder(stores: Stores, package_sha256: str, signature: str) -> Path
         link = folder / name
         if not link.exists():
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.unlink(missing_ok=True)
-            link.symlink_to((stores.folder / "blobs" / sha256[:2] / sha256).absolute())
+            link.hardlink_to(stores.folder / "blobs" / sha256[:2] / sha256)
     (folder / "manifest.sig").write_text(signature + "\n", "ascii")
     return folder

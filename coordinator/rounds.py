@@ -221,7 +221,8 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
             return  # the operator stopped the run meanwhile
         _commit(connection, run, number, values=new_values, optimizer=new_optimizer, now_s=now_s)
     # 4. What only this round needed can go.
-    for sha256 in {row["change_sha256"] for row in results}:
+    outdated = {row["change_sha256"] for row in results} | {run.optimizer_sha256 or new_optimizer}
+    for sha256 in outdated - {new_optimizer}:
         stores.private_blobs.discard(sha256)
     log.info("round_committed run=%s round=%d results=%d", run.run_id, number, len(results))
 

@@ -24,8 +24,8 @@ from edge_runtime.package import (
     Program,
     Segment,
     SelfCheck,
-    SliceSpec,
     SizeTerm,
+    SliceSpec,
     TensorSpec,
 )
 from edge_runtime.signing import PrivateKey, generate_key, sign_request

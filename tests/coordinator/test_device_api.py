@@ -59,7 +59,7 @@ def honest(task: Task) -> dict[str, Any]:
     return {f"{name}/core": np.zeros(shapes[name], np.float32) for name in (*task.slices, "head")}
 
 
-# --- signatures ---------------------------------------------------------------------------------------------------
+# --- signatures ---
 
 
 def test_unsigned(world: World) -> None:
@@ -158,7 +158,7 @@ def test_too_large_while_it_is_read(world: World) -> None:
     assert code_of(world.client.post("/v1/check-in", content=chunks, headers=headers), 413) == "too_large"
 
 
-# --- enrolling ----------------------------------------------------------------------------------------------------
+# --- enrolling ---
 
 
 def enrol(world: World, token: str, name: str, public_key: str) -> Any:
@@ -205,7 +205,7 @@ def test_malformed_messages(world: World) -> None:
     assert world.dump() == before
 
 
-# --- checking in --------------------------------------------------------------------------------------------------
+# --- checking in ---
 
 
 def test_answers_without_work(world: World) -> None:
@@ -285,7 +285,7 @@ def reserved(world: World) -> list[str]:
         return [row["name"] for row in rows]
 
 
-# --- results ------------------------------------------------------------------------------------------------------
+# --- results ---
 
 
 def non_finite(device: FakeDevice, task: Task, value: float) -> Result:
@@ -339,7 +339,7 @@ REFUSED: dict[str, tuple[Callable[[FakeDevice, Task], Result], int, str]] = {
 def test_refused_result_changes_nothing(
     world: World, make: Callable[[FakeDevice, Task], Result], status: int, code: str
 ) -> None:
-    """A result that does not fit is refused with its code, leaves no trace, and the honest one still counts."""
+    """A result that does not fit is refused with its code and leaves no trace; the honest one still counts."""
     device, task = open_task(world)
     before = world.dump()
     assert code_of(device.deliver(make(device, task)), status) == code
@@ -371,7 +371,7 @@ def test_result_of_another_device(world: World) -> None:
 
 
 def test_same_result_counts_once(world: World) -> None:
-    """Sent again it is a duplicate, also after the round has closed; another one for the task is a conflict."""
+    """Sent again it is a duplicate, also after the round has closed; another one is a conflict."""
     device, task = open_task(world)
     other = next(one for one in world.devices.values() if one is not device)
     result = device.result(task)
@@ -398,7 +398,7 @@ def test_stale_result(world: World) -> None:
     assert (world.dump(), world.values()) == (before, values)
 
 
-# --- events and blobs ---------------------------------------------------------------------------------------------
+# --- events and blobs ---
 
 
 def test_events(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def test_head_goes_to_all_and_slices_are_covered(world: World) -> None:
 
 
 def test_silent_device_is_replaced(world: World) -> None:
-    """A device that does not check in loses its place to one outside the round, which trains the same slices."""
+    """A device that does not check in loses its place to one outside the round; the slices stay."""
     devices = {device.name: device for device in world.fleet("a", "b", "c")}
     world.create_run()
     world.play()
@@ -125,7 +126,7 @@ def test_deadline_commits_with_enough(world: World) -> None:
 
 
 def test_abandoned_rounds_end_the_run(world: World) -> None:
-    """Too few results and nobody left to ask abandons the round; too many such rounds in a row fail the run."""
+    """Too few results and nobody left abandon the round; too many such rounds in a row fail the run."""
     world.fleet("a", "b")
     world.create_run(min_results=2)
     for _ in range(2):
@@ -148,7 +149,7 @@ def test_revoked_device_is_replaced(world: World) -> None:
     world.fleet("a", "b", "c")
     world.create_run()
     world.play()
-    (first, task), (second, _) = holders(world)
+    (first, _), (second, _) = holders(world)
     world.admin("POST", f"/v1/admin/devices/{first.name}/revoke")
     world.play()
     (name,) = reserved(world)
@@ -197,7 +198,7 @@ ADAPTIVE = {"slices": {"name": "yogi", "rate": 0.1}, "head": {"name": "adam", "r
 
 
 def play_run(world: World, restart_after: str | None) -> tuple[list[str], bytes]:
-    """A run of three rounds with one restart in its second round; the ids of its tasks, and its final values."""
+    """A run of three rounds with one restart in its second round; who had which task, and the final values."""
     devices = world.fleet("a", "b", "c")
     world.create_run(rounds=3, server_optimizer=ADAPTIVE)
     ids: list[str] = []
@@ -242,7 +243,7 @@ POINTS = ["selecting", "collecting", "one counted", "all counted", "aggregating"
 
 @pytest.mark.parametrize("point", POINTS)
 def test_restart_changes_nothing(tmp_path: Path, point: str) -> None:
-    """Killed at any state, and started again an hour later, a run ends with the same tasks and the same bytes."""
+    """Killed at any state and started again an hour later, a run ends with the same tasks and bytes."""
     (tmp_path / "whole").mkdir()
     (tmp_path / "cut").mkdir()
     assert play_run(World(tmp_path / "whole"), None) == play_run(World(tmp_path / "cut"), point)
@@ -251,7 +252,8 @@ def test_restart_changes_nothing(tmp_path: Path, point: str) -> None:
 def test_results_leave_the_disk(world: World) -> None:
     """Once a round is committed, only optimiser state remains beside the served blobs."""
     devices = world.fleet("a", "b")
-    world.create_run()
+    world.create_run(server_optimizer=ADAPTIVE)
+    world.work(devices)
     world.work(devices)
     assert len(list((world.folder / "state/private").rglob("*/*"))) == 1
 
@@ -270,22 +272,23 @@ def test_damaged_state_fails_the_run(world: World) -> None:
     assert "damaged" in run["reason"]
 
 
-# --- evaluation ---------------------------------------------------------------------------------------------------
+# --- evaluation ---
 
 
 def evaluate_all(world: World, monkeypatch: pytest.MonkeyPatch, *, broken: bool = False) -> list[int]:
     """Make the waiting evaluations with a stand-in for the worker; the rounds they were of."""
     from coordinator import evaluation
 
-    def worker(job: object, kind: object) -> EvaluateOutcome:
+    def finish(process: object, kind: object) -> EvaluateOutcome:
         if broken:
             raise WorkerError("the worker was killed")
         return EvaluateOutcome(10, 0.75, 0.5, 1.0, MemoryReport(1, 1, 1))
 
-    monkeypatch.setattr(evaluation, "run_worker", worker)
+    monkeypatch.setattr(evaluation, "start_worker", lambda job: None)
+    monkeypatch.setattr(evaluation, "finish_worker", finish)
     made = []
     while (waiting := evaluation.next_evaluation(world.stores)) is not None:
-        outcome = evaluation.run_evaluation(waiting)
+        outcome = asyncio.run(evaluation.evaluate(waiting))
         with world.stores.storage.transaction() as connection:
             evaluation.store_evaluation(connection, waiting, outcome, now_s=world.clock.now_s)
         made.append(waiting.round)
@@ -298,7 +301,7 @@ def evaluate_all(world: World, monkeypatch: pytest.MonkeyPatch, *, broken: bool 
 def test_run_ends_with_its_last_evaluation(
     world: World, monkeypatch: pytest.MonkeyPatch, broken: bool
 ) -> None:
-    """Start, every second and the last round are evaluated; only then is the run finished, also if it failed."""
+    """Start, every second and the last round are evaluated; only then is the run finished."""
     data = world.folder / "dev.jsonl"
     data.write_text("{}")
     devices = world.fleet("a", "b")

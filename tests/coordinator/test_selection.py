@@ -15,7 +15,7 @@ def candidates(count: int, cap_bytes: int = 100) -> list[Candidate]:
 
 @given(st.integers(0, 30), st.integers(0, 2**63 - 1), st.integers(0, 10**6), st.randoms())
 def test_draw_depends_on_names_only(count: int, seed: int, round_number: int, random: object) -> None:
-    """The same seed, round and names give the same order, in whatever order and with whatever ids they come."""
+    """The same seed, round and names give the same order, whatever the ids and the order they come in."""
     devices = candidates(count)
     shuffled = [Candidate(f"x{index}", one.name, 1, 1) for index, one in enumerate(devices)]
     random.shuffle(shuffled)  # type: ignore[attr-defined]
@@ -39,7 +39,8 @@ def test_draw_is_recorded() -> None:
     assert [one.name for one in draw_order(candidates(5), 7, 0)] == RECORDED
 
 
-#: python -c "import numpy as np; print(np.random.Generator(np.random.PCG64(np.random.SeedSequence([7, 0]))).permutation(5))"
+#: from numpy.random import Generator, PCG64, SeedSequence
+#: print(Generator(PCG64(SeedSequence([7, 0]))).permutation(5))
 RECORDED = ["n002", "n000", "n004", "n001", "n003"]
 
 
@@ -65,7 +66,7 @@ def test_fit_fills_what_can_be_filled(needs: list[int], caps: list[int]) -> None
 
 
 def test_substitute_prefers_who_has_not_failed() -> None:
-    """The next device in the order goes first, one that lost another place last, one that had this place never."""
+    """The order decides; who lost another place goes last, who had this place never."""
     order = candidates(4)
     ids = [one.device_id for one in order]
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from coordinator.config import ServerOptimizerConfig
 from coordinator.server_optimizers import Moments, decode_moments, encode_moments, step
 
-# x starts at 1, the averaged changes are 1, -2, 0.5; rate 0.1, beta1 0.5, beta2 0.75, tau 0.5 (so v starts at 0.25).
+# x starts at 1, the averaged changes are 1, -2, 0.5; rate 0.1, beta1 0.5, beta2 0.75, tau 0.5
+# (so v starts at 0.25).
 # m: 0.5, -0.75, -0.125 in all of them.
 CHANGES = (1.0, -2.0, 0.5)
 TRACES = {
@@ -18,10 +19,14 @@ TRACES = {
     # x += 0.1 * 0.5 / (sqrt(1.25) + 0.5); -= 0.1 * 0.75 / (sqrt(5.25) + 0.5); -= 0.1 * 0.125 / (sqrt(5.5) + 0.5)
     "adagrad": ((1.25, 5.25, 5.5), (1.030901699, 1.004031089, 0.999637726)),
     # v - D^2 < 0: 0.25 + 0.25 * 1 = 0.5; 0.5 + 0.25 * 4 = 1.5; v - D^2 > 0: 1.5 - 0.25 * 0.25 = 1.4375
-    # x += 0.05 / (sqrt(0.5) + 0.5); -= 0.075 / (sqrt(1.5) + 0.5); -= 0.0125 / (sqrt(1.4375) + 0.5)
+    # x += 0.05 / (sqrt(0.5) + 0.5)
+    # x -= 0.075 / (sqrt(1.5) + 0.5)
+    # x -= 0.0125 / (sqrt(1.4375) + 0.5)
     "yogi": ((0.5, 1.5, 1.4375), (1.041421356, 0.997936866, 0.990578)),
     # v: 0.75 * 0.25 + 0.25 * 1 = 0.4375; 0.328125 + 1 = 1.328125; 0.99609375 + 0.0625 = 1.05859375
-    # x += 0.05 / (sqrt(0.4375) + 0.5); -= 0.075 / (sqrt(1.328125) + 0.5); -= 0.0125 / (sqrt(1.05859375) + 0.5)
+    # x += 0.05 / (sqrt(0.4375) + 0.5)
+    # x -= 0.075 / (sqrt(1.328125) + 0.5)
+    # x -= 0.0125 / (sqrt(1.05859375) + 0.5)
     "adam": ((0.4375, 1.328125, 1.05859375), (1.043050087, 0.997664, 0.989487)),
     # x += 0.1 m
     "momentum": ((0.25, 0.25, 0.25), (1.05, 0.975, 0.9625)),

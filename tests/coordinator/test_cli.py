@@ -1,0 +1,290 @@
+"""The command line and a real server on loopback: uvicorn, sockets, the device runtime's own client."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import urllib3
+
+from coordinator import evaluation, rounds
+from coordinator.cli import main
+from coordinator.serve import CoordinatorServer, ServeOptions, bind
+from edge_runtime import messages
+from edge_runtime.client import Client, enrol
+from edge_runtime.errors import ConfigError
+from edge_runtime.jobs import EvaluateOutcome
+from edge_runtime.messages import CheckInRequest, EnrolRequest, MemoryReport, ResultReceipt, SignedTask, Task
+from edge_runtime.package import parse_manifest
+from edge_runtime.signing import generate_key
+from edge_runtime.transport import HttpTransport
+from tests.coordinator.conftest import FakeDevice, World, write_package
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CoordinatorServer]:
+    """A coordinator that serves on a free port in a thread of its own; evaluations answer at once."""
+
+    def finish(process: object, kind: object) -> EvaluateOutcome:
+        return EvaluateOutcome(10, 0.75, 0.5, 1.0, MemoryReport(1, 1, 1))
+
+    monkeypatch.setattr(evaluation, "start_worker", lambda job: None)
+    monkeypatch.setattr(evaluation, "finish_worker", finish)
+    server = bind(ServeOptions(tmp_path / "state", port=0))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.server.started:
+        time.sleep(0.01)
+    yield server
+    server.stop()
+    thread.join()
+
+
+class Fleet:
+    """Real clients over real sockets; training is the fake device's formula."""
+
+    def __init__(self, url: str, names: list[str], token: Any) -> None:
+        self.clients: dict[str, Client] = {}
+        for name in names:
+            key = generate_key()
+            transport = HttpTransport(url)
+            identity = enrol(transport, EnrolRequest(token(), name, "generic", key.public_key))
+            self.clients[name] = Client(transport, key, identity.device_id)
+
+    def work_until_finished(self, folder: Path) -> None:
+        """Check in, fetch, deliver, until the coordinator says that the run is over."""
+        finished: set[str] = set()
+        deadline = time.monotonic() + 30
+        while len(finished) < len(self.clients) and time.monotonic() < deadline:
+            for name, client in self.clients.items():
+                answer = client.check_in(CheckInRequest("test", 1 << 30, 0, 10))
+                if isinstance(answer, SignedTask):
+                    task = messages.decode(answer.task.encode(), Task)
+                    part = folder / f"{name}-{task.task_id}"
+                    part.unlink(missing_ok=True)
+                    client.fetch_blob(task.package, part, max_bytes=1 << 20)
+                    parse_manifest(part.read_bytes())
+                    result = FakeDevice.result(_Trainer(name), task)  # type: ignore[arg-type]
+                    client.put_result(task.task_id, messages.encode_result(result))
+                elif getattr(answer, "reason", "") == "run finished":
+                    finished.add(name)
+            time.sleep(0.02)
+        assert len(finished) == len(self.clients)
+
+
+class _Trainer:
+    """What FakeDevice.result needs of a device."""
+
+    cap_bytes = 1 << 30
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def write_run(folder: Path) -> Path:
+    """A run.toml beside a package."""
+    key = generate_key()
+    write_package(folder / "package", key)
+    (folder / "dev.jsonl").write_text("{}")
+    path = folder / "run.toml"
+    path.write_text(
+        f"""
+        name = "demo"
+        package = "package"
+        publisher_key = "{key.public_key}"
+        seed = 1
+        rounds = 3
+        devices_per_round = 2
+        min_devices = 3
+        min_results = 2
+        steps = 3
+        batch_size = 4
+        poll_min_s = 0.05
+        poll_max_s = 0.1
+        [evaluation]
+        data = "dev.jsonl"
+        """
+    )
+    return path
+
+
+def test_a_run_from_the_command_line(
+    server: CoordinatorServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Token, run, watch, show, report and slices, against devices that speak HTTP."""
+    state = f"--state={server.state}"
+
+    def command(*arguments: str) -> str:
+        capsys.readouterr()
+        assert main([*arguments, state]) == 0
+        return capsys.readouterr().out.strip()
+
+    fleet = Fleet(server.url, ["a", "b", "c"], lambda: command("token"))
+    run_id = command("run", "create", str(write_run(tmp_path)))
+    fleet.work_until_finished(tmp_path)
+
+    watched = command("run", "watch")
+    assert watched.splitlines()[0].split("  ") == [
+        "round",
+        "accuracy",
+        "loss",
+        "up",
+        "down",
+        "seconds",
+        "peak predicted",
+        "peak measured",
+    ]
+    assert watched.splitlines()[-1].startswith(f"{run_id}: finished")
+    assert len(watched.splitlines()) == 5
+    assert "75.0 %" in command("run", "show", run_id)
+    assert run_id in command("run", "list")
+
+    command("run", "report", "--output", str(tmp_path / "report"))
+    report = json.loads((tmp_path / "report/report.json").read_bytes())
+    rounds = report["run"]["rounds"]
+    assert [entry["accuracy"] for entry in rounds] == [0.75] * 3
+    assert all(entry["bytes_up"] > 500 and entry["bytes_down"] > 1000 for entry in rounds)
+    assert all(len(entry["devices"]) == 2 for entry in rounds)
+    assert (tmp_path / "report/curve.svg").read_text().startswith("<?xml")
+    assert run_id in (tmp_path / "report/report.txt").read_text()
+
+    command("run", "fetch-slices", "--output", str(tmp_path / "final.safetensors"))
+    assert (tmp_path / "final.safetensors").stat().st_size > 100
+    assert command("device", "revoke", "a") == "revoked a"
+
+
+def serve_process(state: Path, port: int) -> subprocess.Popen[str]:
+    """``edge-coordinator serve`` as a process of its own, once it answers."""
+    command = [sys.executable, "-m", "coordinator.cli", "serve", f"--state={state}", f"--port={port}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("coordinator at http://127.0.0.1:")
+    return process
+
+
+def test_killed_while_a_result_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After ``kill -9`` in the middle of a round, the next start knows its tasks and results, and finishes."""
+    state = tmp_path / "state"
+
+    def command(*arguments: str) -> str:
+        capsys.readouterr()
+        assert main([*arguments, f"--state={state}"]) == 0
+        return capsys.readouterr().out.strip()
+
+    def check_in(client: Client) -> Task | None:
+        answer = client.check_in(CheckInRequest("test", 1 << 30, 0, 10))
+        return messages.decode(answer.task.encode(), Task) if isinstance(answer, SignedTask) else None
+
+    process = serve_process(state, 0)
+    try:
+        url = (state / "url").read_text().strip()
+        fleet = Fleet(url, ["a", "b", "c"], lambda: command("token"))
+        path = write_run(tmp_path)
+        path.write_text(path.read_text().partition("[evaluation]")[0])
+        command("run", "create", str(path))
+        tasks: dict[str, Task] = {}
+        while len(tasks) < 2:
+            asked = {name: check_in(client) for name, client in fleet.clients.items()}
+            tasks = {name: task for name, task in asked.items() if task is not None}
+        first, second = tasks
+        body = messages.encode_result(FakeDevice.result(_Trainer(first), tasks[first]))  # type: ignore[arg-type]
+        assert fleet.clients[first].put_result(tasks[first].task_id, body) == ResultReceipt("counted")
+
+        process.kill()
+        process.communicate()
+        process = serve_process(state, int(url.rpartition(":")[2]))
+
+        assert fleet.clients[first].put_result(tasks[first].task_id, body) == ResultReceipt("duplicate")
+        assert check_in(fleet.clients[second]) == tasks[second]
+        fleet.work_until_finished(tmp_path)
+        assert "finished" in command("run", "show")
+    finally:
+        process.terminate()
+        process.communicate(timeout=10)
+
+
+def test_crashed_loop_stops_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error nobody foresaw ends the process instead of leaving it deaf."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("bug")
+
+    monkeypatch.setattr(rounds, "play", broken)
+    server = bind(ServeOptions(tmp_path / "state", port=0))
+    server.run()
+    assert server.crashed
+
+
+def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Errors go to standard error as one line, with the error's exit code."""
+    assert main(["run", "show", "--state", str(tmp_path)]) == ConfigError.exit_code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: cannot read")
+    token = tmp_path / "token"
+    token.write_text("x")
+    assert main(["run", "show", "--url", "http://127.0.0.1:9", "--admin-token-file", str(token)]) == 21
+    assert capsys.readouterr().err.startswith("error: no answer from http://127.0.0.1:9")
+
+
+def test_refusals_reach_the_operator(
+    server: CoordinatorServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run the coordinator cannot take, and a run it does not know, are explained."""
+    path = write_run(tmp_path)
+    (tmp_path / "package/tokenizer.json").write_bytes(b"[]")
+    assert main(["run", "create", str(path), "--state", str(server.state)]) == 22
+    assert "tokenizer.json does not match the sha256" in capsys.readouterr().err
+    assert main(["run", "show", "other", "--state", str(server.state)]) == 22
+    assert "no run other" in capsys.readouterr().err
+
+
+def test_state_is_private(server: CoordinatorServer) -> None:
+    """Keys and the admin token are readable by their owner only."""
+    assert (server.state / "admin.token").stat().st_mode & 0o777 == 0o600
+    assert (server.state / "task.key").stat().st_mode & 0o777 == 0o600
+    with urllib3.PoolManager() as pool:
+        assert pool.request("GET", f"{server.url}/healthz").json() == {"status": "ok"}
+        document = pool.request("GET", f"{server.url}/schema/openapi.json").json()
+    assert {"CheckInRequest", "SignedTask", "Result"} <= set(document["components"]["schemas"])
+
+
+def test_admin_needs_the_token(world: World) -> None:
+    """Without the operator's token every admin request is refused."""
+    for token in ("", "Bearer", "Bearer wrong", f"Basic {world.gate.desk.admin_token}"):
+        answer = world.client.get("/v1/admin/runs", headers={"Authorization": token})
+        assert (answer.status_code, answer.json()["code"]) == (401, "not_admin")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "example.org"])  # noqa: S104 - refused, which is the point
+def test_plain_http_needs_a_word(tmp_path: Path, host: str) -> None:
+    """An address that is not loopback is refused without TLS, unless the operator says so aloud."""
+    with pytest.raises(ConfigError, match="--insecure-http"):
+        bind(ServeOptions(tmp_path / "state", host=host, port=0))
+    assert not (tmp_path / "state").exists()
+
+
+def test_insecure_http_said_aloud(tmp_path: Path) -> None:
+    """With --insecure-http the server binds anywhere."""
+    server = bind(ServeOptions(tmp_path / "state", host="0.0.0.0", port=0, insecure_http=True))  # noqa: S104
+    server.listener.close()
+
+
+def test_half_a_certificate(tmp_path: Path) -> None:
+    """A certificate without its key is refused."""
+    with pytest.raises(ConfigError, match="belong together"):
+        bind(ServeOptions(tmp_path / "state", tls_cert=tmp_path / "cert.pem"))
+
+
+def test_port_taken(tmp_path: Path, server: CoordinatorServer) -> None:
+    """A port in use is named."""
+    port = int(server.url.rpartition(":")[2])
+    with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
+        bind(ServeOptions(tmp_path / "other", port=port))
