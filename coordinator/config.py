@@ -50,8 +50,8 @@ class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Everything an operator decides about a run. Times in seconds.
 
     ``rounds`` counts committed rounds. ``min_devices`` must have checked in before the first one: set it to
-    the whole fleet, and equal seeds ask equal devices. ``seen_window_s``: a device that has not checked in for
-    so long is not asked. ``deadline_s`` counts from the moment a device was handed its task.
+    the whole fleet, and equal seeds ask equal devices. ``seen_window_s``: a device that has not checked in
+    for so long is not asked. ``deadline_s`` counts from when a device got its task.
     """
 
     name: Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]

@@ -170,7 +170,7 @@ def serve_process(state: Path, port: int) -> subprocess.Popen[str]:
 
 
 def test_killed_while_a_result_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """After ``kill -9`` in the middle of a round, the next start knows its tasks and results, and finishes."""
+    """After ``kill -9`` in the middle of a round, the next start knows tasks and results, and finishes."""
     state = tmp_path / "state"
 
     def command(*arguments: str) -> str:

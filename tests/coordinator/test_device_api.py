@@ -339,7 +339,7 @@ REFUSED: dict[str, tuple[Callable[[FakeDevice, Task], Result], int, str]] = {
 def test_refused_result_changes_nothing(
     world: World, make: Callable[[FakeDevice, Task], Result], status: int, code: str
 ) -> None:
-    """A result that does not fit is refused with its code and leaves no trace; the honest one still counts."""
+    """A result that does not fit is refused with its code and leaves no trace; the honest one counts."""
     device, task = open_task(world)
     before = world.dump()
     assert code_of(device.deliver(make(device, task)), status) == code

@@ -198,7 +198,7 @@ ADAPTIVE = {"slices": {"name": "yogi", "rate": 0.1}, "head": {"name": "adam", "r
 
 
 def play_run(world: World, restart_after: str | None) -> tuple[list[str], bytes]:
-    """A run of three rounds with one restart in its second round; who had which task, and the final values."""
+    """A run of three rounds with a restart in its second round; who had which task, and the final values."""
     devices = world.fleet("a", "b", "c")
     world.create_run(rounds=3, server_optimizer=ADAPTIVE)
     ids: list[str] = []
