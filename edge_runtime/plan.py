@@ -1,9 +1,8 @@
 """How much memory a task will take, from the manifest alone; and the largest micro-batch that fits a cap.
 
-The prediction has five parts (DESIGN section 4): the floor (interpreter and libraries, measured on the device
-or taken from the constant below), weights as the engine holds them, the largest live set of any program, the
-values that wait between segments, and slices. It uses no engine and no numpy, so agent and coordinator can
-call it.
+The prediction has these parts: the floor (interpreter, libraries, engine), the tokenizer, weights as the
+engine holds them, the largest live set of any program, values that wait between segments, and slices. It
+uses no engine and no numpy, so agent and coordinator can call it.
 """
 
 from __future__ import annotations
@@ -12,12 +11,26 @@ from dataclasses import dataclass
 
 from edge_runtime.package import Manifest, Program, Segment, SizeTerm, TensorRef
 
-#: Resident size of a worker that has loaded its libraries and done nothing, measured on x86-64 with
-#: CPython 3.11, numpy 2.4, onnxruntime 1.31; devices report their own figure at check-in.
-DEFAULT_FLOOR_BYTES = 72 << 20
-#: A session's own structures beside its weights: graph, kernels, a small arena. Measured, see docs/decisions.
-SESSION_BYTES = 1 << 20
+#: Resident size of a worker that has imported its libraries and done nothing; a device that has run a task
+#: reports its own figure. This and the constants below were measured on x86-64 with CPython 3.11, numpy 2.4,
+#: onnxruntime 1.31 and tokenizers 0.23 (docs/decisions/0006-memory-prediction.md).
+DEFAULT_FLOOR_BYTES = 64 << 20
+#: What the engine sets up with its first session: operator registries and the code pages they touch.
+ENGINE_BYTES = 17 << 20
+#: A loaded tokenizer over the size of its file.
+TOKENIZER_FACTOR = 26
+#: A session's matrices over their stored size: the engine packs them once for each operator that uses them.
+PACKED_FACTOR = 1.5
+#: Tensors as the C library's heap holds them, over their sum: gaps between reused blocks, and operators'
+#: own working memory.
+HEAP_FACTOR = 1.8
+#: A row of an embedding touches a page of levels and a page of scales.
+EMBEDDING_PAGES_BYTES = 2 * 4096
+#: Values, their change, one gradient, and the encoded blobs in and out.
+SLICE_COPIES = 5
 FLOAT_BYTES = 4
+#: Larger groups pad more and run no faster (docs/decisions/0003-engine.md).
+PREFERRED_MICRO_BATCH = 4
 _ITEM_BYTES = {"float32": 4, "uint8": 1, "int64": 8, "int32": 4, "bool": 1}
 
 
@@ -26,6 +39,7 @@ class PeakPrediction:
     """Predicted peak of a worker by part, in bytes."""
 
     floor_bytes: int
+    tokenizer_bytes: int
     weights_bytes: int
     live_bytes: int
     waiting_bytes: int
@@ -34,9 +48,7 @@ class PeakPrediction:
     @property
     def total_bytes(self) -> int:
         """The predicted peak."""
-        return (
-            self.floor_bytes + self.weights_bytes + self.live_bytes + self.waiting_bytes + self.slices_bytes
-        )
+        return sum(getattr(self, field) for field in self.__dataclass_fields__)
 
 
 def predict_peak(
@@ -58,26 +70,25 @@ def predict_peak(
         sequence: tokens of the longest example. draws: tangents per example.
         floor_bytes: measured on the device; 0 takes the constant of this module.
     """
-    live, weights = 0.0, 0
+    live = 0.0
     for index, segment in enumerate(manifest.segments):
         program = manifest.programs[program_name(segment, index, first_segment)]
         live = max(live, live_bytes(program, micro_batch, sequence, draws))
-        weights += SESSION_BYTES + sum(_held_bytes(tensor) for tensor in segment.weights.values())
+    embedding, *blocks = (sum(map(_stored_bytes, segment.weights.values())) for segment in manifest.segments)
+    touched = min(embedding, batch_size * sequence * EMBEDDING_PAGES_BYTES)
+    tokenizer = manifest.files[manifest.tokenizer].bytes * TOKENIZER_FACTOR
     rows = 1 + (draws if first_segment is not None else 0)
     hidden = batch_size * sequence * manifest.base.hidden_size * FLOAT_BYTES * rows
     masks = batch_size * sequence * sequence * FLOAT_BYTES
     trained = sum(spec.dimensions for spec in manifest.slices) * FLOAT_BYTES
     return PeakPrediction(
-        floor_bytes=floor_bytes or DEFAULT_FLOOR_BYTES,
-        weights_bytes=weights,
-        live_bytes=int(live),
+        floor_bytes=(floor_bytes or DEFAULT_FLOOR_BYTES) + ENGINE_BYTES,
+        tokenizer_bytes=tokenizer,
+        weights_bytes=int(sum(blocks) * PACKED_FACTOR) + touched,
+        live_bytes=int(live * HEAP_FACTOR),
         waiting_bytes=hidden + masks,
         slices_bytes=SLICE_COPIES * trained,
     )
-
-
-#: Values, their change, one gradient, and the encoded blobs in and out.
-SLICE_COPIES = 5
 
 
 def program_name(segment: Segment, index: int, first_segment: int | None) -> str:
@@ -106,13 +117,13 @@ def largest_micro_batch(
     draws: int,
     floor_bytes: int = 0,
 ) -> tuple[int, PeakPrediction]:
-    """The largest micro-batch whose predicted peak fits the cap, by halving from the whole batch.
+    """The largest micro-batch whose predicted peak fits the cap, by halving from ``PREFERRED_MICRO_BATCH``.
 
     Returns:
         The micro-batch and its prediction. If even one example at a time does not fit, the micro-batch is
         1 and the prediction exceeds the cap: the caller refuses, with both figures.
     """
-    micro_batch = batch_size
+    micro_batch = min(batch_size, PREFERRED_MICRO_BATCH)
     while True:
         prediction = predict_peak(
             manifest,
@@ -133,7 +144,7 @@ def _term(term: SizeTerm, batch: int, sequence: int, draws: int) -> float:
     return float(term.coefficient * scale)
 
 
-def _held_bytes(tensor: TensorRef) -> int:
+def _stored_bytes(tensor: TensorRef) -> int:
     total = _ITEM_BYTES[tensor.dtype]
     for side in tensor.shape:
         total *= side

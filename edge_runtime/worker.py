@@ -5,6 +5,7 @@ Training a task is :func:`train`, readable top to bottom; evaluation is :func:`e
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import sys
 import time
@@ -123,7 +124,7 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
         steps_skipped=len(batches) - applied,
         mean_loss=loss_sum / examples if examples else None,
         seconds=time.monotonic() - started,
-        memory=_report(meter, prediction, job.cap_bytes),
+        memory=_report(meter, prediction, job.cap_bytes, floor),
     )
 
 
@@ -162,12 +163,31 @@ def evaluate(job: EvaluateJob, meter: Meter) -> EvaluateOutcome:
         accuracy=correct / len(rows),
         mean_loss=loss_sum / len(rows),
         seconds=time.monotonic() - started,
-        memory=_report(meter, prediction, job.cap_bytes),
+        memory=_report(meter, prediction, job.cap_bytes, floor),
     )
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse freed tensors instead of returning each to the kernel and faulting it in again.
+
+    One heap for all threads, and thresholds above the largest tensor (mallopt(3)): the engine allocates and
+    frees tensors of the same sizes at every operator. Measured in docs/decisions/0003-engine.md.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        log.info("event=mallopt_missing effect=more_page_faults")
+        return
+    for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 512 << 20)):
+        mallopt(option, value)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 def run(job: Job) -> TrainOutcome | EvaluateOutcome:
     """Do one job in this process."""
+    keep_freed_memory()
     meter = Meter()
     return train(job, meter) if isinstance(job, TrainJob) else evaluate(job, meter)
 
@@ -222,7 +242,7 @@ def _finite(sweep: Sweep) -> bool:
     return bool(np.isfinite(sweep.loss).all() and (sweep.jvps is None or np.isfinite(sweep.jvps).all()))
 
 
-def _report(meter: Meter, prediction: PeakPrediction, cap_bytes: int) -> MemoryReport:
+def _report(meter: Meter, prediction: PeakPrediction, cap_bytes: int, floor_bytes: int) -> MemoryReport:
     return MemoryReport(
         predicted_peak_bytes=prediction.total_bytes,
         high_water_bytes=meter.peak_bytes,
@@ -230,7 +250,7 @@ def _report(meter: Meter, prediction: PeakPrediction, cap_bytes: int) -> MemoryR
         cgroup_peak_bytes=cgroup_peak_bytes(),
         anonymous_bytes=status_bytes("RssAnon"),
         file_bytes=status_bytes("RssFile"),
-        floor_bytes=prediction.floor_bytes,
+        floor_bytes=floor_bytes,
         phases=meter.phases,
     )
 

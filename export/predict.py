@@ -57,9 +57,11 @@ def _size(value: ir.Value) -> Polynomial:
     for side in value.shape:
         if isinstance(side, int):
             coefficient *= side
-        else:
-            # An axis the translation left unnamed comes from position ids: as long as the sequence.
-            powers[str(side.value) if str(side.value) in powers else SEQUENCE] += 1
+        elif str(side.value) in powers:
+            powers[str(side.value)] += 1
+    if any(not isinstance(side, int) and str(side.value) not in powers for side in value.shape):
+        # Axes that the translation left unnamed occur in position indices: at most one entry a token.
+        powers = {BATCH: 1, SEQUENCE: 1, DRAWS: 0}
     return {(powers[BATCH], powers[SEQUENCE], powers[DRAWS]): coefficient}
 
 

@@ -1,8 +1,9 @@
 """ONNX Runtime as engine.
 
-Options, each measured (docs/decisions/engine.md): the memory pattern is off because it doubles the arena's
-peak with dynamic shapes; spinning is off because several sessions share the process; weights are bound as
-external initialisers, so that ONNX Runtime packs them once and the mapped file can be dropped from memory.
+Options, each measured (docs/decisions/0003-engine.md): the arena is off because every session has its own and
+keeps what it once took, while segments run one after another and can share the C library's heap; spinning is
+off because several sessions share the process; weights are bound as external initialisers, so that ONNX
+Runtime packs them once and the mapped file can be dropped from memory.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class OnnxEngine:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
+        options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

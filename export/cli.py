@@ -1,0 +1,211 @@
+"""The command line ``edge-export``: make a package, make a signing key, turn a result into an adapter."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_runtime.errors import ConfigError, EdgeError
+
+if TYPE_CHECKING:
+    from edge_runtime.package import Manifest, Package
+    from edge_runtime.signing import PrivateKey
+
+#: Sizes (batch, sequence, draws) for which the summary predicts memory.
+SUMMARY_SIZES = ((1, 64, 1), (8, 64, 1), (8, 128, 1), (8, 128, 4))
+MAX_LABELS_BYTES = 64 << 20
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; errors are one line on standard error, and the error's exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        code: int = arguments.command(arguments)
+    except EdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    parser = argparse.ArgumentParser(prog="edge-export", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    package = commands.add_parser("package", help="export a Hugging Face model folder as a package")
+    package.add_argument("model", type=Path, help="folder with config.json, weights and tokenizer")
+    package.add_argument("--labels", type=Path, required=True, help="JSON array of the label set")
+    package.add_argument("--check-data", type=Path, required=True, help="JSONL rows for the self-check")
+    package.add_argument("--output", type=Path, required=True, metavar="DIR", help="package folder to create")
+    package.add_argument("--key", type=Path, required=True, help="signing key, from 'edge-export key'")
+    package.add_argument("--slice", choices=("lora_xs", "lora"), default="lora_xs")
+    package.add_argument("--rank", type=int, default=4)
+    package.add_argument("--alpha", type=float, default=4.0, help="update scale is alpha / rank")
+    package.add_argument("--targets", default="query,value", help="module names as peft's target_modules")
+    package.add_argument("--sequence-limit", type=int, default=128, help="longest sequence, in tokens")
+    package.add_argument("--quant", choices=("int8", "none"), default="int8")
+    package.add_argument("--seed", type=int, default=0, help="of LoRA's random factor")
+    package.set_defaults(command=_package)
+
+    key = commands.add_parser("key", help="make a signing key and print its public half")
+    key.add_argument("file", type=Path)
+    key.set_defaults(command=_key)
+
+    adapter = commands.add_parser("adapter", help="write trained slices as a peft adapter")
+    adapter.add_argument("package", type=Path)
+    adapter.add_argument("--slices", type=Path, required=True, help="from 'edge-coordinator run fetch-slices'")
+    adapter.add_argument("--publisher-key", required=True, help="public key that signed the package")
+    adapter.add_argument("--base-model", required=True, help="model name or path to record")
+    adapter.add_argument("--output", type=Path, required=True, metavar="DIR")
+    adapter.set_defaults(command=_adapter)
+    return parser
+
+
+def _package(arguments: argparse.Namespace) -> int:
+    from edge_runtime.rows import load_rows
+
+    started = time.monotonic()
+    labels = read_labels(arguments.labels)
+    texts = tuple(row.text for row in load_rows(arguments.check_data, labels))
+    key = _read_key(arguments.key)
+    _check_ranges(arguments)
+
+    def progress(stage: str) -> None:
+        print(f"{time.monotonic() - started:6.1f} s  {stage}", flush=True)
+
+    progress("Loading torch")
+    from export.model import SliceOptions
+    from export.package import ExportOptions, export_package
+
+    options = ExportOptions(
+        model=arguments.model,
+        labels=labels,
+        output=arguments.output,
+        slices=SliceOptions(
+            kind=arguments.slice,
+            rank=arguments.rank,
+            alpha=arguments.alpha,
+            targets=tuple(name.strip() for name in arguments.targets.split(",") if name.strip()),
+            seed=arguments.seed,
+        ),
+        sequence_limit=arguments.sequence_limit,
+        quantisation=arguments.quant,
+        check_texts=texts,
+    )
+    package = export_package(options, key, progress)
+    progress("Done")
+    print("\n" + summary(package))
+    return 0
+
+
+def _key(arguments: argparse.Namespace) -> int:
+    from edge_runtime.signing import generate_key
+
+    if arguments.file.exists():
+        raise ConfigError(f"{arguments.file} exists already; a key is never overwritten")
+    key = generate_key()
+    key.save(arguments.file)
+    print(key.public_key)
+    return 0
+
+
+def _adapter(arguments: argparse.Namespace) -> int:
+    from edge_runtime.package import Package
+    from edge_runtime.slices import decode_values
+    from export.adapter import write_adapter
+
+    package = Package.open(arguments.package, arguments.publisher_key)
+    values = decode_values(arguments.slices.read_bytes(), package.manifest.slices)
+    print(write_adapter(package, values, arguments.output, arguments.base_model))
+    return 0
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """The label set: a JSON array of at least two distinct strings.
+
+    Raises:
+        ConfigError: it is anything else.
+    """
+    if path.stat().st_size > MAX_LABELS_BYTES:
+        raise ConfigError(f"{path} has more than {MAX_LABELS_BYTES} bytes; it should hold one label set")
+    try:
+        labels = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    if not isinstance(labels, list) or not all(isinstance(label, str) and label for label in labels):
+        raise ConfigError(f"{path} must hold a JSON array of non-empty strings")
+    if len(labels) < 2 or len(set(labels)) != len(labels):
+        raise ConfigError(f"{path} must hold at least two labels, each once")
+    return tuple(labels)
+
+
+def summary(package: Package) -> str:
+    """Sizes, trainable dimensions, predicted memory and the comparison with torch, for people."""
+    manifest = package.manifest
+    groups: dict[str, int] = {}
+    for path, entry in manifest.files.items():
+        group = path.split("/", maxsplit=1)[0]
+        groups[group] = groups.get(group, 0) + entry.bytes
+    lines = [
+        f"package    {package.folder}",
+        f"sha256     {package.sha256}",
+        f"base       {manifest.base.architecture}, {manifest.base.parameters / 1e6:.1f} M parameters, "
+        f"{manifest.base.quantisation}",
+        "sizes      " + ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in sorted(groups.items())),
+        "slices",
+        *(f"  {spec.name:<42} {spec.kind:<8} {spec.dimensions:>7} trainable" for spec in manifest.slices),
+        "predicted peak of a training worker",
+        *_predictions(manifest),
+        f"largest relative difference from torch on {manifest.self_check.rows} rows of real text",
+        f"  float arithmetic    loss {manifest.self_check.strict_loss:.1e}, jvp {manifest.self_check.strict_jvp:.1e}",
+        f"  int8 arithmetic     loss {manifest.self_check.loss:.1e}, jvp {manifest.self_check.jvp:.1e}, "
+        f"jvp cosine {manifest.self_check.jvp_cosine:.4f}",
+    ]
+    return "\n".join(lines)
+
+
+def _predictions(manifest: Manifest) -> list[str]:
+    from edge_runtime.plan import PREFERRED_MICRO_BATCH, predict_peak
+
+    first = min((spec.segment for spec in manifest.slices if spec.kind != "head"), default=None)
+    lines = []
+    for batch, sequence, draws in SUMMARY_SIZES:
+        length = min(sequence, manifest.sequence_limit)
+        peak = predict_peak(
+            manifest,
+            first_segment=first,
+            batch_size=batch,
+            micro_batch=min(batch, PREFERRED_MICRO_BATCH),
+            sequence=length,
+            draws=draws,
+        )
+        lines.append(f"  batch {batch}, {length} tokens, {draws} draws: {peak.total_bytes / 1e6:.0f} MB")
+    return lines
+
+
+def _read_key(path: Path) -> PrivateKey:
+    from edge_runtime.signing import PrivateKey
+
+    return PrivateKey.load(path)
+
+
+def _check_ranges(arguments: argparse.Namespace) -> None:
+    for option, low, high in (("rank", 1, 1024), ("sequence_limit", 2, 1 << 20), ("seed", 0, 1 << 62)):
+        value = getattr(arguments, option)
+        if not low <= value <= high:
+            raise ConfigError(f"--{option.replace('_', '-')} is {value}, must be from {low} to {high}")
+    if not 0 < arguments.alpha <= 1e6:
+        raise ConfigError(f"--alpha is {arguments.alpha}, must be above 0 and at most 1e6")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
