@@ -92,6 +92,11 @@ def _axis(axis: int) -> int:
     return axis + 1 if axis >= 0 else axis
 
 
+def _reduced(args: Sequence[Any]) -> list[int]:
+    """Axes of the tangent over which a reduction runs; none named means all, but never the leading K."""
+    return [_axis(axis) for axis in args[1] or range(args[0].dim())]
+
+
 _linear(aten.neg.default, lambda args, dot: ())
 _linear(aten.clone.default, lambda args, dot: ())
 _linear(aten.permute.default, lambda args, dot: ([0, *(axis % args[0].dim() + 1 for axis in args[1])],))
@@ -99,8 +104,8 @@ _linear(aten.transpose.int, lambda args, dot: (_axis(args[1]), _axis(args[2])))
 _linear(aten.unsqueeze.default, lambda args, dot: (_axis(args[1]),))
 _linear(aten.squeeze.dims, lambda args, dot: ([_axis(axis) for axis in args[1]],))
 _linear(aten.slice.Tensor, lambda args, dot: (_axis(args[1]), *args[2:]))
-_linear(aten.sum.dim_IntList, lambda args, dot: ([_axis(axis) for axis in args[1]], *args[2:]))
-_linear(aten.mean.dim, lambda args, dot: ([_axis(axis) for axis in args[1]], *args[2:]))
+_linear(aten.sum.dim_IntList, lambda args, dot: (_reduced(args), *args[2:]))
+_linear(aten.mean.dim, lambda args, dot: (_reduced(args), *args[2:]))
 
 
 @rule(aten.reshape.default)
@@ -168,20 +173,27 @@ def _widen(dot: Tangent, result: Tensor) -> Tangent:
     """Broadcast a tangent over the axes along which only the other operand was long."""
     if isinstance(dot, Zero) or dot.dim() != result.dim() + 1 or dot.shape[1:] == result.shape:
         return dot
-    return dot.expand(dot.shape[0], *result.shape)
+    return dot.expand(dot.shape[0], *torch.broadcast_shapes(dot.shape[1:], result.shape))
+
+
+def _scaled(dot: Tangent, factor: float) -> Tangent:
+    if isinstance(dot, Zero) or factor == 1:
+        return dot
+    return -dot if factor == -1 else dot * factor
 
 
 @rule(aten.add.Tensor)
-def _add(args: Sequence[Any], dots: Sequence[Any], _: dict[str, Any]) -> tuple[Any, Any]:
-    y = args[0] + args[1]
-    return y, _widen(add_tangents(*_aligned(args, dots)), y)
+def _add(args: Sequence[Any], dots: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    y = torch.add(*args, **kwargs)
+    a_dot, b_dot = _aligned(args, dots)
+    return y, _widen(add_tangents(a_dot, _scaled(b_dot, kwargs.get("alpha", 1))), y)
 
 
 @rule(aten.sub.Tensor)
-def _sub(args: Sequence[Any], dots: Sequence[Any], _: dict[str, Any]) -> tuple[Any, Any]:
-    y = args[0] - args[1]
+def _sub(args: Sequence[Any], dots: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    y = torch.sub(*args, **kwargs)
     a_dot, b_dot = _aligned(args, dots)
-    return y, _widen(add_tangents(a_dot, b_dot if isinstance(b_dot, Zero) else -b_dot), y)
+    return y, _widen(add_tangents(a_dot, _scaled(b_dot, -kwargs.get("alpha", 1))), y)
 
 
 def _product(a_dot: Tangent, b: Any, multiply: Callable[[Any, Any], Tensor]) -> Tangent:
@@ -198,6 +210,8 @@ def _mul(args: Sequence[Any], dots: Sequence[Any], _: dict[str, Any]) -> tuple[A
 @rule(aten.matmul.default)
 def _matmul(args: Sequence[Any], dots: Sequence[Any], _: dict[str, Any]) -> tuple[Any, Any]:
     a, b = args
+    if a.dim() < 2 or b.dim() < 2:
+        raise MissingRuleError("a product with a vector has no rule")
     a_dot, b_dot = _aligned(args, dots)
     left = ZERO if isinstance(a_dot, Zero) else torch.matmul(a_dot, b)
     right = ZERO if isinstance(b_dot, Zero) else torch.matmul(a, b_dot)
@@ -334,5 +348,8 @@ class DualInterpreter(fx.Interpreter):
                     f"no tangent rule for operator {node.target} (node {node.name}); add one to export/dual.py "
                     "with a sample in tests/export/test_dual_rules.py, or leave the layer without slices before it"
                 )
-            return RULES[node.target](args, dots, kwargs)
+            try:
+                return RULES[node.target](args, dots, kwargs)
+            except MissingRuleError as error:
+                raise MissingRuleError(f"{error} (operator {node.target}, node {node.name})") from error
         return node.target(*args, **kwargs), ZERO  # type: ignore[operator]

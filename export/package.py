@@ -215,7 +215,7 @@ def _write_weights(folder: Path, segment: SegmentGraph, tensors: dict[str, Tenso
     references = {}
     with (folder / file).open("wb") as out:
         for name, source in segment.weights.items():
-            array = np.ascontiguousarray(tensors[source].numpy())
+            array = tensors[source].contiguous().numpy()  # numpy's ascontiguousarray would give a scalar an axis
             out.write(b"\0" * (-out.tell() % TENSOR_ALIGNMENT_BYTES))
             references[name] = TensorRef(file, out.tell(), _dtype_name(array), array.shape)
             out.write(array.tobytes())

@@ -17,9 +17,6 @@ from edge_runtime.engines import Array
 from edge_runtime.engines.onnx_names import OUTPUT_SUFFIX
 from edge_runtime.errors import PackageError, WorkerError
 
-#: ONNX Runtime raises its own exception classes; these are their common roots.
-_ENGINE_ERRORS = (RuntimeError, ValueError)
-
 
 class OnnxEngine:
     """Loads ``.onnx`` programs for the CPU.
@@ -44,7 +41,7 @@ class OnnxEngine:
         options.add_external_initializers(list(bound), list(bound.values()))
         try:
             session = ort.InferenceSession(str(program), options, providers=["CPUExecutionProvider"])
-        except _ENGINE_ERRORS as error:
+        except Exception as error:  # the library's exceptions have no narrower root
             reason = str(error).splitlines()[0]
             raise PackageError(f"onnxruntime {ort.__version__} cannot load {program}: {reason}") from error
         return OnnxProgram(session, outputs, bound)
@@ -64,6 +61,6 @@ class OnnxProgram:
         """See :class:`edge_runtime.engines.LoadedProgram`."""
         try:
             results = self._session.run([name + OUTPUT_SUFFIX for name in self._outputs], dict(inputs))
-        except _ENGINE_ERRORS as error:
+        except Exception as error:  # the library's exceptions have no narrower root
             raise WorkerError(f"onnxruntime failed: {str(error).splitlines()[0]}") from error
         return dict(zip(self._outputs, results, strict=True))

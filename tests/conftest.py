@@ -1,0 +1,45 @@
+"""A small model exported once for the whole run; torch is imported only by the tests that ask for it."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # torch.func.jvp loads torch's own decompositions, which torch still scripts (torch 2.13).
+    config.addinivalue_line("filterwarnings", "ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+    # torch.export copies its own tree specs in a way its own pytree deprecates (torch 2.13).
+    config.addinivalue_line("filterwarnings", r"ignore:`isinstance\(treespec, LeafSpec\)`:FutureWarning")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """Folder of a random two-block BERT with its own tokenizer."""
+    from tests.export import tiny
+
+    return tiny.write_model(tmp_path_factory.mktemp("model") / "tiny-bert")
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_model, tmp_path_factory):
+    """The model with LoRA-XS slices in int8, as package, as torch reference and with its key."""
+    from tests.export import tiny
+
+    return tiny.export(tiny_model, tmp_path_factory.mktemp("package") / "int8")
+
+
+@pytest.fixture(scope="session")
+def exported_plain(tiny_model, tmp_path_factory):
+    """The model with LoRA slices in float32."""
+    from tests.export import tiny
+
+    output = tmp_path_factory.mktemp("package") / "plain"
+    return tiny.export(tiny_model, output, kind="lora", rank=2, quantisation="none")
+
+
+@pytest.fixture(scope="session")
+def float_package(exported, tmp_path_factory):
+    """The int8 package, its matrix products computed in float32."""
+    from tests.export import tiny
+
+    return tiny.with_float_arithmetic(exported.package, tmp_path_factory.mktemp("float"))

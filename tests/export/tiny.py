@@ -1,0 +1,212 @@
+"""Models small enough to export in seconds, their packages, and the comparison of programs with torch."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from tokenizers import BertWordPieceTokenizer
+from transformers import (
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+)
+
+from edge_runtime.data import Batch, Row, Tokenizer, make_batch
+from edge_runtime.messages import LocalOptimizer, Task
+from edge_runtime.package import Package
+from edge_runtime.signing import PrivateKey, generate_key
+from export.capture import Capture, capture
+from export.model import SliceOptions, load_model
+from export.package import ExportOptions, export_package
+from export.quantise_graph import quantise_segment
+from export.reference import TorchReference
+
+torch.set_num_threads(1)
+
+LABELS = ("bad", "good", "mixed")
+SENTENCES = (
+    "the film is a quiet joy from start to finish",
+    "a dull plot and worse acting",
+    "i would gladly watch it again",
+    "nothing in it works",
+    "some scenes shine , others drag on far too long",
+    "good",
+    "the music alone is worth the ticket , the rest of it is not",
+    "bad from the first line to the last",
+)
+HIDDEN, BLOCKS, HEADS, INNER, POSITIONS = 64, 2, 4, 128, 64
+CHECK_TEXTS = SENTENCES[:4]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A package beside what it was made from."""
+
+    package: Package
+    reference: TorchReference
+    segments: Capture
+    key: PrivateKey
+
+
+def write_model(folder: Path, family: str = "bert", **changes: object) -> Path:
+    """Save a random model of a family with a WordPiece tokenizer trained on SENTENCES."""
+    trainer = BertWordPieceTokenizer(lowercase=True)
+    trainer.train_from_iterator(SENTENCES, vocab_size=160, show_progress=False)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=trainer._tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(7)
+    make_model(family, vocab_size=len(tokenizer), **changes).save_pretrained(folder)
+    return folder
+
+
+def make_model(family: str, **changes: object) -> PreTrainedModel:
+    """A random model; weights are drawn three times as wide as usual, so that every layer matters."""
+    common = {"initializer_range": 0.06, "max_position_embeddings": POSITIONS, "pad_token_id": 0, **changes}
+    sizes = {
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": BLOCKS,
+        "num_attention_heads": HEADS,
+        "intermediate_size": INNER,
+    }
+    if family == "bert":
+        return BertModel(BertConfig(**{**sizes, **common}), add_pooling_layer=False)
+    if family == "roberta":
+        return RobertaModel(RobertaConfig(**{**sizes, **common}), add_pooling_layer=False)
+    sizes = {"dim": HIDDEN, "n_layers": BLOCKS, "n_heads": HEADS, "hidden_dim": INNER}
+    return DistilBertModel(DistilBertConfig(**{**sizes, **common}))
+
+
+def options(model: Path, output: Path, **changes: object) -> ExportOptions:
+    """Export options; ``kind``, ``rank`` and ``targets`` go to the slices."""
+    chosen = {name: changes.pop(name) for name in ("kind", "rank", "targets") if name in changes}
+    settings = {
+        "labels": LABELS,
+        "sequence_limit": 32,
+        "quantisation": "int8",
+        "check_texts": CHECK_TEXTS,
+        **changes,
+    }
+    return ExportOptions(model=model, output=output, slices=SliceOptions(**chosen), **settings)
+
+
+def capture_model(chosen: ExportOptions) -> tuple[Capture, TorchReference]:
+    """The segments an export lowers, and the torch reference on the same stored weights."""
+    captured = capture(load_model(chosen.model, len(chosen.labels), chosen.slices))
+    tensors = dict(captured.tensors)
+    if chosen.quantisation == "int8":
+        for segment in captured.segments:
+            tensors.update(quantise_segment(segment, captured.tensors, 4)[1])
+    captured = Capture(captured.segments, tensors)
+    return captured, TorchReference(captured.segments, tensors)
+
+
+def export(model: Path, output: Path, **changes: object) -> Exported:
+    """Export a model folder."""
+    chosen, key = options(model, output, **changes), generate_key()
+    captured, reference = capture_model(chosen)
+    return Exported(export_package(chosen, key, lambda _: None), reference, captured, key)
+
+
+def with_float_arithmetic(package: Package, folder: Path) -> Package:
+    """A copy of a package whose quantised products run in float32 (accuracy_level 1)."""
+    shutil.copytree(package.folder, folder, dirs_exist_ok=True)
+    for path in (folder / "programs").iterdir():
+        model = onnx.load(path, load_external_data=False)
+        for node in model.graph.node:
+            for attribute in node.attribute:
+                if attribute.name == "accuracy_level":
+                    attribute.i = 1
+        path.write_bytes(model.SerializeToString())
+    return Package(folder, package.manifest, package.sha256)
+
+
+def make_task(package: Package, **changes: object) -> Task:
+    """A task on all slices of a package."""
+    settings = {
+        "task_id": "t-1",
+        "run_id": "r-1",
+        "round": 1,
+        "slot": 0,
+        "seed": 11,
+        "package": package.sha256 or "0" * 64,
+        "package_signature": "A" * 86 + "==",
+        "state": "0" * 64,
+        "slices": tuple(spec.name for spec in package.manifest.slices if spec.kind != "head"),
+        "train_head": True,
+        "steps": 2,
+        "batch_size": 4,
+        "draws": 2,
+        "sequence_limit": 32,
+        "optimizer": LocalOptimizer("sgd", 0.01, 0.1),
+        "required_bytes": 0,
+        "deadline_s": 600.0,
+        **changes,
+    }
+    return Task(**settings)
+
+
+def make_text_batch(package: Package, texts: tuple[str, ...] = SENTENCES) -> Batch:
+    """Real text as the device would batch it, labels in turn."""
+    manifest = package.manifest
+    rows = [Row(text, i % len(manifest.labels)) for i, text in enumerate(texts)]
+    ids = Tokenizer(package.path(manifest.tokenizer), manifest.sequence_limit).encode(rows)
+    return make_batch(ids, [row.label for row in rows], pad_token_id=manifest.pad_token_id)
+
+
+def moved_slices(reference: TorchReference, seed: int = 3, size: float = 0.1) -> dict[str, torch.Tensor]:
+    """Slice and head values away from their zeros, so that every path carries signal."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: reference.tensors[name] + size * torch.randn(reference.tensors[name].shape, generator=generator)
+        for name in reference.trainable
+    }
+
+
+def flat(slices: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Trainable tensors under the flat names of the package."""
+    return {
+        "/".join(name.removeprefix("encoder.").rsplit(".", 1)): value.detach().numpy()
+        for name, value in slices.items()
+    }
+
+
+def torch_batch(batch: Batch) -> dict[str, torch.Tensor]:
+    """A batch as the torch reference takes it."""
+    return {
+        name: torch.from_numpy(getattr(batch, name)) for name in ("input_ids", "attention_mask", "labels")
+    }
+
+
+def backprop_jvps(
+    reference: TorchReference, slices: dict[str, torch.Tensor], batch: Batch, tangents: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Loss (B,) and jvps (K, B) of each example as g·v, g by backpropagation."""
+    loss, gradients = reference.example_gradients(torch_batch(batch), slices)
+    jvps = sum(
+        (tangents[name] * gradient).reshape(*tangents[name].shape[:2], -1).sum(-1)
+        for name, gradient in flat(gradients).items()
+        if name in tangents
+    )
+    return loss.numpy(), np.asarray(jvps)
+
+
+def relative(got: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference over the largest expected magnitude."""
+    return float(np.abs(got - expected).max() / np.abs(expected).max())
