@@ -8,6 +8,7 @@ phase has its own. Reading /proc costs well under a millisecond and no memory to
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -59,10 +60,9 @@ def status_bytes(field: str) -> int:
 
 
 def cgroup_peak_bytes() -> int | None:
-    """The kernel's peak charge for this process's memory cgroup, or None if it has none of its own.
+    """The kernel's peak charge for this process's memory cgroup, or None if it shares it with others.
 
-    Version 2 offers ``memory.peak``, version 1 ``memory.max_usage_in_bytes``. The root cgroup counts the whole
-    machine and is not this process's figure.
+    Version 2 offers ``memory.peak``, version 1 ``memory.max_usage_in_bytes``.
     """
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
@@ -70,15 +70,19 @@ def cgroup_peak_bytes() -> int | None:
         return None
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if path == "/":
-            continue
-        for file in (
-            Path("/sys/fs/cgroup/memory") / path.lstrip("/") / "memory.max_usage_in_bytes",
-            Path("/sys/fs/cgroup") / path.lstrip("/") / "memory.peak",
-        ):
-            if controllers in ("", "memory") and file.is_file():
-                return int(file.read_text())
+        for root, file in (("/sys/fs/cgroup/memory", "memory.max_usage_in_bytes"), ("/sys/fs/cgroup", "memory.peak")):
+            group = Path(root) / path.lstrip("/")
+            if controllers in ("", "memory") and (group / file).is_file() and _is_alone(group):
+                return int((group / file).read_text())
     return None
+
+
+def _is_alone(group: Path) -> bool:
+    """Whether this process is the only one charged to a cgroup."""
+    try:
+        return (group / "cgroup.procs").read_text().split() == [str(os.getpid())]
+    except OSError:
+        return False
 
 
 def _reset_high_water() -> bool:

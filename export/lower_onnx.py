@@ -8,6 +8,7 @@ tensors become external initialisers that the runtime binds to memory-mapped fil
 
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import Any
 
@@ -101,6 +102,8 @@ def lower(program: TracedProgram) -> ir.Model:
     _name_reshapes_by_position(graph_module.graph)
     _drop_copies(graph_module.graph)
     graph_module.recompile()
+    # The translator warns about libraries that are not installed and not needed.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exported = torch.onnx.export(

@@ -35,12 +35,12 @@ from edge_runtime.package import (
 )
 from edge_runtime.signing import PrivateKey
 from edge_runtime.slices import encode_values, key
-from export.capture import Capture, SegmentGraph, capture, structure_of
+from export.capture import SegmentGraph, capture, structure_of
 from export.lower_onnx import lower
 from export.model import HEAD, SliceKind, SliceOptions, load_model
 from export.predict import live_sets
 from export.program import ProgramKind, trace
-from export.quantise_graph import quantise_segment
+from export.quantise_graph import INT8_ARITHMETIC, quantise_capture
 from export.reference import TorchReference
 from export.self_check import check_package
 
@@ -49,8 +49,6 @@ PAGE_BYTES = 4096
 TENSOR_ALIGNMENT_BYTES = 64
 TOKENIZER = "tokenizer.json"
 STATE = "slices.safetensors"
-#: accuracy_level of MatMulNBits: int8 arithmetic as shipped, float32 for the strict comparison.
-INT8_ARITHMETIC, FLOAT_ARITHMETIC = 4, 1
 
 Progress = Callable[[str], None]
 DtypeName = Literal["float32", "uint8", "int64", "bool"]
@@ -100,8 +98,7 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
 
     # 2. Capture as one graph, cut into segments, quantise frozen matrices.
     progress("Capturing the model and cutting it into segments")
-    captured = capture(model)
-    segments, tensors = _quantise(captured, options.quantisation)
+    segments, tensors = quantise_capture(capture(model), options.quantisation)
 
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.output.parent, prefix=".export-") as temporary:
@@ -155,16 +152,6 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
         write_durably(folder / SIGNATURE, signer.sign(data).encode())
         rename_durably(folder, options.output)
     return Package.open(options.output, signer.public_key)
-
-
-def _quantise(captured: Capture, quantisation: str) -> tuple[tuple[SegmentGraph, ...], dict[str, Tensor]]:
-    """Quantised segments, and every tensor they name, trainable ones included."""
-    tensors = dict(captured.tensors)
-    if quantisation == "int8":
-        for segment in captured.segments:
-            _, stored = quantise_segment(segment, captured.tensors, INT8_ARITHMETIC)
-            tensors.update(stored)
-    return captured.segments, tensors
 
 
 def _kinds(segment: SegmentGraph) -> tuple[ProgramKind, ...]:

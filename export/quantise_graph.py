@@ -10,10 +10,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from export.capture import SegmentGraph
+from export.capture import Capture, SegmentGraph
 from export.quantise import BLOCK, frozen_embedding, frozen_linear, quantise_rows
 
 aten = torch.ops.aten
+
+#: accuracy_level of MatMulNBits as shipped: products in int8 arithmetic.
+INT8_ARITHMETIC = 4
+
+
+def quantise_capture(
+    captured: Capture, quantisation: str
+) -> tuple[tuple[SegmentGraph, ...], dict[str, Tensor]]:
+    """Quantise all segments of a capture.
+
+    Args:
+        captured: its segments are rewritten in place.
+        quantisation: ``int8``, or ``none`` to leave everything float32.
+
+    Returns:
+        The segments, and every tensor they name, trainable ones included.
+    """
+    tensors = dict(captured.tensors)
+    if quantisation == "int8":
+        for segment in captured.segments:
+            _, stored = quantise_segment(segment, captured.tensors, INT8_ARITHMETIC)
+            tensors.update(stored)
+    return captured.segments, tensors
 
 
 def quantise_segment(

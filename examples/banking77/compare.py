@@ -1,0 +1,68 @@
+"""Does the adapter, loaded by ``peft`` into the float model, predict what the runtime predicts?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from edge_runtime.data import Tokenizer, load_rows, make_batch
+from edge_runtime.engines.onnx import OnnxEngine
+from edge_runtime.executor import Executor
+from edge_runtime.package import Package
+from edge_runtime.slices import decode_values
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Share of dev rows on which both predict the same label, and the accuracy of each."""
+
+    agreement: float
+    runtime_accuracy: float
+    peft_accuracy: float
+
+
+def compare_with_peft(
+    model: Path, adapter: Path, package_folder: Path, publisher_key: str, slices: Path, dev: Path
+) -> Agreement:
+    """Predict the dev rows with the runtime (int8 base) and with peft (float base), and compare."""
+    package = Package.open(package_folder, publisher_key)
+    rows = load_rows(dev, json.loads((adapter / "head.json").read_text())["labels"])
+    tokenizer = Tokenizer(package.path(package.manifest.tokenizer), package.manifest.sequence_limit)
+    ids = tokenizer.encode(rows)
+    values = decode_values(slices.read_bytes(), package.manifest.slices)
+    executor = Executor(package, OnnxEngine(threads=2))
+    encoder = AutoModel.from_pretrained(model, local_files_only=True).eval()
+    adapted = PeftModel.from_pretrained(encoder, str(adapter))
+    head = load_file(adapter / "head.safetensors")
+
+    ours, theirs = np.empty(len(rows), int), np.empty(len(rows), int)
+    order = sorted(range(len(rows)), key=lambda i: len(ids[i]))
+    for start in range(0, len(rows), BATCH):
+        group = order[start : start + BATCH]
+        batch = make_batch(
+            [ids[i] for i in group],
+            [rows[i].label for i in group],
+            pad_token_id=package.manifest.pad_token_id,
+        )
+        ours[group] = executor.sweep(values, [batch]).logits.argmax(axis=1)
+        mask = torch.from_numpy(batch.attention_mask)
+        with torch.no_grad():
+            hidden = adapted(input_ids=torch.from_numpy(batch.input_ids), attention_mask=mask).last_hidden_state
+            pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+            features = pooled / pooled.square().mean(-1, keepdim=True).sqrt()
+            theirs[group] = (features @ head["weight"].T + head["bias"]).argmax(1).numpy()
+    labels = np.array([row.label for row in rows])
+    return Agreement(
+        agreement=float((ours == theirs).mean()),
+        runtime_accuracy=float((ours == labels).mean()),
+        peft_accuracy=float((theirs == labels).mean()),
+    )

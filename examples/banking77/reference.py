@@ -1,0 +1,265 @@
+"""`make demo-reference`: what the demo is compared with, by the same rounds, data and seeds.
+
+Three arms run in this process, with the coordinator's own selection, assignment, aggregation and server optimisers:
+
+* ``forward``: the worker's own training, so the figure must be the demo's;
+* ``head_only``: the same without slices;
+* ``backpropagation``: the exact gradient of the same slices, by torch on the same quantised weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from demo import packaged_model
+from prepare import HERE, prepare
+
+from coordinator.aggregation import Contribution, apply_changes, mean_change
+from coordinator.assignment import assign
+from coordinator.config import RunConfig, run_config
+from coordinator.requirements import required_bytes
+from coordinator.selection import Candidate, draw_order, fit
+from edge_runtime.data import Tokenizer, draw_batches, load_rows, make_batch
+from edge_runtime.gradient import head_gradient
+from edge_runtime.jobs import EvaluateJob, TrainJob
+from edge_runtime.messages import Task
+from edge_runtime.meter import Meter
+from edge_runtime.optimizers import make_optimizer
+from edge_runtime.package import Package
+from edge_runtime.signing import generate_key
+from edge_runtime.slices import Values, decode_values, encode_values, shapes
+from edge_runtime.worker import evaluate, train
+from export.capture import capture
+from export.cli import read_labels
+from export.model import SliceOptions, load_model
+from export.package import ExportOptions, export_package
+from export.quantise_graph import quantise_capture
+from export.reference import TorchReference
+from export.self_check import flat_values, torch_inputs
+
+RESULT = HERE.parents[1] / "benchmarks" / "results" / "demo-reference.json"
+CAP_BYTES = 1 << 40
+#: Trains one task from the given values on a device's file; returns examples and change.
+LocalTraining = Callable[[Task, Values, Path], tuple[int, Values]]
+
+
+class Simulation:
+    """One fleet, package and run configuration; :meth:`run` plays an arm."""
+
+    def __init__(self, folder: Path, config: RunConfig, threads: int) -> None:
+        self.folder, self.config, self.threads = folder, config, threads
+        self.split = prepare(folder / "data")
+        self.labels = read_labels(self.split.labels)
+        self.slice_options = SliceOptions()
+        self.key = generate_key()
+        self.model = packaged_model()
+        texts = tuple(row.text for row in load_rows(self.split.dev, self.labels))
+        options = ExportOptions(
+            model=self.model,
+            labels=self.labels,
+            output=folder / "package",
+            slices=self.slice_options,
+            sequence_limit=config.sequence_limit,
+            quantisation="int8",
+            check_texts=texts,
+        )
+        self.package = export_package(options, self.key, progress=lambda _: None)
+        manifest = self.package.manifest
+        self.slices = tuple(spec.name for spec in manifest.slices if spec.kind != "head")
+        self.state = folder / "state.safetensors"
+
+    def run(self, name: str, slices: tuple[str, ...], local: LocalTraining) -> dict[str, Any]:
+        """Play all rounds of an arm; returns its accuracy and curve."""
+        started, manifest, config = time.monotonic(), self.package.manifest, self.config
+        values = decode_values(self.package.path(manifest.initial_state).read_bytes(), manifest.slices)
+        moments: dict[str, Any] = {}
+        candidates = [
+            Candidate(str(number), f"device-{number:02d}", CAP_BYTES, 0)
+            for number in range(len(self.split.devices))
+        ]
+        curve = []
+        for number in range(config.rounds):
+            places = assign(slices, config.devices_per_round, number)
+            # Devices are seated as in the demo, where every arm's places would need what forward mode needs.
+            needs = assign(self.slices, config.devices_per_round, number)
+            order = draw_order(candidates, config.seed, number)
+            seats = fit(order, len(places), lambda place, _, n=needs: required_bytes(manifest, config, n[place], 0))
+            contributions = [
+                Contribution(*local(self._task(number, slot, names), values, self.split.devices[int(seats[slot].device_id)]))
+                for slot, names in enumerate(places)
+            ]
+            values, moments = apply_changes(
+                values,
+                moments,
+                mean_change(contributions),
+                head=frozenset(shapes([manifest.head])),
+                optimizers=config.server_optimizer,
+            )
+            every = config.evaluation.every_rounds if config.evaluation else config.rounds
+            if (number + 1) % every == 0 or number + 1 == config.rounds:
+                accuracy, loss = self.evaluate(values)
+                curve.append({"round": number, "accuracy": accuracy, "loss": loss})
+                print(f"{name:16} round {number:3}  accuracy {accuracy:.3f}  loss {loss:.3f}", flush=True)
+        return {
+            "accuracy": curve[-1]["accuracy"],
+            "loss": curve[-1]["loss"],
+            "seconds": round(time.monotonic() - started, 1),
+            "curve": curve,
+        }
+
+    def evaluate(self, values: Values) -> tuple[float, float]:
+        """Accuracy and loss on the dev split, by the runtime."""
+        self.state.write_bytes(encode_values(values))
+        job = EvaluateJob(
+            str(self.package.folder),
+            self.key.public_key,
+            str(self.state),
+            str(self.split.dev),
+            self.config.sequence_limit,
+            CAP_BYTES,
+            self.threads,
+        )
+        outcome = evaluate(job, Meter())
+        return outcome.accuracy, outcome.mean_loss
+
+    def by_the_worker(self, task: Task, values: Values, data: Path) -> tuple[int, Values]:
+        """Local training exactly as a device does it: forward mode for slices, exact gradient for the head."""
+        self.state.write_bytes(encode_values(values))
+        change = self.folder / "change.safetensors"
+        job = TrainJob(
+            str(self.package.folder),
+            self.key.public_key,
+            str(self.state),
+            str(data),
+            str(change),
+            task,
+            CAP_BYTES,
+            self.threads,
+        )
+        outcome = train(job, Meter())
+        specs = [self.package.manifest.slice_named(name) for name in (*task.slices, "head")]
+        return outcome.examples, decode_values(change.read_bytes(), specs)
+
+    def by_backpropagation(self, reference: TorchReference) -> LocalTraining:
+        """Local training with the exact gradient of the same slices on the same batches."""
+        manifest = self.package.manifest
+        tokenizer = Tokenizer(self.package.path(manifest.tokenizer), self.config.sequence_limit)
+        flat = {name: next(iter(flat_values({name: reference.tensors[name]}))) for name in reference.trainable}
+
+        def local(task: Task, values: Values, data: Path) -> tuple[int, Values]:
+            rows = load_rows(data, manifest.labels)
+            ids = tokenizer.encode(rows)
+            specs = [manifest.slice_named(name) for name in (*task.slices, "head")]
+            optimizer = make_optimizer(task.optimizer, values, list(shapes(specs)))
+            wanted = [name for name, key in flat.items() if key.split("/")[0] in task.slices]
+            batches = draw_batches(
+                len(rows),
+                seed=task.seed,
+                round_number=task.round,
+                slot=task.slot,
+                steps=task.steps,
+                batch_size=task.batch_size,
+            )
+            for chosen in batches:
+                batch = make_batch(
+                    [ids[i] for i in chosen],
+                    [rows[i].label for i in chosen],
+                    pad_token_id=manifest.pad_token_id,
+                )
+                at = optimizer.values()
+                tensors = {name: torch.from_numpy(at[key]) for name, key in flat.items()}
+                for name in wanted:
+                    tensors[name] = tensors[name].clone().requires_grad_()
+                outputs = reference.run(torch_inputs(batch), tensors)
+                slopes = torch.autograd.grad(outputs["loss"].mean(), [tensors[name] for name in wanted])
+                gradient = {flat[name]: slope.numpy() for name, slope in zip(wanted, slopes, strict=True)}
+                head = head_gradient(outputs["residual"].detach().numpy(), outputs["features"].detach().numpy())
+                optimizer.step({**gradient, **head})
+            return sum(len(chosen) for chosen in batches), optimizer.change()
+
+        return local
+
+    def _task(self, number: int, slot: int, slices: tuple[str, ...]) -> Task:
+        config = self.config
+        return Task(
+            task_id=f"{number}-{slot}",
+            run_id="reference",
+            round=number,
+            slot=slot,
+            seed=config.seed,
+            package=self.package.sha256,
+            package_signature="A" * 86 + "==",
+            state="0" * 64,
+            slices=slices,
+            train_head=True,
+            steps=config.steps,
+            batch_size=config.batch_size,
+            draws=config.draws,
+            sequence_limit=config.sequence_limit,
+            optimizer=config.local_optimizer,
+            required_bytes=0,
+            deadline_s=0,
+            directions=config.directions,
+        )
+
+
+def main() -> int:
+    """Run the chosen arms and store them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arms", default="head_only,backpropagation,forward")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=TOML", help="override run.toml")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+
+    table = tomllib.loads((HERE / "run.toml").read_text())
+    for override in arguments.set:
+        _override(table, override)
+    config = run_config({**table, "package": "package", "publisher_key": generate_key().public_key})
+    with tempfile.TemporaryDirectory() as temporary:
+        simulation = Simulation(Path(temporary), config, arguments.threads)
+        loaded = load_model(simulation.model, len(simulation.labels), simulation.slice_options)
+        reference = TorchReference(*quantise_capture(capture(loaded), "int8"))
+        arms: dict[str, tuple[tuple[str, ...], LocalTraining]] = {
+            "head_only": ((), simulation.by_the_worker),
+            "backpropagation": (simulation.slices, simulation.by_backpropagation(reference)),
+            "forward": (simulation.slices, simulation.by_the_worker),
+        }
+        results = {name: simulation.run(name, *arms[name]) for name in arguments.arms.split(",")}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    document = {
+        "command": "make demo-reference",
+        "commit": commit,
+        "machine": f"{platform.machine()}, {platform.system()}, CPython {platform.python_version()}",
+        "torch": torch.__version__,
+        "config": msgspec.to_builtins(table),
+        **results,
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(document, indent=2) + "\n")
+    return 0
+
+
+def _override(table: dict[str, Any], override: str) -> None:
+    path, _, value = override.partition("=")
+    *parents, last = path.split(".")
+    for parent in parents:
+        table = table.setdefault(parent, {})
+    table[last] = tomllib.loads(f"value = {value}")["value"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
