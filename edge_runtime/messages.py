@@ -156,8 +156,8 @@ class Result(Struct, frozen=True):
     """What comes back from a task: the change of the trained values, and what it took.
 
     ``change`` is a safetensors blob with one float32 tensor per ``slice/tensor``: values after the task
-    minus values before. ``examples`` counts rows that entered applied steps and weighs the mean; ``mean_loss`` is over the same
-    rows, None if no step was applied.
+    minus values before. ``examples`` counts rows that entered applied steps and weighs the mean;
+    ``mean_loss`` is over the same rows, None if no step was applied.
     """
 
     task_id: Identifier

@@ -32,7 +32,9 @@ MAX_MANIFEST_BYTES = 16 << 20
 HASH_CHUNK_BYTES = 1 << 20
 
 #: A path inside the package: no absolute paths, no way up.
-PackagePath = Annotated[str, Meta(pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*/){0,3}[A-Za-z0-9_-][A-Za-z0-9._-]*$")]
+PackagePath = Annotated[
+    str, Meta(pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*/){0,3}[A-Za-z0-9_-][A-Za-z0-9._-]*$")
+]
 Shape = tuple[Count, ...]
 
 
@@ -167,7 +169,9 @@ class Manifest(Struct, frozen=True):
         for spec in self.slices:
             if spec.name == name:
                 return spec
-        raise PackageError(f"package {self.name} has no slice {name!r}; it has {', '.join(s.name for s in self.slices)}")
+        raise PackageError(
+            f"package {self.name} has no slice {name!r}; it has {', '.join(s.name for s in self.slices)}"
+        )
 
     @property
     def head(self) -> SliceSpec:
@@ -217,7 +221,9 @@ class Package:
             if not path.is_file():
                 raise PackageError(f"package {self.folder} lacks {name}; fetch or export it again")
             if path.stat().st_size != entry.bytes or sha256_of(path) != entry.sha256:
-                raise DigestError(f"{path} does not match the sha256 in its manifest; fetch or export it again")
+                raise DigestError(
+                    f"{path} does not match the sha256 in its manifest; fetch or export it again"
+                )
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -265,6 +271,13 @@ def _check_references(manifest: Manifest) -> None:
         for tensor in segment.weights.values():
             if tensor.file not in files:
                 raise PackageError(f"segment {segment.name} names an unlisted file {tensor.file}")
+    for path in (manifest.tokenizer, manifest.initial_state):
+        if path not in files:
+            raise PackageError(f"the manifest names an unlisted file {path}")
+    _check_slices(manifest)
+
+
+def _check_slices(manifest: Manifest) -> None:
     names = [spec.name for spec in manifest.slices]
     if len(set(names)) != len(names):
         raise PackageError("two slices of the package share a name")
@@ -273,9 +286,6 @@ def _check_references(manifest: Manifest) -> None:
     for spec in manifest.slices:
         if spec.segment >= len(manifest.segments):
             raise PackageError(f"slice {spec.name} names segment {spec.segment} of {len(manifest.segments)}")
-    for path in (manifest.tokenizer, manifest.initial_state):
-        if path not in files:
-            raise PackageError(f"the manifest names an unlisted file {path}")
 
 
 def _read(path: Path, limit_bytes: int) -> bytes:

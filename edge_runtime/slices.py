@@ -32,7 +32,9 @@ def shapes(specs: Iterable[SliceSpec]) -> dict[str, tuple[int, ...]]:
 
 def encode_values(values: Mapping[str, FloatArray]) -> bytes:
     """Safetensors bytes; equal values give equal bytes (tensors in name order)."""
-    return save({name: np.ascontiguousarray(values[name], dtype=np.float32) for name in sorted(values)})
+    return bytes(
+        save({name: np.ascontiguousarray(values[name], dtype=np.float32) for name in sorted(values)})
+    )
 
 
 def decode_values(data: bytes, specs: Iterable[SliceSpec]) -> Values:

@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.messages import Task
-from edge_runtime.slices import FloatArray, shapes
 from edge_runtime.package import SliceSpec
+from edge_runtime.slices import FloatArray, shapes
 
 Directions = Literal["per_example", "shared", "orthogonal"]
 _DOMAIN = b"edge tangents 1"
@@ -40,7 +40,9 @@ def philox_key(seed: int, round_number: int, slot: int, slice_name: str) -> NDAr
     return np.frombuffer(hashlib.sha256(_DOMAIN + packed).digest()[:16], dtype="<u8").astype(np.uint64)
 
 
-def random_words(key: NDArray[np.uint64], step: int, example: int, draw: int, count: int) -> NDArray[np.uint64]:
+def random_words(
+    key: NDArray[np.uint64], step: int, example: int, draw: int, count: int
+) -> NDArray[np.uint64]:
     """``count`` random 64-bit words for one (step, example, draw)."""
     return np.random.Philox(key=key, counter=[0, draw, example, step]).random_raw(count)
 

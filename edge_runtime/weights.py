@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,5 +47,7 @@ def _view(mapped: mmap.mmap, tensor: TensorRef) -> NDArray[np.generic]:
     dtype = np.dtype(tensor.dtype)
     count = int(np.prod(tensor.shape, dtype=np.int64))
     if tensor.offset + count * dtype.itemsize > len(mapped):
-        raise PackageError(f"a tensor in {tensor.file} ends past the end of the file; export the package again")
+        raise PackageError(
+            f"a tensor in {tensor.file} ends past the end of the file; export the package again"
+        )
     return np.frombuffer(mapped, dtype=dtype, count=count, offset=tensor.offset).reshape(tensor.shape)

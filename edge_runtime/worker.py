@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edge_runtime.data import Batch, Tokenizer, draw_batches, load_rows, make_batch
+from edge_runtime.data import Tokenizer, draw_batches, load_rows, make_batch
 from edge_runtime.durable import write_durably
 from edge_runtime.engines.onnx import OnnxEngine
 from edge_runtime.errors import CapExceededError, EdgeError, WorkerError
@@ -30,7 +30,7 @@ from edge_runtime.jobs import (
     TrainOutcome,
     describe_failure,
 )
-from edge_runtime.messages import MemoryReport, Task
+from edge_runtime.messages import MemoryReport
 from edge_runtime.meter import Meter, cgroup_peak_bytes, status_bytes
 from edge_runtime.optimizers import make_optimizer
 from edge_runtime.package import Package

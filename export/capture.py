@@ -83,7 +83,9 @@ def capture(model: LoadedModel) -> Capture:
     cutter = _Cutter(exported, model.blocks)
     segments = cutter.cut()
     tensors = {**exported.state_dict, **exported.constants}
-    return Capture(tuple(segments), {name: t.detach() for name, t in tensors.items() if isinstance(t, Tensor)})
+    return Capture(
+        tuple(segments), {name: t.detach() for name, t in tensors.items() if isinstance(t, Tensor)}
+    )
 
 
 def structure_of(segment: SegmentGraph, tensors: dict[str, Tensor]) -> tuple[Any, ...]:
@@ -101,9 +103,15 @@ def structure_of(segment: SegmentGraph, tensors: dict[str, Tensor]) -> tuple[Any
     for node in segment.graph.nodes:
         if node.op == "placeholder":
             source = segment.weights.get(node.name) or segment.slices.get(node.name)
-            detail: Any = (node.name, tuple(tensors[source].shape), str(tensors[source].dtype)) if source else node.name
+            detail: Any = (
+                (node.name, tuple(tensors[source].shape), str(tensors[source].dtype)) if source else node.name
+            )
         else:
-            detail = (str(node.target), plain(node.args), tuple((k, plain(v)) for k, v in node.kwargs.items()))
+            detail = (
+                str(node.target),
+                plain(node.args),
+                tuple((k, plain(v)) for k, v in node.kwargs.items()),
+            )
         nodes.append((node.op, detail))
     return (tuple(segment.values), tuple(segment.outputs), tuple(nodes))
 
@@ -118,7 +126,7 @@ def _record(model: LoadedModel) -> torch.export.ExportedProgram:
     )
     table = torch.export.default_decompositions()
     for operator in KEPT_WHOLE:
-        table.pop(operator, None)
+        table.pop(operator, None)  # type: ignore[no-untyped-call]
     try:
         exported = torch.export.export(
             model.classifier,
@@ -128,7 +136,8 @@ def _record(model: LoadedModel) -> torch.export.ExportedProgram:
     except (RuntimeError, torch._dynamo.exc.UserError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{model.architecture} cannot be captured by torch.export: {reason}") from error
-    return exported.run_decompositions(table)
+    decomposed: torch.export.ExportedProgram = exported.run_decompositions(table)
+    return decomposed
 
 
 class _Cutter:
@@ -172,7 +181,9 @@ class _Cutter:
             block = own[node]
             place[node] = block + 1 if block is not None else (0 if latest == 0 else head)
             if latest > place[node]:
-                raise ModelError(f"operation {node.name} of block {block} needs a later block; blocks must be a chain")
+                raise ModelError(
+                    f"operation {node.name} of block {block} needs a later block; blocks must be a chain"
+                )
         # What only the head uses is computed there, not carried through every block.
         for node in reversed(list(self._calls())):
             users = [place.get(user, head) for user in node.users]
@@ -197,7 +208,9 @@ class _Cutter:
                 names[node] = f"context_{sum(name.startswith('context') for name in names.values())}"
             elif later == {place[node] + 1}:
                 if any(place[other] == place[node] and name == "hidden" for other, name in names.items()):
-                    raise ModelError(f"segment {place[node]} hands two values to the next; only one is supported")
+                    raise ModelError(
+                        f"segment {place[node]} hands two values to the next; only one is supported"
+                    )
                 names[node] = "hidden"
             else:
                 raise ModelError(f"value {node.name} skips segments {sorted(later)}; blocks must be a chain")
@@ -205,13 +218,17 @@ class _Cutter:
             names[node] = name
         return names
 
-    def _build(self, index: int, name: str, place: dict[fx.Node, int], crossing: dict[fx.Node, str]) -> SegmentGraph:
+    def _build(
+        self, index: int, name: str, place: dict[fx.Node, int], crossing: dict[fx.Node, str]
+    ) -> SegmentGraph:
         segment = SegmentGraph(name)
         nodes = [node for node in self._calls() if place[node] == index and not _is_size(node)]
         local = _Locals(segment)
         used = {n for node in nodes for n in node.all_input_nodes if not _is_size(n)}
         outside = [n for n in self.graph.nodes if n in used and place.get(n) != index]
-        values = {n: self.user_inputs.get(n.name) or crossing[n] for n in outside if n.name not in self.sources}
+        values = {
+            n: self.user_inputs.get(n.name) or crossing[n] for n in outside if n.name not in self.sources
+        }
         for node in sorted(values, key=lambda n: (values[n] != "hidden", values[n])):
             local.add_value(node, values[node])
         for trainable in (True, False):
@@ -259,7 +276,9 @@ class _Locals:
             return
         if node.target is aten.view.default:  # a view may need a copy once layout hints are gone
             shape = fx.node.map_arg(node.args[1], self._local)
-            self.env[node] = self.graph.call_function(aten.reshape.default, (self._local(node.args[0]), shape))
+            self.env[node] = self.graph.call_function(
+                aten.reshape.default, (self._local(node.args[0]), shape)
+            )
             self.env[node].meta["val"] = node.meta["val"]
             return
         self.env[node] = self.graph.node_copy(node, self._local)

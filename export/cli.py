@@ -62,7 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     adapter = commands.add_parser("adapter", help="write trained slices as a peft adapter")
     adapter.add_argument("package", type=Path)
-    adapter.add_argument("--slices", type=Path, required=True, help="from 'edge-coordinator run fetch-slices'")
+    adapter.add_argument(
+        "--slices", type=Path, required=True, help="from 'edge-coordinator run fetch-slices'"
+    )
     adapter.add_argument("--publisher-key", required=True, help="public key that signed the package")
     adapter.add_argument("--base-model", required=True, help="model name or path to record")
     adapter.add_argument("--output", type=Path, required=True, metavar="DIR")

@@ -334,7 +334,9 @@ class DualInterpreter(fx.Interpreter):
             elif node.op == "output":
                 return [pairs[value] for value in node.args[0]]
             else:
-                raise MissingRuleError(f"node {node.name} is a {node.op}; only ATen calls can be differentiated")
+                raise MissingRuleError(
+                    f"node {node.name} is a {node.op}; only ATen calls can be differentiated"
+                )
         raise MissingRuleError("the graph has no output")
 
     def _call(self, node: fx.Node, pairs: dict[fx.Node, tuple[Any, Any]]) -> tuple[Any, Any]:

@@ -20,6 +20,7 @@ from onnxscript import opset20 as op
 from torch import Tensor, fx
 
 from edge_runtime.engines.onnx_names import OUTPUT_SUFFIX
+from edge_runtime.errors import ModelError
 from export.program import TracedProgram
 from export.quantise import BLOCK, frozen_embedding, frozen_linear
 
@@ -85,7 +86,9 @@ def _reshape_by_position(x: Tensor, shape: list[int]) -> Tensor:
 
 @_reshape_by_position.register_fake
 def _(x: Tensor, shape: list[int]) -> Tensor:
-    return torch.empty_like(x).reshape([x.shape[axis] if side == 0 else side for axis, side in enumerate(shape)])
+    return torch.empty_like(x).reshape(
+        [x.shape[axis] if side == 0 else side for axis, side in enumerate(shape)]
+    )
 
 
 def lower(program: TracedProgram) -> ir.Model:
@@ -120,6 +123,8 @@ def lower(program: TracedProgram) -> ir.Model:
             optimize=True,
             verbose=False,
         )
+    if exported is None:
+        raise ModelError("torch.onnx.export gave no program")
     model = exported.model
     _name_axes(model, program)
     _externalise(model, program.weights)
@@ -145,7 +150,9 @@ def _to_matmul_nbits(x: Any, levels: Any, scales: Any, bias: Any, accuracy_level
 
 
 def _to_gather_block_quantized(levels: Any, scales: Any, index: Any) -> Any:
-    return _GATHER_BLOCK_QUANTIZED(levels, index, scales, bits=8, block_size=BLOCK, gather_axis=0, quantize_axis=1)
+    return _GATHER_BLOCK_QUANTIZED(
+        levels, index, scales, bits=8, block_size=BLOCK, gather_axis=0, quantize_axis=1
+    )
 
 
 def _to_reshape(x: Any, shape: list[int]) -> Any:
@@ -174,7 +181,9 @@ def _name_reshapes_by_position(graph: fx.Graph) -> None:
                 sides.append(0)
             else:
                 sides.append(-1)
-        if sides.count(-1) > 1 or any(side == 0 for side in map(int, filter(lambda s: isinstance(s, int), result))):
+        if sides.count(-1) > 1 or any(
+            side == 0 for side in map(int, filter(lambda s: isinstance(s, int), result))
+        ):
             continue
         with graph.inserting_before(node):
             new = graph.call_function(torch.ops.edge.reshape_by_position.default, (node.args[0], sides))
@@ -196,13 +205,18 @@ def _name_axes(model: ir.Model, program: TracedProgram) -> None:
     """Call dynamic axes draws, batch and sequence everywhere, as the program's inputs name them."""
     names: dict[str, str] = {}
     for value in model.graph.inputs:
-        for axis, name in program.axes[value.name].items():
-            names[str(value.shape[axis].value)] = name
+        for axis, name in program.axes[str(value.name)].items():
+            names[_symbol(value, axis)] = name
     values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
     for value in values:
-        for axis, side in enumerate(value.shape or ()):
-            if isinstance(side, ir.SymbolicDim) and str(side.value) in names:
-                value.shape[axis] = ir.SymbolicDim(names[str(side.value)])
+        if value.shape is None:
+            continue
+        sides = [names.get(str(getattr(side, "value", None)), side) for side in value.shape]
+        value.shape = ir.Shape(sides)
+
+
+def _symbol(value: ir.Value, axis: int) -> str:
+    return str(getattr(value.shape[axis], "value", None)) if value.shape is not None else ""
 
 
 def _externalise(model: ir.Model, weights: tuple[str, ...]) -> None:
@@ -213,11 +227,9 @@ def _externalise(model: ir.Model, weights: tuple[str, ...]) -> None:
         model.graph.inputs.remove(value)
         shape = value.shape
         if value.dtype is None or shape is None:
-            raise TypeError(f"weight {name} has no static type in the lowered program")
+            raise ModelError(f"frozen tensor {name} has no static type in the lowered program")
         size = int(_numel(shape) * value.dtype.itemsize)
-        value.const_value = ir.ExternalTensor(
-            EXTERNAL, offset, size, value.dtype, shape=shape, name=name
-        )
+        value.const_value = ir.ExternalTensor(EXTERNAL, offset, size, value.dtype, shape=shape, name=name)
         model.graph.initializers[name] = value
         offset += size
 
@@ -225,7 +237,9 @@ def _externalise(model: ir.Model, weights: tuple[str, ...]) -> None:
 def _numel(shape: ir.Shape) -> int:
     total = 1
     for side in shape:
-        total *= int(side)
+        if not isinstance(side, int):
+            raise ModelError(f"a frozen tensor has a dynamic axis {side}")
+        total *= side
     return total
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
 
 from edge_runtime.errors import ModelError
 
@@ -69,13 +70,18 @@ class SlicedLinear(nn.Module):
             self.B = nn.Parameter(torch.zeros(1, linear.out_features, rank))
         self.kind = options.kind
 
+    # Buffers and parameters are declared for the type checker; which exist depends on the kind.
+    up: Tensor
+    down: Tensor
+    scale: Tensor
+
     def forward(self, x: Tensor) -> Tensor:
         """y = W x + b + up·core·down·x, or + scale·B·A·x; x has shape (B, T, in)."""
         if self.kind == "lora_xs":
             inner = torch.matmul(nn.functional.linear(x, self.down), self.core.transpose(-1, -2))
-            return self.linear(x) + nn.functional.linear(inner, self.up)
+            return torch.add(self.linear(x), nn.functional.linear(inner, self.up))
         inner = torch.matmul(x, self.A.transpose(-1, -2))
-        return self.linear(x) + torch.matmul(inner, self.B.transpose(-1, -2)) * self.scale
+        return torch.add(self.linear(x), torch.matmul(inner, self.B.transpose(-1, -2)) * self.scale)
 
 
 class Head(nn.Module):
@@ -220,8 +226,6 @@ def _matches(name: str, target: str) -> bool:
 
 
 def _load_encoder(folder: Path) -> tuple[nn.Module, Any]:
-    from transformers import AutoConfig, AutoModel
-
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is not a Hugging Face model folder: it has no config.json")
     try:

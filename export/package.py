@@ -202,7 +202,9 @@ def _write_weights(folder: Path, segment: SegmentGraph, tensors: dict[str, Tenso
     references = {}
     with (folder / file).open("wb") as out:
         for name, source in segment.weights.items():
-            array = tensors[source].contiguous().numpy()  # numpy's ascontiguousarray would give a scalar an axis
+            array = (
+                tensors[source].contiguous().numpy()
+            )  # numpy's ascontiguousarray would give a scalar an axis
             out.write(b"\0" * (-out.tell() % TENSOR_ALIGNMENT_BYTES))
             references[name] = TensorRef(file, out.tell(), _dtype_name(array), array.shape)
             out.write(array.tobytes())
@@ -213,7 +215,9 @@ def _write_weights(folder: Path, segment: SegmentGraph, tensors: dict[str, Tenso
 def _dtype_name(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> DtypeName:
     names: dict[str, DtypeName] = {"float32": "float32", "uint8": "uint8", "int64": "int64", "bool": "bool"}
     if array.dtype.name not in names:
-        raise ModelError(f"the model holds a frozen {array.dtype.name} tensor; packages carry {', '.join(names)}")
+        raise ModelError(
+            f"the model holds a frozen {array.dtype.name} tensor; packages carry {', '.join(names)}"
+        )
     return names[array.dtype.name]
 
 

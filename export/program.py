@@ -106,7 +106,9 @@ def trace(
         example, symbols = _example(name, segment, tensors, sizes)
         examples.append(example)
         axes[name] = symbols
-    shapes = tuple({axis: dims[symbol] for axis, symbol in axes[name].items()} for name in program.input_names)
+    shapes = tuple(
+        {axis: dims[symbol] for axis, symbol in axes[name].items()} for name in program.input_names
+    )
     with torch.no_grad():
         exported = torch.export.export(program, tuple(examples), dynamic_shapes=(shapes,))
     return TracedProgram(

@@ -76,8 +76,9 @@ _frozen_linear.register_autograd(_backward, setup_context=_keep_weight)
 
 @torch.library.custom_op("edge::frozen_embedding", mutates_args=())
 def _frozen_embedding(levels: Tensor, scales: Tensor, index: Tensor) -> Tensor:
-    blocks = levels[index].unflatten(-1, (-1, BLOCK)).to(scales.dtype)
-    return ((blocks - ZERO_POINT) * scales[index][..., None]).flatten(-2)
+    blocks = levels[index].reshape(*index.shape, -1, BLOCK).to(scales.dtype)
+    rows: Tensor = (blocks - ZERO_POINT) * scales[index][..., None]
+    return rows.flatten(-2)
 
 
 @_frozen_embedding.register_fake

@@ -27,7 +27,9 @@ class TorchReference:
         self._modules = [segment.module() for segment in segments]
         self.trainable = tuple(source for segment in segments for source in segment.slices.values())
 
-    def run(self, inputs: Mapping[str, Tensor], slices: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def run(
+        self, inputs: Mapping[str, Tensor], slices: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Outputs of the head for a batch.
 
         Args:

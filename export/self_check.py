@@ -98,7 +98,8 @@ def _check_task() -> Task:
 def _perturbed(reference: TorchReference) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     return {
-        name: reference.tensors[name] + PERTURBATION * torch.randn(reference.tensors[name].shape, generator=generator)
+        name: reference.tensors[name]
+        + PERTURBATION * torch.randn(reference.tensors[name].shape, generator=generator)
         for name in reference.trainable
     }
 

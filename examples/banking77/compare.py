@@ -56,7 +56,9 @@ def compare_with_peft(
         ours[group] = executor.sweep(values, [batch]).logits.argmax(axis=1)
         mask = torch.from_numpy(batch.attention_mask)
         with torch.no_grad():
-            hidden = adapted(input_ids=torch.from_numpy(batch.input_ids), attention_mask=mask).last_hidden_state
+            hidden = adapted(
+                input_ids=torch.from_numpy(batch.input_ids), attention_mask=mask
+            ).last_hidden_state
             pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
             features = pooled / pooled.square().mean(-1, keepdim=True).sqrt()
             theirs[group] = (features @ head["weight"].T + head["bias"]).argmax(1).numpy()

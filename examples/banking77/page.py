@@ -117,7 +117,17 @@ def _page(report: dict[str, Any], rounds: list[dict[str, Any]]) -> str:
         f'<div class="figure"><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>'
         for name, value in _lines(report)
     )
-    head = ("round", "accuracy", "dev loss", "training loss", "up", "down", "seconds", "predicted", "measured")
+    head = (
+        "round",
+        "accuracy",
+        "dev loss",
+        "training loss",
+        "up",
+        "down",
+        "seconds",
+        "predicted",
+        "measured",
+    )
     header = "".join(f"<th>{name}</th>" for name in head)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in _cells(r)) + "</tr>" for r in rounds)
     return f"""<!doctype html>

