@@ -28,7 +28,7 @@ from edge_runtime.signing import PrivateKey, generate_key
 from export.capture import Capture, capture
 from export.model import SliceOptions, load_model
 from export.package import ExportOptions, export_package
-from export.quantise_graph import quantise_segment
+from export.quantise_graph import quantise_capture
 from export.reference import TorchReference
 
 torch.set_num_threads(1)
@@ -109,12 +109,8 @@ def options(model: Path, output: Path, **changes: object) -> ExportOptions:
 def capture_model(chosen: ExportOptions) -> tuple[Capture, TorchReference]:
     """The segments an export lowers, and the torch reference on the same stored weights."""
     captured = capture(load_model(chosen.model, len(chosen.labels), chosen.slices))
-    tensors = dict(captured.tensors)
-    if chosen.quantisation == "int8":
-        for segment in captured.segments:
-            tensors.update(quantise_segment(segment, captured.tensors, 4)[1])
-    captured = Capture(captured.segments, tensors)
-    return captured, TorchReference(captured.segments, tensors)
+    segments, tensors = quantise_capture(captured, chosen.quantisation)
+    return Capture(segments, tensors), TorchReference(segments, tensors)
 
 
 def export(model: Path, output: Path, **changes: object) -> Exported:

