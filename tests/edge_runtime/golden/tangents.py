@@ -1,0 +1,61 @@
+"""Record the tangents of one step for each kind of directions.
+
+    python -m tests.edge_runtime.golden.tangents
+
+writes ``tangents.json`` beside this file: for each case the signs of every slice in order of draw, example and
+entry, as 0 and 1. The bits are part of the protocol (a server replays them), so they never change.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from edge_runtime.messages import LocalOptimizer, Task
+from edge_runtime.package import SliceSpec, TensorSpec
+from edge_runtime.tangents import draw_tangents
+
+FILE = Path(__file__).with_name("tangents.json")
+STEP, EXAMPLES = 3, (0, 5)
+#: The second slice has two tensors, and more entries than one random word.
+SPECS = (
+    SliceSpec("block0.query", "lora_xs", 1, "query", (TensorSpec("core", (1, 4, 4), "core"),)),
+    SliceSpec("block1.value", "lora", 2, "value", (TensorSpec("A", (1, 3, 20), "A"), TensorSpec("B", (1, 7, 3), "B"))),
+)
+TASK = Task(
+    task_id="t-1",
+    run_id="r-1",
+    round=2,
+    slot=7,
+    seed=2**63 - 25,
+    package="0" * 64,
+    package_signature="A" * 86 + "==",
+    state="0" * 64,
+    slices=tuple(spec.name for spec in SPECS),
+    train_head=False,
+    steps=4,
+    batch_size=6,
+    draws=3,
+    sequence_limit=8,
+    optimizer=LocalOptimizer(),
+    required_bytes=0,
+    deadline_s=0,
+)
+
+
+def recording() -> dict[str, dict[str, str]]:
+    """Signs by kind of directions and tensor."""
+    from msgspec.structs import replace
+
+    made = {}
+    for directions in ("per_example", "shared", "orthogonal"):
+        tangents = draw_tangents(replace(TASK, directions=directions), SPECS, STEP, EXAMPLES)
+        made[directions] = {name: "".join("01"[int(v > 0)] for v in np.ravel(t)) for name, t in tangents.items()}
+    return made
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps(recording(), indent=1) + "\n")
+    print(FILE)
