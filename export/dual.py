@@ -173,7 +173,8 @@ def _widen(dot: Tangent, result: Tensor) -> Tangent:
     """Broadcast a tangent over the axes along which only the other operand was long."""
     if isinstance(dot, Zero) or dot.dim() != result.dim() + 1 or dot.shape[1:] == result.shape:
         return dot
-    return dot.expand(dot.shape[0], *torch.broadcast_shapes(dot.shape[1:], result.shape))
+    shape = torch.broadcast_shapes(dot.shape[1:], result.shape)  # type: ignore[no-untyped-call]
+    return dot.expand(dot.shape[0], *shape)
 
 
 def _scaled(dot: Tangent, factor: float) -> Tangent:

@@ -164,10 +164,19 @@ def load_model(folder: Path, classes: int, options: SliceOptions) -> LoadedModel
         blocks=f"encoder.{blocks}",
         architecture=str(config.model_type),
         hidden_size=int(config.hidden_size),
-        position_limit=int(getattr(config, "max_position_embeddings", 512)),
+        position_limit=_position_limit(encoder, config),
         parameters=parameters,
         sliced=sliced,
     )
+
+
+def _position_limit(encoder: nn.Module, config: Any) -> int:
+    """Longest sequence with a position for each token; RoBERTa counts positions from after its padding id."""
+    for name, module in encoder.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            skipped = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - skipped
+    return int(getattr(config, "max_position_embeddings", 512))
 
 
 def is_trainable(name: str) -> bool:

@@ -22,7 +22,10 @@ def program(tmp_path):
         tensor.external_data.add(key=key, value=value)
     outputs = [f"y{OUTPUT_SUFFIX}", f"s{OUTPUT_SUFFIX}"]
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], outputs[:1]), helper.make_node("Add", ["x", "x"], outputs[1:])],
+        [
+            helper.make_node("MatMul", ["x", "w"], outputs[:1]),
+            helper.make_node("Add", ["x", "x"], outputs[1:]),
+        ],
         "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 2])],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 2]) for name in outputs],
@@ -50,7 +53,9 @@ def test_a_program_keeps_its_weights_alive(program) -> None:
     np.testing.assert_allclose(loaded.run({"x": np.eye(2, dtype=np.float32)})["y"], WEIGHT)
 
 
-@pytest.mark.parametrize("weights", [{"w": np.zeros((3, 3), np.float32)}, {"w": np.zeros((2, 2), np.int64)}, {}])
+@pytest.mark.parametrize(
+    "weights", [{"w": np.zeros((3, 3), np.float32)}, {"w": np.zeros((2, 2), np.int64)}, {}]
+)
 def test_weights_that_do_not_fit_are_package_errors(program, weights) -> None:
     """Weights of another shape or type, or none, are a PackageError that names engine and program."""
     with pytest.raises(PackageError, match=r"onnxruntime .* cannot load .*program\.onnx"):
@@ -67,7 +72,12 @@ def test_a_file_that_is_no_program_is_a_package_error(tmp_path, data: bytes) -> 
 
 @pytest.mark.parametrize(
     "inputs",
-    [{}, {"x": np.zeros((1, 3), np.float32)}, {"x": np.zeros((1, 2), np.float64)}, {"z": np.zeros((1, 2), np.float32)}],
+    [
+        {},
+        {"x": np.zeros((1, 3), np.float32)},
+        {"x": np.zeros((1, 2), np.float64)},
+        {"z": np.zeros((1, 2), np.float32)},
+    ],
     ids=["missing", "shape", "type", "unknown"],
 )
 def test_inputs_that_do_not_fit_are_worker_errors(program, inputs) -> None:

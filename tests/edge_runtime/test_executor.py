@@ -47,7 +47,9 @@ def rows_of(batch: Batch, rows: list[int]) -> Batch:
     return Batch(batch.input_ids[rows, :width], batch.attention_mask[rows, :width], batch.labels[rows])
 
 
-@pytest.mark.parametrize("groups", [[[0, 1, 2, 3], [4, 5, 6, 7]], [[i] for i in range(8)], [[5, 0], [7, 1, 3]]])
+@pytest.mark.parametrize(
+    "groups", [[[0, 1, 2, 3], [4, 5, 6, 7]], [[i] for i in range(8)], [[5, 0], [7, 1, 3]]]
+)
 def test_micro_batches_give_what_one_batch_gives(float_package, values, groups) -> None:
     """However a batch is cut, each example's results are the same, in the order of the micro-batches."""
     names = [QUERY_0, VALUE_1]

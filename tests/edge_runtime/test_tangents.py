@@ -35,7 +35,9 @@ def words_of(key: tuple[int, int], step: int, example: int, draw: int, count: in
 
 
 def key_of(seed: int, round_number: int, slot: int, name: str) -> tuple[int, int]:
-    digest = hashlib.sha256(b"edge tangents 1" + struct.pack("<QQQ", seed, round_number, slot) + name.encode())
+    digest = hashlib.sha256(
+        b"edge tangents 1" + struct.pack("<QQQ", seed, round_number, slot) + name.encode()
+    )
     return struct.unpack("<QQ", digest.digest()[:16])
 
 
@@ -134,7 +136,11 @@ def bits_at(address: dict) -> np.ndarray:
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(address=ADDRESS, other=ADDRESS, field=st.sampled_from(["seed", "round", "slot", "step", "example", "draw", "slice"]))
+@given(
+    address=ADDRESS,
+    other=ADDRESS,
+    field=st.sampled_from(["seed", "round", "slot", "step", "example", "draw", "slice"]),
+)
 def test_any_part_of_the_address_changes_the_bits(address: dict, other: dict, field: str) -> None:
     """Changing any one of seed, round, slot, step, example, draw and slice gives other bits (but for chance 2^-128)."""
     changed = {**address, field: other[field]}

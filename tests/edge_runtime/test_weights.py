@@ -8,9 +8,9 @@ from msgspec.structs import replace
 
 from edge_runtime.errors import PackageError
 from edge_runtime.package import Package, TensorRef
+from edge_runtime.signing import generate_key
 from edge_runtime.weights import MappedWeights
 from tests.edge_runtime.packages import FILES, make_manifest, write_package
-from edge_runtime.signing import generate_key
 
 
 @pytest.fixture

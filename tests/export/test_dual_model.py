@@ -108,7 +108,9 @@ def test_draws_do_not_mix(model) -> None:
     dots = directions(reference, 3, 3)
     together = sweep(captured, inputs, slices, dots)["loss"][1]
     for k in range(3):
-        alone = sweep(captured, inputs, slices, {name: dot[k : k + 1] for name, dot in dots.items()})["loss"][1]
+        alone = sweep(captured, inputs, slices, {name: dot[k : k + 1] for name, dot in dots.items()})["loss"][
+            1
+        ]
         torch.testing.assert_close(together[k : k + 1], alone, rtol=LIMIT, atol=1e-12)
 
 
@@ -136,7 +138,9 @@ def test_what_precedes_the_first_moving_slice_has_no_tangent(model) -> None:
     seen = {}
     for segment in captured.segments:
         pairs = [flow[name] for name in segment.values]
-        pairs += [(given[s], dots.get(s, ZERO)) for s in (*segment.slices.values(), *segment.weights.values())]
+        pairs += [
+            (given[s], dots.get(s, ZERO)) for s in (*segment.slices.values(), *segment.weights.values())
+        ]
         results = DualInterpreter(segment.module()).run_dual(*zip(*pairs, strict=True))
         flow.update(zip(segment.outputs, results, strict=True))
         seen[segment.name] = flow["hidden"][1]

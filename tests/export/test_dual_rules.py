@@ -207,7 +207,9 @@ SAMPLES: dict[Any, Callable[[Draw], Call]] = {
 }
 #: What torch cannot differentiate forwards itself, written with what it can.
 REFERENCES: dict[Any, Callable[..., Tensor]] = {
-    frozen_linear: lambda x, levels, scales, bias, _: aten.linear(x, dequantise(levels, scales).double(), bias)
+    frozen_linear: lambda x, levels, scales, bias, _: aten.linear(
+        x, dequantise(levels, scales).double(), bias
+    )
 }
 
 
@@ -393,7 +395,9 @@ def test_a_tangent_inside_a_list_is_not_lost() -> None:
     ],
     ids=["linear weight", "linear bias", "vector times matrix", "matrix times vector"],
 )
-def test_a_form_no_rule_covers_is_named(operator: Any, shapes_: tuple[tuple[int, ...], ...], moving: int) -> None:
+def test_a_form_no_rule_covers_is_named(
+    operator: Any, shapes_: tuple[tuple[int, ...], ...], moving: int
+) -> None:
     """A known operator used in a way its rule does not cover stops the run, named with its node."""
     message = str(missing(operator, *shapes_, moving=moving))
     assert str(operator) in message

@@ -128,7 +128,9 @@ def test_no_frozen_matrix_stays_float(exported) -> None:
     """In an int8 package the only float matrices are the slices' SVD factors; scales are 1 to 32 levels."""
     for name, graph in programs(exported.package).items():
         tensors = {t.name: t for t in external(graph)}
-        matrices = {n for n, t in tensors.items() if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) > 1}
+        matrices = {
+            n for n, t in tensors.items() if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) > 1
+        }
         scales = {n for n in matrices if n.endswith("_scales")}
         for each in scales:
             levels = tensors[each.removesuffix("_scales") + "_levels"]
@@ -199,7 +201,9 @@ def test_a_program_without_tangents_has_none(exported) -> None:
     sizes = {name: len(graph.node) for name, graph in programs(exported.package).items()}
     assert sizes["block_0.primal"] < sizes["block_0.entry"] < sizes["block_0.dual"]
     for name in ("embedding.primal", "block_0.primal", "head.primal"):
-        assert not [n for n in (*manifest.programs[name].inputs, *manifest.programs[name].outputs) if "_dot" in n]
+        assert not [
+            n for n in (*manifest.programs[name].inputs, *manifest.programs[name].outputs) if "_dot" in n
+        ]
     assert "hidden_dot" not in manifest.programs["block_0.entry"].inputs
     assert "hidden_dot" in manifest.programs["block_0.dual"].inputs
 

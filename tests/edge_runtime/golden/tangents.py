@@ -22,7 +22,13 @@ STEP, EXAMPLES = 3, (0, 5)
 #: The second slice has two tensors, and more entries than one random word.
 SPECS = (
     SliceSpec("block0.query", "lora_xs", 1, "query", (TensorSpec("core", (1, 4, 4), "core"),)),
-    SliceSpec("block1.value", "lora", 2, "value", (TensorSpec("A", (1, 3, 20), "A"), TensorSpec("B", (1, 7, 3), "B"))),
+    SliceSpec(
+        "block1.value",
+        "lora",
+        2,
+        "value",
+        (TensorSpec("A", (1, 3, 20), "A"), TensorSpec("B", (1, 7, 3), "B")),
+    ),
 )
 TASK = Task(
     task_id="t-1",
@@ -52,7 +58,9 @@ def recording() -> dict[str, dict[str, str]]:
     made = {}
     for directions in ("per_example", "shared", "orthogonal"):
         tangents = draw_tangents(replace(TASK, directions=directions), SPECS, STEP, EXAMPLES)
-        made[directions] = {name: "".join("01"[int(v > 0)] for v in np.ravel(t)) for name, t in tangents.items()}
+        made[directions] = {
+            name: "".join("01"[int(v > 0)] for v in np.ravel(t)) for name, t in tangents.items()
+        }
     return made
 
 

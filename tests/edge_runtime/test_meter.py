@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge_runtime.meter import Meter, cgroup_peak_bytes, status_bytes
+
+MIB = 1 << 20
+ON_LINUX = Path("/proc/self/status").exists()
+pytestmark = pytest.mark.skipif(not ON_LINUX, reason="memory is measured through /proc")
+
+#: A fresh interpreter, so that earlier tests' memory is not in the way.
+PHASES = """
+from edge_runtime.meter import Meter, status_bytes
+meter = Meter()
+meter.enter("large")
+block = bytearray(b"x") * (64 << 20)
+del block
+meter.enter("small")
+meter.close()
+print(meter.resets, meter.phases["start"], meter.phases["large"], meter.phases["small"], meter.peak_bytes)
+"""
+
+
+def test_each_phase_has_its_own_mark() -> None:
+    """What one phase took and gave back is in its mark and in the peak, not in the next phase's mark."""
+    done = subprocess.run([sys.executable, "-c", PHASES], capture_output=True, text=True, check=True)
+    resets, *marks = done.stdout.split()
+    start, large, small, peak = map(int, marks)
+    assert large >= start + 60 * MIB
+    assert peak == large
+    if resets == "True":
+        assert small < large - 50 * MIB
+    else:
+        assert small == large
+
+
+def test_a_phase_entered_twice_keeps_its_larger_mark() -> None:
+    """A phase that comes back keeps the largest of its marks, and the peak is the largest of all."""
+    meter = Meter()
+    meter.enter("a")
+    block = bytearray(b"x") * (32 * MIB)
+    meter.enter("b")
+    del block
+    first = meter.phases["a"]
+    meter.enter("a")
+    meter.close()
+    assert meter.phases["a"] == first
+    assert meter.peak_bytes >= max(meter.phases.values())
+
+
+def test_status_reads_sizes_in_bytes() -> None:
+    """Fields of /proc/self/status come in bytes; one that does not exist is zero."""
+    resident = status_bytes("VmRSS")
+    assert 8 * MIB < resident <= status_bytes("VmHWM") + MIB
+    assert status_bytes("VmNothing") == 0
+
+
+def test_the_kernels_charge_is_a_size_or_absent() -> None:
+    """A machine without a cgroup of its own gives None, never zero."""
+    peak = cgroup_peak_bytes()
+    assert peak is None or peak > 0
