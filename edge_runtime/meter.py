@@ -70,7 +70,10 @@ def cgroup_peak_bytes() -> int | None:
         return None
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        for root, file in (("/sys/fs/cgroup/memory", "memory.max_usage_in_bytes"), ("/sys/fs/cgroup", "memory.peak")):
+        for root, file in (
+            ("/sys/fs/cgroup/memory", "memory.max_usage_in_bytes"),
+            ("/sys/fs/cgroup", "memory.peak"),
+        ):
             group = Path(root) / path.lstrip("/")
             if controllers in ("", "memory") and (group / file).is_file() and _is_alone(group):
                 return int((group / file).read_text())

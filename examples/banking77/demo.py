@@ -79,7 +79,10 @@ def main() -> int:
         *("--base-model", arguments.model, "--output", adapter),
     )
     agreement = compare_with_peft(arguments.model, adapter, package, publisher_key, slices, split.dev)
-    reference = json.loads(REFERENCE.read_text()) if REFERENCE.is_file() and arguments.is_default else None
+    reference = None
+    if REFERENCE.is_file() and arguments.is_default:
+        stored = json.loads(REFERENCE.read_text())
+        reference = {**stored["seeds"]["0"], "command": stored["command"]}
     report = write_page(output, reference, agreement, time.monotonic() - started)
     print(report)
     return 0

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from compare import Agreement
+from matplotlib.figure import Figure
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c2128; max-width: 60rem; margin: 2.5rem auto; padding: 0 1rem }
 h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
 p.lead { color: #57606a; margin-top: 0 }
-.figures { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.4rem 0 }
-.figure { flex: 1 1 11rem; border: 1px solid #d0d7de; border-radius: .5rem; padding: .7rem 1rem }
-.figure b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums } .figure span { color: #57606a }
+table.figures { margin: 1.4rem 0 } .figures td:first-child { color: #57606a } .figures td { white-space: normal }
+.figures tr:first-child td { font-size: 1.35rem; font-weight: 600; color: inherit }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #eaeef2; white-space: nowrap }
 th { color: #57606a; font-weight: 600 } td:first-child, th:first-child { text-align: left }
@@ -52,9 +52,35 @@ def write_page(output: Path, reference: dict[str, Any] | None, agreement: Agreem
     }
     if reference is not None:
         report.update(_compared(report["accuracy"], reference))
+    _draw_curve(output / "curve.svg", run, reference)
     (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     (output / "report.html").write_text(_page(report, rounds), encoding="utf-8")
     return _text(report, output)
+
+
+def _draw_curve(path: Path, run: dict[str, Any], reference: dict[str, Any] | None) -> None:
+    """Dev accuracy after each evaluated round, beside the stored arms."""
+    figure = Figure(figsize=(7.5, 3.8), layout="constrained")
+    axes = figure.subplots()
+    measured = [(r["round"] + 1, r["accuracy"]) for r in run["rounds"] if r["accuracy"] is not None]
+    axes.plot(
+        *zip((0, run["initial_accuracy"]), *measured, strict=True),
+        "o-",
+        label="forward mode, this run",
+        zorder=3,
+    )
+    for name, style in (("backpropagation", "s--"), ("head_only", "^:")) if reference else ():
+        points = (
+            [(point["round"] + 1, point["accuracy"]) for point in reference[name]["curve"]]
+            if reference
+            else []
+        )
+        axes.plot(*zip(*points, strict=True), style, label=name.replace("_", " "), markersize=4)
+    axes.set(xlabel="committed rounds", ylabel="dev accuracy", ylim=(0, 1))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path)
 
 
 def _compared(accuracy: float, reference: dict[str, Any]) -> dict[str, Any]:
@@ -105,7 +131,7 @@ def _text(report: dict[str, Any], output: Path) -> str:
     width = max(len(name) for name, _ in lines)
     figures = [f"   {name.ljust(width)}  {value}" for name, value in lines]
     places = [
-        f"   {'learning curve'.ljust(width)}  {output / 'run' / 'curve.svg'}",
+        f"   {'learning curve'.ljust(width)}  {output / 'curve.svg'}",
         f"   {'page'.ljust(width)}  {output / 'report.html'}",
         f"   {'adapter'.ljust(width)}  {report['adapter']}",
     ]
@@ -114,7 +140,7 @@ def _text(report: dict[str, Any], output: Path) -> str:
 
 def _page(report: dict[str, Any], rounds: list[dict[str, Any]]) -> str:
     figures = "".join(
-        f'<div class="figure"><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>'
+        f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>"
         for name, value in _lines(report)
     )
     head = (
@@ -134,8 +160,8 @@ def _page(report: dict[str, Any], rounds: list[dict[str, Any]]) -> str:
 <html lang="en"><head><meta charset="utf-8"><title>banking77 by forward mode</title><style>{STYLE}</style></head>
 <body><h1>banking77 by forward mode</h1>
 <p class="lead">A quantised all-MiniLM-L6-v2, fine-tuned by devices that never backpropagate.</p>
-<div class="figures">{figures}</div>
-<h2>Learning curve</h2><img src="run/curve.svg" alt="accuracy by round">
+<table class="figures">{figures}</table>
+<h2>Learning curve</h2><img src="curve.svg" alt="dev accuracy by round">
 <h2>Rounds</h2><div class="scroll"><table><tr>{header}</tr>{body}</table></div>
 <h2>Adapter</h2><p>LoRA factors for <code>peft</code>: <code>{html.escape(report["adapter"])}</code></p>
 </body></html>
