@@ -50,7 +50,7 @@ def exact(request) -> tuple[Package, object]:
 
 
 def test_loss_and_jvp_equal_torch_on_real_text(exact) -> None:
-    """With float activations loss and jvps equal backpropagation's (measured: loss 2e-7, jvp 4e-7)."""
+    """With float activations loss and jvps equal backpropagation's (measured: loss 2e-7, jvp 6e-7)."""
     package, reference = exact
     assert_equal_to_torch(*run(package, reference, tiny.make_text_batch(package), 3))
 
@@ -58,14 +58,13 @@ def test_loss_and_jvp_equal_torch_on_real_text(exact) -> None:
 def test_int8_arithmetic_adds_a_bounded_rounding(exported) -> None:
     """As shipped, int8 activations move loss and jvps by under 3 % and keep their direction.
 
-    Measured on this model: loss 1.4e-3, jvp 9e-3, cosine 0.9999. The bounds leave room for other CPUs,
+    Measured on this model: loss 1.0e-3, jvp 2.1e-3, cosine 0.999998. The bounds leave room for other CPUs,
     whose int8 kernels round differently.
     """
     got, (loss, jvps) = run(exported.package, exported.reference, tiny.make_text_batch(exported.package), 3)
     assert got.jvps is not None
     errors = tiny.relative(got.loss, loss), tiny.relative(got.jvps, jvps)
     cosine = float((got.jvps * jvps).sum() / np.linalg.norm(got.jvps) / np.linalg.norm(jvps))
-    print(f"int8 arithmetic: loss {errors[0]:.1e}, jvp {errors[1]:.1e}, cosine {cosine:.6f}")
     assert max(errors) < 0.03
     assert cosine > 0.999
 

