@@ -1,0 +1,1 @@
+"""Each figure of the README: one command, one result file, one table."""

@@ -1,0 +1,103 @@
+"""Child program: one block's dual program beside its primal program, in turns, on the same real activations.
+
+Takes a training job from standard input; writes the seconds of every run as JSON, by number of draws (0 is primal).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edge_runtime.data import Tokenizer, load_rows, make_batch
+from edge_runtime.engines import Array, LoadedProgram
+from edge_runtime.engines.onnx import OnnxEngine
+from edge_runtime.executor import Executor
+from edge_runtime.jobs import TrainJob
+from edge_runtime.package import Package
+from edge_runtime.slices import decode_values
+from edge_runtime.tangents import draw_tangents
+from edge_runtime.worker import keep_freed_memory
+
+#: The second block: its hidden state carries tangents from the first.
+BLOCK = 2
+WARM_UP = 3
+
+
+class Recorded:
+    """A program and what it was last given."""
+
+    def __init__(self, program: LoadedProgram) -> None:
+        self.program = program
+        self.inputs: dict[str, Array] = {}
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See :class:`LoadedProgram`."""
+        self.inputs = dict(inputs)
+        return self.program.run(inputs)
+
+
+class RecordingEngine:
+    """The engine, keeping the programs it loaded in order."""
+
+    def __init__(self, engine: OnnxEngine) -> None:
+        self._engine = engine
+        self.programs: list[Recorded] = []
+
+    def load(self, program: Path, weights: Mapping[str, Array], outputs: Sequence[str]) -> Recorded:
+        """See :class:`edge_runtime.engines.Engine`."""
+        self.programs.append(Recorded(self._engine.load(program, weights, outputs)))
+        return self.programs[-1]
+
+
+def main() -> None:
+    """Run both programs in turns."""
+    draws, repetitions, rows_at_a_time = (tuple(map(int, text.split(","))) for text in sys.argv[1:4])
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=TrainJob)
+    keep_freed_memory()
+    runs = _record(job, draws, rows_at_a_time[0])
+    seconds: dict[int, list[float]] = {key: [] for key in runs}
+    for repetition in range(WARM_UP + repetitions[0]):
+        for key, (program, inputs) in runs.items():
+            started = time.perf_counter()
+            program.run(inputs)
+            if repetition >= WARM_UP:
+                seconds[key].append(time.perf_counter() - started)
+    json.dump(seconds, sys.stdout)
+
+
+def _record(
+    job: TrainJob, draws: Sequence[int], count: int
+) -> dict[int, tuple[LoadedProgram, dict[str, Array]]]:
+    """The block's program and real inputs: primal under 0, dual under each number of draws."""
+    package = Package.open(Path(job.package_folder), job.publisher_key)
+    manifest, task = package.manifest, job.task
+    rows = load_rows(Path(job.data_path), manifest.labels)[:count]
+    ids = Tokenizer(package.path(manifest.tokenizer), task.sequence_limit).encode(rows)
+    batch = make_batch(ids, [row.label for row in rows], pad_token_id=manifest.pad_token_id)
+    values = decode_values(Path(job.state_path).read_bytes(), manifest.slices)
+    # Slices as they are once training has begun: exported cores are zero.
+    generator = np.random.default_rng(0)
+    values = {name: 0.1 * generator.standard_normal(v.shape, dtype=np.float32) for name, v in values.items()}
+    specs = [manifest.slice_named(name) for name in task.slices]
+
+    runs = {}
+    engine = RecordingEngine(OnnxEngine(job.threads))
+    Executor(package, engine).sweep(values, [batch])
+    runs[0] = (engine.programs[BLOCK].program, engine.programs[BLOCK].inputs)
+    engine = RecordingEngine(OnnxEngine(job.threads))
+    executor = Executor(package, engine, task.slices)
+    for k in draws:
+        tangents = draw_tangents(msgspec.structs.replace(task, draws=k), specs, 0, range(count))
+        executor.sweep(values, [batch], [tangents])
+        runs[k] = (engine.programs[BLOCK].program, engine.programs[BLOCK].inputs)
+    return runs
+
+
+if __name__ == "__main__":
+    main()

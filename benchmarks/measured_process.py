@@ -1,0 +1,214 @@
+"""Run a program in a fresh process, in a memory cgroup of its own, and say what it took at its peak.
+
+The cgroup's peak is the kernel's charge for the process and all its children: private memory, and pages of files
+that nobody had read before. An enforced limit makes it a promise, since the kernel kills what exceeds it. The group
+is a child of this process's own; where none can be made, the peak is the kernel's ``ru_maxrss`` instead and
+:attr:`Measured.note` says why.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+#: How often a running program is looked at: rarely enough not to disturb what it measures.
+POLL_SECONDS = 0.05
+#: Enters the cgroup named first, then becomes the program, so that all of its memory is charged there.
+ENTER_CGROUP = 'echo $$ > "$0" && exec "$@"'
+
+
+class ProgramFailedError(Exception):
+    """The program was killed, ran too long, or ended with an error; the message holds what it wrote."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One finished program.
+
+    Attributes:
+        output: what it wrote to standard output.
+        cgroup_peak_bytes: the kernel's largest charge for it; None without a cgroup.
+        children_peak_bytes: sum of VmHWM over its children, sampled; 0 if it had none.
+        max_resident_bytes: ``ru_maxrss``, an upper bound of its largest resident set. It is never below what this
+            process itself holds, since the mark survives exec: start programs from a small process.
+        note: why there was no cgroup, or empty.
+    """
+
+    output: bytes
+    cgroup_peak_bytes: int | None
+    children_peak_bytes: int
+    max_resident_bytes: int
+    note: str
+
+
+def run_measured(
+    command: Sequence[str], given: bytes = b"", *, limit_bytes: int | None = None, timeout_s: float = 600.0
+) -> Measured:
+    """Run a program to its end.
+
+    Args:
+        command: the program and its arguments.
+        given: its standard input.
+        limit_bytes: what the kernel lets it have; needs a cgroup, ignored (with a note) without one.
+        timeout_s: after this long it is killed.
+
+    Raises:
+        ProgramFailedError: it did not end with exit code 0.
+    """
+    with (
+        _cgroup(limit_bytes) as (group, note),
+        tempfile.TemporaryFile() as stdin,
+        tempfile.TemporaryFile() as out,
+    ):
+        stdin.write(given)
+        stdin.seek(0)
+        enter = ["sh", "-c", ENTER_CGROUP, str(group / "cgroup.procs")] if group else []
+        with tempfile.TemporaryFile() as err:
+            process = subprocess.Popen([*enter, *command], stdin=stdin, stdout=out, stderr=err)
+            resident, children = _watch(process, timeout_s)
+            out.seek(0)
+            err.seek(0)
+            if process.returncode:
+                raise ProgramFailedError(
+                    _failure(command, process.returncode, limit_bytes, out.read() + err.read())
+                )
+        return Measured(
+            output=out.read(),
+            cgroup_peak_bytes=_peak(group) if group else None,
+            children_peak_bytes=children,
+            max_resident_bytes=resident,
+            note=note,
+        )
+
+
+def _watch(process: subprocess.Popen[bytes], timeout_s: float) -> tuple[int, int]:
+    """Wait for the program; returns its ``ru_maxrss`` and the summed VmHWM of its children, in bytes."""
+    deadline = time.monotonic() + timeout_s
+    children: dict[int, int] = {}
+    while True:
+        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if ended:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            return usage.ru_maxrss * 1024, sum(children.values())
+        if time.monotonic() > deadline:
+            process.send_signal(signal.SIGKILL)
+        for child in _descendants(process.pid):
+            children[child] = max(children.get(child, 0), _high_water(child))
+        time.sleep(POLL_SECONDS)
+
+
+def _descendants(process_id: int) -> Iterator[int]:
+    for listing in Path(f"/proc/{process_id}/task").glob("*/children"):
+        try:
+            direct = [int(word) for word in listing.read_text().split()]
+        except OSError:  # the thread has ended
+            continue
+        for child in direct:
+            yield child
+            yield from _descendants(child)
+
+
+def _high_water(process_id: int) -> int:
+    try:
+        lines = Path(f"/proc/{process_id}/status").read_text().splitlines()
+    except OSError:  # the process has ended
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
+
+
+def _failure(command: Sequence[str], code: int, limit_bytes: int | None, written: bytes) -> str:
+    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    limit = f" under a limit of {limit_bytes} bytes" if limit_bytes else ""
+    name = " ".join(word for word in command if word != sys.executable)
+    return f"{name} ended with {how}{limit}\n{written[-4000:].decode(errors='replace')}"
+
+
+@contextmanager
+def _cgroup(limit_bytes: int | None) -> Iterator[tuple[Path | None, str]]:
+    """A memory cgroup for one program, or None and the reason; removed afterwards."""
+    group, note = None, ""
+    try:
+        group = _make_cgroup()
+        if limit_bytes:
+            _limit(group, limit_bytes)
+    except OSError as error:
+        if group:
+            group.rmdir()
+        group = None
+        note = f"no memory cgroup ({error.strerror or error}): ru_maxrss instead, and no limit enforced"
+    try:
+        yield group, note
+    finally:
+        if group:
+            _remove(group)
+
+
+def _make_cgroup() -> Path:
+    """A new group below this process's own.
+
+    Raises:
+        OSError: the memory controller is absent or not ours to use.
+    """
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        own = (CGROUP_ROOT / "memory" if controllers else CGROUP_ROOT) / path.lstrip("/")
+        usable = "memory" in controllers.split(",") if controllers else _delegates_memory(own)
+        if usable:
+            return Path(tempfile.mkdtemp(prefix="benchmark-", dir=own))
+    raise OSError("this process has no memory controller")
+
+
+def _delegates_memory(own: Path) -> bool:
+    """Whether a version 2 group passes the memory controller on to its children."""
+    control = own / "cgroup.subtree_control"
+    return control.is_file() and "memory" in control.read_text().split()
+
+
+def _limit(group: Path, limit_bytes: int) -> None:
+    files = ("memory.max", "memory.swap.max"), ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
+    limit, swap = next(pair for pair in files if (group / pair[0]).is_file())
+    (group / limit).write_text(str(limit_bytes))
+    if (group / swap).is_file():
+        (group / swap).write_text("0" if swap == "memory.swap.max" else str(limit_bytes))
+
+
+def _peak(group: Path) -> int | None:
+    """The largest charge; version 2 offers it from Linux 5.19."""
+    for name in ("memory.peak", "memory.max_usage_in_bytes"):
+        if (group / name).is_file():
+            return int((group / name).read_text())
+    return None
+
+
+def _remove(group: Path) -> None:
+    """Remove an empty group; the kernel may still be letting go of its last process."""
+    for _ in range(100):
+        try:
+            group.rmdir()
+        except OSError:
+            time.sleep(0.02)
+        else:
+            return
+    print(f"left behind: {group}", file=sys.stderr)
+
+
+def pinned_to_cores(count: int) -> tuple[int, ...]:
+    """Keep this process and its children on the first ``count`` cores it may use; returns them."""
+    cores = tuple(sorted(os.sched_getaffinity(0))[:count])
+    os.sched_setaffinity(0, cores)
+    return cores
+
+
+def python_program(module: str, *arguments: object) -> list[str]:
+    """The command that runs one of this project's modules."""
+    return [shutil.which(sys.executable) or sys.executable, "-m", module, *map(str, arguments)]

@@ -1,0 +1,75 @@
+"""Child program: the worker's own job, with a clock beside its loop.
+
+Takes a job from standard input as ``edge_runtime.worker`` does. Writes JSON: the seconds of every training step
+(whole: tangents, batches, sweep, gradient, optimiser) or of every evaluated group, and the rows of each group run.
+Memory is measured with the worker itself, never with this program.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+
+from edge_runtime import worker
+from edge_runtime.data import Batch
+from edge_runtime.executor import Executor, Sweep
+from edge_runtime.jobs import Job, TrainJob
+from edge_runtime.messages import LocalOptimizer
+from edge_runtime.optimizers import Optimizer, make_optimizer
+from edge_runtime.slices import Values
+
+step_ends: list[float] = []
+sweep_seconds: list[float] = []
+group_rows: set[int] = set()
+
+
+class TimedExecutor(Executor):
+    """Notes how long each sweep takes, and how many rows it runs at a time."""
+
+    def sweep(self, values: Values, micro_batches: Sequence[Batch], *rest: Any) -> Sweep:
+        """See :meth:`Executor.sweep`."""
+        group_rows.update(len(batch.labels) for batch in micro_batches)
+        started = time.perf_counter()
+        result = super().sweep(values, micro_batches, *rest)
+        sweep_seconds.append(time.perf_counter() - started)
+        return result
+
+
+class TimedOptimizer:
+    """Notes when each step ends."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self.values, self.change = optimizer.values, optimizer.change
+
+    def step(self, gradient: Values) -> None:
+        """See :meth:`Optimizer.step`."""
+        self._optimizer.step(gradient)
+        step_ends.append(time.perf_counter())
+
+
+def timed_optimizer(settings: LocalOptimizer, start: Values, trained: list[str]) -> Optimizer:
+    """See :func:`edge_runtime.optimizers.make_optimizer`."""
+    return TimedOptimizer(make_optimizer(settings, start, trained))
+
+
+def main() -> None:
+    """Do the job and write the seconds; the first step, whose start is not known, is left out."""
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+    vars(worker).update(Executor=TimedExecutor, make_optimizer=timed_optimizer)
+    worker.run(job)
+    training = isinstance(job, TrainJob)
+    seconds = [end - start for start, end in pairwise(step_ends)] if training else sweep_seconds
+    json.dump(
+        {"seconds": seconds, "sweep_seconds": sweep_seconds, "group_rows": sorted(group_rows)}, sys.stdout
+    )
+
+
+if __name__ == "__main__":
+    main()
