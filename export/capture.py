@@ -133,8 +133,8 @@ def _record(model: LoadedModel) -> torch.export.ExportedProgram:
             example,
             dynamic_shapes=({0: batch, 1: sequence}, {0: batch, 1: sequence}, {0: batch}),
         )
-    except (RuntimeError, torch._dynamo.exc.UserError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # the model's own code runs here, and may raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{model.architecture} cannot be captured by torch.export: {reason}") from error
     decomposed: torch.export.ExportedProgram = exported.run_decompositions(table)
     return decomposed

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,6 +86,7 @@ def _package(arguments: argparse.Namespace) -> int:
         print(f"{time.monotonic() - started:6.1f} s  {stage}", flush=True)
 
     progress("Loading torch")
+    _quieten_libraries()
     from export.model import SliceOptions
     from export.package import ExportOptions, export_package
 
@@ -126,6 +128,7 @@ def _adapter(arguments: argparse.Namespace) -> int:
     from export.adapter import write_adapter
 
     package = Package.open(arguments.package, arguments.publisher_key)
+    package.verify_files()
     values = decode_values(arguments.slices.read_bytes(), package.manifest.slices)
     print(write_adapter(package, values, arguments.output, arguments.base_model))
     return 0
@@ -192,6 +195,15 @@ def _predictions(manifest: Manifest) -> list[str]:
         )
         lines.append(f"  batch {batch}, {length} tokens, {draws} draws: {peak.total_bytes / 1e6:.0f} MB")
     return lines
+
+
+def _quieten_libraries() -> None:
+    """Standard error is for our one line: no progress bars, load reports or deprecations of others."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    warnings.simplefilter("ignore", FutureWarning)
 
 
 def _read_key(path: Path) -> PrivateKey:

@@ -217,7 +217,9 @@ def attach_slices(encoder: nn.Module, blocks: str, options: SliceOptions) -> tup
     ]
     for target in options.targets:
         if not any(_matches(name, target) for name in linears):
-            kinds = sorted({re.sub(rf"^{re.escape(blocks)}\.\d+\.", "", name) for name in linears})
+            kinds = sorted({re.sub(rf"^{re.escape(blocks)}\.\d+\.", "", name) for name in linears}) or [
+                "none"
+            ]
             raise ModelError(
                 f"target module {target!r} matches no linear layer of the blocks; they have {', '.join(kinds)}"
             )
@@ -239,10 +241,20 @@ def _load_encoder(folder: Path) -> tuple[nn.Module, Any]:
         raise ModelError(f"{folder} is not a Hugging Face model folder: it has no config.json")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        encoder = AutoModel.from_pretrained(
-            folder, local_files_only=True, attn_implementation="eager", dtype=torch.float32
+        encoder, found = AutoModel.from_pretrained(
+            folder,
+            local_files_only=True,
+            attn_implementation="eager",
+            dtype=torch.float32,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # the libraries raise nothing narrower for damaged files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{folder} cannot be loaded by transformers: {reason}") from error
+    # The pooler is not part of what is exported; anything else that is missing would be random numbers.
+    if missing := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):
+        raise ModelError(
+            f"{folder} lacks {len(missing)} tensors of its architecture, the first is {missing[0]}; "
+            "download or save the model again"
+        )
     return encoder.eval(), config
