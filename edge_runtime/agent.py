@@ -32,6 +32,7 @@ from edge_runtime.messages import (
     MAX_RESULT_BYTES,
     CheckInRequest,
     DeviceEvent,
+    NotEligible,
     Refusal,
     SignedTask,
     Task,
@@ -108,7 +109,10 @@ class Agent:
         )
         if not isinstance(answer, SignedTask):
             wait_s = self._pace.asked(answer.after_min_s, answer.after_max_s)
-            note("waiting", answer=type(answer).__name__, wait_s=wait_s)
+            if isinstance(answer, NotEligible):
+                warn("not_eligible", code=answer.code, message=answer.message, wait_s=wait_s)
+            else:
+                note("waiting", reason=answer.reason, wait_s=wait_s)
             return wait_s
         if not self._serve(answer, received_s=time.monotonic()):
             return self._pace.failed()
