@@ -51,7 +51,7 @@ class Tokenizer:
         """
         try:
             ids = [self._tokenizer.encode(row.text).ids for row in rows]
-        except Exception:  # the library raises nothing narrower, and may quote the text: not chained
+        except Exception:  # noqa: BLE001 - the library raises nothing narrower, and may quote the text: not chained
             raise PackageError(
                 "the package's tokenizer cannot encode a row; export it with an unknown token"
             ) from None

@@ -9,18 +9,16 @@ import ctypes
 import logging
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from edge_runtime.data import Tokenizer, draw_batches, load_rows, make_batch
+from edge_runtime.data import Tokenizer, draw_batches, load_rows
 from edge_runtime.durable import write_durably
 from edge_runtime.engines.onnx import OnnxEngine
 from edge_runtime.errors import CapExceededError, EdgeError, WorkerError
-from edge_runtime.executor import Executor, Sweep, first_dual_segment
-from edge_runtime.gradient import estimate, head_gradient
+from edge_runtime.executor import Executor, first_dual_segment
 from edge_runtime.jobs import (
     FAILURE_EXIT_CODE,
     EvaluateJob,
@@ -34,14 +32,14 @@ from edge_runtime.messages import MemoryReport
 from edge_runtime.meter import Meter, cgroup_peak_bytes, status_bytes
 from edge_runtime.optimizers import make_optimizer
 from edge_runtime.package import Package
-from edge_runtime.plan import PeakPrediction, largest_micro_batch
+from edge_runtime.plan import PREFERRED_MICRO_BATCH, PeakPrediction, largest_micro_batch
 from edge_runtime.slices import Values, decode_values, encode_values, shapes
-from edge_runtime.tangents import draw_tangents
+from edge_runtime.step import Examples, group_by_length, take_step
 
 log = logging.getLogger(__name__)
 
-#: Rows evaluated at a time: enough to keep the engine busy, small beside the weights.
-EVALUATION_BATCH = 32
+#: mallopt(3)'s option numbers.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 def train(job: TrainJob, meter: Meter) -> TrainOutcome:
@@ -51,17 +49,13 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
         CapExceededError: no micro-batch fits the cap, with both figures.
         EdgeError: package, state or data cannot be used.
     """
-    task, started = job.task, time.monotonic()
-    floor = status_bytes("VmRSS")
+    task, started, floor = job.task, time.monotonic(), status_bytes("VmRSS")
 
     # 1. Open what the task names; everything is verified before it is used.
     meter.enter("load")
-    package = _open(job)
-    values = _read_state(job, package)
-    rows = load_rows(Path(job.data_path), package.manifest.labels)
-    limit = min(task.sequence_limit, package.manifest.sequence_limit)
-    ids = Tokenizer(package.path(package.manifest.tokenizer), limit).encode(rows)
+    package, values, examples = _load(job, task.sequence_limit)
     specs = [package.manifest.slice_named(name) for name in task.slices]
+    heads = [package.manifest.head] if task.train_head else []
 
     # 2. Choose a micro-batch that fits the cap, or refuse with numbers.
     micro_batch, prediction = largest_micro_batch(
@@ -69,7 +63,7 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
         job.cap_bytes,
         first_segment=first_dual_segment(package, task.slices),
         batch_size=task.batch_size,
-        sequence=min(limit, max(len(row) for row in ids)),
+        sequence=max(map(len, examples.ids)),
         draws=task.draws,
         floor_bytes=floor,
     )
@@ -78,51 +72,33 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
 
     # 3. Local steps.
     meter.enter("step")
-    heads = [package.manifest.head] if task.train_head else []
     optimizer = make_optimizer(task.optimizer, values, list(shapes([*specs, *heads])))
     batches = draw_batches(
-        len(ids),
+        len(examples.ids),
         seed=task.seed,
         round_number=task.round,
         slot=task.slot,
         steps=task.steps,
         batch_size=task.batch_size,
     )
-    applied, examples, loss_sum = 0, 0, 0.0
-    for step, chosen in enumerate(batches):
-        groups = _group_by_length([ids[row] for row in chosen], micro_batch)
-        micro_batches = [
-            make_batch(
-                [ids[chosen[i]] for i in group],
-                [rows[chosen[i]].label for i in group],
-                pad_token_id=package.manifest.pad_token_id,
-            )
-            for group in groups
-        ]
-        tangents = [draw_tangents(task, specs, step, group) for group in groups]
-        sweep = executor.sweep(optimizer.values(), micro_batches, tangents)
-        if not _finite(sweep):
-            log.warning("event=step_skipped task=%s step=%d reason=not_finite", task.task_id, step)
+    applied, seen, loss_sum = 0, 0, 0.0
+    for number, chosen in enumerate(batches):
+        step = take_step(executor, task, number, specs, optimizer.values(), examples, chosen, micro_batch)
+        if step is None:
+            log.warning("event=step_skipped task=%s step=%d reason=not_finite", task.task_id, number)
             continue
-        gradient: Values = {}
-        if sweep.jvps is not None:
-            joined = {name: np.concatenate([t[name] for t in tangents], axis=1) for name in tangents[0]}
-            gradient.update(estimate(sweep.jvps, joined))
-        if task.train_head:
-            gradient.update(head_gradient(sweep.residual, sweep.features, package.manifest.head.name))
-        optimizer.step(gradient)
-        applied, examples = applied + 1, examples + len(chosen)
-        loss_sum += float(sweep.loss.sum(dtype=np.float64))
+        optimizer.step(step.gradient)
+        applied, seen, loss_sum = applied + 1, seen + len(chosen), loss_sum + step.loss_sum
 
     # 4. Hand over the change.
     meter.enter("serialise")
     write_durably(Path(job.change_path), encode_values(optimizer.change()))
     meter.close()
     return TrainOutcome(
-        examples=examples,
+        examples=seen,
         steps_applied=applied,
         steps_skipped=len(batches) - applied,
-        mean_loss=loss_sum / examples if examples else None,
+        mean_loss=loss_sum / seen if seen else None,
         seconds=time.monotonic() - started,
         memory=_report(meter, prediction, job.cap_bytes, floor),
     )
@@ -132,17 +108,13 @@ def evaluate(job: EvaluateJob, meter: Meter) -> EvaluateOutcome:
     """Accuracy and mean loss of the given values over a data file, by the primal programs alone."""
     started, floor = time.monotonic(), status_bytes("VmRSS")
     meter.enter("load")
-    package = _open(job)
-    values = _read_state(job, package)
-    rows = load_rows(Path(job.data_path), package.manifest.labels)
-    limit = min(job.sequence_limit, package.manifest.sequence_limit)
-    ids = Tokenizer(package.path(package.manifest.tokenizer), limit).encode(rows)
+    package, values, examples = _load(job, job.sequence_limit)
     micro_batch, prediction = largest_micro_batch(
         package.manifest,
         job.cap_bytes,
         first_segment=None,
-        batch_size=EVALUATION_BATCH,
-        sequence=max(len(row) for row in ids),
+        batch_size=PREFERRED_MICRO_BATCH,
+        sequence=max(map(len, examples.ids)),
         draws=0,
         floor_bytes=floor,
     )
@@ -151,17 +123,16 @@ def evaluate(job: EvaluateJob, meter: Meter) -> EvaluateOutcome:
 
     meter.enter("evaluate")
     correct, loss_sum = 0, 0.0
-    for group in _group_by_length(ids, micro_batch):
-        labels = [rows[i].label for i in group]
-        batch = make_batch([ids[i] for i in group], labels, pad_token_id=package.manifest.pad_token_id)
+    for group in group_by_length(examples.ids, micro_batch):
+        batch = examples.batch(group)
         sweep = executor.sweep(values, [batch])
         correct += int((sweep.logits.argmax(axis=1) == batch.labels).sum())
         loss_sum += float(sweep.loss.sum(dtype=np.float64))
     meter.close()
     return EvaluateOutcome(
-        rows=len(rows),
-        accuracy=correct / len(rows),
-        mean_loss=loss_sum / len(rows),
+        rows=len(examples.ids),
+        accuracy=correct / len(examples.ids),
+        mean_loss=loss_sum / len(examples.ids),
         seconds=time.monotonic() - started,
         memory=_report(meter, prediction, job.cap_bytes, floor),
     )
@@ -180,9 +151,6 @@ def keep_freed_memory() -> None:
         return
     for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 512 << 20)):
         mallopt(option, value)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 def run(job: Job) -> TrainOutcome | EvaluateOutcome:
@@ -209,16 +177,18 @@ def main() -> int:
     return FAILURE_EXIT_CODE if code else 0
 
 
-def _open(job: Job) -> Package:
-    return Package.open(Path(job.package_folder), job.publisher_key)
-
-
-def _read_state(job: Job, package: Package) -> Values:
+def _load(job: Job, sequence_limit: int) -> tuple[Package, Values, Examples]:
+    """Package, slice values and tokenised rows of a job; the tokenizer is freed before any session loads."""
+    package = Package.open(Path(job.package_folder), job.publisher_key)
     try:
-        data = Path(job.state_path).read_bytes()
+        state = Path(job.state_path).read_bytes()
     except OSError as error:
         raise WorkerError(f"cannot read the slice values {job.state_path}: {error.strerror}") from error
-    return decode_values(data, package.manifest.slices)
+    values = decode_values(state, package.manifest.slices)
+    rows = load_rows(Path(job.data_path), package.manifest.labels)
+    limit = min(sequence_limit, package.manifest.sequence_limit)
+    ids = Tokenizer(package.path(package.manifest.tokenizer), limit).encode(rows)
+    return package, values, Examples(ids, [row.label for row in rows], package.manifest.pad_token_id)
 
 
 def _admit(prediction: PeakPrediction, cap_bytes: int) -> None:
@@ -230,16 +200,6 @@ def _admit(prediction: PeakPrediction, cap_bytes: int) -> None:
             required_bytes=required,
             cap_bytes=cap_bytes,
         )
-
-
-def _group_by_length(ids: Sequence[Sequence[int]], size: int) -> list[list[int]]:
-    """Positions in groups of ``size``, like lengths together, so that little is padded."""
-    order = sorted(range(len(ids)), key=lambda position: (len(ids[position]), position))
-    return [order[start : start + size] for start in range(0, len(order), size)]
-
-
-def _finite(sweep: Sweep) -> bool:
-    return bool(np.isfinite(sweep.loss).all() and (sweep.jvps is None or np.isfinite(sweep.jvps).all()))
 
 
 def _report(meter: Meter, prediction: PeakPrediction, cap_bytes: int, floor_bytes: int) -> MemoryReport:

@@ -1,0 +1,96 @@
+"""One local step of training, from rows to gradients: :func:`take_step`, readable top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_runtime.data import Batch, IntArray, make_batch
+from edge_runtime.executor import Executor, Sweep
+from edge_runtime.gradient import estimate, head_gradient
+from edge_runtime.messages import Task
+from edge_runtime.package import SliceSpec
+from edge_runtime.slices import Values
+from edge_runtime.tangents import draw_tangents
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A device's rows as token ids and label indices, row by row; ``pad_token_id`` fills batches."""
+
+    ids: Sequence[Sequence[int]]
+    labels: Sequence[int]
+    pad_token_id: int
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """These rows, padded to the longest of them."""
+        return make_batch(
+            [self.ids[row] for row in rows],
+            [self.labels[row] for row in rows],
+            pad_token_id=self.pad_token_id,
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step gives: the gradient of each trained tensor, and the summed loss of its examples."""
+
+    gradient: Values
+    loss_sum: float
+
+
+def take_step(
+    executor: Executor,
+    task: Task,
+    number: int,
+    specs: Sequence[SliceSpec],
+    values: Values,
+    examples: Examples,
+    chosen: IntArray,
+    micro_batch: int,
+) -> Step | None:
+    """Estimate the gradient of the assigned slices, and compute that of the head.
+
+    Args:
+        executor: loaded for the task's slices.
+        task: gives draws, directions and whether the head is trained.
+        number: of the step within the task; part of the tangents' counter.
+        specs: the assigned slices.
+        values: of all slices, at which the gradient is taken.
+        examples: the device's rows. chosen: which of them make the batch.
+        micro_batch: how many run at a time.
+
+    Returns:
+        The step, or None if a loss or a jvp was not finite: such a step must not be applied.
+    """
+    # 1. Group examples of like length; an example keeps its position in the batch as part of its tangent's key.
+    groups = group_by_length([examples.ids[row] for row in chosen], micro_batch)
+    batches = [examples.batch([int(chosen[position]) for position in group]) for group in groups]
+    # 2. Draw a direction per draw and example.
+    tangents = [draw_tangents(task, specs, number, group) for group in groups]
+    # 3. One sweep through the segments gives loss and directional derivatives of each example.
+    sweep = executor.sweep(values, batches, tangents)
+    if not _finite(sweep):
+        return None
+    # 4. Forward gradient of the slices, exact gradient of the head.
+    gradient: Values = {}
+    if sweep.jvps is not None:
+        joined = {name: np.concatenate([t[name] for t in tangents], axis=1) for name in tangents[0]}
+        gradient.update(estimate(sweep.jvps, joined))
+    if task.train_head:
+        head = executor.package.manifest.head.name
+        gradient.update(head_gradient(sweep.residual, sweep.features, head))
+    return Step(gradient, float(sweep.loss.sum(dtype=np.float64)))
+
+
+def group_by_length(ids: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    """Positions in groups of ``size``, like lengths together, so that little is padded."""
+    order = sorted(range(len(ids)), key=lambda position: (len(ids[position]), position))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _finite(sweep: Sweep) -> bool:
+    arrays = [sweep.loss, sweep.residual, *([] if sweep.jvps is None else [sweep.jvps])]
+    return all(bool(np.isfinite(array).all()) for array in arrays)
