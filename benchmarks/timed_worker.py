@@ -32,11 +32,11 @@ group_rows: set[int] = set()
 class TimedExecutor(Executor):
     """Notes how long each sweep takes, and how many rows it runs at a time."""
 
-    def sweep(self, values: Values, micro_batches: Sequence[Batch], *rest: Any) -> Sweep:
+    def sweep(self, values: Values, micro_batches: Sequence[Batch], *rest: Any, **named: Any) -> Sweep:
         """See :meth:`Executor.sweep`."""
         group_rows.update(len(batch.labels) for batch in micro_batches)
         started = time.perf_counter()
-        result = super().sweep(values, micro_batches, *rest)
+        result = super().sweep(values, micro_batches, *rest, **named)
         sweep_seconds.append(time.perf_counter() - started)
         return result
 
