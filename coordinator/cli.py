@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_runtime.command_line import exit_code_of
 from edge_runtime.durable import write_durably
-from edge_runtime.errors import EdgeError
 
 if TYPE_CHECKING:
     from coordinator.admin_client import AdminClient
@@ -18,17 +18,7 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     """Run a command; errors are one line on standard error, and the error's exit code."""
     arguments = build_parser().parse_args(argv)
-    try:
-        code: int = arguments.command(arguments)
-    except EdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return code
+    return exit_code_of(lambda: arguments.command(arguments))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import socket
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 import uvicorn
 
 from coordinator.app import create_app
+from edge_runtime.config import is_loopback
 from edge_runtime.durable import write_durably
 from edge_runtime.errors import ConfigError
 
@@ -106,14 +106,14 @@ def bind(options: ServeOptions) -> CoordinatorServer:
 
 
 def check_transport(options: ServeOptions) -> None:
-    """Refuse to speak plain HTTP to other machines unless the operator asked for it aloud (DESIGN section 6).
+    """Refuse to speak plain HTTP to other machines unless the operator asked for it aloud.
 
     Raises:
         ConfigError: says which options are missing.
     """
     if (options.tls_cert is None) != (options.tls_key is None):
         raise ConfigError("--tls-cert and --tls-key belong together; give both")
-    if options.tls or _is_loopback(options.host):
+    if options.tls or is_loopback(options.host):
         return
     if not options.insecure_http:
         raise ConfigError(
@@ -121,12 +121,3 @@ def check_transport(options: ServeOptions) -> None:
             " or --insecure-http if something else encrypts the way (a VPN, a proxy)"
         )
     log.warning("insecure_http host=%s message='requests are signed but not encrypted'", options.host)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -12,19 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edge_runtime import __version__
-from edge_runtime.errors import EdgeError
+from edge_runtime.command_line import exit_code_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the process exit code."""
     arguments = _parser().parse_args(argv)
-    try:
-        return int(arguments.command(arguments.config))
-    except EdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    return exit_code_of(lambda: int(arguments.command(arguments.config)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -173,14 +173,15 @@ def _check_url(url: str, *, allow_insecure_http: bool) -> None:
         raise ConfigError(f"coordinator_url {url!r} must read https://host or https://host:port")
     if parts.path not in {"", "/"} or parts.query or parts.fragment or parts.username is not None:
         raise ConfigError(f"coordinator_url {url!r} must have no path, query or credentials")
-    if parts.scheme == "http" and not allow_insecure_http and not _is_loopback(host):
+    if parts.scheme == "http" and not allow_insecure_http and not is_loopback(host):
         raise ConfigError(
             f"coordinator_url {url!r} would send results in the clear; "
             "use https, or set allow_insecure_http = true if the network is trusted"
         )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this very machine."""
     if host == "localhost":
         return True
     try:

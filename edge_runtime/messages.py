@@ -67,7 +67,7 @@ class CheckInRequest(Struct, frozen=True):
 
 
 class LocalOptimizer(Struct, frozen=True):
-    """How a device turns gradient estimates into a change of its slices (DESIGN section 3).
+    """How a device turns gradient estimates into a change of its slices.
 
     ``accumulate`` sums estimates at the values the task came with; ``sgd`` moves after every step;
     ``adamw`` normalises on the device, kept for comparison.
@@ -136,7 +136,7 @@ CheckInResponse = SignedTask | ComeBack | NotEligible
 
 
 class MemoryReport(Struct, frozen=True):
-    """Predicted beside measured memory of one worker, in bytes (DESIGN section 4).
+    """Predicted beside measured memory of one worker, in bytes.
 
     ``high_water_bytes`` is VmHWM; ``cgroup_peak_bytes`` the kernel's charge where a cgroup was at hand
     (None elsewhere); ``phases`` the high-water mark within each phase.

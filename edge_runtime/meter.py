@@ -1,6 +1,6 @@
 """What a process really takes: high-water mark, its split, and the kernel's own charge.
 
-Two independent figures where the machine offers them (DESIGN section 4): VmHWM counts resident pages of
+Two independent figures where the machine offers them: VmHWM counts resident pages of
 this process, the cgroup's peak counts what the kernel charged for it. VmHWM can be set back, so that each
 phase has its own. Reading /proc costs well under a millisecond and no memory to speak of.
 """

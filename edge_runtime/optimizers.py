@@ -1,7 +1,7 @@
 """Local optimisers: from gradient estimates to a change of the slices' values.
 
 ``accumulate`` and ``sgd`` are linear in the estimates, so noise averages out over devices before anything
-is normalised; ``adamw`` normalises on the device and is here for comparison (DESIGN section 3).
+is normalised; ``adamw`` normalises on the device and is here for comparison.
 """
 
 from __future__ import annotations

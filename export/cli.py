@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_runtime.errors import ConfigError, EdgeError
+from edge_runtime.command_line import exit_code_of
+from edge_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from edge_runtime.package import Manifest, Package
@@ -24,17 +24,7 @@ MAX_LABELS_BYTES = 64 << 20
 def main(argv: list[str] | None = None) -> int:
     """Run a command; errors are one line on standard error, and the error's exit code."""
     arguments = build_parser().parse_args(argv)
-    try:
-        code: int = arguments.command(arguments)
-    except EdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return code
+    return exit_code_of(lambda: arguments.command(arguments))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,25 @@
+"""What the three command lines share: how a command ends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from edge_runtime.errors import EdgeError
+
+#: As shells report a program ended by SIGINT.
+INTERRUPTED = 130
+
+
+def exit_code_of(command: Callable[[], int]) -> int:
+    """Run a command; an error ends it with one line on standard error and the error's exit code."""
+    try:
+        return command()
+    except EdgeError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except OSError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EdgeError.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
