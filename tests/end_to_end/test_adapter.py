@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,8 @@ from tests.end_to_end.harness import Fleet, command
 from tests.end_to_end.workshop import Exported, rows, write_rows
 
 
+# peft asks transformers for a property by its old name (peft 0.21, transformers 5.23).
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("kind", ["lora_xs", "lora"])
 def test_peft_predicts_what_the_runtime_predicts(workshop, tmp_path, kind: str) -> None:
     """The adapter of a run on a float package gives the runtime's logits within 1e-3, and differs from the base."""
@@ -44,7 +45,7 @@ def train(exported: Exported, folder: Path, slices: Path) -> None:
     """Two rounds on one device; the slices' final values are fetched."""
     alone = {"devices_per_round": 1, "min_devices": 1, "min_results": 1, "rounds": 2}
     optimizer = {
-        "slices": {"name": "adam", "rate": 0.3, "tau": 1e-6}
+        "slices": {"name": "adam", "rate": 1.5, "tau": 1e-6}
     }  # moves every number far from its start
     with Fleet(folder, exported) as fleet:
         fleet.create_run(**alone, server_optimizer=optimizer)
@@ -64,12 +65,10 @@ def read_batch(package: Package, path: Path) -> Batch:
 def peft_logits(model: Path, adapter: Path, batch: Batch) -> np.ndarray:
     """Logits from ``transformers`` and ``peft`` alone, features made as head.json says."""
     import torch
+    from peft import PeftModel
     from safetensors.torch import load_file
     from transformers import AutoModel
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft's own imports
-        from peft import PeftModel
     assert "root mean square" in json.loads((adapter / "head.json").read_text())["features"]
     encoder = AutoModel.from_pretrained(model, local_files_only=True, add_pooling_layer=False).eval()
     adapted = PeftModel.from_pretrained(encoder, str(adapter))
