@@ -56,12 +56,12 @@ def _watch_lines(client: AdminClient, run_id: str, sleep: Callable[[float], None
     while True:
         run = client.run(run_id)
         ended = run.state in ENDED
-        every = run.config.evaluation.every_rounds if run.config.evaluation else 0
         # A round is shown once it is complete: closed, and evaluated if it will be.
         while shown < len(run.rounds):
             entry = run.rounds[shown]
-            unevaluated = every == 1 and entry.state == "committed" and entry.accuracy is None
-            if not ended and (entry.state not in ("committed", "abandoned") or unevaluated):
+            if not ended and (
+                entry.state not in ("committed", "abandoned") or awaits_evaluation(run, shown)
+            ):
                 break
             write("  ".join(row(entry)) + "\n")
             shown += 1
@@ -70,3 +70,12 @@ def _watch_lines(client: AdminClient, run_id: str, sleep: Callable[[float], None
             write(headline(run) + "\n")
             return run
         sleep(PERIOD_S)
+
+
+def awaits_evaluation(run: RunSummary, index: int) -> bool:
+    """Whether a committed round is one that will be evaluated and is not yet."""
+    entry = run.rounds[index]
+    if run.config.evaluation is None or entry.state != "committed" or entry.accuracy is not None:
+        return False
+    committed = sum(earlier.state == "committed" for earlier in run.rounds[: index + 1])
+    return committed % run.config.evaluation.every_rounds == 0 or committed == run.rounds_wanted

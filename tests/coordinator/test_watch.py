@@ -5,9 +5,10 @@ from __future__ import annotations
 import msgspec
 from rich.console import Console
 
+from coordinator.config import EvaluationConfig
 from coordinator.report import COLUMNS, human_bytes
 from coordinator.summary import RunSummary
-from coordinator.watch import table
+from coordinator.watch import awaits_evaluation, table
 from tests.coordinator.conftest import World
 
 
@@ -23,6 +24,21 @@ def test_table_of_rounds(world: World) -> None:
     shown = capture.get()
     assert all(column in shown for column in COLUMNS)
     assert "1 of 2 rounds" in shown
+
+
+def test_a_round_that_will_be_evaluated_is_shown_with_its_accuracy(world: World) -> None:
+    """The plain list holds back exactly the committed rounds whose evaluation is due and not yet there."""
+    devices = world.fleet("a", "b")
+    world.create_run()
+    world.work(devices)
+    world.work(devices)
+    run = msgspec.convert(world.run(), RunSummary)
+    evaluation = EvaluationConfig(data="dev.jsonl", every_rounds=2)
+    due = msgspec.structs.replace(run, config=msgspec.structs.replace(run.config, evaluation=evaluation))
+    assert [awaits_evaluation(due, index) for index in range(2)] == [False, True]
+    last = msgspec.structs.replace(due.rounds[1], accuracy=0.5)
+    there = msgspec.structs.replace(due, rounds=[due.rounds[0], last])
+    assert not awaits_evaluation(there, 1)
 
 
 def test_human_bytes() -> None:
