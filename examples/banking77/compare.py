@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel
+from transformers.utils import logging
 
 from edge_runtime.data import Tokenizer, load_rows, make_batch
 from edge_runtime.engines.onnx import OnnxEngine
@@ -19,6 +21,7 @@ from edge_runtime.package import Package
 from edge_runtime.slices import decode_values
 
 BATCH = 32
+logging.disable_progress_bar()
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,9 @@ def compare_with_peft(
     values = decode_values(slices.read_bytes(), package.manifest.slices)
     executor = Executor(package, OnnxEngine(threads=2))
     encoder = AutoModel.from_pretrained(model, local_files_only=True).eval()
-    adapted = PeftModel.from_pretrained(encoder, str(adapter))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft reads a property that transformers has renamed
+        adapted = PeftModel.from_pretrained(encoder, str(adapter))
     head = load_file(adapter / "head.safetensors")
 
     ours, theirs = np.empty(len(rows), int), np.empty(len(rows), int)
