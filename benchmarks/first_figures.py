@@ -34,7 +34,7 @@ from edge_runtime.package import Package
 from edge_runtime.plan import predict_peak
 from edge_runtime.signing import generate_key
 
-RESULT = RESULTS / "first-figures.json"
+RESULT = RESULTS / "bench.json"
 BATCH, TOKENS, ROWS = 8, 128, 64
 #: What the demo grants a device; the plan then takes its preferred micro-batch.
 CAP_BYTES = 256 << 20
