@@ -29,8 +29,9 @@ EMBEDDING_PAGES_BYTES = 2 * 4096
 #: Values, their change, one gradient, and the encoded blobs in and out.
 SLICE_COPIES = 5
 FLOAT_BYTES = 4
-#: Larger groups pad more and run no faster (docs/decisions/0003-engine.md).
-PREFERRED_MICRO_BATCH = 4
+#: Tokens of a group: more take memory and save no time, fewer leave the engine's kernels short of rows
+#: (docs/decisions/0003-engine.md).
+PREFERRED_TOKENS = 256
 _ITEM_BYTES = {"float32": 4, "uint8": 1, "int64": 8, "int32": 4, "bool": 1}
 
 
@@ -117,13 +118,13 @@ def largest_micro_batch(
     draws: int,
     floor_bytes: int = 0,
 ) -> tuple[int, PeakPrediction]:
-    """The largest micro-batch whose predicted peak fits the cap, by halving from ``PREFERRED_MICRO_BATCH``.
+    """The largest micro-batch whose predicted peak fits the cap, by halving from the preferred one.
 
     Returns:
         The micro-batch and its prediction. If even one example at a time does not fit, the micro-batch is
         1 and the prediction exceeds the cap: the caller refuses, with both figures.
     """
-    micro_batch = min(batch_size, PREFERRED_MICRO_BATCH)
+    micro_batch = preferred_micro_batch(batch_size, sequence)
     while True:
         prediction = predict_peak(
             manifest,
@@ -137,6 +138,11 @@ def largest_micro_batch(
         if prediction.total_bytes <= cap_bytes or micro_batch == 1:
             return micro_batch, prediction
         micro_batch = -(-micro_batch // 2)
+
+
+def preferred_micro_batch(batch_size: int, sequence: int) -> int:
+    """Examples to run at a time where memory does not matter: about ``PREFERRED_TOKENS`` tokens."""
+    return min(batch_size, max(1, PREFERRED_TOKENS // sequence))
 
 
 def _term(term: SizeTerm, batch: int, sequence: int, draws: int) -> float:

@@ -32,7 +32,7 @@ from edge_runtime.messages import MemoryReport
 from edge_runtime.meter import Meter, cgroup_peak_bytes, status_bytes
 from edge_runtime.optimizers import make_optimizer
 from edge_runtime.package import Package
-from edge_runtime.plan import PREFERRED_MICRO_BATCH, PeakPrediction, largest_micro_batch
+from edge_runtime.plan import PeakPrediction, largest_micro_batch, preferred_micro_batch
 from edge_runtime.slices import Values, decode_values, encode_values, shapes
 from edge_runtime.step import Examples, group_by_length, take_step
 
@@ -109,12 +109,13 @@ def evaluate(job: EvaluateJob, meter: Meter) -> EvaluateOutcome:
     started, floor = time.monotonic(), status_bytes("VmRSS")
     meter.enter("load")
     package, values, examples = _load(job, job.sequence_limit)
+    longest = max(map(len, examples.ids))
     micro_batch, prediction = largest_micro_batch(
         package.manifest,
         job.cap_bytes,
         first_segment=None,
-        batch_size=PREFERRED_MICRO_BATCH,
-        sequence=max(map(len, examples.ids)),
+        batch_size=preferred_micro_batch(len(examples.ids), longest),
+        sequence=longest,
         draws=0,
         floor_bytes=floor,
     )

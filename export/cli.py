@@ -169,7 +169,7 @@ def summary(package: Package) -> str:
 
 
 def _predictions(manifest: Manifest) -> list[str]:
-    from edge_runtime.plan import PREFERRED_MICRO_BATCH, predict_peak
+    from edge_runtime.plan import predict_peak, preferred_micro_batch
 
     first = min((spec.segment for spec in manifest.slices if spec.kind != "head"), default=None)
     lines = []
@@ -179,7 +179,7 @@ def _predictions(manifest: Manifest) -> list[str]:
             manifest,
             first_segment=first,
             batch_size=batch,
-            micro_batch=min(batch, PREFERRED_MICRO_BATCH),
+            micro_batch=preferred_micro_batch(batch, length),
             sequence=length,
             draws=draws,
         )

@@ -1,14 +1,15 @@
 """ONNX Runtime as engine.
 
-Options, each measured (docs/decisions/0003-engine.md): the arena is off because every session has its own and
-keeps what it once took, while segments run one after another and can share the C library's heap; spinning is
-off because several sessions share the process; weights are bound as external initialisers, so that ONNX
-Runtime packs them once and the mapped file can be dropped from memory.
+Options, each measured (docs/decisions/0003-engine.md): all sessions share one arena, since segments run one after
+another and arenas of their own would each keep what they once took; spinning is off because several sessions share
+the process; weights are bound as external initialisers, so that ONNX Runtime packs them once and the mapped file
+can be dropped from memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import onnxruntime as ort
@@ -16,6 +17,13 @@ import onnxruntime as ort
 from edge_runtime.engines import Array
 from edge_runtime.engines.onnx_names import OUTPUT_SUFFIX
 from edge_runtime.errors import PackageError, WorkerError
+
+
+@cache
+def _share_one_arena() -> None:
+    """Register one arena for all sessions of this process; without a configuration of its own, which crashes."""
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, None)
 
 
 class OnnxEngine:
@@ -27,13 +35,14 @@ class OnnxEngine:
 
     def __init__(self, threads: int = 1) -> None:
         self.threads = threads
+        _share_one_arena()
 
     def load(self, program: Path, weights: Mapping[str, Array], outputs: Sequence[str]) -> OnnxProgram:
         """See :class:`edge_runtime.engines.Engine`."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
-        options.enable_cpu_mem_arena = False
+        options.add_session_config_entry("session.use_env_allocators", "1")
         options.enable_mem_pattern = False
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

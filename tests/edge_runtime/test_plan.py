@@ -16,10 +16,10 @@ from onnx import TensorProto, helper
 from edge_runtime.executor import Executor
 from edge_runtime.package import Program, Segment, SizeTerm
 from edge_runtime.plan import (
-    PREFERRED_MICRO_BATCH,
     largest_micro_batch,
     live_bytes,
     predict_peak,
+    preferred_micro_batch,
     program_name,
 )
 from edge_runtime.weights import MappedWeights
@@ -212,7 +212,7 @@ def test_a_larger_cap_never_means_a_smaller_micro_batch(work: dict, caps: tuple[
     chosen = []
     for cap in sorted(caps):
         micro_batch, prediction = largest_micro_batch(BIG, cap * MIB, **work)
-        assert 1 <= micro_batch <= min(PREFERRED_MICRO_BATCH, work["batch_size"])
+        assert 1 <= micro_batch <= preferred_micro_batch(work["batch_size"], work["sequence"])
         assert prediction == predict_peak(BIG, micro_batch=micro_batch, **work)
         assert prediction.total_bytes <= cap * MIB or micro_batch == 1
         chosen.append(micro_batch)
