@@ -59,9 +59,7 @@ def _watch_lines(client: AdminClient, run_id: str, sleep: Callable[[float], None
         # A round is shown once it is complete: closed, and evaluated if it will be.
         while shown < len(run.rounds):
             entry = run.rounds[shown]
-            if not ended and (
-                entry.state not in ("committed", "abandoned") or awaits_evaluation(run, shown)
-            ):
+            if not ended and (entry.state not in ("committed", "abandoned") or awaits_evaluation(run, shown)):
                 break
             write("  ".join(row(entry)) + "\n")
             shown += 1

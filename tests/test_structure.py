@@ -54,7 +54,13 @@ def test_no_file_is_a_drawer_for_everything() -> None:
 
 def test_the_repository_names_no_package_index() -> None:
     """Pinned files hold names, versions and hashes, and no address to fetch them from."""
-    for name in ("constraints.txt", "torch.txt", "examples/banking77/model.txt", "pyproject.toml", "Makefile"):
+    for name in (
+        "constraints.txt",
+        "torch.txt",
+        "examples/banking77/model.txt",
+        "pyproject.toml",
+        "Makefile",
+    ):
         text = (ROOT / name).read_text()
         assert "://" not in text, name
         assert "index-url" not in text.replace("--no-emit-index-url", ""), name
