@@ -78,6 +78,7 @@ def _draw_curve(path: Path, run: dict[str, Any], reference: dict[str, Any] | Non
         axes.plot(*zip(*points, strict=True), style, label=name.replace("_", " "), markersize=4)
     axes.set(xlabel="committed rounds", ylabel="dev accuracy", ylim=(0, 1))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="lower right")
     figure.savefig(path)
