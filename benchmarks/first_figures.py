@@ -31,13 +31,14 @@ from edge_runtime.executor import first_dual_segment
 from edge_runtime.jobs import EvaluateJob, EvaluateOutcome, TrainJob, TrainOutcome
 from edge_runtime.messages import LocalOptimizer, Task
 from edge_runtime.package import Package
-from edge_runtime.plan import predict_peak
+from edge_runtime.plan import predict_peak, preferred_micro_batch
 from edge_runtime.signing import generate_key
 
 RESULT = RESULTS / "bench.json"
 BATCH, TOKENS, ROWS = 8, 128, 64
 #: What the demo grants a device; the plan then takes its preferred micro-batch.
 CAP_BYTES = 256 << 20
+PREFERRED_ROWS = preferred_micro_batch(BATCH, TOKENS)
 WARM_UP_STEPS = 2
 
 PEAK_REACH = 1 / 6
@@ -241,8 +242,8 @@ def _arms(bench: Bench) -> list[Arm]:
     return [
         Arm("PyTorch", lambda: bench.torch(checkpointing=False)),
         Arm("PyTorch, checkpointed", lambda: bench.torch(checkpointing=True)),
-        Arm("worker, 1 draw", training(1, CAP_BYTES, 4)),
-        Arm("worker, 4 draws", training(4, CAP_BYTES, 4)),
+        Arm("worker, 1 draw", training(1, CAP_BYTES, PREFERRED_ROWS)),
+        Arm("worker, 4 draws", training(4, CAP_BYTES, PREFERRED_ROWS)),
         Arm("worker, 1 draw, one example at a time", training(1, bench.cap_for(1, 1), 1)),
         Arm("worker, 4 draws, one example at a time", training(4, bench.cap_for(4, 1), 1)),
         Arm("worker, inference alone", bench.evaluate),
@@ -262,7 +263,7 @@ def _take_turns(
             values = arm.measure()
             if turn:
                 measured[arm.name].append(values)
-        for rows in (4, 1):
+        for rows in (PREFERRED_ROWS, 1):
             seconds = bench.block_programs(rows)
             if turn:
                 blocks[rows].append(seconds)
@@ -295,7 +296,9 @@ def _figures(measured: dict[str, list[Values]], blocks: dict[int, list[dict[int,
         for draws in (1, 4):
             ratios = [seconds[draws] / seconds[0] for seconds in programs]
             name = f"Dual program over primal: one block, {_count(draws, 'draw')}, {_count(rows, 'example')}"
-            figures.append(figure(name, "times", ratios, DUAL_REACH if (draws, rows) == (1, 4) else None))
+            figures.append(
+                figure(name, "times", ratios, DUAL_REACH if (draws, rows) == (1, PREFERRED_ROWS) else None)
+            )
     return figures
 
 
