@@ -76,7 +76,9 @@ def table(document: Mapping[str, Any]) -> str:
                 f"{quantity(row['low'], unit)} to {quantity(row['high'], unit)}" if "low" in row else ""
             )
         if reach and row.get("reach") is not None:
-            cells += [f"≤ {quantity(row['reach'], unit)}", "yes" if row["met"] else "**no**"]
+            # Which way a reach points shows in whether it was met.
+            sign = "≥" if (row["value"] > row["reach"]) == row["met"] else "≤"
+            cells += [f"{sign} {quantity(row['reach'], unit)}", "yes" if row["met"] else "**no**"]
         elif reach:
             cells += ["", ""]
         lines.append(_line(cells))

@@ -293,7 +293,7 @@ def _rows(seeds: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
                     "name": f"dev accuracy, {arm.replace('_', ' ')} ({spread})",
                     "value": round(sum(found) / len(found), 2),
                     "unit": "%",
-                    "reach": ">= 75" if forward else None,
+                    "reach": 75 if forward else None,
                     "met": min(found) >= 75 if forward else None,
                 }
             )
