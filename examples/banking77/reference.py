@@ -2,7 +2,7 @@
 
 Three arms run in this process, with the coordinator's own selection, assignment, aggregation and server optimisers:
 
-* ``forward``: the worker's own training, so the figure must be the demo's;
+* ``forward``: the worker's own training; the figure is the demo's but for rounding (threads, CPU);
 * ``head_only``: the same without slices;
 * ``backpropagation``: the exact gradient of the same slices, by torch on the same quantised weights.
 """
