@@ -93,9 +93,7 @@ def _replace_weight(
     segment: SegmentGraph, weight: fx.Node, stored: dict[str, Tensor]
 ) -> tuple[fx.Node, fx.Node]:
     source = segment.weights[weight.name]
-    existing = {
-        name: node for node in segment.graph.nodes if node.op == "placeholder" for name in (node.name,)
-    }
+    existing = {node.name: node for node in segment.graph.nodes if node.op == "placeholder"}
     names = (f"{weight.name}_levels", f"{weight.name}_scales")
     if names[0] in existing:  # one matrix used twice is stored once
         return existing[names[0]], existing[names[1]]
