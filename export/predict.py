@@ -1,53 +1,141 @@
 """Predict a program's largest live set, as polynomials in batch, sequence and draws.
 
-A tensor lives from the operator that makes it to its last use. Walking the lowered graph in its execution
-order gives, at each operator, a sum of tensor sizes; sizes are monomials in the dynamic dimensions, so each
+A buffer lives from the operator that fills it to its last use. Walking the lowered graph in its execution
+order gives, at each operator, a sum of buffer sizes; sizes are monomials in the dynamic dimensions, so each
 such sum is a polynomial. Which one is largest depends on the sizes, so every polynomial that no other
 dominates is kept, and the prediction is their maximum.
 
-Inputs belong to the caller. Operators that only rename axes share their input's memory.
+What shares memory follows ONNX Runtime's CPU kernels as measured (docs/decisions/0011-live-sets.md): some
+operators only rename axes, some overwrite an input that dies, some need working memory of their own.
+Inputs belong to the caller; what depends on weights alone is folded when the program is loaded.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from edge_runtime.package import SizeTerm
 from export.program import BATCH, DRAWS, SEQUENCE
 
-#: Operators whose output the engine places in their input's memory.
+#: Operators whose output is their input's memory under another shape.
 ALIASES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten"})
+#: Operators that overwrite their first input where it has no later use. Sums, products and most functions
+#: of one element do not: the engine gives them a buffer of their own.
+IN_PLACE = frozenset({"Softmax", "LogSoftmax", "Tanh", "Sigmoid", "Relu", "Clip", "Cast"})
+#: Working memory of a quantised product, in bytes for each element of its left operand: the operand in
+#: int8, and for every 32 of them a scale and a sum.
+QUANTISED_ROW_BYTES = 1.25
+#: A selection computes both of its sides before it joins them.
+SELECTION_COPIES = 2
 
 Powers = tuple[int, int, int]
 Polynomial = dict[Powers, float]
 
 
+@dataclass(eq=False)
+class Buffer:
+    """Memory that one or several values of a graph share.
+
+    Attributes:
+        size: in bytes. users: indices of the nodes that read it. escapes: it is an output of the graph.
+    """
+
+    size: Polynomial
+    users: set[int] = field(default_factory=set)
+    escapes: bool = False
+
+
+@dataclass(frozen=True)
+class NodeMemory:
+    """What one node does to memory.
+
+    Attributes:
+        reads, makes: buffers. overwrites: the buffer it may write its result into, if nothing else reads
+            that buffer later. workspace: bytes it needs only while it runs.
+    """
+
+    reads: tuple[Buffer, ...]
+    makes: tuple[Buffer, ...]
+    overwrites: Buffer | None
+    workspace: Polynomial
+
+
+def node_memory(model: ir.Model) -> list[NodeMemory]:
+    """What each node reads, makes and overwrites, in the order of the graph.
+
+    Raises:
+        ValueError: a value has no shape.
+    """
+    buffers: dict[ir.Value, Buffer] = {}
+    constant: set[ir.Value] = set(model.graph.initializers.values())
+    memory = []
+    for index, node in enumerate(model.graph):
+        inputs = [value for value in node.inputs if value is not None]
+        if all(value in constant for value in inputs):
+            constant.update(node.outputs)
+            memory.append(NodeMemory((), (), None, {}))
+            continue
+        reads = tuple(dict.fromkeys(buffers[value] for value in inputs if value in buffers))
+        for buffer in reads:
+            buffer.users.add(index)
+        if node.op_type in ALIASES:
+            if inputs[0] in buffers:
+                buffers[node.outputs[0]] = buffers[inputs[0]]
+            memory.append(NodeMemory(reads, (), None, {}))
+            continue
+        made = [value for value in node.outputs if value.uses() or value.is_graph_output()]
+        for value in made:
+            buffers[value] = Buffer(_size(value))
+        overwritten = buffers.get(inputs[0]) if node.op_type in IN_PLACE else None
+        if overwritten is not None and overwritten.size != _size(node.outputs[0]):
+            overwritten = None
+        makes = tuple(buffers[value] for value in made)
+        memory.append(NodeMemory(reads, makes, overwritten, _workspace(node)))
+    for value in model.graph.outputs:
+        if value in buffers:
+            buffers[value].escapes = True
+    return memory
+
+
 def live_sets(model: ir.Model) -> tuple[tuple[SizeTerm, ...], ...]:
     """Polynomials of which the largest value at a size is the program's peak of live tensors, in bytes."""
-    nodes = list(model.graph)
-    last_use: dict[ir.Value, int] = {}
-    owner: dict[ir.Value, ir.Value] = {}
-    for position, node in enumerate(nodes):
-        for value in node.inputs:
-            if value is not None:
-                last_use[owner.get(value, value)] = position
-        if node.op_type in ALIASES and node.inputs[0] is not None:
-            owner[node.outputs[0]] = owner.get(node.inputs[0], node.inputs[0])
-    for value in model.graph.outputs:
-        last_use[owner.get(value, value)] = len(nodes)
-
-    alive: dict[ir.Value, Polynomial] = {}
+    memory = node_memory(model)
+    alive: dict[Buffer, None] = {}
     candidates: list[Polynomial] = []
-    for position, node in enumerate(nodes):
-        for value in node.outputs:
-            if value not in owner and value in last_use:
-                alive[value] = _size(value)
-        candidates.append(_sum(alive.values()))
-        alive = {value: size for value, size in alive.items() if last_use[value] > position}
+    for position, node in enumerate(memory):
+        last = [b for b in node.reads if b in alive and not b.escapes and max(b.users) == position]
+        if node.overwrites in last:
+            alive.pop(node.overwrites)
+        alive.update(dict.fromkeys(node.makes))
+        candidates.append(_sum([*(buffer.size for buffer in alive), node.workspace]))
+        for buffer in last:
+            alive.pop(buffer, None)
     return tuple(_terms(polynomial) for polynomial in _undominated(candidates))
+
+
+def evaluate(size: Polynomial, batch: int, sequence: int, draws: int) -> float:
+    """Bytes of a polynomial at a size."""
+    return float(
+        sum(
+            coefficient * batch ** powers[0] * sequence ** powers[1] * draws ** powers[2]
+            for powers, coefficient in size.items()
+        )
+    )
+
+
+def _workspace(node: ir.Node) -> Polynomial:
+    if node.op_type == "MatMulNBits" and node.inputs[0] is not None:
+        rows = node.inputs[0]
+        per_byte = QUANTISED_ROW_BYTES / (rows.dtype.itemsize if rows.dtype else 1)
+        return {powers: coefficient * per_byte for powers, coefficient in _size(rows).items()}
+    if node.op_type == "Where":
+        result = _size(node.outputs[0])
+        return {powers: SELECTION_COPIES * coefficient for powers, coefficient in result.items()}
+    return {}
 
 
 def _size(value: ir.Value) -> Polynomial:
