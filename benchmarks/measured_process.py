@@ -2,8 +2,8 @@
 
 The cgroup's peak is the kernel's charge for the process and all its children: private memory, and pages of files
 that nobody had read before. An enforced limit makes it a promise, since the kernel kills what exceeds it. The group
-is a child of this process's own; where none can be made, the peak is the kernel's ``ru_maxrss`` instead and
-:attr:`Measured.note` says why.
+is a child of this process's own, made as for the agent's worker (``edge_runtime.enforcement``); where none can be
+made, the peak is the kernel's ``ru_maxrss`` instead and :attr:`Measured.note` says why.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-CGROUP_ROOT = Path("/sys/fs/cgroup")
+from edge_runtime.enforcement import memory_limit
+
 #: How often a running program is looked at: rarely enough not to disturb what it measures.
 POLL_SECONDS = 0.05
-#: Enters the cgroup named first, then becomes the program, so that all of its memory is charged there.
-ENTER_CGROUP = 'echo $$ > "$0" && exec "$@"'
 
 
 class ProgramFailedError(Exception):
@@ -66,15 +64,14 @@ def run_measured(
         ProgramFailedError: it did not end with exit code 0.
     """
     with (
-        _cgroup(limit_bytes) as (group, note),
+        memory_limit(limit_bytes) as cage,
         tempfile.TemporaryFile() as stdin,
         tempfile.TemporaryFile() as out,
     ):
         stdin.write(given)
         stdin.seek(0)
-        enter = ["sh", "-c", ENTER_CGROUP, str(group / "cgroup.procs")] if group else []
         with tempfile.TemporaryFile() as err:
-            process = subprocess.Popen([*enter, *command], stdin=stdin, stdout=out, stderr=err)
+            process = subprocess.Popen(cage.command(command), stdin=stdin, stdout=out, stderr=err)
             resident, children = _watch(process, timeout_s)
             out.seek(0)
             err.seek(0)
@@ -84,10 +81,10 @@ def run_measured(
                 )
         return Measured(
             output=out.read(),
-            cgroup_peak_bytes=_peak(group) if group else None,
+            cgroup_peak_bytes=cage.peak_bytes(),
             children_peak_bytes=children,
             max_resident_bytes=resident,
-            note=note,
+            note=f"{cage.note}: ru_maxrss instead, and no limit enforced" if cage.note else "",
         )
 
 
@@ -131,75 +128,6 @@ def _failure(command: Sequence[str], code: int, limit_bytes: int | None, written
     limit = f" under a limit of {limit_bytes} bytes" if limit_bytes else ""
     name = " ".join(word for word in command if word != sys.executable)
     return f"{name} ended with {how}{limit}\n{written[-4000:].decode(errors='replace')}"
-
-
-@contextmanager
-def _cgroup(limit_bytes: int | None) -> Iterator[tuple[Path | None, str]]:
-    """A memory cgroup for one program, or None and the reason; removed afterwards."""
-    group, note = None, ""
-    try:
-        group = _make_cgroup()
-        if limit_bytes:
-            _limit(group, limit_bytes)
-    except OSError as error:
-        if group:
-            group.rmdir()
-        group = None
-        note = f"no memory cgroup ({error.strerror or error}): ru_maxrss instead, and no limit enforced"
-    try:
-        yield group, note
-    finally:
-        if group:
-            _remove(group)
-
-
-def _make_cgroup() -> Path:
-    """A new group below this process's own.
-
-    Raises:
-        OSError: the memory controller is absent or not ours to use.
-    """
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        own = (CGROUP_ROOT / "memory" if controllers else CGROUP_ROOT) / path.lstrip("/")
-        usable = "memory" in controllers.split(",") if controllers else _delegates_memory(own)
-        if usable:
-            return Path(tempfile.mkdtemp(prefix="benchmark-", dir=own))
-    raise OSError("this process has no memory controller")
-
-
-def _delegates_memory(own: Path) -> bool:
-    """Whether a version 2 group passes the memory controller on to its children."""
-    control = own / "cgroup.subtree_control"
-    return control.is_file() and "memory" in control.read_text().split()
-
-
-def _limit(group: Path, limit_bytes: int) -> None:
-    files = ("memory.max", "memory.swap.max"), ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
-    limit, swap = next(pair for pair in files if (group / pair[0]).is_file())
-    (group / limit).write_text(str(limit_bytes))
-    if (group / swap).is_file():
-        (group / swap).write_text("0" if swap == "memory.swap.max" else str(limit_bytes))
-
-
-def _peak(group: Path) -> int | None:
-    """The largest charge; version 2 offers it from Linux 5.19."""
-    for name in ("memory.peak", "memory.max_usage_in_bytes"):
-        if (group / name).is_file():
-            return int((group / name).read_text())
-    return None
-
-
-def _remove(group: Path) -> None:
-    """Remove an empty group; the kernel may still be letting go of its last process."""
-    for _ in range(100):
-        try:
-            group.rmdir()
-        except OSError:
-            time.sleep(0.02)
-        else:
-            return
-    print(f"left behind: {group}", file=sys.stderr)
 
 
 def pinned_to_cores(count: int) -> tuple[int, ...]:

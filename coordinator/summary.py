@@ -71,7 +71,7 @@ class EventSummary(Struct, frozen=True):
 
 #: Why a task lapsed, as operators count it.
 REFUSED = frozenset({"task_refused", "cap_too_small"})
-FAILED = frozenset({"task_failed", "silent", "late", "revoked"})
+FAILED = frozenset({"task_failed", "out_of_memory", "silent", "late", "revoked"})
 
 
 def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = True) -> RunSummary:

@@ -28,7 +28,7 @@ from edge_runtime.messages import (
 IDLE_WINDOW_S = (1.0, 3.0)
 FINISHED_WINDOW_S = (30.0, 60.0)
 #: Events by which a device gives a task back.
-GIVING_BACK = frozenset({"task_refused", "task_failed"})
+GIVING_BACK = frozenset({"task_refused", "task_failed", "out_of_memory"})
 
 
 def check_in(
@@ -83,7 +83,7 @@ def check_in(
 
 
 def report_event(connection: sqlite3.Connection, device: Device, event: DeviceEvent, *, now_s: float) -> None:
-    """Record a device's event; ``task_refused`` and ``task_failed`` give its task back.
+    """Record a device's event; those of :data:`GIVING_BACK` give its task back.
 
     Raises:
         RefusalError: 404 ``unknown_task``, 409 ``not_your_task``, 400 ``malformed`` (no task named).

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import msgspec
 
 from edge_runtime import __version__, decisions
 from edge_runtime.client import Client
@@ -22,11 +23,12 @@ from edge_runtime.errors import (
     CoordinatorError,
     DeviceError,
     EdgeError,
+    OutOfMemoryError,
     ProtocolError,
     RefusedError,
     UnreachableError,
 )
-from edge_runtime.jobs import TrainJob, TrainOutcome, finish_worker, start_worker
+from edge_runtime.jobs import RunningWorker, TrainJob, TrainOutcome, finish_worker, start_worker
 from edge_runtime.journal import note, warn
 from edge_runtime.messages import (
     MAX_RESULT_BYTES,
@@ -56,7 +58,7 @@ class Agent:
         client: Client,
         identity: Identity,
         *,
-        launch: Callable[[TrainJob], subprocess.Popen[bytes]] = start_worker,
+        launch: Callable[[TrainJob], RunningWorker] = start_worker,
         sleep: Callable[[float], None] = time.sleep,
         source: random.Random | None = None,
     ) -> None:
@@ -68,6 +70,8 @@ class Agent:
         self._sleep = sleep
         self._pace = decisions.Pace(source or random.SystemRandom())
         self._floor_bytes = 0
+        #: What plans may use: the cap, until a worker met it.
+        self._budget_bytes = config.cap
 
     def run(self) -> None:
         """Take turns until SIGTERM or SIGINT, then stop the worker and return; a pending result is kept."""
@@ -135,6 +139,9 @@ class Agent:
         except CapExceededError as error:
             self._tell(decisions.describe("task_refused", error, task_id))
             return False
+        except OutOfMemoryError as error:
+            self._tell(decisions.describe("out_of_memory", error, task_id))
+            return False
         except (EdgeError, OSError) as error:
             self._tell(decisions.describe("task_failed" if task_id else "task_untrusted", error, task_id))
             return False
@@ -197,15 +204,10 @@ class Agent:
             task=task,
             cap_bytes=self._config.cap,
             threads=self._config.threads,
+            budget_bytes=self._budget_bytes,
         )
         note("training", task_id=task.task_id, slices=len(task.slices), steps=task.steps)
-        with self._launch(job) as process:
-            try:
-                outcome = finish_worker(process, TrainOutcome, remaining_s)
-            finally:
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
+        outcome = self._work(job, deadline_s)
         self._floor_bytes = outcome.memory.floor_bytes
         note(
             "trained",
@@ -214,8 +216,34 @@ class Agent:
             steps_applied=outcome.steps_applied,
             steps_skipped=outcome.steps_skipped,
             peak_bytes=outcome.memory.high_water_bytes,
+            judge=outcome.memory.judge,
         )
         return decisions.build_result(task, outcome, _read_change(change))
+
+    def _work(self, job: TrainJob, deadline_s: float) -> TrainOutcome:
+        """Have a worker do the job; once more with a smaller plan if it met the cap and time is left for as long.
+
+        The lower budget is kept for later tasks, unless there is no plan for it: then the cap is too small, and
+        telling so is better than refusing everything.
+        """
+        started_s = time.monotonic()
+        try:
+            return finish_worker(self._launch(job), TrainOutcome, deadline_s - started_s)
+        except OutOfMemoryError as error:
+            now_s = time.monotonic()
+            if deadline_s - now_s <= now_s - started_s:
+                raise
+            smaller = msgspec.structs.replace(job, budget_bytes=decisions.smaller_budget(job.budget_bytes))
+            self._tell(decisions.describe_retry(error, smaller.budget_bytes, job.task.task_id))
+            try:
+                outcome = finish_worker(self._launch(smaller), TrainOutcome, deadline_s - now_s)
+            except CapExceededError:
+                raise error from None
+            except OutOfMemoryError:
+                self._budget_bytes = smaller.budget_bytes
+                raise
+            self._budget_bytes = smaller.budget_bytes
+            return outcome
 
     def _deliver_pending(self) -> None:
         """Hand in a result that waits, and forget it once the coordinator has decided about it."""

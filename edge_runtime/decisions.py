@@ -6,7 +6,14 @@ import hashlib
 import random
 
 from edge_runtime.config import DeviceConfig
-from edge_runtime.errors import CapExceededError, DeviceError, EdgeError, PackageError, ProtocolError
+from edge_runtime.errors import (
+    CapExceededError,
+    DeviceError,
+    EdgeError,
+    OutOfMemoryError,
+    PackageError,
+    ProtocolError,
+)
 from edge_runtime.jobs import TrainOutcome
 from edge_runtime.messages import (
     MAX_RESULT_BYTES,
@@ -26,6 +33,8 @@ LONGEST_BACK_OFF_S = 15 * 60.0
 REFUSED_WAIT_S = 3600.0
 #: Refusals that pass by themselves: the clock gets set, the next request has another nonce.
 PASSING_REFUSALS = frozenset({"clock_off", "replayed"})
+#: After an out-of-memory kill the next plan may use this share of what the killed one was planned for.
+SMALLER_PLAN = 0.75
 _MAX_MESSAGE_CHARACTERS = 2000
 
 
@@ -96,6 +105,11 @@ def admit_package(task: Task, manifest: Manifest, config: DeviceConfig) -> None:
         )
 
 
+def smaller_budget(budget_bytes: int) -> int:
+    """What the next plan may use, in bytes, after one for ``budget_bytes`` met the cap."""
+    return int(budget_bytes * SMALLER_PLAN)
+
+
 def build_result(task: Task, outcome: TrainOutcome, change: bytes) -> bytes:
     """The encoded result of a task.
 
@@ -134,6 +148,12 @@ def describe(code: str, error: Exception, task_id: str | None) -> DeviceEvent:
     reason = "cap" if isinstance(error, CapExceededError) else type(error).__name__
     detail = f": {error}" if isinstance(error, EdgeError) else ""
     return DeviceEvent(code=code, message=f"{reason}{detail}"[:_MAX_MESSAGE_CHARACTERS], task_id=task_id)
+
+
+def describe_retry(error: OutOfMemoryError, budget_bytes: int, task_id: str) -> DeviceEvent:
+    """The event that tells operators of a smaller plan after an out-of-memory kill; the task goes on."""
+    message = f"{error}; trying once more with a plan for {budget_bytes} bytes"
+    return DeviceEvent("plan_reduced", message[:_MAX_MESSAGE_CHARACTERS], task_id)
 
 
 class Pace:

@@ -5,7 +5,9 @@
     │   ├── ConfigError            a configuration file or command line that cannot be used
     │   ├── DataError              a row of the device's own data that cannot be used
     │   ├── CapExceededError       the work needs more memory than the operator granted
-    │   └── WorkerError            the training process died or broke its contract
+    │   ├── WorkerError            the training process died or broke its contract
+    │   ├── OutOfMemoryError       the training process met the cap as it ran
+    │   └── PreparationError       a package that is not, or cannot be, prepared for this machine
     ├── CoordinatorError       the other side of the wire
     │   ├── UnreachableError       no answer: try again later
     │   ├── RefusedError           a clear no, with a reason code
@@ -64,6 +66,34 @@ class WorkerError(DeviceError):
     """The training process died, was killed or answered nonsense."""
 
     exit_code = 14
+
+
+class OutOfMemoryError(DeviceError):
+    """The training process met the cap as it ran: the kernel killed it, or refused it memory.
+
+    Attributes:
+        phase: what the process was doing, as it said itself.
+        last_bytes: its resident memory when it was last looked at; 0 if it never was.
+        cap_bytes: what it was held to; 0 if the process that raises this does not know.
+        judge: who held it: ``cgroup_v2``, ``cgroup_v1``, ``rlimit`` or ``none``.
+    """
+
+    exit_code = 15
+
+    def __init__(
+        self, message: str, *, phase: str = "", last_bytes: int = 0, cap_bytes: int = 0, judge: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.phase = phase
+        self.last_bytes = last_bytes
+        self.cap_bytes = cap_bytes
+        self.judge = judge
+
+
+class PreparationError(DeviceError):
+    """A package is not prepared for this machine, was prepared for another, or cannot be."""
+
+    exit_code = 16
 
 
 class CoordinatorError(EdgeError):

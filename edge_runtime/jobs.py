@@ -2,27 +2,40 @@
 
 The worker is a child process because it alone loads numpy and the engine: the agent stays small, and a
 worker that is killed for memory takes nothing with it. A job goes in as one JSON document on standard
-input; the outcome comes back as one JSON document on standard output; logs go to standard error.
+input. Lines of JSON come back on standard output: a :class:`PhaseEntered` for each phase, and last the outcome. Other
+lines are passed over: onnxruntime prints some there when it is short of memory.
+Logs go to standard error. The kernel holds the worker to the job's cap (``edge_runtime.enforcement``), and while
+the parent waits it looks at the worker's memory (``edge_runtime.watch``).
 """
 
 from __future__ import annotations
 
 import os
+import selectors
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from edge_runtime import errors
-from edge_runtime.errors import EdgeError, WorkerError
-from edge_runtime.messages import Bytes, Count, MemoryReport, PositiveCount, Seconds, Task, Text
+from edge_runtime.enforcement import Cage, make_cage, remove_cage
+from edge_runtime.errors import EdgeError, OutOfMemoryError, WorkerError
+from edge_runtime.messages import Bytes, Count, Identifier, MemoryReport, PositiveCount, Seconds, Task, Text
+from edge_runtime.meter import read_memory
+from edge_runtime.watch import FIRST_PHASE, FOLLOW_INTERVAL_S, SAMPLE_INTERVAL_S, Watch
 
 
 class TrainJob(Struct, frozen=True, tag="train"):
-    """Train one task; the change is written to ``change_path`` as safetensors."""
+    """Train one task; the change is written to ``change_path`` as safetensors.
+
+    ``cap_bytes`` is what the kernel enforces, ``budget_bytes`` what the plan may use (0: all of the cap).
+    """
 
     package_folder: str
     publisher_key: str
@@ -32,6 +45,7 @@ class TrainJob(Struct, frozen=True, tag="train"):
     task: Task
     cap_bytes: Bytes
     threads: PositiveCount = 1
+    budget_bytes: Bytes = 0
 
 
 class TrainOutcome(Struct, frozen=True):
@@ -76,6 +90,12 @@ class Failure(Struct, frozen=True):
     cap_bytes: Bytes = 0
 
 
+class PhaseEntered(Struct, frozen=True, tag="phase"):
+    """The worker says what it does from now on."""
+
+    phase: Identifier
+
+
 Job = TrainJob | EvaluateJob
 OutcomeT = TypeVar("OutcomeT", TrainOutcome, EvaluateOutcome)
 
@@ -83,54 +103,99 @@ OutcomeT = TypeVar("OutcomeT", TrainOutcome, EvaluateOutcome)
 FAILURE_EXIT_CODE = 3
 
 
-def start_worker(job: Job) -> subprocess.Popen[bytes]:
-    """Start a worker on ``job`` and hand it over; pass the process to :func:`finish_worker`."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "edge_runtime.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
-    if process.stdin is None:
-        raise WorkerError("the worker has no standard input")
-    process.stdin.write(msgspec.json.encode(job))
-    process.stdin.close()
-    process.stdin = None
-    return process
+#: What a worker may write to standard output, and how many phases it may enter.
+MAX_OUTPUT_BYTES = 1 << 20
+MAX_PHASES = 1000
+#: How much of a library's own words about a refused allocation is passed on.
+MAX_HOW_CHARACTERS = 300
+WORKER_COMMAND = (sys.executable, "-m", "edge_runtime.worker")
+#: How a program ends whose allocation was refused where no exception can be raised: abort(3).
+REFUSED_MEMORY_SIGNAL = signal.SIGABRT
+
+
+@dataclass(frozen=True)
+class RunningWorker:
+    """A worker and the cage it is in; :func:`finish_worker` waits for it and clears both away."""
+
+    process: subprocess.Popen[bytes]
+    cage: Cage
+    started_s: float
+
+    def kill(self) -> None:
+        """Stop the worker at once; nothing happens if it has ended."""
+        self.process.kill()
+
+    def close(self) -> None:
+        """Stop the worker if it still runs, and remove its control group. May be called again."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdout:
+            self.process.stdout.close()
+        remove_cage(self.cage)
+
+
+def start_worker(job: Job, command: Sequence[str] = WORKER_COMMAND) -> RunningWorker:
+    """Start a worker on ``job``, held to its ``cap_bytes``; pass it to :func:`finish_worker`."""
+    cage = make_cage(job.cap_bytes)
+    try:
+        process = subprocess.Popen(
+            cage.command(command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+    except OSError:
+        remove_cage(cage)
+        raise
+    worker = RunningWorker(process, cage, time.monotonic())
+    try:
+        cage.follow(process.pid)
+        _hand_over(process, msgspec.json.encode(job))
+    except BaseException:
+        worker.close()
+        raise
+    return worker
 
 
 def finish_worker(
-    process: subprocess.Popen[bytes], outcome: type[OutcomeT], timeout_s: float | None = None
+    worker: RunningWorker,
+    outcome: type[OutcomeT],
+    timeout_s: float | None = None,
+    watch: Watch | None = None,
 ) -> OutcomeT:
-    """Wait for a worker and read its outcome.
+    """Wait for a worker, clear it away and read its outcome.
+
+    The outcome's memory report tells who enforced the cap and, under a control group, the kernel's peak charge.
+
+    Args:
+        worker: from :func:`start_worker`.
+        outcome: what the job's kind answers.
+        timeout_s: after this long it is stopped; None to wait for ever.
+        watch: collects phases and memory over time, for callers who want to see them.
 
     Raises:
+        OutOfMemoryError: the kernel killed it at its cap, or refused it memory.
         EdgeError: the very class the worker raised, with its message.
         WorkerError: it was killed, timed out, or answered nonsense.
     """
+    watch = watch or Watch()
     try:
-        output, _ = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        raise WorkerError(f"the worker ran past its limit of {timeout_s:.0f} s and was stopped") from None
-    if process.returncode < 0:
-        name = signal.Signals(-process.returncode).name
-        hint = "; out of memory? grant a larger cap or assign fewer slices" if name == "SIGKILL" else ""
-        raise WorkerError(f"the worker was killed by {name}{hint}")
-    try:
-        if process.returncode == FAILURE_EXIT_CODE:
-            raise _rebuild(msgspec.json.decode(output, type=Failure))
-        if process.returncode == 0:
-            return msgspec.json.decode(output, type=outcome)
-    except msgspec.DecodeError as error:
-        raise WorkerError(f"the worker's answer cannot be read: {error}") from error
-    raise WorkerError(f"the worker stopped with exit code {process.returncode}; its log tells why")
+        output = _listen(worker, watch, timeout_s)
+        answer = _read(worker, watch, output, outcome)
+        memory = msgspec.structs.replace(answer.memory, judge=worker.cage.judge)
+        if worker.cage.group:
+            memory = msgspec.structs.replace(memory, cgroup_peak_bytes=worker.cage.peak_bytes())
+        return msgspec.structs.replace(answer, memory=memory)
+    finally:
+        worker.close()
 
 
-def run_worker(job: Job, outcome: type[OutcomeT], timeout_s: float | None = None) -> OutcomeT:
-    """Start a worker and wait for its outcome; errors as in :func:`finish_worker`."""
-    return finish_worker(start_worker(job), outcome, timeout_s)
+def run_worker(
+    job: Job, outcome: type[OutcomeT], timeout_s: float | None = None, watch: Watch | None = None
+) -> OutcomeT:
+    """Start a worker and wait for its outcome; arguments and errors as in :func:`finish_worker`."""
+    return finish_worker(start_worker(job), outcome, timeout_s, watch)
 
 
 def describe_failure(error: EdgeError) -> Failure:
@@ -140,6 +205,119 @@ def describe_failure(error: EdgeError) -> Failure:
         message=str(error)[:2000],
         required_bytes=getattr(error, "required_bytes", 0),
         cap_bytes=getattr(error, "cap_bytes", 0),
+    )
+
+
+def _hand_over(process: subprocess.Popen[bytes], data: bytes) -> None:
+    """Give the worker its job; how it ended is told by :func:`finish_worker` if it no longer listens."""
+    if process.stdin is None:
+        raise WorkerError("the worker has no standard input")
+    try:
+        with process.stdin as stdin:
+            stdin.write(data)
+    except BrokenPipeError:
+        pass
+    process.stdin = None
+
+
+def _listen(worker: RunningWorker, watch: Watch, timeout_s: float | None) -> bytes:
+    """Wait for the worker's end, looking at it now and then; returns the last line it wrote."""
+    stdout = worker.process.stdout
+    if stdout is None:
+        raise WorkerError("the worker has no standard output")
+    deadline_s = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+    interval_s = FOLLOW_INTERVAL_S if worker.cage.judge == "rlimit" else SAMPLE_INTERVAL_S
+    answer, unread, written, phases = b"", b"", 0, 0
+    with selectors.DefaultSelector() as selector:
+        selector.register(stdout, selectors.EVENT_READ)
+        look_s = 0.0
+        while True:
+            now_s = time.monotonic()
+            if now_s >= deadline_s:
+                raise WorkerError(f"the worker ran past its limit of {timeout_s:.0f} s and was stopped")
+            if now_s >= look_s:
+                _look(worker, watch)
+                look_s = now_s + interval_s
+            if not selector.select(max(0.0, min(look_s, deadline_s) - now_s)):
+                continue
+            data = os.read(stdout.fileno(), 1 << 16)
+            if not data:
+                break
+            written += len(data)
+            *lines, unread = (unread + data).split(b"\n")
+            for line in lines:
+                answer = line or answer
+                phase = _phase(line)
+                if phase is not None:
+                    phases += 1
+                    watch.phase = phase
+                    _look(worker, watch)
+            if written > MAX_OUTPUT_BYTES or phases > MAX_PHASES:
+                raise WorkerError(
+                    f"the worker wrote over {MAX_OUTPUT_BYTES} bytes or {MAX_PHASES} phases and was stopped"
+                )
+    try:
+        worker.process.wait(None if timeout_s is None else max(0.0, deadline_s - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        raise WorkerError(f"the worker ran past its limit of {timeout_s:.0f} s and was stopped") from None
+    return unread or answer
+
+
+def _look(worker: RunningWorker, watch: Watch) -> None:
+    memory = read_memory(worker.process.pid)
+    if memory is not None:
+        watch.add(time.monotonic() - worker.started_s, memory)
+        if watch.phase != FIRST_PHASE:  # while libraries load, they map much that they never touch
+            worker.cage.follow(worker.process.pid, memory)
+
+
+def _phase(line: bytes) -> str | None:
+    """The phase that a line announces, None if it is part of the answer."""
+    try:
+        return msgspec.json.decode(line, type=PhaseEntered).phase
+    except msgspec.DecodeError:
+        return None
+
+
+def _read(worker: RunningWorker, watch: Watch, output: bytes, outcome: type[OutcomeT]) -> OutcomeT:
+    """The outcome of a worker that has ended; errors as in :func:`finish_worker`."""
+    code = worker.process.returncode
+    if code < 0:
+        killed = code == -signal.SIGKILL and worker.cage.killed_for_memory()
+        refused = code == -REFUSED_MEMORY_SIGNAL and worker.cage.judge == "rlimit"
+        name = signal.Signals(-code).name
+        if killed or refused:
+            raise _out_of_memory(worker, watch, f"ended by {name}")
+        why = "not by its cap" if worker.cage.group else "perhaps the whole machine ran out of memory"
+        raise WorkerError(
+            f"the worker was killed by {name}, {why}; the kernel's log or the worker's tells more"
+        )
+    try:
+        if code == FAILURE_EXIT_CODE:
+            failure = msgspec.json.decode(output, type=Failure)
+            if failure.kind == OutOfMemoryError.__name__:
+                raise _out_of_memory(worker, watch, failure.message)
+            raise _rebuild(failure)
+        if code == 0:
+            return msgspec.json.decode(output, type=outcome)
+    except msgspec.DecodeError as error:
+        raise WorkerError(f"the worker's answer cannot be read: {error}") from error
+    raise WorkerError(f"the worker stopped with exit code {code}; its log tells why")
+
+
+def _out_of_memory(worker: RunningWorker, watch: Watch, how: str) -> OutOfMemoryError:
+    cap_bytes, judge, last = worker.cage.cap_bytes or 0, worker.cage.judge, watch.last
+    seen = (
+        f"{last.resident_bytes} bytes resident, {last.anonymous_bytes} its own," if last else "nothing known"
+    )
+    return OutOfMemoryError(
+        f"the worker ran out of memory in phase {watch.phase} ({how[:MAX_HOW_CHARACTERS]}): {seen} when last looked "
+        f"at, the cap is {cap_bytes} ({judge}); grant a larger cap, or ask for shorter sequences, fewer draws or "
+        "fewer slices",
+        phase=watch.phase,
+        last_bytes=last.resident_bytes if last else 0,
+        cap_bytes=cap_bytes,
+        judge=judge,
     )
 
 

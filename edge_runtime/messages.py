@@ -139,7 +139,8 @@ class MemoryReport(Struct, frozen=True):
     """Predicted beside measured memory of one worker, in bytes.
 
     ``high_water_bytes`` is VmHWM; ``cgroup_peak_bytes`` the kernel's charge where a cgroup was at hand
-    (None elsewhere); ``phases`` the high-water mark within each phase.
+    (None elsewhere); ``phases`` the high-water mark within each phase. ``judge`` is who enforced the cap:
+    ``cgroup_v2``, ``cgroup_v1``, ``rlimit`` or ``none``; empty from a device that does not tell.
     """
 
     predicted_peak_bytes: Bytes
@@ -150,6 +151,7 @@ class MemoryReport(Struct, frozen=True):
     file_bytes: Bytes = 0
     floor_bytes: Bytes = 0
     phases: dict[Identifier, Bytes] = {}
+    judge: Text = ""
 
 
 class Result(Struct, frozen=True):

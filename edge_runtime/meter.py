@@ -1,14 +1,15 @@
-"""What a process really takes: high-water mark, its split, and the kernel's own charge.
+"""What a process really takes: high-water mark and its split.
 
-Two independent figures where the machine offers them: VmHWM counts resident pages of
-this process, the cgroup's peak counts what the kernel charged for it. VmHWM can be set back, so that each
-phase has its own. Reading /proc costs well under a millisecond and no memory to speak of.
+VmHWM counts resident pages; it can be set back, so that each phase has its own. The kernel's charge, a second and
+independent figure, is read by the parent (``edge_runtime.enforcement``). Reading /proc/PID/status costs
+0.2 to 0.3 ms for a worker of 150 MB, smaps_rollup 1.5 ms: it walks the page tables.
 """
 
 from __future__ import annotations
 
 import logging
-import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -21,11 +22,12 @@ _RESET_HIGH_WATER = "5"
 class Meter:
     """High-water marks of this process, phase by phase.
 
-    Where the kernel does not allow the mark to be set back, ``phases`` holds the running maximum instead and
-    ``resets`` is False.
+    ``announce``, if given, is called with each phase's name as it is entered. Where the kernel does not allow the
+    mark to be set back, ``phases`` holds the running maximum instead and ``resets`` is False.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, announce: Callable[[str], None] | None = None) -> None:
+        self._announce = announce
         self.phases: dict[str, int] = {}
         self.resets = _reset_high_water()
         self._phase = "start"
@@ -34,6 +36,8 @@ class Meter:
         """Close the current phase and open another."""
         self.close()
         self._phase = phase
+        if self._announce:
+            self._announce(phase)
         if self.resets:
             _reset_high_water()
 
@@ -59,33 +63,38 @@ def status_bytes(field: str) -> int:
     return 0
 
 
-def cgroup_peak_bytes() -> int | None:
-    """The kernel's peak charge for this process's memory cgroup, or None if it shares it with others.
+@dataclass(frozen=True)
+class ProcessMemory:
+    """Sizes of one process in bytes.
 
-    Version 2 offers ``memory.peak``, version 1 ``memory.max_usage_in_bytes``.
+    Attributes:
+        resident_bytes: pages in memory, the sum of the next two.
+        anonymous_bytes: its own pages.
+        file_bytes: pages of mapped files and shared memory.
+        data_bytes: private writable mappings, touched or not: what RLIMIT_DATA counts.
     """
+
+    resident_bytes: int
+    anonymous_bytes: int
+    file_bytes: int
+    data_bytes: int
+
+
+def read_memory(process_id: int) -> ProcessMemory | None:
+    """What a process takes now, or None if it has ended or the system does not tell."""
+    sizes = {}
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
+        for line in Path(f"/proc/{process_id}/status").read_text().splitlines():
+            name, _, rest = line.partition(":")
+            if name in {"VmData", "RssAnon", "RssFile", "RssShmem"}:
+                sizes[name] = int(rest.split()[0]) * 1024
+    except (OSError, ValueError):
         return None
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        for root, file in (
-            ("/sys/fs/cgroup/memory", "memory.max_usage_in_bytes"),
-            ("/sys/fs/cgroup", "memory.peak"),
-        ):
-            group = Path(root) / path.lstrip("/")
-            if controllers in ("", "memory") and (group / file).is_file() and _is_alone(group):
-                return int((group / file).read_text())
-    return None
-
-
-def _is_alone(group: Path) -> bool:
-    """Whether this process is the only one charged to a cgroup."""
-    try:
-        return (group / "cgroup.procs").read_text().split() == [str(os.getpid())]
-    except OSError:
-        return False
+    if "VmData" not in sizes:  # a zombie has no memory any more
+        return None
+    anonymous_bytes = sizes.get("RssAnon", 0)
+    file_bytes = sizes.get("RssFile", 0) + sizes.get("RssShmem", 0)
+    return ProcessMemory(anonymous_bytes + file_bytes, anonymous_bytes, file_bytes, sizes["VmData"])
 
 
 def _reset_high_water() -> bool:

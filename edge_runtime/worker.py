@@ -9,6 +9,7 @@ import ctypes
 import logging
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -16,20 +17,22 @@ import numpy as np
 
 from edge_runtime.data import Tokenizer, draw_batches, load_rows
 from edge_runtime.durable import write_durably
+from edge_runtime.enforcement import ran_out_of_memory
 from edge_runtime.engines.onnx import OnnxEngine
-from edge_runtime.errors import CapExceededError, EdgeError, WorkerError
+from edge_runtime.errors import CapExceededError, EdgeError, OutOfMemoryError, WorkerError
 from edge_runtime.executor import Executor, first_dual_segment
 from edge_runtime.jobs import (
     FAILURE_EXIT_CODE,
     EvaluateJob,
     EvaluateOutcome,
     Job,
+    PhaseEntered,
     TrainJob,
     TrainOutcome,
     describe_failure,
 )
 from edge_runtime.messages import MemoryReport
-from edge_runtime.meter import Meter, cgroup_peak_bytes, status_bytes
+from edge_runtime.meter import Meter, status_bytes
 from edge_runtime.optimizers import make_optimizer
 from edge_runtime.package import Package
 from edge_runtime.plan import PeakPrediction, largest_micro_batch, preferred_micro_batch
@@ -154,15 +157,15 @@ def keep_freed_memory() -> None:
         mallopt(option, value)
 
 
-def run(job: Job) -> TrainOutcome | EvaluateOutcome:
-    """Do one job in this process."""
+def run(job: Job, announce: Callable[[str], None] | None = None) -> TrainOutcome | EvaluateOutcome:
+    """Do one job in this process; ``announce`` is called with each phase as it is entered."""
     keep_freed_memory()
-    meter = Meter()
+    meter = Meter(announce)
     return train(job, meter) if isinstance(job, TrainJob) else evaluate(job, meter)
 
 
 def main() -> int:
-    """Read a job from standard input, do it, write the outcome to standard output."""
+    """Read a job from standard input, do it, write phases and the outcome to standard output."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     try:
         job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
@@ -170,12 +173,23 @@ def main() -> int:
         answer, code = msgspec.json.encode(describe_failure(WorkerError(f"malformed job: {error}"))), 1
     else:
         try:
-            answer, code = msgspec.json.encode(run(job)), 0
-        except EdgeError as error:
-            answer, code = msgspec.json.encode(describe_failure(error)), 1
+            answer, code = msgspec.json.encode(run(job, _announce)), 0
+        except Exception as error:
+            if ran_out_of_memory(error):
+                failure = describe_failure(OutOfMemoryError(f"{type(error).__name__}: {error}"))
+            elif isinstance(error, EdgeError):
+                failure = describe_failure(error)
+            else:
+                raise
+            answer, code = msgspec.json.encode(failure), 1
     sys.stdout.buffer.write(answer)
     sys.stdout.buffer.flush()
     return FAILURE_EXIT_CODE if code else 0
+
+
+def _announce(phase: str) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(PhaseEntered(phase)) + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def _load(job: Job, sequence_limit: int) -> tuple[Package, Values, Examples]:
@@ -208,7 +222,6 @@ def _report(meter: Meter, prediction: PeakPrediction, cap_bytes: int, floor_byte
         predicted_peak_bytes=prediction.total_bytes,
         high_water_bytes=meter.peak_bytes,
         cap_bytes=cap_bytes,
-        cgroup_peak_bytes=cgroup_peak_bytes(),
         anonymous_bytes=status_bytes("RssAnon"),
         file_bytes=status_bytes("RssFile"),
         floor_bytes=floor_bytes,

@@ -77,7 +77,7 @@ def test_silent_device_is_replaced(world: World) -> None:
     assert world.run()["rounds"][0]["failed"] == 1
 
 
-@pytest.mark.parametrize("code", ["task_refused", "task_failed"])
+@pytest.mark.parametrize("code", ["task_refused", "task_failed", "out_of_memory"])
 def test_task_given_back(world: World, code: str) -> None:
     """A device that gives its task back is replaced at once and not asked for that place again."""
     devices = world.fleet("a", "b", "c")

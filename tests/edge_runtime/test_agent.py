@@ -1,6 +1,5 @@
 import hashlib
 import random
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from edge_runtime.config import DeviceConfig
 from edge_runtime.decisions import FIRST_BACK_OFF_S, LONGEST_BACK_OFF_S, REFUSED_WAIT_S, Pace
 from edge_runtime.enrolment import ensure_identity
 from edge_runtime.errors import ConfigError, RefusedError, SignatureError
-from edge_runtime.jobs import TrainJob
+from edge_runtime.jobs import RunningWorker, TrainJob, start_worker
 from edge_runtime.journal import _line
 from edge_runtime.messages import ComeBack, LocalOptimizer, NotEligible, SignedTask, Task, encode
 from edge_runtime.signing import PrivateKey, generate_key
@@ -26,6 +25,8 @@ from tests.edge_runtime.packages import FILES, make_manifest
 from tests.edge_runtime.simulator import DEVICE_ID, TOKEN, CoordinatorSimulator, refusal
 
 PUBLISHER = generate_key()
+#: Enough for an interpreter and its cap's enforcement by the kernel.
+CAP_BYTES = 64 << 20
 
 #: Stands in for the worker: obeys the contract of edge_runtime.jobs without training anything.
 GOOD_WORKER = """
@@ -49,6 +50,31 @@ sys.exit(3)
 """
 KILLED_WORKER = "import os, sys; sys.stdin.read(); os.kill(os.getpid(), 9)"
 NONSENSE_WORKER = "import sys; sys.stdin.read(); print('nonsense')"
+#: Takes more than the cap while its plan is for more than four fifths of it, and says which phase it is in.
+GREEDY_WORKER = """
+import json, sys
+job = json.load(sys.stdin)
+print('{"type":"phase","phase":"step"}', flush=True)
+if job["budget_bytes"] > 0.8 * job["cap_bytes"]:
+    try:
+        block = bytearray(b"x") * (16 * job["cap_bytes"])
+    except MemoryError:
+        print('{"kind": "OutOfMemoryError", "message": "MemoryError"}')
+        sys.exit(3)
+open(job["change_path"], "wb").write(b"the change")
+""" + GOOD_WORKER[GOOD_WORKER.index("print(") :]
+ALWAYS_GREEDY_WORKER = GREEDY_WORKER.replace("0.8 *", "0 *")
+#: Has no plan for less than the cap.
+STUBBORN_WORKER = GREEDY_WORKER.replace(
+    "open(job[",
+    """if job["budget_bytes"] < job["cap_bytes"]:
+    print('{"kind": "CapExceededError", "message": "no plan"}')
+    sys.exit(3)
+open(job[""",
+    1,
+)
+#: Meets the cap only after half of the task's time.
+LATE_WORKER = GREEDY_WORKER.replace("import json, sys", "import json, sys, time; time.sleep(1.2)")
 SLOW_WORKER = "import sys, time; sys.stdin.read(); time.sleep(60)"
 #: Asks its parent to stop, as an operator would in mid-training.
 INTERRUPTED_WORKER = "import os, sys, time; sys.stdin.read(); os.kill(os.getppid(), 15); time.sleep(60)"
@@ -61,7 +87,8 @@ class Board:
         self.folder = folder
         self.coordinator = CoordinatorSimulator()
         self.slept: list[float] = []
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.workers: list[RunningWorker] = []
+        self.jobs: list[TrainJob] = []
         (folder / "data.jsonl").write_text('{"text": "fine", "label": "positive"}\n' * 3)
         self.config = DeviceConfig(
             coordinator_url="http://localhost",
@@ -70,7 +97,7 @@ class Board:
             device_name="board-1",
             device_class="generic",
             publisher_key=PUBLISHER.public_key,
-            cap=1000,
+            cap=CAP_BYTES,
             enrolment_token=TOKEN,
         )
         self.manifest = msgspec.json.encode(make_manifest())
@@ -81,16 +108,10 @@ class Board:
         identity = ensure_identity(self.config, self.store, self.coordinator)
         client = Client(self.coordinator, self.store.key(), identity.device_id)
 
-        def launch(job: TrainJob) -> subprocess.Popen[bytes]:
-            process = subprocess.Popen(
-                [sys.executable, "-c", worker], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-            )
-            assert process.stdin is not None
-            process.stdin.write(msgspec.json.encode(job))
-            process.stdin.close()
-            process.stdin = None
-            self.processes.append(process)
-            return process
+        def launch(job: TrainJob) -> RunningWorker:
+            self.jobs.append(job)
+            self.workers.append(start_worker(job, [sys.executable, "-c", worker]))
+            return self.workers[-1]
 
         return Agent(
             self.config,
@@ -159,7 +180,7 @@ def test_a_check_in_states_what_the_device_has(board) -> None:
     agent.turn()
     agent.turn()
     first, second = board.coordinator.check_ins
-    assert (first.cap_bytes, first.example_count, first.floor_bytes) == (1000, 3, 0)
+    assert (first.cap_bytes, first.example_count, first.floor_bytes) == (CAP_BYTES, 3, 0)
     assert second.floor_bytes == 3
 
 
@@ -186,13 +207,13 @@ def test_without_work_the_device_waits_as_asked(board) -> None:
 def test_a_task_over_the_cap_is_refused_with_numbers(board) -> None:
     """The operator of the run learns both figures, and nothing is downloaded."""
     agent = board.start()
-    board.coordinator.offer(board.task(required_bytes=1001))
+    board.coordinator.offer(board.task(required_bytes=CAP_BYTES + 1))
     agent.turn()
     code, message = board.event()
     assert code == "task_refused"
     assert message.startswith("cap: ")
-    assert "1001 bytes" in message
-    assert "1000" in message
+    assert f"{CAP_BYTES + 1} bytes" in message
+    assert str(CAP_BYTES) in message
     assert not [request for request in board.coordinator.requests if "/blobs/" in request.path]
 
 
@@ -205,7 +226,7 @@ def test_a_task_of_another_coordinator_is_not_done(board) -> None:
     code, message = board.event()
     assert code == "task_untrusted"
     assert message.startswith("SignatureError")
-    assert board.processes == []
+    assert board.workers == []
 
 
 def test_a_package_of_another_publisher_is_never_opened(board) -> None:
@@ -215,7 +236,7 @@ def test_a_package_of_another_publisher_is_never_opened(board) -> None:
     board.coordinator.offer(board.task(publisher=generate_key()))
     agent.turn()
     assert board.event()[1].startswith("SignatureError")
-    assert board.processes == []
+    assert board.workers == []
 
 
 @pytest.mark.parametrize(
@@ -267,13 +288,65 @@ def test_a_failing_worker_costs_the_task_and_not_the_agent(board, worker: str, c
     assert 10.0 <= agent.turn() <= 20.0
 
 
+def test_after_an_out_of_memory_kill_a_smaller_plan_does_the_task(board) -> None:
+    """The task is done with a lower budget under the same cap, operators hear of it, and later plans stay small."""
+    agent = board.start(GREEDY_WORKER)
+    board.coordinator.offer(board.task())
+    assert agent.turn() == 0.0
+    code, message = board.event()
+    assert code == "plan_reduced"
+    assert "out of memory in phase step" in message
+    assert f"the cap is {CAP_BYTES}" in message
+    assert board.coordinator.receipts == ["counted"]
+    assert [job.cap_bytes for job in board.jobs] == [CAP_BYTES, CAP_BYTES]
+    assert [job.budget_bytes for job in board.jobs] == [CAP_BYTES, CAP_BYTES * 3 // 4]
+    board.coordinator.offer(board.task(task_id="t-2"))
+    assert agent.turn() == 0.0
+    assert [job.budget_bytes for job in board.jobs[2:]] == [CAP_BYTES * 3 // 4]
+
+
+def test_a_second_out_of_memory_kill_gives_the_task_back(board) -> None:
+    """Two kills end the task with its own event, the agent lives on, and the next plan starts lower."""
+    agent = board.start(ALWAYS_GREEDY_WORKER)
+    board.coordinator.offer(board.task())
+    assert agent.turn() <= FIRST_BACK_OFF_S
+    assert [event.code for event in board.coordinator.events] == ["plan_reduced", "out_of_memory"]
+    last = board.coordinator.events[-1]
+    assert last.task_id == "t-1"
+    assert last.message.startswith("OutOfMemoryError: the worker ran out of memory in phase step")
+    assert 10.0 <= agent.turn() <= 20.0
+    board.coordinator.offer(board.task(task_id="t-2"))
+    agent.turn()
+    assert [job.budget_bytes for job in board.jobs[1:3]] == [CAP_BYTES * 3 // 4] * 2
+
+
+def test_without_a_smaller_plan_the_kill_is_what_is_told(board) -> None:
+    """If no plan fits the lower budget the task goes back as out of memory, and the budget is not lowered."""
+    agent = board.start(STUBBORN_WORKER)
+    board.coordinator.offer(board.task())
+    agent.turn()
+    assert [event.code for event in board.coordinator.events] == ["plan_reduced", "out_of_memory"]
+    board.coordinator.offer(board.task(task_id="t-2"))
+    agent.turn()
+    assert board.jobs[2].budget_bytes == CAP_BYTES
+
+
+def test_without_time_for_it_there_is_no_second_attempt(board) -> None:
+    """A kill after more than half of the task's time gives the task back at once."""
+    agent = board.start(LATE_WORKER)
+    board.coordinator.offer(board.task(deadline_s=2.2))
+    agent.turn()
+    assert board.event()[0] == "out_of_memory"
+    assert len(board.jobs) == 1
+
+
 def test_a_worker_past_its_deadline_is_stopped(board) -> None:
     """The deadline counts from check-in, and no process is left behind."""
     agent = board.start(SLOW_WORKER)
     board.coordinator.offer(board.task(deadline_s=0.5))
     agent.turn()
     assert "was stopped" in board.event()[1]
-    assert board.processes[0].poll() is not None
+    assert board.workers[0].process.poll() is not None
 
 
 def test_a_broken_download_goes_on_as_long_as_it_gets_on(board) -> None:
@@ -420,7 +493,7 @@ def test_a_missing_data_file_is_told_and_tried_again(board) -> None:
 def test_an_event_that_cannot_be_sent_does_not_matter(board) -> None:
     """Telling operators is best effort: the device goes on if it fails."""
     agent = board.start(KILLED_WORKER)
-    board.coordinator.offer(board.task(required_bytes=1001))
+    board.coordinator.offer(board.task(required_bytes=CAP_BYTES + 1))
     board.coordinator.planned.extend([None, Response(503)])
     assert agent.turn() <= FIRST_BACK_OFF_S
 
@@ -430,7 +503,7 @@ def test_a_stop_in_mid_training_ends_the_worker(board) -> None:
     agent = board.start(INTERRUPTED_WORKER)
     board.coordinator.offer(board.task())
     agent.run()
-    assert board.processes[0].poll() is not None
+    assert board.workers[0].process.poll() is not None
     assert board.store.pending() is None
 
 

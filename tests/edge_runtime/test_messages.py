@@ -35,6 +35,14 @@ def test_recorded_bytes_decode_and_encode_again(message: msgspec.Struct) -> None
     assert encoded == recorded
 
 
+def test_a_result_from_before_judges_still_decodes() -> None:
+    """A memory report recorded without ``judge`` decodes to an empty one, and to the same figures."""
+    old = decode_result((FOLDER / "Result-without-judge.msgpack").read_bytes())
+    new = decode_result((FOLDER / "Result.msgpack").read_bytes())
+    assert old.memory.judge == ""
+    assert msgspec.structs.replace(old.memory, judge=new.memory.judge) == new.memory
+
+
 def test_every_message_is_recorded() -> None:
     """A message without a recording would be free to change under released devices."""
     structs = {

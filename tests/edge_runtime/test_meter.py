@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from edge_runtime.meter import Meter, cgroup_peak_bytes, status_bytes
+from edge_runtime.meter import Meter, read_memory, status_bytes
 
 MIB = 1 << 20
 ON_LINUX = Path("/proc/self/status").exists()
@@ -59,7 +60,31 @@ def test_status_reads_sizes_in_bytes() -> None:
     assert status_bytes("VmNothing") == 0
 
 
-def test_the_kernels_charge_is_a_size_or_absent() -> None:
-    """A machine without a cgroup of its own gives None, never zero."""
-    peak = cgroup_peak_bytes()
-    assert peak is None or peak > 0
+def test_each_phase_is_announced() -> None:
+    """Whoever asked hears of each phase as it is entered, in order."""
+    heard: list[str] = []
+    meter = Meter(heard.append)
+    meter.enter("a")
+    assert heard == ["a"]
+    meter.enter("b")
+    meter.close()
+    assert heard == ["a", "b"]
+
+
+def test_a_process_is_read_from_outside() -> None:
+    """The sizes of a process fit each other: resident is own plus file pages, and own pages are mapped."""
+    memory = read_memory(os.getpid())
+    assert memory is not None
+    assert memory.resident_bytes == memory.anonymous_bytes + memory.file_bytes
+    assert 4 * MIB < memory.anonymous_bytes < memory.data_bytes
+
+
+def test_a_process_that_ended_has_no_memory() -> None:
+    """Neither a zombie nor a process that is gone has sizes."""
+    process = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.read()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert read_memory(process.pid) is None
+    process.communicate()
+    assert read_memory(process.pid) is None

@@ -153,12 +153,12 @@ def test_only_assigned_slices_change(train_job) -> None:
 
 
 def test_a_cap_too_small_is_refused_with_both_figures(train_job) -> None:
-    """A cap under the prediction is refused before anything runs: both numbers, and no change file."""
-    job = train_job(job={"cap_bytes": 8 * MIB})
-    with pytest.raises(CapExceededError, match="the cap is 8 MiB") as caught:
+    """A cap the worker can start in but not train in is refused first: both numbers, and no change file."""
+    job = train_job(job={"cap_bytes": 48 * MIB})
+    with pytest.raises(CapExceededError, match="the cap is 48 MiB") as caught:
         run_worker(job, TrainOutcome)
-    assert caught.value.cap_bytes == 8 * MIB
-    assert caught.value.required_bytes > 40 * MIB
+    assert caught.value.cap_bytes == 48 * MIB
+    assert caught.value.required_bytes > 48 * MIB
     assert f"needs {caught.value.required_bytes >> 20} MiB" in str(caught.value)
     assert not Path(job.change_path).exists()
 

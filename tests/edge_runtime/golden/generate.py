@@ -44,6 +44,7 @@ MEMORY = MemoryReport(
     file_bytes=60_000_000,
     floor_bytes=70_000_000,
     phases={"load": 90_000_000, "step": 190_000_000},
+    judge="cgroup_v1",
 )
 TASK = Task(
     task_id="t-1",
