@@ -14,6 +14,7 @@ from hypothesis.extra.numpy import mutually_broadcastable_shapes
 from torch import Tensor, fx
 
 from export.dual import RULES, ZERO, DualInterpreter, MissingRuleError, Zero
+from export.dual_rules import LISTED
 from export.quantise import BLOCK, dequantise, frozen_linear, quantise_rows
 
 aten = torch.ops.aten
@@ -175,6 +176,53 @@ def size(draw: Draw) -> Call:
     return Call((x, one_axis(draw, x.dim())))
 
 
+def view(draw: Draw) -> Call:
+    x = normal(draw, draw(shapes()))
+    return Call((x, [-1, *x.shape[1:], 1]))
+
+
+def expand(draw: Draw) -> Call:
+    shape = draw(shapes(1, 3))
+    wide = [draw(st.integers(1, 3)) if side == 1 else draw(st.sampled_from([side, -1])) for side in shape]
+    return Call((normal(draw, shape), [*draw(st.sampled_from([(), (2,), (1, 3)])), *wide]))
+
+
+def concatenation(draw: Draw) -> Call:
+    shape = draw(shapes())
+    axis = draw(st.integers(0, len(shape) - 1))
+    sides = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
+    parts = [normal(draw, (*shape[:axis], side, *shape[axis + 1 :])) for side in sides]
+    return Call((*parts, either_sign(draw, axis, len(shape))), tuple(range(len(parts))))
+
+
+def pick(draw: Draw) -> Call:
+    x = normal(draw, draw(shapes()))
+    axis = one_axis(draw, x.dim())
+    return Call((x, axis, draw(st.integers(-x.shape[axis], x.shape[axis] - 1))))
+
+
+def power(draw: Draw) -> Call:
+    return Call((normal(draw, draw(shapes(0))).abs() + 0.5, draw(st.sampled_from([0, 1, 2, 3, -1, 0.5]))))
+
+
+def selection(draw: Draw) -> Call:
+    chosen = draw(mutually_broadcastable_shapes(num_shapes=3, max_dims=3, max_side=3)).input_shapes
+    condition = normal(draw, chosen[0]) > 0
+    return Call((condition, normal(draw, chosen[1]), normal(draw, chosen[2])), (1, 2))
+
+
+def masked(draw: Draw) -> Call:
+    chosen = draw(mutually_broadcastable_shapes(num_shapes=2, max_dims=3, max_side=3)).input_shapes
+    return Call((normal(draw, chosen[0]), normal(draw, chosen[1]) > 0, draw(st.sampled_from([0, -1e4]))))
+
+
+def rms_norm(draw: Draw) -> Call:
+    x = normal(draw, (*draw(shapes(1, 2)), 3, 4)) * 2
+    normalised = draw(st.sampled_from([[4], [3, 4]]))
+    weight = normal(draw, tuple(normalised))
+    return Call((x, normalised, *draw(st.sampled_from([(), (None, 1e-6), (weight,), (weight, 1e-2)]))))
+
+
 #: Operator to a function that draws a call of it. Every rule has a row here.
 SAMPLES: dict[Any, Callable[[Draw], Call]] = {
     aten.neg.default: unary,
@@ -186,6 +234,17 @@ SAMPLES: dict[Any, Callable[[Draw], Call]] = {
     aten.slice.Tensor: cut,
     aten.sum.dim_IntList: reduction,
     aten.mean.dim: reduction,
+    aten._to_copy.default: unary,
+    aten.select.int: pick,
+    aten.expand.default: expand,
+    aten.cat.default: concatenation,
+    aten.where.self: selection,
+    aten.masked_fill.Scalar: masked,
+    aten.pow.Tensor_Scalar: power,
+    aten.sigmoid.default: unary,
+    aten.silu.default: unary,
+    aten.rms_norm.default: rms_norm,
+    aten.view.default: view,
     aten.reshape.default: reshape,
     aten.gather.default: gather,
     aten.linear.default: linear,
@@ -205,11 +264,12 @@ SAMPLES: dict[Any, Callable[[Draw], Call]] = {
     aten.log_softmax.int: along_axis,
     aten.layer_norm.default: layer_norm,
 }
-#: What torch cannot differentiate forwards itself, written with what it can.
+#: What torch cannot differentiate forwards itself, or takes its tensors as a list, written with flat arguments.
 REFERENCES: dict[Any, Callable[..., Tensor]] = {
+    aten.cat.default: lambda *args: aten.cat(list(args[:-1]), args[-1]),
     frozen_linear: lambda x, levels, scales, bias, _: aten.linear(
         x, dequantise(levels, scales).double(), bias
-    )
+    ),
 }
 
 
@@ -224,6 +284,8 @@ def run_rule(operator: Any, call: Call, dots: dict[int, Tensor]) -> tuple[Any, A
             tangents.append(dots.get(position, ZERO))
         else:
             args.append(arg)
+    if operator in LISTED:
+        args = [args[:-1], args[-1]]
     graph.output((graph.call_function(operator, tuple(args), call.kwargs),))
     return DualInterpreter(fx.GraphModule(torch.nn.Module(), graph)).run_dual(primals, tangents)[0]
 
@@ -364,7 +426,7 @@ def test_a_missing_rule_names_operator_and_node() -> None:
     message = str(missing(aten.sin.default, (2,)))
     assert "aten.sin.default" in message
     assert "node sin_default" in message
-    assert "export/dual.py" in message
+    assert "export/dual_rules.py" in message
 
 
 def test_an_operator_without_a_rule_may_run_before_any_slice() -> None:
@@ -376,12 +438,12 @@ def test_an_operator_without_a_rule_may_run_before_any_slice() -> None:
 
 
 def test_a_tangent_inside_a_list_is_not_lost() -> None:
-    """A tensor that arrives in a list, where rules do not look, stops the run instead of losing its tangent."""
+    """A tensor in a list that its operator's rule does not read stops the run, and its tangent is not lost."""
     graph = fx.Graph()
     x = graph.placeholder("x")
-    graph.output((graph.call_function(aten.cat.default, ([x, x],)),))
+    graph.output((graph.call_function(aten.stack.default, ([x, x],)),))
     interpreter = DualInterpreter(fx.GraphModule(torch.nn.Module(), graph))
-    with pytest.raises(MissingRuleError, match=r"aten\.cat"):
+    with pytest.raises(MissingRuleError, match=r"aten\.stack"):
         interpreter.run_dual([torch.ones(2)], [torch.ones(1, 2)])
 
 
@@ -409,3 +471,41 @@ def test_a_moving_layer_norm_weight_is_named() -> None:
     call = Call((torch.randn(2, 4).double(), [4], torch.ones(4).double()))
     with pytest.raises(MissingRuleError, match="LayerNorm"):
         run_rule(aten.layer_norm.default, call, {2: torch.ones(1, 4).double()})
+
+
+def test_a_moving_rms_norm_weight_is_named() -> None:
+    """RMSNorm's own weight may not carry a tangent."""
+    call = Call((torch.randn(2, 4).double(), [4], torch.ones(4).double()))
+    with pytest.raises(MissingRuleError, match="RMSNorm"):
+        run_rule(aten.rms_norm.default, call, {2: torch.ones(1, 4).double()})
+
+
+@pytest.mark.parametrize("operator", [aten.softmax.int, aten.log_softmax.int], ids=str)
+def test_a_softmax_gives_the_type_it_is_asked_for(operator: Any) -> None:
+    """With a dtype argument, value and tangent are computed and given in that type."""
+    x, dot = torch.randn(3, 4), torch.randn(2, 3, 4)
+    value, tangent = run_rule(operator, Call((x, -1, torch.float64)), {0: dot})
+    exact = operator(x.double(), -1)
+    expected = torch.stack(
+        [torch.func.jvp(lambda v: operator(v, -1), (x.double(),), (d.double(),))[1] for d in dot]
+    )
+    assert value.dtype == tangent.dtype == torch.float64
+    torch.testing.assert_close(value, exact, rtol=LIMIT, atol=1e-13)
+    torch.testing.assert_close(tangent, expected, rtol=LIMIT, atol=1e-13)
+
+
+def test_a_slice_that_is_expanded_keeps_its_examples_apart() -> None:
+    """A side of 1 that an expansion leaves alone may be longer in the tangent."""
+    core, dot = torch.randn(1, 2, 1).double(), torch.randn(3, 5, 2, 1).double()
+    value, tangent = run_rule(aten.expand.default, Call((core, [1, 2, 4])), {0: dot})
+    assert value.shape == (1, 2, 4)
+    assert torch.equal(tangent, dot.expand(3, 5, 2, 4))
+
+
+def test_slices_that_are_joined_keep_their_examples_apart() -> None:
+    """Joined parts may have tangents with and without an axis of examples, or none at all."""
+    parts = tuple(torch.randn(1, 2).double() for _ in range(3))
+    dots = {0: torch.randn(3, 5, 2).double(), 1: torch.randn(3, 1, 2).double()}
+    _, tangent = run_rule(aten.cat.default, Call((*parts, 1)), dots)
+    expected = torch.cat([dots[0], dots[1].expand(3, 5, 2), torch.zeros(3, 5, 2).double()], 2)
+    assert torch.equal(tangent, expected)
