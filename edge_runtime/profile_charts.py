@@ -236,7 +236,9 @@ def _phase_labels(runs: Sequence[tuple[str, float, float]], plane: _Plane) -> It
             continue
         ends[row] = x + _LETTER * len(shown) + 10
         y = plane.top - 11 - 17 * row
-        yield f'<line class="tick" x1="{mark:.1f}" x2="{mark:.1f}" y1="{y + 4:.1f}" y2="{y + 9:.1f}"/>'
+        yield (
+            f'<line class="tick" x1="{mark:.1f}" x2="{mark:.1f}" y1="{plane.top - 6}" y2="{plane.top - 1}"/>'
+        )
         yield _text(x, y, shown, "phase")
 
 

@@ -41,7 +41,6 @@ from edge_runtime.profile_text import (
 _WIDE, _SMALL = 880, 340
 _UNITS = re.compile(r"(?<=\d) (?=(?:MiB|KiB|ms|s)\b|%)")
 
-
 #: Patterns, shared by all drawings of the page.
 _PATTERNS = "".join(
     f'<pattern id="hatch-{name}" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate({turn})">'

@@ -13,7 +13,7 @@ STYLE = """
   --pass: #63d293; --fail: #ff8a7d; --rest: #cf9be0;
 } }
 * { box-sizing: border-box }
-body { margin: 0; background: var(--paper); color: var(--ink);
+body { margin: 0; overflow-wrap: anywhere; background: var(--paper); color: var(--ink);
   font: 16px/1.55 -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif }
 main { max-width: 61rem; margin: 0 auto; padding: 2.2rem 1.5rem 4rem }
 h1 { font-size: 1rem; font-weight: 600; color: var(--muted); margin: 0 0 .9rem }
@@ -72,7 +72,6 @@ figcaption { color: var(--muted); font-size: .85rem; margin-bottom: .7rem }
 details { margin-top: .8rem }
 summary { cursor: pointer; color: var(--muted); font-size: .9rem }
 details .scroll { margin-top: .6rem }
-footer { margin-top: 3.5rem; color: var(--muted); font-size: .85rem }
 svg text { fill: var(--ink); font-size: 13px; font-family: inherit }
 svg .muted { fill: var(--muted) }
 svg .small { font-size: 12px }
@@ -111,7 +110,11 @@ svg .cap-text { fill: var(--cap); font-weight: 600 }
 .spark rect { fill: var(--measured) }
 .spark .room { fill: var(--soft); stroke: none }
 .defs { position: absolute; width: 0; height: 0 }
-@media (max-width: 56rem) { .tiles { grid-template-columns: repeat(3, 1fr) } }
+@media (max-width: 56rem) {
+  .tiles { grid-template-columns: repeat(3, 1fr) }
+  .wide text { font-size: 15px }
+  .wide .small, .wide .phase { font-size: 14px }
+}
 @media (max-width: 27rem) { .tiles { grid-template-columns: repeat(2, 1fr) } }
 @media (max-width: 42rem) {
   main { padding: 1.2rem .9rem 3rem }
@@ -126,12 +129,12 @@ svg .cap-text { fill: var(--cap); font-weight: 600 }
 }
 @media print {
   :root { --paper: #fff; --card: #fff; --ink: #000; --muted: #444; --line: #bbb; --soft: #eee;
-    --measured: #0f766e;
-    --predicted: #555; --anonymous: #3d57b8; --file: #b07a16; --cap: #b3261e; --pass: #17683a;
-      --fail: #b3261e; --rest: #8a4b9c }
+    --measured: #0f766e; --predicted: #555; --anonymous: #3d57b8; --file: #b07a16; --cap: #b3261e;
+    --pass: #17683a; --fail: #b3261e; --rest: #8a4b9c }
   body { font-size: 11pt; print-color-adjust: exact; -webkit-print-color-adjust: exact }
   main { max-width: none; padding: 0 }
   section { margin-top: 1.6rem }
+  .wide text { font-size: 15px }
   table { font-size: 8.5pt }
   th, td { padding: .25rem .5rem }
   figure, tr, .verdict, .tiles { break-inside: avoid }

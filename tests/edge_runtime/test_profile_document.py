@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -105,6 +105,7 @@ def test_the_first_of_the_highest_phases_owns_the_peak() -> None:
     assert replace(PROFILE, phases=()).owner is None
 
 
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(
     predicted=st.integers(1, 1 << 50),
     peak=st.integers(1, 1 << 50),
@@ -121,6 +122,7 @@ def test_the_ledger_sums_up_to_both_peaks(
     assert ledger[-1].name == UNEXPLAINED
 
 
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(heights=st.lists(st.integers(0, 1000), max_size=60), count=st.integers(3, 20))
 def test_thinning_never_loses_the_peak(heights: list[int], count: int) -> None:
     """A thinned timeline keeps its ends, its order and its highest sample, and no more than asked for."""
@@ -134,6 +136,7 @@ def test_thinning_never_loses_the_peak(heights: list[int], count: int) -> None:
         assert max(samples, key=lambda s: s.resident_bytes) in thinned
 
 
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(data=st.binary(max_size=200))
 def test_any_bytes_are_a_report_or_one_line_of_error(data: bytes) -> None:
     """Garbage never gets further than a typed error of one line."""

@@ -29,6 +29,16 @@ CASES: dict[str, tuple[Profile, Difference | None]] = {
     "passed": (PROFILE, None),
     "failed": (FAILED, compare(PROFILE, FAILED)),
     "bare": (replace(BARE, bins=(), charged_peak_bytes=None, judge="none"), None),
+    "long names": (
+        replace(
+            PROFILE,
+            identity=replace(PROFILE.identity, package_name="p" * 120, device="d" * 120, command="c" * 1000),
+            bins=tuple(replace(b, name="b" * 119 + str(i)) for i, b in enumerate(PROFILE.bins)),
+            phases=(replace(PROFILE.phases[0], name="h" * 120),),
+            judge_note="n" * 1000,
+        ),
+        None,
+    ),
     "restless phases": (
         replace(
             PROFILE,
