@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from export.capture import Capture
+from export.capture import Capture, SegmentGraph
 from export.dual import ZERO, DualInterpreter, MissingRuleError, Tangent, Zero
+from export.lower_onnx import lower
+from export.program import ProgramKind, trace
 from export.reference import TorchReference
-from tests.export import tiny
+from tests.export import decoder, tiny
 
 #: float64 throughout, so only rounding is left: backpropagation and forward mode sum in another order.
 LIMIT = 1e-9
@@ -209,3 +211,66 @@ def test_a_missing_rule_in_a_model_names_operator_and_node(model) -> None:
     interpreter = DualInterpreter(torch.fx.GraphModule(torch.nn.Module(), graph))
     with pytest.raises(MissingRuleError, match=rf"aten\.sin\.default \(node {changed.name}\)"):
         interpreter.run_dual(primals, tangents)
+
+
+def test_a_decoder_block_equals_torchs_jvp() -> None:
+    """A Llama block (RMSNorm, rotary embedding, grouped-query attention, gated layer) in one piece, in float64."""
+    captured, tensors = decoder.segment()
+    for node in captured.graph.nodes:
+        if node.target is torch.ops.aten.softmax.int:
+            node.args = node.args[:2]  # The model asks for float32 here, whatever it is given.
+    weights = [tensors[source].detach().double() for source in captured.weights.values()]
+    hidden, *rest = (each.double() for each in decoder.inputs(decoder.block()[1], 2, 7))
+    dots = torch.randn(3, *hidden.shape, generator=torch.Generator().manual_seed(6)).double()
+    with torch.no_grad():
+        ((value, tangent),) = DualInterpreter(captured.module()).run_dual(
+            [hidden, *rest, *weights], [dots, *[ZERO] * (len(rest) + len(weights))]
+        )
+        expected = [
+            torch.func.jvp(lambda h: captured.module()(h, *rest, *weights)[0], (hidden,), (dot,))
+            for dot in dots
+        ]
+    torch.testing.assert_close(value, expected[0][0], rtol=LIMIT, atol=1e-12)
+    torch.testing.assert_close(tangent, torch.stack([jvp for _, jvp in expected]), rtol=LIMIT, atol=1e-12)
+
+
+def test_the_captured_decoder_block_is_the_models() -> None:
+    """The segment that the other tests use computes what the model's own layer computes."""
+    captured, tensors = decoder.segment()
+    module, model = decoder.block()
+    given = decoder.inputs(model, 2, 7)
+    weights = [tensors[source] for source in captured.weights.values()]
+    with torch.no_grad():
+        torch.testing.assert_close(captured.module()(*given, *weights)[0], module(*given))
+
+
+def lowered_nodes(segment: SegmentGraph, kind: ProgramKind, tensors: dict[str, Tensor]) -> Counter[str]:
+    """Nodes of a lowered program by operator."""
+    return Counter(node.op_type for node in lower(trace(segment, kind, tensors, tiny.POSITIONS)).graph)
+
+
+def test_a_decoder_blocks_dual_repeats_only_what_its_primal_has() -> None:
+    """Each Concat and each Expand occurs once for the value and once for its tangent, and nothing adds others."""
+    captured, tensors = decoder.segment()
+    primal, dual = (lowered_nodes(captured, kind, tensors) for kind in ("primal", "dual"))
+    assert primal["Concat"] and primal["Expand"]
+    assert dual["Concat"] <= 2 * primal["Concat"]
+    assert dual["Expand"] <= 2 * primal["Expand"]
+    assert sum(dual.values()) <= 3 * sum(primal.values())
+
+
+def test_an_encoder_blocks_dual_has_no_concat_or_expand(tiny_model, tmp_path_factory) -> None:
+    """The dual of a BERT block joins and repeats nothing, and uses each stored matrix twice: value and tangent."""
+    captured, _ = tiny.capture_model(tiny.options(tiny_model, tmp_path_factory.mktemp("none")))
+    segment = captured.segments[1]
+    traced = trace(segment, "dual", captured.tensors, tiny.POSITIONS)
+    placeholders = [node for node in traced.exported.graph.nodes if node.op == "placeholder"]
+    uses = {
+        name: len(node.users)
+        for name, node in zip(traced.inputs, placeholders, strict=True)
+        if name.endswith("_levels")
+    }
+    assert len(uses) == 6
+    assert set(uses.values()) == {2}
+    dual = lowered_nodes(segment, "dual", captured.tensors)
+    assert not dual.keys() & {"Concat", "Expand", "Shape", "Gather"}
