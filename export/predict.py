@@ -142,12 +142,17 @@ def _size(value: ir.Value) -> Polynomial:
     if value.shape is None or value.dtype is None:
         raise ValueError(f"value {value.name} of the lowered program has no shape")
     coefficient, powers = float(value.dtype.itemsize), {BATCH: 0, SEQUENCE: 0, DRAWS: 0}
+    named = True
     for side in value.shape:
-        if isinstance(side, int):
-            coefficient *= side
-        elif str(side.value) in powers:
-            powers[str(side.value)] += 1
-    if any(not isinstance(side, int) and str(side.value) not in powers for side in value.shape):
+        # A flattened axis is called by its factors, as "batch*sequence".
+        for factor in [side] if isinstance(side, int) else str(side.value).split("*"):
+            if isinstance(factor, int) or factor.isdecimal():
+                coefficient *= int(factor)
+            elif factor in powers:
+                powers[factor] += 1
+            else:
+                named = False
+    if not named:
         # Axes that the translation left unnamed occur in position indices: at most one entry a token.
         powers = {BATCH: 1, SEQUENCE: 1, DRAWS: 0}
     return {(powers[BATCH], powers[SEQUENCE], powers[DRAWS]): coefficient}

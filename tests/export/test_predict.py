@@ -112,6 +112,13 @@ def test_sizes_are_monomials_of_the_dynamic_axes() -> None:
     assert (term.coefficient, term.batch_power, term.sequence_power, term.draws_power) == (8, 1, 2, 1)
 
 
+def test_a_flattened_axis_counts_all_its_factors() -> None:
+    """An axis named as a product of axes and numbers is as long as their product."""
+    model = graph(("y", "Neg", ("x",)), shape=("draws*batch*2*sequence", 3))
+    ((term,),) = live_sets(model)
+    assert (term.coefficient, term.batch_power, term.sequence_power, term.draws_power) == (24, 1, 1, 1)
+
+
 def test_the_larger_of_two_polynomials_depends_on_the_size() -> None:
     """Of two live sets that grow differently both are kept, and one that never wins is dropped."""
     model = graph(("a", "Neg", ("x",)), ("b", "Neg", ("a",)), ("y", "Neg", ("b",)))
