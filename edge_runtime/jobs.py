@@ -238,7 +238,10 @@ def _listen(worker: RunningWorker, watch: Watch, timeout_s: float | None) -> byt
             if now_s >= look_s:
                 _look(worker, watch)
                 look_s = now_s + interval_s
-            if not selector.select(max(0.0, min(look_s, deadline_s) - now_s)):
+            ended = worker.process.poll() is not None
+            if not selector.select(0.0 if ended else max(0.0, min(look_s, deadline_s) - now_s)):
+                if ended:  # a process it left behind holds its output open
+                    break
                 continue
             data = os.read(stdout.fileno(), 1 << 16)
             if not data:

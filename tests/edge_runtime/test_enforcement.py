@@ -162,6 +162,17 @@ def test_no_group_is_left_behind(v1_parent, program: str, kind: type[EdgeError])
     assert groups_of_this_process(v1_parent) == []
 
 
+def test_a_process_left_behind_does_not_hold_up_its_parent() -> None:
+    """A dead worker is dead, though a child of its own still holds its standard output."""
+    started_s = time.monotonic()
+    with pytest.raises(WorkerError, match="exit code 5"):
+        finish_worker(
+            worker_that("import subprocess, sys; subprocess.Popen(['sleep', '5']); sys.exit(5)"),
+            EvaluateOutcome,
+        )
+    assert time.monotonic() - started_s < 4
+
+
 def test_no_group_is_left_behind_by_a_worker_that_cannot_start(v1_parent, monkeypatch) -> None:
     """If no process can be made the group goes too."""
 
