@@ -144,12 +144,19 @@ class _Problem:
             kept = sorted(
                 layer.values(), key=lambda s: (_cost(s.peak, weights), _cost(s.live, weights), s.done)
             )
+            tried: dict[int, float] = {}
             for state in kept[:beam]:
                 for index in state.ready:
-                    after = self._run_free(self._run(state, index))
+                    after = self._run(state, index)
+                    cost = _cost(after.peak, weights)
+                    # Another state of this layer may have come to the same set, no worse.
+                    if tried.get(after.done, cost + 1) <= cost:
+                        continue
+                    tried[after.done] = cost
+                    after = self._run_free(after)
                     rivals = layers[after.done.bit_count()]
                     rival = rivals.get(after.done)
-                    if rival is None or _cost(after.peak, weights) < _cost(rival.peak, weights):
+                    if rival is None or cost < _cost(rival.peak, weights):
                         rivals[after.done] = after
             layer.clear()
         (last,) = layers[-1].values()
@@ -162,35 +169,40 @@ class _Problem:
 
     def _run_free(self, state: _State) -> _State:
         """Run what costs nothing, until nothing is left that does."""
-        found = True
-        while found:
-            found = False
-            for index in state.ready:
-                after = self._run(state, index)
-                if after.peak == state.peak and all(map(float.__le__, after.live, state.live)):
-                    state, found = after, True
-                    break
+        waiting = list(state.ready)
+        while waiting:
+            index = waiting.pop()
+            live, during = self._change(state, index)
+            if all(map(float.__le__, during, state.peak)) and all(map(float.__le__, live, state.live)):
+                state = self._run(state, index)
+                # What is alive is less and more may be ready, so what cost something may be free now.
+                waiting = list(state.ready)
         return state
 
     def _run(self, state: _State, index: int) -> _State:
-        step = self.steps[index]
+        live, during = self._change(state, index)
         done = state.done | 1 << index
-        live = [a + b for a, b in zip(state.live, step.made, strict=True)]
-        taken = step.overwrites is not None and not step.overwrites.users & ~done
-        during = [a + b for a, b in zip(live, step.workspace, strict=True)]
-        if taken and step.overwrites is not None:
-            during = [a - b for a, b in zip(during, step.overwrites.size, strict=True)]
-        for freed in step.frees:
-            if not freed.users & ~done:
-                live = [a - b for a, b in zip(live, freed.size, strict=True)]
-        opened = tuple(f for f in step.followers if not self.steps[f].needs & ~done)
+        opened = tuple(f for f in self.steps[index].followers if not self.steps[f].needs & ~done)
         return _State(
             done,
             (*(other for other in state.ready if other != index), *opened),
-            tuple(live),
+            live,
             tuple(map(max, state.peak, during)),
             (index, state),
         )
+
+    def _change(self, state: _State, index: int) -> tuple[Bytes, Bytes]:
+        """What is alive after a node, and while it runs."""
+        step = self.steps[index]
+        left = ~(state.done | 1 << index)
+        during = tuple(map(float.__add__, map(float.__add__, state.live, step.made), step.workspace))
+        if step.overwrites is not None and not step.overwrites.users & left:
+            during = tuple(map(float.__sub__, during, step.overwrites.size))
+        live = tuple(map(float.__add__, state.live, step.made))
+        for freed in step.frees:
+            if not freed.users & left:
+                live = tuple(map(float.__sub__, live, freed.size))
+        return live, during
 
 
 def _step(memory: NodeMemory, needs: int, followers: tuple[int, ...]) -> _Step:
