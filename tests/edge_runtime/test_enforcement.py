@@ -13,13 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime import enforcement, jobs
+from edge_runtime import control_groups, enforcement, jobs
+from edge_runtime.control_groups import AGENT_GROUP, PREFIX, Hierarchies
 from edge_runtime.enforcement import (
-    AGENT_GROUP,
     LATER_SLACK_BYTES,
-    PREFIX,
     Cage,
-    Hierarchies,
     make_cage,
     memory_limit,
     ran_out_of_memory,
@@ -436,7 +434,7 @@ def test_only_groups_of_dead_owners_are_stale(tmp_path) -> None:
 def test_a_group_that_cannot_be_removed_is_logged(tmp_path, caplog, monkeypatch) -> None:
     """Members of other namespaces, shown as 0, are nobody to kill; giving up is a warning."""
     monkeypatch.setattr(logging.getLogger("edge_runtime"), "propagate", True)
-    monkeypatch.setattr(enforcement, "REMOVE_TRIES", 2)
+    monkeypatch.setattr(control_groups, "REMOVE_TRIES", 2)
     (tmp_path / "cgroup.procs").write_text(f"0\n{1 << 22}\n")
     remove_cage(Cage("cgroup_v2", 1, tmp_path), Hierarchies())
     assert f"group_left_behind group={tmp_path}" in caplog.text
