@@ -71,7 +71,6 @@ class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
     max_abandoned: Annotated[int, Meta(ge=1, le=1000)] = 3
     slices: Literal["all", "none"] | tuple[Identifier, ...] = "all"
     train_head: bool = True
-    micro_batch: PositiveCount = 1
     draws: PositiveCount = 1
     sequence_limit: PositiveCount = 128
     directions: Literal["per_example", "shared", "orthogonal"] = "per_example"
@@ -136,8 +135,6 @@ def _check_together(config: RunConfig) -> None:
         )
     if config.poll_min_s > config.poll_max_s:
         raise ConfigError(f"poll_min_s = {config.poll_min_s} exceeds poll_max_s = {config.poll_max_s}")
-    if config.micro_batch > config.batch_size:
-        raise ConfigError(f"micro_batch = {config.micro_batch} exceeds batch_size = {config.batch_size}")
     if config.slices in ("none", ()) and not config.train_head:
         raise ConfigError('slices = "none" and train_head = false leave nothing to train')
     if not isinstance(config.slices, str) and len(set(config.slices)) != len(config.slices):

@@ -16,7 +16,14 @@ from coordinator.events import record
 from coordinator.runs import end_run, run_of
 from coordinator.stores import Stores
 from edge_runtime.errors import EdgeError, WorkerError
-from edge_runtime.jobs import EvaluateJob, EvaluateOutcome, finish_worker, start_worker
+from edge_runtime.jobs import (
+    EvaluateJob,
+    EvaluateOutcome,
+    PrepareJob,
+    ensure_prepared,
+    finish_worker,
+    start_worker,
+)
 
 #: The "round" of the evaluation of the values a run starts from.
 INITIAL = -1
@@ -53,7 +60,8 @@ def next_evaluation(stores: Stores) -> Evaluation | None:
     folder = _package_folder(stores, run.package_sha256, run.package_signature)
     job = EvaluateJob(
         package_folder=str(folder),
-        publisher_key=run.config.publisher_key,
+        package_sha256=run.package_sha256,
+        prepared_folder=str(stores.folder / "prepared" / run.package_sha256),
         state_path=str(stores.blobs.find(row["evaluated"])),
         data_path=run.config.evaluation.data,
         sequence_limit=min(run.config.sequence_limit, run.manifest.sequence_limit),
@@ -68,8 +76,17 @@ async def evaluate(evaluation: Evaluation) -> EvaluateOutcome | EdgeError:
 
     If the waiting task is cancelled, the child is killed and the evaluation stays pending.
     """
+    job = evaluation.job
     try:
-        process = await asyncio.to_thread(start_worker, evaluation.job)
+        await asyncio.to_thread(
+            ensure_prepared,
+            PrepareJob(
+                job.package_folder, job.package_sha256, job.prepared_folder, job.cap_bytes, job.threads
+            ),
+        )
+        process = await asyncio.to_thread(start_worker, job)
+    except EdgeError as error:
+        return error
     except OSError as error:
         return WorkerError(f"the evaluation worker did not start: {error}")
     try:

@@ -6,19 +6,15 @@ from collections.abc import Sequence
 
 from coordinator.config import RunConfig
 from edge_runtime.package import Manifest
-from edge_runtime.plan import predict_peak
+from edge_runtime.plan import Planner, Work
 
 
 def required_bytes(manifest: Manifest, config: RunConfig, slices: Sequence[str], floor_bytes: int) -> int:
-    """Predicted peak, in bytes, of a task that trains ``slices`` on a device with this floor (0: unknown)."""
-    segments = [spec.segment for spec in manifest.slices if spec.name in slices]
-    prediction = predict_peak(
-        manifest,
-        first_segment=min(segments, default=None),
+    """Smallest cap, in bytes, under which a device with this floor (0: unknown) has a plan to train ``slices``."""
+    work = Work(
         batch_size=config.batch_size,
-        micro_batch=config.micro_batch,
         sequence=min(config.sequence_limit, manifest.sequence_limit),
         draws=config.draws,
-        floor_bytes=floor_bytes,
+        slices=tuple(slices),
     )
-    return int(prediction.total_bytes)
+    return Planner(manifest, floor_bytes=floor_bytes).smallest_cap(work)

@@ -28,7 +28,16 @@ from edge_runtime.errors import (
     RefusedError,
     UnreachableError,
 )
-from edge_runtime.jobs import RunningWorker, TrainJob, TrainOutcome, finish_worker, start_worker
+from edge_runtime.jobs import (
+    Job,
+    PrepareJob,
+    PrepareOutcome,
+    RunningWorker,
+    TrainJob,
+    TrainOutcome,
+    finish_worker,
+    start_worker,
+)
 from edge_runtime.journal import note, warn
 from edge_runtime.messages import (
     MAX_RESULT_BYTES,
@@ -41,6 +50,7 @@ from edge_runtime.messages import (
     decode_result,
 )
 from edge_runtime.package import MAX_MANIFEST_BYTES, Package
+from edge_runtime.prepared import is_current
 from edge_runtime.rows import count_rows
 from edge_runtime.store import Identity, Store
 
@@ -58,7 +68,7 @@ class Agent:
         client: Client,
         identity: Identity,
         *,
-        launch: Callable[[TrainJob], RunningWorker] = start_worker,
+        launch: Callable[[Job], RunningWorker] = start_worker,
         sleep: Callable[[float], None] = time.sleep,
         source: random.Random | None = None,
     ) -> None:
@@ -131,8 +141,10 @@ class Agent:
             task_id = task.task_id
             note("task_received", task_id=task_id, round=task.round, required_bytes=task.required_bytes)
             decisions.admit_task(task, self._config)
-            package, state = self._prepare(task)
-            result = self._train(task, package, state, received_s + task.deadline_s)
+            deadline_s = received_s + task.deadline_s
+            package, state = self._fetch_all(task)
+            prepared = self._prepare(task, package, deadline_s)
+            result = self._train(task, package, prepared, state, deadline_s)
             self._store.keep_pending(result)
         except UnreachableError:
             raise
@@ -147,7 +159,7 @@ class Agent:
             return False
         return True
 
-    def _prepare(self, task: Task) -> tuple[Package, Path]:
+    def _fetch_all(self, task: Task) -> tuple[Package, Path]:
         """Fetch what the task needs and is not here, and lay the package out."""
         blobs = self._store.blobs
         manifest_path = self._fetch(task.package, MAX_MANIFEST_BYTES)
@@ -167,8 +179,24 @@ class Agent:
         package = self._store.packages.lay_out(
             manifest_data, manifest, task.package_signature, self._config.publisher_key
         )
-        note("prepared", task_id=task.task_id, package=task.package, fetched_bytes=missing_bytes)
+        note("fetched", task_id=task.task_id, package=task.package, fetched_bytes=missing_bytes)
         return package, state
+
+    def _prepare(self, task: Task, package: Package, deadline_s: float) -> Path:
+        """The folder of the package laid out for this machine; made by a worker, unless it is there and current."""
+        folder = self._store.prepared_folder(task.package)
+        if is_current(folder, task.package):
+            return folder
+        job = PrepareJob(
+            package_folder=str(package.folder),
+            package_sha256=task.package,
+            prepared_folder=str(folder),
+            cap_bytes=self._config.cap,
+            threads=self._config.engine_threads,
+        )
+        outcome = finish_worker(self._launch(job), PrepareOutcome, deadline_s - time.monotonic())
+        note("prepared", package=task.package, arithmetic=outcome.arithmetic, seconds=outcome.seconds)
+        return folder
 
     def _fetch(self, sha256: str, max_bytes: int) -> Path:
         """The file of a blob, downloaded unless it is here. A download goes on as long as it gets on."""
@@ -189,7 +217,7 @@ class Agent:
                 blobs.accept(sha256)
         return blobs.open_path(sha256)
 
-    def _train(self, task: Task, package: Package, state: Path, deadline_s: float) -> bytes:
+    def _train(self, task: Task, package: Package, prepared: Path, state: Path, deadline_s: float) -> bytes:
         """Run a worker on the task and encode what it did."""
         remaining_s = deadline_s - time.monotonic()
         if remaining_s <= 0:
@@ -197,14 +225,16 @@ class Agent:
         change = self._store.new_work_folder() / "change.safetensors"
         job = TrainJob(
             package_folder=str(package.folder),
-            publisher_key=self._config.publisher_key,
+            package_sha256=task.package,
+            prepared_folder=str(prepared),
             state_path=str(state),
             data_path=str(self._config.data),
             change_path=str(change),
             task=task,
             cap_bytes=self._config.cap,
-            threads=self._config.threads,
+            threads=self._config.engine_threads,
             budget_bytes=self._budget_bytes,
+            prefix_cache_bytes=self._config.prefix_cache,
         )
         note("training", task_id=task.task_id, slices=len(task.slices), steps=task.steps)
         outcome = self._work(job, deadline_s)

@@ -7,6 +7,7 @@ silently falls back to a default.
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -29,7 +30,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 #: Keys that hold a number of bytes, which may be written with a unit: ``"256M"``.
-_SIZES = ("cap", "max_blob_bytes", "disk_quota")
+_SIZES = ("cap", "max_blob_bytes", "disk_quota", "prefix_cache")
 
 ByteSize = Annotated[int, Meta(ge=1, le=MAX_SIZE_BYTES)]
 Token = Annotated[str, Meta(min_length=16, max_length=128)]
@@ -47,7 +48,7 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         device_class: devices of one class have comparable memory, e.g. ``"jetson-orin-nano"``.
         publisher_key: public key (base64) that packages must be signed by.
         cap: memory granted to the training process, in bytes.
-        threads: threads of the inference engine.
+        threads: threads of the inference engine; 0 takes as many as this process may use cores.
         enrolment_token: one-time token, needed until the device has enrolled.
         enrolment_token_file: a file that holds it instead.
         coordinator_public_key: key that tasks must be signed by; None accepts the key that the
@@ -55,6 +56,7 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         allow_insecure_http: accept plain http to other machines.
         max_blob_bytes: largest single download.
         disk_quota: most that downloads may take in ``state_folder``, in bytes.
+        prefix_cache: most that hidden states kept for later steps of a task may take there, in bytes; 0 keeps none.
     """
 
     coordinator_url: str
@@ -64,13 +66,19 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     device_class: Identifier
     publisher_key: PublicKey
     cap: ByteSize
-    threads: Annotated[int, Meta(ge=1, le=256)] = 1
+    threads: Annotated[int, Meta(ge=0, le=256)] = 0
     enrolment_token: Token | None = None
     enrolment_token_file: Path | None = None
     coordinator_public_key: PublicKey | None = None
     allow_insecure_http: bool = False
     max_blob_bytes: ByteSize = 4 << 30
     disk_quota: ByteSize = 8 << 30
+    prefix_cache: Annotated[int, Meta(ge=0, le=MAX_SIZE_BYTES)] = 256 << 20
+
+    @property
+    def engine_threads(self) -> int:
+        """Threads of the inference engine, at least one."""
+        return self.threads or len(os.sched_getaffinity(0))
 
     def read_enrolment_token(self) -> str:
         """The one-time token, from the configuration or the file it names.
@@ -149,7 +157,7 @@ def _size(name: str, value: object) -> int:
     if not isinstance(value, str | int):
         raise ConfigError(f"{name} is a {type(value).__name__}, not a size")
     try:
-        return parse_bytes(value)
+        return 0 if name == "prefix_cache" and value == 0 else parse_bytes(value)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
 

@@ -18,6 +18,7 @@ from edge_runtime.rows import Row, load_rows
 __all__ = ["Batch", "Row", "Tokenizer", "draw_batches", "load_rows", "make_batch"]
 
 IntArray = NDArray[np.int64]
+PAD_TO = 8
 
 
 class Tokenizer:
@@ -74,8 +75,17 @@ class Batch:
     labels: IntArray
 
 
-def make_batch(ids: Sequence[Sequence[int]], labels: Sequence[int], *, pad_token_id: int) -> Batch:
+def make_batch(
+    ids: Sequence[Sequence[int]],
+    labels: Sequence[int],
+    *,
+    pad_token_id: int,
+    sequence_limit: int | None = None,
+) -> Batch:
     """Pad token ids on the right, to the longest of the group.
+
+    With a ``sequence_limit`` the length is rounded up to a multiple of ``PAD_TO`` within it: with few different
+    lengths, memory blocks of the engine and entries of a prefix cache are met again.
 
     Raises:
         ValueError: there are no rows, or not one label a row.
@@ -83,12 +93,19 @@ def make_batch(ids: Sequence[Sequence[int]], labels: Sequence[int], *, pad_token
     if not ids or len(ids) != len(labels):
         raise ValueError(f"{len(ids)} rows and {len(labels)} labels do not make a batch")
     width = max(len(row) for row in ids)
+    if sequence_limit is not None:
+        width = padded_length(width, sequence_limit)
     input_ids = np.full((len(ids), width), pad_token_id, dtype=np.int64)
     mask = np.zeros((len(ids), width), dtype=np.int64)
     for position, row in enumerate(ids):
         input_ids[position, : len(row)] = row
         mask[position, : len(row)] = 1
     return Batch(input_ids, mask, np.asarray(labels, dtype=np.int64))
+
+
+def padded_length(tokens: int, sequence_limit: int) -> int:
+    """The length that a batch whose longest row has this many tokens is padded to."""
+    return min(-(-tokens // PAD_TO) * PAD_TO, max(tokens, sequence_limit))
 
 
 def draw_batches(

@@ -3,11 +3,17 @@
 Segment-major order: one segment is run for every micro-batch before the next, so each weight is read once
 a step. Segments before the first trained slice run their primal program; the segment that holds it the entry
 program; those after it the dual program, which carries the tangent of the hidden state along.
+
+Weights are mapped files. *Resident*, their pages stay once they are touched. *Streamed*, a segment's pages are
+given back after its last micro-batch, while the kernel already reads the next segment's file ahead: the process
+holds one segment at a time.
+
+What the segments before the first trained slice give can be kept (:mod:`edge_runtime.prefix_cache`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +21,18 @@ import numpy as np
 from edge_runtime.data import Batch
 from edge_runtime.engines import Array, Engine, LoadedProgram
 from edge_runtime.errors import PackageError
-from edge_runtime.package import Package, Program
+from edge_runtime.package import Program, Variant
+from edge_runtime.plan import WeightsMode, first_segment
+from edge_runtime.prefix_cache import PrefixCache
+from edge_runtime.prepared import PreparedPackage
 from edge_runtime.slices import FloatArray, Values, key
 from edge_runtime.weights import MappedWeights
 
 DOT = "_dot"
+#: What a batch brings; everything else in a flow is made by a segment.
+INPUTS = ("input_ids", "attention_mask", "labels")
+#: Named values of one micro-batch on their way through the segments.
+Flow = dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -41,36 +54,59 @@ class Sweep:
 
 @dataclass(frozen=True)
 class _Stage:
-    """A loaded segment: what to feed it, by name, and what of its surroundings is still needed after it."""
+    """A segment: its program, its weights, and what of its surroundings is still needed after it.
+
+    Attributes:
+        slice_inputs: program input to flat tensor name. loaded: None where the program is loaded at each use.
+    """
 
     program: Program
-    loaded: LoadedProgram
+    variant: Variant
+    weights: MappedWeights
     slice_inputs: Mapping[str, str]
     needed_later: frozenset[str]
+    loaded: LoadedProgram | None
 
 
 class Executor:
-    """The loaded programs of one task.
+    """The programs and weights of one task.
 
     Args:
-        package: verified package.
+        prepared: a package, prepared for this machine.
         engine: loads the programs.
         trained: names of the slices that carry tangents; empty for evaluation and for head-only training.
+        weights: whether weights stay in memory or pass through it.
+        cache: keeps what the segments before the first trained slice give; None computes it every time.
+
+    Attributes:
+        observe: called after each segment with the values that wait, while its weights are still there.
     """
 
-    def __init__(self, package: Package, engine: Engine, trained: Sequence[str] = ()) -> None:
-        self.package = package
+    def __init__(
+        self,
+        prepared: PreparedPackage,
+        engine: Engine,
+        trained: Sequence[str] = (),
+        weights: WeightsMode = "resident",
+        cache: PrefixCache | None = None,
+    ) -> None:
+        self.manifest = prepared.manifest
+        self._prepared = prepared
         self._engine = engine
-        self.first_dual = first_dual_segment(package, trained)
-        self._weights: list[MappedWeights] = []
-        programs = [self._program_of(i) for i in range(len(package.manifest.segments))]
-        self._stages = [self._load(i, programs) for i in range(len(programs))]
+        self._streams = weights == "streamed"
+        self.first_dual = first_segment(prepared.manifest, tuple(trained))
+        self._cache = cache
+        self.observe: Callable[[Sequence[Flow]], None] | None = None
+        self._shared: dict[str, LoadedProgram] = {}
+        programs = [self._program_of(i) for i in range(len(self.manifest.segments))]
+        self._stages = [self._stage(i, programs) for i in range(len(programs))]
 
     def sweep(
         self,
         values: Values,
         micro_batches: Sequence[Batch],
         tangents: Sequence[Mapping[str, FloatArray]] | None = None,
+        rows: Sequence[Sequence[int]] | None = None,
     ) -> Sweep:
         """Run all segments over a batch.
 
@@ -79,21 +115,21 @@ class Executor:
             micro_batches: the batch, cut into groups that are padded alike.
             tangents: for each micro-batch the trained slices' tangents, (K, b, *s) by flat name. Slices of
                 dual segments that are not named get zeros.
+            rows: for each micro-batch the device's row of each example, by which a prefix cache knows it.
 
         Returns:
             Results for all examples, in the order of the micro-batches.
         """
-        flows: list[dict[str, Array]] = [
+        flows: list[Flow] = [
             {"input_ids": b.input_ids, "attention_mask": b.attention_mask, "labels": b.labels}
             for b in micro_batches
         ]
-        for stage in self._stages:
-            for number, flow in enumerate(flows):
-                given = tangents[number] if tangents is not None else {}
-                outputs = stage.loaded.run(_inputs(stage, flow, values, given))
-                for name in [name for name in flow if name not in stage.needed_later]:
-                    del flow[name]
-                flow.update(outputs)
+        prefix = self.first_dual or 0
+        if self._cache is None or rows is None:
+            self._run(self._stages[:prefix], flows, values)
+        else:
+            flows = self._run_prefix(self._cache, self._stages[:prefix], flows, values, rows)
+        self._run(self._stages[prefix:], flows, values, tangents)
         return Sweep(
             loss=_join(flows, "loss", 0),
             jvps=_join(flows, "loss" + DOT, 1) if "loss" + DOT in flows[0] else None,
@@ -102,49 +138,112 @@ class Executor:
             features=_join(flows, "features", 0),
         )
 
+    def _run(
+        self,
+        stages: Sequence[_Stage],
+        flows: Sequence[Flow],
+        values: Values,
+        tangents: Sequence[Mapping[str, FloatArray]] | None = None,
+    ) -> None:
+        """Run some segments over all micro-batches; each flow ends with what is needed later."""
+        for position, stage in enumerate(stages):
+            if self._streams and position + 1 < len(stages):
+                stages[position + 1].weights.prefetch()
+            loaded = stage.loaded or self._load(stage.program, stage.variant, stage.weights)
+            for number, flow in enumerate(flows):
+                given = tangents[number] if tangents is not None else {}
+                for name, rows in stage.variant.gathered.items():
+                    stage.weights.gather(name, flow[rows])
+                outputs = loaded.run(_inputs(stage, flow, values, given))
+                stage.weights.drop_rows()
+                for name in [name for name in flow if name not in stage.needed_later]:
+                    del flow[name]
+                flow.update(outputs)
+            if self.observe is not None:
+                self.observe(flows)
+            if self._streams:
+                stage.weights.release()
+
+    def _run_prefix(
+        self,
+        cache: PrefixCache,
+        stages: Sequence[_Stage],
+        flows: Sequence[Flow],
+        values: Values,
+        rows: Sequence[Sequence[int]],
+    ) -> list[Flow]:
+        """The same as :meth:`_run` without tangents, computing only the examples the cache does not have."""
+        kept = stages[-1].needed_later
+        examples = [
+            [(row, flow["input_ids"].shape[1]) for row in group]
+            for flow, group in zip(flows, rows, strict=True)
+        ]
+        found = [[cache.load(example) for example in group] for group in examples]
+        partial, places = [], []
+        for number, group in enumerate(found):
+            missing = [position for position, arrays in enumerate(group) if arrays is None]
+            if missing:
+                partial.append({name: array[missing] for name, array in flows[number].items()})
+                places.append((number, missing))
+        self._run(stages, partial, values)
+        for flow, (number, missing) in zip(partial, places, strict=True):
+            for index, position in enumerate(missing):
+                arrays = {
+                    name: array[index : index + 1] for name, array in flow.items() if name not in INPUTS
+                }
+                cache.store(examples[number][position], arrays)
+                found[number][position] = arrays
+        joined: list[Flow] = []
+        for flow, group in zip(flows, found, strict=True):
+            full = {name: array for name, array in flow.items() if name in kept}
+            parts = [arrays for arrays in group if arrays is not None]
+            full.update({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+            joined.append(full)
+        return joined
+
     def _program_of(self, index: int) -> Program:
-        segment = self.package.manifest.segments[index]
+        segment = self.manifest.segments[index]
         name = segment.primal
         if self.first_dual is not None and index >= self.first_dual:
             wanted = segment.entry if index == self.first_dual else segment.dual
             if wanted is None:
                 raise PackageError(f"segment {segment.name} has no program that carries tangents")
             name = wanted
-        return self.package.manifest.programs[name]
+        return self.manifest.programs[name]
 
-    def _load(self, index: int, programs: Sequence[Program]) -> _Stage:
-        segment, program = self.package.manifest.segments[index], programs[index]
-        weights = MappedWeights(self.package, segment)
-        engine_program = self._engine_load(program, weights)
-        weights.release_pages()
-        self._weights.append(weights)
+    def _stage(self, index: int, programs: Sequence[Program]) -> _Stage:
+        program = programs[index]
+        variant = self._prepared.variant(program)
+        weights = MappedWeights(self._prepared, index, variant.gathered)
+        loaded: LoadedProgram | None = None
+        if not variant.bound:  # one load serves every segment of this structure
+            if variant.file not in self._shared:
+                self._shared[variant.file] = self._load(program, variant, weights)
+            loaded = self._shared[variant.file]
+        elif not self._streams:
+            loaded = self._load(program, variant, weights)
+            weights.release()  # the engine has repacked them
         later = frozenset(name for p in programs[index + 1 :] for name in p.inputs)
-        return _Stage(program, engine_program, self._slice_inputs(index), later)
+        return _Stage(program, variant, weights, self._slice_inputs(index), later, loaded)
 
-    def _engine_load(self, program: Program, weights: MappedWeights) -> LoadedProgram:
-        bound = {name: weights.arrays[name] for name in program.weights}
-        return self._engine.load(self.package.path(program.file), bound, program.outputs)
+    def _load(self, program: Program, variant: Variant, weights: MappedWeights) -> LoadedProgram:
+        bound = {name: weights.arrays[name] for name in variant.bound}
+        return self._engine.load(self._prepared.package.path(variant.file), bound, program.outputs)
 
     def _slice_inputs(self, index: int) -> dict[str, str]:
         """Program input to flat tensor name, for the slices of one segment."""
         return {
             tensor.input: key(spec.name, tensor.name)
-            for spec in self.package.manifest.slices
+            for spec in self.manifest.slices
             if spec.segment == index
             for tensor in spec.tensors
         }
 
 
-def first_dual_segment(package: Package, trained: Sequence[str]) -> int | None:
-    """Index of the first segment that must carry tangents; None if no slice is trained by forward mode."""
-    specs = [package.manifest.slice_named(name) for name in trained]
-    return min((spec.segment for spec in specs if spec.kind != "head"), default=None)
-
-
 def _inputs(
     stage: _Stage, flow: Mapping[str, Array], values: Values, tangents: Mapping[str, FloatArray]
 ) -> dict[str, Array]:
-    feeds: dict[str, Array] = {}
+    feeds: dict[str, Array] = {name: stage.weights.arrays[name] for name in stage.variant.fed}
     for name in stage.program.inputs:
         base = name.removesuffix(DOT)
         if name in flow:
@@ -154,7 +253,7 @@ def _inputs(
         elif base in stage.slice_inputs:
             feeds[name] = _tangent(stage.slice_inputs[base], values, tangents)
         else:
-            raise PackageError(f"program {stage.program.file} wants {name!r}, which nothing provides")
+            raise PackageError(f"program {stage.variant.file} wants {name!r}, which nothing provides")
     return feeds
 
 

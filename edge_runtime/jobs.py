@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -26,8 +27,21 @@ from msgspec import Struct
 from edge_runtime import errors
 from edge_runtime.enforcement import Cage, make_cage, remove_cage
 from edge_runtime.errors import EdgeError, OutOfMemoryError, WorkerError
-from edge_runtime.messages import Bytes, Count, Identifier, MemoryReport, PositiveCount, Seconds, Task, Text
+from edge_runtime.messages import (
+    Bytes,
+    Count,
+    Identifier,
+    MemoryReport,
+    PositiveCount,
+    Seconds,
+    Sha256,
+    Task,
+    Text,
+)
 from edge_runtime.meter import read_memory
+from edge_runtime.package import Arithmetic
+from edge_runtime.plan import Choice, Plan
+from edge_runtime.prepared import Candidate, is_current
 from edge_runtime.watch import FIRST_PHASE, FOLLOW_INTERVAL_S, SAMPLE_INTERVAL_S, Watch
 
 
@@ -35,10 +49,13 @@ class TrainJob(Struct, frozen=True, tag="train"):
     """Train one task; the change is written to ``change_path`` as safetensors.
 
     ``cap_bytes`` is what the kernel enforces, ``budget_bytes`` what the plan may use (0: all of the cap).
+    ``choice`` fixes how the work is done, for measuring; None lets the plan choose. ``prefix_cache_bytes`` is
+    what the prefix cache may take on disk, beside ``change_path``.
     """
 
     package_folder: str
-    publisher_key: str
+    package_sha256: Sha256
+    prepared_folder: str
     state_path: str
     data_path: str
     change_path: str
@@ -46,10 +63,30 @@ class TrainJob(Struct, frozen=True, tag="train"):
     cap_bytes: Bytes
     threads: PositiveCount = 1
     budget_bytes: Bytes = 0
+    choice: Choice | None = None
+    prefix_cache_bytes: Bytes = 0
+
+
+class BinMeasure(Struct, frozen=True):
+    """What one part of the prediction took in the worker, in bytes."""
+
+    name: Identifier
+    measured_bytes: Bytes
+
+
+class StepMeasure(Struct, frozen=True):
+    """One step: its end, in seconds since the worker started, and the resident memory there."""
+
+    end_s: Seconds
+    resident_bytes: Bytes
 
 
 class TrainOutcome(Struct, frozen=True):
-    """What training did; see :class:`edge_runtime.messages.Result` for the fields."""
+    """What training did; see :class:`edge_runtime.messages.Result` for the first fields.
+
+    ``bins`` split the peak of the step phase as the plan's prediction does. ``steps`` holds at most ``MAX_STEPS`` of
+    them, the first and then evenly. ``prefix_hits`` and ``prefix_misses`` count lookups in the prefix cache.
+    """
 
     examples: Count
     steps_applied: Count
@@ -57,13 +94,19 @@ class TrainOutcome(Struct, frozen=True):
     mean_loss: float | None
     seconds: Seconds
     memory: MemoryReport
+    plan: Plan
+    bins: tuple[BinMeasure, ...] = ()
+    steps: tuple[StepMeasure, ...] = ()
+    prefix_hits: Count = 0
+    prefix_misses: Count = 0
 
 
 class EvaluateJob(Struct, frozen=True, tag="evaluate"):
     """Run the primal programs over a data file and count correct answers."""
 
     package_folder: str
-    publisher_key: str
+    package_sha256: Sha256
+    prepared_folder: str
     state_path: str
     data_path: str
     sequence_limit: PositiveCount
@@ -77,6 +120,27 @@ class EvaluateOutcome(Struct, frozen=True):
     rows: Count
     accuracy: float
     mean_loss: float
+    seconds: Seconds
+    memory: MemoryReport
+    steps: tuple[StepMeasure, ...] = ()
+
+
+class PrepareJob(Struct, frozen=True, tag="prepare"):
+    """Lay a package out for this machine; ``arithmetic`` None measures which is best."""
+
+    package_folder: str
+    package_sha256: Sha256
+    prepared_folder: str
+    cap_bytes: Bytes
+    threads: PositiveCount = 1
+    arithmetic: Arithmetic | None = None
+
+
+class PrepareOutcome(Struct, frozen=True):
+    """Which arithmetic was chosen, and every one that was measured."""
+
+    arithmetic: Arithmetic
+    candidates: tuple[Candidate, ...]
     seconds: Seconds
     memory: MemoryReport
 
@@ -96,8 +160,8 @@ class PhaseEntered(Struct, frozen=True, tag="phase"):
     phase: Identifier
 
 
-Job = TrainJob | EvaluateJob
-OutcomeT = TypeVar("OutcomeT", TrainOutcome, EvaluateOutcome)
+Job = TrainJob | EvaluateJob | PrepareJob
+OutcomeT = TypeVar("OutcomeT", TrainOutcome, EvaluateOutcome, PrepareOutcome)
 
 #: Exit code by which the worker says that standard output holds a Failure.
 FAILURE_EXIT_CODE = 3
@@ -196,6 +260,16 @@ def run_worker(
 ) -> OutcomeT:
     """Start a worker and wait for its outcome; arguments and errors as in :func:`finish_worker`."""
     return finish_worker(start_worker(job), outcome, timeout_s, watch)
+
+
+def ensure_prepared(job: PrepareJob, timeout_s: float | None = None) -> None:
+    """Have a worker prepare a package, unless the folder holds it already, prepared for this machine.
+
+    Raises:
+        EdgeError: as :func:`finish_worker`; the folder is then as it was.
+    """
+    if not is_current(Path(job.prepared_folder), job.package_sha256):
+        run_worker(job, PrepareOutcome, timeout_s)
 
 
 def describe_failure(error: EdgeError) -> Failure:

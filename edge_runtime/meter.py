@@ -8,7 +8,7 @@ independent figure, is read by the parent (``edge_runtime.enforcement``). Readin
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +24,14 @@ class Meter:
 
     ``announce``, if given, is called with each phase's name as it is entered. Where the kernel does not allow the
     mark to be set back, ``phases`` holds the running maximum instead and ``resets`` is False.
+
+    Attributes:
+        floor_bytes: resident memory when the meter was made: interpreter and libraries.
     """
 
     def __init__(self, announce: Callable[[str], None] | None = None) -> None:
         self._announce = announce
+        self.floor_bytes = status_bytes("VmRSS")
         self.phases: dict[str, int] = {}
         self.resets = _reset_high_water()
         self._phase = "start"
@@ -95,6 +99,31 @@ def read_memory(process_id: int) -> ProcessMemory | None:
     anonymous_bytes = sizes.get("RssAnon", 0)
     file_bytes = sizes.get("RssFile", 0) + sizes.get("RssShmem", 0)
     return ProcessMemory(anonymous_bytes + file_bytes, anonymous_bytes, file_bytes, sizes["VmData"])
+
+
+def mapped_bytes(folders: Sequence[Path]) -> tuple[int, int]:
+    """Resident bytes of this process's mapped files: those below any of ``folders``, and all others.
+
+    Reads /proc/self/smaps, which takes some milliseconds.
+    """
+    prefixes = tuple(f"{folder.resolve()}/" for folder in folders)
+    inside = others = 0
+    path = ""
+    try:
+        with Path("/proc/self/smaps").open() as lines:
+            for line in lines:
+                words = line.split()
+                if words[0] == "Rss:":
+                    size = int(words[1]) * 1024
+                    if path.startswith(prefixes):
+                        inside += size
+                    elif path.startswith("/"):
+                        others += size
+                elif not words[0].endswith(":"):  # the head of a mapping, its path last if it has one
+                    path = words[5] if len(words) > 5 else ""
+    except OSError:
+        log.warning("no /proc/self/smaps here: mapped files are not measured")
+    return inside, others
 
 
 def _reset_high_water() -> bool:

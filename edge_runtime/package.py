@@ -23,9 +23,8 @@ from msgspec import Meta, Struct
 
 from edge_runtime.errors import DigestError, FormatVersionError, PackageError
 from edge_runtime.messages import Bytes, Count, Identifier, PositiveCount, Sha256, Text
-from edge_runtime.signing import verify
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
 MAX_MANIFEST_BYTES = 16 << 20
@@ -36,6 +35,13 @@ PackagePath = Annotated[
     str, Meta(pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*/){0,3}[A-Za-z0-9_-][A-Za-z0-9._-]*$")
 ]
 Shape = tuple[Count, ...]
+#: How frozen products are computed (export/arithmetic.py holds the formulas).
+Arithmetic = Literal["row_int8", "block_int8", "float"]
+ARITHMETICS: tuple[Arithmetic, ...] = ("row_int8", "block_int8", "float")
+#: A quantised matrix X (N outputs, K inputs) is stored as levels, uint8 (N, K/32, 32), and scales, float32 (N, K/32).
+LEVELS_SUFFIX, SCALES_SUFFIX = "_levels", "_scales"
+#: What a device makes of it: int8 (K, N) with float32 (N) scales, or float32 (K, N).
+INT8_SUFFIX, INT8_SCALES_SUFFIX, FLOAT_SUFFIX = "_int8", "_int8_scales", "_float"
 
 
 class FileEntry(Struct, frozen=True):
@@ -50,7 +56,7 @@ class TensorRef(Struct, frozen=True):
 
     file: PackagePath
     offset: Bytes
-    dtype: Literal["float32", "uint8", "int64", "int32", "bool"]
+    dtype: Literal["float32", "uint8", "int8", "int64", "int32", "bool"]
     shape: Shape
 
 
@@ -63,18 +69,32 @@ class SizeTerm(Struct, frozen=True, array_like=True):
     draws_power: int = 0
 
 
-class Program(Struct, frozen=True):
-    """One graph. Values flow by name: an output named ``hidden`` feeds a later input ``hidden``.
+class Variant(Struct, frozen=True):
+    """A program in one arithmetic.
 
-    ``weights`` are initialisers bound per segment; ``live`` holds the largest live sets as polynomials,
-    of which the largest value at a given size is the prediction.
+    ``bound`` names the frozen tensors that the engine repacks when it loads the program, so that each segment
+    needs a load of its own; ``fed`` those it takes as inputs, so that one load serves every segment of equal
+    structure. ``gathered`` names those of the fed ones of which only the rows given by a program input are read.
+    ``live`` holds the largest live sets as polynomials, of which the largest value at a given size is
+    the prediction.
     """
 
     file: PackagePath
+    fed: tuple[Text, ...]
+    bound: tuple[Text, ...] = ()
+    gathered: dict[Text, Text] = {}
+    live: tuple[tuple[SizeTerm, ...], ...] = ()
+
+
+class Program(Struct, frozen=True):
+    """One graph. Values flow by name: an output named ``hidden`` feeds a later input ``hidden``.
+
+    ``variants`` holds the graph once for each arithmetic the package offers.
+    """
+
     inputs: tuple[Text, ...]
     outputs: tuple[Text, ...]
-    weights: tuple[Text, ...]
-    live: tuple[tuple[SizeTerm, ...], ...] = ()
+    variants: dict[Arithmetic, Variant]
 
 
 class TensorSpec(Struct, frozen=True):
@@ -129,18 +149,15 @@ class Base(Struct, frozen=True):
     parameters: Count
     hidden_size: PositiveCount
     quantisation: Literal["int8", "none"]
-    accuracy_level: Count
 
 
 class SelfCheck(Struct, frozen=True):
-    """Largest relative differences from torch on real text, measured before the package was written.
+    """Largest relative differences of one arithmetic from torch on real text, measured before the package was written.
 
-    ``strict_*`` compare the programs with float activations; the others as shipped.
+    ``jvp_cosine`` is the cosine between all directional derivatives of the check and torch's.
     """
 
     rows: Count
-    strict_loss: float
-    strict_jvp: float
     loss: float
     jvp: float
     jvp_cosine: float
@@ -162,7 +179,8 @@ class Manifest(Struct, frozen=True):
     slices: tuple[SliceSpec, ...]
     tokenizer: PackagePath
     initial_state: PackagePath
-    self_check: SelfCheck
+    self_checks: dict[Arithmetic, SelfCheck]
+    probe: PackagePath
 
     def slice_named(self, name: str) -> SliceSpec:
         """The slice of that name; :class:`PackageError` if there is none."""
@@ -171,6 +189,15 @@ class Manifest(Struct, frozen=True):
                 return spec
         raise PackageError(
             f"package {self.name} has no slice {name!r}; it has {', '.join(s.name for s in self.slices)}"
+        )
+
+    @property
+    def arithmetics(self) -> tuple[Arithmetic, ...]:
+        """Those that every program of the package offers, in order of preference."""
+        return tuple(
+            name
+            for name in ARITHMETICS
+            if all(name in program.variants for program in self.programs.values())
         )
 
     @property
@@ -203,10 +230,30 @@ class Package:
             FormatVersionError: the package is newer than this program.
             SignatureError: the signature is missing or not by ``publisher_key``.
         """
+        from edge_runtime.signing import verify  # noqa: PLC0415 - 7 MB, which the training process does without
+
         data = _read(folder / MANIFEST, MAX_MANIFEST_BYTES)
         signature = _read(folder / SIGNATURE, 1024).decode("ascii", "replace").strip()
         verify(publisher_key, data, signature, what=f"package {folder}")
         return cls(folder, parse_manifest(data), hashlib.sha256(data).hexdigest())
+
+    @classmethod
+    def open_known(cls, folder: Path, sha256: str) -> Package:
+        """Read a package whose manifest's digest is known from a trusted place, such as a signed task.
+
+        No signature is checked: the digest names these very bytes. The training process uses this, for it saves
+        the memory of a signature library.
+
+        Raises:
+            PackageError: a file is missing or malformed. DigestError: it is another manifest.
+        """
+        data = _read(folder / MANIFEST, MAX_MANIFEST_BYTES)
+        found = hashlib.sha256(data).hexdigest()
+        if found != sha256:
+            raise DigestError(
+                f"{folder / MANIFEST} has sha256 {found}, the task names {sha256}; fetch the package again"
+            )
+        return cls(folder, parse_manifest(data), sha256)
 
     def path(self, name: str) -> Path:
         """Location of a file the manifest lists; :class:`PackageError` if it lists none such."""
@@ -237,6 +284,10 @@ def parse_manifest(data: bytes) -> Manifest:
             f"package format {version} is newer than {FORMAT_VERSION}, the newest this program reads; "
             "upgrade edge-runtime or export with the older version"
         )
+    if version < FORMAT_VERSION:
+        raise FormatVersionError(
+            f"package format {version} is older than {FORMAT_VERSION}, the only one this program reads; export it again"
+        )
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
     except msgspec.DecodeError as error:
@@ -262,8 +313,9 @@ def _check_references(manifest: Manifest) -> None:
     """Whatever the manifest names must be in it, so that nothing later meets a dangling name."""
     files = set(manifest.files)
     for name, program in manifest.programs.items():
-        if program.file not in files:
-            raise PackageError(f"program {name} names an unlisted file {program.file}")
+        for variant in program.variants.values():
+            if variant.file not in files:
+                raise PackageError(f"program {name} names an unlisted file {variant.file}")
     for segment in manifest.segments:
         for program_name in (segment.primal, segment.entry, segment.dual):
             if program_name is not None and program_name not in manifest.programs:
@@ -271,7 +323,9 @@ def _check_references(manifest: Manifest) -> None:
         for tensor in segment.weights.values():
             if tensor.file not in files:
                 raise PackageError(f"segment {segment.name} names an unlisted file {tensor.file}")
-    for path in (manifest.tokenizer, manifest.initial_state):
+    if not manifest.arithmetics:
+        raise PackageError("the package's programs have no arithmetic in common; export it again")
+    for path in (manifest.tokenizer, manifest.initial_state, manifest.probe):
         if path not in files:
             raise PackageError(f"the manifest names an unlisted file {path}")
     _check_slices(manifest)

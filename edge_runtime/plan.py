@@ -1,143 +1,367 @@
-"""How much memory a task will take, from the manifest alone; and the largest micro-batch that fits a cap.
+"""How much memory a task will take and how long its steps, from the manifest alone; and which plan fits a cap.
 
-The prediction has these parts: the floor (interpreter, libraries, engine), the tokenizer, weights as the
-engine holds them, the largest live set of any program, values that wait between segments, and slices. It
-uses no engine and no numpy, so agent and coordinator can call it.
+The prediction adds up, in resident bytes: libraries, tokenizer, engine, weights (all that stay, or the largest segment
+that passes through), the largest live set of any program, values that wait between segments, slices. Constants were
+measured over a grid of shapes (docs/decisions/0006-memory-prediction.md). This module uses no engine and no
+numpy, so agent and coordinator can call it.
+
+A plan is chosen by time among those that fit; what it gives up against the fastest is said. Three rungs leave the
+estimate as it is: streamed weights, fewer examples at a time, fewer draws at a time. Two change the work and are taken
+only where the caller says so: shorter sequences, fewer slices.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from itertools import product
+from typing import Literal
 
-from edge_runtime.package import Manifest, Program, Segment, SizeTerm, TensorRef
+from msgspec import Struct
+from msgspec.structs import asdict, replace
+
+from edge_runtime.errors import CapExceededError
+from edge_runtime.package import (
+    LEVELS_SUFFIX,
+    SCALES_SUFFIX,
+    Arithmetic,
+    Manifest,
+    Segment,
+    SizeTerm,
+    TensorRef,
+    Variant,
+)
+from edge_runtime.prepared import Calibration
+
+WeightsMode = Literal["resident", "streamed"]
 
 #: Resident size of a worker that has imported its libraries and done nothing; a device that has run a task
-#: reports its own figure. This and the constants below were measured on x86-64 with CPython 3.11, numpy 2.4,
-#: onnxruntime 1.31 and tokenizers 0.23 (docs/decisions/0006-memory-prediction.md).
-DEFAULT_FLOOR_BYTES = 64 << 20
-#: What the engine sets up with its first session: operator registries and the code pages they touch.
+#: reports its own figure.
+DEFAULT_FLOOR_BYTES = 62 << 20
+#: What the engine sets up with its sessions: operator registries, threads, and the code pages they touch.
 ENGINE_BYTES = 17 << 20
-#: A loaded tokenizer over the size of its file.
-TOKENIZER_FACTOR = 26
-#: A session's matrices over their stored size: the engine packs them once for each operator that uses them.
+#: One more loaded program: its graph and kernels.
+PROGRAM_BYTES = 400 << 10
+#: A loaded tokenizer over the size of its file; nearly all of it is given back before the engine starts.
+TOKENIZER_FACTOR, TOKENIZER_REST_BYTES = 26, 3 << 20
+#: Matrices that the engine repacks, over their stored size.
 PACKED_FACTOR = 1.5
-#: Tensors as the C library's heap holds them, over their sum: gaps between reused blocks, and operators'
-#: own working memory.
-HEAP_FACTOR = 1.8
-#: A row of an embedding touches a page of levels and a page of scales.
-EMBEDDING_PAGES_BYTES = 2 * 4096
+#: Tensors as the engine's arena holds them, over their sum: gaps between reused blocks.
+ARENA_FACTOR = 1.25
+#: Rows of an embedding are read one by one: a page of levels and a page of scales for each distinct token.
+EMBEDDING_ROW_BYTES = 2 * 4096
 #: Values, their change, one gradient, and the encoded blobs in and out.
 SLICE_COPIES = 5
 FLOAT_BYTES = 4
-#: Tokens of a group: more take memory and save no time, fewer leave the engine's kernels short of rows
-#: (docs/decisions/0003-engine.md).
+#: Tokens of a group: more take memory and save little time.
 PREFERRED_TOKENS = 256
-_ITEM_BYTES = {"float32": 4, "uint8": 1, "int64": 8, "int32": 4, "bool": 1}
+#: A plan may use this share of the cap; the rest is for what a prediction cannot know.
+USABLE_SHARE = 0.95
+#: Time of a streamed step over a resident one, with the weights in the page cache; and of one more program run.
+STREAMED_TIME, RUN_SECONDS = 1.05, 4e-4
+SHORTEST_SEQUENCE = 16
+_ITEM_BYTES = {"float32": 4, "uint8": 1, "int8": 1, "int64": 8, "int32": 4, "bool": 1}
 
 
-@dataclass(frozen=True)
-class PeakPrediction:
-    """Predicted peak of a worker by part, in bytes."""
+class Work(Struct, frozen=True):
+    """What a step is asked to do.
 
-    floor_bytes: int
+    Attributes:
+        sequence: tokens of the longest example. draws: tangents per example. slices: trained by forward mode;
+            none for evaluation and for training the head alone.
+    """
+
+    batch_size: int
+    sequence: int
+    draws: int
+    slices: tuple[str, ...]
+
+
+class PeakPrediction(Struct, frozen=True):
+    """Predicted peak of a worker by part, in bytes. ``load_bytes`` is the peak before the first step."""
+
+    libraries_bytes: int
     tokenizer_bytes: int
+    engine_bytes: int
     weights_bytes: int
     live_bytes: int
     waiting_bytes: int
     slices_bytes: int
+    load_bytes: int
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """What adds up to the peak of a step, by name."""
+        return {
+            name.removesuffix("_bytes"): size for name, size in asdict(self).items() if name != "load_bytes"
+        }
 
     @property
     def total_bytes(self) -> int:
         """The predicted peak."""
-        return sum(getattr(self, field) for field in self.__dataclass_fields__)
+        return max(sum(self.parts.values()), self.load_bytes)
 
 
-def predict_peak(
-    manifest: Manifest,
-    *,
-    first_segment: int | None,
-    batch_size: int,
-    micro_batch: int,
-    sequence: int,
-    draws: int,
-    floor_bytes: int = 0,
-) -> PeakPrediction:
-    """Predict the peak resident memory of a worker.
+class Choice(Struct, frozen=True):
+    """How a step's work is done: where weights are, and how much runs at a time."""
+
+    weights: WeightsMode
+    micro_batch: int
+    draws_at_a_time: int
+
+
+class Plan(Struct, frozen=True):
+    """Work, how it is done, and what that takes.
+
+    Attributes:
+        step_s: predicted seconds of a step; None where the machine was not measured.
+        gave_up: sentences, one for each rung the plan stands below the fastest.
+    """
+
+    work: Work
+    choice: Choice
+    peak: PeakPrediction
+    step_s: float | None
+    gave_up: tuple[str, ...] = ()
+
+
+class Planner:
+    """Plans for one package on one machine.
 
     Args:
         manifest: of the package.
-        first_segment: first segment that carries tangents; None for evaluation or head-only training.
-        batch_size: examples of a step. micro_batch: examples run at a time.
-        sequence: tokens of the longest example. draws: tangents per example.
+        arithmetic: the one the package is prepared in; None takes the package's first.
         floor_bytes: measured on the device; 0 takes the constant of this module.
+        calibration: of this machine, by which time is predicted.
     """
-    live = 0.0
-    for index, segment in enumerate(manifest.segments):
-        program = manifest.programs[program_name(segment, index, first_segment)]
-        live = max(live, live_bytes(program, micro_batch, sequence, draws))
-    embedding, *blocks = (sum(map(_stored_bytes, segment.weights.values())) for segment in manifest.segments)
-    touched = min(embedding, batch_size * sequence * EMBEDDING_PAGES_BYTES)
-    tokenizer = manifest.files[manifest.tokenizer].bytes * TOKENIZER_FACTOR
-    rows = 1 + (draws if first_segment is not None else 0)
-    hidden = batch_size * sequence * manifest.base.hidden_size * FLOAT_BYTES * rows
-    masks = batch_size * sequence * sequence * FLOAT_BYTES
-    trained = sum(spec.dimensions for spec in manifest.slices) * FLOAT_BYTES
-    return PeakPrediction(
-        floor_bytes=(floor_bytes or DEFAULT_FLOOR_BYTES) + ENGINE_BYTES,
-        tokenizer_bytes=tokenizer,
-        weights_bytes=int(sum(blocks) * PACKED_FACTOR) + touched,
-        live_bytes=int(live * HEAP_FACTOR),
-        waiting_bytes=hidden + masks,
-        slices_bytes=SLICE_COPIES * trained,
-    )
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        arithmetic: Arithmetic | None = None,
+        floor_bytes: int = 0,
+        calibration: Calibration | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self.arithmetic = arithmetic or manifest.arithmetics[0]
+        self._floor_bytes = floor_bytes or DEFAULT_FLOOR_BYTES
+        self._calibration = calibration
+
+    def choose(self, work: Work, budget_bytes: int, *, may_change_work: bool = False) -> Plan:
+        """The fastest plan whose predicted peak is within ``USABLE_SHARE`` of the budget.
+
+        Raises:
+            CapExceededError: none fits; the message gives the smallest cap that would, and what would fit in this
+                one.
+        """
+        usable = int(budget_bytes * USABLE_SHARE)
+        for candidate in self._works(work) if may_change_work else (work,):
+            plans = [self.plan(candidate, choice) for choice in choices(candidate)]
+            fitting = [plan for plan in plans if plan.peak.total_bytes <= usable]
+            if fitting:
+                best = min(fitting, key=lambda plan: self._seconds(candidate, plan.choice))
+                return replace(best, gave_up=(*changed_work(work, candidate), *gave_up(plans[0], best)))
+        raise self._refusal(work, budget_bytes)
+
+    def plan(self, work: Work, choice: Choice) -> Plan:
+        """Work done in one given way."""
+        seconds = self._seconds(work, choice) if self._calibration is not None else None
+        return Plan(work, choice, self.predict(work, choice), seconds)
+
+    def smallest(self, work: Work) -> Plan:
+        """The plan with the least predicted peak."""
+        return min(
+            (self.plan(work, choice) for choice in choices(work)), key=lambda plan: plan.peak.total_bytes
+        )
+
+    def smallest_cap(self, work: Work) -> int:
+        """The least cap under which :meth:`choose` finds a plan, in whole MiB, in bytes."""
+        needed = self.smallest(work).peak.total_bytes / USABLE_SHARE
+        return (int(needed) // (1 << 20) + 1) << 20
+
+    def predict(self, work: Work, choice: Choice) -> PeakPrediction:
+        """Predicted peak of a worker that does the work in the given way."""
+        manifest, first = self.manifest, first_segment(self.manifest, work.slices)
+        rows = 1 + (choice.draws_at_a_time if first is not None else 0)
+        programs = {
+            self._variant(segment, index, first).file for index, segment in enumerate(manifest.segments)
+        }
+        live = max(
+            live_bytes(
+                self._variant(segment, index, first),
+                choice.micro_batch,
+                work.sequence,
+                choice.draws_at_a_time,
+            )
+            for index, segment in enumerate(manifest.segments)
+        )
+        tokens = work.batch_size * work.sequence
+        repacked = [repacked_bytes(segment, self.arithmetic) for segment in manifest.segments]
+        hidden = tokens * manifest.base.hidden_size * FLOAT_BYTES * rows
+        masks = tokens * work.sequence * FLOAT_BYTES
+        trained = sum(spec.dimensions for spec in manifest.slices) * FLOAT_BYTES
+        tangents = (
+            sum(manifest.slice_named(name).dimensions for name in work.slices)
+            * FLOAT_BYTES
+            * work.batch_size
+            * work.draws
+        )
+        tokenizer = manifest.files[manifest.tokenizer].bytes * TOKENIZER_FACTOR
+        return PeakPrediction(
+            libraries_bytes=self._floor_bytes,
+            tokenizer_bytes=TOKENIZER_REST_BYTES,
+            engine_bytes=ENGINE_BYTES
+            + PROGRAM_BYTES * len(programs)
+            + (sum(repacked) if choice.weights == "resident" else max(repacked)),
+            weights_bytes=self._weights_bytes(choice, work.sequence),
+            live_bytes=int(live * ARENA_FACTOR),
+            waiting_bytes=hidden + masks,
+            slices_bytes=SLICE_COPIES * trained + 2 * tangents,
+            load_bytes=self._floor_bytes + TOKENIZER_REST_BYTES + tokenizer,
+        )
+
+    def _weights_bytes(self, choice: Choice, sequence: int) -> int:
+        """All blocks, or the largest; and the embedding's rows of one micro-batch."""
+        embedding, *blocks = (segment_bytes(segment, self.arithmetic) for segment in self.manifest.segments)
+        touched = min(embedding, choice.micro_batch * sequence * EMBEDDING_ROW_BYTES)
+        return (sum(blocks) if choice.weights == "resident" else max(blocks)) + touched
+
+    def _seconds(self, work: Work, choice: Choice) -> float:
+        """Predicted seconds of a step, from the calibration of one block; proportions alone without one."""
+        measured = self._calibration or Calibration(1, PREFERRED_TOKENS, 1.0, 2.1, 4.8)
+        first = first_segment(self.manifest, work.slices)
+        per_draw = (measured.dual_4_s - measured.dual_1_s) / 3
+        sweeps = -(-work.draws // choice.draws_at_a_time) if first is not None else 1
+        runs = -(-work.batch_size // choice.micro_batch)
+        seconds = 0.0
+        for index in range(1, len(self.manifest.segments)):
+            carries = first is not None and index >= first
+            block = (
+                measured.dual_1_s + per_draw * (choice.draws_at_a_time - 1) if carries else measured.primal_s
+            )
+            seconds += block * work.batch_size * work.sequence / (measured.rows * measured.tokens)
+            seconds += RUN_SECONDS * runs
+        return seconds * sweeps * (STREAMED_TIME if choice.weights == "streamed" else 1.0)
+
+    def _variant(self, segment: Segment, index: int, first: int | None) -> Variant:
+        return self.manifest.programs[program_name(segment, index, first)].variants[self.arithmetic]
+
+    def _works(self, work: Work) -> Iterator[Work]:
+        """The work as asked, then with shorter sequences, then with fewer slices as well, nearest the head."""
+        lengths = [work.sequence]
+        while lengths[-1] > SHORTEST_SEQUENCE:
+            lengths.append(max(SHORTEST_SEQUENCE, lengths[-1] // 2))
+        ordered = sorted(work.slices, key=lambda name: self.manifest.slice_named(name).segment)
+        counts = [len(ordered)]
+        while counts[-1] > 1:
+            counts.append(counts[-1] // 2)
+        for count, length in product(counts, lengths):
+            yield replace(work, sequence=length, slices=tuple(ordered[len(ordered) - count :]))
+
+    def _refusal(self, work: Work, budget_bytes: int) -> CapExceededError:
+        cap, offers = self.smallest_cap(work), []
+        for candidate in self._works(work):
+            if self.smallest_cap(candidate) <= budget_bytes:
+                offers = list(changed_work(work, candidate))
+                break
+        would = f"would fit here with {' and '.join(offers)}" if offers else "nothing smaller would fit here"
+        return CapExceededError(
+            f"the task needs a cap of {cap >> 20} MiB (streamed, one example and one draw at a time), "
+            f"the cap is {budget_bytes >> 20} MiB; {would}",
+            required_bytes=cap,
+            cap_bytes=budget_bytes,
+        )
 
 
-def program_name(segment: Segment, index: int, first_segment: int | None) -> str:
+def choices(work: Work) -> Iterator[Choice]:
+    """Every way to do the work, the fastest and largest first."""
+    sizes = _halved(preferred_micro_batch(work.batch_size, work.sequence))
+    draws = _halved(max(1, work.draws))
+    modes: tuple[WeightsMode, ...] = ("resident", "streamed")
+    for weights, at_a_time, micro_batch in product(modes, draws, sizes):
+        yield Choice(weights, micro_batch, at_a_time)
+
+
+def gave_up(fastest: Plan, chosen: Plan) -> tuple[str, ...]:
+    """What a choice gives up against the fastest one, a sentence each."""
+    sentences = []
+    if chosen.choice.weights != fastest.choice.weights:
+        sentences.append("weights pass through memory a segment at a time")
+    if chosen.choice.micro_batch != fastest.choice.micro_batch:
+        sentences.append(
+            f"{chosen.choice.micro_batch} examples at a time instead of {fastest.choice.micro_batch}"
+        )
+    if chosen.choice.draws_at_a_time != fastest.choice.draws_at_a_time:
+        sentences.append(
+            f"{chosen.choice.draws_at_a_time} draws at a time instead of {fastest.choice.draws_at_a_time}"
+        )
+    return tuple(sentences)
+
+
+def changed_work(asked: Work, done: Work) -> tuple[str, ...]:
+    """What of the work itself was given up."""
+    sentences = []
+    if done.sequence != asked.sequence:
+        sentences.append(f"sequences of {done.sequence} tokens instead of {asked.sequence}")
+    if done.slices != asked.slices:
+        sentences.append(f"the {len(done.slices)} slices nearest the head instead of {len(asked.slices)}")
+    return tuple(sentences)
+
+
+def first_segment(manifest: Manifest, slices: tuple[str, ...]) -> int | None:
+    """Index of the first segment that must carry tangents; None if no slice is trained by forward mode."""
+    specs = [manifest.slice_named(name) for name in slices]
+    return min((spec.segment for spec in specs if spec.kind != "head"), default=None)
+
+
+def program_name(segment: Segment, index: int, first: int | None) -> str:
     """Which of a segment's programs runs, as :class:`edge_runtime.executor.Executor` chooses it."""
-    if first_segment is None or index < first_segment:
+    if first is None or index < first:
         return segment.primal
-    chosen = segment.entry if index == first_segment else segment.dual
-    return chosen or segment.primal
+    return (segment.entry if index == first else segment.dual) or segment.primal
 
 
-def live_bytes(program: Program, batch: int, sequence: int, draws: int) -> float:
+def live_bytes(variant: Variant, batch: int, sequence: int, draws: int) -> float:
     """Largest live set of a program at a size: the largest of its polynomials."""
     return max(
-        (sum(_term(term, batch, sequence, draws) for term in candidate) for candidate in program.live),
+        (sum(_term(term, batch, sequence, draws) for term in candidate) for candidate in variant.live),
         default=0.0,
     )
 
 
-def largest_micro_batch(
-    manifest: Manifest,
-    cap_bytes: int,
-    *,
-    first_segment: int | None,
-    batch_size: int,
-    sequence: int,
-    draws: int,
-    floor_bytes: int = 0,
-) -> tuple[int, PeakPrediction]:
-    """The largest micro-batch whose predicted peak fits the cap, by halving from the preferred one.
+def segment_bytes(segment: Segment, arithmetic: Arithmetic) -> int:
+    """Bytes of a segment's weights as an arithmetic maps them; without what the engine repacks."""
+    total = 0
+    for name, tensor in segment.weights.items():
+        if not _is_quantised(name, segment):
+            total += stored_bytes(tensor)
+        elif name.endswith(LEVELS_SUFFIX) and arithmetic != "block_int8":
+            total += stored_bytes(tensor) * (1 if arithmetic == "row_int8" else FLOAT_BYTES)
+    return total
 
-    Returns:
-        The micro-batch and its prediction. If even one example at a time does not fit, the micro-batch is
-        1 and the prediction exceeds the cap: the caller refuses, with both figures.
-    """
-    micro_batch = preferred_micro_batch(batch_size, sequence)
-    while True:
-        prediction = predict_peak(
-            manifest,
-            first_segment=first_segment,
-            batch_size=batch_size,
-            micro_batch=micro_batch,
-            sequence=sequence,
-            draws=draws,
-            floor_bytes=floor_bytes,
-        )
-        if prediction.total_bytes <= cap_bytes or micro_batch == 1:
-            return micro_batch, prediction
-        micro_batch = -(-micro_batch // 2)
+
+def stored_bytes(tensor: TensorRef) -> int:
+    """Bytes of a tensor in its file."""
+    total = _ITEM_BYTES[tensor.dtype]
+    for side in tensor.shape:
+        total *= side
+    return total
+
+
+def repacked_bytes(segment: Segment, arithmetic: Arithmetic) -> int:
+    """Bytes that the engine makes of a segment's matrices for itself."""
+    if arithmetic != "block_int8":
+        return 0
+    stored = sum(stored_bytes(t) for name, t in segment.weights.items() if _is_quantised(name, segment))
+    return int(stored * PACKED_FACTOR)
+
+
+def _is_quantised(name: str, segment: Segment) -> bool:
+    """Whether a tensor is the levels or the scales of a quantised matrix (not of an embedding)."""
+    for suffix in (LEVELS_SUFFIX, SCALES_SUFFIX):
+        levels = segment.weights.get(name.removesuffix(suffix) + LEVELS_SUFFIX)
+        if name.endswith(suffix) and levels is not None and len(levels.shape) == 3:
+            return True
+    return False
 
 
 def preferred_micro_batch(batch_size: int, sequence: int) -> int:
@@ -145,13 +369,13 @@ def preferred_micro_batch(batch_size: int, sequence: int) -> int:
     return min(batch_size, max(1, PREFERRED_TOKENS // sequence))
 
 
+def _halved(largest: int) -> list[int]:
+    sizes = [largest]
+    while sizes[-1] > 1:
+        sizes.append(-(-sizes[-1] // 2))
+    return sizes
+
+
 def _term(term: SizeTerm, batch: int, sequence: int, draws: int) -> float:
     scale = batch**term.batch_power * sequence**term.sequence_power * draws**term.draws_power
     return float(term.coefficient * scale)
-
-
-def _stored_bytes(tensor: TensorRef) -> int:
-    total = _ITEM_BYTES[tensor.dtype]
-    for side in tensor.shape:
-        total *= side
-    return total

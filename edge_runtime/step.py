@@ -7,22 +7,32 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edge_runtime.data import Batch, IntArray, make_batch
+from edge_runtime.data import Batch, IntArray, make_batch, padded_length
 from edge_runtime.executor import Executor, Sweep
 from edge_runtime.gradient import estimate, head_gradient
 from edge_runtime.messages import Task
 from edge_runtime.package import SliceSpec
+from edge_runtime.plan import Choice
 from edge_runtime.slices import Values
 from edge_runtime.tangents import draw_tangents
 
 
 @dataclass(frozen=True)
 class Examples:
-    """A device's rows as token ids and label indices, row by row; ``pad_token_id`` fills batches."""
+    """A device's rows as token ids and label indices, row by row.
+
+    ``pad_token_id`` fills batches, to lengths up to ``sequence_limit``.
+    """
 
     ids: Sequence[Sequence[int]]
     labels: Sequence[int]
     pad_token_id: int
+    sequence_limit: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row, as a batch holds it."""
+        return padded_length(max(map(len, self.ids)), self.sequence_limit)
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """These rows, padded to the longest of them."""
@@ -30,6 +40,7 @@ class Examples:
             [self.ids[row] for row in rows],
             [self.labels[row] for row in rows],
             pad_token_id=self.pad_token_id,
+            sequence_limit=self.sequence_limit,
         )
 
 
@@ -49,7 +60,7 @@ def take_step(
     values: Values,
     examples: Examples,
     chosen: IntArray,
-    micro_batch: int,
+    choice: Choice,
 ) -> Step | None:
     """Estimate the gradient of the assigned slices, and compute that of the head.
 
@@ -60,27 +71,34 @@ def take_step(
         specs: the assigned slices.
         values: of all slices, at which the gradient is taken.
         examples: the device's rows. chosen: which of them make the batch.
-        micro_batch: how many run at a time.
+        choice: how many examples and draws run at a time.
 
     Returns:
         The step, or None if a loss or a jvp was not finite: such a step must not be applied.
     """
     # 1. Group examples of like length; an example keeps its position in the batch as part of its tangent's key.
-    groups = group_by_length([examples.ids[row] for row in chosen], micro_batch)
-    batches = [examples.batch([int(chosen[position]) for position in group]) for group in groups]
+    groups = group_by_length([examples.ids[row] for row in chosen], choice.micro_batch)
+    rows = [[int(chosen[position]) for position in group] for group in groups]
+    batches = [examples.batch(group) for group in rows]
     # 2. Draw a direction per draw and example.
     tangents = [draw_tangents(task, specs, number, group) for group in groups]
-    # 3. One sweep through the segments gives loss and directional derivatives of each example.
-    sweep = executor.sweep(values, batches, tangents)
-    if not _finite(sweep):
-        return None
+    # 3. Sweeps through the segments give loss and directional derivatives of each example, some draws at a time.
+    jvps = []
+    for first in range(0, task.draws if specs else 1, choice.draws_at_a_time):
+        drawn = slice(first, first + choice.draws_at_a_time)
+        some = [{name: tangent[drawn] for name, tangent in group.items()} for group in tangents]
+        sweep = executor.sweep(values, batches, some, rows)
+        if not _finite(sweep):
+            return None
+        if sweep.jvps is not None:
+            jvps.append(sweep.jvps)
     # 4. Forward gradient of the slices, exact gradient of the head.
     gradient: Values = {}
-    if sweep.jvps is not None:
+    if jvps:
         joined = {name: np.concatenate([t[name] for t in tangents], axis=1) for name in tangents[0]}
-        gradient.update(estimate(sweep.jvps, joined))
+        gradient.update(estimate(np.concatenate(jvps), joined))
     if task.train_head:
-        head = executor.package.manifest.head.name
+        head = executor.manifest.head.name
         gradient.update(head_gradient(sweep.residual, sweep.features, head))
     return Step(gradient, float(sweep.loss.sum(dtype=np.float64)))
 

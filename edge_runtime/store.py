@@ -33,6 +33,7 @@ from edge_runtime.signing import PrivateKey, generate_key
 KEY = "device.key"
 IDENTITY = "identity.json"
 PENDING = "pending.result"
+PREPARED = "prepared"
 
 
 class Identity(Struct, frozen=True):
@@ -123,6 +124,15 @@ class Store:
         """Forget the pending result."""
         (self.folder / PENDING).unlink(missing_ok=True)
         sync_folder(self.folder)
+
+    def prepared_folder(self, package_sha256: str) -> Path:
+        """Where a package is laid out for this machine; what was prepared from other packages is removed."""
+        parent = self.folder / PREPARED
+        parent.mkdir(mode=0o700, exist_ok=True)
+        for other in parent.iterdir():
+            if other.name != package_sha256:
+                shutil.rmtree(other, ignore_errors=True)
+        return parent / package_sha256
 
     def new_work_folder(self) -> Path:
         """An empty folder for one task's scratch files."""

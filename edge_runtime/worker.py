@@ -1,6 +1,7 @@
 """The worker process: one job in, one outcome out (see ``edge_runtime.jobs``).
 
-Training a task is :func:`train`, readable top to bottom; evaluation is :func:`evaluate`.
+Training a task is :func:`train`, readable top to bottom; evaluation is :func:`evaluate`, preparing a package
+:func:`prepare_package`.
 """
 
 from __future__ import annotations
@@ -9,24 +10,28 @@ import ctypes
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from edge_runtime.account import Account
 from edge_runtime.data import Tokenizer, draw_batches, load_rows
 from edge_runtime.durable import write_durably
 from edge_runtime.enforcement import ran_out_of_memory
 from edge_runtime.engines.onnx import OnnxEngine
-from edge_runtime.errors import CapExceededError, EdgeError, OutOfMemoryError, WorkerError
-from edge_runtime.executor import Executor, first_dual_segment
+from edge_runtime.errors import EdgeError, OutOfMemoryError, WorkerError
+from edge_runtime.executor import Executor
 from edge_runtime.jobs import (
     FAILURE_EXIT_CODE,
     EvaluateJob,
     EvaluateOutcome,
     Job,
     PhaseEntered,
+    PrepareJob,
+    PrepareOutcome,
     TrainJob,
     TrainOutcome,
     describe_failure,
@@ -35,7 +40,10 @@ from edge_runtime.messages import MemoryReport
 from edge_runtime.meter import Meter, status_bytes
 from edge_runtime.optimizers import make_optimizer
 from edge_runtime.package import Package
-from edge_runtime.plan import PeakPrediction, largest_micro_batch, preferred_micro_batch
+from edge_runtime.plan import PeakPrediction, Planner, Work, first_segment, preferred_micro_batch
+from edge_runtime.prefix_cache import PrefixCache
+from edge_runtime.preparation import prepare
+from edge_runtime.prepared import PreparedPackage
 from edge_runtime.slices import Values, decode_values, encode_values, shapes
 from edge_runtime.step import Examples, group_by_length, take_step
 
@@ -43,93 +51,101 @@ log = logging.getLogger(__name__)
 
 #: mallopt(3)'s option numbers.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+#: Segment 0 is the embedding: cheaper to run than to read back. From here on a prefix holds a block.
+FIRST_BLOCK_BEHIND_A_BLOCK = 2
 
 
 def train(job: TrainJob, meter: Meter) -> TrainOutcome:
     """Run a task's local steps and write the change of its slices to ``job.change_path``.
 
     Raises:
-        CapExceededError: no micro-batch fits the cap, with both figures.
+        CapExceededError: no plan fits the cap, with both figures.
         EdgeError: package, state or data cannot be used.
     """
-    task, started, floor = job.task, time.monotonic(), status_bytes("VmRSS")
+    task, started, engine = job.task, time.monotonic(), OnnxEngine(job.threads)
 
     # 1. Open what the task names; everything is verified before it is used.
     meter.enter("load")
-    package, values, examples = _load(job, task.sequence_limit)
-    specs = [package.manifest.slice_named(name) for name in task.slices]
-    heads = [package.manifest.head] if task.train_head else []
+    account = Account(meter.floor_bytes, (Path(job.package_folder), Path(job.prepared_folder)))
+    prepared, values, examples = _load(job, engine, task.sequence_limit)
+    account.tokenised()
+    specs = [prepared.manifest.slice_named(name) for name in task.slices]
+    heads = [prepared.manifest.head] if task.train_head else []
 
-    # 2. Choose a micro-batch that fits the cap, or refuse with numbers.
-    micro_batch, prediction = largest_micro_batch(
-        package.manifest,
-        job.cap_bytes,
-        first_segment=first_dual_segment(package, task.slices),
-        batch_size=task.batch_size,
-        sequence=max(map(len, examples.ids)),
-        draws=task.draws,
-        floor_bytes=floor,
+    # 2. Choose a plan that fits, or refuse with numbers.
+    planner = Planner(
+        prepared.manifest, prepared.prepared.arithmetic, meter.floor_bytes, prepared.prepared.calibration
     )
-    _admit(prediction, job.cap_bytes)
-    executor = Executor(package, OnnxEngine(job.threads), task.slices)
+    work = Work(task.batch_size, examples.longest, task.draws, task.slices)
+    plan = (
+        planner.plan(work, job.choice)
+        if job.choice
+        else planner.choose(work, job.budget_bytes or job.cap_bytes)
+    )
+    with _prefix_cache(job, prepared, work) as cache:
+        executor = Executor(prepared, engine, task.slices, plan.choice.weights, cache)
+        account.loaded(executor)
 
-    # 3. Local steps.
-    meter.enter("step")
-    optimizer = make_optimizer(task.optimizer, values, list(shapes([*specs, *heads])))
-    batches = draw_batches(
-        len(examples.ids),
-        seed=task.seed,
-        round_number=task.round,
-        slot=task.slot,
-        steps=task.steps,
-        batch_size=task.batch_size,
-    )
-    applied, seen, loss_sum = 0, 0, 0.0
-    for number, chosen in enumerate(batches):
-        step = take_step(executor, task, number, specs, optimizer.values(), examples, chosen, micro_batch)
-        if step is None:
-            log.warning("event=step_skipped task=%s step=%d reason=not_finite", task.task_id, number)
-            continue
-        optimizer.step(step.gradient)
-        applied, seen, loss_sum = applied + 1, seen + len(chosen), loss_sum + step.loss_sum
+        # 3. Local steps.
+        meter.enter("step")
+        optimizer = make_optimizer(task.optimizer, values, list(shapes([*specs, *heads])))
+        batches = draw_batches(
+            len(examples.ids),
+            seed=task.seed,
+            round_number=task.round,
+            slot=task.slot,
+            steps=task.steps,
+            batch_size=task.batch_size,
+        )
+        applied, seen, loss_sum = 0, 0, 0.0
+        for number, chosen in enumerate(batches):
+            step = take_step(executor, task, number, specs, optimizer.values(), examples, chosen, plan.choice)
+            account.stepped()
+            if step is None:
+                log.warning("event=step_skipped task=%s step=%d reason=not_finite", task.task_id, number)
+                continue
+            optimizer.step(step.gradient)
+            applied, seen, loss_sum = applied + 1, seen + len(chosen), loss_sum + step.loss_sum
+        bins = account.bins(values)
 
-    # 4. Hand over the change.
-    meter.enter("serialise")
-    write_durably(Path(job.change_path), encode_values(optimizer.change()))
-    meter.close()
-    return TrainOutcome(
-        examples=seen,
-        steps_applied=applied,
-        steps_skipped=len(batches) - applied,
-        mean_loss=loss_sum / seen if seen else None,
-        seconds=time.monotonic() - started,
-        memory=_report(meter, prediction, job.cap_bytes, floor),
-    )
+        # 4. Hand over the change.
+        meter.enter("serialise")
+        write_durably(Path(job.change_path), encode_values(optimizer.change()))
+        meter.close()
+        return TrainOutcome(
+            examples=seen,
+            steps_applied=applied,
+            steps_skipped=len(batches) - applied,
+            mean_loss=loss_sum / seen if seen else None,
+            seconds=time.monotonic() - started,
+            memory=_report(meter, plan.peak, job.cap_bytes),
+            plan=plan,
+            bins=bins,
+            steps=account.steps,
+            prefix_hits=cache.hits if cache else 0,
+            prefix_misses=cache.misses if cache else 0,
+        )
 
 
 def evaluate(job: EvaluateJob, meter: Meter) -> EvaluateOutcome:
     """Accuracy and mean loss of the given values over a data file, by the primal programs alone."""
-    started, floor = time.monotonic(), status_bytes("VmRSS")
+    started, engine = time.monotonic(), OnnxEngine(job.threads)
     meter.enter("load")
-    package, values, examples = _load(job, job.sequence_limit)
-    longest = max(map(len, examples.ids))
-    micro_batch, prediction = largest_micro_batch(
-        package.manifest,
-        job.cap_bytes,
-        first_segment=None,
-        batch_size=preferred_micro_batch(len(examples.ids), longest),
-        sequence=longest,
-        draws=0,
-        floor_bytes=floor,
+    account = Account(meter.floor_bytes, (Path(job.package_folder), Path(job.prepared_folder)))
+    prepared, values, examples = _load(job, engine, job.sequence_limit)
+    planner = Planner(
+        prepared.manifest, prepared.prepared.arithmetic, meter.floor_bytes, prepared.prepared.calibration
     )
-    _admit(prediction, job.cap_bytes)
-    executor = Executor(package, OnnxEngine(job.threads))
+    together = preferred_micro_batch(len(examples.ids), examples.longest)
+    plan = planner.choose(Work(together, examples.longest, 0, ()), job.cap_bytes)
+    executor = Executor(prepared, engine, (), plan.choice.weights)
 
     meter.enter("evaluate")
     correct, loss_sum = 0, 0.0
-    for group in group_by_length(examples.ids, micro_batch):
+    for group in group_by_length(examples.ids, plan.choice.micro_batch):
         batch = examples.batch(group)
         sweep = executor.sweep(values, [batch])
+        account.stepped()
         correct += int((sweep.logits.argmax(axis=1) == batch.labels).sum())
         loss_sum += float(sweep.loss.sum(dtype=np.float64))
     meter.close()
@@ -138,7 +154,23 @@ def evaluate(job: EvaluateJob, meter: Meter) -> EvaluateOutcome:
         accuracy=correct / len(examples.ids),
         mean_loss=loss_sum / len(examples.ids),
         seconds=time.monotonic() - started,
-        memory=_report(meter, prediction, job.cap_bytes, floor),
+        memory=_report(meter, plan.peak, job.cap_bytes),
+        steps=account.steps,
+    )
+
+
+def prepare_package(job: PrepareJob, meter: Meter) -> PrepareOutcome:
+    """Lay a package out for this machine, once."""
+    started = time.monotonic()
+    meter.enter("prepare")
+    package = Package.open_known(Path(job.package_folder), job.package_sha256)
+    prepared = prepare(package, Path(job.prepared_folder), OnnxEngine(job.threads), job.arithmetic).prepared
+    meter.close()
+    return PrepareOutcome(
+        arithmetic=prepared.arithmetic,
+        candidates=prepared.candidates,
+        seconds=time.monotonic() - started,
+        memory=MemoryReport(0, meter.peak_bytes, job.cap_bytes, phases=meter.phases),
     )
 
 
@@ -157,11 +189,23 @@ def keep_freed_memory() -> None:
         mallopt(option, value)
 
 
-def run(job: Job, announce: Callable[[str], None] | None = None) -> TrainOutcome | EvaluateOutcome:
+def return_freed_memory() -> None:
+    """Give freed memory back to the kernel now: what the tokenizer took is not of a size the engine asks for."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        log.info("event=malloc_trim_missing effect=more_resident_memory")
+
+
+def run(
+    job: Job, announce: Callable[[str], None] | None = None
+) -> TrainOutcome | EvaluateOutcome | PrepareOutcome:
     """Do one job in this process; ``announce`` is called with each phase as it is entered."""
     keep_freed_memory()
     meter = Meter(announce)
-    return train(job, meter) if isinstance(job, TrainJob) else evaluate(job, meter)
+    if isinstance(job, TrainJob):
+        return train(job, meter)
+    return evaluate(job, meter) if isinstance(job, EvaluateJob) else prepare_package(job, meter)
 
 
 def main() -> int:
@@ -192,39 +236,44 @@ def _announce(phase: str) -> None:
     sys.stdout.buffer.flush()
 
 
-def _load(job: Job, sequence_limit: int) -> tuple[Package, Values, Examples]:
-    """Package, slice values and tokenised rows of a job; the tokenizer is freed before any session loads."""
-    package = Package.open(Path(job.package_folder), job.publisher_key)
+def _load(
+    job: TrainJob | EvaluateJob, engine: OnnxEngine, sequence_limit: int
+) -> tuple[PreparedPackage, Values, Examples]:
+    """Package, slice values and tokenised rows of a job; the tokenizer is gone before any program is loaded."""
+    package = Package.open_known(Path(job.package_folder), job.package_sha256)
+    prepared = PreparedPackage.open(package, Path(job.prepared_folder), engine.version)
+    manifest = package.manifest
     try:
         state = Path(job.state_path).read_bytes()
     except OSError as error:
         raise WorkerError(f"cannot read the slice values {job.state_path}: {error.strerror}") from error
-    values = decode_values(state, package.manifest.slices)
-    rows = load_rows(Path(job.data_path), package.manifest.labels)
-    limit = min(sequence_limit, package.manifest.sequence_limit)
-    ids = Tokenizer(package.path(package.manifest.tokenizer), limit).encode(rows)
-    return package, values, Examples(ids, [row.label for row in rows], package.manifest.pad_token_id)
+    values = decode_values(state, manifest.slices)
+    rows = load_rows(Path(job.data_path), manifest.labels)
+    limit = min(sequence_limit, manifest.sequence_limit)
+    ids = Tokenizer(package.path(manifest.tokenizer), limit).encode(rows)
+    return_freed_memory()
+    return prepared, values, Examples(ids, [row.label for row in rows], manifest.pad_token_id, limit)
 
 
-def _admit(prediction: PeakPrediction, cap_bytes: int) -> None:
-    required = prediction.total_bytes
-    if required > cap_bytes:
-        raise CapExceededError(
-            f"the task needs {required >> 20} MiB at one example a time, the cap is {cap_bytes >> 20} MiB; "
-            "grant a larger cap, or ask for shorter sequences, fewer draws or slices nearer the head",
-            required_bytes=required,
-            cap_bytes=cap_bytes,
-        )
+@contextmanager
+def _prefix_cache(job: TrainJob, prepared: PreparedPackage, work: Work) -> Iterator[PrefixCache | None]:
+    """A prefix cache, where there are blocks before the first slice and they would run more than once."""
+    first = first_segment(prepared.manifest, work.slices)
+    if first is None or first < FIRST_BLOCK_BEHIND_A_BLOCK or job.prefix_cache_bytes == 0:
+        yield None
+        return
+    with PrefixCache(Path(job.change_path).parent, job.prefix_cache_bytes) as cache:
+        yield cache
 
 
-def _report(meter: Meter, prediction: PeakPrediction, cap_bytes: int, floor_bytes: int) -> MemoryReport:
+def _report(meter: Meter, prediction: PeakPrediction, cap_bytes: int) -> MemoryReport:
     return MemoryReport(
         predicted_peak_bytes=prediction.total_bytes,
         high_water_bytes=meter.peak_bytes,
         cap_bytes=cap_bytes,
         anonymous_bytes=status_bytes("RssAnon"),
         file_bytes=status_bytes("RssFile"),
-        floor_bytes=floor_bytes,
+        floor_bytes=meter.floor_bytes,
         phases=meter.phases,
     )
 

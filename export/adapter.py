@@ -18,6 +18,7 @@ from safetensors.numpy import save
 from edge_runtime.durable import rename_durably, write_durably
 from edge_runtime.errors import ModelError
 from edge_runtime.package import Package, SliceSpec
+from edge_runtime.prepared import PreparedPackage
 from edge_runtime.slices import FloatArray, Values, key
 from edge_runtime.weights import MappedWeights
 
@@ -83,7 +84,7 @@ def write_adapter(package: Package, values: Values, output: Path, base_model: st
 
 def lora_pair(package: Package, spec: SliceSpec, values: Values) -> tuple[FloatArray, FloatArray, float]:
     """LoRA's A (r, in), B (out, r) and scale for a slice."""
-    weights = MappedWeights(package, package.manifest.segments[spec.segment]).arrays
+    weights = MappedWeights(PreparedPackage.as_stored(package), spec.segment).arrays
     stem = spec.tensors[0].input.rsplit("_", 1)[0]
     if spec.kind == "lora":
         return (

@@ -150,6 +150,7 @@ def summary(package: Package) -> str:
     for path, entry in manifest.files.items():
         group = path.split("/", maxsplit=1)[0]
         groups[group] = groups.get(group, 0) + entry.bytes
+    rows = next(iter(manifest.self_checks.values())).rows
     lines = [
         f"package    {package.folder}",
         f"sha256     {package.sha256}",
@@ -160,30 +161,28 @@ def summary(package: Package) -> str:
         *(f"  {spec.name:<42} {spec.kind:<8} {spec.dimensions:>7} trainable" for spec in manifest.slices),
         "predicted peak of a training worker",
         *_predictions(manifest),
-        f"largest relative difference from torch on {manifest.self_check.rows} rows of real text",
-        f"  float arithmetic    loss {manifest.self_check.strict_loss:.1e}, jvp {manifest.self_check.strict_jvp:.1e}",
-        f"  int8 arithmetic     loss {manifest.self_check.loss:.1e}, jvp {manifest.self_check.jvp:.1e}, "
-        f"jvp cosine {manifest.self_check.jvp_cosine:.4f}",
+        f"largest relative difference from torch on {rows} rows of real text, by arithmetic",
+        *(
+            f"  {name:<10} loss {check.loss:.1e}, jvp {check.jvp:.1e}, jvp cosine {check.jvp_cosine:.4f}"
+            for name, check in manifest.self_checks.items()
+        ),
     ]
     return "\n".join(lines)
 
 
 def _predictions(manifest: Manifest) -> list[str]:
-    from edge_runtime.plan import predict_peak, preferred_micro_batch
+    from edge_runtime.plan import Planner, Work, choices
 
-    first = min((spec.segment for spec in manifest.slices if spec.kind != "head"), default=None)
-    lines = []
+    slices = tuple(spec.name for spec in manifest.slices if spec.kind != "head")
+    planner, lines = Planner(manifest), []
     for batch, sequence, draws in SUMMARY_SIZES:
-        length = min(sequence, manifest.sequence_limit)
-        peak = predict_peak(
-            manifest,
-            first_segment=first,
-            batch_size=batch,
-            micro_batch=preferred_micro_batch(batch, length),
-            sequence=length,
-            draws=draws,
+        work = Work(batch, min(sequence, manifest.sequence_limit), draws, slices)
+        largest = planner.plan(work, next(choices(work))).peak.total_bytes
+        smallest = planner.smallest(work).peak.total_bytes
+        lines.append(
+            f"  batch {batch}, {work.sequence} tokens, {draws} draws: "
+            f"{largest >> 20} MiB at best speed, {smallest >> 20} MiB at least"
         )
-        lines.append(f"  batch {batch}, {length} tokens, {draws} draws: {peak.total_bytes / 1e6:.0f} MB")
     return lines
 
 

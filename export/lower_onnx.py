@@ -1,9 +1,9 @@
 """Lower a recorded program to ONNX: weights stay outside, shapes stay dynamic, quantised stays quantised.
 
 ``torch.onnx.export`` does the translation; this module adds what the project needs: the two quantised
-operators map to single nodes of ONNX Runtime, reshapes name their dynamic axes by position instead of
-computing them (a program of one block otherwise carries a hundred Shape and Gather nodes), and frozen
-tensors become external initialisers that the runtime binds to memory-mapped files.
+operators map to single nodes of ONNX Runtime, and reshapes name their dynamic axes by position instead of
+computing them (a program of one block otherwise carries a hundred Shape and Gather nodes). Frozen tensors stay
+inputs; ``export.arithmetic`` decides which of them are bound when the program is loaded.
 """
 
 from __future__ import annotations
@@ -74,9 +74,6 @@ _GATHER_BLOCK_QUANTIZED = _engine_operator(
     ("bits", "block_size", "gather_axis", "quantize_axis"),
 )
 
-#: Name of the file all external initialisers claim to lie in; the runtime binds them before it would be read.
-EXTERNAL = "bound-by-the-runtime"
-
 
 @torch.library.custom_op("edge::reshape_by_position", mutates_args=())
 def _reshape_by_position(x: Tensor, shape: list[int]) -> Tensor:
@@ -98,8 +95,7 @@ def lower(program: TracedProgram) -> ir.Model:
         program: recorded by ``export.program.trace``.
 
     Returns:
-        An ONNX model whose inputs and outputs carry the program's names, and whose frozen tensors are
-        external initialisers without data.
+        An ONNX model whose inputs and outputs carry the program's names; frozen tensors are inputs too.
     """
     graph_module = program.exported.graph_module
     _name_reshapes_by_position(graph_module.graph)
@@ -127,7 +123,6 @@ def lower(program: TracedProgram) -> ir.Model:
         raise ModelError("torch.onnx.export gave no program")
     model = exported.model
     _name_axes(model, program)
-    _externalise(model, program.weights)
     _shed_debug_data(model)
     return model
 
@@ -217,30 +212,6 @@ def _name_axes(model: ir.Model, program: TracedProgram) -> None:
 
 def _symbol(value: ir.Value, axis: int) -> str:
     return str(getattr(value.shape[axis], "value", None)) if value.shape is not None else ""
-
-
-def _externalise(model: ir.Model, weights: tuple[str, ...]) -> None:
-    by_name = {value.name: value for value in model.graph.inputs}
-    offset = 0
-    for name in weights:
-        value = by_name[name]
-        model.graph.inputs.remove(value)
-        shape = value.shape
-        if value.dtype is None or shape is None:
-            raise ModelError(f"frozen tensor {name} has no static type in the lowered program")
-        size = int(_numel(shape) * value.dtype.itemsize)
-        value.const_value = ir.ExternalTensor(EXTERNAL, offset, size, value.dtype, shape=shape, name=name)
-        model.graph.initializers[name] = value
-        offset += size
-
-
-def _numel(shape: ir.Shape) -> int:
-    total = 1
-    for side in shape:
-        if not isinstance(side, int):
-            raise ModelError(f"a frozen tensor has a dynamic axis {side}")
-        total *= side
-    return total
 
 
 def _shed_debug_data(model: ir.Model) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,37 +18,41 @@ from transformers import AutoTokenizer
 from edge_runtime.durable import rename_durably, write_durably
 from edge_runtime.errors import ModelError
 from edge_runtime.package import (
+    ARITHMETICS,
     FORMAT_VERSION,
     MANIFEST,
     SIGNATURE,
+    Arithmetic,
     Base,
     FileEntry,
     Manifest,
     Package,
     Program,
     Segment,
-    SelfCheck,
     SliceSpec,
     TensorRef,
     TensorSpec,
+    Variant,
     sha256_of,
 )
 from edge_runtime.signing import PrivateKey
 from edge_runtime.slices import encode_values, key
+from export.arithmetic import has_frozen_products, probe, with_arithmetic
 from export.capture import SegmentGraph, capture, structure_of
 from export.lower_onnx import lower
 from export.model import HEAD, SliceKind, SliceOptions, load_model
 from export.predict import live_sets
 from export.program import ProgramKind, trace
-from export.quantise_graph import INT8_ARITHMETIC, quantise_capture
+from export.quantise_graph import quantise_capture
 from export.reference import TorchReference
-from export.self_check import check_package
+from export.self_check import COSINE_LIMIT, check_package
 
 #: Segments start on a page, tensors on a cache line.
 PAGE_BYTES = 4096
 TENSOR_ALIGNMENT_BYTES = 64
 TOKENIZER = "tokenizer.json"
 STATE = "slices.safetensors"
+PROBE = "programs/probe.onnx"
 
 Progress = Callable[[str], None]
 DtypeName = Literal["float32", "uint8", "int64", "bool"]
@@ -107,7 +111,11 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
         (folder / "weights").mkdir()
 
         # 3. Trace and lower each distinct structure once.
-        programs, names = _write_programs(folder, segments, tensors, model.position_limit, progress)
+        arithmetics: tuple[Arithmetic, ...] = ARITHMETICS if options.quantisation == "int8" else ("float",)
+        programs, names = _write_programs(
+            folder, segments, tensors, model.position_limit, arithmetics, progress
+        )
+        ir.save(probe(), folder / PROBE)
 
         # 4. Write weights, slices and tokenizer.
         progress("Writing weights")
@@ -133,7 +141,6 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
                 parameters=model.parameters,
                 hidden_size=model.hidden_size,
                 quantisation="int8" if options.quantisation == "int8" else "none",
-                accuracy_level=INT8_ARITHMETIC,
             ),
             files=_list_files(folder),
             programs=programs,
@@ -141,17 +148,36 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
             slices=specs,
             tokenizer=TOKENIZER,
             initial_state=STATE,
-            self_check=SelfCheck(0, 0.0, 0.0, 0.0, 0.0, 0.0),
+            self_checks={},
+            probe=PROBE,
         )
         progress("Comparing the programs with torch on real text")
         reference = TorchReference(segments, tensors)
-        checked = check_package(Package(folder, manifest, ""), reference, options.check_texts)
-        manifest = msgspec.structs.replace(manifest, self_check=checked)
+        checks = check_package(Package(folder, manifest, ""), reference, options.check_texts)
+        manifest = _without_poor_arithmetics(msgspec.structs.replace(manifest, self_checks=checks), folder)
         data = msgspec.json.encode(manifest, order="sorted")
         write_durably(folder / MANIFEST, data)
         write_durably(folder / SIGNATURE, signer.sign(data).encode())
         rename_durably(folder, options.output)
     return Package.open(options.output, signer.public_key)
+
+
+def _without_poor_arithmetics(manifest: Manifest, folder: Path) -> Manifest:
+    """The manifest, and the folder, without arithmetics whose jvps point elsewhere on this model."""
+    good = {name for name, check in manifest.self_checks.items() if check.jvp_cosine > COSINE_LIMIT}
+    programs = {
+        name: msgspec.structs.replace(
+            program, variants={a: variant for a, variant in program.variants.items() if a in good}
+        )
+        for name, program in manifest.programs.items()
+    }
+    used = {variant.file for program in programs.values() for variant in program.variants.values()}
+    for program in manifest.programs.values():
+        for variant in program.variants.values():
+            if variant.file not in used:
+                (folder / variant.file).unlink(missing_ok=True)
+    checks = {name: check for name, check in manifest.self_checks.items() if name in good}
+    return msgspec.structs.replace(manifest, programs=programs, self_checks=checks, files=_list_files(folder))
 
 
 def _kinds(segment: SegmentGraph) -> tuple[ProgramKind, ...]:
@@ -165,6 +191,7 @@ def _write_programs(
     segments: tuple[SegmentGraph, ...],
     tensors: dict[str, Tensor],
     position_limit: int,
+    arithmetics: tuple[Arithmetic, ...],
     progress: Progress,
 ) -> tuple[dict[str, Program], list[tuple[str, str | None, str | None]]]:
     """Trace and lower; returns programs by name, and for each segment its (primal, entry, dual) names."""
@@ -179,19 +206,58 @@ def _write_programs(
                 name = f"{segment.name}.{kind}"
                 progress(f"Lowering {name}")
                 traced = trace(segment, kind, tensors, position_limit)
-                model = lower(traced)
-                ir.save(model, folder / "programs" / f"{name}.onnx")
-                programs[name] = Program(
-                    file=f"programs/{name}.onnx",
-                    inputs=tuple(n for n in traced.inputs if n not in segment.weights),
-                    outputs=traced.outputs,
-                    weights=traced.weights,
-                    live=live_sets(model),
-                )
+                flowing = tuple(n for n in traced.inputs if n not in segment.weights)
+                variants = _write_variants(folder, name, lower(traced), flowing, arithmetics)
+                programs[name] = Program(flowing, traced.outputs, variants)
                 made[kind] = name
             by_structure[structure] = (made["primal"], made.get("entry"), made.get("dual"))
         names.append(by_structure[structure])
     return programs, names
+
+
+def _write_variants(
+    folder: Path, name: str, model: ir.Model, flowing: tuple[str, ...], arithmetics: tuple[Arithmetic, ...]
+) -> dict[Arithmetic, Variant]:
+    """Write a lowered program in each arithmetic; once, where they do not differ."""
+    if not has_frozen_products(model):
+        return dict.fromkeys(arithmetics, _write_variant(folder, name, model, flowing))
+    return {
+        arithmetic: _write_variant(
+            folder, f"{name}.{arithmetic}", with_arithmetic(model, arithmetic), flowing
+        )
+        for arithmetic in arithmetics
+    }
+
+
+def _write_variant(folder: Path, name: str, model: ir.Model, flowing: tuple[str, ...]) -> Variant:
+    file = f"programs/{name}.onnx"
+    ir.save(model, folder / file)
+    return Variant(
+        file=file,
+        fed=tuple(str(value.name) for value in model.graph.inputs if value.name not in flowing),
+        bound=tuple(
+            str(value.name)
+            for value in model.graph.initializers.values()
+            if isinstance(value.const_value, ir.ExternalTensor)
+        ),
+        gathered=dict(_gathered_rows(model)),
+        live=live_sets(model),
+    )
+
+
+def _gathered_rows(model: ir.Model) -> Iterator[tuple[str, str]]:
+    """Tables of which a program reads only the rows that one of its inputs names: (table, input)."""
+    tables = {"GatherBlockQuantized": (0, 2), "Gather": (0,)}
+    for node in model.graph:
+        if node.op_type not in tables:
+            continue
+        rows = node.inputs[1]
+        for position in tables[node.op_type]:
+            table = node.inputs[position]
+            if table is None or rows is None:
+                continue
+            if table in model.graph.inputs and rows in model.graph.inputs and len(table.uses()) == 1:
+                yield str(table.name), str(rows.name)
 
 
 def _write_weights(folder: Path, segment: SegmentGraph, tensors: dict[str, Tensor]) -> dict[str, TensorRef]:

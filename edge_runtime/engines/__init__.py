@@ -22,12 +22,17 @@ class LoadedProgram(Protocol):
 class Engine(Protocol):
     """Loads programs."""
 
+    @property
+    def version(self) -> str:
+        """Name and version; weights prepared for one version are not used with another."""
+        ...
+
     def load(self, program: Path, weights: Mapping[str, Array], outputs: Sequence[str]) -> LoadedProgram:
         """Load one program.
 
         Args:
             program: its file.
-            weights: frozen tensors by initialiser name; the engine may keep references to them.
+            weights: frozen tensors to bind, by initialiser name; the engine may keep references to them.
             outputs: names of the outputs to compute.
 
         Raises:

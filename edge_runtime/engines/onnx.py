@@ -2,8 +2,8 @@
 
 Options, each measured (docs/decisions/0003-engine.md): all sessions share one arena, since segments run one after
 another and arenas of their own would each keep what they once took; spinning is off because several sessions share
-the process; weights are bound as external initialisers, so that ONNX Runtime packs them once and the mapped file
-can be dropped from memory.
+the process; weights that the engine repacks are bound as external initialisers, all others are inputs, whose mapped
+pages it reads in place.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ class OnnxEngine:
     def __init__(self, threads: int = 1) -> None:
         self.threads = threads
         _share_one_arena()
+
+    @property
+    def version(self) -> str:
+        """Name and version, as :func:`edge_runtime.prepared.engine_version` gives them."""
+        return f"onnxruntime {ort.__version__}"
 
     def load(self, program: Path, weights: Mapping[str, Array], outputs: Sequence[str]) -> OnnxProgram:
         """See :class:`edge_runtime.engines.Engine`."""
