@@ -29,7 +29,15 @@ from edge_runtime.watch import Watch
 
 MIB = 1 << 20
 CAP_BYTES = 96 * MIB
-JOB = EvaluateJob("p", "k", "s", "d", 64, cap_bytes=CAP_BYTES)
+JOB = EvaluateJob(
+    package_folder="p",
+    package_sha256="0" * 64,
+    prepared_folder="q",
+    state_path="s",
+    data_path="d",
+    sequence_limit=64,
+    cap_bytes=CAP_BYTES,
+)
 NOWHERE = Hierarchies(v2=Path("/nonexistent"), v1=Path("/nonexistent"))
 
 #: The real worker's main around a job that does something else in phase "step".

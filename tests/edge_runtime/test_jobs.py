@@ -17,16 +17,26 @@ from edge_runtime.jobs import (
     EvaluateOutcome,
     Failure,
     Job,
+    PrepareJob,
     RunningWorker,
     TrainJob,
     describe_failure,
     finish_worker,
     start_worker,
 )
+from edge_runtime.plan import Choice
 from edge_runtime.watch import Watch
 from tests.edge_runtime.golden.tangents import TASK
 
-JOB = EvaluateJob("p", "k", "s", "d", 64, cap_bytes=1 << 30)
+JOB = EvaluateJob(
+    package_folder="p",
+    package_sha256="0" * 64,
+    prepared_folder="q",
+    state_path="s",
+    data_path="d",
+    sequence_limit=64,
+    cap_bytes=1 << 30,
+)
 OUTCOME = """
 import json
 print(json.dumps({
@@ -46,10 +56,11 @@ def failing_with(failure: Failure) -> RunningWorker:
 
 
 def test_jobs_survive_the_way_to_the_worker() -> None:
-    """Both kinds of job decode to what was encoded."""
+    """Every kind of job decodes to what was encoded."""
     jobs = [
-        TrainJob("p", "k", "s", "d", "c", TASK, 1, 2),
-        EvaluateJob("p", "k", "s", "d", 64, 1),
+        TrainJob("p", "0" * 64, "q", "s", "d", "c", TASK, cap_bytes=2, budget_bytes=1),
+        JOB,
+        PrepareJob("p", "0" * 64, "q", cap_bytes=1, arithmetic="float"),
     ]
     for job in jobs:
         assert msgspec.json.decode(msgspec.json.encode(job), type=Job) == job
@@ -121,7 +132,7 @@ def test_a_worker_that_closes_its_output_is_stopped_too() -> None:
 
 def test_a_worker_that_never_reads_its_job_ends_in_its_own_way() -> None:
     """A worker that dies before it takes its job is told by its exit code, not as a broken pipe."""
-    job = EvaluateJob("p" * 200_000, "k", "s", "d", 64, cap_bytes=1 << 30)
+    job = msgspec.structs.replace(JOB, package_folder="p" * 200_000)
     with pytest.raises(WorkerError, match="exit code 7"):
         finish_worker(start_worker(job, [sys.executable, "-c", "import sys; sys.exit(7)"]), EvaluateOutcome)
 
