@@ -69,14 +69,26 @@ class SizeTerm(Struct, frozen=True, array_like=True):
     draws_power: int = 0
 
 
+class PeakTensor(Struct, frozen=True):
+    """A tensor alive where a program's live set is largest.
+
+    ``operator`` made it; ``shape`` has numbers, and names of dynamic sides such as ``batch`` or ``batch*sequence``.
+    """
+
+    name: Text
+    operator: Text
+    shape: tuple[Text, ...]
+    size: SizeTerm
+
+
 class Variant(Struct, frozen=True):
     """A program in one arithmetic.
 
     ``bound`` names the frozen tensors that the engine repacks when it loads the program, so that each segment
     needs a load of its own; ``fed`` those it takes as inputs, so that one load serves every segment of equal
     structure. ``gathered`` names those of the fed ones of which only the rows given by a program input are read.
-    ``live`` holds the largest live sets as polynomials, of which the largest value at a given size is
-    the prediction.
+    ``live`` holds the largest live sets as polynomials, of which the largest value at a given size is the
+    prediction; ``peak_tensors`` the largest tensors of that set at the exporter's reference size.
     """
 
     file: PackagePath
@@ -84,6 +96,7 @@ class Variant(Struct, frozen=True):
     bound: tuple[Text, ...] = ()
     gathered: dict[Text, Text] = {}
     live: tuple[tuple[SizeTerm, ...], ...] = ()
+    peak_tensors: tuple[PeakTensor, ...] = ()
 
 
 class Program(Struct, frozen=True):

@@ -45,6 +45,7 @@ from export.predict import live_sets
 from export.program import ProgramKind, trace
 from export.quantise_graph import quantise_capture
 from export.reference import TorchReference
+from export.schedule import order_for_memory
 from export.self_check import COSINE_LIMIT, check_package
 
 #: Segments start on a page, tensors on a cache line.
@@ -231,6 +232,7 @@ def _write_variants(
 
 def _write_variant(folder: Path, name: str, model: ir.Model, flowing: tuple[str, ...]) -> Variant:
     file = f"programs/{name}.onnx"
+    order_for_memory(model)
     ir.save(model, folder / file)
     return Variant(
         file=file,

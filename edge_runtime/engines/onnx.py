@@ -3,7 +3,7 @@
 Options, each measured (docs/decisions/0003-engine.md): all sessions share one arena, since segments run one after
 another and arenas of their own would each keep what they once took; spinning is off because several sessions share
 the process; weights that the engine repacks are bound as external initialisers, all others are inputs, whose mapped
-pages it reads in place.
+pages it reads in place; nodes run in the order of the file, which the exporter chose for memory.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class OnnxEngine:
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.enable_mem_pattern = False
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         bound = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()}
