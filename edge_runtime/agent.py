@@ -187,6 +187,7 @@ class Agent:
         folder = self._store.prepared_folder(task.package)
         if is_current(folder, task.package):
             return folder
+        remaining_s = _remaining_s(task, deadline_s)
         job = PrepareJob(
             package_folder=str(package.folder),
             package_sha256=task.package,
@@ -194,7 +195,7 @@ class Agent:
             cap_bytes=self._config.cap,
             threads=self._config.engine_threads,
         )
-        outcome = finish_worker(self._launch(job), PrepareOutcome, deadline_s - time.monotonic())
+        outcome = finish_worker(self._launch(job), PrepareOutcome, remaining_s)
         note("prepared", package=task.package, arithmetic=outcome.arithmetic, seconds=outcome.seconds)
         return folder
 
@@ -219,9 +220,7 @@ class Agent:
 
     def _train(self, task: Task, package: Package, prepared: Path, state: Path, deadline_s: float) -> bytes:
         """Run a worker on the task and encode what it did."""
-        remaining_s = deadline_s - time.monotonic()
-        if remaining_s <= 0:
-            raise DeviceError(f"the deadline of {task.deadline_s:.0f} s passed before training could start")
+        _remaining_s(task, deadline_s)
         change = self._store.new_work_folder() / "change.safetensors"
         job = TrainJob(
             package_folder=str(package.folder),
@@ -300,6 +299,13 @@ class Agent:
             self._client.send_event(event)
         except CoordinatorError as error:
             warn("event_not_sent", error=error)
+
+
+def _remaining_s(task: Task, deadline_s: float) -> float:
+    remaining_s = deadline_s - time.monotonic()
+    if remaining_s <= 0:
+        raise DeviceError(f"the deadline of {task.deadline_s:.0f} s passed before training could start")
+    return remaining_s
 
 
 def _read_change(path: Path) -> bytes:
