@@ -7,7 +7,9 @@
     │   ├── CapExceededError       the work needs more memory than the operator granted
     │   ├── WorkerError            the training process died or broke its contract
     │   ├── OutOfMemoryError       the training process met the cap as it ran
-    │   └── PreparationError       a package that is not, or cannot be, prepared for this machine
+    │   ├── PreparationError       a package that is not, or cannot be, prepared for this machine
+    │   ├── BudgetError            a profiled run that did not keep to its memory budget
+    │   └── RegressionError        a profiled run that takes more memory than an earlier one
     ├── CoordinatorError       the other side of the wire
     │   ├── UnreachableError       no answer: try again later
     │   ├── RefusedError           a clear no, with a reason code
@@ -94,6 +96,18 @@ class PreparationError(DeviceError):
     """A package is not prepared for this machine, was prepared for another, or cannot be."""
 
     exit_code = 16
+
+
+class BudgetError(DeviceError):
+    """A profiled run ended, and did not keep to its memory budget: it passed the cap, or it leaks."""
+
+    exit_code = 17
+
+
+class RegressionError(DeviceError):
+    """A profiled run takes more memory than an earlier report's, beyond the tolerance."""
+
+    exit_code = 18
 
 
 class CoordinatorError(EdgeError):
