@@ -10,15 +10,21 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge_runtime import __version__
 from edge_runtime.command_line import exit_code_of
 
+if TYPE_CHECKING:
+    from edge_runtime.asked import Asked
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the process exit code."""
-    arguments = _parser().parse_args(argv)
-    return exit_code_of(lambda: int(arguments.command(arguments.config)))
+    words = sys.argv[1:] if argv is None else list(argv)
+    arguments = _parser().parse_args(words)
+    arguments.words = words
+    return exit_code_of(lambda: int(arguments.command(arguments)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,10 +48,58 @@ def _parser() -> argparse.ArgumentParser:
             help="the device's configuration (default: %(default)s)",
         )
         sub.set_defaults(command=command)
+    _add_plan(commands)
     return parser
 
 
-def _run(config_path: Path) -> int:
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    description = "say how a step of training would be done within a cap, and what it would take"
+    sub = commands.add_parser("plan", help=description, description=description)
+    _add_work(sub)
+    sub.add_argument("--what-if", action="store_true", help="add a table of other sizes")
+    sub.set_defaults(command=_plan)
+
+
+def _add_work(sub: argparse.ArgumentParser) -> None:
+    """The options by which work is asked for."""
+    sub.add_argument("package", metavar="PACKAGE", type=Path, help="package folder")
+    sub.add_argument("--cap", required=True, metavar="SIZE", help='memory granted, such as "256M"')
+    sub.add_argument("--batch", type=int, default=8, help="examples of a step (default: %(default)s)")
+    sub.add_argument("--sequence", type=int, metavar="TOKENS", help="default: the package's limit")
+    sub.add_argument("--draws", type=int, default=1, help="tangents per example (default: %(default)s)")
+    sub.add_argument("--slices", metavar="NAME,...", help="slices to train beside the head (default: all)")
+    sub.add_argument("--publisher-key", metavar="KEY", help="public key that must have signed the package")
+    sub.add_argument(
+        "--prepared",
+        type=Path,
+        metavar="FOLDER",
+        help="where the package is prepared for this machine (default: PACKAGE-prepared)",
+    )
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from edge_runtime.plan_text import plan_lines
+
+    print("\n".join(plan_lines(_asked(arguments), with_options=arguments.what_if)))
+    return 0
+
+
+def _asked(arguments: argparse.Namespace) -> Asked:
+    from edge_runtime.asked import ask
+
+    return ask(
+        arguments.package,
+        arguments.cap,
+        batch=arguments.batch,
+        sequence=arguments.sequence,
+        draws=arguments.draws,
+        slices=arguments.slices,
+        publisher_key=arguments.publisher_key,
+        prepared_folder=arguments.prepared,
+    )
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from edge_runtime.agent import Agent
     from edge_runtime.client import Client
     from edge_runtime.config import load_config
@@ -54,7 +108,7 @@ def _run(config_path: Path) -> int:
     from edge_runtime.store import Store
     from edge_runtime.transport import HttpTransport
 
-    config = load_config(config_path)
+    config = load_config(arguments.config)
     start_logging()
     store = Store(config.state_folder, disk_quota_bytes=config.disk_quota)
     transport = HttpTransport(config.coordinator_url)
@@ -64,13 +118,13 @@ def _run(config_path: Path) -> int:
     return 0
 
 
-def _enrol(config_path: Path) -> int:
+def _enrol(arguments: argparse.Namespace) -> int:
     from edge_runtime.config import load_config
     from edge_runtime.enrolment import ensure_identity
     from edge_runtime.store import Store
     from edge_runtime.transport import HttpTransport
 
-    config = load_config(config_path)
+    config = load_config(arguments.config)
     store = Store(config.state_folder, disk_quota_bytes=config.disk_quota)
     with store.locked():
         identity = ensure_identity(config, store, HttpTransport(config.coordinator_url))
@@ -78,14 +132,14 @@ def _enrol(config_path: Path) -> int:
     return 0
 
 
-def _check(config_path: Path) -> int:
+def _check(arguments: argparse.Namespace) -> int:
     from edge_runtime.check import check_device
     from edge_runtime.config import load_config
     from edge_runtime.store import Store
     from edge_runtime.transport import HttpTransport
 
-    config = load_config(config_path)
-    print(f"ok     config: {config_path}")
+    config = load_config(arguments.config)
+    print(f"ok     config: {arguments.config}")
     store = Store(config.state_folder, disk_quota_bytes=config.disk_quota)
     exit_code = 0
     for finding in check_device(config, store, HttpTransport(config.coordinator_url)):
@@ -95,12 +149,12 @@ def _check(config_path: Path) -> int:
     return exit_code
 
 
-def _status(config_path: Path) -> int:
+def _status(arguments: argparse.Namespace) -> int:
     from edge_runtime.config import load_config
     from edge_runtime.messages import decode_result
     from edge_runtime.store import Store
 
-    config = load_config(config_path)
+    config = load_config(arguments.config)
     store = Store(config.state_folder, disk_quota_bytes=config.disk_quota)
     identity = store.identity()
     print(f"device       {config.device_name} ({config.device_class})")

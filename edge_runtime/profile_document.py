@@ -119,7 +119,10 @@ class LiveTensor(Struct, frozen=True):
 
 
 class WhatIf(Struct, frozen=True):
-    """Another size of the work, as the planner predicts it; ``chosen`` marks the one that was run."""
+    """Another size of the work, as the planner predicts it; ``chosen`` marks the one that was run.
+
+    ``draws_at_a_time`` of its draws run together; 0 in a report that does not tell.
+    """
 
     batch_size: PositiveCount
     micro_batch: PositiveCount
@@ -131,6 +134,7 @@ class WhatIf(Struct, frozen=True):
     predicted_step_s: Seconds | None
     fits: bool
     chosen: bool
+    draws_at_a_time: Count = 0
 
 
 class Growth(Struct, frozen=True):

@@ -51,7 +51,9 @@ def duration(seconds: float | None) -> str:
     """A time in seconds as text; a dash where there is none."""
     if seconds is None:
         return "–"
-    return f"{seconds * 1000:.0f} ms" if 0.001 <= seconds < 1 else f"{seconds:.3g} s"
+    if 0.001 <= seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:.0f} s"
 
 
 def share(part: float, *, signed: bool = False) -> str:
@@ -287,7 +289,7 @@ def _bins(profile: Profile) -> Iterator[str]:
         for row in profile.ledger
     ]
     peak = ("peak", column_mib(profile.predicted_peak_bytes), column_mib(profile.peak_bytes), "")
-    yield from _table(("part", "predicted", "measured", "note"), [*rows, peak], "lrrl")
+    yield from table(("part", "predicted", "measured", "note"), [*rows, peak], "lrrl")
     yield from _wrapped(unexplained_line(profile), "  ", first="  ")
 
 
@@ -315,7 +317,7 @@ def _phases(profile: Profile) -> Iterator[str]:
         )
         for phase in profile.phases
     ]
-    yield from _table(("phase", "peak", "of the cap", "took", ""), rows, "lrrrl")
+    yield from table(("phase", "peak", "of the cap", "took", ""), rows, "lrrrl")
 
 
 def _tensors(profile: Profile) -> Iterator[str]:
@@ -323,16 +325,14 @@ def _tensors(profile: Profile) -> Iterator[str]:
         return
     yield from _heading("Largest tensors at the peak, in MiB")
     rows = [(t.name, column_mib(t.bytes), t.shape, t.operator, t.program) for t in profile.tensors]
-    yield from _table(("tensor", "MiB", "shape", "operator", "program"), rows, "lrlll")
+    yield from table(("tensor", "MiB", "shape", "operator", "program"), rows, "lrlll")
 
 
 def _what_if(profile: Profile) -> Iterator[str]:
     if not profile.what_if:
         return
     yield from _heading("What if: other sizes, as predicted, in MiB")
-    rows = [(*map(str, option_cells(option)), option_verdict(option)) for option in profile.what_if]
-    header = ("batch", "at a time", "tokens", "draws", "slices", "weights", "peak", "step", "")
-    yield from _table(header, rows, "rrrrrlrrl")
+    yield from option_lines(profile.what_if)
 
 
 def _comparisons(profile: Profile) -> Iterator[str]:
@@ -340,7 +340,14 @@ def _comparisons(profile: Profile) -> Iterator[str]:
         return
     yield from _heading("Compared with other ways, in MiB")
     rows = [(c.name, column_mib(c.peak_bytes), duration(c.step_s), c.note) for c in profile.comparisons]
-    yield from _table(("way", "peak", "step", "note"), rows, "lrrl")
+    yield from table(("way", "peak", "step", "note"), rows, "lrrl")
+
+
+def option_lines(options: Sequence[WhatIf]) -> Iterator[str]:
+    """Options as a table, a line each below its header; peaks in MiB."""
+    rows = [(*map(str, option_cells(option)), option_verdict(option)) for option in options]
+    header = ("batch", "at a time", "tokens", "draws", "slices", "weights", "peak", "step", "")
+    yield from table(header, rows, "rrrrrlrrl")
 
 
 def option_cells(option: WhatIf) -> tuple[int | str, ...]:
@@ -349,7 +356,9 @@ def option_cells(option: WhatIf) -> tuple[int | str, ...]:
         option.batch_size,
         option.micro_batch,
         option.sequence,
-        option.draws,
+        option.draws
+        if option.draws_at_a_time in {0, option.draws}
+        else f"{option.draws} by {option.draws_at_a_time}",
         option.slices,
         option.weights,
         column_mib(option.predicted_peak_bytes),
@@ -362,7 +371,7 @@ def _difference(difference: Difference) -> Iterator[str]:
     yield from _wrapped(difference_line(difference), "  ", first="  ")
     for note in difference.notes:
         yield from _wrapped(note, "    ", first="  ! ")
-    yield from _table(
+    yield from table(
         ("", "before", "now", "change", ""),
         [
             (
@@ -397,8 +406,8 @@ def _wrapped(text: str, indent: str, *, first: str = "", columns: int = COLUMNS)
     return wrapper.wrap(text) or [first]
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> Iterator[str]:
-    """Aligned columns; where they are too wide, the widest columns of text are cut."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> Iterator[str]:
+    """Aligned columns, ``sides`` a letter l or r each; where they are too wide, the widest columns of text are cut."""
     lines = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     while sum(widths) + 2 * len(widths) > COLUMNS:

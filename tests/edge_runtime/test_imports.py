@@ -12,6 +12,7 @@ MODULES = sorted(
 #: What the agent is made of, and therefore what must stay small.
 AGENT_MODULES = [
     "edge_runtime.agent",
+    "edge_runtime.asked",
     "edge_runtime.blobs",
     "edge_runtime.check",
     "edge_runtime.cli",
@@ -25,10 +26,12 @@ AGENT_MODULES = [
     "edge_runtime.journal",
     "edge_runtime.messages",
     "edge_runtime.package",
+    "edge_runtime.plan_text",
     "edge_runtime.rows",
     "edge_runtime.signing",
     "edge_runtime.store",
     "edge_runtime.transport",
+    "edge_runtime.what_if",
 ]
 #: Imports modules by name in a fresh process in which some packages cannot be imported at all.
 PROGRAM = """
@@ -66,7 +69,7 @@ def test_the_agent_loads_no_engine() -> None:
     import_behind_a_fence("numpy,onnxruntime,tokenizers,safetensors,psutil,torch", AGENT_MODULES)
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["enrol"], ["check"], ["status"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["enrol"], ["check"], ["status"], ["plan"]])
 def test_the_command_line_explains_itself_without_libraries(command: list[str]) -> None:
     """Help needs nothing but the standard library."""
     program = (
