@@ -38,8 +38,19 @@ def exported_plain(tiny_model, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def float_package(exported, tmp_path_factory):
-    """The int8 package, its matrix products computed in float32."""
-    from tests.export import tiny
+def prepared_in(exported, tmp_path_factory):
+    """The int8 package prepared for this machine, by arithmetic."""
+    from edge_runtime.engines.onnx import OnnxEngine
+    from edge_runtime.preparation import prepare
 
-    return tiny.with_float_arithmetic(exported.package, tmp_path_factory.mktemp("float"))
+    folder = tmp_path_factory.mktemp("prepared")
+    return {
+        name: prepare(exported.package, folder / name, OnnxEngine(), name)
+        for name in exported.package.manifest.arithmetics
+    }
+
+
+@pytest.fixture(scope="session")
+def float_prepared(prepared_in):
+    """The int8 package prepared so that its matrix products run in float32."""
+    return prepared_in["float"]

@@ -18,6 +18,7 @@ from coordinator.stores import Stores
 from edge_runtime import messages
 from edge_runtime.messages import CheckInRequest, EnrolRequest, MemoryReport, Result, SignedTask, Task
 from edge_runtime.package import (
+    FORMAT_VERSION,
     Base,
     FileEntry,
     Manifest,
@@ -27,6 +28,7 @@ from edge_runtime.package import (
     SizeTerm,
     SliceSpec,
     TensorSpec,
+    Variant,
 )
 from edge_runtime.signing import PrivateKey, generate_key, sign_request
 from edge_runtime.slices import encode_values
@@ -84,27 +86,29 @@ def write_package(folder: Path, key: PrivateKey) -> Path:
     }
     files = {
         "programs.onnx": b"dummy program" * 100,
+        "probe.onnx": b"another dummy",
         "tokenizer.json": b"{}",
         "slices.safetensors": encode_values(initial),
     }
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    live = ((SizeTerm(64.0, 1, 1, 0),),)
+    variant = Variant("programs.onnx", (), live=((SizeTerm(64.0, 1, 1, 0),),))
     manifest = Manifest(
-        format_version=1,
+        format_version=FORMAT_VERSION,
         name="tiny",
         task="classification",
         labels=("no", "yes"),
         sequence_limit=16,
         pad_token_id=0,
-        base=Base("bert", "by hand", 100, 4, "none", 0),
+        base=Base("bert", "by hand", 100, 4, "none"),
         files={name: FileEntry(len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()},
-        programs={"p": Program("programs.onnx", ("hidden",), ("hidden",), (), live)},
+        programs={"p": Program(("hidden",), ("hidden",), {"float": variant})},
         segments=(Segment("embed", "p", "p", "p", {}), Segment("head", "p", "p", "p", {})),
         slices=SPECS,
         tokenizer="tokenizer.json",
         initial_state="slices.safetensors",
-        self_check=SelfCheck(1, 0.0, 0.0, 0.0, 0.0, 1.0),
+        self_checks={"float": SelfCheck(1, 0.0, 0.0, 1.0)},
+        probe="probe.onnx",
     )
     data = messages.encode(manifest)
     (folder / "manifest.json").write_bytes(data)

@@ -32,7 +32,7 @@ BAD = {
         "min_results = 2 exceeds min_devices = 1",
     ),
     "empty window": ({"poll_min_s": 9.0}, "poll_min_s = 9.0 exceeds poll_max_s = 0.6"),
-    "micro-batch over batch": ({"micro_batch": 5}, "micro_batch = 5 exceeds batch_size = 4"),
+    "a key that is gone": ({"micro_batch": 2}, "unknown field `micro_batch`"),
     "nothing to train": ({"slices": "none", "train_head": False}, "nothing to train"),
     "a slice twice": ({"slices": ["a", "a"]}, "twice"),
     "seed too large": ({"seed": 1 << 63}, "seed"),

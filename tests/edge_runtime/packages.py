@@ -20,11 +20,22 @@ from edge_runtime.package import (
     SliceSpec,
     TensorRef,
     TensorSpec,
+    Variant,
+)
+from edge_runtime.prepared import (
+    PREPARED,
+    PREPARED_VERSION,
+    Calibration,
+    Prepared,
+    PreparedSegment,
+    cpu_type,
+    engine_version,
 )
 from edge_runtime.signing import PrivateKey
 
 FILES = {
     "programs/block.onnx": b"a graph",
+    "programs/probe.onnx": b"another graph",
     "weights/block.bin": bytes(64),
     "tokenizer.json": b"{}",
     "slices.safetensors": b"initial values",
@@ -42,9 +53,11 @@ def make_manifest(files: dict[str, bytes] | None = None) -> Manifest:
         labels=("negative", "positive"),
         sequence_limit=64,
         pad_token_id=0,
-        base=Base("LittleModel", "tests", 16, 4, "none", 0),
+        base=Base("LittleModel", "tests", 16, 4, "none"),
         files={name: FileEntry(len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()},
-        programs={"block": Program("programs/block.onnx", ("hidden",), ("hidden",), ("weight",))},
+        programs={
+            "block": Program(("hidden",), ("hidden",), {"float": Variant("programs/block.onnx", ("weight",))})
+        },
         segments=(
             Segment("block0", "block", "block", "block", weights),
             Segment("head", "block", None, None, weights),
@@ -55,7 +68,8 @@ def make_manifest(files: dict[str, bytes] | None = None) -> Manifest:
         ),
         tokenizer="tokenizer.json",
         initial_state="slices.safetensors",
-        self_check=SelfCheck(1, 0.0, 0.0, 0.0, 0.0, 1.0),
+        self_checks={"float": SelfCheck(1, 0.0, 0.0, 1.0)},
+        probe="programs/probe.onnx",
     )
 
 
@@ -68,4 +82,23 @@ def write_package(folder: Path, publisher: PrivateKey, manifest: Manifest | None
     data = msgspec.json.encode(make_manifest() if manifest is None else manifest)
     (folder / MANIFEST).write_bytes(data)
     (folder / SIGNATURE).write_text(publisher.sign(data))
+    return folder
+
+
+def write_prepared(folder: Path, package_sha256: str, **changes: object) -> Path:
+    """The little package as prepared for this machine, in ``folder``; its weights stay in the package."""
+    prepared = Prepared(
+        version=PREPARED_VERSION,
+        package_sha256=package_sha256,
+        engine=engine_version(),
+        cpu=cpu_type(),
+        arithmetic="float",
+        weight_limit=127,
+        candidates=(),
+        calibration=Calibration(1, 1, 1.0, 2.0, 5.0),
+        segments=tuple(PreparedSegment(True, segment.weights) for segment in make_manifest().segments),
+        files={},
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PREPARED).write_bytes(msgspec.json.encode(msgspec.structs.replace(prepared, **changes)))
     return folder

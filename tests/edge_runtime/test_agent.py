@@ -15,13 +15,14 @@ from edge_runtime.config import DeviceConfig
 from edge_runtime.decisions import FIRST_BACK_OFF_S, LONGEST_BACK_OFF_S, REFUSED_WAIT_S, Pace
 from edge_runtime.enrolment import ensure_identity
 from edge_runtime.errors import ConfigError, RefusedError, SignatureError
-from edge_runtime.jobs import RunningWorker, TrainJob, start_worker
+from edge_runtime.jobs import Job, RunningWorker, TrainJob, start_worker
 from edge_runtime.journal import _line
 from edge_runtime.messages import ComeBack, LocalOptimizer, NotEligible, SignedTask, Task, encode
+from edge_runtime.plan import Choice, PeakPrediction, Work
 from edge_runtime.signing import PrivateKey, generate_key
 from edge_runtime.store import Store
 from edge_runtime.transport import Response
-from tests.edge_runtime.packages import FILES, make_manifest
+from tests.edge_runtime.packages import FILES, make_manifest, write_prepared
 from tests.edge_runtime.simulator import DEVICE_ID, TOKEN, CoordinatorSimulator, refusal
 
 PUBLISHER = generate_key()
@@ -40,6 +41,32 @@ print(json.dumps({
     "memory": {
         "predicted_peak_bytes": 5, "high_water_bytes": 4, "cap_bytes": job["cap_bytes"], "floor_bytes": 3
     },
+    "plan": {
+        "work": %(work)s, "choice": %(choice)s, "peak": %(peak)s, "step_s": None
+    },
+}))
+""" % {
+    name: msgspec.json.encode(value).decode()
+    for name, value in {
+        "work": Work(4, 16, 1, ("block0.query",)),
+        "choice": Choice("resident", 1, 1),
+        "peak": PeakPrediction(0, 0, 0, 0, 0, 0, 0, 0),
+    }.items()
+}
+#: Answers that the package is prepared, and prepares nothing.
+PREPARING_WORKER = """
+import json, sys
+job = json.load(sys.stdin)
+memory = {"predicted_peak_bytes": 1, "high_water_bytes": 1, "cap_bytes": job["cap_bytes"]}
+print(json.dumps({"arithmetic": "float", "candidates": [], "seconds": 0.1, "memory": memory}))
+"""
+#: Answers as if it had prepared a package.
+PREPARING_WORKER = """
+import json, sys
+job = json.load(sys.stdin)
+print(json.dumps({
+    "arithmetic": "float", "candidates": [], "seconds": 0.1,
+    "memory": {"predicted_peak_bytes": 0, "high_water_bytes": 4, "cap_bytes": job["cap_bytes"]},
 }))
 """
 CAP_WORKER = """
@@ -89,6 +116,7 @@ class Board:
         self.slept: list[float] = []
         self.workers: list[RunningWorker] = []
         self.jobs: list[TrainJob] = []
+        self.preparations: list[PrepareJob] = []
         (folder / "data.jsonl").write_text('{"text": "fine", "label": "positive"}\n' * 3)
         self.config = DeviceConfig(
             coordinator_url="http://localhost",
@@ -108,7 +136,9 @@ class Board:
         identity = ensure_identity(self.config, self.store, self.coordinator)
         client = Client(self.coordinator, self.store.key(), identity.device_id)
 
-        def launch(job: TrainJob) -> RunningWorker:
+        def launch(job: Job) -> RunningWorker:
+            if not isinstance(job, TrainJob):
+                return start_worker(job, [sys.executable, "-c", PREPARING_WORKER])
             self.jobs.append(job)
             self.workers.append(start_worker(job, [sys.executable, "-c", worker]))
             return self.workers[-1]
@@ -400,7 +430,7 @@ def test_a_result_survives_an_unreachable_coordinator_and_a_restart(board, fault
     """The result waits on the disk and goes out before anything else after the next start."""
     board.start().turn()
     board.coordinator.offer(board.task())
-    board.coordinator.planned.extend([None] * 7 + [fault])
+    board.coordinator.planned.extend([None] * 8 + [fault])
     assert board.start().turn() >= 30.0
     assert board.coordinator.results == {}
     board.coordinator.requests.clear()

@@ -103,18 +103,18 @@ def test_orthogonal_directions_err_less_than_independent_ones() -> None:
 
 
 @pytest.mark.parametrize(("chosen", "draws"), [(slice(0, 1), 16), (slice(3, 4), 16), (slice(0, 3), 64)])
-def test_the_programs_give_the_exact_gradient(exported, float_package, chosen: slice, draws: int) -> None:
+def test_the_programs_give_the_exact_gradient(exported, float_prepared, chosen: slice, draws: int) -> None:
     """Through a package: d = 16 with 16, and d = 48 with 64, orthogonal draws give backpropagation's gradient."""
     from edge_runtime.engines.onnx import OnnxEngine
     from edge_runtime.executor import Executor
     from tests.export import tiny
 
-    specs = [spec for spec in float_package.manifest.slices if spec.kind != "head"][chosen]
-    batch = tiny.make_text_batch(float_package, tiny.SENTENCES[:4])
-    task = tiny.make_task(float_package, draws=draws, directions="orthogonal")
+    specs = [spec for spec in float_prepared.manifest.slices if spec.kind != "head"][chosen]
+    batch = tiny.make_text_batch(float_prepared.package, tiny.SENTENCES[:4])
+    task = tiny.make_task(float_prepared.package, draws=draws, directions="orthogonal")
     tangents = draw_tangents(task, specs, 0, range(4))
     slices = tiny.moved_slices(exported.reference)
-    executor = Executor(float_package, OnnxEngine(), [spec.name for spec in specs])
+    executor = Executor(float_prepared, OnnxEngine(), [spec.name for spec in specs])
     sweep = executor.sweep(tiny.flat(slices), [batch], [tangents])
     assert sweep.jvps is not None
     got = estimate(sweep.jvps, tangents)
@@ -147,7 +147,7 @@ def test_the_head_gradient_is_autograds() -> None:
     np.testing.assert_allclose(got["head/bias"], head.bias.grad.numpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_the_programs_head_gradient_is_autograds(exported, float_package) -> None:
+def test_the_programs_head_gradient_is_autograds(exported, float_prepared) -> None:
     """Residual and features as the head program gives them make backpropagation's head gradient."""
     import torch
 
@@ -155,9 +155,9 @@ def test_the_programs_head_gradient_is_autograds(exported, float_package) -> Non
     from edge_runtime.executor import Executor
     from tests.export import tiny
 
-    batch = tiny.make_text_batch(float_package)
+    batch = tiny.make_text_batch(float_prepared.package)
     slices = tiny.moved_slices(exported.reference)
-    sweep = Executor(float_package, OnnxEngine()).sweep(tiny.flat(slices), [batch])
+    sweep = Executor(float_prepared, OnnxEngine()).sweep(tiny.flat(slices), [batch])
     got = head_gradient(sweep.residual, sweep.features)
     leaves = {name: slices[name].clone().requires_grad_() for name in ("head.weight", "head.bias")}
     loss = exported.reference.run(tiny.torch_batch(batch), {**slices, **leaves})["loss"].mean()

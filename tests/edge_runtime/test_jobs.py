@@ -58,7 +58,18 @@ def failing_with(failure: Failure) -> RunningWorker:
 def test_jobs_survive_the_way_to_the_worker() -> None:
     """Every kind of job decodes to what was encoded."""
     jobs = [
-        TrainJob("p", "0" * 64, "q", "s", "d", "c", TASK, cap_bytes=2, budget_bytes=1),
+        TrainJob(
+            "p",
+            "0" * 64,
+            "q",
+            "s",
+            "d",
+            "c",
+            TASK,
+            cap_bytes=2,
+            budget_bytes=1,
+            choice=Choice("streamed", 2, 1),
+        ),
         JOB,
         PrepareJob("p", "0" * 64, "q", cap_bytes=1, arithmetic="float"),
     ]

@@ -90,6 +90,7 @@ def test_paths_cannot_leave_the_package(path: str) -> None:
     [
         ({"tokenizer": "other.json"}, "other.json"),
         ({"initial_state": "other.bin"}, "other.bin"),
+        ({"probe": "other.onnx"}, "other.onnx"),
         ({"programs": {}}, "block"),
         ({"slices": []}, "head"),
         ({"labels": ["only"]}, "labels"),

@@ -244,9 +244,9 @@ def test_other_encoder_families_pass_the_self_check(tmp_path, family: str, targe
     """A random RoBERTa and DistilBERT export, share programs and agree with torch."""
     model = tiny.write_model(tmp_path / family, family)
     exported = tiny.export(model, tmp_path / "out", targets=targets)
-    check = exported.package.manifest.self_check
+    strict = exported.package.manifest.self_checks["float"]
     assert len(exported.package.manifest.programs) == 6
-    assert max(check.strict_loss, check.strict_jvp) < 1e-3
+    assert max(strict.loss, strict.jvp) < 1e-3
 
 
 def minilm_folder() -> Path | None:
@@ -276,11 +276,12 @@ def test_a_real_model_agrees_with_torch_on_real_text(tmp_path) -> None:
         check_texts=tiny.SENTENCES,
     )
     package = export_package(options, generate_key(), lambda _: None)
-    check = package.manifest.self_check
+    checks = package.manifest.self_checks
     assert len(package.manifest.segments) == 8
     assert len(package.manifest.programs) == 6
-    assert max(check.strict_loss, check.strict_jvp) < 1e-3
-    assert check.jvp_cosine > 0.95
+    assert max(checks["float"].loss, checks["float"].jvp) < 1e-3
+    assert set(checks) == {"row_int8", "block_int8", "float"}
+    assert all(check.jvp_cosine > 0.95 for check in checks.values())
     weights = sum(p.stat().st_size for p in (package.folder / "weights").iterdir())
     # 22.7 million parameters at 8 bits and one float scale for 32 of them.
     assert weights < package.manifest.base.parameters * 1.2

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 from tokenizers import BertWordPieceTokenizer
 from transformers import (
@@ -120,19 +118,6 @@ def export(model: Path, output: Path, **changes: object) -> Exported:
     return Exported(export_package(chosen, key, lambda _: None), reference, captured, key)
 
 
-def with_float_arithmetic(package: Package, folder: Path) -> Package:
-    """A copy of a package whose quantised products run in float32 (accuracy_level 1)."""
-    shutil.copytree(package.folder, folder, dirs_exist_ok=True)
-    for path in (folder / "programs").iterdir():
-        model = onnx.load(path, load_external_data=False)
-        for node in model.graph.node:
-            for attribute in node.attribute:
-                if attribute.name == "accuracy_level":
-                    attribute.i = 1
-        path.write_bytes(model.SerializeToString())
-    return Package(folder, package.manifest, package.sha256)
-
-
 def make_task(package: Package, **changes: object) -> Task:
     """A task on all slices of a package."""
     settings = {
@@ -141,7 +126,7 @@ def make_task(package: Package, **changes: object) -> Task:
         "round": 1,
         "slot": 0,
         "seed": 11,
-        "package": package.sha256 or "0" * 64,
+        "package": package.sha256,
         "package_signature": "A" * 86 + "==",
         "state": "0" * 64,
         "slices": tuple(spec.name for spec in package.manifest.slices if spec.kind != "head"),
