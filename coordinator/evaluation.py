@@ -19,11 +19,14 @@ from edge_runtime.errors import EdgeError, WorkerError
 from edge_runtime.jobs import (
     EvaluateJob,
     EvaluateOutcome,
+    Job,
+    OutcomeT,
     PrepareJob,
-    ensure_prepared,
+    PrepareOutcome,
     finish_worker,
     start_worker,
 )
+from edge_runtime.prepared import is_current
 
 #: The "round" of the evaluation of the values a run starts from.
 INITIAL = -1
@@ -78,21 +81,23 @@ async def evaluate(evaluation: Evaluation) -> EvaluateOutcome | EdgeError:
     """
     job = evaluation.job
     try:
-        await asyncio.to_thread(
-            ensure_prepared,
-            PrepareJob(
+        if not is_current(Path(job.prepared_folder), job.package_sha256):
+            prepare = PrepareJob(
                 job.package_folder, job.package_sha256, job.prepared_folder, job.cap_bytes, job.threads
-            ),
-        )
-        process = await asyncio.to_thread(start_worker, job)
+            )
+            await _run(prepare, PrepareOutcome)
+        return await _run(job, EvaluateOutcome)
     except EdgeError as error:
         return error
     except OSError as error:
         return WorkerError(f"the evaluation worker did not start: {error}")
+
+
+async def _run(job: Job, outcome: type[OutcomeT]) -> OutcomeT:
+    """A worker's outcome; the worker is killed if the waiting task is cancelled."""
+    process = await asyncio.to_thread(start_worker, job)
     try:
-        return await asyncio.to_thread(finish_worker, process, EvaluateOutcome)
-    except EdgeError as error:
-        return error
+        return await asyncio.to_thread(finish_worker, process, outcome)
     except asyncio.CancelledError:
         process.kill()
         raise
