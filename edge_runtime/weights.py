@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from collections.abc import Collection
 from pathlib import Path
 
@@ -75,9 +76,10 @@ class GatheredRows:
 
     def __init__(self, path: Path, expected_bytes: int, tensor: TensorRef) -> None:
         try:
-            self._file = path.open("rb", buffering=0)
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise PackageError(f"cannot read {path}: {error.strerror}; fetch the package again") from error
+        weakref.finalize(self, os.close, self._descriptor)
         self._path, self._offset = path, tensor.offset
         size = int(np.prod(tensor.shape, dtype=np.int64)) * np.dtype(tensor.dtype).itemsize
         if path.stat().st_size != expected_bytes or tensor.offset + size > expected_bytes:
@@ -94,7 +96,7 @@ class GatheredRows:
         for row in np.unique(rows).tolist():
             start = row * self._row_bytes
             target = view[start : start + self._row_bytes]
-            if os.preadv(self._file.fileno(), [target], self._offset + start) != self._row_bytes:
+            if os.preadv(self._descriptor, [target], self._offset + start) != self._row_bytes:
                 raise PackageError(f"{self._path} ends before row {row}; fetch the package again")
 
     def clear(self) -> None:
