@@ -36,23 +36,26 @@ def main() -> None:
 
     seconds = []
     size = settings["batch_size"]
+    micro_batch = settings.get("micro_batch", size)
     for step in range(settings["steps"]):
         started = time.perf_counter()
-        chosen = [rows[(step * size + i) % len(rows)] for i in range(size)]
-        batch = tokenizer(
-            [row["text"] for row in chosen],
-            truncation=True,
-            max_length=settings["tokens"],
-            padding=True,
-            return_tensors="pt",
-        )
-        answers = torch.tensor([labels.index(row["label"]) for row in chosen])
         optimizer.zero_grad()
-        model(**batch, labels=answers).loss.backward()
+        for first in range(0, size, micro_batch):
+            chosen = [rows[(step * size + first + i) % len(rows)] for i in range(micro_batch)]
+            batch = tokenizer(
+                [row["text"] for row in chosen],
+                truncation=True,
+                max_length=settings["tokens"],
+                padding=True,
+                return_tensors="pt",
+            )
+            answers = torch.tensor([labels.index(row["label"]) for row in chosen])
+            (model(**batch, labels=answers).loss * (micro_batch / size)).backward()
         optimizer.step()
         seconds.append(time.perf_counter() - started)
-    if tuple(batch["input_ids"].shape) != (size, settings["tokens"]):
-        raise SystemExit(f"the batch is {tuple(batch['input_ids'].shape)}, not {size} x {settings['tokens']}")
+    if tuple(batch["input_ids"].shape) != (micro_batch, settings["tokens"]):
+        found = tuple(batch["input_ids"].shape)
+        raise SystemExit(f"the batch is {found}, not {micro_batch} x {settings['tokens']}")
     json.dump({"high_water_bytes": _high_water_bytes(), "seconds": seconds}, sys.stdout)
 
 

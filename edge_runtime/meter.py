@@ -113,8 +113,9 @@ def mapped_bytes(folders: Sequence[Path]) -> tuple[int, int]:
         with Path("/proc/self/smaps").open() as lines:
             for line in lines:
                 words = line.split()
-                if words[0] == "Rss:":
-                    size = int(words[1]) * 1024
+                if words[0] in ("Rss:", "Anonymous:"):
+                    # A library's pages that were written to are anonymous, though they lie under its name.
+                    size = int(words[1]) * (1024 if words[0] == "Rss:" else -1024)
                     if path.startswith(prefixes):
                         inside += size
                     elif path.startswith("/"):

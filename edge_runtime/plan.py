@@ -38,15 +38,15 @@ WeightsMode = Literal["resident", "streamed"]
 #: reports its own figure.
 DEFAULT_FLOOR_BYTES = 62 << 20
 #: What the engine sets up with its sessions: operator registries, threads, and the code pages they touch.
-ENGINE_BYTES = 17 << 20
+ENGINE_BYTES = 14 << 20
 #: One more loaded program: its graph and kernels.
 PROGRAM_BYTES = 400 << 10
 #: A loaded tokenizer over the size of its file; nearly all of it is given back before the engine starts.
 TOKENIZER_FACTOR, TOKENIZER_REST_BYTES = 26, 3 << 20
 #: Matrices that the engine repacks, over their stored size.
 PACKED_FACTOR = 1.5
-#: Tensors as the engine's arena holds them, over their sum: gaps between reused blocks.
-ARENA_FACTOR = 1.25
+#: Tensors as the engine's arena holds them: over their sum, for gaps between reused blocks; and what it starts with.
+ARENA_FACTOR, ARENA_BYTES = 1.45, 3 << 20
 #: Rows of an embedding are read one by one: a page of levels and a page of scales for each distinct token.
 EMBEDDING_ROW_BYTES = 2 * 4096
 #: Values, their change, one gradient, and the encoded blobs in and out.
@@ -213,7 +213,7 @@ class Planner:
             + PROGRAM_BYTES * len(programs)
             + (sum(repacked) if choice.weights == "resident" else max(repacked)),
             weights_bytes=self._weights_bytes(choice, work.sequence),
-            live_bytes=int(live * ARENA_FACTOR),
+            live_bytes=int(live * ARENA_FACTOR) + ARENA_BYTES,
             waiting_bytes=hidden + masks,
             slices_bytes=SLICE_COPIES * trained + 2 * tangents,
             load_bytes=self._floor_bytes + TOKENIZER_REST_BYTES + tokenizer,

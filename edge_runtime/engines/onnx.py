@@ -1,9 +1,10 @@
 """ONNX Runtime as engine.
 
-Options, each measured (docs/decisions/0003-engine.md): all sessions share one arena, since segments run one after
-another and arenas of their own would each keep what they once took; spinning is off because several sessions share
-the process; weights that the engine repacks are bound as external initialisers, all others are inputs, whose mapped
-pages it reads in place; nodes run in the order of the file, which the exporter chose for memory.
+Options, each measured (docs/decisions/0003-engine.md, 0011-live-sets.md): all sessions share one arena, since segments
+run one after another and arenas of their own would each keep what they once took; spinning is off because several
+sessions share the process; weights that the engine repacks are bound as external initialisers, all others are inputs,
+whose mapped pages it reads in place; nodes run in the order of the file, which the exporter chose for memory, and
+without fusions or planned reuse, which would change it.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class OnnxEngine:
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.enable_mem_pattern = False
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.enable_mem_reuse = False
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         bound = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()}
@@ -78,4 +81,5 @@ class OnnxProgram:
             results = self._session.run([name + OUTPUT_SUFFIX for name in self._outputs], dict(inputs))
         except Exception as error:  # the library's exceptions have no narrower root
             raise WorkerError(f"onnxruntime failed: {str(error).splitlines()[0]}") from error
-        return dict(zip(self._outputs, results, strict=True))
+        # Copied, so that nothing of this run stays in the arena: results there would lie in the way of the next run.
+        return {name: result.copy() for name, result in zip(self._outputs, results, strict=True)}

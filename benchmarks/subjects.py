@@ -1,0 +1,126 @@
+"""What the memory benchmarks run: packages of three shapes, prepared for this machine, and jobs on them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.full_rows import LABELS, write_full_rows
+from benchmarks.measured_process import python_program
+from benchmarks.model_folder import packaged_model
+from benchmarks.shapes import BERT_BASE, BERT_LARGE, write_shape
+from edge_runtime.jobs import PrepareJob, TrainJob, ensure_prepared
+from edge_runtime.messages import LocalOptimizer, Task
+from edge_runtime.package import MANIFEST, Arithmetic, Manifest, Package
+from edge_runtime.plan import Choice
+from edge_runtime.signing import generate_key
+
+MINILM = "MiniLM"
+TOKENS, ROWS = 128, 64
+#: What a job may take where a benchmark measures and does not limit.
+AMPLE_BYTES = 4 << 30
+TASK_ID = "benchmark"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model: its Hugging Face folder, its package, and rows that fill its sequences."""
+
+    name: str
+    model: Path
+    package: Path
+    sha256: str
+    manifest: Manifest
+    rows: Path
+    threads: int
+
+    @property
+    def slices(self) -> tuple[str, ...]:
+        """All slices but the head."""
+        return tuple(spec.name for spec in self.manifest.slices if spec.kind != "head")
+
+    def prepared(self, arithmetic: Arithmetic | None = None) -> Path:
+        """The package prepared for this machine; in the arithmetic that is best here, or a given one."""
+        folder = self.package.with_name(f"{self.package.name}-{arithmetic or 'prepared'}")
+        ensure_prepared(
+            PrepareJob(str(self.package), self.sha256, str(folder), AMPLE_BYTES, self.threads, arithmetic)
+        )
+        return folder
+
+    def job(
+        self,
+        choice: Choice | None,
+        *,
+        draws: int = 1,
+        steps: int = 3,
+        batch_size: int = 8,
+        sequence: int = TOKENS,
+        slices: tuple[str, ...] | None = None,
+        cap_bytes: int = AMPLE_BYTES,
+        arithmetic: Arithmetic | None = None,
+        prefix_cache_bytes: int = 0,
+    ) -> TrainJob:
+        """A task that trains slices (all by default) and the head."""
+        task = Task(
+            task_id=TASK_ID,
+            run_id=TASK_ID,
+            round=0,
+            slot=0,
+            seed=0,
+            package=self.sha256,
+            package_signature="A" * 86 + "==",
+            state="0" * 64,
+            slices=self.slices if slices is None else slices,
+            train_head=True,
+            steps=steps,
+            batch_size=batch_size,
+            draws=draws,
+            sequence_limit=sequence,
+            optimizer=LocalOptimizer("accumulate", slice_rate=1e-3, head_rate=1e-3),
+            required_bytes=0,
+            deadline_s=0.0,
+        )
+        return TrainJob(
+            package_folder=str(self.package),
+            package_sha256=self.sha256,
+            prepared_folder=str(self.prepared(arithmetic)),
+            state_path=str(self.package / self.manifest.initial_state),
+            data_path=str(self.rows),
+            change_path=str(self.package.with_name(f"change-{os.getpid()}.safetensors")),
+            task=task,
+            cap_bytes=cap_bytes,
+            threads=self.threads,
+            choice=choice,
+            prefix_cache_bytes=prefix_cache_bytes,
+        )
+
+
+def make_subjects(folder: Path, threads: int, names: tuple[str, ...]) -> dict[str, Subject]:
+    """Models, packages and rows below ``folder``; packages that are there already are taken as they are."""
+    minilm = packaged_model()
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = folder / "rows.jsonl"
+    write_full_rows(rows, minilm / "tokenizer.json", TOKENS, ROWS)
+    models = {
+        MINILM: lambda: minilm,
+        BERT_BASE.name: lambda: write_shape(folder / "bert-base", BERT_BASE, minilm),
+        BERT_LARGE.name: lambda: write_shape(folder / "bert-large", BERT_LARGE, minilm),
+    }
+    return {name: _subject(folder, name, models[name](), rows, threads) for name in names}
+
+
+def _subject(folder: Path, name: str, model: Path, rows: Path, threads: int) -> Subject:
+    package = folder / f"{name}.package"
+    if not (package / MANIFEST).exists():
+        print(f"Exporting {name}", flush=True)
+        key = folder / "publisher.key"
+        if not key.exists():
+            generate_key().save(key)
+        command = python_program("export.cli", "package", model, "--labels", LABELS, "--check-data", rows)
+        command += ["--output", str(package), "--key", str(key), "--sequence-limit", str(TOKENS)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    sha256 = hashlib.sha256((package / MANIFEST).read_bytes()).hexdigest()
+    return Subject(name, model, package, sha256, Package.open_known(package, sha256).manifest, rows, threads)
