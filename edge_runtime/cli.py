@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.set_defaults(command=command)
     _add_plan(commands)
+    _add_profile(commands)
     return parser
 
 
@@ -58,6 +59,38 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     _add_work(sub)
     sub.add_argument("--what-if", action="store_true", help="add a table of other sizes")
     sub.set_defaults(command=_plan)
+
+
+def _add_profile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    description = "train here for some steps and report where the memory went, against the cap"
+    sub = commands.add_parser("profile", help=description, description=description)
+    _add_work(sub)
+    sub.add_argument("--data", type=Path, required=True, metavar="FILE", help="rows as the device has them")
+    sub.add_argument("--steps", type=int, default=100, help="steps of the task (default: %(default)s)")
+    sub.add_argument("--threads", type=int, help="of the engine (default: every core this process may use)")
+    sub.add_argument("--weights", choices=("resident", "streamed"), help="force where weights are")
+    sub.add_argument("--micro-batch", type=int, metavar="EXAMPLES", help="force how many run at a time")
+    sub.add_argument(
+        "--output",
+        type=Path,
+        default=Path("report"),
+        help="path of the report without its ending (default: %(default)s)",
+    )
+    sub.add_argument("--against", type=Path, metavar="JSON", help="an earlier report to compare with")
+    sub.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="growth of the peak over it that is accepted (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--model",
+        type=Path,
+        metavar="FOLDER",
+        help="the model folder the package was made from: compares with backpropagation in PyTorch",
+    )
+    sub.set_defaults(command=_profile)
 
 
 def _add_work(sub: argparse.ArgumentParser) -> None:
@@ -80,11 +113,41 @@ def _add_work(sub: argparse.ArgumentParser) -> None:
 def _plan(arguments: argparse.Namespace) -> int:
     from edge_runtime.plan_text import plan_lines
 
-    print("\n".join(plan_lines(_asked(arguments), with_options=arguments.what_if)))
+    print("\n".join(plan_lines(_asked(arguments, arguments.prepared), with_options=arguments.what_if)))
     return 0
 
 
-def _asked(arguments: argparse.Namespace) -> Asked:
+def _profile(arguments: argparse.Namespace) -> int:
+    import os
+    import shlex
+
+    from edge_runtime.profile import Settings, profile_package
+
+    report = profile_package(
+        Settings(
+            asked=_asked(arguments, None),  # where it is not prepared, profiling prepares it
+            data=arguments.data,
+            steps=arguments.steps,
+            threads=len(os.sched_getaffinity(0)) if arguments.threads is None else arguments.threads,
+            output=arguments.output,
+            command=shlex.join(["edge-runtime", *arguments.words]),
+            weights=arguments.weights,
+            micro_batch=arguments.micro_batch,
+            against=arguments.against,
+            tolerance=arguments.tolerance,
+            model=arguments.model,
+            prepared_folder=arguments.prepared,
+        )
+    )
+    print(report.text.partition("\n\n")[0])
+    for path in report.paths:
+        print(f"written: {path}")
+    if report.error is not None:
+        raise report.error
+    return 0
+
+
+def _asked(arguments: argparse.Namespace, prepared_folder: Path | None) -> Asked:
     from edge_runtime.asked import ask
 
     return ask(
@@ -95,7 +158,7 @@ def _asked(arguments: argparse.Namespace) -> Asked:
         draws=arguments.draws,
         slices=arguments.slices,
         publisher_key=arguments.publisher_key,
-        prepared_folder=arguments.prepared,
+        prepared_folder=prepared_folder,
     )
 
 

@@ -138,13 +138,17 @@ class WhatIf(Struct, frozen=True):
 
 
 class Growth(Struct, frozen=True):
-    """The leak check: anonymous memory at the first and last of ``steps`` steps, and the slope between."""
+    """The leak check: resident memory at the first and last of ``steps`` steps, and the slope between.
+
+    ``warm_up`` steps before them are left out.
+    """
 
     steps: PositiveCount
     first_bytes: Bytes
     last_bytes: Bytes
     per_step_bytes: BytesPerStep
     limit_per_step_bytes: BytesPerStep
+    warm_up: Count = 0
 
     @property
     def leaks(self) -> bool:
@@ -184,7 +188,7 @@ class Profile(Struct, frozen=True, kw_only=True):
     ``peak_bytes`` is the worker's high-water mark (VmHWM), ``charged_peak_bytes`` what the kernel charged
     to its cgroup (None where there was none); ``judge`` is what held the worker to the cap. ``killed``
     says that the kernel ended the worker; ``step_s`` is None if it finished no step. ``growth`` is None
-    if no leak check was run.
+    if no leak check was run. ``notes`` are what a reader should know besides, a sentence or two each.
     """
 
     format_version: PositiveCount = FORMAT_VERSION
@@ -207,6 +211,7 @@ class Profile(Struct, frozen=True, kw_only=True):
     step_s: Seconds | None
     measuring: Measuring
     killed: bool = False
+    notes: Annotated[tuple[Note, ...], Meta(max_length=16)] = ()
 
     @property
     def failures(self) -> tuple[Failure, ...]:

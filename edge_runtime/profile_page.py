@@ -39,7 +39,7 @@ from edge_runtime.profile_text import (
 )
 
 _WIDE, _SMALL = 880, 340
-_UNITS = re.compile(r"(?<=\d) (?=(?:MiB|KiB|ms|s)\b|%)")
+_UNITS = re.compile(r"(?<=\d) (?=(?:MiB|KiB|ms|µs|s)\b|%)")
 
 #: Patterns, shared by all drawings of the page.
 _PATTERNS = "".join(

@@ -51,6 +51,8 @@ def duration(seconds: float | None) -> str:
     """A time in seconds as text; a dash where there is none."""
     if seconds is None:
         return "–"
+    if 0 < seconds < 0.001:
+        return f"{seconds * 1e6:.0f} µs"
     if 0.001 <= seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:.0f} s"
@@ -162,6 +164,7 @@ def growth_line(profile: Profile) -> str:
         f"{found}: {size(growth.first_bytes)} after the first of {growth.steps} steps, "
         f"{size(growth.last_bytes)} after the last; {slope:+.2f} KiB a step, "
         f"limit {growth.limit_per_step_bytes / 1024:.2f} KiB."
+        + (f" The {growth.warm_up} steps before them are warm-up." if growth.warm_up else "")
     )
 
 
@@ -191,6 +194,7 @@ def identity_rows(profile: Profile) -> list[tuple[str, str]]:
         ("given up to fit", ", ".join(work.gave_up) or "nothing"),
         ("step", duration(profile.step_s) if profile.step_s is not None else "no step was finished"),
         ("measured", profile.created),
+        *(("note", note) for note in profile.notes),
     ]
 
 
