@@ -365,6 +365,11 @@ def _read(worker: RunningWorker, watch: Watch, output: bytes, outcome: type[Outc
         name = signal.Signals(-code).name
         if killed or refused:
             raise _out_of_memory(worker, watch, f"ended by {name}")
+        if code == -signal.SIGBUS:
+            raise WorkerError(
+                "the worker was killed by SIGBUS: a weight file was truncated, or could not be read, while it was "
+                "mapped; check the disk, and let nothing change package folders while a worker runs"
+            )
         why = "not by its cap" if worker.cage.group else "perhaps the whole machine ran out of memory"
         raise WorkerError(
             f"the worker was killed by {name}, {why}; the kernel's log or the worker's tells more"

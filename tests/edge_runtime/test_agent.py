@@ -15,10 +15,11 @@ from edge_runtime.config import DeviceConfig
 from edge_runtime.decisions import FIRST_BACK_OFF_S, LONGEST_BACK_OFF_S, REFUSED_WAIT_S, Pace
 from edge_runtime.enrolment import ensure_identity
 from edge_runtime.errors import ConfigError, RefusedError, SignatureError
-from edge_runtime.jobs import Job, RunningWorker, TrainJob, start_worker
+from edge_runtime.jobs import Job, PrepareJob, RunningWorker, TrainJob, start_worker
 from edge_runtime.journal import _line
 from edge_runtime.messages import ComeBack, LocalOptimizer, NotEligible, SignedTask, Task, encode
 from edge_runtime.plan import Choice, PeakPrediction, Work
+from edge_runtime.prepared import PREPARED
 from edge_runtime.signing import PrivateKey, generate_key
 from edge_runtime.store import Store
 from edge_runtime.transport import Response
@@ -53,14 +54,7 @@ print(json.dumps({
         "peak": PeakPrediction(0, 0, 0, 0, 0, 0, 0, 0),
     }.items()
 }
-#: Answers that the package is prepared, and prepares nothing.
-PREPARING_WORKER = """
-import json, sys
-job = json.load(sys.stdin)
-memory = {"predicted_peak_bytes": 1, "high_water_bytes": 1, "cap_bytes": job["cap_bytes"]}
-print(json.dumps({"arithmetic": "float", "candidates": [], "seconds": 0.1, "memory": memory}))
-"""
-#: Answers as if it had prepared a package.
+#: Answers that the package is prepared; :meth:`Board.start` has prepared it.
 PREPARING_WORKER = """
 import json, sys
 job = json.load(sys.stdin)
@@ -137,8 +131,11 @@ class Board:
         client = Client(self.coordinator, self.store.key(), identity.device_id)
 
         def launch(job: Job) -> RunningWorker:
-            if not isinstance(job, TrainJob):
+            if isinstance(job, PrepareJob):
+                self.preparations.append(job)
+                write_prepared(Path(job.prepared_folder), job.package_sha256)
                 return start_worker(job, [sys.executable, "-c", PREPARING_WORKER])
+            assert isinstance(job, TrainJob)
             self.jobs.append(job)
             self.workers.append(start_worker(job, [sys.executable, "-c", worker]))
             return self.workers[-1]
@@ -223,6 +220,45 @@ def test_a_second_task_fetches_only_what_is_new(board) -> None:
     board.coordinator.offer(board.task(task_id="t-2"))
     agent.turn()
     assert not [request for request in board.coordinator.requests if "/blobs/" in request.path]
+    assert set(board.coordinator.results) == {"t-1", "t-2"}
+
+
+def test_a_package_is_prepared_once(board) -> None:
+    """Before the first task on a package a worker prepares it; later tasks find it prepared, after a start too."""
+    agent = board.start()
+    for task_id in ("t-1", "t-2"):
+        board.coordinator.offer(board.task(task_id=task_id))
+        agent.turn()
+    board.coordinator.offer(board.task(task_id="t-3"))
+    board.start().turn()
+    assert set(board.coordinator.results) == {"t-1", "t-2", "t-3"}
+    (job,) = board.preparations
+    assert job.package_sha256 == board.task().package
+    assert job.cap_bytes == CAP_BYTES
+    assert {job.prepared_folder} == {training.prepared_folder for training in board.jobs}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder, sha256: write_prepared(folder, sha256, cpu="a CPU of last year"),
+        lambda folder, sha256: write_prepared(folder, sha256, engine="onnxruntime 0.1"),
+        lambda folder, sha256: write_prepared(folder, "1" * 64),
+        lambda folder, sha256: write_prepared(folder, sha256, files={"block_0.bin": 4096}),
+        lambda folder, sha256: (folder / PREPARED).write_bytes(b"{"),
+        lambda folder, sha256: (folder / PREPARED).unlink(),
+    ],
+    ids=["another CPU", "another engine", "another package", "a file missing", "malformed", "nothing"],
+)
+def test_a_package_that_is_not_prepared_for_here_is_prepared_again(board, spoil) -> None:
+    """A prepared folder that cannot be used here, or no longer, is made again, and the task is done."""
+    agent = board.start()
+    board.coordinator.offer(board.task())
+    agent.turn()
+    spoil(Path(board.preparations[0].prepared_folder), board.task().package)
+    board.coordinator.offer(board.task(task_id="t-2"))
+    agent.turn()
+    assert len(board.preparations) == 2
     assert set(board.coordinator.results) == {"t-1", "t-2"}
 
 
