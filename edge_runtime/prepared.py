@@ -30,8 +30,8 @@ class Candidate(Struct, frozen=True):
     """One arithmetic as measured on this machine, on one block of the package.
 
     Attributes:
-        seconds: primal program plus dual program with one draw, ``CALIBRATION`` rows and tokens.
-        error: relative difference of the block's output from float arithmetic's.
+        seconds: primal program plus dual program with one draw, at the calibration's rows and tokens.
+        error: relative difference of the block's output from the most exact arithmetic's that was measured.
         jvp_cosine: from the package's own check, on real text.
     """
 

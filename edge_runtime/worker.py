@@ -164,7 +164,9 @@ def prepare_package(job: PrepareJob, meter: Meter) -> PrepareOutcome:
     started = time.monotonic()
     meter.enter("prepare")
     package = Package.open_known(Path(job.package_folder), job.package_sha256)
-    prepared = prepare(package, Path(job.prepared_folder), OnnxEngine(job.threads), job.arithmetic).prepared
+    engine = OnnxEngine(job.threads)
+    folder = Path(job.prepared_folder)
+    prepared = prepare(package, folder, engine, job.arithmetic, job.cap_bytes).prepared
     meter.close()
     return PrepareOutcome(
         arithmetic=prepared.arithmetic,

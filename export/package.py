@@ -41,11 +41,11 @@ from export.arithmetic import has_frozen_products, probe, with_arithmetic
 from export.capture import SegmentGraph, capture, structure_of
 from export.lower_onnx import lower
 from export.model import HEAD, SliceKind, SliceOptions, load_model
-from export.predict import live_sets
+from export.predict import live_sets, peak_tensors
 from export.program import ProgramKind, trace
 from export.quantise_graph import quantise_capture
 from export.reference import TorchReference
-from export.schedule import order_for_memory
+from export.schedule import REFERENCE, order_for_memory
 from export.self_check import COSINE_LIMIT, check_package
 
 #: Segments start on a page, tensors on a cache line.
@@ -54,6 +54,8 @@ TENSOR_ALIGNMENT_BYTES = 64
 TOKENIZER = "tokenizer.json"
 STATE = "slices.safetensors"
 PROBE = "programs/probe.onnx"
+#: Tensors of a program's largest live set that the manifest names.
+PEAK_TENSORS = 8
 
 Progress = Callable[[str], None]
 DtypeName = Literal["float32", "uint8", "int64", "bool"]
@@ -244,6 +246,7 @@ def _write_variant(folder: Path, name: str, model: ir.Model, flowing: tuple[str,
         ),
         gathered=dict(_gathered_rows(model)),
         live=live_sets(model),
+        peak_tensors=peak_tensors(model, REFERENCE[0], PEAK_TENSORS),
     )
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from edge_runtime.package import SizeTerm
+from edge_runtime.package import PeakTensor, SizeTerm
 from export.program import BATCH, DRAWS, SEQUENCE
 
 #: Operators whose output is their input's memory under another shape.
@@ -115,6 +115,43 @@ def live_sets(model: ir.Model) -> tuple[tuple[SizeTerm, ...], ...]:
         for buffer in last:
             alive.pop(buffer, None)
     return tuple(_terms(polynomial) for polynomial in _undominated(candidates))
+
+
+def peak_tensors(model: ir.Model, reference: tuple[int, int, int], count: int) -> tuple[PeakTensor, ...]:
+    """The largest tensors alive where the live set is largest.
+
+    Args:
+        model: lowered, in its final order.
+        reference: batch, sequence and draws at which sizes are compared.
+        count: how many tensors at most.
+
+    Returns:
+        Largest first; tensors that share memory are told once, by the name that made it.
+    """
+    memory = node_memory(model)
+    made: dict[Buffer, tuple[ir.Node, ir.Value]] = {}
+    alive: dict[Buffer, None] = {}
+    peak, peak_bytes = list[Buffer](), 0.0
+    for position, (node, use) in enumerate(zip(model.graph, memory, strict=True)):
+        last = [b for b in use.reads if b in alive and not b.escapes and max(b.users) == position]
+        if use.overwrites in last:
+            alive.pop(use.overwrites)
+        outputs = [value for value in node.outputs if value.uses() or value.is_graph_output()]
+        made.update(zip(use.makes, ((node, value) for value in outputs), strict=False))
+        alive.update(dict.fromkeys(use.makes))
+        total = sum(evaluate(buffer.size, *reference) for buffer in alive)
+        if total > peak_bytes:
+            peak, peak_bytes = list(alive), total
+        for buffer in last:
+            alive.pop(buffer, None)
+    peak.sort(key=lambda buffer: -evaluate(buffer.size, *reference))
+    return tuple(_described(buffer, *made[buffer]) for buffer in peak[:count])
+
+
+def _described(buffer: Buffer, node: ir.Node, value: ir.Value) -> PeakTensor:
+    sides = tuple(str(getattr(side, "value", side)) for side in value.shape or ())
+    ((powers, coefficient),) = buffer.size.items()
+    return PeakTensor(str(value.name), node.op_type, sides, SizeTerm(coefficient, *powers))
 
 
 def evaluate(size: Polynomial, batch: int, sequence: int, draws: int) -> float:
