@@ -1,177 +1,161 @@
-"""Predicted memory: the live sets against an independent verifier, and the choice of a micro-batch."""
+"""Plans: which of the ways to do the work is chosen, what it gives up, and what a refusal says."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
+from itertools import pairwise, product
 
-import numpy as np
-import onnx
-import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
-from onnx import TensorProto, helper
 
+from edge_runtime import plan as module
+from edge_runtime.errors import CapExceededError
 from edge_runtime.executor import Executor
-from edge_runtime.package import Program, Segment, SizeTerm
+from edge_runtime.package import (
+    FileEntry,
+    Manifest,
+    Program,
+    Segment,
+    SizeTerm,
+    SliceSpec,
+    TensorRef,
+    TensorSpec,
+    Variant,
+)
 from edge_runtime.plan import (
-    largest_micro_batch,
+    USABLE_SHARE,
+    Choice,
+    Planner,
+    Work,
+    choices,
+    first_segment,
     live_bytes,
-    predict_peak,
     preferred_micro_batch,
     program_name,
+    repacked_bytes,
+    segment_bytes,
 )
-from edge_runtime.weights import MappedWeights
+from edge_runtime.prepared import Calibration
 from tests.edge_runtime.packages import make_manifest
 
 MIB = 1 << 20
-ALIASES = ("Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")
+HIDDEN, BLOCKS, VOCABULARY = 256, 4, 20_000
+#: A block of this model on some machine: 2 rows of 128 tokens.
+CALIBRATION = Calibration(2, 128, 0.010, 0.021, 0.048)
 
 
-def program_with(*live: tuple[SizeTerm, ...]) -> Program:
-    return Program("programs/block.onnx", (), (), (), live)
+def variant_with(*live: tuple[SizeTerm, ...]) -> Variant:
+    return Variant("programs/block.onnx", (), live=live)
+
+
+def matrix(name: str, outputs: int, inputs: int) -> dict[str, TensorRef]:
+    """A quantised matrix as it is stored."""
+    blocks = inputs // 32
+    return {
+        f"{name}_levels": TensorRef("weights/block.bin", 0, "uint8", (outputs, blocks, 32)),
+        f"{name}_scales": TensorRef("weights/block.bin", 0, "float32", (outputs, blocks)),
+    }
+
+
+def make_model() -> Manifest:
+    """An encoder of four blocks of twelve matrices, 256 × 256, with one slice a block; made by hand, never run."""
+
+    def program(*live: tuple[SizeTerm, ...]) -> Program:
+        names = ("row_int8", "block_int8", "float")
+        return Program(("hidden",), ("hidden",), dict.fromkeys(names, variant_with(*live)))
+
+    row = 4.0 * HIDDEN
+    table = {
+        "words_levels": TensorRef("weights/block.bin", 0, "uint8", (VOCABULARY, HIDDEN)),
+        "words_scales": TensorRef("weights/block.bin", 0, "float32", (VOCABULARY, HIDDEN // 32)),
+    }
+    block = {name: ref for number in range(12) for name, ref in matrix(f"m{number}", HIDDEN, HIDDEN).items()}
+    block["norm"] = TensorRef("weights/block.bin", 0, "float32", (HIDDEN,))
+    return replace(
+        make_manifest(),
+        sequence_limit=512,
+        base=replace(make_manifest().base, hidden_size=HIDDEN, quantisation="int8"),
+        files={**make_manifest().files, "tokenizer.json": FileEntry(500_000, "0" * 64)},
+        programs={
+            "embedding": program((SizeTerm(3 * row, 1, 1),)),
+            "primal": program((SizeTerm(8 * row, 1, 1), SizeTerm(16.0, 1, 2))),
+            "entry": program((SizeTerm(8 * row, 1, 1), SizeTerm(8 * row, 1, 1, 1), SizeTerm(16.0, 1, 2, 1))),
+            "dual": program((SizeTerm(8 * row, 1, 1), SizeTerm(9 * row, 1, 1, 1), SizeTerm(16.0, 1, 2, 1))),
+            "head": program((SizeTerm(row, 1, 1),)),
+        },
+        segments=(
+            Segment("embedding", "embedding", None, None, table),
+            *(Segment(f"block_{i}", "primal", "entry", "dual", block) for i in range(BLOCKS)),
+            Segment("head", "head", None, "head", {}),
+        ),
+        slices=(
+            *(
+                SliceSpec(f"s{i}", "lora_xs", i + 1, "query", (TensorSpec("core", (1, 4, 4), "core"),))
+                for i in range(BLOCKS)
+            ),
+            SliceSpec("head", "head", BLOCKS + 1, "head", (TensorSpec("weight", (10, HIDDEN), "head"),)),
+        ),
+    )
+
+
+MODEL = make_model()
+ALL = tuple(f"s{i}" for i in range(BLOCKS))
+WORK = st.builds(
+    Work,
+    batch_size=st.integers(1, 64),
+    sequence=st.integers(1, 512),
+    draws=st.integers(0, 64),
+    slices=st.sets(st.sampled_from(ALL)).map(lambda names: tuple(sorted(names))),
+)
+PLANNERS = st.builds(
+    lambda arithmetic, floor, calibration: Planner(MODEL, arithmetic, floor, calibration),
+    st.sampled_from(["row_int8", "block_int8", "float"]),
+    st.sampled_from([0, 40 * MIB, 90 * MIB]),
+    st.sampled_from([None, CALIBRATION]),
+)
+PROPERTY = settings(max_examples=100, deadline=None, derandomize=True)
 
 
 def test_a_live_set_is_the_largest_polynomial_at_a_size() -> None:
     """Which polynomial is largest depends on the size: 128·B·T against 96·B·T + 64·K·B."""
-    program = program_with((SizeTerm(128, 1, 1),), (SizeTerm(96, 1, 1), SizeTerm(64, 1, 0, 1)))
-    assert live_bytes(program, 1, 1, 1) == 160
-    assert live_bytes(program, 1, 10, 1) == 1280
-    assert live_bytes(program, 3, 10, 8) == 3 * (960 + 512)
-    assert live_bytes(program_with(), 1, 1, 1) == 0
+    variant = variant_with((SizeTerm(128, 1, 1),), (SizeTerm(96, 1, 1), SizeTerm(64, 1, 0, 1)))
+    assert live_bytes(variant, 1, 1, 1) == 160
+    assert live_bytes(variant, 1, 10, 1) == 1280
+    assert live_bytes(variant, 3, 10, 8) == 3 * (960 + 512)
+    assert live_bytes(variant_with(), 1, 1, 1) == 0
 
 
-def test_live_sets_of_a_graph_worked_by_hand() -> None:
-    """Lifetimes of a five-node graph, its reshape sharing its input's memory.
-
-    x (B, T, 8) is the caller's. a = Relu(x): 32BT bytes. b = Reshape(a): none, but keeps a alive.
-    c = MatMul(a, w): a + c = 32BT + 64BT. d = Relu(b): a + c + d = 128BT, and a dies.
-    e = MatMul(k, v): c, d outputs and e (K, B, 16): 96BT + 64KB.
-    """
-    import onnx_ir as ir
-
-    from export.predict import live_sets
-
-    def value(name: str, *shape: object) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-
-    graph = helper.make_graph(
-        [
-            helper.make_node("Relu", ["x"], ["a"]),
-            helper.make_node("Reshape", ["a", "shape"], ["b"]),
-            helper.make_node("MatMul", ["a", "w"], ["c"]),
-            helper.make_node("Relu", ["b"], ["d"]),
-            helper.make_node("MatMul", ["k", "v"], ["e"]),
-        ],
-        "hand",
-        [
-            value("x", "batch", "sequence", 8),
-            value("k", "draws", "batch", 4),
-            value("w", 8, 16),
-            value("v", 4, 16),
-            helper.make_tensor_value_info("shape", TensorProto.INT64, [4]),
-        ],
-        [
-            value("c", "batch", "sequence", 16),
-            value("d", "batch", "sequence", 2, 4),
-            value("e", "draws", "batch", 16),
-        ],
-        value_info=[value("a", "batch", "sequence", 8), value("b", "batch", "sequence", 2, 4)],
+def test_weights_by_arithmetic() -> None:
+    """A matrix of 256 × 256 maps as 1 byte a number in row_int8, 4 in float, and is repacked in block_int8."""
+    segment = Segment(
+        "s", "p", None, None, {**matrix("m", 256, 256), "b": TensorRef("f", 0, "float32", (3,))}
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
-    terms = {
-        tuple(sorted((t.batch_power, t.sequence_power, t.draws_power, t.coefficient) for t in live))
-        for live in live_sets(ir.from_proto(model))
-    }
-    assert terms == {((1, 1, 0, 128.0),), ((1, 0, 1, 64.0), (1, 1, 0, 96.0))}
+    numbers = 256 * 256
+    assert segment_bytes(segment, "row_int8") == numbers + 12
+    assert segment_bytes(segment, "float") == 4 * numbers + 12
+    assert segment_bytes(segment, "block_int8") == 12
+    assert repacked_bytes(segment, "row_int8") == repacked_bytes(segment, "float") == 0
+    assert repacked_bytes(segment, "block_int8") == int((numbers + 4 * numbers // 32) * module.PACKED_FACTOR)
 
 
-def measured_sizes(
-    path: Path, weights: dict[str, np.ndarray], sizes: dict[str, int]
-) -> tuple[onnx.GraphProto, dict[str, int]]:
-    """Bytes of every value of a graph, by running it with every value as an output and nothing fused."""
-    model = onnx.load(path, load_external_data=False)
-    given = {value.name for value in model.graph.output}
-    for node in model.graph.node:
-        for name in node.output:
-            if name and name not in given:
-                model.graph.output.append(onnx.ValueInfoProto(name=name))
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    bound = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
-    options.add_external_initializers(list(weights), bound)
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    feeds = {}
-    for each in session.get_inputs():
-        shape = [side if isinstance(side, int) else sizes[side] for side in each.shape]
-        dtype = np.int64 if "int64" in each.type else bool if "bool" in each.type else np.float32
-        feeds[each.name] = np.ones(shape, dtype=dtype)
-    names = [output.name for output in session.get_outputs()]
-    results = session.run(names, feeds)
-    return model.graph, {name: np.asarray(array).nbytes for name, array in zip(names, results, strict=True)}
+def test_an_embedding_is_never_repacked() -> None:
+    """Its levels have two axes, not three: every arithmetic reads its rows as they are stored."""
+    for arithmetic in ("row_int8", "block_int8", "float"):
+        assert segment_bytes(MODEL.segments[0], arithmetic) == VOCABULARY * (HIDDEN + HIDDEN // 32 * 4)
+        assert repacked_bytes(MODEL.segments[0], arithmetic) == 0
 
 
-def largest_live_set(graph: onnx.GraphProto, nbytes: dict[str, int], outputs: set[str]) -> int:
-    """The definition, read literally: at each node, the sum over storages that exist and will still be needed.
-
-    A storage is made by the first node of a chain of aliases. It is needed at a node if the node or any later
-    one reads any name of the chain, or if a name of the chain is an output.
-    """
-    storage: dict[str, str] = {}
-    made: dict[str, int] = {}
-    for number, node in enumerate(graph.node):
-        for name in filter(None, node.output):
-            if node.op_type in ALIASES:
-                storage[name] = storage.get(node.input[0], node.input[0])
-            else:
-                storage[name] = name
-                made[name] = number
-    peak = 0
-    for number in range(len(graph.node)):
-        needed = {storage.get(name) for node in graph.node[number:] for name in node.input}
-        needed |= {storage[name] for name in outputs if name in storage}
-        live = [name for name, at in made.items() if at <= number and name in needed]
-        peak = max(peak, sum(nbytes[name] for name in live))
-    return peak
-
-
-@pytest.mark.parametrize(("batch", "sequence", "draws"), [(1, 2, 1), (3, 7, 2), (1, 32, 4), (8, 5, 16)])
-def test_an_independent_verifier_finds_the_predicted_live_sets(
-    exported, batch: int, sequence: int, draws: int
-) -> None:
-    """Lifetimes recomputed from measured sizes of every intermediate value give the predicted bytes.
-
-    The verifier shares no code with the planner: sizes come from running the graph, lifetimes from the
-    definition.
-    """
-    sizes = {"batch": batch, "sequence": sequence, "draws": draws}
-    package = exported.package
-    segments = {name: s for s in package.manifest.segments for name in (s.primal, s.entry, s.dual) if name}
-    for name, program in package.manifest.programs.items():
-        arrays = MappedWeights(package, segments[name]).arrays
-        weights = {each: arrays[each] for each in program.weights}
-        graph, nbytes = measured_sizes(package.path(program.file), weights, sizes)
-        exact = largest_live_set(graph, nbytes, {f"{output}_out" for output in program.outputs})
-        predicted = live_bytes(program, batch, sequence, draws)
-        assert predicted == exact, name
-
-
-@pytest.mark.parametrize("first", [None, 1, 2])
-def test_the_plan_names_the_programs_that_run(exported, first: int | None) -> None:
+@pytest.mark.parametrize("trained", [[], ["0.attention.self.query"], ["1.attention.self.value"]])
+def test_the_plan_names_the_programs_that_run(exported, float_prepared, trained: list[str]) -> None:
     """Planner and executor choose the same program for each segment."""
     from edge_runtime.engines.onnx import OnnxEngine
 
-    names = {
-        1: ["encoder.layer.0.attention.self.query"],
-        2: ["encoder.layer.1.attention.self.value"],
-        None: [],
-    }
-    executor = Executor(exported.package, OnnxEngine(), names[first])
+    names = tuple(f"encoder.layer.{name}" for name in trained)
+    manifest, first = exported.package.manifest, first_segment(exported.package.manifest, names)
+    executor = Executor(float_prepared, OnnxEngine(), names)
     assert executor.first_dual == first
-    manifest = exported.package.manifest
     planned = [
         manifest.programs[program_name(segment, index, first)]
         for index, segment in enumerate(manifest.segments)
@@ -181,64 +165,214 @@ def test_the_plan_names_the_programs_that_run(exported, first: int | None) -> No
 
 def test_a_segment_without_dual_falls_back_to_primal() -> None:
     """A segment that has no program with tangents is planned with its primal one."""
-    segment = Segment("s", "p", None, None, {})
-    assert program_name(segment, 3, 1) == "p"
+    assert program_name(Segment("s", "p", None, None, {}), 3, 1) == "p"
 
 
-BIG = replace(
-    make_manifest(),
-    programs={
-        "block": replace(
-            make_manifest().programs["block"],
-            live=((SizeTerm(4096.0, 1, 1), SizeTerm(4096.0, 1, 1, 1)), (SizeTerm(64.0, 1, 2),)),
-        )
-    },
-)
-WORK = st.fixed_dictionaries(
-    {
-        "first_segment": st.sampled_from([None, 0, 1]),
-        "batch_size": st.integers(1, 64),
-        "sequence": st.integers(1, 512),
-        "draws": st.integers(1, 64),
-        "floor_bytes": st.sampled_from([0, 40 * MIB, 90 * MIB]),
-    }
-)
+def test_the_head_alone_moves_no_segment() -> None:
+    """The first segment with tangents is that of the earliest slice; the head's gradient needs none."""
+    assert first_segment(MODEL, ("s3", "s1", "head")) == 2
+    assert first_segment(MODEL, ("head",)) is first_segment(MODEL, ()) is None
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(work=WORK, caps=st.tuples(st.integers(0, 1024), st.integers(0, 1024)))
-def test_a_larger_cap_never_means_a_smaller_micro_batch(work: dict, caps: tuple[int, int]) -> None:
-    """The micro-batch grows with the cap, and its prediction fits the cap unless it is one example already."""
-    chosen = []
-    for cap in sorted(caps):
-        micro_batch, prediction = largest_micro_batch(BIG, cap * MIB, **work)
-        assert 1 <= micro_batch <= preferred_micro_batch(work["batch_size"], work["sequence"])
-        assert prediction == predict_peak(BIG, micro_batch=micro_batch, **work)
-        assert prediction.total_bytes <= cap * MIB or micro_batch == 1
-        chosen.append(micro_batch)
-    assert chosen[0] <= chosen[1]
+def test_the_ladder_of_choices() -> None:
+    """From all weights resident and the preferred group down to one example and one draw, streamed; each once."""
+    ladder = list(choices(Work(8, 64, 4, ALL)))
+    assert ladder[0] == Choice("resident", 4, 4)
+    assert ladder[-1] == Choice("streamed", 1, 1)
+    assert len(set(map(str, ladder))) == len(ladder) == 2 * 3 * 3
+    modes = [choice.weights for choice in ladder]
+    assert modes == sorted(modes)
+    assert [c.micro_batch for c in ladder[:3]] == [4, 2, 1]
+    assert [c.draws_at_a_time for c in ladder[:9]] == [4] * 3 + [2] * 3 + [1] * 3
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(work=WORK, field=st.sampled_from(["batch_size", "sequence", "draws", "micro_batch"]))
-def test_more_work_never_takes_less(work: dict, field: str) -> None:
-    """The prediction grows with batch, sequence, draws and micro-batch; its parts add up."""
-    base = {**work, "micro_batch": 2}
-    less, more = predict_peak(BIG, **base), predict_peak(BIG, **{**base, field: base[field] + 1})
+@PROPERTY
+@given(work=WORK)
+def test_a_ladder_starts_with_the_most_and_ends_with_the_least(work: Work) -> None:
+    """No choice takes more at a time than the first or less than the last, and none exceeds the work."""
+    ladder = list(choices(work))
+    assert ladder[-1] == Choice("streamed", 1, 1)
+    assert ladder[0].micro_batch == preferred_micro_batch(work.batch_size, work.sequence) <= work.batch_size
+    for choice in ladder:
+        assert 1 <= choice.micro_batch <= ladder[0].micro_batch
+        assert 1 <= choice.draws_at_a_time <= max(1, work.draws)
+
+
+def test_what_is_given_up_is_said() -> None:
+    """Under ever smaller caps a plan gives up ever more; each sentence names what and how much."""
+    planner, work = Planner(MODEL, "float", calibration=CALIBRATION), Work(8, 64, 4, ALL)
+    fastest = planner.choose(work, 4096 * MIB)
+    assert fastest.gave_up == ()
+    assert fastest.choice == Choice("resident", 4, 4)
+    smallest = planner.choose(work, planner.smallest_cap(work))
+    assert smallest.choice == Choice("streamed", 1, 1)
+    assert smallest.gave_up == (
+        "weights pass through memory a segment at a time",
+        "1 examples at a time instead of 4",
+        "1 draws at a time instead of 4",
+    )
+    seen = [
+        planner.choose(work, cap * MIB).gave_up for cap in range(planner.smallest_cap(work) >> 20, 400, 2)
+    ]
+    assert 2 < len(set(seen)) <= 18
+
+
+def test_work_is_changed_only_where_the_caller_says_so() -> None:
+    """Below the smallest cap: refused; or, asked for, shorter sequences first and then the slices nearest the head."""
+    planner, work = Planner(MODEL, "row_int8", calibration=CALIBRATION), Work(4, 512, 4, ALL)
+    cap = planner.smallest_cap(work) - MIB
+    with pytest.raises(CapExceededError):
+        planner.choose(work, cap)
+    changed = planner.choose(work, cap, may_change_work=True)
+    assert changed.work == replace(work, sequence=256)
+    assert changed.gave_up[0] == "sequences of 256 tokens instead of 512"
+    least = planner.smallest_cap(replace(work, sequence=16))
+    fewer = replace(work, sequence=16, slices=("s3",))
+    assert planner.smallest_cap(fewer) <= least
+    sentences = [
+        plan.gave_up
+        for cap in range(planner.smallest_cap(fewer), least, MIB)
+        if (plan := planner.choose(work, cap, may_change_work=True))
+    ]
+    for given_up in sentences:
+        assert re.fullmatch(r"the [12] slices nearest the head instead of 4", given_up[1])
+
+
+def test_a_refusal_says_what_would_do() -> None:
+    """The message has the smallest cap, the cap, and the first smaller work that would fit."""
+    planner, work = Planner(MODEL, "row_int8", floor_bytes=40 * MIB), Work(4, 512, 4, ALL)
+    needed = planner.smallest_cap(work)
+    with pytest.raises(CapExceededError) as caught:
+        planner.choose(work, needed - MIB)
+    assert str(caught.value) == (
+        f"the task needs a cap of {needed >> 20} MiB (streamed, one example and one draw at a time), the cap is "
+        f"{(needed >> 20) - 1} MiB; would fit here with sequences of 256 tokens instead of 512"
+    )
+    assert (caught.value.required_bytes, caught.value.cap_bytes) == (needed, needed - MIB)
+    with pytest.raises(CapExceededError, match="the cap is 1 MiB; nothing smaller would fit here"):
+        planner.choose(work, MIB)
+
+
+@PROPERTY
+@given(planner=PLANNERS, work=WORK)
+def test_the_smallest_cap_is_tight(planner: Planner, work: Work) -> None:
+    """A plan is found at the smallest cap, and none a MiB below it."""
+    cap = planner.smallest_cap(work)
+    assert cap % MIB == 0
+    plan = planner.choose(work, cap)
+    assert plan.peak.total_bytes <= cap * USABLE_SHARE
+    with pytest.raises(CapExceededError) as caught:
+        planner.choose(work, cap - MIB)
+    assert caught.value.required_bytes == cap
+
+
+@PROPERTY
+@given(planner=PLANNERS, work=WORK, spare=st.integers(0, 512))
+def test_the_fastest_that_fits_is_chosen(planner: Planner, work: Work, spare: int) -> None:
+    """The plan stays within the usable share, and no other that does is predicted to be faster."""
+    budget = planner.smallest_cap(work) + spare * MIB
+    plan = planner.choose(work, budget)
+    assert plan.work == work
+    assert plan.peak.total_bytes <= budget * USABLE_SHARE
+    for choice in choices(work):
+        other = planner.plan(work, choice)
+        if other.peak.total_bytes <= budget * USABLE_SHARE:
+            assert planner._seconds(work, plan.choice) <= planner._seconds(work, choice)
+    assert (plan.step_s is None) == (planner._calibration is None)
+
+
+@PROPERTY
+@given(planner=PLANNERS, work=WORK, spare=st.tuples(st.integers(0, 512), st.integers(0, 512)))
+def test_a_larger_cap_never_means_a_slower_plan(planner: Planner, work: Work, spare: tuple[int, int]) -> None:
+    """With more memory a step is predicted to take no longer."""
+    low, high = (planner.choose(work, planner.smallest_cap(work) + each * MIB) for each in sorted(spare))
+    assert planner._seconds(work, high.choice) <= planner._seconds(work, low.choice)
+
+
+@PROPERTY
+@given(planner=PLANNERS, work=WORK, field=st.sampled_from(["batch_size", "sequence", "draws"]))
+def test_more_work_never_takes_less(planner: Planner, work: Work, field: str) -> None:
+    """Done in the same way, the prediction grows with batch, sequence and draws; its parts add up."""
+    choice = Choice("resident", 1, 1)
+    less = planner.predict(work, choice)
+    more = planner.predict(replace(work, **{field: getattr(work, field) + 1}), choice)
     assert less.total_bytes <= more.total_bytes
-    assert less.total_bytes == sum(getattr(less, name) for name in less.__dataclass_fields__)
+    assert less.total_bytes == max(sum(less.parts.values()), less.load_bytes)
+    assert all(size >= 0 for size in less.parts.values())
+
+
+@PROPERTY
+@given(planner=PLANNERS, work=WORK)
+def test_each_rung_takes_less_memory(planner: Planner, work: Work) -> None:
+    """Streaming, and fewer examples or draws at a time, never take more than what they stand below."""
+    plans = [planner.plan(work, choice) for choice in choices(work)]
+    for above, below in product(plans, plans):
+        more, less = above.choice, below.choice
+        if (
+            less.weights in (more.weights, "streamed")
+            and less.micro_batch <= more.micro_batch
+            and less.draws_at_a_time <= more.draws_at_a_time
+        ):
+            assert below.peak.total_bytes <= above.peak.total_bytes
+
+
+def test_the_share_of_the_cap_that_plans_use(monkeypatch) -> None:
+    """What is left unused of a cap is the share set aside: with twice as much needed, the smallest cap doubles."""
+    planner, work = Planner(MODEL), Work(4, 64, 2, ALL)
+    whole = planner.smallest(work).peak.total_bytes
+    for share in (1.0, 0.5):
+        monkeypatch.setattr(module, "USABLE_SHARE", share)
+        assert whole / share < planner.smallest_cap(work) <= whole / share + MIB
+
+
+def test_streaming_holds_one_block() -> None:
+    """Resident weights grow with the number of blocks, streamed ones do not."""
+    work = Work(4, 64, 2, ("s3",))
+
+    def weights(blocks: int, mode: module.WeightsMode) -> int:
+        segments = (MODEL.segments[0], *MODEL.segments[1:2] * blocks, MODEL.segments[-1])
+        manifest = replace(MODEL, segments=segments, slices=(*MODEL.slices[3:],))
+        return Planner(manifest, "row_int8").predict(work, Choice(mode, 1, 1)).weights_bytes
+
+    block = segment_bytes(MODEL.segments[1], "row_int8")
+    resident = [weights(blocks, "resident") for blocks in (4, 5, 6)]
+    assert [more - less for less, more in pairwise(resident)] == [block, block]
+    assert len({weights(blocks, "streamed") for blocks in (4, 5, 6)}) == 1
+    assert resident[0] - weights(4, "streamed") == 3 * block
 
 
 def test_the_device_own_floor_replaces_the_constant() -> None:
     """A measured floor moves the prediction by exactly its difference."""
-    work = {"first_segment": 0, "batch_size": 4, "micro_batch": 4, "sequence": 16, "draws": 2}
-    low, high = (predict_peak(BIG, floor_bytes=floor * MIB, **work) for floor in (40, 90))
+    work, choice = Work(4, 16, 2, ALL), Choice("resident", 4, 2)
+    low, high = (Planner(MODEL, floor_bytes=floor * MIB).predict(work, choice) for floor in (40, 90))
     assert high.total_bytes - low.total_bytes == 50 * MIB
 
 
+def test_a_large_tokenizer_can_be_the_peak() -> None:
+    """Loading a tokenizer file of 9 MB takes more than a small step after it."""
+    files = {**MODEL.files, "tokenizer.json": FileEntry(9_000_000, "0" * 64)}
+    peak = Planner(replace(MODEL, files=files)).predict(Work(1, 16, 1, ("s3",)), Choice("streamed", 1, 1))
+    assert peak.total_bytes == peak.load_bytes > sum(peak.parts.values())
+
+
 def test_tangents_are_counted_only_where_they_run() -> None:
-    """Evaluation takes no more for many draws; training does."""
-    work = {"batch_size": 4, "micro_batch": 4, "sequence": 16}
-    for first, grows in ((None, False), (0, True)):
-        few, many = (predict_peak(BIG, first_segment=first, draws=k, **work).waiting_bytes for k in (1, 9))
+    """Evaluation takes no more for draws at a time; training does."""
+    for slices, grows in (((), False), (ALL, True)):
+        few, many = (
+            Planner(MODEL).predict(Work(4, 16, k, slices), Choice("resident", 4, k)).waiting_bytes
+            for k in (1, 9)
+        )
         assert (many > few) == grows
+
+
+def test_seconds_follow_the_calibration() -> None:
+    """Four draws at once cost what a block was measured to take; one at a time they cost four sweeps."""
+    planner = Planner(MODEL, "row_int8", calibration=CALIBRATION)
+    work = Work(2, 128, 4, ALL)
+    together = planner.plan(work, Choice("resident", 2, 4)).step_s
+    apart = planner.plan(work, Choice("resident", 2, 1)).step_s
+    assert together is not None
+    assert apart is not None
+    blocks = BLOCKS + 1  # the head counts as one
+    assert together == pytest.approx(blocks * (0.048 + module.RUN_SECONDS))
+    assert apart == pytest.approx(4 * blocks * (0.021 + module.RUN_SECONDS))
