@@ -5,7 +5,8 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint bench demo-reference tables constraints clean
+.PHONY: setup demo test lint bench bench-memory bench-memory-grid bench-arithmetic bench-placement demo-reference tables \
+	constraints clean
 
 setup: $(STAMP)
 
@@ -30,6 +31,19 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.first_figures
+
+bench-memory: setup
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.memory_grid
+
+bench-memory-grid: setup
+	$(BIN)/python -m benchmarks.memory_grid
+
+bench-arithmetic: setup
+	$(BIN)/python -m benchmarks.arithmetic
+
+bench-placement: setup
+	$(BIN)/python -m benchmarks.weight_placement
 
 demo-reference: setup
 	$(BIN)/python examples/banking77/reference.py
