@@ -91,8 +91,9 @@ def _reserve(out: BinaryIO, file: str, dtype: str, shape: tuple[int, ...]) -> Te
     reference = msgspec.convert(
         {"file": file, "offset": out.tell(), "dtype": dtype, "shape": shape}, TensorRef
     )
-    out.write(bytes(0))
-    out.truncate(out.tell() + int(np.prod(shape)) * np.dtype(dtype).itemsize)
+    out.flush()
+    # Written through a map, a sparse file on a full disk would end the process by a signal.
+    os.posix_fallocate(out.fileno(), reference.offset, int(np.prod(shape)) * np.dtype(dtype).itemsize)
     return reference
 
 
