@@ -342,7 +342,7 @@ def _train(run: Run, launch: Callable[[TrainJob], RunningWorker]) -> None:
         run.outcome = finish_worker(worker, TrainOutcome, watch=run.observer)
     except OutOfMemoryError as error:
         run.killed = error
-        run.notes.append(f"The {error}.")
+        run.notes.append(f"{str(error)[:1].upper()}{str(error)[1:]}.")
         return
     work, asked = run.outcome.plan.work, run.asked.work
     if work.sequence < asked.sequence:
@@ -441,13 +441,14 @@ def _charged(run: Run) -> int | None:
 
 
 def _measuring(watch: Observer, steps: int) -> Measuring:
+    inside = (
+        f" The worker looks at itself as briefly after each of {steps} steps, and at all its mappings in the first "
+        "step, which is not timed."
+    )
     return Measuring(
         samples=watch.looks,
         seconds=watch.looks * watch.look_s,
-        note=(
-            f"One look at the worker from outside takes {duration(watch.look_s)}. The worker looks at itself as "
-            f"briefly after each of {steps} steps, and at all its mappings in the first step, which is not timed."
-        ),
+        note=f"One look at the worker from outside takes {duration(watch.look_s)}.{inside if steps else ''}",
     )
 
 

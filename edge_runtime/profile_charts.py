@@ -22,6 +22,8 @@ _POINTS = 480
 _MIB = 1 << 20
 _LETTER = 6.9  # pixels a letter of a label takes, on the wide side
 _SHORTEST = 1e-9  # seconds or MiB an axis is long at least
+#: A timeline whose first sample lies within this share of its length is drawn from 0 on.
+_AT_ONCE = 0.02
 _LABEL_ROWS = 2  # phases that come too thick for these rows keep their band and lose their name
 _ROW, _BAR, _GAP = 38, 11, 3
 
@@ -183,13 +185,14 @@ class _Plane:
 def _plane(profile: Profile, samples: Sequence[Sample], width: int) -> _Plane:
     highest = max(max(s.resident_bytes, s.anonymous_bytes + s.file_bytes) for s in samples)
     top = 14 + 17 * _LABEL_ROWS
+    first, last = samples[0].seconds, samples[-1].seconds
     return _Plane(
         left=40,
         right=width - 6,
         top=top,
         bottom=top + (220 if width < NARROW else 270),
-        first=samples[0].seconds,
-        last=samples[-1].seconds,
+        first=0.0 if first < _AT_ONCE * last else first,
+        last=last,
         most=1.1 * max(profile.cap_bytes, profile.peak_bytes, highest),
     )
 

@@ -254,6 +254,11 @@ class Profile(Struct, frozen=True, kw_only=True):
         return self.unexplained_bytes / self.peak_bytes
 
     @property
+    def is_split(self) -> bool:
+        """Whether any bin was measured: a worker that was ended cannot tell."""
+        return any(bin_.measured_bytes is not None for bin_ in self.bins)
+
+    @property
     def is_explained(self) -> bool:
         """Whether the bins account for the peak closely enough to be trusted."""
         return abs(self.unexplained_share) < UNEXPLAINED_SHARE

@@ -127,7 +127,9 @@ def _tiles(profile: Profile) -> str:
             "Unexplained",
             share(profile.unexplained_share),
             "accounted for" if profile.is_explained else "too much: see the bins",
-        ),
+        )
+        if profile.is_split
+        else ("Unexplained", "all of it", "no bin was measured"),
         ("Peak owned by", "not known" if owner is None else owner.name, "phase"),
         ("Step", "none", "no step was finished")
         if profile.step_s is None

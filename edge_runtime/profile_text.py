@@ -51,9 +51,9 @@ def duration(seconds: float | None) -> str:
     """A time in seconds as text; a dash where there is none."""
     if seconds is None:
         return "–"
-    if 0 < seconds < 0.001:
+    if 0 < seconds < 0.0009995:
         return f"{seconds * 1e6:.0f} µs"
-    if 0.001 <= seconds < 1:
+    if 0 < seconds < 0.9995:
         return f"{seconds * 1000:.0f} ms"
     return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:.0f} s"
 
@@ -122,6 +122,8 @@ def charge_line(profile: Profile) -> str:
 
 def prediction_line(profile: Profile) -> str:
     """How far the prediction was off."""
+    if profile.killed:
+        return f"Predicted {size(profile.predicted_peak_bytes)}; the worker was ended before it was done."
     error = profile.prediction_error
     side = "above" if error >= 0 else "below"
     return f"Predicted {size(profile.predicted_peak_bytes)}: {share(abs(error))} {side} the measured peak."
@@ -129,6 +131,8 @@ def prediction_line(profile: Profile) -> str:
 
 def unexplained_line(profile: Profile) -> str:
     """Whether the bins account for the peak."""
+    if not profile.is_split:
+        return "No bin was measured."
     rest, part = profile.unexplained_bytes, abs(profile.unexplained_share)
     limit = f"{UNEXPLAINED_SHARE:.0%}".replace("%", " %")
     kind = "lies outside all bins" if rest >= 0 else "is counted in more than one bin"
@@ -233,6 +237,8 @@ def row_note(profile: Profile, row: LedgerRow) -> str:
     """A bin's own note; for the rest, its share of the peak."""
     if row.name != UNEXPLAINED:
         return row.note
+    if not profile.is_split:
+        return "no bin was measured"
     return f"{share(profile.unexplained_share)} of the peak" + ("" if profile.is_explained else ": too much")
 
 

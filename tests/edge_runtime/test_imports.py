@@ -27,6 +27,11 @@ AGENT_MODULES = [
     "edge_runtime.messages",
     "edge_runtime.package",
     "edge_runtime.plan_text",
+    "edge_runtime.profile",
+    "edge_runtime.profile_comparisons",
+    "edge_runtime.profile_facts",
+    "edge_runtime.profile_identity",
+    "edge_runtime.profile_page",
     "edge_runtime.rows",
     "edge_runtime.signing",
     "edge_runtime.store",
@@ -69,7 +74,7 @@ def test_the_agent_loads_no_engine() -> None:
     import_behind_a_fence("numpy,onnxruntime,tokenizers,safetensors,psutil,torch", AGENT_MODULES)
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["enrol"], ["check"], ["status"], ["plan"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["enrol"], ["check"], ["status"], ["plan"], ["profile"]])
 def test_the_command_line_explains_itself_without_libraries(command: list[str]) -> None:
     """Help needs nothing but the standard library."""
     program = (
