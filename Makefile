@@ -4,6 +4,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Pages with tables made from benchmarks/results.
+PAGES := README.md docs/decisions/0006-memory-prediction.md docs/decisions/0009-arithmetic-and-weights.md
 
 .PHONY: setup demo test lint bench bench-memory bench-memory-grid bench-arithmetic bench-placement demo-reference tables \
 	constraints clean
@@ -49,7 +51,7 @@ demo-reference: setup
 	$(BIN)/python examples/banking77/reference.py
 
 tables: setup
-	$(BIN)/python -m benchmarks.tables README.md
+	for page in $(PAGES); do $(BIN)/python -m benchmarks.tables $$page || exit 1; done
 
 constraints:
 	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --no-annotate --no-header \

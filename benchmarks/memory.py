@@ -50,17 +50,27 @@ class Bench:
         self.judges: set[str] = set()
 
     def worker(
-        self, name: str, title: str, choice: Choice, *, draws: int = 1, cap_mb: int = 4000, **job: object
+        self,
+        name: str,
+        title: str,
+        choice: Choice,
+        *,
+        draws: int = 1,
+        cap_mb: int = 4000,
+        steps: int | None = None,
+        slices: tuple[str, ...] | None = None,
+        prefix_cache_bytes: int = 0,
     ) -> None:
         """One worker under a cap; a kill by the kernel is a row without a figure, and is said."""
         subject = self.subjects[name]
         given = subject.job(
             choice,
             draws=draws,
-            steps=WARM_UP_STEPS + self.steps,
+            steps=steps or WARM_UP_STEPS + self.steps,
             batch_size=BATCH,
             cap_bytes=cap_mb * MB,
-            **job,
+            slices=slices,
+            prefix_cache_bytes=prefix_cache_bytes,
         )
         try:
             outcome = run_worker(given, TrainOutcome)
@@ -194,7 +204,12 @@ def _take_turn(bench: Bench) -> None:
     last_block = tuple(name for name in minilm.slices if f".{_blocks(minilm) - 1}." in name)
     for title, cache_bytes in (("without prefix cache", 0), ("with prefix cache", PREFIX_BYTES)):
         bench.worker(
-            MINILM, f"last block, {title}", RESIDENT, slices=last_block, prefix_cache_bytes=cache_bytes
+            MINILM,
+            f"last block, {title}",
+            RESIDENT,
+            steps=PREFIX_STEPS,
+            slices=last_block,
+            prefix_cache_bytes=cache_bytes,
         )
 
 
