@@ -20,39 +20,41 @@ from edge_runtime.engines.onnx import OnnxEngine
 from edge_runtime.executor import Executor
 from edge_runtime.jobs import TrainJob
 from edge_runtime.package import Package
+from edge_runtime.prepared import PreparedPackage
 from edge_runtime.slices import decode_values
 from edge_runtime.tangents import draw_tangents
 from edge_runtime.worker import keep_freed_memory
 
+#: A program and its inputs.
+Run = tuple[LoadedProgram, dict[str, Array]]
 #: The second block: its hidden state carries tangents from the first.
 BLOCK = 2
 WARM_UP = 3
 
 
 class Recorded:
-    """A program and what it was last given."""
+    """A program that notes what it is given."""
 
-    def __init__(self, program: LoadedProgram) -> None:
-        self.program = program
-        self.inputs: dict[str, Array] = {}
+    def __init__(self, program: LoadedProgram, runs: list[Run]) -> None:
+        self._program, self._runs = program, runs
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See :class:`LoadedProgram`."""
-        self.inputs = dict(inputs)
-        return self.program.run(inputs)
+        self._runs.append((self._program, dict(inputs)))
+        return self._program.run(inputs)
 
 
 class RecordingEngine:
-    """The engine, keeping the programs it loaded in order."""
+    """The engine, keeping what its programs were given, in the order they ran."""
 
     def __init__(self, engine: OnnxEngine) -> None:
         self._engine = engine
-        self.programs: list[Recorded] = []
+        self.version = engine.version
+        self.runs: list[Run] = []
 
     def load(self, program: Path, weights: Mapping[str, Array], outputs: Sequence[str]) -> Recorded:
         """See :class:`edge_runtime.engines.Engine`."""
-        self.programs.append(Recorded(self._engine.load(program, weights, outputs)))
-        return self.programs[-1]
+        return Recorded(self._engine.load(program, weights, outputs), self.runs)
 
 
 def main() -> None:
@@ -71,11 +73,9 @@ def main() -> None:
     json.dump(seconds, sys.stdout)
 
 
-def _record(
-    job: TrainJob, draws: Sequence[int], count: int
-) -> dict[int, tuple[LoadedProgram, dict[str, Array]]]:
+def _record(job: TrainJob, draws: Sequence[int], count: int) -> dict[int, Run]:
     """The block's program and real inputs: primal under 0, dual under each number of draws."""
-    package = Package.open(Path(job.package_folder), job.publisher_key)
+    package = Package.open_known(Path(job.package_folder), job.package_sha256)
     manifest, task = package.manifest, job.task
     rows = load_rows(Path(job.data_path), manifest.labels)[:count]
     ids = Tokenizer(package.path(manifest.tokenizer), task.sequence_limit).encode(rows)
@@ -88,14 +88,15 @@ def _record(
 
     runs = {}
     engine = RecordingEngine(OnnxEngine(job.threads))
-    Executor(package, engine).sweep(values, [batch])
-    runs[0] = (engine.programs[BLOCK].program, engine.programs[BLOCK].inputs)
-    engine = RecordingEngine(OnnxEngine(job.threads))
-    executor = Executor(package, engine, task.slices)
+    prepared = PreparedPackage.open(package, Path(job.prepared_folder), engine.version)
+    Executor(prepared, engine).sweep(values, [batch])
+    runs[0] = engine.runs[BLOCK]
+    executor = Executor(prepared, engine, task.slices)
     for k in draws:
         tangents = draw_tangents(msgspec.structs.replace(task, draws=k), specs, 0, range(count))
+        engine.runs.clear()
         executor.sweep(values, [batch], [tangents])
-        runs[k] = (engine.programs[BLOCK].program, engine.programs[BLOCK].inputs)
+        runs[k] = engine.runs[BLOCK]
     return runs
 
 

@@ -27,16 +27,23 @@ from benchmarks.full_rows import LABELS, write_full_rows
 from benchmarks.measured_process import Measured, pinned_to_cores, python_program, run_measured
 from benchmarks.result_file import RESULTS, Figure, figure, write_result
 from benchmarks.tables import table
-from edge_runtime.executor import first_dual_segment
-from edge_runtime.jobs import EvaluateJob, EvaluateOutcome, TrainJob, TrainOutcome
+from edge_runtime.jobs import (
+    EvaluateJob,
+    EvaluateOutcome,
+    PrepareJob,
+    TrainJob,
+    TrainOutcome,
+    ensure_prepared,
+)
 from edge_runtime.messages import LocalOptimizer, Task
 from edge_runtime.package import Package
-from edge_runtime.plan import predict_peak, preferred_micro_batch
+from edge_runtime.plan import Choice, preferred_micro_batch
+from edge_runtime.prepared import read_prepared
 from edge_runtime.signing import generate_key
 
 RESULT = RESULTS / "bench.json"
 BATCH, TOKENS, ROWS = 8, 128, 64
-#: What the demo grants a device; the plan then takes its preferred micro-batch.
+#: What the demo grants a device.
 CAP_BYTES = 256 << 20
 PREFERRED_ROWS = preferred_micro_batch(BATCH, TOKENS)
 WARM_UP_STEPS = 2
@@ -67,13 +74,19 @@ class Bench:
         write_full_rows(self.rows, self.model / "tokenizer.json", TOKENS, ROWS)
         key = generate_key()
         key.save(folder / "publisher.key")
-        self.publisher_key = key.public_key
         export = python_program(
             "export.cli", "package", self.model, "--labels", LABELS, "--check-data", self.rows
         )
         export += ["--output", str(folder / "package"), "--key", str(folder / "publisher.key")]
         subprocess.run([*export, "--sequence-limit", str(TOKENS)], check=True, stdout=subprocess.DEVNULL)
-        self.package = Package.open(folder / "package", self.publisher_key)
+        self.package = Package.open(folder / "package", key.public_key)
+        self.prepared = folder / "prepared"
+        ensure_prepared(
+            PrepareJob(
+                str(self.package.folder), self.package.sha256, str(self.prepared), CAP_BYTES, self.threads
+            )
+        )
+        self.arithmetic = read_prepared(self.prepared).arithmetic
         manifest = self.package.manifest
         self.slices = tuple(spec.name for spec in manifest.slices if spec.kind != "head")
         self.notes: set[str] = set()
@@ -95,12 +108,12 @@ class Bench:
         peaks = self._peaks(measured, done["high_water_bytes"])
         return {**peaks, "step": median(done["seconds"][WARM_UP_STEPS:])}
 
-    def train(self, *, draws: int, cap_bytes: int, rows_at_a_time: int) -> Values:
+    def train(self, *, draws: int, rows_at_a_time: int) -> Values:
         """(c): the worker itself gives memory, under its cap; the same job with a clock gives time."""
-        job = self.train_job(draws, cap_bytes)
+        job = self.train_job(draws, rows_at_a_time)
         given = msgspec.json.encode(job)
-        measured = self._run(python_program("edge_runtime.worker"), given, limit_bytes=cap_bytes)
-        memory = msgspec.json.decode(measured.output, type=TrainOutcome).memory
+        measured = self._run(python_program("edge_runtime.worker"), given, limit_bytes=CAP_BYTES)
+        memory = msgspec.json.decode(measured.output.splitlines()[-1], type=TrainOutcome).memory
         timed = json.loads(self._run(python_program("benchmarks.timed_worker"), given).output)
         if timed["group_rows"] != [rows_at_a_time]:
             raise SystemExit(
@@ -117,7 +130,8 @@ class Bench:
         package = self.package
         job = EvaluateJob(
             package_folder=str(package.folder),
-            publisher_key=self.publisher_key,
+            package_sha256=package.sha256,
+            prepared_folder=str(self.prepared),
             state_path=str(package.path(package.manifest.initial_state)),
             data_path=str(self.rows),
             sequence_limit=TOKENS,
@@ -126,7 +140,7 @@ class Bench:
         )
         given = msgspec.json.encode(job)
         measured = self._run(python_program("edge_runtime.worker"), given, limit_bytes=CAP_BYTES)
-        memory = msgspec.json.decode(measured.output, type=EvaluateOutcome).memory
+        memory = msgspec.json.decode(measured.output.splitlines()[-1], type=EvaluateOutcome).memory
         timed = json.loads(self._run(python_program("benchmarks.timed_worker"), given).output)
         groups = BATCH // timed["group_rows"][0]
         return {
@@ -138,27 +152,11 @@ class Bench:
     def block_programs(self, rows_at_a_time: int) -> dict[int, float]:
         """Seconds of the block's program by number of draws; 0 is its primal program."""
         command = python_program("benchmarks.block_programs", "1,4", 40, rows_at_a_time)
-        output = self._run(command, msgspec.json.encode(self.train_job(1, CAP_BYTES))).output
+        output = self._run(command, msgspec.json.encode(self.train_job(1, rows_at_a_time))).output
         return {int(draws): median(seconds) for draws, seconds in json.loads(output).items()}
 
-    def cap_for(self, draws: int, rows_at_a_time: int) -> int:
-        """A cap under which the plan runs this many examples at a time: halfway to where twice as many fit."""
-        first = first_dual_segment(self.package, self.slices)
-        one, two = (
-            predict_peak(
-                self.package.manifest,
-                first_segment=first,
-                batch_size=BATCH,
-                micro_batch=size,
-                sequence=TOKENS,
-                draws=draws,
-            ).total_bytes
-            for size in (rows_at_a_time, 2 * rows_at_a_time)
-        )
-        return (one + two) // 2
-
-    def train_job(self, draws: int, cap_bytes: int) -> TrainJob:
-        """A task that trains all slices and the head."""
+    def train_job(self, draws: int, rows_at_a_time: int) -> TrainJob:
+        """A task that trains all slices and the head, resident and with all draws at once."""
         package = self.package
         task = Task(
             task_id="benchmark",
@@ -181,13 +179,15 @@ class Bench:
         )
         return TrainJob(
             package_folder=str(package.folder),
-            publisher_key=self.publisher_key,
+            package_sha256=package.sha256,
+            prepared_folder=str(self.prepared),
             state_path=str(package.path(package.manifest.initial_state)),
             data_path=str(self.rows),
             change_path=str(self.folder / "change.safetensors"),
             task=task,
-            cap_bytes=cap_bytes,
+            cap_bytes=CAP_BYTES,
             threads=self.threads,
+            choice=Choice("resident", rows_at_a_time, draws),
         )
 
     def _run(self, command: list[str], given: bytes, limit_bytes: int | None = None) -> Measured:
@@ -223,6 +223,7 @@ def main() -> int:
         "repetitions": arguments.repetitions,
         "steps": arguments.steps,
         "cores": len(cores),
+        "arithmetic": bench.arithmetic,
         "worker_limit": "enforced by a memory cgroup" if not bench.notes else "; ".join(sorted(bench.notes)),
     }
     command = (
@@ -236,16 +237,16 @@ def main() -> int:
 
 
 def _arms(bench: Bench) -> list[Arm]:
-    def training(draws: int, cap_bytes: int, rows: int) -> Callable[[], Values]:
-        return lambda: bench.train(draws=draws, cap_bytes=cap_bytes, rows_at_a_time=rows)
+    def training(draws: int, rows: int) -> Callable[[], Values]:
+        return lambda: bench.train(draws=draws, rows_at_a_time=rows)
 
     return [
         Arm("PyTorch", lambda: bench.torch(checkpointing=False)),
         Arm("PyTorch, checkpointed", lambda: bench.torch(checkpointing=True)),
-        Arm("worker, 1 draw", training(1, CAP_BYTES, PREFERRED_ROWS)),
-        Arm("worker, 4 draws", training(4, CAP_BYTES, PREFERRED_ROWS)),
-        Arm("worker, 1 draw, one example at a time", training(1, bench.cap_for(1, 1), 1)),
-        Arm("worker, 4 draws, one example at a time", training(4, bench.cap_for(4, 1), 1)),
+        Arm("worker, 1 draw", training(1, PREFERRED_ROWS)),
+        Arm("worker, 4 draws", training(4, PREFERRED_ROWS)),
+        Arm("worker, 1 draw, one example at a time", training(1, 1)),
+        Arm("worker, 4 draws, one example at a time", training(4, 1)),
         Arm("worker, inference alone", bench.evaluate),
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from edge_runtime.data import Tokenizer, load_rows, make_batch
 from edge_runtime.engines.onnx import OnnxEngine
 from edge_runtime.executor import Executor
 from edge_runtime.package import Package
+from edge_runtime.preparation import prepare
 from edge_runtime.slices import decode_values
 
 BATCH = 32
@@ -42,7 +44,9 @@ def compare_with_peft(
     tokenizer = Tokenizer(package.path(package.manifest.tokenizer), package.manifest.sequence_limit)
     ids = tokenizer.encode(rows)
     values = decode_values(slices.read_bytes(), package.manifest.slices)
-    executor = Executor(package, OnnxEngine(threads=2))
+    engine = OnnxEngine(threads=2)
+    with tempfile.TemporaryDirectory() as folder:  # mapped files outlive their names
+        executor = Executor(prepare(package, Path(folder) / "prepared", engine), engine)
     encoder = AutoModel.from_pretrained(model, local_files_only=True).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft reads a property that transformers has renamed

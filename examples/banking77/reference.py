@@ -34,11 +34,13 @@ from coordinator.config import RunConfig, run_config
 from coordinator.requirements import required_bytes
 from coordinator.selection import Candidate, draw_order, fit
 from edge_runtime.data import Tokenizer, draw_batches, load_rows, make_batch
+from edge_runtime.engines.onnx import OnnxEngine
 from edge_runtime.gradient import head_gradient
 from edge_runtime.jobs import EvaluateJob, TrainJob
 from edge_runtime.messages import Task
 from edge_runtime.meter import Meter
 from edge_runtime.optimizers import make_optimizer
+from edge_runtime.preparation import prepare as prepare_package
 from edge_runtime.signing import generate_key
 from edge_runtime.slices import Values, decode_values, encode_values, shapes
 from edge_runtime.worker import evaluate, train
@@ -78,6 +80,8 @@ class Simulation:
             check_texts=texts,
         )
         self.package = export_package(options, self.key, progress=lambda _: None)
+        self.prepared = folder / "prepared"
+        prepare_package(self.package, self.prepared, OnnxEngine(threads))
         manifest = self.package.manifest
         self.slices = tuple(spec.name for spec in manifest.slices if spec.kind != "head")
         self.state = folder / "state.safetensors"
@@ -134,7 +138,8 @@ class Simulation:
         self.state.write_bytes(encode_values(values))
         job = EvaluateJob(
             str(self.package.folder),
-            self.key.public_key,
+            self.package.sha256,
+            str(self.prepared),
             str(self.state),
             str(self.split.dev),
             self.config.sequence_limit,
@@ -150,7 +155,8 @@ class Simulation:
         change = self.folder / "change.safetensors"
         job = TrainJob(
             str(self.package.folder),
-            self.key.public_key,
+            self.package.sha256,
+            str(self.prepared),
             str(self.state),
             str(data),
             str(change),
