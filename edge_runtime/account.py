@@ -8,13 +8,14 @@ but for the arrays this project holds itself, which are counted.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from edge_runtime.executor import Executor, Flow
 from edge_runtime.jobs import BinMeasure, StepMeasure
-from edge_runtime.meter import mapped_bytes, status_bytes
+from edge_runtime.meter import mapped_bytes, read_memory, status_bytes
 from edge_runtime.plan import SLICE_COPIES
 from edge_runtime.slices import Values
 
@@ -65,7 +66,7 @@ class Account:
             self._executor.observe = None
             self._executor = None
         if self._seen % self._stride == 0:
-            self._steps.append(StepMeasure(time.monotonic() - self._started_s, status_bytes("VmRSS")))
+            self._steps.append(self._step())
         self._seen += 1
         if len(self._steps) == MAX_STEPS:
             self._steps = self._steps[::2]
@@ -92,6 +93,13 @@ class Account:
             "slices": own_bytes,
         }
         return tuple(BinMeasure(name, size) for name, size in parts.items())
+
+    def _step(self) -> StepMeasure:
+        memory = read_memory(os.getpid())
+        resident_bytes, anonymous_bytes = (
+            (memory.resident_bytes, memory.anonymous_bytes) if memory else (0, 0)
+        )
+        return StepMeasure(time.monotonic() - self._started_s, resident_bytes, anonymous_bytes)
 
     def _observe(self, flows: Sequence[Flow]) -> None:
         inside, _ = mapped_bytes(self._folders)

@@ -122,6 +122,7 @@ def _profile(arguments: argparse.Namespace) -> int:
     import shlex
 
     from edge_runtime.profile import Settings, profile_package
+    from edge_runtime.profile_text import difference_line
 
     report = profile_package(
         Settings(
@@ -140,6 +141,10 @@ def _profile(arguments: argparse.Namespace) -> int:
         )
     )
     print(report.text.partition("\n\n")[0])
+    if report.difference is not None:
+        print(difference_line(report.difference))
+    for note in report.profile.notes:
+        print(f"note: {note}")
     for path in report.paths:
         print(f"written: {path}")
     if report.error is not None:

@@ -75,10 +75,11 @@ class BinMeasure(Struct, frozen=True):
 
 
 class StepMeasure(Struct, frozen=True):
-    """One step: its end, in seconds since the worker started, and the resident memory there."""
+    """One step: its end, in seconds since the job began, and the memory there: all resident, and anonymous of it."""
 
     end_s: Seconds
     resident_bytes: Bytes
+    anonymous_bytes: Bytes = 0
 
 
 class TrainOutcome(Struct, frozen=True):

@@ -109,11 +109,13 @@ class Report:
     """What was written.
 
     Attributes:
+        difference: against the earlier report, if one was given and is of the same work.
         text: the whole report. paths: of page, document and text.
         error: why the command must not end well; None if the run kept to its budget and did not regress.
     """
 
     profile: Profile
+    difference: Difference | None
     text: str
     paths: tuple[Path, ...]
     error: EdgeError | None
@@ -152,6 +154,7 @@ class Run:
     Attributes:
         outcome: None if the worker was ``killed`` for memory.
         judge, judge_note: who held it to the cap, and why none better.
+        ended_s: when the worker had ended, after its start.
         notes: what a reader should know.
     """
 
@@ -163,6 +166,7 @@ class Run:
     killed: OutOfMemoryError | None = None
     judge: Judge = "none"
     judge_note: str = ""
+    ended_s: float = 0.0
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -206,7 +210,7 @@ def profile_package(settings: Settings, launch: Callable[[TrainJob], RunningWork
     difference, unlike = _against(old, profile, settings.tolerance)
     text, paths = _write(profile, difference, settings.output)
     error = run.killed or _broken_budget(profile) or unlike or _regression(difference)
-    return Report(profile, text, paths, error)
+    return Report(profile, difference, text, paths, error)
 
 
 # --- before ---------------------------------------------------------------------------------------------------
@@ -344,6 +348,8 @@ def _train(run: Run, launch: Callable[[TrainJob], RunningWorker]) -> None:
         run.killed = error
         run.notes.append(f"{str(error)[:1].upper()}{str(error)[1:]}.")
         return
+    finally:
+        run.ended_s = time.monotonic() - worker.started_s
     work, asked = run.outcome.plan.work, run.asked.work
     if work.sequence < asked.sequence:
         run.notes.append(
@@ -413,7 +419,7 @@ def _fill(run: Run, command: str, ways: list[Comparison]) -> Profile:
         predicted_peak_bytes=plan.peak.total_bytes,
         bins=bins(plan.peak, outcome.bins if outcome else (), phases),
         timeline=thin(samples, MOST_SAMPLES),
-        phases=phase_peaks(phases, watch.entered_s, watch.last.seconds if watch.last else 0.0),
+        phases=phase_peaks(phases, watch.entered_s, run.ended_s),
         tensors=tensors(run.planner, plan),
         what_if=what_if(run.planner, asked.work, plan, asked.cap_bytes),
         growth=checked,

@@ -138,7 +138,7 @@ class WhatIf(Struct, frozen=True):
 
 
 class Growth(Struct, frozen=True):
-    """The leak check: resident memory at the first and last of ``steps`` steps, and the slope between.
+    """The leak check: anonymous memory at the first and last of ``steps`` steps, and the slope between.
 
     ``warm_up`` steps before them are left out.
     """

@@ -122,7 +122,9 @@ def _tiles(profile: Profile) -> str:
             "Prediction",
             share(profile.prediction_error, signed=True),
             f"predicted {size(profile.predicted_peak_bytes)}",
-        ),
+        )
+        if not profile.killed
+        else ("Prediction", size(profile.predicted_peak_bytes), "not reached"),
         (
             "Unexplained",
             share(profile.unexplained_share),

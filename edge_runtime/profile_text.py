@@ -165,7 +165,7 @@ def growth_line(profile: Profile) -> str:
     found = "Memory grows with each step" if growth.leaks else "No leak"
     slope = growth.per_step_bytes / 1024
     return (
-        f"{found}: {size(growth.first_bytes)} after the first of {growth.steps} steps, "
+        f"{found}: {size(growth.first_bytes)} anonymous memory after the first of {growth.steps} steps, "
         f"{size(growth.last_bytes)} after the last; {slope:+.2f} KiB a step, "
         f"limit {growth.limit_per_step_bytes / 1024:.2f} KiB."
         + (f" The {growth.warm_up} steps before them are warm-up." if growth.warm_up else "")

@@ -98,7 +98,7 @@ def test_a_task_is_profiled(profile, exported, tmp_path) -> None:
     assert found.identity.command.startswith("edge-runtime profile ")
     text = (tmp_path / "out" / "report.txt").read_text()
     assert text == render_text(found)
-    assert text.startswith(answer.out.partition("\nwritten: ")[0])
+    assert text.startswith(answer.out.partition("\nnote: ")[0])
     assert "<h1>Memory budget of " in (tmp_path / "out" / "report.html").read_text()
     assert len(list((tmp_path / "out").iterdir())) == 3
 
@@ -134,6 +134,7 @@ def test_a_report_is_compared_with_an_earlier_one(profile, tmp_path) -> None:
     old.write_text(json.dumps(document))
     same = profile("--steps", "3", "--against", str(old), "--tolerance", "0.2")
     assert same.code == 0
+    assert "\nNo regression: the peak stays within" in same.out
     assert "No regression" in (tmp_path / "out" / "report.txt").read_text()
     document["peak_bytes"] = first.profile.peak_bytes // 2
     old.write_text(json.dumps(document))
@@ -252,7 +253,7 @@ def test_a_damaged_package_is_refused(tmp_path, data, capsys) -> None:
 
 def steps_of(sizes: list[int], stride: int = 1, seconds: float = 0.5) -> list[StepMeasure]:
     """Steps that end every half second, as an account keeps them."""
-    return [StepMeasure(i * stride * seconds, size) for i, size in enumerate(sizes)]
+    return [StepMeasure(i * stride * seconds, size + i * MIB, size) for i, size in enumerate(sizes)]
 
 
 def test_a_step_takes_the_median_after_the_warm_up() -> None:
@@ -265,7 +266,7 @@ def test_a_step_takes_the_median_after_the_warm_up() -> None:
 
 
 def test_a_leak_is_found_and_a_plateau_is_none() -> None:
-    """Memory that grows with each step leaks; memory that grew during the warm-up does not."""
+    """Anonymous memory that grows with each step leaks; growth during the warm-up or of files does not."""
     leaking = growth(steps_of([100 * MIB + i * 20_000 for i in range(100)]), 100)
     assert leaking.leaks
     assert leaking.per_step_bytes == pytest.approx(20_000)
