@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import dataclass
 from itertools import pairwise
@@ -115,6 +116,21 @@ def test_less_data_than_asked_for_is_told(profile, data) -> None:
     assert f"The longest row has {found.work.sequence} tokens" in notes
     assert "No leak check" in notes
     assert "--model FOLDER" in notes
+
+
+def test_the_command_itself_loads_no_engine(exported, prepared_in, data, tmp_path) -> None:
+    """A whole run leaves the command's own process without numpy, the engine and torch: only workers have them."""
+    prepared = prepared_in[exported.package.manifest.arithmetics[0]].folder
+    program = (
+        "import sys; from edge_runtime.cli import main; assert main(sys.argv[1:]) == 0\n"
+        "assert not {'numpy', 'onnxruntime', 'tokenizers', 'torch'} & set(sys.modules)"
+    )
+    words = ["profile", str(exported.package.folder), "--cap", "256M", "--data", str(data), "--steps", "2"]
+    words += ["--prepared", str(prepared), "--output", str(tmp_path / "report")]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_how_the_work_is_done_can_be_forced(profile) -> None:
