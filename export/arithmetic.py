@@ -95,10 +95,7 @@ class _Rewriter:
             old = node.outputs[0]
             result.name, result.shape, result.type = old.name, old.shape, old.type
             self._graph.insert_before(node, made)
-            ir.convenience.replace_all_uses_with(old, result)
-            for position, output in enumerate(self._graph.outputs):
-                if output is old:
-                    self._graph.outputs[position] = result
+            ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
             self._graph.remove(node, safe=True)
         used = {value for node in self._graph for value in node.inputs}
         for value in [v for v in self._graph.inputs if str(v.name).endswith((LEVELS_SUFFIX, "_scales"))]:
