@@ -1,3 +1,4 @@
+import os
 import tomllib
 from contextlib import suppress
 from pathlib import Path
@@ -49,6 +50,20 @@ def test_relative_paths_count_from_the_configuration(tmp_path) -> None:
     assert config.data == Path("/elsewhere/data.jsonl")
 
 
+def test_all_cores_unless_told_otherwise(tmp_path) -> None:
+    """Zero threads, the default, are as many as this process may use; a number is taken as it stands."""
+    config = load_config(write(tmp_path, threads="0"))
+    assert config.engine_threads == len(os.sched_getaffinity(0))
+    assert load_config(write(tmp_path, threads=None)).threads == 0
+    assert load_config(write(tmp_path, threads="3")).engine_threads == 3
+
+
+@pytest.mark.parametrize(("written", "size"), [("0", 0), ('"64M"', 64 << 20), (None, 256 << 20)])
+def test_the_prefix_cache_may_be_sized_or_turned_off(tmp_path, written: str | None, size: int) -> None:
+    """The cache has a size with a unit, a default, and zero to keep none."""
+    assert load_config(write(tmp_path, prefix_cache=written)).prefix_cache == size
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -58,7 +73,8 @@ def test_relative_paths_count_from_the_configuration(tmp_path) -> None:
         ({"cap": "1.5"}, "cap"),
         ({"cap": "true"}, "cap"),
         ({"cap": "0"}, "outside"),
-        ({"threads": "0"}, "threads"),
+        ({"threads": "-1"}, "threads"),
+        ({"prefix_cache": '"-1M"'}, "prefix_cache"),
         ({"device_name": '"a b"'}, "device_name"),
         ({"publisher_key": '"short"'}, "publisher_key"),
         ({"data": "3"}, "data"),

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.data import Tokenizer, draw_batches, load_rows, make_batch
+from edge_runtime.data import PAD_TO, Tokenizer, draw_batches, load_rows, make_batch, padded_length
 from edge_runtime.errors import DataError, PackageError
 from edge_runtime.rows import MAX_ROW_BYTES, Row, check_rows, count_rows
 
@@ -117,6 +117,25 @@ def test_a_batch_is_padded_to_its_longest_row() -> None:
     assert batch.attention_mask.tolist() == [[1, 0, 0], [1, 1, 1]]
     assert batch.labels.tolist() == [1, 0]
     assert batch.input_ids.dtype == batch.attention_mask.dtype == batch.labels.dtype == np.int64
+
+
+@given(tokens=st.integers(1, 600), limit=st.integers(1, 512))
+def test_padding_goes_to_a_multiple_within_the_limit(tokens: int, limit: int) -> None:
+    """A batch is padded to the next multiple of eight, never past the limit, never below its longest row."""
+    length = padded_length(tokens, limit)
+    assert tokens <= length < tokens + PAD_TO
+    assert length <= max(limit, tokens)
+    assert length % PAD_TO == 0 or length in (limit, tokens)
+
+
+def test_a_batch_within_a_limit_is_padded_to_a_multiple() -> None:
+    """With a limit the width is rounded up, and what was added is masked; without one it is the longest row's."""
+    ids, labels = [[5], [6] * 11], [1, 0]
+    assert make_batch(ids, labels, pad_token_id=9).input_ids.shape == (2, 11)
+    batch = make_batch(ids, labels, pad_token_id=9, sequence_limit=32)
+    assert batch.input_ids.shape == (2, 16)
+    assert batch.attention_mask.sum(axis=1).tolist() == [1, 11]
+    assert make_batch(ids, labels, pad_token_id=9, sequence_limit=12).input_ids.shape == (2, 12)
 
 
 @pytest.mark.parametrize(("ids", "labels"), [([], []), ([[1]], [])])

@@ -12,6 +12,7 @@ from edge_runtime.data import Batch, Tokenizer, load_rows, make_batch
 from edge_runtime.engines.onnx import OnnxEngine
 from edge_runtime.executor import Executor
 from edge_runtime.package import Package
+from edge_runtime.prepared import PreparedPackage
 from edge_runtime.slices import decode_values
 from tests.end_to_end.harness import Fleet, command
 from tests.end_to_end.workshop import Exported, rows, write_rows
@@ -35,7 +36,7 @@ def test_peft_predicts_what_the_runtime_predicts(workshop, tmp_path, kind: str) 
     batch = read_batch(package, write_rows(tmp_path / "dev.jsonl", rows()[:24]))
     values = decode_values(slices.read_bytes(), package.manifest.slices)
     untrained = {name: value if name.startswith("head/") else 0 * value for name, value in values.items()}
-    executor = Executor(package, OnnxEngine(threads=1))
+    executor = Executor(PreparedPackage.as_stored(package), OnnxEngine(threads=1))
     ours = executor.sweep(values, [batch]).logits
     assert np.abs(ours - executor.sweep(untrained, [batch]).logits).max() > 1e-2
     assert np.abs(ours - peft_logits(model, adapter, batch)).max() < 1e-3

@@ -71,7 +71,7 @@ from edge_runtime.messages import (
     encode,
     encode_result,
 )
-from edge_runtime.package import Package
+from edge_runtime.package import FORMAT_VERSION, Package
 from edge_runtime.signing import PrivateKey, generate_key, sign_request
 from edge_runtime.slices import encode_values, shapes
 from tests.end_to_end.harness import Fleet, command
@@ -237,11 +237,15 @@ def other_signer(workshop: Workshop, package: Path) -> str:
 
 def newer_format(workshop: Workshop, package: Path) -> str:
     """A package that next year's exporter wrote and its publisher signed."""
-    manifest = {**json.loads((package / "manifest.json").read_bytes()), "format_version": 2, "news": []}
+    manifest = {
+        **json.loads((package / "manifest.json").read_bytes()),
+        "format_version": FORMAT_VERSION + 1,
+        "news": [],
+    }
     data = json.dumps(manifest).encode()
     (package / "manifest.json").write_bytes(data)
     (package / "manifest.sig").write_text(PrivateKey.load(workshop.folder / "publisher.key").sign(data))
-    return "package format 2 is newer than 1, the newest this program reads; upgrade"
+    return f"package format {FORMAT_VERSION + 1} is newer than {FORMAT_VERSION}, the newest this program reads; upgrade"
 
 
 #: What was done to the package, the reason code of the coordinator, and the exit code of ``edge-export adapter``.
