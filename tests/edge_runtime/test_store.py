@@ -65,6 +65,16 @@ def test_a_pending_result_survives_until_dropped(tmp_path) -> None:
     assert store.pending() is None
 
 
+def test_only_one_package_stays_prepared(tmp_path) -> None:
+    """Asking where a package is prepared removes what was made of others, and scratch that a killed worker left."""
+    store = open_store(tmp_path)
+    for name in ("a" * 64, ".prepare-killed"):
+        (tmp_path / "state" / "prepared" / name / "final").mkdir(parents=True)
+    (tmp_path / "state" / "prepared" / ("b" * 64)).mkdir()
+    assert store.prepared_folder("b" * 64) == tmp_path / "state" / "prepared" / ("b" * 64)
+    assert [path.name for path in (tmp_path / "state" / "prepared").iterdir()] == ["b" * 64]
+
+
 def test_one_folder_serves_one_process(tmp_path) -> None:
     """A second process is told that the folder is in use."""
     store = open_store(tmp_path)
