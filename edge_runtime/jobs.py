@@ -87,6 +87,7 @@ class TrainOutcome(Struct, frozen=True):
 
     ``bins`` split the peak of the step phase as the plan's prediction does. ``steps`` holds at most ``MAX_STEPS`` of
     them, the first and then evenly. ``prefix_hits`` and ``prefix_misses`` count lookups in the prefix cache.
+    ``proportional_*`` are the parts of PSS at the end of the steps, 0 where the kernel does not tell them.
     """
 
     examples: Count
@@ -100,6 +101,8 @@ class TrainOutcome(Struct, frozen=True):
     steps: tuple[StepMeasure, ...] = ()
     prefix_hits: Count = 0
     prefix_misses: Count = 0
+    proportional_anonymous_bytes: Bytes = 0
+    proportional_file_bytes: Bytes = 0
 
 
 class EvaluateJob(Struct, frozen=True, tag="evaluate"):

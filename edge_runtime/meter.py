@@ -127,6 +127,22 @@ def mapped_bytes(folders: Sequence[Path]) -> tuple[int, int]:
     return inside, others
 
 
+def proportional_bytes() -> tuple[int, int]:
+    """Anonymous and file-backed memory of this process, each page divided by the number of processes that hold it.
+
+    Reads /proc/self/smaps_rollup, about 1.5 ms; (0, 0) where the kernel (before 5.4) does not offer the split.
+    """
+    sizes = {"Pss_Anon": 0, "Pss_File": 0}
+    try:
+        for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+            name, _, rest = line.partition(":")
+            if name in sizes:
+                sizes[name] = int(rest.split()[0]) * 1024
+    except (OSError, ValueError):
+        log.info("event=smaps_rollup_missing effect=no_proportional_set_size")
+    return sizes["Pss_Anon"], sizes["Pss_File"]
+
+
 def _reset_high_water() -> bool:
     try:
         _CLEAR_REFS.write_text(_RESET_HIGH_WATER)

@@ -42,13 +42,11 @@ ENGINE_BYTES = 14 << 20
 #: One more loaded program: its graph and kernels.
 PROGRAM_BYTES = 400 << 10
 #: A loaded tokenizer over the size of its file; nearly all of it is given back before the engine starts.
-TOKENIZER_FACTOR, TOKENIZER_REST_BYTES = 26, 3 << 20
+TOKENIZER_FACTOR, TOKENIZER_REST_BYTES = 26, 7 << 19
 #: Matrices that the engine repacks, over their stored size.
 PACKED_FACTOR = 1.5
 #: Tensors as the engine's arena holds them: over their sum, for gaps between reused blocks; and what it starts with.
-ARENA_FACTOR, ARENA_BYTES = 1.45, 3 << 20
-#: Rows of an embedding are read one by one: a page of levels and a page of scales for each distinct token.
-EMBEDDING_ROW_BYTES = 2 * 4096
+ARENA_FACTOR, ARENA_BYTES = 1.55, 3 << 20
 #: Values, their change, one gradient, and the encoded blobs in and out.
 SLICE_COPIES = 5
 FLOAT_BYTES = 4
@@ -212,18 +210,22 @@ class Planner:
             engine_bytes=ENGINE_BYTES
             + PROGRAM_BYTES * len(programs)
             + (sum(repacked) if choice.weights == "resident" else max(repacked)),
-            weights_bytes=self._weights_bytes(choice, work.sequence),
+            weights_bytes=self._weights_bytes(choice),
             live_bytes=int(live * ARENA_FACTOR) + ARENA_BYTES,
             waiting_bytes=hidden + masks,
             slices_bytes=SLICE_COPIES * trained + 2 * tangents,
             load_bytes=self._floor_bytes + TOKENIZER_REST_BYTES + tokenizer,
         )
 
-    def _weights_bytes(self, choice: Choice, sequence: int) -> int:
-        """All blocks, or the largest; and the embedding's rows of one micro-batch."""
-        embedding, *blocks = (segment_bytes(segment, self.arithmetic) for segment in self.manifest.segments)
-        touched = min(embedding, choice.micro_batch * sequence * EMBEDDING_ROW_BYTES)
-        return (sum(blocks) if choice.weights == "resident" else max(blocks)) + touched
+    def _weights_bytes(self, choice: Choice) -> int:
+        """All blocks, or the largest; and what the embedding maps. Rows it gathers are gone before a block runs."""
+        embedding, *blocks = self.manifest.segments
+        gathered = self._variant(embedding, 0, None).gathered
+        mapped = sum(
+            stored_bytes(tensor) for name, tensor in embedding.weights.items() if name not in gathered
+        )
+        sizes = [segment_bytes(segment, self.arithmetic) for segment in blocks]
+        return mapped + sum(sizes) if choice.weights == "resident" else max(mapped, *sizes)
 
     def _seconds(self, work: Work, choice: Choice) -> float:
         """Predicted seconds of a step, from the calibration of one block; proportions alone without one."""
@@ -288,11 +290,11 @@ def gave_up(fastest: Plan, chosen: Plan) -> tuple[str, ...]:
         sentences.append("weights pass through memory a segment at a time")
     if chosen.choice.micro_batch != fastest.choice.micro_batch:
         sentences.append(
-            f"{chosen.choice.micro_batch} examples at a time instead of {fastest.choice.micro_batch}"
+            f"{_count(chosen.choice.micro_batch, 'example')} at a time instead of {fastest.choice.micro_batch}"
         )
     if chosen.choice.draws_at_a_time != fastest.choice.draws_at_a_time:
         sentences.append(
-            f"{chosen.choice.draws_at_a_time} draws at a time instead of {fastest.choice.draws_at_a_time}"
+            f"{_count(chosen.choice.draws_at_a_time, 'draw')} at a time instead of {fastest.choice.draws_at_a_time}"
         )
     return tuple(sentences)
 
@@ -367,6 +369,10 @@ def _is_quantised(name: str, segment: Segment) -> bool:
 def preferred_micro_batch(batch_size: int, sequence: int) -> int:
     """Examples to run at a time where memory does not matter: about ``PREFERRED_TOKENS`` tokens."""
     return min(batch_size, max(1, PREFERRED_TOKENS // sequence))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _halved(largest: int) -> list[int]:

@@ -356,6 +356,13 @@ def _train(run: Run, launch: Callable[[TrainJob], RunningWorker]) -> None:
             f"The longest row has {work.sequence} tokens: that is the sequence, instead of the {asked.sequence} "
             f"asked for."
         )
+    shared = run.outcome.proportional_anonymous_bytes, run.outcome.proportional_file_bytes
+    if any(shared):
+        anonymous, file = (f"{size / (1 << 20):.1f} MiB" for size in shared)
+        run.notes.append(
+            f"Proportional set size when the steps had ended: {anonymous} anonymous and {file} of files, where a "
+            f"page that other processes hold as well counts by its share."
+        )
     floor_bytes = run.outcome.memory.floor_bytes
     run.planner = run.asked.planner(floor_bytes)
 

@@ -37,7 +37,7 @@ from edge_runtime.jobs import (
     describe_failure,
 )
 from edge_runtime.messages import MemoryReport
-from edge_runtime.meter import Meter, status_bytes
+from edge_runtime.meter import Meter, proportional_bytes, status_bytes
 from edge_runtime.optimizers import make_optimizer
 from edge_runtime.package import Package
 from edge_runtime.plan import PeakPrediction, Planner, Work, first_segment, preferred_micro_batch
@@ -107,6 +107,7 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
             optimizer.step(step.gradient)
             applied, seen, loss_sum = applied + 1, seen + len(chosen), loss_sum + step.loss_sum
         bins = account.bins(values)
+        proportional_anonymous_bytes, proportional_file_bytes = proportional_bytes()
 
         # 4. Hand over the change.
         meter.enter("serialise")
@@ -124,6 +125,8 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
             steps=account.steps,
             prefix_hits=cache.hits if cache else 0,
             prefix_misses=cache.misses if cache else 0,
+            proportional_anonymous_bytes=proportional_anonymous_bytes,
+            proportional_file_bytes=proportional_file_bytes,
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.meter import Meter, read_memory, status_bytes
+from edge_runtime.meter import Meter, proportional_bytes, read_memory, status_bytes
 
 MIB = 1 << 20
 ON_LINUX = Path("/proc/self/status").exists()
@@ -88,3 +88,12 @@ def test_a_process_that_ended_has_no_memory() -> None:
     assert read_memory(process.pid) is None
     process.communicate()
     assert read_memory(process.pid) is None
+
+
+def test_shared_pages_count_by_their_share() -> None:
+    """The proportional set size is no larger than what is resident, and this process holds some of each kind."""
+    anonymous_bytes, file_bytes = proportional_bytes()
+    resident = read_memory(os.getpid())
+    assert resident is not None
+    assert 0 < anonymous_bytes <= resident.anonymous_bytes * 1.1
+    assert 0 < file_bytes <= resident.file_bytes * 1.1

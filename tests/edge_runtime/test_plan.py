@@ -208,8 +208,8 @@ def test_what_is_given_up_is_said() -> None:
     assert smallest.choice == Choice("streamed", 1, 1)
     assert smallest.gave_up == (
         "weights pass through memory a segment at a time",
-        "1 examples at a time instead of 4",
-        "1 draws at a time instead of 4",
+        "1 example at a time instead of 4",
+        "1 draw at a time instead of 4",
     )
     seen = [
         planner.choose(work, cap * MIB).gave_up for cap in range(planner.smallest_cap(work) >> 20, 400, 2)
