@@ -19,7 +19,10 @@ import psutil
 import urllib3
 
 from coordinator.admin_client import AdminClient, connect
+from edge_runtime.engines.onnx import OnnxEngine
 from edge_runtime.errors import CoordinatorError
+from edge_runtime.package import Package
+from edge_runtime.preparation import prepare
 
 if TYPE_CHECKING:
     from coordinator.summary import EventSummary, RunSummary
@@ -244,8 +247,12 @@ class Fleet:
 
     # --- devices ---
 
-    def add_device(self, name: str, rows: Rows, **settings: object) -> Device:
-        """Give a device its folder, rows and token, and start its agent."""
+    def add_device(self, name: str, rows: Rows, *, prepared: bool = True, **settings: object) -> Device:
+        """Give a device its folder, rows and token, and start its agent.
+
+        ``prepared`` lays the package out in its first arithmetic. Left to itself a device takes the one that is fastest
+        at that moment, and runs on a busy machine would not be the same twice.
+        """
         folder = self.folder / "devices" / name
         folder.mkdir(parents=True)
         (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
@@ -261,6 +268,8 @@ class Fleet:
             **settings,
         }
         (folder / "device.toml").write_text(to_toml(config))
+        if prepared:
+            self._prepare(folder / "state" / "prepared")
         program = self._program(
             f"devices/{name}/device.log", "edge_runtime.cli", "run", "--config", str(folder / "device.toml")
         )
@@ -272,6 +281,10 @@ class Fleet:
         self.devices[name] = Device(name, folder, program)
         program.start()
         return self.devices[name]
+
+    def _prepare(self, folder: Path) -> None:
+        package = Package.open(self.package.folder, self.package.publisher_key)
+        prepare(package, folder / package.sha256, OnnxEngine(), package.manifest.arithmetics[0])
 
     def freeze_a_worker(self) -> tuple[Device, psutil.Process]:
         """Wait until some device trains and stop its worker in its tracks: the task stays open until told."""
