@@ -11,6 +11,7 @@ from msgspec import Meta, Struct
 
 from edge_runtime.errors import ConfigError
 from edge_runtime.messages import Identifier, LocalOptimizer, PositiveCount, PublicKey, Rate, Seconds, Seed
+from edge_runtime.package import Arithmetic
 
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
 Wait = Annotated[float, Meta(gt=0, le=1e6)]
@@ -39,11 +40,15 @@ class ServerOptimizers(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EvaluationConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the coordinator's own development rows lie and how often the global model meets them."""
+    """Where the coordinator's own development rows lie and how often the global model meets them.
+
+    ``arithmetic`` is the one in which the coordinator runs the package; None measures which is best there.
+    """
 
     data: Annotated[str, Meta(min_length=1, max_length=4096)]
     every_rounds: PositiveCount = 1
     threads: Annotated[int, Meta(ge=1, le=1024)] = 1
+    arithmetic: Arithmetic | None = None
 
 
 class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):

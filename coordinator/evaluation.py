@@ -34,11 +34,12 @@ INITIAL = -1
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation to be made."""
+    """One evaluation to be made; ``prepare`` lays the package out first, if need be."""
 
     run_id: str
     round: int
     job: EvaluateJob
+    prepare: PrepareJob
 
 
 def enqueue(connection: sqlite3.Connection, run_id: str, round_number: int, values_sha256: str) -> None:
@@ -71,7 +72,15 @@ def next_evaluation(stores: Stores) -> Evaluation | None:
         cap_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         threads=run.config.evaluation.threads,
     )
-    return Evaluation(run.run_id, row["after_round"], job)
+    prepare = PrepareJob(
+        job.package_folder,
+        job.package_sha256,
+        job.prepared_folder,
+        job.cap_bytes,
+        job.threads,
+        run.config.evaluation.arithmetic,
+    )
+    return Evaluation(run.run_id, row["after_round"], job, prepare)
 
 
 async def evaluate(evaluation: Evaluation) -> EvaluateOutcome | EdgeError:
@@ -79,14 +88,11 @@ async def evaluate(evaluation: Evaluation) -> EvaluateOutcome | EdgeError:
 
     If the waiting task is cancelled, the child is killed and the evaluation stays pending.
     """
-    job = evaluation.job
+    prepare = evaluation.prepare
     try:
-        if not is_current(Path(job.prepared_folder), job.package_sha256):
-            prepare = PrepareJob(
-                job.package_folder, job.package_sha256, job.prepared_folder, job.cap_bytes, job.threads
-            )
+        if not is_current(Path(prepare.prepared_folder), prepare.package_sha256, prepare.arithmetic):
             await _run(prepare, PrepareOutcome)
-        return await _run(job, EvaluateOutcome)
+        return await _run(evaluation.job, EvaluateOutcome)
     except EdgeError as error:
         return error
     except OSError as error:

@@ -185,7 +185,7 @@ class Agent:
     def _prepare(self, task: Task, package: Package, deadline_s: float) -> Path:
         """The folder of the package laid out for this machine; made by a worker, unless it is there and current."""
         folder = self._store.prepared_folder(task.package)
-        if is_current(folder, task.package):
+        if is_current(folder, task.package, self._config.arithmetic):
             return folder
         remaining_s = _remaining_s(task, deadline_s)
         job = PrepareJob(
@@ -194,6 +194,7 @@ class Agent:
             prepared_folder=str(folder),
             cap_bytes=self._config.cap,
             threads=self._config.engine_threads,
+            arithmetic=self._config.arithmetic,
         )
         outcome = finish_worker(self._launch(job), PrepareOutcome, remaining_s)
         note("prepared", package=task.package, arithmetic=outcome.arithmetic, seconds=outcome.seconds)

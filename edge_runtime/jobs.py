@@ -272,7 +272,7 @@ def ensure_prepared(job: PrepareJob, timeout_s: float | None = None) -> None:
     Raises:
         EdgeError: as :func:`finish_worker`; the folder is then as it was.
     """
-    if not is_current(Path(job.prepared_folder), job.package_sha256):
+    if not is_current(Path(job.prepared_folder), job.package_sha256, job.arithmetic):
         run_worker(job, PrepareOutcome, timeout_s)
 
 

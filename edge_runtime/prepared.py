@@ -166,12 +166,15 @@ def stale_reason(folder: Path, prepared: Prepared, package_sha256: str, engine: 
     return None
 
 
-def is_current(folder: Path, package_sha256: str) -> bool:
-    """Whether a folder holds this package, prepared for this machine."""
+def is_current(folder: Path, package_sha256: str, arithmetic: Arithmetic | None = None) -> bool:
+    """Whether a folder holds this package, prepared for this machine; in ``arithmetic``, if one is given."""
     try:
-        return stale_reason(folder, read_prepared(folder), package_sha256, engine_version()) is None
+        prepared = read_prepared(folder)
     except PreparationError:
         return False
+    if arithmetic not in (None, prepared.arithmetic):
+        return False
+    return stale_reason(folder, prepared, package_sha256, engine_version()) is None
 
 
 def engine_version() -> str:

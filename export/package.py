@@ -210,7 +210,9 @@ def _write_programs(
                 progress(f"Lowering {name}")
                 traced = trace(segment, kind, tensors, position_limit)
                 flowing = tuple(n for n in traced.inputs if n not in segment.weights)
-                variants = _write_variants(folder, name, lower(traced), flowing, arithmetics)
+                lowered = lower(traced)
+                order_for_memory(lowered)  # arithmetics replace nodes where they stand
+                variants = _write_variants(folder, name, lowered, flowing, arithmetics)
                 programs[name] = Program(flowing, traced.outputs, variants)
                 made[kind] = name
             by_structure[structure] = (made["primal"], made.get("entry"), made.get("dual"))
@@ -234,7 +236,6 @@ def _write_variants(
 
 def _write_variant(folder: Path, name: str, model: ir.Model, flowing: tuple[str, ...]) -> Variant:
     file = f"programs/{name}.onnx"
-    order_for_memory(model)
     ir.save(model, folder / file)
     return Variant(
         file=file,

@@ -19,10 +19,7 @@ import psutil
 import urllib3
 
 from coordinator.admin_client import AdminClient, connect
-from edge_runtime.engines.onnx import OnnxEngine
 from edge_runtime.errors import CoordinatorError
-from edge_runtime.package import Package
-from edge_runtime.preparation import prepare
 
 if TYPE_CHECKING:
     from coordinator.summary import EventSummary, RunSummary
@@ -247,11 +244,10 @@ class Fleet:
 
     # --- devices ---
 
-    def add_device(self, name: str, rows: Rows, *, prepared: bool = True, **settings: object) -> Device:
+    def add_device(self, name: str, rows: Rows, **settings: object) -> Device:
         """Give a device its folder, rows and token, and start its agent.
 
-        ``prepared`` lays the package out in its first arithmetic. Left to itself a device takes the one that is fastest
-        at that moment, and runs on a busy machine would not be the same twice.
+        Its arithmetic is set: which is fastest at some moment is not the same twice on a busy machine.
         """
         folder = self.folder / "devices" / name
         folder.mkdir(parents=True)
@@ -265,11 +261,10 @@ class Fleet:
             "publisher_key": self.package.publisher_key,
             "enrolment_token": self.admin.create_token(),
             "cap": "1G",
+            "arithmetic": "row_int8",
             **settings,
         }
         (folder / "device.toml").write_text(to_toml(config))
-        if prepared:
-            self._prepare(folder / "state" / "prepared")
         program = self._program(
             f"devices/{name}/device.log", "edge_runtime.cli", "run", "--config", str(folder / "device.toml")
         )
@@ -281,10 +276,6 @@ class Fleet:
         self.devices[name] = Device(name, folder, program)
         program.start()
         return self.devices[name]
-
-    def _prepare(self, folder: Path) -> None:
-        package = Package.open(self.package.folder, self.package.publisher_key)
-        prepare(package, folder / package.sha256, OnnxEngine(), package.manifest.arithmetics[0])
 
     def freeze_a_worker(self) -> tuple[Device, psutil.Process]:
         """Wait until some device trains and stop its worker in its tracks: the task stays open until told."""
