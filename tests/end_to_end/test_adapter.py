@@ -50,7 +50,7 @@ def train(exported: Exported, folder: Path, slices: Path) -> None:
     }  # moves every number far from its start
     with Fleet(folder, exported) as fleet:
         fleet.create_run(**alone, server_optimizer=optimizer)
-        fleet.add_device("ash", rows()[40:64])
+        fleet.add_device("ash", rows()[40:64], arithmetic="float")
         fleet.wait_until_finished()
         assert fleet.operate("run", "fetch-slices", "--output", slices).returncode == 0
 
