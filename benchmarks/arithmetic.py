@@ -29,9 +29,9 @@ from edge_runtime.executor import Executor
 from edge_runtime.gradient import estimate
 from edge_runtime.package import ARITHMETICS, Arithmetic, Package
 from edge_runtime.prepared import PreparedPackage
+from edge_runtime.process_memory import keep_freed_memory
 from edge_runtime.slices import Values
 from edge_runtime.tangents import draw_tangents
-from edge_runtime.worker import keep_freed_memory
 
 RESULT = RESULTS / "arithmetic.json"
 BATCH = 8

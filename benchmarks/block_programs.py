@@ -21,9 +21,9 @@ from edge_runtime.executor import Executor
 from edge_runtime.jobs import TrainJob
 from edge_runtime.package import Package
 from edge_runtime.prepared import PreparedPackage
+from edge_runtime.process_memory import keep_freed_memory
 from edge_runtime.slices import decode_values
 from edge_runtime.tangents import draw_tangents
-from edge_runtime.worker import keep_freed_memory
 
 #: A program and its inputs.
 Run = tuple[LoadedProgram, dict[str, Array]]

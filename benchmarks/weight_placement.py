@@ -148,7 +148,7 @@ def child() -> None:
     import onnxruntime as ort
 
     from edge_runtime.meter import status_bytes
-    from edge_runtime.worker import keep_freed_memory
+    from edge_runtime.process_memory import keep_freed_memory
 
     keep_freed_memory()
     settings = json.load(sys.stdin)

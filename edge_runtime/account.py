@@ -1,9 +1,9 @@
 """Where a worker's memory went: the parts of the prediction, measured in the worker that does the task.
 
-Parts are told apart by when memory appears and of what kind it is: libraries are what was there before the job;
-the tokenizer's rest is what its work left behind; the engine is anonymous memory and library pages that came with
-its programs; weights are resident pages of files in the package's folders; what else the steps added is live tensors,
-but for the arrays this project holds itself, which are counted.
+Parts are told apart by when memory appears and of what kind it is: libraries are what was there before the job, less
+the code that was given back; the tokenizer's rest is what its work left behind; the engine is anonymous memory that
+came with its programs, and more library pages than there were; weights are resident pages of files in the package's
+folders; what else the steps added is live tensors, but for the arrays this project holds itself, which are counted.
 """
 
 from __future__ import annotations
@@ -49,9 +49,7 @@ class Account:
     def tokenised(self) -> None:
         """The rows are token ids, and the tokenizer is gone."""
         before, self._anonymous_bytes = self._anonymous_bytes, status_bytes("RssAnon")
-        grown_file_bytes = status_bytes("RssFile") - self._floor_file_bytes
-        self._floor_file_bytes += grown_file_bytes
-        self._tokenizer_bytes = max(0, self._anonymous_bytes - before) + max(0, grown_file_bytes)
+        self._tokenizer_bytes = max(0, self._anonymous_bytes - before)
 
     def loaded(self, executor: Executor) -> None:
         """The programs are loaded; from now on memory belongs to steps. The first step is looked at closely."""
@@ -81,12 +79,13 @@ class Account:
         """What each part takes, in bytes; call it when the steps have ended. ``values`` are those of all slices."""
         own_bytes = SLICE_COPIES * sum(value.nbytes for value in values.values())
         _, library_bytes = mapped_bytes(self._folders)
-        engine_bytes = self._engine_bytes + max(0, library_bytes - self._floor_file_bytes)
+        # Library pages: those given back since the start, or those that came since.
+        library_change = library_bytes - self._floor_file_bytes
         grown = status_bytes("RssAnon") - self._loaded_bytes
         parts = {
-            "libraries": self._floor_bytes,
+            "libraries": self._floor_bytes + min(0, library_change),
             "tokenizer": self._tokenizer_bytes,
-            "engine": engine_bytes,
+            "engine": self._engine_bytes + max(0, library_change),
             "weights": self._weights_bytes,
             "live": max(0, grown - self._waiting_bytes - own_bytes),
             "waiting": self._waiting_bytes,

@@ -36,13 +36,15 @@ WeightsMode = Literal["resident", "streamed"]
 
 #: Resident size of a worker that has imported its libraries and done nothing; a device that has run a task
 #: reports its own figure.
-DEFAULT_FLOOR_BYTES = 62 << 20
-#: What the engine sets up with its sessions: operator registries, threads, and the code pages they touch.
-ENGINE_BYTES = 14 << 20
+DEFAULT_FLOOR_BYTES = 58 << 20
+#: Of that, code that ran only while libraries were loaded: given back for good, and while the tokenizer works.
+RELEASED_BYTES, RELEASED_AT_LOAD_BYTES = 2 << 20, 8 << 20
+#: What the engine sets up with its sessions: operator registries and threads.
+ENGINE_BYTES = 2 << 20
 #: One more loaded program: its graph and kernels.
 PROGRAM_BYTES = 400 << 10
 #: A loaded tokenizer over the size of its file; nearly all of it is given back before the engine starts.
-TOKENIZER_FACTOR, TOKENIZER_REST_BYTES = 26, 7 << 19
+TOKENIZER_FACTOR, TOKENIZER_REST_BYTES = 26, 2 << 20
 #: Matrices that the engine repacks, over their stored size.
 PACKED_FACTOR = 1.5
 #: Tensors as the engine's arena holds them: over their sum, for gaps between reused blocks; and what it starts with.
@@ -205,7 +207,7 @@ class Planner:
         )
         tokenizer = manifest.files[manifest.tokenizer].bytes * TOKENIZER_FACTOR
         return PeakPrediction(
-            libraries_bytes=self._floor_bytes,
+            libraries_bytes=self._floor_bytes - RELEASED_BYTES,
             tokenizer_bytes=TOKENIZER_REST_BYTES,
             engine_bytes=ENGINE_BYTES
             + PROGRAM_BYTES * len(programs)
@@ -214,7 +216,7 @@ class Planner:
             live_bytes=int(live * ARENA_FACTOR) + ARENA_BYTES,
             waiting_bytes=hidden + masks,
             slices_bytes=SLICE_COPIES * trained + 2 * tangents,
-            load_bytes=self._floor_bytes + TOKENIZER_REST_BYTES + tokenizer,
+            load_bytes=self._floor_bytes + max(0, tokenizer - RELEASED_AT_LOAD_BYTES),
         )
 
     def _weights_bytes(self, choice: Choice) -> int:

@@ -6,7 +6,6 @@ Training a task is :func:`train`, readable top to bottom; evaluation is :func:`e
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import sys
 import time
@@ -44,13 +43,12 @@ from edge_runtime.plan import PeakPrediction, Planner, Work, first_segment, pref
 from edge_runtime.prefix_cache import PrefixCache
 from edge_runtime.preparation import prepare
 from edge_runtime.prepared import PreparedPackage
+from edge_runtime.process_memory import keep_freed_memory, release_library_code, return_freed_memory
 from edge_runtime.slices import Values, decode_values, encode_values, shapes
 from edge_runtime.step import Examples, group_by_length, take_step
 
 log = logging.getLogger(__name__)
 
-#: mallopt(3)'s option numbers.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 #: Segment 0 is the embedding: cheaper to run than to read back. From here on a prefix holds a block.
 FIRST_BLOCK_BEHIND_A_BLOCK = 2
 
@@ -84,6 +82,7 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
     )
     with _prefix_cache(job, prepared, work) as cache:
         executor = Executor(prepared, engine, task.slices, plan.choice.weights, cache)
+        release_library_code()
         account.loaded(executor)
 
         # 3. Local steps.
@@ -142,6 +141,7 @@ def evaluate(job: EvaluateJob, meter: Meter) -> EvaluateOutcome:
     together = preferred_micro_batch(len(examples.ids), examples.longest)
     plan = planner.choose(Work(together, examples.longest, 0, ()), job.cap_bytes)
     executor = Executor(prepared, engine, (), plan.choice.weights)
+    release_library_code()
 
     meter.enter("evaluate")
     correct, loss_sum = 0, 0.0
@@ -177,29 +177,6 @@ def prepare_package(job: PrepareJob, meter: Meter) -> PrepareOutcome:
         seconds=time.monotonic() - started,
         memory=MemoryReport(0, meter.peak_bytes, job.cap_bytes, phases=meter.phases),
     )
-
-
-def keep_freed_memory() -> None:
-    """Let glibc reuse freed tensors instead of returning each to the kernel and faulting it in again.
-
-    One heap for all threads, and thresholds above the largest tensor (mallopt(3)): the engine allocates and
-    frees tensors of the same sizes at every operator. Measured in docs/decisions/0003-engine.md.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        log.info("event=mallopt_missing effect=more_page_faults")
-        return
-    for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 512 << 20)):
-        mallopt(option, value)
-
-
-def return_freed_memory() -> None:
-    """Give freed memory back to the kernel now: what the tokenizer took is not of a size the engine asks for."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
-        log.info("event=malloc_trim_missing effect=more_resident_memory")
 
 
 def run(
@@ -255,8 +232,10 @@ def _load(
     values = decode_values(state, manifest.slices)
     rows = load_rows(Path(job.data_path), manifest.labels)
     limit = min(sequence_limit, manifest.sequence_limit)
+    release_library_code()  # imports have run
     ids = Tokenizer(package.path(manifest.tokenizer), limit).encode(rows)
     return_freed_memory()
+    release_library_code()
     return prepared, values, Examples(ids, [row.label for row in rows], manifest.pad_token_id, limit)
 
 

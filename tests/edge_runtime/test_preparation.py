@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from edge_runtime import layout, preparation, prepared
-from edge_runtime.calibration import weight_limit
+from edge_runtime.calibration import CALIBRATION_ROWS, CALIBRATION_TOKENS, weight_limit
 from edge_runtime.engines import Array, LoadedProgram
 from edge_runtime.engines.onnx import OnnxEngine
 from edge_runtime.errors import DeviceError, PackageError, PreparationError
 from edge_runtime.layout import lay_out
 from edge_runtime.package import ARITHMETICS, Arithmetic, Package, TensorRef
+from edge_runtime.plan import USABLE_SHARE, Choice, Planner, Work
 from edge_runtime.preparation import prepare
 from edge_runtime.prepared import PREPARED, Calibration, Prepared, PreparedPackage, engine_version, is_current
 from edge_runtime.weights import MappedWeights
@@ -407,3 +408,39 @@ def test_a_package_says_how_fast_each_arithmetic_is_here(exported, tmp_path) -> 
     assert all(each.seconds > 0 and each.error < preparation.ERROR_LIMIT for each in made.candidates)
     assert made.candidates[-1].error == 0
     assert 0 < made.calibration.primal_s < made.calibration.dual_4_s
+
+
+def predicted_bytes(exported, arithmetic: Arithmetic, draws: int) -> int:
+    """What a calibration with so many draws is predicted to take."""
+    manifest = exported.package.manifest
+    slices = tuple(spec.name for spec in manifest.slices if spec.kind != "head")
+    work = Work(CALIBRATION_ROWS, min(CALIBRATION_TOKENS, manifest.sequence_limit), draws, slices)
+    planner = Planner(manifest, arithmetic)
+    return planner.predict(work, Choice("streamed", CALIBRATION_ROWS, draws)).total_bytes
+
+
+def cap_for(bytes_wanted: int) -> int:
+    """The smallest cap of which a plan may use so much."""
+    return int(bytes_wanted / USABLE_SHARE) + 2
+
+
+def test_arithmetics_that_could_not_train_under_the_cap_are_not_run(exported, tmp_path) -> None:
+    """Under a cap for the smallest arithmetic alone, it is the only candidate; with none it is still prepared."""
+    needs = {name: predicted_bytes(exported, name, 1) for name in ARITHMETICS}
+    smallest = min(needs, key=needs.__getitem__)
+    assert sorted(needs.values())[0] < sorted(needs.values())[1]
+    made = prepare(
+        exported.package, tmp_path / "tight", OnnxEngine(), cap_bytes=cap_for(needs[smallest])
+    ).prepared
+    assert [candidate.arithmetic for candidate in made.candidates] == [smallest]
+    hopeless = prepare(exported.package, tmp_path / "hopeless", OnnxEngine(), cap_bytes=1 << 20).prepared
+    assert hopeless.arithmetic == ARITHMETICS[0]
+
+
+def test_the_time_of_four_draws_is_extrapolated_where_they_do_not_fit(exported, tmp_path) -> None:
+    """Without room for four draws at once, each further draw is taken to cost what the first one added."""
+    cap_bytes = cap_for(predicted_bytes(exported, "row_int8", 1))
+    assert cap_bytes * USABLE_SHARE < predicted_bytes(exported, "row_int8", 4)
+    made = prepare(exported.package, tmp_path / "p", OnnxEngine(), "row_int8", cap_bytes).prepared
+    times = made.calibration
+    assert times.dual_4_s == times.dual_1_s + 3 * max(0.0, times.dual_1_s - times.primal_s)

@@ -228,13 +228,10 @@ def test_evaluation_counts_what_torch_counts(exported, float_prepared, train_job
     assert set(outcome.memory.phases) == {"start", "load", "evaluate"}
 
 
-def test_the_peak_is_predicted_within_a_quarter(train_job) -> None:
-    """Predicted and measured peak of a training worker differ by at most 25 %, and every phase is reported.
-
-    Measured on x86-64: 84 MiB predicted, 87 MiB taken.
-    """
+def test_the_peak_is_predicted_within_a_tenth(train_job) -> None:
+    """Predicted and measured peak of a training worker differ by at most a tenth, and every phase is reported."""
     memory = run_worker(train_job(batch_size=8, draws=8), TrainOutcome).memory
-    assert memory.predicted_peak_bytes == pytest.approx(memory.high_water_bytes, rel=0.25)
+    assert memory.predicted_peak_bytes == pytest.approx(memory.high_water_bytes, rel=0.1)
     assert set(memory.phases) == {"start", "load", "step", "serialise"}
     assert memory.high_water_bytes == max(memory.phases.values())
     assert 0 < memory.floor_bytes < memory.high_water_bytes <= memory.cap_bytes
@@ -331,16 +328,16 @@ def test_how_the_work_is_done_does_not_change_the_result(
 
 @pytest.mark.parametrize(("arithmetic", "weights"), [("row_int8", "resident"), ("float", "streamed")])
 def test_the_account_adds_up(prepared_in, train_job, arithmetic: str, weights) -> None:
-    """The parts that a worker measured are those that were predicted, and add up to its peak within a quarter."""
+    """The parts that a worker measured are those that were predicted, and add up to its peak within 5 %."""
     choice = Choice(weights, 8, 4)
     job = train_job(prepared_in[arithmetic], {"choice": choice}, batch_size=8, draws=4, steps=6)
     outcome = run_worker(job, TrainOutcome)
     measured = {part.name: part.measured_bytes for part in outcome.bins}
     assert set(measured) == set(outcome.plan.peak.parts)
     assert all(size >= 0 for size in measured.values())
-    assert measured["libraries"] == outcome.memory.floor_bytes
+    assert measured["libraries"] <= outcome.memory.floor_bytes
     total = sum(measured.values())
-    assert total == pytest.approx(outcome.memory.phases["step"], rel=0.25)
+    assert total == pytest.approx(outcome.memory.phases["step"], rel=0.05)
     assert [step.end_s for step in outcome.steps] == sorted(step.end_s for step in outcome.steps)
     assert len(outcome.steps) == 6
     assert max(step.resident_bytes for step in outcome.steps) <= outcome.memory.high_water_bytes
