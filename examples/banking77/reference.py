@@ -40,6 +40,7 @@ from edge_runtime.jobs import EvaluateJob, TrainJob
 from edge_runtime.messages import Task
 from edge_runtime.meter import Meter
 from edge_runtime.optimizers import make_optimizer
+from edge_runtime.package import ARITHMETICS, Arithmetic
 from edge_runtime.preparation import prepare as prepare_package
 from edge_runtime.signing import generate_key
 from edge_runtime.slices import Values, decode_values, encode_values, shapes
@@ -62,7 +63,7 @@ LocalTraining = Callable[[Task, Values, Path], tuple[int, Values]]
 class Simulation:
     """One fleet, package and run configuration; :meth:`run` plays an arm."""
 
-    def __init__(self, folder: Path, config: RunConfig, threads: int) -> None:
+    def __init__(self, folder: Path, config: RunConfig, threads: int, arithmetic: Arithmetic | None) -> None:
         self.folder, self.config, self.threads = folder, config, threads
         self.split = prepare(folder / "data")
         self.labels = read_labels(self.split.labels)
@@ -81,7 +82,7 @@ class Simulation:
         )
         self.package = export_package(options, self.key, progress=lambda _: None)
         self.prepared = folder / "prepared"
-        prepare_package(self.package, self.prepared, OnnxEngine(threads))
+        prepare_package(self.package, self.prepared, OnnxEngine(threads), arithmetic)
         manifest = self.package.manifest
         self.slices = tuple(spec.name for spec in manifest.slices if spec.kind != "head")
         self.state = folder / "state.safetensors"
@@ -246,6 +247,9 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=TOML", help="override run.toml")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--arithmetic", choices=ARITHMETICS, help="of devices and evaluation; default: the best here"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
@@ -254,7 +258,7 @@ def main() -> int:
         _override(table, override)
     config = run_config({**table, "package": "package", "publisher_key": generate_key().public_key})
     with tempfile.TemporaryDirectory() as temporary:
-        simulation = Simulation(Path(temporary), config, arguments.threads)
+        simulation = Simulation(Path(temporary), config, arguments.threads, arguments.arithmetic)
         loaded = load_model(simulation.model, len(simulation.labels), simulation.slice_options)
         backpropagation = simulation.by_backpropagation(
             TorchReference(*quantise_capture(capture(loaded), "int8"))
