@@ -11,7 +11,7 @@ from edge_runtime.profile_text import option_lines
 from edge_runtime.what_if import MAX_OPTIONS, what_if
 from tests.edge_runtime.packages import make_manifest
 
-CAP_BYTES = 98 << 20
+CAP_BYTES = 76 << 20
 ASKED = Work(8, 32, 2, ("block0.query",))
 
 
