@@ -205,7 +205,7 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
     # 2. One step of the server's optimisers.
     values = decode_values(stores.blobs.get(run.values_sha256), specs)
     moments = decode_moments(stores.private_blobs.get(run.optimizer_sha256)) if run.optimizer_sha256 else {}
-    head = frozenset(shapes([run.manifest.head]))
+    head = frozenset(shapes(spec for spec in run.manifest.slices if spec.kind == "head"))
     values, moments = apply_changes(
         values, moments, changes, head=head, optimizers=run.config.server_optimizer
     )

@@ -235,7 +235,7 @@ class Executor:
         return {
             tensor.input: key(spec.name, tensor.name)
             for spec in self.manifest.slices
-            if spec.segment == index
+            if index in spec.segments
             for tensor in spec.tensors
         }
 

@@ -24,7 +24,7 @@ from msgspec import Meta, Struct
 from edge_runtime.errors import DigestError, FormatVersionError, PackageError
 from edge_runtime.messages import Bytes, Count, Identifier, PositiveCount, Sha256, Text
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
 MAX_MANIFEST_BYTES = 16 << 20
@@ -36,8 +36,11 @@ PackagePath = Annotated[
 ]
 Shape = tuple[Count, ...]
 #: How frozen products are computed (export/arithmetic.py holds the formulas).
-Arithmetic = Literal["row_int8", "block_int8", "float"]
-ARITHMETICS: tuple[Arithmetic, ...] = ("row_int8", "block_int8", "float")
+Arithmetic = Literal["row_int8", "block_int8", "block_int4", "float"]
+ARITHMETICS: tuple[Arithmetic, ...] = ("row_int8", "block_int8", "block_int4", "float")
+#: What a package is trained for. ``classification``: one label a text, and a head. ``causal_lm``: the next token.
+TaskKind = Literal["classification", "causal_lm"]
+Quantisation = Literal["int8", "int4", "none"]
 #: A quantised matrix X (N outputs, K inputs) is stored as levels, uint8 (N, K/32, 32), and scales, float32 (N, K/32).
 LEVELS_SUFFIX, SCALES_SUFFIX = "_levels", "_scales"
 #: What a device makes of it: int8 (K, N) with float32 (N) scales, or float32 (K, N).
@@ -119,13 +122,21 @@ class TensorSpec(Struct, frozen=True):
 
 
 class SliceSpec(Struct, frozen=True):
-    """A named set of trainable tensors attached to one place of the base."""
+    """A named set of trainable tensors attached to one place of the base.
+
+    ``segments`` are those that use it, ascending: one, or several where blocks share their weights (ALBERT).
+    """
 
     name: Identifier
     kind: Literal["lora_xs", "lora", "head"]
-    segment: Count
+    segments: Annotated[tuple[Count, ...], Meta(min_length=1)]
     target: Text
     tensors: tuple[TensorSpec, ...]
+
+    @property
+    def segment(self) -> int:
+        """The first segment that uses the slice: from there on a sweep carries tangents."""
+        return self.segments[0]
 
     @property
     def dimensions(self) -> int:
@@ -144,7 +155,7 @@ class Segment(Struct, frozen=True):
 
     ``entry`` is the dual program for the first segment that holds an assigned slice: its incoming hidden
     state has no tangent, so it takes none. Segments that hold no slice and precede all slices have
-    neither ``entry`` nor ``dual``.
+    neither ``entry`` nor ``dual``. ``adjoint`` is the vector-Jacobian product, for backpropagation.
     """
 
     name: Identifier
@@ -152,6 +163,7 @@ class Segment(Struct, frozen=True):
     entry: Identifier | None
     dual: Identifier | None
     weights: dict[Text, TensorRef]
+    adjoint: Identifier | None = None
 
 
 class Base(Struct, frozen=True):
@@ -161,7 +173,7 @@ class Base(Struct, frozen=True):
     source: Text
     parameters: Count
     hidden_size: PositiveCount
-    quantisation: Literal["int8", "none"]
+    quantisation: Quantisation
 
 
 class SelfCheck(Struct, frozen=True):
@@ -177,12 +189,12 @@ class SelfCheck(Struct, frozen=True):
 
 
 class Manifest(Struct, frozen=True):
-    """Everything a device needs to know of a package."""
+    """Everything a device needs to know of a package; ``labels`` are empty unless the task is classification."""
 
     format_version: PositiveCount
     name: Identifier
-    task: Literal["classification"]
-    labels: Annotated[tuple[Text, ...], Meta(min_length=2, max_length=100_000)]
+    task: TaskKind
+    labels: Annotated[tuple[Text, ...], Meta(max_length=100_000)]
     sequence_limit: PositiveCount
     pad_token_id: Count
     base: Base
@@ -214,9 +226,9 @@ class Manifest(Struct, frozen=True):
         )
 
     @property
-    def head(self) -> SliceSpec:
-        """The classification head."""
-        return next(spec for spec in self.slices if spec.kind == "head")
+    def head(self) -> SliceSpec | None:
+        """The classification head, whose gradient is exact; None for a causal language model: its head is frozen."""
+        return next((spec for spec in self.slices if spec.kind == "head"), None)
 
 
 class Package:
@@ -340,7 +352,7 @@ def _check_references(manifest: Manifest) -> None:
             if variant.file not in files:
                 raise PackageError(f"program {name} names an unlisted file {variant.file}")
     for segment in manifest.segments:
-        for program_name in (segment.primal, segment.entry, segment.dual):
+        for program_name in (segment.primal, segment.entry, segment.dual, segment.adjoint):
             if program_name is not None and program_name not in manifest.programs:
                 raise PackageError(f"segment {segment.name} names an unknown program {program_name}")
         for tensor in segment.weights.values():
@@ -358,11 +370,17 @@ def _check_slices(manifest: Manifest) -> None:
     names = [spec.name for spec in manifest.slices]
     if len(set(names)) != len(names):
         raise PackageError("two slices of the package share a name")
-    if sum(spec.kind == "head" for spec in manifest.slices) != 1:
-        raise PackageError("a classification package needs exactly one head slice")
+    heads = sum(spec.kind == "head" for spec in manifest.slices)
+    if manifest.task == "classification" and (heads != 1 or len(manifest.labels) < 2):
+        raise PackageError("a classification package needs exactly one head slice, and at least two labels")
+    if manifest.task == "causal_lm" and (heads or manifest.labels):
+        raise PackageError("a package for causal language modelling has neither a head slice nor labels")
     for spec in manifest.slices:
-        if spec.segment >= len(manifest.segments):
-            raise PackageError(f"slice {spec.name} names segment {spec.segment} of {len(manifest.segments)}")
+        if spec.segments[-1] >= len(manifest.segments) or list(spec.segments) != sorted(set(spec.segments)):
+            raise PackageError(
+                f"slice {spec.name} names segments {spec.segments} of {len(manifest.segments)}; "
+                "they must exist and ascend"
+            )
 
 
 def _read(path: Path, limit_bytes: int) -> bytes:

@@ -97,9 +97,9 @@ def take_step(
     if jvps:
         joined = {name: np.concatenate([t[name] for t in tangents], axis=1) for name in tangents[0]}
         gradient.update(estimate(np.concatenate(jvps), joined))
-    if task.train_head:
-        head = executor.manifest.head.name
-        gradient.update(head_gradient(sweep.residual, sweep.features, head))
+    head = executor.manifest.head
+    if head is not None and task.train_head:
+        gradient.update(head_gradient(sweep.residual, sweep.features, head.name))
     return Step(gradient, float(sweep.loss.sum(dtype=np.float64)))
 
 

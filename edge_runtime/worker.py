@@ -68,7 +68,8 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
     prepared, values, examples = _load(job, engine, task.sequence_limit)
     account.tokenised()
     specs = [prepared.manifest.slice_named(name) for name in task.slices]
-    heads = [prepared.manifest.head] if task.train_head else []
+    head = prepared.manifest.head
+    heads = [head] if head is not None and task.train_head else []
 
     # 2. Choose a plan that fits, or refuse with numbers.
     planner = Planner(

@@ -64,6 +64,8 @@ def write_adapter(package: Package, values: Values, output: Path, base_model: st
         "target_modules": sorted(spec.target for spec in adapted),
     }
     head = package.manifest.head
+    if head is None:
+        raise ModelError(f"package {package.manifest.name} has no head")
     described = {
         "labels": package.manifest.labels,
         "features": "mean of last hidden states over real tokens, divided by its root mean square",

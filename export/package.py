@@ -311,7 +311,7 @@ def _slice_specs(
             grouped.setdefault(name, []).append(TensorSpec(tensor, shape, placeholder))
         for name, parts in grouped.items():
             chosen: SliceKind | Literal["head"] = "head" if name == HEAD else kind
-            specs.append(SliceSpec(name, chosen, index, target=name, tensors=tuple(parts)))
+            specs.append(SliceSpec(name, chosen, (index,), target=name, tensors=tuple(parts)))
     return tuple(specs)
 
 

@@ -64,7 +64,7 @@ class Clock:
 def slice_spec(name: str, segment: int, shape: tuple[int, ...], kind: str = "lora_xs") -> SliceSpec:
     """A slice with one tensor named ``core``."""
     tensors = (TensorSpec("core", shape, f"{name}.core"),)
-    return SliceSpec(name, kind, segment, f"target.{name}", tensors)  # type: ignore[arg-type]
+    return SliceSpec(name, kind, (segment,), f"target.{name}", tensors)  # type: ignore[arg-type]
 
 
 SPECS = (

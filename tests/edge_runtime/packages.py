@@ -63,8 +63,8 @@ def make_manifest(files: dict[str, bytes] | None = None) -> Manifest:
             Segment("head", "block", None, None, weights),
         ),
         slices=(
-            SliceSpec("block0.query", "lora_xs", 0, "query", (TensorSpec("core", (2, 2), "core"),)),
-            SliceSpec("head", "head", 1, "classifier", (TensorSpec("weight", (2, 4), "head"),)),
+            SliceSpec("block0.query", "lora_xs", (0,), "query", (TensorSpec("core", (2, 2), "core"),)),
+            SliceSpec("head", "head", (1,), "classifier", (TensorSpec("weight", (2, 4), "head"),)),
         ),
         tokenizer="tokenizer.json",
         initial_state="slices.safetensors",

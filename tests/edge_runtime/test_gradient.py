@@ -15,7 +15,7 @@ BATCH = 4
 
 
 def spec_of(size: int) -> SliceSpec:
-    return SliceSpec("s", "lora_xs", 0, "t", (TensorSpec("core", (1, size), "core"),))
+    return SliceSpec("s", "lora_xs", (0,), "t", (TensorSpec("core", (1, size), "core"),))
 
 
 def gradients_of(size: int, batch: int = BATCH) -> np.ndarray:

@@ -106,8 +106,8 @@ def test_dangling_names_are_refused(change: dict[str, object], named: str) -> No
 def test_a_slice_beyond_the_last_segment_is_refused() -> None:
     """A slice must lie in a segment that exists."""
     table = as_table()
-    table["slices"][0]["segment"] = 2
-    with pytest.raises(PackageError, match="segment 2 of 2"):
+    table["slices"][0]["segments"] = [2]
+    with pytest.raises(PackageError, match=r"segments \(2,\) of 2"):
         parse_manifest(msgspec.json.encode(table))
 
 

@@ -92,10 +92,10 @@ def make_model() -> Manifest:
         ),
         slices=(
             *(
-                SliceSpec(f"s{i}", "lora_xs", i + 1, "query", (TensorSpec("core", (1, 4, 4), "core"),))
+                SliceSpec(f"s{i}", "lora_xs", (i + 1,), "query", (TensorSpec("core", (1, 4, 4), "core"),))
                 for i in range(BLOCKS)
             ),
-            SliceSpec("head", "head", BLOCKS + 1, "head", (TensorSpec("weight", (10, HIDDEN), "head"),)),
+            SliceSpec("head", "head", (BLOCKS + 1,), "head", (TensorSpec("weight", (10, HIDDEN), "head"),)),
         ),
     )
 

@@ -12,8 +12,10 @@ from edge_runtime.package import SliceSpec, TensorSpec
 from edge_runtime.slices import decode_values, encode_values, key, shapes
 
 SPECS = (
-    SliceSpec("b.query", "lora_xs", 0, "query", (TensorSpec("core", (1, 2, 2), "core"),)),
-    SliceSpec("head", "head", 1, "head", (TensorSpec("weight", (2, 3), "w"), TensorSpec("bias", (2,), "b"))),
+    SliceSpec("b.query", "lora_xs", (0,), "query", (TensorSpec("core", (1, 2, 2), "core"),)),
+    SliceSpec(
+        "head", "head", (1,), "head", (TensorSpec("weight", (2, 3), "w"), TensorSpec("bias", (2,), "b"))
+    ),
 )
 FINITE = st.floats(-(2.0**100), 2.0**100, width=32)
 VALUES = st.fixed_dictionaries(

@@ -159,7 +159,7 @@ def test_any_part_of_the_address_changes_the_bits(address: dict, other: dict, fi
 def test_tangents_are_signs_of_the_right_shape(sizes, draws, batch, directions) -> None:
     """Every tangent is float32 of shape (K, B, *s) with entries +1 and -1 only."""
     specs = [
-        SliceSpec(f"s{i}", "lora_xs", 0, "t", (TensorSpec("core", (1, size), "core"),))
+        SliceSpec(f"s{i}", "lora_xs", (0,), "t", (TensorSpec("core", (1, size), "core"),))
         for i, size in enumerate(sizes)
     ]
     task = replace(TASK, draws=draws, directions=directions)
@@ -186,7 +186,7 @@ def test_signs_are_balanced_and_uncorrelated() -> None:
 
     A sum of n signs has standard deviation sqrt(n) = 256; five of them bound each figure.
     """
-    spec = SliceSpec("s", "lora_xs", 0, "t", (TensorSpec("core", (1, 16), "core"),))
+    spec = SliceSpec("s", "lora_xs", (0,), "t", (TensorSpec("core", (1, 16), "core"),))
     drawn = draw_tangents(replace(TASK, draws=64), [spec], 0, range(64))["s/core"]
     limit = 5 * drawn.size**0.5
     assert abs(drawn.sum()) < limit
@@ -208,7 +208,7 @@ def test_a_full_set_of_orthogonal_draws_spans_every_direction(size: int, order: 
     """With as many draws as the order n, the sum of v vᵀ is n times the identity, over all slices together."""
     parts = [size // 3, size - size // 3] if size > 2 else [size]
     specs = [
-        SliceSpec(f"s{i}", "lora_xs", 0, "t", (TensorSpec("core", (1, part), "core"),))
+        SliceSpec(f"s{i}", "lora_xs", (0,), "t", (TensorSpec("core", (1, part), "core"),))
         for i, part in enumerate(parts)
     ]
     for cycles in (1, 2):

@@ -21,11 +21,11 @@ FILE = Path(__file__).with_name("tangents.json")
 STEP, EXAMPLES = 3, (0, 5)
 #: The second slice has two tensors, and more entries than one random word.
 SPECS = (
-    SliceSpec("block0.query", "lora_xs", 1, "query", (TensorSpec("core", (1, 4, 4), "core"),)),
+    SliceSpec("block0.query", "lora_xs", (1,), "query", (TensorSpec("core", (1, 4, 4), "core"),)),
     SliceSpec(
         "block1.value",
         "lora",
-        2,
+        (2,),
         "value",
         (TensorSpec("A", (1, 3, 20), "A"), TensorSpec("B", (1, 7, 3), "B")),
     ),
