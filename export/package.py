@@ -18,7 +18,6 @@ from transformers import AutoTokenizer
 from edge_runtime.durable import rename_durably, write_durably
 from edge_runtime.errors import ModelError
 from edge_runtime.package import (
-    ARITHMETICS,
     FORMAT_VERSION,
     MANIFEST,
     SIGNATURE,
@@ -54,6 +53,8 @@ TENSOR_ALIGNMENT_BYTES = 64
 TOKENIZER = "tokenizer.json"
 STATE = "slices.safetensors"
 PROBE = "programs/probe.onnx"
+#: Which arithmetics a package can offer, by how its weights are stored.
+OFFERED: dict[str, tuple[Arithmetic, ...]] = {"int8": ("row_int8", "block_int8", "float"), "none": ("float",)}
 #: Tensors of a program's largest live set that the manifest names.
 PEAK_TENSORS = 8
 
@@ -114,9 +115,8 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
         (folder / "weights").mkdir()
 
         # 3. Trace and lower each distinct structure once.
-        arithmetics: tuple[Arithmetic, ...] = ARITHMETICS if options.quantisation == "int8" else ("float",)
         programs, names = _write_programs(
-            folder, segments, tensors, model.position_limit, arithmetics, progress
+            folder, segments, tensors, model.position_limit, OFFERED[options.quantisation], progress
         )
         ir.save(probe(), folder / PROBE)
 
