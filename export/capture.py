@@ -97,13 +97,14 @@ def capture(model: LoadedModel) -> Capture:
     lifted = set(exported.graph_signature.inputs_to_lifted_tensor_constants.values())
     held = {**exported.state_dict, **exported.constants}
     named = {
-        source
-        for segment in segments
-        for source in (*segment.weights.values(), *segment.slices.values())
+        source for segment in segments for source in (*segment.weights.values(), *segment.slices.values())
     }
     return Capture(
         segments,
-        {name: torch.empty(held[name].shape, dtype=held[name].dtype, device="meta") for name in sorted(named)},
+        {
+            name: torch.empty(held[name].shape, dtype=held[name].dtype, device="meta")
+            for name in sorted(named)
+        },
         {name: _value(name, held[name]) for name in sorted(named & lifted)},
     )
 
@@ -172,15 +173,17 @@ def _give_fake_values(module: nn.Module, mode: FakeTensorMode) -> None:
     """Tensors without values become fake ones, which torch.export can trace; tied ones stay tied."""
     made: dict[Tensor, Tensor] = {}
     for owner in module.modules():
-        for table in (owner._parameters, owner._buffers):
+        tables: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
+        for table in tables:
             for name, value in table.items():
                 if value is None or not value.is_meta:
                     continue
                 if value not in made:
                     with mode:
-                        made[value] = torch.empty(value.shape, dtype=value.dtype)
-                fake = made[value]
-                table[name] = nn.Parameter(fake, requires_grad=False) if table is owner._parameters else fake
+                        fake = torch.empty(value.shape, dtype=value.dtype)
+                        is_parameter = isinstance(value, nn.Parameter)
+                        made[value] = nn.Parameter(fake, requires_grad=False) if is_parameter else fake
+                table[name] = made[value]
 
 
 class _Cutter:
@@ -356,10 +359,13 @@ class _Locals:
 
     def _part(self, node: fx.Node) -> fx.Node:
         """One part of a split, as a slice of what was split."""
-        split, index = node.args
+        split, index = node.args[0], int(str(node.args[1]))
         if not isinstance(split, fx.Node) or split.target is not aten.split_with_sizes.default:
-            raise ModelError(f"{self.segment.name} takes part {index} of {split}; only splits by size are supported")
-        source, sizes, axis = split.args[0], split.args[1], split.args[2] if len(split.args) > 2 else 0
+            raise ModelError(
+                f"{self.segment.name} takes part {index} of {split}; only splits by size are supported"
+            )
+        source, listed, *rest = split.args
+        sizes, axis = [int(str(size)) for size in listed], rest[0] if rest else 0  # type: ignore[union-attr]
         start = sum(sizes[:index])
         part = self.graph.call_function(
             aten.slice.Tensor, (self._local(source), axis, start, start + sizes[index])

@@ -34,16 +34,26 @@ def build_parser() -> argparse.ArgumentParser:
 
     package = commands.add_parser("package", help="export a Hugging Face model folder as a package")
     package.add_argument("model", type=Path, help="folder with config.json, weights and tokenizer")
-    package.add_argument("--labels", type=Path, required=True, help="JSON array of the label set")
+    package.add_argument(
+        "--task",
+        choices=("classification", "causal_lm"),
+        default="classification",
+        help="causal_lm trains a decoder to predict the next token",
+    )
+    package.add_argument("--labels", type=Path, help="JSON array of the label set; for classification")
     package.add_argument("--check-data", type=Path, required=True, help="JSONL rows for the self-check")
     package.add_argument("--output", type=Path, required=True, metavar="DIR", help="package folder to create")
     package.add_argument("--key", type=Path, required=True, help="signing key, from 'edge-export key'")
     package.add_argument("--slice", choices=("lora_xs", "lora"), default="lora_xs")
     package.add_argument("--rank", type=int, default=4)
     package.add_argument("--alpha", type=float, default=4.0, help="update scale is alpha / rank")
-    package.add_argument("--targets", default="query,value", help="module names as peft's target_modules")
+    package.add_argument(
+        "--targets",
+        default="",
+        help="module names as peft's target_modules; default: query and value projections",
+    )
     package.add_argument("--sequence-limit", type=int, default=128, help="longest sequence, in tokens")
-    package.add_argument("--quant", choices=("int8", "none"), default="int8")
+    package.add_argument("--quant", choices=("int8", "int4", "none"), default="int8")
     package.add_argument("--seed", type=int, default=0, help="of LoRA's random factor")
     package.set_defaults(command=_package)
 
@@ -67,7 +77,7 @@ def _package(arguments: argparse.Namespace) -> int:
     from edge_runtime.rows import load_rows
 
     started = time.monotonic()
-    labels = read_labels(arguments.labels)
+    labels = _labels(arguments)
     texts = tuple(row.text for row in load_rows(arguments.check_data, labels))
     key = _read_key(arguments.key)
     _check_ranges(arguments)
@@ -77,8 +87,8 @@ def _package(arguments: argparse.Namespace) -> int:
 
     progress("Loading torch")
     _quieten_libraries()
-    from export.model import SliceOptions
     from export.package import ExportOptions, export_package
+    from export.slices import SliceOptions
 
     options = ExportOptions(
         model=arguments.model,
@@ -94,6 +104,7 @@ def _package(arguments: argparse.Namespace) -> int:
         sequence_limit=arguments.sequence_limit,
         quantisation=arguments.quant,
         check_texts=texts,
+        task=arguments.task,
     )
     package = export_package(options, key, progress)
     progress("Done")
@@ -122,6 +133,16 @@ def _adapter(arguments: argparse.Namespace) -> int:
     values = decode_values(arguments.slices.read_bytes(), package.manifest.slices)
     print(write_adapter(package, values, arguments.output, arguments.base_model))
     return 0
+
+
+def _labels(arguments: argparse.Namespace) -> tuple[str, ...]:
+    if arguments.task == "classification":
+        if arguments.labels is None:
+            raise ConfigError("classification needs --labels, a JSON array of the label set")
+        return read_labels(arguments.labels)
+    if arguments.labels is not None:
+        raise ConfigError("a causal language model has no labels; leave --labels out")
+    return ()
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

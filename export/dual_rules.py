@@ -167,6 +167,11 @@ def _size(args: Sequence[Any], _dots: Sequence[Any], _: dict[str, Any]) -> tuple
     return aten.sym_size.int(*args), ZERO
 
 
+@rule(aten.argmax.default)
+def _argmax(args: Sequence[Any], _dots: Sequence[Any], _: dict[str, Any]) -> tuple[Any, Any]:
+    return aten.argmax(*args), ZERO
+
+
 # --- sums and products -----------------------------------------------------------------------------------
 
 

@@ -85,9 +85,7 @@ class LoadedModel:
                         continue
                     loaded = self.tensor(full)
                     table[name] = (
-                        nn.Parameter(loaded, requires_grad=False)
-                        if table is module._parameters
-                        else loaded
+                        nn.Parameter(loaded, requires_grad=False) if table is module._parameters else loaded
                     )
         return self.module
 
@@ -212,7 +210,7 @@ def _parameters_without_values() -> Iterator[None]:
             parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
         original(module, name, parameter)
 
-    nn.Module.register_parameter = register  # type: ignore[method-assign]
+    nn.Module.register_parameter = register  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
@@ -220,7 +218,10 @@ def _parameters_without_values() -> Iterator[None]:
 
 
 def _as_linear_layers(model: nn.Module, names: dict[nn.Parameter, str]) -> set[nn.Parameter]:
-    """Replace GPT-2's Conv1D by the linear layer it is; returns the transposed weights, whose names ``names`` learns."""
+    """Replace GPT-2's Conv1D by the linear layer it is.
+
+    Returns the new weights, which lie transposed in the folder; ``names`` learns what they are called there.
+    """
     transposed = set()
     for path, module in list(model.named_modules()):
         if not isinstance(module, Conv1D):
@@ -228,8 +229,9 @@ def _as_linear_layers(model: nn.Module, names: dict[nn.Parameter, str]) -> set[n
         inputs, outputs = module.weight.shape
         linear = nn.Linear(inputs, outputs, device="meta")
         linear.bias = module.bias
-        names[linear.weight] = names[module.weight]
-        transposed.add(linear.weight)
+        weight = linear.get_parameter("weight")
+        names[weight] = names[module.get_parameter("weight")]
+        transposed.add(weight)
         parent, _, child = path.rpartition(".")
         setattr(model.get_submodule(parent), child, linear)
     return transposed

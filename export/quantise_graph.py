@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from export.capture import Capture, SegmentGraph
-from export.quantise import MatrixKind, frozen_embedding, frozen_linear, quantise, stored_parts
+from export.capture import SegmentGraph
+from export.quantise import MatrixKind, frozen_embedding, frozen_linear, stored_parts
 
 aten = torch.ops.aten
 
@@ -38,28 +38,6 @@ class StoredPart:
     kind: MatrixKind
     shape: tuple[int, ...]
     dtype: torch.dtype
-
-
-def quantise_capture(
-    captured: Capture, quantisation: str
-) -> tuple[tuple[SegmentGraph, ...], dict[str, Tensor]]:
-    """Quantise all segments of a capture whose tensors are loaded.
-
-    Args:
-        captured: its segments are rewritten in place.
-        quantisation: ``int8``, ``int4``, or ``none`` to leave everything float32.
-
-    Returns:
-        The segments, and every tensor they name, trainable ones included.
-    """
-    parts: dict[str, StoredPart] = {}
-    for segment in captured.segments:
-        parts.update(quantise_segment(segment, captured.tensors, quantisation)[1])
-    tensors = dict(captured.tensors)
-    for source, kind in dict.fromkeys((part.source, part.kind) for part in parts.values()):
-        for suffix, tensor in quantise(captured.tensors[source], kind, quantisation).items():
-            tensors[stored_name(source, kind, suffix)] = tensor
-    return captured.segments, tensors
 
 
 def quantise_segment(

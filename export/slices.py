@@ -162,7 +162,9 @@ def _default_targets(linears: Iterable[str]) -> tuple[str, ...]:
 
 
 def _kinds(linears: Iterable[str], blocks: str) -> str:
-    return ", ".join(sorted({re.sub(rf"^{re.escape(blocks)}\.\d+\.", "", name) for name in linears}) or ["none"])
+    return ", ".join(
+        sorted({re.sub(rf"^{re.escape(blocks)}\.\d+\.", "", name) for name in linears}) or ["none"]
+    )
 
 
 def _matches(name: str, target: str) -> bool:
