@@ -70,6 +70,14 @@ def build_parser() -> argparse.ArgumentParser:
     adapter.add_argument("--base-model", required=True, help="model name or path to record")
     adapter.add_argument("--output", type=Path, required=True, metavar="DIR")
     adapter.set_defaults(command=_adapter)
+
+    llama2c = commands.add_parser(
+        "llama2c", help="turn a llama2.c checkpoint into a Hugging Face model folder"
+    )
+    llama2c.add_argument("checkpoint", type=Path, help="of version 0, such as stories260K.bin")
+    llama2c.add_argument("tokenizer", type=Path, help="its tokenizer, such as tok512.bin")
+    llama2c.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="to create")
+    llama2c.set_defaults(command=_llama2c)
     return parser
 
 
@@ -143,6 +151,17 @@ def _labels(arguments: argparse.Namespace) -> tuple[str, ...]:
     if arguments.labels is not None:
         raise ConfigError("a causal language model has no labels; leave --labels out")
     return ()
+
+
+def _llama2c(arguments: argparse.Namespace) -> int:
+    from export.llama2c import convert
+
+    shape = convert(arguments.checkpoint, arguments.tokenizer, arguments.output)
+    print(
+        f"{arguments.output}: {shape.n_layers} blocks of {shape.dim}, {shape.vocab_size} tokens, "
+        f"texts of up to {shape.max_seq_len}"
+    )
+    return 0
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
