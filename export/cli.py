@@ -45,6 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
     package.add_argument("--sequence-limit", type=int, default=128, help="longest sequence, in tokens")
     package.add_argument("--quant", choices=("int8", "none"), default="int8")
     package.add_argument("--seed", type=int, default=0, help="of LoRA's random factor")
+    package.add_argument(
+        "--trust-remote-code", action="store_true", help="let Python code in the model folder run"
+    )
     package.set_defaults(command=_package)
 
     key = commands.add_parser("key", help="make a signing key and print its public half")
@@ -94,6 +97,7 @@ def _package(arguments: argparse.Namespace) -> int:
         sequence_limit=arguments.sequence_limit,
         quantisation=arguments.quant,
         check_texts=texts,
+        trust_remote_code=arguments.trust_remote_code,
     )
     package = export_package(options, key, progress)
     progress("Done")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 from edge_runtime.errors import ModelError
+from export.model_folder import require_finite
 
 HEAD = "head"
 SliceKind = Literal["lora_xs", "lora"]
@@ -145,14 +146,18 @@ class LoadedModel:
     sliced: tuple[str, ...]
 
 
-def load_model(folder: Path, classes: int, options: SliceOptions) -> LoadedModel:
-    """Load an encoder folder and attach slices and a zero head.
+def load_model(
+    folder: Path, classes: int, options: SliceOptions, *, trust_remote_code: bool = False
+) -> LoadedModel:
+    """Load an encoder folder and attach slices and a zero head; its own Python code runs only if trusted.
 
     Raises:
-        ModelError: not a model folder, no recognisable block structure, or no module matches the targets;
-            the message says what was looked for and what was found.
+        ModelError: not a model folder, a weight that is not finite, no recognisable block structure, or no module
+            matches the targets; the message says what was looked for and what was found.
     """
-    encoder, config = _load_encoder(folder)
+    encoder, config = _load_encoder(folder, trust_remote_code)
+    for name, weight in encoder.named_parameters():
+        require_finite(name, weight)
     blocks = find_blocks(encoder)
     parameters = sum(p.numel() for p in encoder.parameters())
     sliced = attach_slices(encoder, blocks, options)
@@ -236,14 +241,15 @@ def _matches(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def _load_encoder(folder: Path) -> tuple[nn.Module, Any]:
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} is not a Hugging Face model folder: it has no config.json")
+def _load_encoder(folder: Path, trust_remote_code: bool) -> tuple[nn.Module, Any]:
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
         encoder, found = AutoModel.from_pretrained(
             folder,
             local_files_only=True,
+            trust_remote_code=trust_remote_code,
             attn_implementation="eager",
             dtype=torch.float32,
             output_loading_info=True,

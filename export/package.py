@@ -13,7 +13,6 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from edge_runtime.durable import rename_durably, write_durably
 from edge_runtime.errors import ModelError
@@ -40,12 +39,14 @@ from export.arithmetic import has_frozen_products, probe, with_arithmetic
 from export.capture import SegmentGraph, capture, structure_of
 from export.lower_onnx import lower
 from export.model import HEAD, SliceKind, SliceOptions, load_model
+from export.model_folder import check_model_folder
 from export.predict import live_sets, peak_tensors
 from export.program import ProgramKind, trace
 from export.quantise_graph import quantise_capture
 from export.reference import TorchReference
 from export.schedule import REFERENCE, order_for_memory
 from export.self_check import COSINE_LIMIT, check_package
+from export.tokenizer import write_tokenizer
 
 #: Segments start on a page, tensors on a cache line.
 PAGE_BYTES = 4096
@@ -71,6 +72,7 @@ class ExportOptions:
         slices: which slices. sequence_limit: longest sequence the package will train, in tokens.
         quantisation: ``int8``, or ``none`` to keep float32 for comparison.
         check_texts: real text for the self-check, at least one.
+        trust_remote_code: whether Python code of the folder's own may run.
     """
 
     model: Path
@@ -80,6 +82,7 @@ class ExportOptions:
     sequence_limit: int
     quantisation: str
     check_texts: tuple[str, ...]
+    trust_remote_code: bool = False
 
 
 def export_package(options: ExportOptions, signer: PrivateKey, progress: Progress) -> Package:
@@ -98,10 +101,13 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
     """
     if options.output.exists():
         raise ModelError(f"{options.output} exists already; choose another --output or remove it")
+    check_model_folder(options.model, options.labels, trust_remote_code=options.trust_remote_code)
 
     # 1. Load and attach slices.
     progress(f"Loading {options.model.name} and attaching {options.slices.kind} slices")
-    model = load_model(options.model, len(options.labels), options.slices)
+    model = load_model(
+        options.model, len(options.labels), options.slices, trust_remote_code=options.trust_remote_code
+    )
     sequence_limit = min(options.sequence_limit, model.position_limit)
 
     # 2. Capture as one graph, cut into segments, quantise frozen matrices.
@@ -128,7 +134,11 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
         )
         specs = _slice_specs(segments, tensors, options.slices.kind)
         (folder / STATE).write_bytes(_initial_state(segments, tensors))
-        pad_token_id = _write_tokenizer(options.model, folder / TOKENIZER)
+        pad_token_id, note = write_tokenizer(
+            options.model, folder / TOKENIZER, trust_remote_code=options.trust_remote_code
+        )
+        if note is not None:
+            progress(note)
 
         # 5. Compare with torch on real text, then describe and sign.
         manifest = Manifest(
@@ -318,17 +328,6 @@ def _slice_specs(
 def _initial_state(segments: tuple[SegmentGraph, ...], tensors: dict[str, Tensor]) -> bytes:
     sources = [source for segment in segments for source in segment.slices.values()]
     return encode_values({key(*_flat_name(source)): tensors[source].numpy() for source in sources})
-
-
-def _write_tokenizer(model: Path, path: Path) -> int:
-    """Write the tokenizer as one JSON file; returns the padding id."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True, use_fast=True)
-        path.write_text(tokenizer.backend_tokenizer.to_str())
-    except (OSError, ValueError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"{model} has no tokenizer the device could read: {reason}") from error
-    return int(tokenizer.pad_token_id or 0)
 
 
 def _list_files(folder: Path) -> dict[str, FileEntry]:
