@@ -55,6 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
     package.add_argument("--sequence-limit", type=int, default=128, help="longest sequence, in tokens")
     package.add_argument("--quant", choices=("int8", "int4", "none"), default="int8")
     package.add_argument("--seed", type=int, default=0, help="of LoRA's random factor")
+    package.add_argument(
+        "--trust-remote-code", action="store_true", help="let Python code in the model folder run"
+    )
     package.set_defaults(command=_package)
 
     key = commands.add_parser("key", help="make a signing key and print its public half")
@@ -113,6 +116,7 @@ def _package(arguments: argparse.Namespace) -> int:
         quantisation=arguments.quant,
         check_texts=texts,
         task=arguments.task,
+        trust_remote_code=arguments.trust_remote_code,
     )
     package = export_package(options, key, progress)
     progress("Done")

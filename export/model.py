@@ -23,6 +23,7 @@ from edge_runtime.errors import ModelError
 from edge_runtime.package import TaskKind
 from export.checkpoint import Checkpoint
 from export.heads import HEAD, Classifier, Head, LanguageModel
+from export.model_folder import require_finite
 from export.slices import FACTORS, TRAINABLE, SlicedLinear, SliceOptions, attach_slices, factors
 
 #: Part of encoder classes that is not exported, and that folders may lack.
@@ -91,28 +92,30 @@ class LoadedModel:
 
     def _read(self, origin: _Origin) -> Tensor:
         tensor = self._checkpoint.tensor(origin.name)
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ModelError(
-                f"the model's tensor {origin.name} holds a value that is not finite; its weights are damaged: "
-                "download or train the model again"
-            )
+        require_finite(origin.name, tensor)
         return tensor.T.contiguous() if origin.transposed else tensor
 
 
 def load_model(
-    folder: Path, classes: int, options: SliceOptions, task: TaskKind = "classification"
+    folder: Path,
+    classes: int,
+    options: SliceOptions,
+    task: TaskKind = "classification",
+    *,
+    trust_remote_code: bool = False,
 ) -> LoadedModel:
     """Build a folder's model without weights and attach slices, and a zero head for classification.
 
     Args:
         folder: with config.json and weights. classes: size of the label set. options: which slices.
         task: ``causal_lm`` takes the model with its own output layer, frozen.
+        trust_remote_code: whether Python code of the folder's own may run.
 
     Raises:
         ModelError: not a model folder, no recognisable block structure, no module matches the targets, or weights
             are missing; the message says what was looked for and what was found.
     """
-    base, config = _build(folder, task)
+    base, config = _build(folder, task, trust_remote_code)
     checkpoint = Checkpoint(folder, base)
     names = {parameter: name for name, parameter in base.named_parameters()}
     tied = _names_of_tied(base)
@@ -186,14 +189,19 @@ def find_blocks(model: nn.Module) -> str:
     return max(found, key=lambda name: found[name])
 
 
-def _build(folder: Path, task: TaskKind) -> tuple[PreTrainedModel, Any]:
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} is not a Hugging Face model folder: it has no config.json")
+def _build(folder: Path, task: TaskKind, trust_remote_code: bool) -> tuple[PreTrainedModel, Any]:
     kind = AutoModelForCausalLM if task == "causal_lm" else AutoModel
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
         with _parameters_without_values():
-            base = kind.from_config(config, attn_implementation="eager", dtype=torch.float32)
+            base = kind.from_config(
+                config,
+                attn_implementation="eager",
+                dtype=torch.float32,
+                trust_remote_code=trust_remote_code,
+            )
     except Exception as error:  # the libraries raise nothing narrower for damaged files and unknown models
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{folder} cannot be loaded by transformers: {reason}") from error

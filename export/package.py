@@ -13,7 +13,6 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from edge_runtime.durable import rename_durably, write_durably
 from edge_runtime.errors import ModelError
@@ -43,6 +42,7 @@ from export.capture import SegmentGraph, structure_of
 from export.heads import HEAD
 from export.lower_onnx import lower
 from export.model import LoadedModel, load_model
+from export.model_folder import check_model_folder
 from export.predict import live_sets, peak_tensors
 from export.program import ProgramKind, trace
 from export.reference import TorchReference
@@ -50,6 +50,7 @@ from export.schedule import REFERENCE, order_for_memory
 from export.self_check import COSINE_LIMIT, check_package, chosen_segments
 from export.slices import SliceKind, SliceOptions
 from export.stored import StoredModel, WrittenTensors, store
+from export.tokenizer import write_tokenizer
 
 #: Segments start on a page, tensors on a cache line.
 PAGE_BYTES = 4096
@@ -79,6 +80,7 @@ class ExportOptions:
         sequence_limit: longest sequence the package will train, in tokens.
         quantisation: of frozen matrices; ``none`` keeps float32 for comparison.
         check_texts: real text for the self-check, at least one. task: what the model is trained for.
+        trust_remote_code: whether Python code of the folder's own may run.
     """
 
     model: Path
@@ -89,6 +91,7 @@ class ExportOptions:
     quantisation: Quantisation
     check_texts: tuple[str, ...]
     task: TaskKind = "classification"
+    trust_remote_code: bool = False
 
 
 def export_package(options: ExportOptions, signer: PrivateKey, progress: Progress) -> Package:
@@ -107,10 +110,17 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
     """
     if options.output.exists():
         raise ModelError(f"{options.output} exists already; choose another --output or remove it")
+    check_model_folder(options.model, options.labels, trust_remote_code=options.trust_remote_code)
 
     # 1. Build the model without its weights and attach slices.
     progress(f"Loading {options.model.name} and attaching {options.slices.kind} slices")
-    model = load_model(options.model, len(options.labels), options.slices, options.task)
+    model = load_model(
+        options.model,
+        len(options.labels),
+        options.slices,
+        options.task,
+        trust_remote_code=options.trust_remote_code,
+    )
     sequence_limit = min(options.sequence_limit, model.position_limit)
 
     # 2. Capture as one graph, cut into segments, quantise frozen matrices: all of it on shapes alone.
@@ -132,7 +142,11 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
         # 4. Write slices, tokenizer and weights; the weights one matrix at a time.
         specs = _slice_specs(stored, options.slices.kind)
         (folder / STATE).write_bytes(_initial_state(stored))
-        pad_token_id = _write_tokenizer(options.model, folder / TOKENIZER)
+        pad_token_id, note = write_tokenizer(
+            options.model, folder / TOKENIZER, trust_remote_code=options.trust_remote_code
+        )
+        if note is not None:
+            progress(note)
         manifest_segments = _write_segments(folder, stored, names, progress)
 
         # 5. Compare with torch on real text, then describe and sign.
@@ -373,17 +387,6 @@ def _slice_specs(stored: StoredModel, kind: SliceKind) -> tuple[SliceSpec, ...]:
 def _initial_state(stored: StoredModel) -> bytes:
     sources = [source for segment in stored.segments for source in segment.slices.values()]
     return encode_values({key(*_flat_name(source)): stored.tensors[source].numpy() for source in sources})
-
-
-def _write_tokenizer(model: Path, path: Path) -> int:
-    """Write the tokenizer as one JSON file; returns the padding id."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True, use_fast=True)
-        path.write_text(tokenizer.backend_tokenizer.to_str())
-    except (OSError, ValueError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"{model} has no tokenizer the device could read: {reason}") from error
-    return int(tokenizer.pad_token_id or 0)
 
 
 def _list_files(folder: Path) -> dict[str, FileEntry]:

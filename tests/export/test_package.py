@@ -189,7 +189,7 @@ def test_a_failed_export_leaves_nothing_behind(tmp_path) -> None:
     """Mish has no tangent rule (its log1p stops the export at the first program with tangents): no file remains."""
     model = tiny.write_model(tmp_path / "model", hidden_act="mish")
     (tmp_path / "packages").mkdir()
-    with pytest.raises(MissingRuleError, match=r"operator aten\.log1p\.default \(node log1p\)"):
+    with pytest.raises(MissingRuleError, match=r"log1p\.default \(node log1p of module .*MishActivation\)"):
         export_package(tiny.options(model, tmp_path / "packages" / "out"), generate_key(), lambda _: None)
     assert list((tmp_path / "packages").iterdir()) == []
 
