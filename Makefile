@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Pages with tables made from benchmarks/results.
 PAGES := README.md docs/decisions/0006-memory-prediction.md docs/decisions/0009-arithmetic-and-weights.md
 
-.PHONY: setup demo test lint bench bench-memory bench-memory-grid bench-arithmetic bench-placement demo-reference tables \
+.PHONY: setup demo demo-shakespeare test lint bench bench-memory bench-memory-grid bench-arithmetic bench-placement demo-reference tables \
 	constraints clean
 
 setup: $(STAMP)
@@ -21,7 +21,10 @@ $(STAMP): constraints.txt torch.txt examples/banking77/model.txt pyproject.toml
 	touch $@
 
 demo: setup
-	$(BIN)/python examples/banking77/demo.py $(if $(MODEL),--model $(MODEL))
+	$(BIN)/python -m examples.banking77.demo $(if $(MODEL),--model $(MODEL))
+
+demo-shakespeare: setup
+	$(BIN)/python -m examples.tinyshakespeare.demo --checkpoint "$(CHECKPOINT)"
 
 test: setup
 	$(BIN)/python -m pytest
@@ -48,7 +51,7 @@ bench-placement: setup
 	$(BIN)/python -m benchmarks.weight_placement
 
 demo-reference: setup
-	$(BIN)/python examples/banking77/reference.py
+	$(BIN)/python -m examples.banking77.reference
 
 tables: setup
 	for page in $(PAGES); do $(BIN)/python -m benchmarks.tables $$page || exit 1; done

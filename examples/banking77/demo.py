@@ -9,19 +9,16 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 import time
-import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from compare import compare_with_peft
-from page import write_page
-from prepare import HERE, Split, prepare
+from examples.banking77.compare import compare_with_peft
+from examples.banking77.page import write_page
+from examples.banking77.prepare import HERE, prepare
+from examples.fleet import complete_run_config, run, running_fleet, show
 
 REFERENCE = HERE.parents[1] / "benchmarks" / "results" / "demo-reference.json"
-CAP = "256M"
 
 
 def main() -> int:
@@ -41,40 +38,27 @@ def main() -> int:
     split = prepare(output / "data", arguments.devices)
 
     print("\n2. Export\n", flush=True)
-    publisher_key = _run("export.cli", "key", output / "publisher.key").strip()
+    publisher_key = run("export.cli", "key", output / "publisher.key").strip()
     package = output / "package"
-    _show(
+    show(
         *("export.cli", "package", arguments.model, "--labels", split.labels, "--check-data", split.dev),
         *("--output", package, "--key", output / "publisher.key", "--sequence-limit", 64),
     )
 
     print("\n3. Coordinator and devices", flush=True)
-    state = output / "coordinator"
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        processes.append(
-            _start(output / "coordinator.log", "coordinator.cli", "serve", "--state", state, "--port", 0)
-        )
-        url = _wait_for_url(state, processes[0])
-        for number, data in enumerate(split.devices):
-            config = _device_config(output, number, data, url, publisher_key, state)
-            log = config.parent / "device.log"
-            processes.append(_start(log, "edge_runtime.cli", "run", "--config", config))
-        print(f"   {url}, {len(split.devices)} devices", flush=True)
-
+    with running_fleet(output, publisher_key, split.devices) as fleet:
+        print(f"   {fleet.url}, {len(split.devices)} devices", flush=True)
         print("\n4. Rounds\n", flush=True)
-        run_config = _run_config(output, package, publisher_key, split)
-        _run("coordinator.cli", "run", "create", run_config, "--state", state)
-        _show("coordinator.cli", "run", "watch", "--state", state)
+        config = complete_run_config(
+            *(HERE / "run.toml", output, package, publisher_key, split.dev),
+            devices=len(split.devices),
+            rounds=arguments.rounds,
+        )
+        slices = fleet.train(config)
 
-        print("\n5. Results", flush=True)
-        _run("coordinator.cli", "run", "report", "--state", state, "--output", output / "run")
-        slices = output / "slices.safetensors"
-        _run("coordinator.cli", "run", "fetch-slices", "--state", state, "--output", slices)
-    finally:
-        _stop(processes)
+    print("\n5. Results", flush=True)
     adapter = output / "adapter"
-    _run(
+    run(
         *("export.cli", "adapter", package, "--slices", slices, "--publisher-key", publisher_key),
         *("--base-model", arguments.model, "--output", adapter),
     )
@@ -110,86 +94,6 @@ def packaged_model() -> Path:
             "error: all-MiniLM-L6-v2 is not installed; run 'make setup', or give --model"
         ) from None
     return Path(str(found))
-
-
-def _command(*parts: object) -> list[str]:
-    return [sys.executable, "-m", *map(str, parts)]
-
-
-def _run(*parts: object) -> str:
-    """Run one of the product's commands and return what it prints."""
-    done = subprocess.run(_command(*parts), stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"error: {' '.join(map(str, parts[:3]))} failed with exit code {done.returncode}")
-    return done.stdout
-
-
-def _show(*parts: object) -> None:
-    """Run one of the product's commands on this terminal."""
-    done = subprocess.run(_command(*parts), check=False)
-    if done.returncode:
-        raise SystemExit(f"error: {' '.join(map(str, parts[:3]))} failed with exit code {done.returncode}")
-
-
-def _start(log: Path, *parts: object) -> subprocess.Popen[bytes]:
-    with log.open("wb") as file:
-        return subprocess.Popen(_command(*parts), stdout=file, stderr=subprocess.STDOUT)
-
-
-def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
-    for process in reversed(processes):
-        process.terminate()
-    for process in processes:
-        try:
-            process.wait(timeout=15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-def _wait_for_url(state: Path, process: subprocess.Popen[bytes]) -> str:
-    """The running server's address, which it writes into its state folder."""
-    for _ in range(300):
-        if process.poll() is not None:
-            raise SystemExit(f"error: the coordinator stopped; see {state.parent / 'coordinator.log'}")
-        if (state / "url").is_file() and (url := (state / "url").read_text().strip()):
-            return url
-        time.sleep(0.1)
-    raise SystemExit(f"error: the coordinator did not start; see {state.parent / 'coordinator.log'}")
-
-
-def _device_config(output: Path, number: int, data: Path, url: str, publisher_key: str, state: Path) -> Path:
-    """Write one device's folder: its configuration, and a copy of its own rows only."""
-    folder = output / "devices" / f"{number:02d}"
-    folder.mkdir(parents=True)
-    shutil.move(data, folder / "data.jsonl")
-    token = _run("coordinator.cli", "token", "--state", state).strip()
-    settings = {
-        "coordinator_url": url,
-        "state_folder": "state",
-        "data": "data.jsonl",
-        "device_name": f"device-{number:02d}",
-        "device_class": "demo",
-        "publisher_key": publisher_key,
-        "enrolment_token": token,
-        "cap": CAP,
-    }
-    config = folder / "device.toml"
-    config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
-    return config
-
-
-def _run_config(output: Path, package: Path, publisher_key: str, split: Split) -> Path:
-    """run.toml beside this file, completed with this machine's paths."""
-    text = (HERE / "run.toml").read_text()
-    text = text.replace('data = "dev.jsonl"', f"data = {json.dumps(str(split.dev))}")
-    head = f"package = {json.dumps(str(package))}\npublisher_key = {json.dumps(publisher_key)}\n"
-    arguments = _arguments()
-    if arguments.rounds is not None:
-        text = text.replace(f"rounds = {tomllib.loads(text)['rounds']}", f"rounds = {arguments.rounds}", 1)
-    text = text.replace("min_devices = 20", f"min_devices = {len(split.devices)}")
-    path = output / "run.toml"
-    path.write_text(head + text)
-    return path
 
 
 if __name__ == "__main__":

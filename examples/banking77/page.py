@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from compare import Agreement
 from matplotlib.figure import Figure
+
+from examples.banking77.compare import Agreement
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c2128; max-width: 60rem; margin: 2.5rem auto; padding: 0 1rem }

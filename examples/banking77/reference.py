@@ -25,8 +25,6 @@ from typing import Any
 
 import msgspec
 import torch
-from demo import packaged_model
-from prepare import HERE, prepare
 
 from coordinator.aggregation import Contribution, apply_changes, mean_change
 from coordinator.assignment import assign
@@ -45,6 +43,8 @@ from edge_runtime.preparation import prepare as prepare_package
 from edge_runtime.signing import generate_key
 from edge_runtime.slices import Values, decode_values, encode_values, shapes
 from edge_runtime.worker import evaluate, train
+from examples.banking77.demo import packaged_model
+from examples.banking77.prepare import HERE, prepare
 from export.cli import read_labels
 from export.model import load_model
 from export.package import ExportOptions, export_package

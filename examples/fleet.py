@@ -1,0 +1,161 @@
+"""A coordinator and devices as processes of this machine, started by the product's own commands.
+
+What the demonstrations share. Every process leaves its log in the output folder.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+#: Memory that each device's operator grants.
+CAP = "256M"
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A running coordinator with its devices.
+
+    Attributes:
+        output: the demonstration's folder. state: the coordinator's folder in it. url: its address.
+    """
+
+    output: Path
+    state: Path
+    url: str
+
+    def train(self, run_config: Path) -> Path:
+        """Create a run and watch it to its end; returns the trained slices, and leaves the report in ``run/``."""
+        run("coordinator.cli", "run", "create", run_config, "--state", self.state)
+        show("coordinator.cli", "run", "watch", "--state", self.state)
+        run("coordinator.cli", "run", "report", "--state", self.state, "--output", self.output / "run")
+        slices = self.output / "slices.safetensors"
+        run("coordinator.cli", "run", "fetch-slices", "--state", self.state, "--output", slices)
+        return slices
+
+
+@contextmanager
+def running_fleet(output: Path, publisher_key: str, data: Sequence[Path]) -> Iterator[Fleet]:
+    """Serve, and start one device for each file of rows; all processes are gone afterwards.
+
+    Args:
+        output: folder for state, configurations and logs. publisher_key: whose packages devices trust.
+        data: moved, each into the folder of the device that owns it.
+    """
+    state = output / "coordinator"
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        processes.append(
+            _start(output / "coordinator.log", "coordinator.cli", "serve", "--state", state, "--port", 0)
+        )
+        url = _wait_for_url(state, processes[0])
+        for number, rows in enumerate(data):
+            config = _device_config(output, number, rows, url, publisher_key, state)
+            processes.append(
+                _start(config.parent / "device.log", "edge_runtime.cli", "run", "--config", config)
+            )
+        yield Fleet(output, state, url)
+    finally:
+        _stop(processes)
+
+
+def complete_run_config(
+    template: Path,
+    output: Path,
+    package: Path,
+    publisher_key: str,
+    dev: Path,
+    *,
+    devices: int,
+    rounds: int | None,
+) -> Path:
+    """A run.toml completed with this machine's paths, in ``output``.
+
+    Args:
+        template: with ``data = "dev.jsonl"`` in its table of evaluation. devices: in the fleet.
+        rounds: instead of the template's; None keeps those.
+    """
+    text = template.read_text()
+    settings = tomllib.loads(text)
+    text = text.replace('data = "dev.jsonl"', f"data = {json.dumps(str(dev))}")
+    text = text.replace(f"min_devices = {settings['min_devices']}", f"min_devices = {devices}", 1)
+    if rounds is not None:
+        text = text.replace(f"rounds = {settings['rounds']}", f"rounds = {rounds}", 1)
+    head = f"package = {json.dumps(str(package))}\npublisher_key = {json.dumps(publisher_key)}\n"
+    path = output / "run.toml"
+    path.write_text(head + text)
+    return path
+
+
+def run(*parts: object) -> str:
+    """Run one of the product's commands and return what it prints."""
+    done = subprocess.run(_command(*parts), stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"error: {' '.join(map(str, parts[:3]))} failed with exit code {done.returncode}")
+    return done.stdout
+
+
+def show(*parts: object) -> None:
+    """Run one of the product's commands on this terminal."""
+    done = subprocess.run(_command(*parts), check=False)
+    if done.returncode:
+        raise SystemExit(f"error: {' '.join(map(str, parts[:3]))} failed with exit code {done.returncode}")
+
+
+def _command(*parts: object) -> list[str]:
+    return [sys.executable, "-m", *map(str, parts)]
+
+
+def _start(log: Path, *parts: object) -> subprocess.Popen[bytes]:
+    with log.open("wb") as file:
+        return subprocess.Popen(_command(*parts), stdout=file, stderr=subprocess.STDOUT)
+
+
+def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
+    for process in reversed(processes):
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _wait_for_url(state: Path, process: subprocess.Popen[bytes]) -> str:
+    """The running server's address, which it writes into its state folder."""
+    for _ in range(300):
+        if process.poll() is not None:
+            raise SystemExit(f"error: the coordinator stopped; see {state.parent / 'coordinator.log'}")
+        if (state / "url").is_file() and (url := (state / "url").read_text().strip()):
+            return url
+        time.sleep(0.1)
+    raise SystemExit(f"error: the coordinator did not start; see {state.parent / 'coordinator.log'}")
+
+
+def _device_config(output: Path, number: int, data: Path, url: str, publisher_key: str, state: Path) -> Path:
+    """Write one device's folder: its configuration, and a copy of its own rows only."""
+    folder = output / "devices" / f"{number:02d}"
+    folder.mkdir(parents=True)
+    shutil.move(data, folder / "data.jsonl")
+    token = run("coordinator.cli", "token", "--state", state).strip()
+    settings = {
+        "coordinator_url": url,
+        "state_folder": "state",
+        "data": "data.jsonl",
+        "device_name": f"device-{number:02d}",
+        "device_class": "demo",
+        "publisher_key": publisher_key,
+        "enrolment_token": token,
+        "cap": CAP,
+    }
+    config = folder / "device.toml"
+    config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+    return config

@@ -1,0 +1,128 @@
+"""`make demo-shakespeare CHECKPOINT=folder`: a small story teller learns from Shakespeare, by forward mode, over HTTP.
+
+Convert, export, serve, enrol, train, report: :func:`main` is the whole story, top to bottom. Every part is the
+product's own command, started as a user would start it; logs and results are left in the output folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from examples.fleet import complete_run_config, run, running_fleet, show
+from examples.tinyshakespeare.compare import perplexity_of_adapter
+from examples.tinyshakespeare.prepare import HERE, prepare
+
+#: Projections that get a slice: all of a block's.
+TARGETS = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
+SEQUENCE_LIMIT = 64
+
+
+def main() -> int:
+    """Run the demo; returns a process exit code."""
+    arguments = _arguments()
+    output: Path = arguments.output.absolute()
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    started = time.monotonic()
+
+    print(f"1. Data: ten speakers of Shakespeare's plays on {arguments.devices} devices", flush=True)
+    split = prepare(output / "data", arguments.devices)
+
+    print("\n2. From the checkpoint to a package\n", flush=True)
+    model, package = output / "model", output / "package"
+    folder: Path = arguments.checkpoint
+    show("export.cli", "llama2c", folder / "stories260K.bin", folder / "tok512.bin", "--output", model)
+    publisher_key = run("export.cli", "key", output / "publisher.key").strip()
+    show(
+        *(
+            "export.cli",
+            "package",
+            model,
+            "--task",
+            "causal_lm",
+            "--check-data",
+            split.dev,
+            "--output",
+            package,
+        ),
+        *("--key", output / "publisher.key", "--targets", TARGETS, "--sequence-limit", SEQUENCE_LIMIT),
+    )
+
+    print("\n3. Coordinator and devices", flush=True)
+    with running_fleet(output, publisher_key, split.devices) as fleet:
+        print(f"   {fleet.url}, {len(split.devices)} devices", flush=True)
+        print("\n4. Rounds\n", flush=True)
+        config = complete_run_config(
+            *(HERE / "run.toml", output, package, publisher_key, split.dev),
+            devices=len(split.devices),
+            rounds=arguments.rounds,
+        )
+        slices = fleet.train(config)
+
+    print("\n5. Results", flush=True)
+    adapter = output / "adapter"
+    run(
+        *("export.cli", "adapter", package, "--slices", slices, "--publisher-key", publisher_key),
+        *("--base-model", model, "--output", adapter),
+    )
+    report = {
+        **_figures(json.loads((output / "run" / "report.json").read_text())["run"]),
+        "peft_perplexity": perplexity_of_adapter(model, adapter, split.dev, SEQUENCE_LIMIT),
+        "adapter": str(adapter),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(_text(report, output))
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="folder with stories260K.bin and tok512.bin"
+    )
+    parser.add_argument("--output", type=Path, default=Path("build/demo-shakespeare"))
+    parser.add_argument("--devices", type=int, default=10)
+    parser.add_argument("--rounds", type=int, help="instead of those in run.toml")
+    return parser.parse_args()
+
+
+def _figures(summary: dict[str, Any]) -> dict[str, Any]:
+    """What the coordinator measured."""
+    rounds = summary["rounds"]
+    return {
+        "perplexity_before": summary["initial_perplexity"],
+        "perplexity_after": next(r["perplexity"] for r in reversed(rounds) if r["perplexity"] is not None),
+        "rounds": summary["rounds_committed"],
+        "bytes_up": sum(r["bytes_up"] for r in rounds),
+        "bytes_down": sum(r["bytes_down"] for r in rounds),
+        "predicted_peak_bytes": max(r["predicted_peak_bytes"] or 0 for r in rounds),
+        "measured_peak_bytes": max(r["measured_peak_bytes"] or 0 for r in rounds),
+    }
+
+
+def _text(report: dict[str, Any], output: Path) -> str:
+    lines = [
+        ("dev perplexity of a token, before", f"{report['perplexity_before']:.1f}"),
+        (f"after {report['rounds']} rounds", f"{report['perplexity_after']:.1f}"),
+        ("the adapter on the float model, by peft", f"{report['peft_perplexity']:.1f}"),
+        ("seconds, export included", f"{report['seconds']:.0f}"),
+        ("bytes up / down", f"{report['bytes_up'] / 1e6:.1f} MB / {report['bytes_down'] / 1e6:.1f} MB"),
+        (
+            "peak memory of a worker, predicted / measured",
+            f"{report['predicted_peak_bytes'] / 1e6:.0f} MB / {report['measured_peak_bytes'] / 1e6:.0f} MB",
+        ),
+        ("learning curve", str(output / "run" / "curve.svg")),
+        ("adapter", report["adapter"]),
+    ]
+    width = max(len(name) for name, _ in lines)
+    return "\n" + "\n".join(f"   {name.ljust(width)}  {value}" for name, value in lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
