@@ -55,6 +55,8 @@ STATE = "slices.safetensors"
 PROBE = "programs/probe.onnx"
 #: Which arithmetics a package can offer, by how its weights are stored.
 OFFERED: dict[str, tuple[Arithmetic, ...]] = {"int8": ("row_int8", "block_int8", "float"), "none": ("float",)}
+#: Those in which a frozen product can be read transposed.
+ADJOINT_ARITHMETICS: tuple[Arithmetic, ...] = ("row_int8", "float")
 #: Tensors of a program's largest live set that the manifest names.
 PEAK_TENSORS = 8
 
@@ -71,6 +73,7 @@ class ExportOptions:
         slices: which slices. sequence_limit: longest sequence the package will train, in tokens.
         quantisation: ``int8``, or ``none`` to keep float32 for comparison.
         check_texts: real text for the self-check, at least one.
+        with_adjoint: also write the adjoint programs that backpropagation runs.
     """
 
     model: Path
@@ -80,6 +83,7 @@ class ExportOptions:
     sequence_limit: int
     quantisation: str
     check_texts: tuple[str, ...]
+    with_adjoint: bool = False
 
 
 def export_package(options: ExportOptions, signer: PrivateKey, progress: Progress) -> Package:
@@ -116,14 +120,27 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
 
         # 3. Trace and lower each distinct structure once.
         programs, names = _write_programs(
-            folder, segments, tensors, model.position_limit, OFFERED[options.quantisation], progress
+            folder,
+            segments,
+            tensors,
+            model.position_limit,
+            OFFERED[options.quantisation],
+            options.with_adjoint,
+            progress,
         )
         ir.save(probe(), folder / PROBE)
 
         # 4. Write weights, slices and tokenizer.
         progress("Writing weights")
         manifest_segments = tuple(
-            Segment(segment.name, *names[i], weights=_write_weights(folder, segment, tensors))
+            Segment(
+                segment.name,
+                names[i]["primal"],
+                names[i].get("entry"),
+                names[i].get("dual"),
+                weights=_write_weights(folder, segment, tensors),
+                adjoint=names[i].get("adjoint"),
+            )
             for i, segment in enumerate(segments)
         )
         specs = _slice_specs(segments, tensors, options.slices.kind)
@@ -183,10 +200,13 @@ def _without_poor_arithmetics(manifest: Manifest, folder: Path) -> Manifest:
     return msgspec.structs.replace(manifest, programs=programs, self_checks=checks, files=_list_files(folder))
 
 
-def _kinds(segment: SegmentGraph) -> tuple[ProgramKind, ...]:
+def _kinds(segment: SegmentGraph, with_adjoint: bool) -> tuple[ProgramKind, ...]:
     if segment.name == "embedding":
         return ("primal",)
-    return ("primal", "dual") if segment.name == HEAD else ("primal", "entry", "dual")
+    forward: tuple[ProgramKind, ...] = (
+        ("primal", "dual") if segment.name == HEAD else ("primal", "entry", "dual")
+    )
+    return (*forward, "adjoint") if with_adjoint else forward
 
 
 def _write_programs(
@@ -195,27 +215,29 @@ def _write_programs(
     tensors: dict[str, Tensor],
     position_limit: int,
     arithmetics: tuple[Arithmetic, ...],
+    with_adjoint: bool,
     progress: Progress,
-) -> tuple[dict[str, Program], list[tuple[str, str | None, str | None]]]:
-    """Trace and lower; returns programs by name, and for each segment its (primal, entry, dual) names."""
+) -> tuple[dict[str, Program], list[dict[ProgramKind, str]]]:
+    """Trace and lower; returns programs by name, and for each segment the names of its programs by kind."""
     programs: dict[str, Program] = {}
-    by_structure: dict[object, tuple[str, str | None, str | None]] = {}
+    by_structure: dict[object, dict[ProgramKind, str]] = {}
     names = []
     for segment in segments:
         structure = structure_of(segment, tensors)
         if structure not in by_structure:
             made: dict[ProgramKind, str] = {}
-            for kind in _kinds(segment):
+            for kind in _kinds(segment, with_adjoint):
                 name = f"{segment.name}.{kind}"
                 progress(f"Lowering {name}")
                 traced = trace(segment, kind, tensors, position_limit)
                 flowing = tuple(n for n in traced.inputs if n not in segment.weights)
                 lowered = lower(traced)
                 order_for_memory(lowered)  # arithmetics replace nodes where they stand
-                variants = _write_variants(folder, name, lowered, flowing, arithmetics)
+                offered = tuple(a for a in arithmetics if kind != "adjoint" or a in ADJOINT_ARITHMETICS)
+                variants = _write_variants(folder, name, lowered, flowing, offered)
                 programs[name] = Program(flowing, traced.outputs, variants)
                 made[kind] = name
-            by_structure[structure] = (made["primal"], made.get("entry"), made.get("dual"))
+            by_structure[structure] = made
         names.append(by_structure[structure])
     return programs, names
 
