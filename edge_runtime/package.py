@@ -179,8 +179,9 @@ class Base(Struct, frozen=True):
 class SelfCheck(Struct, frozen=True):
     """Largest relative differences of one arithmetic from torch on real text, measured before the package was written.
 
-    ``jvp_cosine`` is the cosine between all directional derivatives of the check and torch's. ``segments`` were run:
-    all of them, or of a large package enough to use every program.
+    ``jvp_cosine`` is the cosine between all directional derivatives of the check and torch's; ``gradient_cosine``
+    that of the gradients of the adjoint programs, None where the package or the arithmetic has none. ``segments`` were
+    run: all of them, or of a large package enough to use every program.
     """
 
     rows: Count
@@ -188,6 +189,8 @@ class SelfCheck(Struct, frozen=True):
     jvp: float
     jvp_cosine: float
     segments: Count = 0
+    gradient: float | None = None
+    gradient_cosine: float | None = None
 
 
 class Manifest(Struct, frozen=True):
@@ -220,12 +223,10 @@ class Manifest(Struct, frozen=True):
 
     @property
     def arithmetics(self) -> tuple[Arithmetic, ...]:
-        """Those that every program of the package offers, in order of preference."""
-        return tuple(
-            name
-            for name in ARITHMETICS
-            if all(name in program.variants for program in self.programs.values())
-        )
+        """Those that every program but the adjoints offers, in order of preference."""
+        adjoints = {segment.adjoint for segment in self.segments}
+        forward = [program for name, program in self.programs.items() if name not in adjoints]
+        return tuple(name for name in ARITHMETICS if all(name in program.variants for program in forward))
 
     @property
     def head(self) -> SliceSpec | None:
