@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     package.add_argument("--alpha", type=float, default=4.0, help="update scale is alpha / rank")
     package.add_argument("--targets", default="query,value", help="module names as peft's target_modules")
     package.add_argument("--sequence-limit", type=int, default=128, help="longest sequence, in tokens")
-    package.add_argument("--quant", choices=("int8", "none"), default="int8")
+    package.add_argument("--quant", choices=("int8", "int4", "none"), default="int8")
     package.add_argument("--seed", type=int, default=0, help="of LoRA's random factor")
     package.set_defaults(command=_package)
 

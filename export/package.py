@@ -27,6 +27,7 @@ from edge_runtime.package import (
     Manifest,
     Package,
     Program,
+    Quantisation,
     Segment,
     SliceSpec,
     TensorRef,
@@ -54,7 +55,11 @@ TOKENIZER = "tokenizer.json"
 STATE = "slices.safetensors"
 PROBE = "programs/probe.onnx"
 #: Which arithmetics a package can offer, by how its weights are stored.
-OFFERED: dict[str, tuple[Arithmetic, ...]] = {"int8": ("row_int8", "block_int8", "float"), "none": ("float",)}
+OFFERED: dict[str, tuple[Arithmetic, ...]] = {
+    "int8": ("row_int8", "block_int8", "float"),
+    "int4": ("row_int8", "block_int4", "float"),
+    "none": ("float",),
+}
 #: Tensors of a program's largest live set that the manifest names.
 PEAK_TENSORS = 8
 
@@ -69,7 +74,7 @@ class ExportOptions:
     Attributes:
         model: Hugging Face folder. labels: the label set, in order. output: folder to create.
         slices: which slices. sequence_limit: longest sequence the package will train, in tokens.
-        quantisation: ``int8``, or ``none`` to keep float32 for comparison.
+        quantisation: of frozen matrices; ``none`` keeps float32 for comparison.
         check_texts: real text for the self-check, at least one.
     """
 
@@ -78,7 +83,7 @@ class ExportOptions:
     output: Path
     slices: SliceOptions
     sequence_limit: int
-    quantisation: str
+    quantisation: Quantisation
     check_texts: tuple[str, ...]
 
 
@@ -143,7 +148,7 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
                 source=options.model.name,
                 parameters=model.parameters,
                 hidden_size=model.hidden_size,
-                quantisation="int8" if options.quantisation == "int8" else "none",
+                quantisation=options.quantisation,
             ),
             files=_list_files(folder),
             programs=programs,
