@@ -61,6 +61,7 @@ PROBE = "programs/probe.onnx"
 #: Which arithmetics a package can offer, by how its weights are stored.
 OFFERED: dict[Quantisation, tuple[Arithmetic, ...]] = {
     "int8": ("row_int8", "block_int8", "float"),
+    "int4": ("row_int8", "block_int4", "float"),
     "none": ("float",),
 }
 #: Those in which a frozen product can be read transposed.

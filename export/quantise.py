@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from export.half_quadratic import quantise_blocks
+from export.block_search import quantise_blocks
 
 BLOCK = 32
 ZERO_POINT = 128
