@@ -5,9 +5,10 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Pages with tables made from benchmarks/results.
-PAGES := README.md docs/decisions/0006-memory-prediction.md docs/decisions/0009-arithmetic-and-weights.md
+PAGES := README.md docs/decisions/0006-memory-prediction.md docs/decisions/0009-arithmetic-and-weights.md \
+	docs/decisions/0014-backpropagation.md
 
-.PHONY: setup demo test lint bench bench-memory bench-memory-grid bench-arithmetic bench-placement demo-reference tables \
+.PHONY: setup demo test lint bench bench-memory bench-opponent bench-memory-grid bench-arithmetic bench-placement demo-reference tables \
 	constraints clean
 
 setup: $(STAMP)
@@ -37,6 +38,9 @@ bench: setup
 bench-memory: setup
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.memory_grid
+
+bench-opponent: setup
+	$(BIN)/python -m benchmarks.opponent
 
 bench-memory-grid: setup
 	$(BIN)/python -m benchmarks.memory_grid

@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.full_rows import LABELS, write_full_rows
 from benchmarks.measured_process import python_program
 from benchmarks.model_folder import packaged_model
-from benchmarks.shapes import BERT_BASE, BERT_LARGE, write_shape
+from benchmarks.shapes import BERT_BASE, BERT_LARGE, LLAMA_1B, write_decoder, write_shape
 from edge_runtime.jobs import PrepareJob, TrainJob, ensure_prepared
 from edge_runtime.messages import LocalOptimizer, Task, Update
 from edge_runtime.package import MANIFEST, Arithmetic, Manifest, Package
@@ -115,6 +115,7 @@ def make_subjects(
         MINILM: lambda: minilm,
         BERT_BASE.name: lambda: write_shape(folder / "bert-base", BERT_BASE, minilm),
         BERT_LARGE.name: lambda: write_shape(folder / "bert-large", BERT_LARGE, minilm),
+        LLAMA_1B.name: lambda: write_decoder(folder / "llama-1b", LLAMA_1B, minilm),
     }
     extra = ("--with-adjoint",) if with_adjoint else ()
     return {name: _subject(folder, name, models[name](), rows, threads, extra) for name in names}

@@ -11,6 +11,7 @@ It is the honest opponent of forward mode (docs/decisions/0014-backpropagation.m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -121,8 +122,11 @@ class Backpropagation(Executor):
         self, index: int, program: Program, later: Sequence[Program], weights: MappedWeights | None = None
     ) -> Stage:
         """As of the executor; what a forward stage leaves must also serve the whole backward sweep."""
-        back = self._back if weights is None else ()
-        return super()._stage(index, program, (*later, *back), weights)
+        if weights is None:
+            return super()._stage(index, program, (*later, *self._back))
+        stage = super()._stage(index, program, later, weights)
+        # Each adjoint gets its own segment's input back; the one that follows must not be held meanwhile.
+        return replace(stage, needed_later=stage.needed_later - {HIDDEN})
 
     def _waiting(self, flows: Sequence[Flow]) -> Sequence[Flow]:
         arrays = self._kept.arrays if self._kept is not None else []
