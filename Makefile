@@ -5,10 +5,11 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Pages with tables made from benchmarks/results.
-PAGES := README.md docs/decisions/0006-memory-prediction.md docs/decisions/0009-arithmetic-and-weights.md
+PAGES := README.md docs/decisions/0006-memory-prediction.md docs/decisions/0009-arithmetic-and-weights.md \
+	docs/decisions/0014-backpropagation.md
 
-.PHONY: setup demo demo-shakespeare test lint bench bench-memory bench-memory-grid bench-arithmetic bench-placement demo-reference tables \
-	constraints clean
+.PHONY: setup demo demo-shakespeare test lint bench bench-memory bench-opponent bench-memory-grid bench-arithmetic \
+	bench-placement demo-reference tables constraints clean
 
 setup: $(STAMP)
 
@@ -40,6 +41,9 @@ bench: setup
 bench-memory: setup
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.memory_grid
+
+bench-opponent: setup
+	$(BIN)/python -m benchmarks.opponent
 
 bench-memory-grid: setup
 	$(BIN)/python -m benchmarks.memory_grid

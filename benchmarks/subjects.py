@@ -11,9 +11,9 @@ from pathlib import Path
 from benchmarks.full_rows import LABELS, write_full_rows
 from benchmarks.measured_process import python_program
 from benchmarks.model_folder import packaged_model
-from benchmarks.shapes import BERT_BASE, BERT_LARGE, write_shape
+from benchmarks.shapes import BERT_BASE, BERT_LARGE, LLAMA_1B, write_decoder, write_shape
 from edge_runtime.jobs import PrepareJob, TrainJob, ensure_prepared
-from edge_runtime.messages import LocalOptimizer, Task
+from edge_runtime.messages import LocalOptimizer, Task, Update
 from edge_runtime.package import MANIFEST, Arithmetic, Manifest, Package
 from edge_runtime.plan import Choice
 from edge_runtime.signing import generate_key
@@ -62,6 +62,7 @@ class Subject:
         cap_bytes: int = AMPLE_BYTES,
         arithmetic: Arithmetic | None = None,
         prefix_cache_bytes: int = 0,
+        update: Update = "forward",
     ) -> TrainJob:
         """A task that trains slices (all by default) and the head."""
         task = Task(
@@ -82,6 +83,7 @@ class Subject:
             optimizer=LocalOptimizer("accumulate", slice_rate=1e-3, head_rate=1e-3),
             required_bytes=0,
             deadline_s=0.0,
+            update=update,
         )
         return TrainJob(
             package_folder=str(self.package),
@@ -98,8 +100,13 @@ class Subject:
         )
 
 
-def make_subjects(folder: Path, threads: int, names: tuple[str, ...]) -> dict[str, Subject]:
-    """Models, packages and rows below ``folder``; packages that are there already are taken as they are."""
+def make_subjects(
+    folder: Path, threads: int, names: tuple[str, ...], *, with_adjoint: bool = False
+) -> dict[str, Subject]:
+    """Models, packages and rows below ``folder``; packages that are there already are taken as they are.
+
+    ``with_adjoint`` exports the programs of backpropagation as well: give such packages a folder of their own.
+    """
     minilm = packaged_model()
     folder.mkdir(parents=True, exist_ok=True)
     rows = folder / "rows.jsonl"
@@ -108,11 +115,15 @@ def make_subjects(folder: Path, threads: int, names: tuple[str, ...]) -> dict[st
         MINILM: lambda: minilm,
         BERT_BASE.name: lambda: write_shape(folder / "bert-base", BERT_BASE, minilm),
         BERT_LARGE.name: lambda: write_shape(folder / "bert-large", BERT_LARGE, minilm),
+        LLAMA_1B.name: lambda: write_decoder(folder / "llama-1b", LLAMA_1B, minilm),
     }
-    return {name: _subject(folder, name, models[name](), rows, threads) for name in names}
+    extra = ("--with-adjoint",) if with_adjoint else ()
+    return {name: _subject(folder, name, models[name](), rows, threads, extra) for name in names}
 
 
-def _subject(folder: Path, name: str, model: Path, rows: Path, threads: int) -> Subject:
+def _subject(
+    folder: Path, name: str, model: Path, rows: Path, threads: int, extra: tuple[str, ...]
+) -> Subject:
     package = folder / f"{name}.package"
     if not (package / MANIFEST).exists():
         print(f"Exporting {name}", flush=True)
@@ -120,7 +131,7 @@ def _subject(folder: Path, name: str, model: Path, rows: Path, threads: int) -> 
         if not key.exists():
             generate_key().save(key)
         command = python_program("export.cli", "package", model, "--labels", LABELS, "--check-data", rows)
-        command += ["--output", str(package), "--key", str(key), "--sequence-limit", str(TOKENS)]
+        command += ["--output", str(package), "--key", str(key), "--sequence-limit", str(TOKENS), *extra]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     sha256 = hashlib.sha256((package / MANIFEST).read_bytes()).hexdigest()
     return Subject(name, model, package, sha256, Package.open_known(package, sha256).manifest, rows, threads)

@@ -10,7 +10,16 @@ import msgspec
 from msgspec import Meta, Struct
 
 from edge_runtime.errors import ConfigError
-from edge_runtime.messages import Identifier, LocalOptimizer, PositiveCount, PublicKey, Rate, Seconds, Seed
+from edge_runtime.messages import (
+    Identifier,
+    LocalOptimizer,
+    PositiveCount,
+    PublicKey,
+    Rate,
+    Seconds,
+    Seed,
+    Update,
+)
 from edge_runtime.package import Arithmetic
 
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
@@ -85,6 +94,7 @@ class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
     server_optimizer: ServerOptimizers = ServerOptimizers()
     evaluation: EvaluationConfig | None = None
     seen_window_s: Wait = 600.0
+    update: Update = "forward"
 
 
 def read_run_config(path: Path) -> RunConfig:
@@ -141,6 +151,8 @@ def _check_together(config: RunConfig) -> None:
         )
     if config.poll_min_s > config.poll_max_s:
         raise ConfigError(f"poll_min_s = {config.poll_min_s} exceeds poll_max_s = {config.poll_max_s}")
+    if config.update == "backprop" and config.draws != 1:
+        raise ConfigError(f'update = "backprop" makes no draws, so draws = {config.draws} must be 1')
     if config.slices in ("none", ()) and not config.train_head:
         raise ConfigError('slices = "none" and train_head = false leave nothing to train')
     if not isinstance(config.slices, str) and len(set(config.slices)) != len(config.slices):

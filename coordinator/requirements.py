@@ -16,5 +16,6 @@ def required_bytes(manifest: Manifest, config: RunConfig, slices: Sequence[str],
         sequence=min(config.sequence_limit, manifest.sequence_limit),
         draws=config.draws,
         slices=tuple(slices),
+        update=config.update,
     )
     return Planner(manifest, floor_bytes=floor_bytes).smallest_cap(work)

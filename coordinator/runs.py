@@ -12,6 +12,7 @@ import msgspec
 from coordinator.config import RunConfig
 from coordinator.events import record
 from coordinator.refusals import RefusalError
+from coordinator.requirements import required_bytes
 from coordinator.stores import Stores
 from edge_runtime.errors import ConfigError
 from edge_runtime.package import MANIFEST, SIGNATURE, Manifest, Package
@@ -81,6 +82,7 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float) -> str:
         raise ConfigError(
             f"package {package.manifest.name} has no slice but the head, and train_head is false"
         )
+    required_bytes(package.manifest, config, slices, 0)  # raises if the package cannot train as asked
     if config.evaluation is not None and not Path(config.evaluation.data).is_file():
         raise ConfigError(f"evaluation.data names {config.evaluation.data}, which is no file here")
     # 2. Import, every file under its sha256.

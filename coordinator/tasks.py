@@ -177,6 +177,7 @@ def _hand_out(
         deadline_s=config.deadline_s,
         directions=config.directions,
         loss=config.loss,
+        update=config.update,
     )
     data = messages.encode(task)
     signature = stores.key.sign(data)

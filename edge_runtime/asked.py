@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edge_runtime.config import parse_bytes
 from edge_runtime.errors import CapExceededError, ConfigError, PreparationError
+from edge_runtime.messages import Update
 from edge_runtime.package import Manifest, Package
 from edge_runtime.plan import Planner, Work
 from edge_runtime.prepared import Prepared, engine_version, read_prepared, stale_reason
@@ -53,6 +54,7 @@ def ask(
     sequence: int | None,
     draws: int,
     slices: str | None,
+    update: Update,
     publisher_key: str | None,
     prepared_folder: Path | None,
 ) -> Asked:
@@ -63,6 +65,7 @@ def ask(
         cap: a size as :func:`edge_runtime.config.parse_bytes` reads it.
         batch: examples of a step. sequence: tokens; None takes the package's limit. draws: tangents per example.
         slices: names with commas between them; None takes all.
+        update: how their gradient is found; backpropagation makes no draws.
         publisher_key: must have signed the package; None warns on standard error that nobody checked.
         prepared_folder: where the package is prepared; None looks beside it (:func:`beside`) and takes what it finds.
 
@@ -75,12 +78,14 @@ def ask(
     cap_bytes = parse_bytes(cap)
     check_range("--batch", batch, MAX_BATCH)
     check_range("--draws", draws, MAX_DRAWS)
+    if update == "backprop" and draws != 1:
+        raise ConfigError(f"--update backprop makes no draws: --draws is {draws}, leave it at 1")
     package = open_package(folder, publisher_key)
     manifest = package.manifest
     limit = manifest.sequence_limit
     if sequence is not None and not 1 <= sequence <= limit:
         raise ConfigError(f"--sequence is {sequence}; package {manifest.name} takes 1 to {limit} tokens")
-    work = Work(batch, limit if sequence is None else sequence, draws, _trained(manifest, slices))
+    work = Work(batch, limit if sequence is None else sequence, draws, _trained(manifest, slices), update)
     prepared, unprepared = _find_prepared(package, prepared_folder)
     asked = Asked(package, cap_bytes, work, prepared, unprepared)
     _require_floor(asked)

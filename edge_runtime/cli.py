@@ -101,6 +101,12 @@ def _add_work(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--sequence", type=int, metavar="TOKENS", help="default: the package's limit")
     sub.add_argument("--draws", type=int, default=1, help="tangents per example (default: %(default)s)")
     sub.add_argument("--slices", metavar="NAME,...", help="slices to train beside the head (default: all)")
+    sub.add_argument(
+        "--update",
+        choices=("forward", "backprop"),
+        default="forward",
+        help="how the slices' gradient is found (default: %(default)s)",
+    )
     sub.add_argument("--publisher-key", metavar="KEY", help="public key that must have signed the package")
     sub.add_argument(
         "--prepared",
@@ -162,6 +168,7 @@ def _asked(arguments: argparse.Namespace, prepared_folder: Path | None) -> Asked
         sequence=arguments.sequence,
         draws=arguments.draws,
         slices=arguments.slices,
+        update=arguments.update,
         publisher_key=arguments.publisher_key,
         prepared_folder=prepared_folder,
     )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ from edge_runtime.slices import FloatArray, Values, key
 from edge_runtime.weights import MappedWeights
 
 DOT = "_dot"
+#: Suffix of a program's input or output that is a cotangent.
+BAR = "_bar"
 #: What a batch brings; everything else in a flow is made by a segment.
 INPUTS = ("input_ids", "attention_mask", "labels")
 #: Named values of one micro-batch on their way through the segments.
@@ -57,11 +60,12 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class _Stage:
+class Stage:
     """A segment: its program, its weights, and what of its surroundings is still needed after it.
 
     Attributes:
         slice_inputs: program input to flat tensor name. loaded: None where the program is loaded at each use.
+        weight_bytes: what the program reads of its weights, gathered rows not counted.
     """
 
     program: Program
@@ -70,6 +74,7 @@ class _Stage:
     slice_inputs: Mapping[str, str]
     needed_later: frozenset[str]
     loaded: LoadedProgram | None
+    weight_bytes: int
 
 
 class Executor:
@@ -84,6 +89,7 @@ class Executor:
 
     Attributes:
         observe: called after each segment with the values that wait, while its weights are still there.
+        weights_read_bytes: what sweeps have read of the weights so far, once for each segment and sweep.
     """
 
     def __init__(
@@ -101,9 +107,10 @@ class Executor:
         self.first_dual = first_segment(prepared.manifest, tuple(trained))
         self._cache = cache
         self.observe: Callable[[Sequence[Flow]], None] | None = None
+        self.weights_read_bytes = 0
         self._shared: dict[str, LoadedProgram] = {}
         programs = [self._program_of(i) for i in range(len(self.manifest.segments))]
-        self._stages = [self._stage(i, programs) for i in range(len(programs))]
+        self._stages = [self._stage(i, programs[i], programs[i + 1 :]) for i in range(len(programs))]
 
     def sweep(
         self,
@@ -124,56 +131,70 @@ class Executor:
         Returns:
             Results for all examples, in the order of the micro-batches.
         """
+        flows = self._begin(values, micro_batches, rows)
+        self._run(self._stages[self.first_dual or 0 :], flows, values, tangents)
+        return swept(flows)
+
+    def _begin(
+        self, values: Values, micro_batches: Sequence[Batch], rows: Sequence[Sequence[int]] | None
+    ) -> list[Flow]:
+        """Flows of a batch after the segments before the first trained slice; arguments as of :meth:`sweep`."""
         flows: list[Flow] = [
             {"input_ids": b.input_ids, "attention_mask": b.attention_mask, "labels": b.labels}
             for b in micro_batches
         ]
-        prefix = self.first_dual or 0
+        prefix = self._stages[: self.first_dual or 0]
         if self._cache is None or rows is None:
-            self._run(self._stages[:prefix], flows, values)
-        else:
-            flows = self._run_prefix(self._cache, self._stages[:prefix], flows, values, rows)
-        self._run(self._stages[prefix:], flows, values, tangents)
-        return Sweep(
-            loss=_join(flows, "loss", 0),
-            jvps=_join(flows, "loss" + DOT, 1) if "loss" + DOT in flows[0] else None,
-            **{
-                name: _join(flows, name, 0)
-                for name in ("logits", "residual", "features", "correct")
-                if name in flows[0]
-            },
-        )
+            self._run(prefix, flows, values)
+            return flows
+        return self._run_prefix(self._cache, prefix, flows, values, rows)
 
     def _run(
         self,
-        stages: Sequence[_Stage],
+        stages: Sequence[Stage],
         flows: Sequence[Flow],
         values: Values,
         tangents: Sequence[Mapping[str, FloatArray]] | None = None,
     ) -> None:
         """Run some segments over all micro-batches; each flow ends with what is needed later."""
-        for position, stage in enumerate(stages):
-            if self._streams and position + 1 < len(stages):
-                stages[position + 1].weights.prefetch()
-            loaded = stage.loaded or self._load(stage.program, stage.variant, stage.weights)
-            for number, flow in enumerate(flows):
-                given = tangents[number] if tangents is not None else {}
-                for name, rows in stage.variant.gathered.items():
-                    stage.weights.gather(name, flow[rows])
-                outputs = loaded.run(_inputs(stage, flow, values, given))
-                stage.weights.drop_rows()
-                for name in [name for name in flow if name not in stage.needed_later]:
-                    del flow[name]
-                flow.update(outputs)
-            if self.observe is not None:
-                self.observe(flows)
-            if self._streams:
-                stage.weights.release()
+        for stage, following in zip_longest(stages, stages[1:]):
+            self._run_stage(stage, flows, values, tangents, following)
+
+    def _run_stage(
+        self,
+        stage: Stage,
+        flows: Sequence[Flow],
+        values: Values,
+        tangents: Sequence[Mapping[str, FloatArray]] | None,
+        following: Stage | None,
+    ) -> None:
+        """Run one segment over all micro-batches; the one that follows is read ahead where weights are streamed."""
+        if self._streams and following is not None and following.weights is not stage.weights:
+            following.weights.prefetch()
+        loaded = stage.loaded or self._load(stage.program, stage.variant, stage.weights)
+        for number, flow in enumerate(flows):
+            given = tangents[number] if tangents is not None else {}
+            for name, rows in stage.variant.gathered.items():
+                stage.weights.gather(name, flow[rows])
+            outputs = loaded.run(_inputs(stage, flow, values, given))
+            stage.weights.drop_rows()
+            for name in [name for name in flow if name not in stage.needed_later]:
+                del flow[name]
+            flow.update(outputs)
+        self.weights_read_bytes += stage.weight_bytes
+        if self.observe is not None:
+            self.observe(self._waiting(flows))
+        if self._streams:
+            stage.weights.release()
+
+    def _waiting(self, flows: Sequence[Flow]) -> Sequence[Flow]:
+        """All values that wait between segments."""
+        return flows
 
     def _run_prefix(
         self,
         cache: PrefixCache,
-        stages: Sequence[_Stage],
+        stages: Sequence[Stage],
         flows: Sequence[Flow],
         values: Values,
         rows: Sequence[Sequence[int]],
@@ -217,10 +238,12 @@ class Executor:
             name = wanted
         return self.manifest.programs[name]
 
-    def _stage(self, index: int, programs: Sequence[Program]) -> _Stage:
-        program = programs[index]
+    def _stage(
+        self, index: int, program: Program, later: Sequence[Program], weights: MappedWeights | None = None
+    ) -> Stage:
+        """A segment's program with its weights (mapped here, if not given); ``later`` are those that run after it."""
         variant = self._prepared.variant(program)
-        weights = MappedWeights(self._prepared, index, variant.gathered)
+        weights = weights or MappedWeights(self._prepared, index, variant.gathered)
         loaded: LoadedProgram | None = None
         if not variant.bound:  # one load serves every segment of this structure
             if variant.file not in self._shared:
@@ -229,8 +252,10 @@ class Executor:
         elif not self._streams:
             loaded = self._load(program, variant, weights)
             weights.release()  # the engine has repacked them
-        later = frozenset(name for p in programs[index + 1 :] for name in p.inputs)
-        return _Stage(program, variant, weights, self._slice_inputs(index), later, loaded)
+        needed = frozenset(name for other in later for name in other.inputs)
+        read = [name for name in (*variant.fed, *variant.bound) if name not in variant.gathered]
+        size = sum(weights.arrays[name].nbytes for name in read)
+        return Stage(program, variant, weights, self._slice_inputs(index), needed, loaded, size)
 
     def _load(self, program: Program, variant: Variant, weights: MappedWeights) -> LoadedProgram:
         bound = {name: weights.arrays[name] for name in variant.bound}
@@ -247,7 +272,7 @@ class Executor:
 
 
 def _inputs(
-    stage: _Stage, flow: Mapping[str, Array], values: Values, tangents: Mapping[str, FloatArray]
+    stage: Stage, flow: Mapping[str, Array], values: Values, tangents: Mapping[str, FloatArray]
 ) -> dict[str, Array]:
     feeds: dict[str, Array] = {name: stage.weights.arrays[name] for name in stage.variant.fed}
     for name in stage.program.inputs:
@@ -269,6 +294,19 @@ def _tangent(name: str, values: Values, tangents: Mapping[str, FloatArray]) -> F
         return tangents[name]
     like = next(iter(tangents.values()))
     return np.zeros((*like.shape[:2], *values[name].shape[1:]), dtype=np.float32)
+
+
+def swept(flows: Sequence[Flow]) -> Sweep:
+    """What the last segment left in the flows."""
+    return Sweep(
+        loss=_join(flows, "loss", 0),
+        jvps=_join(flows, "loss" + DOT, 1) if "loss" + DOT in flows[0] else None,
+        **{
+            name: _join(flows, name, 0)
+            for name in ("logits", "residual", "features", "correct")
+            if name in flows[0]
+        },
+    )
 
 
 def _join(flows: Sequence[Mapping[str, Array]], name: str, axis: int) -> Any:

@@ -88,6 +88,7 @@ class TrainOutcome(Struct, frozen=True):
     ``bins`` split the peak of the step phase as the plan's prediction does. ``steps`` holds at most ``MAX_STEPS`` of
     them, the first and then evenly. ``prefix_hits`` and ``prefix_misses`` count lookups in the prefix cache.
     ``proportional_*`` are the parts of PSS at the end of the steps, 0 where the kernel does not tell them.
+    ``weights_read_bytes`` is what all steps together read of the weights, from memory or disk.
     """
 
     examples: Count
@@ -103,6 +104,7 @@ class TrainOutcome(Struct, frozen=True):
     prefix_misses: Count = 0
     proportional_anonymous_bytes: Bytes = 0
     proportional_file_bytes: Bytes = 0
+    weights_read_bytes: Bytes = 0
 
 
 class EvaluateJob(Struct, frozen=True, tag="evaluate"):

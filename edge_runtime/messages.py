@@ -33,6 +33,8 @@ PositiveCount = Annotated[int, Meta(ge=1, le=1 << 31)]
 Seed = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Rate = Annotated[float, Meta(gt=0, le=1e6)]
+#: How the slices' gradient is found: estimated by forward mode, or computed by checkpointed backpropagation.
+Update = Literal["forward", "backprop"]
 
 
 class EnrolRequest(Struct, frozen=True):
@@ -83,8 +85,8 @@ class Task(Struct, frozen=True):
 
     ``slot`` is the device's place in the round; tangents are keyed by (seed, round, slot, step, example,
     draw, slice), so they depend on nothing a machine could differ in. ``slices`` are trained by forward
-    mode; the head, if ``train_head``, by its exact gradient. ``package`` and ``state`` are blobs: the
-    manifest and the current values of all slices.
+    mode, or as ``update`` says; the head, if ``train_head``, by its exact gradient. ``package`` and ``state``
+    are blobs: the manifest and the current values of all slices.
     """
 
     task_id: Identifier
@@ -106,6 +108,7 @@ class Task(Struct, frozen=True):
     deadline_s: Seconds
     directions: Literal["per_example", "shared", "orthogonal"] = "per_example"
     loss: Literal["cross_entropy"] = "cross_entropy"
+    update: Update = "forward"
 
 
 class SignedTask(Struct, frozen=True, tag_field="answer", tag="task"):

@@ -41,8 +41,11 @@ ARITHMETICS: tuple[Arithmetic, ...] = ("row_int8", "block_int8", "block_int4", "
 #: What a package is trained for. ``classification``: one label a text, and a head. ``causal_lm``: the next token.
 TaskKind = Literal["classification", "causal_lm"]
 Quantisation = Literal["int8", "int4", "none"]
-#: A quantised matrix X (N outputs, K inputs) is stored as levels, uint8 (N, K/32, 32), and scales, float32 (N, K/32).
-LEVELS_SUFFIX, SCALES_SUFFIX = "_levels", "_scales"
+#: Arithmetics whose layout is the package's own: the engine repacks the matrices when it loads a program.
+BLOCK_ARITHMETICS: frozenset[Arithmetic] = frozenset({"block_int8", "block_int4"})
+#: A quantised matrix X (N outputs, K inputs) is stored as levels and scales: uint8 (N, K/32, 32), float32 (N, K/32).
+#: One with zero points has 4 bits: levels uint8 (N, K/B, B/2), zero points uint8 (N, ceil(K/B/2)), two in a byte.
+LEVELS_SUFFIX, SCALES_SUFFIX, ZERO_POINTS_SUFFIX = "_levels", "_scales", "_zero_points"
 #: What a device makes of it: int8 (K, N) with float32 (N) scales, or float32 (K, N).
 INT8_SUFFIX, INT8_SCALES_SUFFIX, FLOAT_SUFFIX = "_int8", "_int8_scales", "_float"
 
@@ -179,8 +182,9 @@ class Base(Struct, frozen=True):
 class SelfCheck(Struct, frozen=True):
     """Largest relative differences of one arithmetic from torch on real text, measured before the package was written.
 
-    ``jvp_cosine`` is the cosine between all directional derivatives of the check and torch's. ``segments`` were run:
-    all of them, or of a large package enough to use every program.
+    ``jvp_cosine`` is the cosine between all directional derivatives of the check and torch's; ``gradient_cosine``
+    that of the gradients of the adjoint programs, None where the package or the arithmetic has none. ``segments`` were
+    run: all of them, or of a large package enough to use every program.
     """
 
     rows: Count
@@ -188,6 +192,20 @@ class SelfCheck(Struct, frozen=True):
     jvp: float
     jvp_cosine: float
     segments: Count = 0
+    gradient: float | None = None
+    gradient_cosine: float | None = None
+
+
+class QuantisationEffect(Struct, frozen=True):
+    """What storing the model in few bits does to it, in torch on real text; float arithmetic on both sides.
+
+    ``loss`` is the mean over rows of the absolute difference, relative to the float model's mean loss; ``jvp_cosine``
+    that between all directional derivatives of the two.
+    """
+
+    rows: Count
+    loss: float
+    jvp_cosine: float
 
 
 class Manifest(Struct, frozen=True):
@@ -208,6 +226,7 @@ class Manifest(Struct, frozen=True):
     initial_state: PackagePath
     self_checks: dict[Arithmetic, SelfCheck]
     probe: PackagePath
+    quantisation_effect: QuantisationEffect | None = None
 
     def slice_named(self, name: str) -> SliceSpec:
         """The slice of that name; :class:`PackageError` if there is none."""
@@ -220,12 +239,10 @@ class Manifest(Struct, frozen=True):
 
     @property
     def arithmetics(self) -> tuple[Arithmetic, ...]:
-        """Those that every program of the package offers, in order of preference."""
-        return tuple(
-            name
-            for name in ARITHMETICS
-            if all(name in program.variants for program in self.programs.values())
-        )
+        """Those that every program but the adjoints offers, in order of preference."""
+        adjoints = {segment.adjoint for segment in self.segments}
+        forward = [program for name, program in self.programs.items() if name not in adjoints]
+        return tuple(name for name in ARITHMETICS if all(name in program.variants for program in forward))
 
     @property
     def head(self) -> SliceSpec | None:

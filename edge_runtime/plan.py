@@ -5,9 +5,12 @@ that passes through), the largest live set of any program, values that wait betw
 measured over a grid of shapes (docs/decisions/0006-memory-prediction.md). This module uses no engine and no
 numpy, so agent and coordinator can call it.
 
-A plan is chosen by time among those that fit; what it gives up against the fastest is said. Three rungs leave the
-estimate as it is: streamed weights, fewer examples at a time, fewer draws at a time. Two change the work and are taken
-only where the caller says so: shorter sequences, fewer slices.
+Backpropagation (``Work.update``) runs primal programs forwards and adjoint programs back; the inputs of its segments
+wait in memory or in a file, and that is a rung of its own.
+
+A plan is chosen by time among those that fit; what it gives up against the fastest is said. Four rungs leave the
+estimate as it is: streamed weights, layer inputs on disk, fewer examples at a time, fewer draws at a time. Two change
+the work and are taken only where the caller says so: shorter sequences, fewer slices.
 """
 
 from __future__ import annotations
@@ -19,10 +22,14 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
-from edge_runtime.errors import CapExceededError
+from edge_runtime.errors import CapExceededError, PackageError
+from edge_runtime.messages import Update
 from edge_runtime.package import (
+    ARITHMETICS,
+    BLOCK_ARITHMETICS,
     LEVELS_SUFFIX,
     SCALES_SUFFIX,
+    ZERO_POINTS_SUFFIX,
     Arithmetic,
     Manifest,
     Segment,
@@ -33,6 +40,8 @@ from edge_runtime.package import (
 from edge_runtime.prepared import Calibration
 
 WeightsMode = Literal["resident", "streamed"]
+#: Where backpropagation keeps the inputs of its segments; forward mode has none to keep.
+InputsMode = Literal["memory", "disk"]
 
 #: Resident size of a worker that has imported its libraries and done nothing; a device that has run a task
 #: reports its own figure.
@@ -45,8 +54,8 @@ ENGINE_BYTES = 2 << 20
 PROGRAM_BYTES = 400 << 10
 #: A loaded tokenizer over the size of its file; nearly all of it is given back before the engine starts.
 TOKENIZER_FACTOR, TOKENIZER_REST_BYTES = 26, 2 << 20
-#: Matrices that the engine repacks, over their stored size.
-PACKED_FACTOR = 1.5
+#: Matrices that the engine repacks, over their stored size; a session for each segment included.
+PACKED_FACTOR: dict[Arithmetic, float] = {"block_int8": 1.5, "block_int4": 1.8}
 #: Tensors as the engine's arena holds them: over their sum, for gaps between reused blocks; and what it starts with.
 ARENA_FACTOR, ARENA_BYTES = 1.55, 3 << 20
 #: Values, their change, one gradient, and the encoded blobs in and out.
@@ -58,6 +67,9 @@ PREFERRED_TOKENS = 256
 USABLE_SHARE = 0.95
 #: Time of a streamed step over a resident one, with the weights in the page cache; and of one more program run.
 STREAMED_TIME, RUN_SECONDS = 1.05, 4e-4
+#: Time of a block's adjoint program over its primal one (docs/decisions/0014-backpropagation.md). What a file of layer
+#: inputs costs could not be measured there; the factor keeps them in memory where both fit.
+ADJOINT_TIME, SPILLED_TIME = 3.5, 1.01
 SHORTEST_SEQUENCE = 16
 _ITEM_BYTES = {"float32": 4, "uint8": 1, "int8": 1, "int64": 8, "int32": 4, "bool": 1}
 
@@ -68,12 +80,14 @@ class Work(Struct, frozen=True):
     Attributes:
         sequence: tokens of the longest example. draws: tangents per example. slices: trained by forward mode;
             none for evaluation and for training the head alone.
+        update: whether the slices' gradient is estimated forwards or computed backwards.
     """
 
     batch_size: int
     sequence: int
     draws: int
     slices: tuple[str, ...]
+    update: Update = "forward"
 
 
 class PeakPrediction(Struct, frozen=True):
@@ -102,11 +116,12 @@ class PeakPrediction(Struct, frozen=True):
 
 
 class Choice(Struct, frozen=True):
-    """How a step's work is done: where weights are, and how much runs at a time."""
+    """How a step's work is done: where weights and layer inputs are, and how much runs at a time."""
 
     weights: WeightsMode
     micro_batch: int
     draws_at_a_time: int
+    inputs: InputsMode = "memory"
 
 
 class Plan(Struct, frozen=True):
@@ -181,22 +196,15 @@ class Planner:
     def predict(self, work: Work, choice: Choice) -> PeakPrediction:
         """Predicted peak of a worker that does the work in the given way."""
         manifest, first = self.manifest, first_segment(self.manifest, work.slices)
-        rows = 1 + (choice.draws_at_a_time if first is not None else 0)
-        programs = {
-            self._variant(segment, index, first).file for index, segment in enumerate(manifest.segments)
-        }
+        variants = [manifest.programs[name].variants[self.arithmetic] for name in self.program_names(work)]
+        programs = {variant.file for variant in variants}
         live = max(
-            live_bytes(
-                self._variant(segment, index, first),
-                choice.micro_batch,
-                work.sequence,
-                choice.draws_at_a_time,
-            )
-            for index, segment in enumerate(manifest.segments)
+            live_bytes(variant, choice.micro_batch, work.sequence, choice.draws_at_a_time)
+            for variant in variants
         )
         tokens = work.batch_size * work.sequence
         repacked = [repacked_bytes(segment, self.arithmetic) for segment in manifest.segments]
-        hidden = tokens * manifest.base.hidden_size * FLOAT_BYTES * rows
+        hidden = tokens * manifest.base.hidden_size * FLOAT_BYTES * self._waiting_rows(first, work, choice)
         masks = tokens * work.sequence * FLOAT_BYTES
         labels = tokens * _ITEM_BYTES["int64"] if manifest.task == "causal_lm" else 0
         trained = sum(spec.dimensions for spec in manifest.slices) * FLOAT_BYTES
@@ -204,7 +212,7 @@ class Planner:
             sum(manifest.slice_named(name).dimensions for name in work.slices)
             * FLOAT_BYTES
             * work.batch_size
-            * work.draws
+            * (work.draws if work.update == "forward" else 0)
         )
         tokenizer = manifest.files[manifest.tokenizer].bytes * TOKENIZER_FACTOR
         return PeakPrediction(
@@ -220,10 +228,33 @@ class Planner:
             load_bytes=self._floor_bytes + max(0, tokenizer - RELEASED_AT_LOAD_BYTES),
         )
 
+    def program_names(self, work: Work) -> list[str]:
+        """The programs that a step runs, in order; those of one structure occur repeatedly.
+
+        Raises:
+            PackageError: the work is backpropagation and the package has no adjoint programs for it.
+        """
+        segments, first = self.manifest.segments, first_segment(self.manifest, work.slices)
+        if work.update == "forward" or first is None:
+            return [program_name(segment, index, first) for index, segment in enumerate(segments)]
+        # The head's adjoint gives the head's values too.
+        forwards = [segment.primal for segment in segments[:-1]]
+        indices = reversed(range(first, len(segments)))
+        return [*forwards, *(adjoint_program(self.manifest, index, self.arithmetic) for index in indices)]
+
+    def _waiting_rows(self, first: int | None, work: Work, choice: Choice) -> int:
+        """How many times the batch's hidden states wait between segments, at most."""
+        if first is None:
+            return 1
+        if work.update == "forward":
+            return 1 + choice.draws_at_a_time
+        kept = len(self.manifest.segments) - 1 - first if choice.inputs == "memory" else 1
+        return 1 + kept
+
     def _weights_bytes(self, choice: Choice) -> int:
         """All blocks, or the largest; and what the embedding maps. Rows it gathers are gone before a block runs."""
         embedding, *blocks = self.manifest.segments
-        gathered = self._variant(embedding, 0, None).gathered
+        gathered = self.manifest.programs[embedding.primal].variants[self.arithmetic].gathered
         mapped = sum(
             stored_bytes(tensor) for name, tensor in embedding.weights.items() if name not in gathered
         )
@@ -235,20 +266,21 @@ class Planner:
         measured = self._calibration or Calibration(1, PREFERRED_TOKENS, 1.0, 2.1, 4.8)
         first = first_segment(self.manifest, work.slices)
         per_draw = (measured.dual_4_s - measured.dual_1_s) / 3
-        sweeps = -(-work.draws // choice.draws_at_a_time) if first is not None else 1
+        back = work.update == "backprop" and first is not None
+        sweeps = -(-work.draws // choice.draws_at_a_time) if first is not None and not back else 1
         runs = -(-work.batch_size // choice.micro_batch)
         seconds = 0.0
         for index in range(1, len(self.manifest.segments)):
             carries = first is not None and index >= first
-            block = (
-                measured.dual_1_s + per_draw * (choice.draws_at_a_time - 1) if carries else measured.primal_s
-            )
+            block, programs = measured.primal_s, 1
+            if carries and back:
+                block, programs = measured.primal_s * (1 + ADJOINT_TIME), 2
+            elif carries:
+                block = measured.dual_1_s + per_draw * (choice.draws_at_a_time - 1)
             seconds += block * work.batch_size * work.sequence / (measured.rows * measured.tokens)
-            seconds += RUN_SECONDS * runs
-        return seconds * sweeps * (STREAMED_TIME if choice.weights == "streamed" else 1.0)
-
-    def _variant(self, segment: Segment, index: int, first: int | None) -> Variant:
-        return self.manifest.programs[program_name(segment, index, first)].variants[self.arithmetic]
+            seconds += RUN_SECONDS * runs * programs
+        seconds *= sweeps * (STREAMED_TIME if choice.weights == "streamed" else 1.0)
+        return seconds * (SPILLED_TIME if choice.inputs == "disk" else 1.0)
 
     def _works(self, work: Work) -> Iterator[Work]:
         """The work as asked, then with shorter sequences, then with fewer slices as well, nearest the head."""
@@ -268,9 +300,14 @@ class Planner:
             if self.smallest_cap(candidate) <= budget_bytes:
                 offers = list(changed_work(work, candidate))
                 break
+        least = (
+            "streamed, one example and one draw at a time"
+            if work.update == "forward"
+            else "streamed, layer inputs on disk, one example at a time"
+        )
         would = f"would fit here with {' and '.join(offers)}" if offers else "nothing smaller would fit here"
         return CapExceededError(
-            f"the task needs a cap of {cap >> 20} MiB (streamed, one example and one draw at a time), "
+            f"the task needs a cap of {cap >> 20} MiB ({least}), "
             f"the cap is {budget_bytes >> 20} MiB; {would}",
             required_bytes=cap,
             cap_bytes=budget_bytes,
@@ -280,10 +317,11 @@ class Planner:
 def choices(work: Work) -> Iterator[Choice]:
     """Every way to do the work, the fastest and largest first."""
     sizes = _halved(preferred_micro_batch(work.batch_size, work.sequence))
-    draws = _halved(max(1, work.draws))
+    draws = _halved(max(1, work.draws)) if work.update == "forward" else [1]
     modes: tuple[WeightsMode, ...] = ("resident", "streamed")
-    for weights, at_a_time, micro_batch in product(modes, draws, sizes):
-        yield Choice(weights, micro_batch, at_a_time)
+    places: tuple[InputsMode, ...] = ("memory",) if work.update == "forward" else ("memory", "disk")
+    for weights, inputs, at_a_time, micro_batch in product(modes, places, draws, sizes):
+        yield Choice(weights, micro_batch, at_a_time, inputs)
 
 
 def gave_up(fastest: Plan, chosen: Plan) -> tuple[str, ...]:
@@ -291,6 +329,8 @@ def gave_up(fastest: Plan, chosen: Plan) -> tuple[str, ...]:
     sentences = []
     if chosen.choice.weights != fastest.choice.weights:
         sentences.append("weights pass through memory a segment at a time")
+    if chosen.choice.inputs != fastest.choice.inputs:
+        sentences.append("layer inputs wait on disk")
     if chosen.choice.micro_batch != fastest.choice.micro_batch:
         sentences.append(
             f"{_count(chosen.choice.micro_batch, 'example')} at a time instead of {fastest.choice.micro_batch}"
@@ -325,6 +365,28 @@ def program_name(segment: Segment, index: int, first: int | None) -> str:
     return (segment.entry if index == first else segment.dual) or segment.primal
 
 
+def adjoint_program(manifest: Manifest, index: int, arithmetic: Arithmetic) -> str:
+    """Name of a segment's adjoint program.
+
+    Raises:
+        PackageError: the package has none, or none in this arithmetic; says which and what to do.
+    """
+    name = manifest.segments[index].adjoint
+    if name is None:
+        raise PackageError(
+            f"package {manifest.name} has no adjoint programs, which backpropagation runs; "
+            "export it again with --with-adjoint, or train with forward gradients"
+        )
+    offered = manifest.programs[name].variants
+    if arithmetic not in offered:
+        others = " or ".join(name for name in ARITHMETICS if name in offered)
+        raise PackageError(
+            f"package {manifest.name} is prepared in {arithmetic}, whose products cannot be transposed; prepare it in "
+            f"{others} for backpropagation, or train with forward gradients"
+        )
+    return name
+
+
 def live_bytes(variant: Variant, batch: int, sequence: int, draws: int) -> float:
     """Largest live set of a program at a size: the largest of its polynomials."""
     return max(
@@ -339,9 +401,15 @@ def segment_bytes(segment: Segment, arithmetic: Arithmetic) -> int:
     for name, tensor in segment.weights.items():
         if not _is_quantised(name, segment):
             total += stored_bytes(tensor)
-        elif name.endswith(LEVELS_SUFFIX) and arithmetic != "block_int8":
-            total += stored_bytes(tensor) * (1 if arithmetic == "row_int8" else FLOAT_BYTES)
+        elif name.endswith(LEVELS_SUFFIX) and arithmetic not in BLOCK_ARITHMETICS:
+            total += matrix_numbers(name, segment) * (1 if arithmetic == "row_int8" else FLOAT_BYTES)
     return total
+
+
+def matrix_numbers(levels: str, segment: Segment) -> int:
+    """How many weights the matrix of these levels has: two a byte where it has zero points."""
+    four_bits = levels.removesuffix(LEVELS_SUFFIX) + ZERO_POINTS_SUFFIX in segment.weights
+    return stored_bytes(segment.weights[levels]) * (2 if four_bits else 1)
 
 
 def stored_bytes(tensor: TensorRef) -> int:
@@ -354,15 +422,15 @@ def stored_bytes(tensor: TensorRef) -> int:
 
 def repacked_bytes(segment: Segment, arithmetic: Arithmetic) -> int:
     """Bytes that the engine makes of a segment's matrices for itself."""
-    if arithmetic != "block_int8":
+    if arithmetic not in PACKED_FACTOR:
         return 0
     stored = sum(stored_bytes(t) for name, t in segment.weights.items() if _is_quantised(name, segment))
-    return int(stored * PACKED_FACTOR)
+    return int(stored * PACKED_FACTOR[arithmetic])
 
 
 def _is_quantised(name: str, segment: Segment) -> bool:
-    """Whether a tensor is the levels or the scales of a quantised matrix (not of an embedding)."""
-    for suffix in (LEVELS_SUFFIX, SCALES_SUFFIX):
+    """Whether a tensor is levels, scales or zero points of a quantised matrix (not of an embedding)."""
+    for suffix in (LEVELS_SUFFIX, SCALES_SUFFIX, ZERO_POINTS_SUFFIX):
         levels = segment.weights.get(name.removesuffix(suffix) + LEVELS_SUFFIX)
         if name.endswith(suffix) and levels is not None and len(levels.shape) == 3:
             return True

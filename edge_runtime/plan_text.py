@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from edge_runtime.asked import Asked
 from edge_runtime.plan import USABLE_SHARE, Plan
-from edge_runtime.profile_text import column_mib, duration, option_lines, plural, size, table
+from edge_runtime.profile_text import column_mib, duration, gradient_words, option_lines, plural, size, table
 from edge_runtime.what_if import what_if
 
 PREDICTED_PARTS = {
@@ -37,12 +37,9 @@ def _lines(asked: Asked, *, with_options: bool) -> Iterator[str]:
     yield f"package   {asked.package.manifest.name}, arithmetic {arithmetic}"
     yield (
         f"work      {plural(work.batch_size, 'example')} of {plural(work.sequence, 'token')}, "
-        f"{plural(work.draws, 'draw')}, {plural(len(work.slices), 'slice')} and the head"
+        f"{gradient_words(work.update, work.draws)}, {plural(len(work.slices), 'slice')} and the head"
     )
-    yield (
-        f"plan      weights {choice.weights}, {plural(choice.micro_batch, 'example')} and "
-        f"{plural(choice.draws_at_a_time, 'draw')} at a time"
-    )
+    yield f"plan      weights {choice.weights}, {_at_a_time(plan)}"
     yield f"given up  {'; '.join(plan.gave_up) or 'nothing'}"
     yield f"step      {_step(asked, plan)}"
     yield ""
@@ -51,6 +48,14 @@ def _lines(asked: Asked, *, with_options: bool) -> Iterator[str]:
         yield ""
         yield "other sizes, peaks in MiB:"
         yield from option_lines(what_if(planner, asked.work, plan, asked.cap_bytes))
+
+
+def _at_a_time(plan: Plan) -> str:
+    choice = plan.choice
+    if plan.work.update == "backprop":
+        place = "on disk" if choice.inputs == "disk" else "in memory"
+        return f"layer inputs {place}, {plural(choice.micro_batch, 'example')} at a time"
+    return f"{plural(choice.micro_batch, 'example')} and {plural(choice.draws_at_a_time, 'draw')} at a time"
 
 
 def _step(asked: Asked, plan: Plan) -> str:

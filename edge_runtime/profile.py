@@ -300,6 +300,7 @@ def _run(settings: Settings, asked: Asked, rows: int, folder: Path) -> Run:
         optimizer=LocalOptimizer(),
         required_bytes=0,
         deadline_s=0.0,
+        update=work.update,
     )
     job = TrainJob(
         package_folder=str(package.folder.resolve()),
@@ -417,6 +418,7 @@ def _fill(run: Run, command: str, ways: list[Comparison]) -> Profile:
             steps=steps,
             threads=run.job.threads,
             gave_up=plan.gave_up,
+            update=plan.work.update,
         ),
         cap_bytes=asked.cap_bytes,
         peak_bytes=peak_bytes,

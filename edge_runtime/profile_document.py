@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from edge_runtime.errors import ConfigError
-from edge_runtime.messages import Bytes, Count, PositiveCount, Seconds, Sha256
+from edge_runtime.messages import Bytes, Count, PositiveCount, Seconds, Sha256, Update
 
 FORMAT_VERSION = 1
 #: Largest report that is read back.
@@ -79,6 +79,7 @@ class Work(Struct, frozen=True):
     steps: Count
     threads: PositiveCount
     gave_up: Annotated[tuple[Name, ...], Meta(max_length=16)] = ()
+    update: Update = "forward"
 
 
 class Bin(Struct, frozen=True):
@@ -425,7 +426,7 @@ class Difference(Struct, frozen=True):
 
 
 #: What was asked for; the rest of the work (micro-batch, weights, threads) is how it was done.
-_ASKED = ("batch_size", "sequence", "draws", "slices")
+_ASKED = ("batch_size", "sequence", "draws", "slices", "update")
 _DONE = ("micro_batch", "weights", "threads", "steps", "gave_up")
 _PLACE = (
     "package_sha256",

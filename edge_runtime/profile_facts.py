@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from edge_runtime.jobs import BinMeasure, StepMeasure
 from edge_runtime.package import Manifest, PeakTensor, Variant
-from edge_runtime.plan import PeakPrediction, Plan, Planner, first_segment, live_bytes, program_name
+from edge_runtime.plan import PeakPrediction, Plan, Planner, live_bytes
 from edge_runtime.profile_document import Bin, Growth, LiveTensor, PhasePeak
 
 #: The first steps meet every length of batch for the first time and set up what stays: they are no measure of the
@@ -160,10 +160,7 @@ def tensors(planner: Planner, plan: Plan) -> tuple[LiveTensor, ...]:
 
 def _largest_program(planner: Planner, plan: Plan) -> tuple[str, Variant]:
     manifest: Manifest = planner.manifest
-    first = first_segment(manifest, plan.work.slices)
-    names = dict.fromkeys(
-        program_name(segment, index, first) for index, segment in enumerate(manifest.segments)
-    )
+    names = dict.fromkeys(planner.program_names(plan.work))
     variants = [(name, manifest.programs[name].variants[planner.arithmetic]) for name in names]
     return max(variants, key=lambda item: _live(item[1], plan))
 

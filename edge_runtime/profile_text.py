@@ -9,6 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from edge_runtime.messages import Update
 from edge_runtime.profile_document import (
     UNEXPLAINED,
     UNEXPLAINED_SHARE,
@@ -192,7 +193,7 @@ def identity_rows(profile: Profile) -> list[tuple[str, str]]:
         (
             "work",
             f"{plural(work.steps, 'step')} of {plural(work.batch_size, 'example')}, {work.micro_batch} at a time; "
-            f"{plural(work.sequence, 'token')}; {plural(work.draws, 'draw')}; weights {work.weights}",
+            f"{plural(work.sequence, 'token')}; {gradient_words(work.update, work.draws)}; weights {work.weights}",
         ),
         ("slices", ", ".join(work.slices) or "none"),
         ("given up to fit", ", ".join(work.gave_up) or "nothing"),
@@ -200,6 +201,11 @@ def identity_rows(profile: Profile) -> list[tuple[str, str]]:
         ("measured", profile.created),
         *(("note", note) for note in profile.notes),
     ]
+
+
+def gradient_words(update: Update, draws: int) -> str:
+    """How the slices' gradient is found."""
+    return "backpropagation" if update == "backprop" else plural(draws, "draw")
 
 
 def option_verdict(option: WhatIf) -> str:

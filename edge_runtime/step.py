@@ -1,4 +1,7 @@
-"""One local step of training, from rows to gradients: :func:`take_step`, readable top to bottom."""
+"""One local step of training, from rows to gradients: :func:`take_step`, readable top to bottom.
+
+:func:`take_exact_step` is the same step by backpropagation.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edge_runtime.backpropagation import Backpropagation
 from edge_runtime.data import Batch, IntArray, make_batch, padded_length
 from edge_runtime.errors import PackageError
 from edge_runtime.executor import Executor, Sweep
@@ -78,9 +82,7 @@ def take_step(
         The step, or None if a loss or a jvp was not finite: such a step must not be applied.
     """
     # 1. Group examples of like length; an example keeps its position in the batch as part of its tangent's key.
-    groups = group_by_length([examples.ids[row] for row in chosen], choice.micro_batch)
-    rows = [[int(chosen[position]) for position in group] for group in groups]
-    batches = [examples.batch(group) for group in rows]
+    groups, rows, batches = _grouped(examples, chosen, choice)
     # 2. Draw a direction per draw and example.
     tangents = [draw_tangents(task, specs, number, group) for group in groups]
     # 3. Sweeps through the segments give loss and directional derivatives of each example, some draws at a time.
@@ -98,11 +100,45 @@ def take_step(
     if jvps:
         joined = {name: np.concatenate([t[name] for t in tangents], axis=1) for name in tangents[0]}
         gradient.update(estimate(np.concatenate(jvps), joined))
+    return _with_head(executor, task, gradient, sweep)
+
+
+def take_exact_step(
+    executor: Backpropagation,
+    task: Task,
+    values: Values,
+    examples: Examples,
+    chosen: IntArray,
+    choice: Choice,
+) -> Step | None:
+    """The exact gradient of the assigned slices and of the head; arguments as of :func:`take_step`.
+
+    Returns:
+        The step, or None if a loss or an entry of the gradient was not finite.
+    """
+    _, rows, batches = _grouped(examples, chosen, choice)
+    sweep, gradient = executor.gradient(values, batches, rows)
+    if not _finite(sweep) or not all(bool(np.isfinite(array).all()) for array in gradient.values()):
+        return None
+    return _with_head(executor, task, gradient, sweep)
+
+
+def _grouped(
+    examples: Examples, chosen: IntArray, choice: Choice
+) -> tuple[list[list[int]], list[list[int]], list[Batch]]:
+    """A step's micro-batches: their positions in the batch, their rows, and themselves."""
+    groups = group_by_length([examples.ids[row] for row in chosen], choice.micro_batch)
+    rows = [[int(chosen[position]) for position in group] for group in groups]
+    return groups, rows, [examples.batch(group) for group in rows]
+
+
+def _with_head(executor: Executor, task: Task, gradient: Values, sweep: Sweep) -> Step:
+    """The step: the slices' gradient, and the head's if it is trained."""
     head = executor.manifest.head
     if head is not None and task.train_head:
         if sweep.residual is None or sweep.features is None:
             raise PackageError("the package has a head, and its programs do not give what trains it")
-        gradient.update(head_gradient(sweep.residual, sweep.features, head.name))
+        gradient = {**gradient, **head_gradient(sweep.residual, sweep.features, head.name)}
     return Step(gradient, float(sweep.loss.sum(dtype=np.float64)))
 
 

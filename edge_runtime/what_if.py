@@ -61,7 +61,7 @@ def _around(work: Work, sequence_limit: int) -> Iterator[Work]:
     for sequence in (min(sequence_limit, work.sequence * 2), max(SHORTEST_SEQUENCE, work.sequence // 2)):
         if sequence <= sequence_limit:
             yield replace(work, sequence=sequence)
-    for draws in DRAWS:
+    for draws in DRAWS if work.update == "forward" else ():
         yield replace(work, draws=draws)
     for count in (len(work.slices) // 2, 1):
         if count and count < len(work.slices):
@@ -74,7 +74,7 @@ def _ways(work: Work, chosen: Plan) -> list[Choice]:
     together = chosen.choice.draws_at_a_time
     draws = min(work.draws, together) if together < chosen.work.draws else max(1, work.draws)
     own = [chosen.choice] if work == chosen.work else []
-    ways = [Choice(weights, size, draws) for weights in MODES for size in (largest, 1)]
+    ways = [Choice(weights, size, draws, chosen.choice.inputs) for weights in MODES for size in (largest, 1)]
     return sorted(
         dict.fromkeys([*ways, *own]),
         key=lambda way: (MODES.index(way.weights), -way.micro_batch, -way.draws_at_a_time),

@@ -17,11 +17,12 @@ import msgspec
 import numpy as np
 
 from edge_runtime.account import Account
+from edge_runtime.backpropagation import Backpropagation
 from edge_runtime.data import Batch, Tokenizer, draw_batches, load_rows
 from edge_runtime.durable import write_durably
 from edge_runtime.enforcement import ran_out_of_memory
 from edge_runtime.engines.onnx import OnnxEngine
-from edge_runtime.errors import EdgeError, OutOfMemoryError, PackageError, WorkerError
+from edge_runtime.errors import ConfigError, EdgeError, OutOfMemoryError, PackageError, WorkerError
 from edge_runtime.executor import Executor, Sweep
 from edge_runtime.jobs import (
     FAILURE_EXIT_CODE,
@@ -39,13 +40,13 @@ from edge_runtime.messages import MemoryReport
 from edge_runtime.meter import Meter, proportional_bytes, status_bytes
 from edge_runtime.optimizers import make_optimizer
 from edge_runtime.package import Package
-from edge_runtime.plan import PeakPrediction, Planner, Work, first_segment, preferred_micro_batch
+from edge_runtime.plan import Choice, PeakPrediction, Planner, Work, first_segment, preferred_micro_batch
 from edge_runtime.prefix_cache import PrefixCache
 from edge_runtime.preparation import prepare
 from edge_runtime.prepared import PreparedPackage
 from edge_runtime.process_memory import keep_freed_memory, release_library_code, return_freed_memory
 from edge_runtime.slices import Values, decode_values, encode_values, shapes
-from edge_runtime.step import Examples, group_by_length, take_step
+from edge_runtime.step import Examples, group_by_length, take_exact_step, take_step
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +59,14 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
 
     Raises:
         CapExceededError: no plan fits the cap, with both figures.
+        ConfigError: backpropagation with draws.
         EdgeError: package, state or data cannot be used.
     """
     task, started, engine = job.task, time.monotonic(), OnnxEngine(job.threads)
+    if task.update == "backprop" and task.draws != 1:
+        raise ConfigError(
+            f"task {task.task_id} asks for backpropagation with {task.draws} draws; it makes none: ask for 1"
+        )
 
     # 1. Open what the task names; everything is verified before it is used.
     meter.enter("load")
@@ -79,14 +85,14 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
     planner = Planner(
         prepared.manifest, prepared.prepared.arithmetic, meter.floor_bytes, prepared.prepared.calibration
     )
-    work = Work(task.batch_size, examples.longest, task.draws, task.slices)
+    work = Work(task.batch_size, examples.longest, task.draws, task.slices, task.update)
     plan = (
         planner.plan(work, job.choice)
         if job.choice
         else planner.choose(work, job.budget_bytes or job.cap_bytes)
     )
     with _prefix_cache(job, prepared, work) as cache:
-        executor = Executor(prepared, engine, task.slices, plan.choice.weights, cache)
+        executor = _executor(job, prepared, engine, plan.choice, cache)
         release_library_code()
         account.loaded(executor)
 
@@ -103,7 +109,11 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
         )
         applied, seen, loss_sum = 0, 0, 0.0
         for number, chosen in enumerate(batches):
-            step = take_step(executor, task, number, specs, optimizer.values(), examples, chosen, plan.choice)
+            now = optimizer.values()
+            if isinstance(executor, Backpropagation):
+                step = take_exact_step(executor, task, now, examples, chosen, plan.choice)
+            else:
+                step = take_step(executor, task, number, specs, now, examples, chosen, plan.choice)
             account.stepped()
             if step is None:
                 log.warning("event=step_skipped task=%s step=%d reason=not_finite", task.task_id, number)
@@ -131,6 +141,7 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
             prefix_misses=cache.misses if cache else 0,
             proportional_anonymous_bytes=proportional_anonymous_bytes,
             proportional_file_bytes=proportional_file_bytes,
+            weights_read_bytes=executor.weights_read_bytes,
         )
 
 
@@ -258,6 +269,17 @@ def _load(
     release_library_code()
     labels = None if predicts_text else [row.label for row in rows]
     return prepared, values, Examples(ids, labels, manifest.pad_token_id, limit)
+
+
+def _executor(
+    job: TrainJob, prepared: PreparedPackage, engine: OnnxEngine, choice: Choice, cache: PrefixCache | None
+) -> Executor:
+    """What runs the task's sweeps; the head alone has nothing to propagate back to."""
+    slices = job.task.slices
+    if job.task.update == "forward" or first_segment(prepared.manifest, slices) is None:
+        return Executor(prepared, engine, slices, choice.weights, cache)
+    folder = Path(job.change_path).parent if choice.inputs == "disk" else None
+    return Backpropagation(prepared, engine, slices, choice.weights, cache, folder)
 
 
 @contextmanager

@@ -1,14 +1,20 @@
-"""The three arithmetics of a lowered program: how its frozen products are computed on a device.
+"""The arithmetics of a lowered program: how its frozen products are computed on a device.
 
 The lowered program names each frozen product as one node, ``MatMulNBits``. From it come
 
-* ``block_int8``: that node as it is. Weights and activations in int8, one scale for each 32 inputs. The engine
-  repacks such a weight for its kernels, so it must be *bound* when the program is loaded.
+* ``block_int8`` and ``block_int4``: that node as it is. Activations in int8, weights as they are stored, in int8 or
+  int4 with a scale for each block of inputs. The engine repacks such a weight for its kernels, so it must be *bound*
+  when the program is loaded.
 * ``row_int8``: activations in uint8 with one scale a row (a token), weights in int8 with one scale an output,
   products summed in int32 (``QuantizeLinear`` and ``MatMulIntegerToFloat``; Dettmers et al. 2022, arXiv 2208.07339,
   section 2.1, calls it vector-wise). Weights are *fed* as inputs, as they lie in a mapped file: one loaded program
   serves every block. Primal and tangents have their own scales.
 * ``float``: the dequantised weight in float32, fed.
+
+A product with the transposed matrix, of adjoint programs, is exact in float in both fed arithmetics: the engine reads
+the fed (inputs, outputs) matrix transposed as it multiplies. ``row_int8`` scales the cotangent by the column scales and
+turns int8 into float a band of rows at a time (``BAND_BYTES``), so that no whole matrix is ever held in float.
+``block_int8`` has none: the engine's repacked weight cannot be read transposed.
 
 With x a row, s = max|x|/127 and q = round(x/s) + 128, the product is (q - 128)·W8 · s · w, w the column scales.
 """
@@ -23,7 +29,17 @@ import onnx_ir as ir
 
 from edge_runtime.engines.onnx_names import OUTPUT_SUFFIX
 from edge_runtime.errors import ModelError
-from edge_runtime.package import FLOAT_SUFFIX, INT8_SCALES_SUFFIX, INT8_SUFFIX, LEVELS_SUFFIX, Arithmetic
+from edge_runtime.package import (
+    BLOCK_ARITHMETICS,
+    FLOAT_SUFFIX,
+    INT8_SCALES_SUFFIX,
+    INT8_SUFFIX,
+    LEVELS_SUFFIX,
+    SCALES_SUFFIX,
+    ZERO_POINTS_SUFFIX,
+    Arithmetic,
+)
+from export.lower_onnx import TRANSPOSED
 
 #: Activations are rounded to ±127 around this level.
 ACTIVATION_ZERO_POINT = 128
@@ -33,6 +49,8 @@ SMALLEST_MAXIMUM = 1e-30
 Side = int | str | ir.SymbolicDim
 _ENGINE_DOMAIN = "com.microsoft"
 _LINEAR = "MatMulNBits"
+#: Float bytes of a band of a matrix, near what a core's cache holds; and its fewest rows.
+BAND_BYTES, BAND_ROWS = 2 << 20, 64
 #: The file that bound weights claim to lie in; the runtime gives them before it would be read.
 UNREAD_FILE = "bound-by-the-runtime"
 
@@ -44,13 +62,20 @@ def with_arithmetic(model: ir.Model, arithmetic: Arithmetic) -> ir.Model:
         model: as ``export.lower_onnx`` gives it; left as it is. Every frozen tensor is an input.
         arithmetic: which.
 
+    Raises:
+        ModelError: a block arithmetic is asked of a program with transposed products.
+
     Returns:
-        The program. For ``block_int8`` the repacked weights are external initialisers without data, named as before;
-        otherwise every weight is an input, and ``X_levels``, ``X_scales`` are replaced by ``X_int8`` and
-        ``X_int8_scales`` or by ``X_float``.
+        The program. For ``block_int8`` and ``block_int4`` the repacked weights are external initialisers without
+        data, named as before; otherwise every weight is an input, and ``X_levels``, ``X_scales``, ``X_zero_points``
+        are replaced by ``X_int8`` and ``X_int8_scales`` or by ``X_float``.
     """
     copied: ir.Model = ir.from_proto(ir.to_proto(model))
-    if arithmetic == "block_int8":
+    if arithmetic in BLOCK_ARITHMETICS:
+        if any(node.op_type == TRANSPOSED for node in copied.graph):
+            raise ModelError(
+                "a repacked weight cannot be read transposed: block arithmetics have no adjoint programs"
+            )
         _bind(copied)
     else:
         _Rewriter(copied, arithmetic).run()
@@ -59,12 +84,12 @@ def with_arithmetic(model: ir.Model, arithmetic: Arithmetic) -> ir.Model:
 
 def has_frozen_products(model: ir.Model) -> bool:
     """Whether arithmetics differ for a program at all."""
-    return any(node.op_type == _LINEAR for node in model.graph)
+    return any(node.op_type in (_LINEAR, TRANSPOSED) for node in model.graph)
 
 
 def _bind(model: ir.Model) -> None:
     """Turn the weights of frozen products from inputs into external initialisers, bound by the runtime."""
-    bound = {value for node in _linears(model) for value in node.inputs[1:3]}
+    bound = {value for node in _linears(model) for value in node.inputs[1:4] if value is not None}
     offset = 0
     for value in [value for value in model.graph.inputs if value in bound]:
         name, dtype, shape = str(value.name), _dtype(value), _static(value)
@@ -83,14 +108,14 @@ class _Rewriter:
     def __init__(self, model: ir.Model, arithmetic: Arithmetic) -> None:
         self._graph = model.graph
         self._arithmetic = arithmetic
-        self._linears = list(_linears(model))
+        self._linears = [node for node in model.graph if node.op_type in (_LINEAR, TRANSPOSED)]
         self._inputs = {value.name: value for value in model.graph.inputs}
         self._quantised: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
         self._constants: dict[str, ir.Value] = {}
 
     def run(self) -> None:
         for node in self._linears:
-            made = list(self._product(node))
+            made = list(self._product(node) if node.op_type == _LINEAR else self._transposed(node))
             result = made[-1].outputs[0]
             old = node.outputs[0]
             result.name, result.shape, result.type = old.name, old.shape, old.type
@@ -98,7 +123,8 @@ class _Rewriter:
             ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
             self._graph.remove(node, safe=True)
         used = {value for node in self._graph for value in node.inputs}
-        for value in [v for v in self._graph.inputs if str(v.name).endswith((LEVELS_SUFFIX, "_scales"))]:
+        stored = (LEVELS_SUFFIX, SCALES_SUFFIX, ZERO_POINTS_SUFFIX)
+        for value in [v for v in self._graph.inputs if str(v.name).endswith(stored)]:
             if value not in used and not str(value.name).endswith(INT8_SCALES_SUFFIX):
                 self._graph.inputs.remove(value)
 
@@ -127,6 +153,45 @@ class _Rewriter:
             yield product
         if bias is not None:
             yield _node("Add", [product.outputs[0], bias], ir.DataType.FLOAT, shape)
+
+    def _transposed(self, node: ir.Node) -> Iterator[ir.Node]:
+        """The product of a cotangent (..., N) with the transposed weight, (..., K)."""
+        bar, levels = node.inputs[0], node.inputs[1]
+        if bar is None or levels is None or bar.shape is None:
+            raise ModelError(f"transposed product {node.name} of the lowered program has no shape")
+        stem = str(levels.name).removesuffix(LEVELS_SUFFIX)
+        inner, outer = node.attributes["K"].as_int(), node.attributes["N"].as_int()
+        leading = list(bar.shape[:-1])
+        if self._arithmetic == "float":
+            matrix = self._weight(stem + FLOAT_SUFFIX, ir.DataType.FLOAT, (inner, outer))
+            yield _times_transposed(bar, matrix, [*leading, inner])
+            return
+        matrix = self._weight(stem + INT8_SUFFIX, ir.DataType.INT8, (inner, outer))
+        columns = self._weight(stem + INT8_SCALES_SUFFIX, ir.DataType.FLOAT, (outer,))
+        scaled = _node("Mul", [bar, columns], ir.DataType.FLOAT, list(bar.shape))
+        yield scaled
+        rows, parts = max(BAND_ROWS, BAND_BYTES // (4 * outer)), []
+        for start in range(0, inner, rows):
+            end = min(inner, start + rows)
+            band, shape = matrix, (end - start, outer)
+            if end - start < inner:
+                limits = [self._index(start), self._index(end), self._index(0)]
+                sliced = _node("Slice", [matrix, *limits], ir.DataType.INT8, shape)
+                yield sliced
+                band = sliced.outputs[0]
+            cast = _node("Cast", [band], ir.DataType.FLOAT, shape)
+            cast.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
+            yield cast
+            part = _times_transposed(scaled.outputs[0], cast.outputs[0], [*leading, end - start])
+            yield part
+            parts.append(part.outputs[0])
+        if len(parts) > 1:
+            joined = _node("Concat", parts, ir.DataType.FLOAT, [*leading, inner])
+            joined.attributes["axis"] = ir.AttrInt64("axis", -1)
+            yield joined
+
+    def _index(self, number: int) -> ir.Value:
+        return self._constant(f"index_{number}", np.array([number], np.int64))
 
     def _quantise(self, x: ir.Value) -> Iterator[ir.Node]:
         """Nodes that give x in uint8 and one scale a row."""
@@ -198,6 +263,13 @@ def _node(
 ) -> ir.Node:
     output = ir.Value(shape=ir.Shape(shape), type=ir.TensorType(dtype))
     return ir.Node(domain, operator, inputs, outputs=[output])
+
+
+def _times_transposed(bar: ir.Value, matrix: ir.Value, shape: Sequence[Side]) -> ir.Node:
+    """bar · matrixᵀ, the matrix read where it lies."""
+    node = _node("FusedMatMul", [bar, matrix], ir.DataType.FLOAT, shape, domain=_ENGINE_DOMAIN)
+    node.attributes["transB"] = ir.AttrInt64("transB", 1)
+    return node
 
 
 def _dtype(value: ir.Value) -> ir.DataType:

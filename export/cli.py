@@ -54,6 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     package.add_argument("--sequence-limit", type=int, default=128, help="longest sequence, in tokens")
     package.add_argument("--quant", choices=("int8", "int4", "none"), default="int8")
+    package.add_argument(
+        "--with-adjoint", action="store_true", help="also write the programs that backpropagation runs"
+    )
     package.add_argument("--seed", type=int, default=0, help="of LoRA's random factor")
     package.add_argument(
         "--trust-remote-code", action="store_true", help="let Python code in the model folder run"
@@ -117,6 +120,7 @@ def _package(arguments: argparse.Namespace) -> int:
         check_texts=texts,
         task=arguments.task,
         trust_remote_code=arguments.trust_remote_code,
+        with_adjoint=arguments.with_adjoint,
     )
     package = export_package(options, key, progress)
     progress("Done")
@@ -208,6 +212,7 @@ def summary(package: Package) -> str:
         f"largest relative difference from torch on {rows} rows of real text, by arithmetic",
         *(
             f"  {name:<10} loss {check.loss:.1e}, jvp {check.jvp:.1e}, jvp cosine {check.jvp_cosine:.4f}"
+            + ("" if check.gradient is None else f", gradient {check.gradient:.1e}")
             for name, check in manifest.self_checks.items()
         ),
     ]

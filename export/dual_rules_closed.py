@@ -72,18 +72,18 @@ def _gelu(args: Sequence[Any], dots: Sequence[Any], kwargs: dict[str, Any]) -> t
     # The value is the operator itself, and the slope a chain that needs the input only: at no time are more
     # than three tensors of the primal's width alive.
     x = args[0]
-    slope = _tanh_gelu_slope(x) if kwargs.get("approximate", "none") == "tanh" else _gelu_slope(x)
+    slope = tanh_gelu_slope(x) if kwargs.get("approximate", "none") == "tanh" else gelu_slope(x)
     return aten.gelu(x, **kwargs), dots[0] * slope
 
 
-def _gelu_slope(x: Tensor) -> Tensor:
+def gelu_slope(x: Tensor) -> Tensor:
     """Slope of y = x Φ(x), which is Φ(x) + x φ(x), with t = x/√2: Φ = (1 + erf t)/2, x φ = t exp(-t²)/√π."""
     t = x * math.sqrt(0.5)
     density = t * torch.exp(t * -t) * (2 / math.sqrt(math.pi))
     return 0.5 * (1 + (torch.erf(t) + density))
 
 
-def _tanh_gelu_slope(x: Tensor) -> Tensor:
+def tanh_gelu_slope(x: Tensor) -> Tensor:
     """Slope of y = x (1 + t)/2 with t = tanh(c (x + a x³)), c = √(2/π) and a = 0.044715."""
     square = x * x
     t = torch.tanh(x * (math.sqrt(2 / math.pi) * (1 + 0.044715 * square)))

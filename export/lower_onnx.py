@@ -1,7 +1,7 @@
 """Lower a recorded program to ONNX: weights stay outside, shapes stay dynamic, quantised stays quantised.
 
-``torch.onnx.export`` does the translation; this module adds what the project needs: the two quantised
-operators map to single nodes of ONNX Runtime, and reshapes name their dynamic axes by position instead of
+``torch.onnx.export`` does the translation; this module adds what the project needs: the quantised
+operators map to single nodes, and reshapes name their dynamic axes by position instead of
 computing them (a program of one block otherwise carries a hundred Shape and Gather nodes). Frozen tensors stay
 inputs; ``export.arithmetic`` decides which of them are bound when the program is loaded.
 """
@@ -22,9 +22,11 @@ from torch import Tensor, fx
 from edge_runtime.engines.onnx_names import OUTPUT_SUFFIX
 from edge_runtime.errors import ModelError
 from export.program import TracedProgram
-from export.quantise import BLOCK, frozen_embedding, frozen_linear
+from export.quantise import BLOCK, frozen_embedding, frozen_linear, frozen_linear_transposed
 
 aten = torch.ops.aten
+#: Name of the product with a frozen matrix transposed: (..., N) to (..., K).
+TRANSPOSED = "FrozenLinearTransposed"
 
 
 def _engine_operator(name: str, inputs: dict[str, str], attributes: tuple[str, ...]) -> onnxscript.values.Op:
@@ -68,6 +70,12 @@ _MATMUL_NBITS = _engine_operator(
     },
     ("K", "N", "bits", "block_size", "accuracy_level"),
 )
+#: Not the engine's: stands for a product with the transposed weight until ``export.arithmetic`` replaces it.
+_FROZEN_TRANSPOSED = _engine_operator(
+    TRANSPOSED,
+    {"Y": "tensor(float)", "B": "tensor(uint8)", "scales": "tensor(float)"},
+    ("K", "N"),
+)
 _GATHER_BLOCK_QUANTIZED = _engine_operator(
     "GatherBlockQuantized",
     {"data": "tensor(uint8)", "indices": "tensor(int64)", "scales": "tensor(float)"},
@@ -110,6 +118,7 @@ def lower(program: TracedProgram) -> ir.Model:
             dynamo=True,
             custom_translation_table={
                 frozen_linear: _to_matmul_nbits,
+                frozen_linear_transposed: _to_frozen_transposed,
                 frozen_embedding: _to_gather_block_quantized,
                 torch.ops.edge.reshape_by_position.default: _to_reshape,
                 aten.gelu.default: _to_gelu,
@@ -146,6 +155,11 @@ def _to_matmul_nbits(
         block_size=block_size,
         accuracy_level=accuracy_level,
     )
+
+
+def _to_frozen_transposed(gradient: Any, levels: Any, scales: Any) -> Any:
+    rows, blocks, _ = levels.shape
+    return _FROZEN_TRANSPOSED(gradient, levels, scales, K=int(blocks) * BLOCK, N=int(rows))
 
 
 def _to_gather_block_quantized(levels: Any, scales: Any, index: Any) -> Any:

@@ -61,8 +61,11 @@ PROBE = "programs/probe.onnx"
 #: Which arithmetics a package can offer, by how its weights are stored.
 OFFERED: dict[Quantisation, tuple[Arithmetic, ...]] = {
     "int8": ("row_int8", "block_int8", "float"),
+    "int4": ("row_int8", "block_int4", "float"),
     "none": ("float",),
 }
+#: Those in which a frozen product can be read transposed.
+ADJOINT_ARITHMETICS: tuple[Arithmetic, ...] = ("row_int8", "float")
 #: Tensors of a program's largest live set that the manifest names.
 PEAK_TENSORS = 8
 
@@ -81,6 +84,7 @@ class ExportOptions:
         quantisation: of frozen matrices; ``none`` keeps float32 for comparison.
         check_texts: real text for the self-check, at least one. task: what the model is trained for.
         trust_remote_code: whether Python code of the folder's own may run.
+        with_adjoint: also write the adjoint programs that backpropagation runs.
     """
 
     model: Path
@@ -92,6 +96,7 @@ class ExportOptions:
     check_texts: tuple[str, ...]
     task: TaskKind = "classification"
     trust_remote_code: bool = False
+    with_adjoint: bool = False
 
 
 def export_package(options: ExportOptions, signer: PrivateKey, progress: Progress) -> Package:
@@ -135,7 +140,12 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
 
         # 3. Trace and lower each distinct structure once.
         programs, names = _write_programs(
-            folder, stored, model.position_limit, OFFERED[options.quantisation], progress
+            folder,
+            stored,
+            model.position_limit,
+            OFFERED[options.quantisation],
+            options.with_adjoint,
+            progress,
         )
         ir.save(probe(), folder / PROBE)
 
@@ -234,10 +244,13 @@ def _without_poor_arithmetics(manifest: Manifest, folder: Path) -> Manifest:
     return msgspec.structs.replace(manifest, programs=programs, self_checks=checks, files=_list_files(folder))
 
 
-def _kinds(segment: SegmentGraph) -> tuple[ProgramKind, ...]:
+def _kinds(segment: SegmentGraph, with_adjoint: bool) -> tuple[ProgramKind, ...]:
     if segment.name == "embedding":
         return ("primal",)
-    return ("primal", "dual") if segment.name == HEAD else ("primal", "entry", "dual")
+    forward: tuple[ProgramKind, ...] = (
+        ("primal", "dual") if segment.name == HEAD else ("primal", "entry", "dual")
+    )
+    return (*forward, "adjoint") if with_adjoint else forward
 
 
 def _write_programs(
@@ -245,27 +258,29 @@ def _write_programs(
     stored: StoredModel,
     position_limit: int,
     arithmetics: tuple[Arithmetic, ...],
+    with_adjoint: bool,
     progress: Progress,
-) -> tuple[dict[str, Program], list[tuple[str, str | None, str | None]]]:
-    """Trace and lower; returns programs by name, and for each segment its (primal, entry, dual) names."""
+) -> tuple[dict[str, Program], list[dict[ProgramKind, str]]]:
+    """Trace and lower; returns programs by name, and for each segment the names of its programs by kind."""
     programs: dict[str, Program] = {}
-    by_structure: dict[object, tuple[str, str | None, str | None]] = {}
+    by_structure: dict[object, dict[ProgramKind, str]] = {}
     names = []
     for segment in stored.segments:
         structure = structure_of(segment, stored.shapes)
         if structure not in by_structure:
             made: dict[ProgramKind, str] = {}
-            for kind in _kinds(segment):
+            for kind in _kinds(segment, with_adjoint):
                 name = f"{segment.name}.{kind}"
                 progress(f"Lowering {name}")
                 traced = trace(segment, kind, stored.shapes, position_limit)
                 flowing = tuple(n for n in traced.inputs if n not in segment.weights)
                 lowered = lower(traced)
                 order_for_memory(lowered)  # arithmetics replace nodes where they stand
-                variants = _write_variants(folder, name, lowered, flowing, arithmetics)
+                offered = tuple(a for a in arithmetics if kind != "adjoint" or a in ADJOINT_ARITHMETICS)
+                variants = _write_variants(folder, name, lowered, flowing, offered)
                 programs[name] = Program(flowing, traced.outputs, variants)
                 made[kind] = name
-            by_structure[structure] = (made["primal"], made.get("entry"), made.get("dual"))
+            by_structure[structure] = made
         names.append(by_structure[structure])
     return programs, names
 
@@ -319,7 +334,7 @@ def _gathered_rows(model: ir.Model) -> Iterator[tuple[str, str]]:
 def _write_segments(
     folder: Path,
     stored: StoredModel,
-    names: list[tuple[str, str | None, str | None]],
+    names: list[dict[ProgramKind, str]],
     progress: Progress,
 ) -> tuple[Segment, ...]:
     """Write all frozen tensors; segments that share them, as blocks of ALBERT do, share one file."""
@@ -330,7 +345,17 @@ def _write_segments(
         if sources not in written:
             progress(f"Writing weights of {segment.name}, {index + 1} of {len(stored.segments)}")
             written[sources] = _write_weights(folder, segment, stored.tensors)
-        segments.append(Segment(segment.name, *names[index], weights=written[sources]))
+        made = names[index]
+        segments.append(
+            Segment(
+                segment.name,
+                made["primal"],
+                made.get("entry"),
+                made.get("dual"),
+                weights=written[sources],
+                adjoint=made.get("adjoint"),
+            )
+        )
     return tuple(segments)
 
 

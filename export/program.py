@@ -1,8 +1,11 @@
-"""From a segment to its primal, entry and dual programs, as ``torch.export`` records them.
+"""From a segment to its primal, entry, dual and adjoint programs, as ``torch.export`` records them.
 
 * primal: values and slices in, values out;
 * entry: the same plus tangents of the slices; the incoming hidden state has none;
-* dual: the same plus tangents of the hidden state.
+* dual: the same plus tangents of the hidden state;
+* adjoint: values, slices and the cotangent ``hidden_bar`` (B, T, H) of the hidden state that the segment gave; out
+  come ``hidden_bar`` of the one it took and, summed over the batch, the gradient ``X_bar`` of each slice tensor X.
+  That of the head starts from the loss: it takes no cotangent, and gives the head's outputs as well.
 
 A tangent's name is its value's with ``_dot``. Shapes: hidden (B, T, H) with hidden_dot (K, B, T, H); a slice
 tensor (1, ...) with its tangent (K, B, ...), one direction per draw and example.
@@ -17,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from edge_runtime.errors import ModelError
+from export.adjoint import AdjointInterpreter
 from export.capture import SegmentGraph
 from export.dual import ZERO, DualInterpreter, Tangent, Zero
 
-ProgramKind = Literal["primal", "entry", "dual"]
+ProgramKind = Literal["primal", "entry", "dual", "adjoint"]
 #: Values that carry a tangent from segment to segment; everything else that flows is constant.
 DIFFERENTIATED = ("hidden", "loss")
 DRAWS, BATCH, SEQUENCE = "draws", "batch", "sequence"
@@ -79,6 +83,33 @@ class _Program(nn.Module):
         return outputs
 
 
+class _AdjointProgram(nn.Module):
+    """Calls a segment and its vector-Jacobian product on named inputs."""
+
+    def __init__(self, segment: SegmentGraph) -> None:
+        super().__init__()
+        ends = "loss" in segment.outputs
+        # The head's own parameters are trained by their gradient in closed form, at the device.
+        self.wanted = ["hidden", *([] if ends else segment.slices)]
+        self.names = [*segment.values, *segment.slices]
+        self.input_names = [*self.names, *([] if ends else ["hidden_bar"]), *segment.weights]
+        self.output_names = [*(segment.outputs if ends else []), *(f"{name}_bar" for name in self.wanted)]
+        self.seeded = segment.outputs.index("loss" if ends else "hidden")
+        self.ends = ends
+        self.segment = segment
+
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
+        named = dict(zip(self.input_names, inputs, strict=True))
+        order = [*self.names, *self.segment.weights]
+        outputs, bars = AdjointInterpreter(self.segment.module()).run_adjoint(
+            [named[name] for name in order],
+            [name in self.wanted for name in order],
+            {self.seeded: named.get("hidden_bar")},
+        )
+        by_name = dict(zip([name for name in order if name in self.wanted], bars, strict=True))
+        return [*(outputs if self.ends else []), *(by_name[name] for name in self.wanted)]
+
+
 def trace(
     segment: SegmentGraph, kind: ProgramKind, tensors: dict[str, Tensor], position_limit: int
 ) -> TracedProgram:
@@ -91,9 +122,9 @@ def trace(
         position_limit: longest sequence the model allows.
 
     Raises:
-        MissingRuleError: the dual of an operator is not known.
+        MissingRuleError: the dual, or the adjoint, of an operator is not known.
     """
-    program = _Program(segment, kind)
+    program = _AdjointProgram(segment) if kind == "adjoint" else _Program(segment, kind)
     dims = {
         DRAWS: torch.export.Dim(DRAWS, min=1, max=4096),
         BATCH: torch.export.Dim(BATCH, min=1, max=4096),
@@ -130,6 +161,8 @@ def _example(
             return torch.zeros(sizes[DRAWS], sizes[BATCH], *value.shape[1:]), {0: DRAWS, 1: BATCH}
         shifted = {axis + 1: symbol for axis, symbol in symbols.items()}
         return torch.zeros(sizes[DRAWS], *value.shape), {0: DRAWS, **shifted}
+    if name == "hidden_bar":
+        name = "hidden"
     value = next(node for node in segment.graph.nodes if node.name == name).meta["val"]
     symbols, shape = {}, []
     for axis, side in enumerate(value.shape):

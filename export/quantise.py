@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from export.half_quadratic import quantise_blocks
+from export.block_search import quantise_blocks
 
 BLOCK = 32
 ZERO_POINT = 128
@@ -175,6 +175,16 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, Non
 _frozen_linear.register_autograd(_backward, setup_context=_keep_weight)
 
 
+@torch.library.custom_op("edge::frozen_linear_transposed", mutates_args=())
+def _frozen_linear_transposed(gradient: Tensor, levels: Tensor, scales: Tensor) -> Tensor:
+    return gradient @ dequantise(levels, scales).to(gradient.dtype)
+
+
+@_frozen_linear_transposed.register_fake
+def _(gradient: Tensor, levels: Tensor, scales: Tensor) -> Tensor:
+    return gradient.new_empty((*gradient.shape[:-1], levels.shape[1] * levels.shape[2]))
+
+
 @torch.library.custom_op("edge::frozen_embedding", mutates_args=())
 def _frozen_embedding(levels: Tensor, scales: Tensor, index: Tensor) -> Tensor:
     blocks = levels[index].reshape(*index.shape, -1, BLOCK).to(scales.dtype)
@@ -188,4 +198,6 @@ def _(levels: Tensor, scales: Tensor, index: Tensor) -> Tensor:
 
 
 frozen_linear = torch.ops.edge.frozen_linear.default
+#: Cotangent (..., N) of a frozen product to that of its input (..., K): the same stored weight, not transposed in it.
+frozen_linear_transposed = torch.ops.edge.frozen_linear_transposed.default
 frozen_embedding = torch.ops.edge.frozen_embedding.default

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edge_runtime.backpropagation import Backpropagation
 from edge_runtime.data import Batch, Row, Tokenizer, make_batch
 from edge_runtime.engines.onnx import OnnxEngine
 from edge_runtime.errors import ModelError
@@ -76,7 +77,7 @@ def check_package(
     values = _perturbed(reference)
     trained = [spec for spec in manifest.slices if spec.kind != "head"]
     tangents = draw_tangents(_check_task(), trained, 0, range(len(rows)))
-    expected_loss, expected_jvps = _expected(reference, values, batch, tangents)
+    expected_loss, expected_jvps, expected_gradient = _expected(reference, values, batch, tangents)
 
     checks: dict[Arithmetic, SelfCheck] = {}
     engine = OnnxEngine(threads=torch.get_num_threads())
@@ -84,18 +85,26 @@ def check_package(
         with tempfile.TemporaryDirectory() as folder:
             prepared = prepare(package, Path(folder) / "prepared", engine, arithmetic)
             sweep = _sweep(prepared, engine, values, batch, tangents)
+            gradient = _adjoint_gradient(prepared, engine, values, batch)
         checks[arithmetic] = SelfCheck(
             segments=len(segments),
             rows=len(rows),
             loss=_difference(sweep.loss, expected_loss),
             jvp=_difference(_jvps(sweep), expected_jvps),
             jvp_cosine=_cosine(_jvps(sweep), expected_jvps),
+            gradient=None if gradient is None else _difference(gradient, expected_gradient),
+            gradient_cosine=None if gradient is None else _cosine(gradient, expected_gradient),
         )
     strict = checks["float"]
     if not (strict.loss < STRICT_LIMIT and strict.jvp < STRICT_LIMIT):
         raise ModelError(
             f"the programs disagree with torch: loss by {strict.loss:.1e}, jvp by {strict.jvp:.1e}, "
             f"limit {STRICT_LIMIT:.0e}; nothing was written. Please report the model's architecture"
+        )
+    if strict.gradient is not None and not strict.gradient < STRICT_LIMIT:
+        raise ModelError(
+            f"the adjoint programs disagree with torch: gradient by {strict.gradient:.1e}, limit "
+            f"{STRICT_LIMIT:.0e}; nothing was written. Please report the model's architecture"
         )
     return checks
 
@@ -163,13 +172,33 @@ def torch_inputs(batch: Batch) -> dict[str, Tensor]:
 
 def _expected(
     reference: TorchReference, slices: dict[str, Tensor], batch: Batch, tangents: Values
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Loss (B,), jvps (K, B), and the mean gradient as one vector, tensors in name order."""
     loss, gradients = reference.example_gradients(torch_inputs(batch), slices)
     jvps = sum(
         (gradient * tangents[name]).reshape(*tangents[name].shape[:2], -1).sum(-1)
         for name, gradient in flat_values(gradients).items()
     )
-    return loss.numpy(), np.asarray(jvps)
+    mean = {name: gradient.mean(axis=0) for name, gradient in flat_values(gradients).items()}
+    return loss.numpy(), np.asarray(jvps), _as_vector(mean)
+
+
+def _adjoint_gradient(
+    prepared: PreparedPackage, engine: OnnxEngine, values: dict[str, Tensor], batch: Batch
+) -> np.ndarray | None:
+    """The mean gradient by the adjoint programs as one vector, or None where there are none in this arithmetic."""
+    trained = [spec.name for spec in prepared.manifest.slices if spec.kind != "head"]
+    adjoint = prepared.manifest.segments[-1].adjoint
+    if not trained or adjoint is None:
+        return None
+    if prepared.prepared.arithmetic not in prepared.manifest.programs[adjoint].variants:
+        return None
+    _, gradient = Backpropagation(prepared, engine, trained).gradient(flat_values(values), [batch])
+    return _as_vector(gradient)
+
+
+def _as_vector(arrays: Values) -> np.ndarray:
+    return np.concatenate([arrays[name].ravel() for name in sorted(arrays)])
 
 
 def _sweep(

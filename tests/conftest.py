@@ -22,15 +22,23 @@ def tiny_model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def exported(tiny_model, tmp_path_factory):
-    """The model with LoRA-XS slices in int8, as package, as torch reference and with its key."""
+    """The model with LoRA-XS slices in int8 and adjoint programs, as package, as torch reference and with its key."""
     from tests.export import tiny
 
-    return tiny.export(tiny_model, tmp_path_factory.mktemp("package") / "int8")
+    return tiny.export(tiny_model, tmp_path_factory.mktemp("package") / "int8", with_adjoint=True)
+
+
+@pytest.fixture(scope="session")
+def exported_int4(tiny_model, tmp_path_factory):
+    """The model with LoRA-XS slices in int4."""
+    from tests.export import tiny
+
+    return tiny.export(tiny_model, tmp_path_factory.mktemp("package") / "int4", quantisation="int4")
 
 
 @pytest.fixture(scope="session")
 def exported_plain(tiny_model, tmp_path_factory):
-    """The model with LoRA slices in float32."""
+    """The model with LoRA slices in float32, without adjoint programs."""
     from tests.export import tiny
 
     output = tmp_path_factory.mktemp("package") / "plain"

@@ -35,6 +35,11 @@ BAD = {
     "a key that is gone": ({"micro_batch": 2}, "unknown field `micro_batch`"),
     "nothing to train": ({"slices": "none", "train_head": False}, "nothing to train"),
     "a slice twice": ({"slices": ["a", "a"]}, "twice"),
+    "draws of backpropagation": (
+        {"update": "backprop", "draws": 2},
+        "makes no draws, so draws = 2 must be 1",
+    ),
+    "an unknown update": ({"update": "sideways"}, "update"),
     "seed too large": ({"seed": 1 << 63}, "seed"),
 }
 

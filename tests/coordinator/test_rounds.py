@@ -314,3 +314,11 @@ def test_run_ends_with_its_last_evaluation(
     assert run["state"] == "finished"
     accuracies = [entry["accuracy"] for entry in run["rounds"]]
     assert accuracies == ([None] * 3 if broken else [None, 0.75, 0.75])
+
+
+def test_backpropagation_needs_adjoint_programs(world: World) -> None:
+    """A run that asks a package for what it does not hold is refused when it is created, with what to do."""
+    answer = world.admin("POST", "/v1/admin/runs", world.config(update="backprop"))
+    assert answer.status_code == 422, answer.text
+    assert "--with-adjoint" in answer.text
+    assert world.admin("GET", "/v1/admin/runs").json() == []

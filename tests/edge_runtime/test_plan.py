@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from edge_runtime import plan as module
-from edge_runtime.errors import CapExceededError
+from edge_runtime.errors import CapExceededError, PackageError
 from edge_runtime.executor import Executor
 from edge_runtime.package import (
     FileEntry,
@@ -59,6 +59,16 @@ def matrix(name: str, outputs: int, inputs: int) -> dict[str, TensorRef]:
     }
 
 
+def matrix_of_four_bits(name: str, outputs: int, inputs: int) -> dict[str, TensorRef]:
+    """The same in int4, with blocks of 32 inputs."""
+    blocks = inputs // 32
+    return {
+        f"{name}_levels": TensorRef("weights/block.bin", 0, "uint8", (outputs, blocks, 16)),
+        f"{name}_scales": TensorRef("weights/block.bin", 0, "float32", (outputs, blocks)),
+        f"{name}_zero_points": TensorRef("weights/block.bin", 0, "uint8", (outputs, -(-blocks // 2))),
+    }
+
+
 def make_model() -> Manifest:
     """An encoder of four blocks of twelve matrices, 256 × 256, with one slice a block; made by hand, never run."""
 
@@ -73,6 +83,11 @@ def make_model() -> Manifest:
     }
     block = {name: ref for number in range(12) for name, ref in matrix(f"m{number}", HIDDEN, HIDDEN).items()}
     block["norm"] = TensorRef("weights/block.bin", 0, "float32", (HIDDEN,))
+
+    def exact(*live: tuple[SizeTerm, ...]) -> Program:
+        names = ("row_int8", "float")
+        return Program(("hidden",), ("hidden_bar",), dict.fromkeys(names, variant_with(*live)))
+
     return replace(
         make_manifest(),
         sequence_limit=512,
@@ -84,11 +99,13 @@ def make_model() -> Manifest:
             "entry": program((SizeTerm(8 * row, 1, 1), SizeTerm(8 * row, 1, 1, 1), SizeTerm(16.0, 1, 2, 1))),
             "dual": program((SizeTerm(8 * row, 1, 1), SizeTerm(9 * row, 1, 1, 1), SizeTerm(16.0, 1, 2, 1))),
             "head": program((SizeTerm(row, 1, 1),)),
+            "adjoint": exact((SizeTerm(20 * row, 1, 1), SizeTerm(40.0, 1, 2))),
+            "head_adjoint": exact((SizeTerm(3 * row, 1, 1),)),
         },
         segments=(
             Segment("embedding", "embedding", None, None, table),
-            *(Segment(f"block_{i}", "primal", "entry", "dual", block) for i in range(BLOCKS)),
-            Segment("head", "head", None, "head", {}),
+            *(Segment(f"block_{i}", "primal", "entry", "dual", block, "adjoint") for i in range(BLOCKS)),
+            Segment("head", "head", None, "head", {}, "head_adjoint"),
         ),
         slices=(
             *(
@@ -108,10 +125,11 @@ WORK = st.builds(
     sequence=st.integers(1, 512),
     draws=st.integers(0, 64),
     slices=st.sets(st.sampled_from(ALL)).map(lambda names: tuple(sorted(names))),
+    update=st.sampled_from(["forward", "backprop"]),
 )
 PLANNERS = st.builds(
     lambda arithmetic, floor, calibration: Planner(MODEL, arithmetic, floor, calibration),
-    st.sampled_from(["row_int8", "block_int8", "float"]),
+    st.sampled_from(["row_int8", "float"]),
     st.sampled_from([0, 40 * MIB, 90 * MIB]),
     st.sampled_from([None, CALIBRATION]),
 )
@@ -137,7 +155,21 @@ def test_weights_by_arithmetic() -> None:
     assert segment_bytes(segment, "float") == 4 * numbers + 12
     assert segment_bytes(segment, "block_int8") == 12
     assert repacked_bytes(segment, "row_int8") == repacked_bytes(segment, "float") == 0
-    assert repacked_bytes(segment, "block_int8") == int((numbers + 4 * numbers // 32) * module.PACKED_FACTOR)
+    assert repacked_bytes(segment, "block_int8") == int(
+        (numbers + 4 * numbers // 32) * module.PACKED_FACTOR["block_int8"]
+    )
+
+
+def test_weights_of_four_bits_by_arithmetic() -> None:
+    """They map as many numbers as those of eight bits; what is repacked is levels, scales and zero points."""
+    bias = {"b": TensorRef("f", 0, "float32", (3,))}
+    segment = Segment("s", "p", None, None, {**matrix_of_four_bits("m", 256, 96), **bias})
+    numbers = 256 * 96
+    assert segment_bytes(segment, "row_int8") == numbers + 12
+    assert segment_bytes(segment, "float") == 4 * numbers + 12
+    assert segment_bytes(segment, "block_int4") == 12
+    stored = numbers // 2 + 256 * 3 * 4 + 256 * 2
+    assert repacked_bytes(segment, "block_int4") == int(stored * module.PACKED_FACTOR["block_int4"])
 
 
 def test_an_embedding_is_never_repacked() -> None:
@@ -312,6 +344,7 @@ def test_each_rung_takes_less_memory(planner: Planner, work: Work) -> None:
             less.weights in (more.weights, "streamed")
             and less.micro_batch <= more.micro_batch
             and less.draws_at_a_time <= more.draws_at_a_time
+            and less.inputs in (more.inputs, "disk")
         ):
             assert below.peak.total_bytes <= above.peak.total_bytes
 
@@ -378,3 +411,57 @@ def test_seconds_follow_the_calibration() -> None:
     blocks = BLOCKS + 1  # the head counts as one
     assert together == pytest.approx(blocks * (0.048 + module.RUN_SECONDS))
     assert apart == pytest.approx(4 * blocks * (0.021 + module.RUN_SECONDS))
+
+
+def test_layer_inputs_wait_for_the_way_back() -> None:
+    """In memory, backpropagation keeps an input for every block from the first slice on; on disk it keeps one."""
+    state = 4 * 64 * HIDDEN * module.FLOAT_BYTES
+    masks = 4 * 64 * 64 * module.FLOAT_BYTES
+
+    def waiting(inputs: module.InputsMode, *slices: str) -> int:
+        work = Work(4, 64, 1, slices, "backprop")
+        return Planner(MODEL).predict(work, Choice("resident", 4, 1, inputs)).waiting_bytes - masks
+
+    assert waiting("memory", *ALL) == (1 + BLOCKS) * state
+    assert waiting("memory", "s3") == 2 * state
+    assert waiting("disk", *ALL) == waiting("disk", "s3") == 2 * state
+
+
+def test_the_ladder_of_backpropagation() -> None:
+    """One draw; layer inputs go to disk before fewer examples run at a time; forward mode has no such rung."""
+    ladder = list(choices(Work(4, 64, 3, ALL, "backprop")))
+    assert ladder[0] == Choice("resident", 4, 1, "memory")
+    assert ladder[3] == Choice("resident", 4, 1, "disk")
+    assert ladder[-1] == Choice("streamed", 1, 1, "disk")
+    assert {choice.draws_at_a_time for choice in ladder} == {1}
+    assert {choice.inputs for choice in choices(Work(4, 64, 3, ALL))} == {"memory"}
+
+
+def test_a_small_cap_sends_layer_inputs_to_disk() -> None:
+    """Just above the smallest cap the plan says so, and one MiB less is refused with the words of backpropagation."""
+    planner, work = Planner(MODEL, "row_int8"), Work(64, 512, 1, ALL, "backprop")
+    cap = planner.smallest_cap(work)
+    plan = planner.choose(work, cap)
+    assert plan.choice.inputs == "disk"
+    assert "layer inputs wait on disk" in plan.gave_up
+    with pytest.raises(CapExceededError, match=r"streamed, layer inputs on disk, one example at a time"):
+        planner.choose(work, cap - MIB)
+
+
+def test_backpropagation_runs_its_own_programs() -> None:
+    """Primal programs up to the head, then adjoints from the head back to the first slice; none where none is."""
+    planner = Planner(MODEL, "row_int8")
+    names = planner.program_names(Work(1, 16, 1, ("s2", "s3"), "backprop"))
+    assert names == ["embedding", *["primal"] * BLOCKS, "head_adjoint", "adjoint", "adjoint"]
+    head_alone = Work(1, 16, 1, (), "backprop")
+    assert planner.program_names(head_alone) == ["embedding", *["primal"] * BLOCKS, "head"]
+
+
+def test_backpropagation_is_refused_where_it_cannot_run() -> None:
+    """Without adjoint programs, or in an arithmetic that has none, the planner says what to do."""
+    work = Work(1, 16, 1, ALL, "backprop")
+    with pytest.raises(PackageError, match=r"block_int8.*prepare it in row_int8 or float"):
+        Planner(MODEL, "block_int8").smallest_cap(work)
+    without = replace(MODEL, segments=tuple(replace(each, adjoint=None) for each in MODEL.segments))
+    with pytest.raises(PackageError, match=r"no adjoint programs.*--with-adjoint"):
+        Planner(without).smallest_cap(work)

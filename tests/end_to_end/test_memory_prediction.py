@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.jobs import PrepareJob, TrainJob, TrainOutcome, ensure_prepared, run_worker
+from edge_runtime.messages import Update
 from edge_runtime.package import Package
 from edge_runtime.plan import Choice, Planner, Work
 from tests.export import tiny
@@ -24,7 +25,7 @@ def package(tmp_path_factory) -> Package:
     folder = tmp_path_factory.mktemp("grid")
     sizes = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 1024}
     model = tiny.write_model(folder / "model", max_position_embeddings=TOKENS, **sizes)
-    return tiny.export(model, folder / "package", sequence_limit=TOKENS).package
+    return tiny.export(model, folder / "package", sequence_limit=TOKENS, with_adjoint=True).package
 
 
 @pytest.fixture(scope="module")
@@ -38,22 +39,28 @@ def rows(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("choice", "batch_size", "draws"),
+    ("choice", "batch_size", "draws", "update"),
     [
-        (Choice("resident", 1, 1), 8, 1),
-        (Choice("streamed", 1, 1), 8, 1),
-        (Choice("resident", 2, 4), 8, 4),
-        (Choice("streamed", 4, 2), 16, 4),
+        (Choice("resident", 1, 1), 8, 1, "forward"),
+        (Choice("streamed", 1, 1), 8, 1, "forward"),
+        (Choice("resident", 2, 4), 8, 4, "forward"),
+        (Choice("streamed", 4, 2), 16, 4, "forward"),
+        (Choice("resident", 1, 1), 8, 1, "backprop"),
+        (Choice("streamed", 4, 1), 16, 1, "backprop"),
+        (Choice("streamed", 1, 1, "disk"), 16, 1, "backprop"),
     ],
 )
 def test_the_peak_is_predicted_within_the_bounds_of_the_grid(
-    package, rows, tmp_path_factory, choice: Choice, batch_size: int, draws: int
+    package, rows, tmp_path_factory, choice: Choice, batch_size: int, draws: int, update: Update
 ) -> None:
     """Under a kernel limit a tenth above it, the prediction is at most 10 % over the peak and 5 % under it."""
     prepared = tmp_path_factory.getbasetemp() / "prepared-grid"
     ensure_prepared(PrepareJob(str(package.folder), package.sha256, str(prepared), 1 << 30, 2, "row_int8"))
-    task = tiny.make_task(package, steps=2, batch_size=batch_size, draws=draws, sequence_limit=TOKENS)
-    predicted = Planner(package.manifest).predict(Work(batch_size, TOKENS, draws, task.slices), choice)
+    task = tiny.make_task(
+        package, steps=2, batch_size=batch_size, draws=draws, sequence_limit=TOKENS, update=update
+    )
+    work = Work(batch_size, TOKENS, draws, task.slices, update)
+    predicted = Planner(package.manifest, "row_int8").predict(work, choice)
     job = TrainJob(
         package_folder=str(package.folder),
         package_sha256=package.sha256,

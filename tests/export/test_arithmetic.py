@@ -14,13 +14,16 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from edge_runtime.engines.onnx import OnnxEngine
+from edge_runtime.errors import ModelError
 from edge_runtime.executor import Executor
 from edge_runtime.package import Arithmetic, Package
 from edge_runtime.preparation import prepare
 from edge_runtime.prepared import PreparedPackage
 from edge_runtime.tangents import draw_tangents
 from export import package as export_package_module
-from export.arithmetic import has_frozen_products, probe, with_arithmetic
+from export.arithmetic import BAND_BYTES, has_frozen_products, probe, with_arithmetic
+from export.lower_onnx import TRANSPOSED
+from export.predict import live_sets
 from tests.export import tiny
 
 #: Largest differences from torch of loss and jvp, relative to the largest, and least cosine of jvps. Measured on x86-64
@@ -29,6 +32,7 @@ from tests.export import tiny
 BOUNDS: dict[Arithmetic, tuple[float, float]] = {
     "row_int8": (0.03, 0.999),
     "block_int8": (0.03, 0.999),
+    "block_int4": (0.03, 0.999),
     "float": (1e-3, 0.999999),
 }
 
@@ -51,10 +55,20 @@ def assert_close_to_torch(prepared: PreparedPackage, reference, bound: float, co
     assert found > cosine
 
 
-@pytest.mark.parametrize("arithmetic", BOUNDS)
+@pytest.mark.parametrize("arithmetic", ["row_int8", "block_int8", "float"])
 def test_each_arithmetic_agrees_with_torch(exported, prepared_in, arithmetic: Arithmetic) -> None:
     """Loss and jvps equal backpropagation's on the same stored weights, within the arithmetic's rounding."""
     assert_close_to_torch(prepared_in[arithmetic], exported.reference, *BOUNDS[arithmetic])
+
+
+@pytest.mark.parametrize("arithmetic", ["row_int8", "block_int4", "float"])
+def test_each_arithmetic_of_int4_agrees_with_torch(exported_int4, tmp_path, arithmetic: Arithmetic) -> None:
+    """A package in int4, prepared in each arithmetic it offers: the same, on its own stored weights."""
+    package = exported_int4.package
+    assert package.manifest.base.quantisation == "int4"
+    assert package.manifest.arithmetics == ("row_int8", "block_int4", "float")
+    prepared = prepare(package, tmp_path / "prepared", OnnxEngine(), arithmetic)
+    assert_close_to_torch(prepared, exported_int4.reference, *BOUNDS[arithmetic])
 
 
 def test_an_unquantised_package_agrees_with_torch(exported_plain) -> None:
@@ -71,7 +85,8 @@ def test_an_unquantised_package_agrees_with_torch(exported_plain) -> None:
 def test_other_families_agree_with_torch(tmp_path, family: str, targets: tuple[str, ...]) -> None:
     """A random RoBERTa and DistilBERT, in each arithmetic."""
     exported = tiny.export(tiny.write_model(tmp_path / family, family), tmp_path / "out", targets=targets)
-    for arithmetic, bounds in BOUNDS.items():
+    for arithmetic in exported.package.manifest.arithmetics:
+        bounds = BOUNDS[arithmetic]
         prepared = prepare(exported.package, tmp_path / arithmetic, OnnxEngine(), arithmetic)
         assert_close_to_torch(prepared, exported.reference, *bounds)
 
@@ -142,6 +157,21 @@ def test_block_int8_binds_its_matrices_alone(exported) -> None:
     assert len(variant.bound) == 12
     assert all(name.endswith(("_levels", "_scales")) for name in variant.bound)
     assert not any(name.endswith(("_levels", "_scales")) for name in variant.fed)
+
+
+def test_block_int4_holds_four_bits_a_weight(exported_int4) -> None:
+    """The six matrices are bound as levels, scales and zero points, two levels in a byte; no int8 copy is left."""
+    manifest = exported_int4.package.manifest
+    assert weight_types(exported_int4.package, "block_0.dual", "block_int4") == {
+        "UINT8": 12,
+        "FLOAT": 6 + 6 + 4 + 4,
+    }
+    variant = manifest.programs["block_0.dual"].variants["block_int4"]
+    assert len(variant.bound) == 18
+    weights = manifest.segments[1].weights
+    levels = sum(int(np.prod(weights[name].shape)) for name in variant.bound if name.endswith("_levels"))
+    hidden, inner = tiny.HIDDEN, tiny.INNER
+    assert levels == (4 * hidden * hidden + 2 * hidden * inner) // 2
 
 
 @pytest.mark.parametrize(
@@ -272,3 +302,76 @@ def test_the_lowered_program_is_left_as_it_is(arithmetic: Arithmetic) -> None:
     assert ir.to_proto(model).SerializeToString() == before
     assert has_frozen_products(model)
     assert not has_frozen_products(probe())
+
+
+def transposed(inner: int, outer: int) -> ir.Model:
+    """y = bar · m, as adjoint programs are lowered: m has ``outer`` rows of ``inner`` values."""
+
+    def value(name: str, kind: int, *shape: object) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, kind, shape)
+
+    inputs = [
+        value("bar", TensorProto.FLOAT, "batch", "sequence", outer),
+        value("m_levels", TensorProto.UINT8, outer, inner // 32, 32),
+        value("m_scales", TensorProto.FLOAT, outer, inner // 32),
+    ]
+    names = [each.name for each in inputs]
+    node = helper.make_node(TRANSPOSED, names, ["y_out"], domain="com.microsoft", K=inner, N=outer)
+    outputs = [value("y_out", TensorProto.FLOAT, "batch", "sequence", inner)]
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    graph = helper.make_graph([node], "lowered", inputs, outputs)
+    return ir.from_proto(helper.make_model(graph, opset_imports=opsets, ir_version=10))
+
+
+@pytest.mark.parametrize("arithmetic", ["row_int8", "float"])
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 5)),
+    blocks=st.integers(1, 12),
+    outer=st.sampled_from([1, 40, 4096, 9000]),
+    seed=st.integers(0, 99),
+)
+def test_a_transposed_product_is_exact(
+    tmp_path_factory, arithmetic: Arithmetic, shape, blocks, outer, seed
+) -> None:
+    """In float and in int8 the product with the transposed weight is that of its stored values, in one band or many."""
+    generator, inner = np.random.default_rng(seed), 32 * blocks
+    bar = generator.standard_normal((*shape, outer)).astype(np.float32)
+    levels = generator.integers(-127, 128, (inner, outer), dtype=np.int8)
+    scales = generator.uniform(0.001, 1, outer).astype(np.float32)
+    matrix = levels * scales
+    fed = {"m_int8": levels, "m_int8_scales": scales} if arithmetic == "row_int8" else {"m_float": matrix}
+    model = with_arithmetic(transposed(inner, outer), arithmetic)
+    ir.save(model, path := tmp_path_factory.getbasetemp() / "transposed.onnx")
+    got = OnnxEngine().load(path, {}, ("y",)).run({"bar": bar, **fed})["y"]
+    expected = bar.astype(np.float64) @ matrix.astype(np.float64).T
+    assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_no_whole_matrix_is_held_in_float() -> None:
+    """A large int8 matrix is turned into float a band at a time: the live set stays far below its float size."""
+    inner, outer = 2048, 8192
+    model = with_arithmetic(transposed(inner, outer), "row_int8")
+    live = max(sum(term.coefficient for term in candidate) for candidate in live_sets(model))
+    bands = 3 * BAND_BYTES  # a band in int8 and in float, and what the constants of the polynomial leave
+    assert live - 4 * (2 * inner + 2 * outer) < bands < 4 * inner * outer / 8
+
+
+def test_repacked_weights_have_no_transpose() -> None:
+    """Block-wise int8 refuses a transposed product instead of writing a program that cannot run."""
+    with pytest.raises(ModelError, match="block_int8 has no adjoint"):
+        with_arithmetic(transposed(64, 32), "block_int8")
+
+
+def test_adjoint_programs_come_in_exact_arithmetics_only(exported) -> None:
+    """They are offered in int8 by rows and in float; the package still offers block-wise int8 for forward mode."""
+    manifest = exported.package.manifest
+    assert "block_int8" in manifest.arithmetics
+    for segment in manifest.segments[1:]:
+        assert segment.adjoint is not None
+        assert set(manifest.programs[segment.adjoint].variants) == {"row_int8", "float"}
+    assert manifest.segments[0].adjoint is None
+    for name in ("row_int8", "float"):
+        check = manifest.self_checks[name]
+        assert check.gradient_cosine is not None
+        assert check.gradient_cosine > 0.99
