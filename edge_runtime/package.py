@@ -167,25 +167,28 @@ class Segment(Struct, frozen=True):
 
 
 class Base(Struct, frozen=True):
-    """What the package was made from."""
+    """What the package was made from; ``causal``: attention looks back only."""
 
     architecture: Text
     source: Text
     parameters: Count
     hidden_size: PositiveCount
     quantisation: Quantisation
+    causal: bool = False
 
 
 class SelfCheck(Struct, frozen=True):
     """Largest relative differences of one arithmetic from torch on real text, measured before the package was written.
 
-    ``jvp_cosine`` is the cosine between all directional derivatives of the check and torch's.
+    ``jvp_cosine`` is the cosine between all directional derivatives of the check and torch's. ``segments`` were run:
+    all of them, or of a large package enough to use every program.
     """
 
     rows: Count
     loss: float
     jvp: float
     jvp_cosine: float
+    segments: Count = 0
 
 
 class Manifest(Struct, frozen=True):

@@ -198,6 +198,7 @@ class Planner:
         repacked = [repacked_bytes(segment, self.arithmetic) for segment in manifest.segments]
         hidden = tokens * manifest.base.hidden_size * FLOAT_BYTES * rows
         masks = tokens * work.sequence * FLOAT_BYTES
+        labels = tokens * _ITEM_BYTES["int64"] if manifest.task == "causal_lm" else 0
         trained = sum(spec.dimensions for spec in manifest.slices) * FLOAT_BYTES
         tangents = (
             sum(manifest.slice_named(name).dimensions for name in work.slices)
@@ -214,7 +215,7 @@ class Planner:
             + (sum(repacked) if choice.weights == "resident" else max(repacked)),
             weights_bytes=self._weights_bytes(choice),
             live_bytes=int(live * ARENA_FACTOR) + ARENA_BYTES,
-            waiting_bytes=hidden + masks,
+            waiting_bytes=hidden + masks + labels,
             slices_bytes=SLICE_COPIES * trained + 2 * tangents,
             load_bytes=self._floor_bytes + max(0, tokenizer - RELEASED_AT_LOAD_BYTES),
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_runtime.data import Batch, IntArray, make_batch, padded_length
+from edge_runtime.errors import PackageError
 from edge_runtime.executor import Executor, Sweep
 from edge_runtime.gradient import estimate, head_gradient
 from edge_runtime.messages import Task
@@ -19,13 +20,13 @@ from edge_runtime.tangents import draw_tangents
 
 @dataclass(frozen=True)
 class Examples:
-    """A device's rows as token ids and label indices, row by row.
+    """A device's rows as token ids and label indices, row by row; ``labels`` None for language modelling.
 
     ``pad_token_id`` fills batches, to lengths up to ``sequence_limit``.
     """
 
     ids: Sequence[Sequence[int]]
-    labels: Sequence[int]
+    labels: Sequence[int] | None
     pad_token_id: int
     sequence_limit: int
 
@@ -38,7 +39,7 @@ class Examples:
         """These rows, padded to the longest of them."""
         return make_batch(
             [self.ids[row] for row in rows],
-            [self.labels[row] for row in rows],
+            None if self.labels is None else [self.labels[row] for row in rows],
             pad_token_id=self.pad_token_id,
             sequence_limit=self.sequence_limit,
         )
@@ -99,6 +100,8 @@ def take_step(
         gradient.update(estimate(np.concatenate(jvps), joined))
     head = executor.manifest.head
     if head is not None and task.train_head:
+        if sweep.residual is None or sweep.features is None:
+            raise PackageError("the package has a head, and its programs do not give what trains it")
         gradient.update(head_gradient(sweep.residual, sweep.features, head.name))
     return Step(gradient, float(sweep.loss.sum(dtype=np.float64)))
 
@@ -110,5 +113,5 @@ def group_by_length(ids: Sequence[Sequence[int]], size: int) -> list[list[int]]:
 
 
 def _finite(sweep: Sweep) -> bool:
-    arrays = [sweep.loss, sweep.residual, *([] if sweep.jvps is None else [sweep.jvps])]
-    return all(bool(np.isfinite(array).all()) for array in arrays)
+    arrays = (sweep.loss, sweep.residual, sweep.jvps)
+    return all(array is None or bool(np.isfinite(array).all()) for array in arrays)

@@ -15,6 +15,8 @@ from edge_runtime.errors import ConfigError
 if TYPE_CHECKING:
     from edge_runtime.package import Manifest, Package
     from edge_runtime.signing import PrivateKey
+    from edge_runtime.slices import Values
+    from export.slices import SliceOptions
 
 #: Sizes (batch, sequence, draws) for which the summary predicts memory.
 SUMMARY_SIZES = ((1, 64, 1), (8, 64, 1), (8, 128, 1), (8, 128, 4))
@@ -34,17 +36,32 @@ def build_parser() -> argparse.ArgumentParser:
 
     package = commands.add_parser("package", help="export a Hugging Face model folder as a package")
     package.add_argument("model", type=Path, help="folder with config.json, weights and tokenizer")
-    package.add_argument("--labels", type=Path, required=True, help="JSON array of the label set")
+    package.add_argument(
+        "--task",
+        choices=("classification", "causal_lm"),
+        default="classification",
+        help="causal_lm trains a decoder to predict the next token",
+    )
+    package.add_argument("--labels", type=Path, help="JSON array of the label set; for classification")
     package.add_argument("--check-data", type=Path, required=True, help="JSONL rows for the self-check")
     package.add_argument("--output", type=Path, required=True, metavar="DIR", help="package folder to create")
     package.add_argument("--key", type=Path, required=True, help="signing key, from 'edge-export key'")
-    package.add_argument("--slice", choices=("lora_xs", "lora"), default="lora_xs")
-    package.add_argument("--rank", type=int, default=4)
-    package.add_argument("--alpha", type=float, default=4.0, help="update scale is alpha / rank")
-    package.add_argument("--targets", default="query,value", help="module names as peft's target_modules")
+    package.add_argument("--slice", choices=("lora_xs", "lora"), help="default lora_xs; with --adapter lora")
+    package.add_argument("--rank", type=int, help="default 4")
+    package.add_argument("--alpha", type=float, help="update scale is alpha / rank; default 4")
+    package.add_argument(
+        "--targets",
+        help="module names as peft's target_modules; default: query and value projections",
+    )
     package.add_argument("--sequence-limit", type=int, default=128, help="longest sequence, in tokens")
-    package.add_argument("--quant", choices=("int8", "none"), default="int8")
+    package.add_argument("--quant", choices=("int8", "int4", "none"), default="int8")
     package.add_argument("--seed", type=int, default=0, help="of LoRA's random factor")
+    package.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="FOLDER",
+        help="peft adapter to start from; gives rank, targets, values",
+    )
     package.add_argument(
         "--trust-remote-code", action="store_true", help="let Python code in the model folder run"
     )
@@ -63,6 +80,22 @@ def build_parser() -> argparse.ArgumentParser:
     adapter.add_argument("--base-model", required=True, help="model name or path to record")
     adapter.add_argument("--output", type=Path, required=True, metavar="DIR")
     adapter.set_defaults(command=_adapter)
+
+    merge = commands.add_parser("merge", help="write the float model with trained slices merged in")
+    merge.add_argument("package", type=Path)
+    merge.add_argument("model", type=Path, help="folder that the package was exported from")
+    merge.add_argument("--slices", type=Path, required=True, help="from 'edge-coordinator run fetch-slices'")
+    merge.add_argument("--publisher-key", required=True, help="public key that signed the package")
+    merge.add_argument("--output", type=Path, required=True, metavar="DIR")
+    merge.set_defaults(command=_merge)
+
+    llama2c = commands.add_parser(
+        "llama2c", help="turn a llama2.c checkpoint into a Hugging Face model folder"
+    )
+    llama2c.add_argument("checkpoint", type=Path, help="of version 0, such as stories260K.bin")
+    llama2c.add_argument("tokenizer", type=Path, help="its tokenizer, such as tok512.bin")
+    llama2c.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="to create")
+    llama2c.set_defaults(command=_llama2c)
     return parser
 
 
@@ -70,33 +103,28 @@ def _package(arguments: argparse.Namespace) -> int:
     from edge_runtime.rows import load_rows
 
     started = time.monotonic()
-    labels = read_labels(arguments.labels)
+    labels = _labels(arguments)
     texts = tuple(row.text for row in load_rows(arguments.check_data, labels))
     key = _read_key(arguments.key)
-    _check_ranges(arguments)
+    slices = _slice_options(arguments)
 
     def progress(stage: str) -> None:
         print(f"{time.monotonic() - started:6.1f} s  {stage}", flush=True)
 
     progress("Loading torch")
     _quieten_libraries()
-    from export.model import SliceOptions
     from export.package import ExportOptions, export_package
 
     options = ExportOptions(
         model=arguments.model,
         labels=labels,
         output=arguments.output,
-        slices=SliceOptions(
-            kind=arguments.slice,
-            rank=arguments.rank,
-            alpha=arguments.alpha,
-            targets=tuple(name.strip() for name in arguments.targets.split(",") if name.strip()),
-            seed=arguments.seed,
-        ),
+        slices=slices,
         sequence_limit=arguments.sequence_limit,
         quantisation=arguments.quant,
         check_texts=texts,
+        task=arguments.task,
+        adapter=arguments.adapter,
         trust_remote_code=arguments.trust_remote_code,
     )
     package = export_package(options, key, progress)
@@ -117,14 +145,53 @@ def _key(arguments: argparse.Namespace) -> int:
 
 
 def _adapter(arguments: argparse.Namespace) -> int:
+    _quieten_libraries()
+    from export.adapter import write_adapter
+
+    package, values = _trained(arguments)
+    print(write_adapter(package, values, arguments.output, arguments.base_model))
+    return 0
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    _quieten_libraries()
+    from export.merge import merge
+
+    package, values = _trained(arguments)
+    merged = merge(package, values, arguments.model, arguments.output)
+    if merged.left_out:
+        print(f"left out: {', '.join(merged.left_out)}")
+    print(f"{merged.folder} (changed: {', '.join(merged.changed)})")
+    return 0
+
+
+def _trained(arguments: argparse.Namespace) -> tuple[Package, Values]:
     from edge_runtime.package import Package
     from edge_runtime.slices import decode_values
-    from export.adapter import write_adapter
 
     package = Package.open(arguments.package, arguments.publisher_key)
     package.verify_files()
-    values = decode_values(arguments.slices.read_bytes(), package.manifest.slices)
-    print(write_adapter(package, values, arguments.output, arguments.base_model))
+    return package, decode_values(arguments.slices.read_bytes(), package.manifest.slices)
+
+
+def _labels(arguments: argparse.Namespace) -> tuple[str, ...]:
+    if arguments.task == "classification":
+        if arguments.labels is None:
+            raise ConfigError("classification needs --labels, a JSON array of the label set")
+        return read_labels(arguments.labels)
+    if arguments.labels is not None:
+        raise ConfigError("a causal language model has no labels; leave --labels out")
+    return ()
+
+
+def _llama2c(arguments: argparse.Namespace) -> int:
+    from export.llama2c import convert
+
+    shape = convert(arguments.checkpoint, arguments.tokenizer, arguments.output)
+    print(
+        f"{arguments.output}: {shape.n_layers} blocks of {shape.dim}, {shape.vocab_size} tokens, "
+        f"texts of up to {shape.max_seq_len}"
+    )
     return 0
 
 
@@ -205,13 +272,28 @@ def _read_key(path: Path) -> PrivateKey:
     return PrivateKey.load(path)
 
 
-def _check_ranges(arguments: argparse.Namespace) -> None:
+def _slice_options(arguments: argparse.Namespace) -> SliceOptions:
+    """Which slices; an adapter brings its own rank, targets and, for LoRA, scale."""
+    from export.slices import SliceKind, SliceOptions
+
+    kind: SliceKind = arguments.slice or ("lora_xs" if arguments.adapter is None else "lora")
+    if arguments.adapter is not None:
+        fixed = ("rank", "targets") if kind == "lora_xs" else ("rank", "targets", "alpha")
+        if given := [name for name in fixed if getattr(arguments, name) is not None]:
+            raise ConfigError(f"--{given[0]} is the adapter's own; leave it out beside --adapter")
     for option, low, high in (("rank", 1, 1024), ("sequence_limit", 2, 1 << 20), ("seed", 0, 1 << 62)):
         value = getattr(arguments, option)
-        if not low <= value <= high:
+        if value is not None and not low <= value <= high:
             raise ConfigError(f"--{option.replace('_', '-')} is {value}, must be from {low} to {high}")
-    if not 0 < arguments.alpha <= 1e6:
+    if arguments.alpha is not None and not 0 < arguments.alpha <= 1e6:
         raise ConfigError(f"--alpha is {arguments.alpha}, must be above 0 and at most 1e6")
+    return SliceOptions(
+        kind=kind,
+        rank=4 if arguments.rank is None else arguments.rank,
+        alpha=4.0 if arguments.alpha is None else arguments.alpha,
+        targets=tuple(name.strip() for name in (arguments.targets or "").split(",") if name.strip()),
+        seed=arguments.seed,
+    )
 
 
 if __name__ == "__main__":

@@ -127,19 +127,23 @@ def lower(program: TracedProgram) -> ir.Model:
     return model
 
 
-def _to_matmul_nbits(x: Any, levels: Any, scales: Any, bias: Any, accuracy_level: int) -> Any:
-    rows, blocks, _ = levels.shape
+def _to_matmul_nbits(
+    x: Any, levels: Any, scales: Any, zero_points: Any, bias: Any, accuracy_level: int
+) -> Any:
+    rows, blocks, block_bytes = map(int, levels.shape)
+    bits = 8 if zero_points is None else 4
+    block_size = block_bytes * 8 // bits
     return _MATMUL_NBITS(
         x,
         levels,
         scales,
-        None,
+        zero_points,
         None,
         bias,
-        K=int(blocks) * BLOCK,
-        N=int(rows),
-        bits=8,
-        block_size=BLOCK,
+        K=blocks * block_size,
+        N=rows,
+        bits=bits,
+        block_size=block_size,
         accuracy_level=accuracy_level,
     )
 

@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from edge_runtime.errors import ModelError
+from export.checkpoint import weight_files
 
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 #: Far above any real one: the largest indices list some ten thousand tensors.
 MAX_JSON_BYTES = 64 << 20
 #: What transformers writes for a model that was never given labels.
@@ -35,7 +35,7 @@ def check_model_folder(folder: Path, labels: tuple[str, ...], *, trust_remote_co
     if not trust_remote_code:
         _refuse_code(folder, config)
     _check_labels(folder, config, labels)
-    weight_files(folder)
+    _check_weights(folder)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -65,38 +65,6 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return found
 
 
-def weight_files(folder: Path) -> dict[str, tuple[str, ...]]:
-    """The folder's safetensors files and the tensors in each; of a shard, those that the index places there.
-
-    Raises:
-        ModelError: no weights, a shard that is missing or incomplete, or an index that does not fit its shards.
-    """
-    if not (folder / INDEX).is_file():
-        if not (folder / WEIGHTS).is_file():
-            raise ModelError(
-                f"{folder} has neither {WEIGHTS} nor {INDEX}; download the weights, or save the model again with "
-                "save_pretrained"
-            )
-        return {WEIGHTS: _tensor_names(folder / WEIGHTS)}
-    places = read_json_object(folder / INDEX).get("weight_map")
-    if not isinstance(places, dict) or not places or not all(_is_file_name(p) for p in places.values()):
-        raise ModelError(f"{folder / INDEX} has no weight_map from tensor names to file names in its folder")
-    files: dict[str, list[str]] = {}
-    for name, file in places.items():
-        files.setdefault(file, []).append(name)
-    if lost := sorted(file for file in files if not (folder / file).is_file()):
-        raise ModelError(
-            f"{folder} lacks {len(lost)} of the {len(files)} weight files its index names, the first is {lost[0]}; "
-            "download the model again"
-        )
-    for file, names in files.items():
-        if absent := sorted(set(names) - set(_tensor_names(folder / file))):
-            raise ModelError(
-                f"{folder / file} lacks {absent[0]}, which {INDEX} places there; download the model again"
-            )
-    return {file: tuple(names) for file, names in sorted(files.items())}
-
-
 def require_finite(name: str, tensor: Tensor) -> None:
     """Refuse a weight that holds a NaN or an infinity; ``name`` is its name in the folder.
 
@@ -113,8 +81,15 @@ def require_finite(name: str, tensor: Tensor) -> None:
         )
 
 
-def _is_file_name(value: object) -> bool:
-    return isinstance(value, str) and value not in {"", ".", ".."} and Path(value).name == value
+def _check_weights(folder: Path) -> None:
+    """Every weight file must be there, whole, and hold what an index places in it; only headers are read."""
+    places = weight_files(folder)
+    for file in sorted({file for file in places.values() if file.suffix == ".safetensors"}):
+        placed = {name for name, place in places.items() if place == file}
+        if absent := sorted(placed - set(_tensor_names(file))):
+            raise ModelError(
+                f"{file} lacks {absent[0]}, which the folder's index places there; download the model again"
+            )
 
 
 def _tensor_names(path: Path) -> tuple[str, ...]:
