@@ -106,7 +106,7 @@ def _package(arguments: argparse.Namespace) -> int:
     labels = _labels(arguments)
     texts = tuple(row.text for row in load_rows(arguments.check_data, labels))
     key = _read_key(arguments.key)
-    slices = _slice_options(arguments)
+    _check_ranges(arguments)
 
     def progress(stage: str) -> None:
         print(f"{time.monotonic() - started:6.1f} s  {stage}", flush=True)
@@ -119,7 +119,7 @@ def _package(arguments: argparse.Namespace) -> int:
         model=arguments.model,
         labels=labels,
         output=arguments.output,
-        slices=slices,
+        slices=_slice_options(arguments),
         sequence_limit=arguments.sequence_limit,
         quantisation=arguments.quant,
         check_texts=texts,
@@ -272,14 +272,11 @@ def _read_key(path: Path) -> PrivateKey:
     return PrivateKey.load(path)
 
 
-def _slice_options(arguments: argparse.Namespace) -> SliceOptions:
-    """Which slices; an adapter brings its own rank, targets and, for LoRA, scale."""
-    from export.slices import SliceKind, SliceOptions
-
-    kind: SliceKind = arguments.slice or ("lora_xs" if arguments.adapter is None else "lora")
+def _check_ranges(arguments: argparse.Namespace) -> None:
+    """Refuse numbers out of range, and what an adapter brings itself: rank and targets; for LoRA the scale too."""
     if arguments.adapter is not None:
-        fixed = ("rank", "targets") if kind == "lora_xs" else ("rank", "targets", "alpha")
-        if given := [name for name in fixed if getattr(arguments, name) is not None]:
+        own = ("rank", "targets") if arguments.slice == "lora_xs" else ("rank", "targets", "alpha")
+        if given := [name for name in own if getattr(arguments, name) is not None]:
             raise ConfigError(f"--{given[0]} is the adapter's own; leave it out beside --adapter")
     for option, low, high in (("rank", 1, 1024), ("sequence_limit", 2, 1 << 20), ("seed", 0, 1 << 62)):
         value = getattr(arguments, option)
@@ -287,8 +284,13 @@ def _slice_options(arguments: argparse.Namespace) -> SliceOptions:
             raise ConfigError(f"--{option.replace('_', '-')} is {value}, must be from {low} to {high}")
     if arguments.alpha is not None and not 0 < arguments.alpha <= 1e6:
         raise ConfigError(f"--alpha is {arguments.alpha}, must be above 0 and at most 1e6")
+
+
+def _slice_options(arguments: argparse.Namespace) -> SliceOptions:
+    from export.slices import SliceOptions
+
     return SliceOptions(
-        kind=kind,
+        kind=arguments.slice or ("lora_xs" if arguments.adapter is None else "lora"),
         rank=4 if arguments.rank is None else arguments.rank,
         alpha=4.0 if arguments.alpha is None else arguments.alpha,
         targets=tuple(name.strip() for name in (arguments.targets or "").split(",") if name.strip()),

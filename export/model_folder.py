@@ -11,9 +11,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from edge_runtime.errors import ModelError
-from export.checkpoint import weight_files
 
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
+#: Weight files that transformers writes, in the order it looks for them; each may be cut into shards with an index.
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+INDEX_SUFFIX = ".index.json"
 #: Far above any real one: the largest indices list some ten thousand tensors.
 MAX_JSON_BYTES = 64 << 20
 #: What transformers writes for a model that was never given labels.
@@ -35,7 +37,7 @@ def check_model_folder(folder: Path, labels: tuple[str, ...], *, trust_remote_co
     if not trust_remote_code:
         _refuse_code(folder, config)
     _check_labels(folder, config, labels)
-    _check_weights(folder)
+    weight_files(folder)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -65,6 +67,43 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return found
 
 
+def weight_files(folder: Path) -> dict[str, tuple[str, ...]]:
+    """The folder's weight files and the tensors in each; of a shard, those that the index places there.
+
+    Raises:
+        ModelError: no weights, a shard that is missing or incomplete, or an index that does not fit its shards.
+    """
+    for file in WEIGHTS:
+        if (folder / f"{file}{INDEX_SUFFIX}").is_file():
+            return _shards(folder, folder / f"{file}{INDEX_SUFFIX}")
+        if (folder / file).is_file():
+            return {file: tensor_names(folder / file)}
+    raise ModelError(
+        f"{folder} has no weights: neither {' nor '.join(WEIGHTS)}, nor an index of shards; download them, or save "
+        "the model again with save_pretrained"
+    )
+
+
+def _shards(folder: Path, index: Path) -> dict[str, tuple[str, ...]]:
+    places = read_json_object(index).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(_is_file_name(p) for p in places.values()):
+        raise ModelError(f"{index} has no weight_map from tensor names to file names in its folder")
+    files: dict[str, list[str]] = {}
+    for name, file in places.items():
+        files.setdefault(file, []).append(name)
+    if lost := sorted(file for file in files if not (folder / file).is_file()):
+        raise ModelError(
+            f"{folder} lacks {len(lost)} of the {len(files)} weight files its index names, the first is {lost[0]}; "
+            "download the model again"
+        )
+    for file, names in files.items():
+        if absent := sorted(set(names) - set(tensor_names(folder / file))):
+            raise ModelError(
+                f"{folder / file} lacks {absent[0]}, which {index.name} places there; download the model again"
+            )
+    return {file: tuple(names) for file, names in sorted(files.items())}
+
+
 def require_finite(name: str, tensor: Tensor) -> None:
     """Refuse a weight that holds a NaN or an infinity; ``name`` is its name in the folder.
 
@@ -81,18 +120,14 @@ def require_finite(name: str, tensor: Tensor) -> None:
         )
 
 
-def _check_weights(folder: Path) -> None:
-    """Every weight file must be there, whole, and hold what an index places in it; only headers are read."""
-    places = weight_files(folder)
-    for file in sorted({file for file in places.values() if file.suffix == ".safetensors"}):
-        placed = {name for name, place in places.items() if place == file}
-        if absent := sorted(placed - set(_tensor_names(file))):
-            raise ModelError(
-                f"{file} lacks {absent[0]}, which the folder's index places there; download the model again"
-            )
+def _is_file_name(value: object) -> bool:
+    return isinstance(value, str) and value not in {"", ".", ".."} and Path(value).name == value
 
 
-def _tensor_names(path: Path) -> tuple[str, ...]:
+def tensor_names(path: Path) -> tuple[str, ...]:
+    """Names of the tensors of a weight file; :class:`ModelError` if it is damaged."""
+    if path.suffix != ".safetensors":
+        return tuple(load_pickled(path))
     try:
         with safe_open(path, framework="pt") as file:
             return tuple(file.keys())
@@ -100,6 +135,20 @@ def _tensor_names(path: Path) -> tuple[str, ...]:
         raise ModelError(
             f"{path} is not a whole safetensors file: {error}; download the model again"
         ) from error
+
+
+def load_pickled(path: Path) -> dict[str, Tensor]:
+    """The tensors of a PyTorch file, mapped: nothing is read until it is used, and no code of the file runs.
+
+    Raises:
+        ModelError: it is damaged, or not a file of tensors.
+    """
+    try:
+        loaded: dict[str, Tensor] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # damaged files raise whatever their format's reader raises
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{path} cannot be read: {reason}; download the model again") from error
+    return loaded
 
 
 def _refuse_code(folder: Path, config: dict[str, Any]) -> None:
