@@ -170,13 +170,14 @@ class Segment(Struct, frozen=True):
 
 
 class Base(Struct, frozen=True):
-    """What the package was made from."""
+    """What the package was made from; ``causal``: attention looks back only."""
 
     architecture: Text
     source: Text
     parameters: Count
     hidden_size: PositiveCount
     quantisation: Quantisation
+    causal: bool = False
 
 
 class SelfCheck(Struct, frozen=True):

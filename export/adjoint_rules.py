@@ -167,8 +167,8 @@ def _linear_layer(args: Sequence[Any], _: dict[str, Any]) -> tuple[Any, Pullback
 
 @adjoint_rule(frozen_linear)
 def _frozen_linear(args: Sequence[Any], _: dict[str, Any]) -> tuple[Any, Pullback]:
-    levels, scales = args[1:3]
-    return frozen_linear(*args), lambda bar, _: frozen_linear_transposed(bar, levels, scales)
+    stored = args[1:4]
+    return frozen_linear(*args), lambda bar, _: frozen_linear_transposed(bar, *stored)
 
 
 @adjoint_rule(aten.matmul.default)

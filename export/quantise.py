@@ -176,13 +176,16 @@ _frozen_linear.register_autograd(_backward, setup_context=_keep_weight)
 
 
 @torch.library.custom_op("edge::frozen_linear_transposed", mutates_args=())
-def _frozen_linear_transposed(gradient: Tensor, levels: Tensor, scales: Tensor) -> Tensor:
-    return gradient @ dequantise(levels, scales).to(gradient.dtype)
+def _frozen_linear_transposed(
+    gradient: Tensor, levels: Tensor, scales: Tensor, zero_points: Tensor | None
+) -> Tensor:
+    return gradient @ dequantise(levels, scales, zero_points).to(gradient.dtype)
 
 
 @_frozen_linear_transposed.register_fake
-def _(gradient: Tensor, levels: Tensor, scales: Tensor) -> Tensor:
-    return gradient.new_empty((*gradient.shape[:-1], levels.shape[1] * levels.shape[2]))
+def _(gradient: Tensor, levels: Tensor, scales: Tensor, zero_points: Tensor | None) -> Tensor:
+    inputs_in_a_byte = 1 if zero_points is None else 2
+    return gradient.new_empty((*gradient.shape[:-1], levels.shape[1] * levels.shape[2] * inputs_in_a_byte))
 
 
 @torch.library.custom_op("edge::frozen_embedding", mutates_args=())
