@@ -44,7 +44,8 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         coordinator_url: ``https://host[:port]``; plain http only to this machine or with
             ``allow_insecure_http``.
         state_folder: where key, identity, downloads and unsent results are kept.
-        data: this device's examples, one JSON object ``{"text": …, "label": …}`` a line.
+        data: this device's examples, one JSON object a line: ``{"text": …, "label": …}``, or ``{"text": …}`` alone for
+            language modelling.
         device_name: what operators call this device.
         device_class: devices of one class have comparable memory, e.g. ``"jetson-orin-nano"``.
         publisher_key: public key (base64) that packages must be signed by.

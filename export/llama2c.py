@@ -24,7 +24,7 @@ from safetensors.numpy import save
 
 from edge_runtime.durable import rename_durably, write_durably
 from edge_runtime.errors import ModelError
-from export.llama2c_tokenizer import BEGIN, read_vocabulary, tokenizer_json
+from export.llama2c_tokenizer import BEGIN, SPECIAL, UNKNOWN, read_vocabulary, tokenizer_json
 
 FloatArray = NDArray[np.float32]
 HEADER = struct.Struct("<7i")
@@ -121,7 +121,12 @@ def convert(checkpoint: Path, tokenizer: Path, output: Path) -> Shape:
         "config.json": json.dumps(_config(shape), indent=2).encode(),
         "tokenizer.json": tokenizer_json(vocabulary).encode(),
         "tokenizer_config.json": json.dumps(
-            {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": shape.max_seq_len}, indent=2
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "model_max_length": shape.max_seq_len,
+                "pad_token": SPECIAL[UNKNOWN],
+            },
+            indent=2,
         ).encode(),
         "model.safetensors": bytes(save(huggingface_tensors(shape, stored), metadata={"format": "pt"})),
     }

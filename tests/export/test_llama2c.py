@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 from pathlib import Path
@@ -14,10 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from edge_runtime.engines.onnx import OnnxEngine
 from edge_runtime.errors import ModelError
+from edge_runtime.jobs import EvaluateJob, EvaluateOutcome, TrainJob, TrainOutcome, run_worker
+from edge_runtime.messages import LocalOptimizer
+from edge_runtime.preparation import prepare
+from edge_runtime.slices import decode_values, encode_values
 from export.cli import main
 from export.llama2c import HEADER, convert, read_checkpoint
 from export.llama2c_tokenizer import BEGIN, FIRST_BYTE, FIRST_TEXT, MAX_TOKEN_BYTES
+from tests.export import tiny
 
 DIM, INNER, LAYERS, HEADS, GROUPS, LENGTH = 16, 24, 2, 4, 2, 32
 SIZE = DIM // HEADS
@@ -255,6 +262,46 @@ def test_nothing_is_overwritten(folder, tmp_path, capsys) -> None:
     assert "nowhere.bin" in lines[1]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert not (tmp_path / "model").exists()
+
+
+def loss_by_hand(texts: tuple[str, ...]) -> tuple[float, int]:
+    """Mean cross-entropy over all tokens that follow another, and how many there are."""
+    total, tokens = 0.0, 0
+    for text in texts:
+        ids = greedy(text, VOCABULARY, SCORES)
+        logits = forward(ids, shared=True)[:-1]
+        total += float((np.log(np.exp(logits).sum(1)) - logits[np.arange(len(ids) - 1), ids[1:]]).sum())
+        tokens += len(ids) - 1
+    return total / tokens, tokens
+
+
+def test_a_converted_checkpoint_is_evaluated_and_trained(folder, tmp_path) -> None:
+    """Exported and run by a worker, it has the loss over tokens that llama2.c's forward pass gives, and learns."""
+    texts = ("the cat at the cat", "a cat", "the the the at!", "aaaa cathe")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    slices = {"rank": 2, "targets": ("q_proj",)}
+    changes = {"task": "causal_lm", "labels": (), "quantisation": "none", "check_texts": texts}
+    package = tiny.export(folder, tmp_path / "package", **slices, **changes).package
+    prepare(package, tmp_path / "prepared", OnnxEngine(), "float")
+    places = (str(package.folder), package.sha256, str(tmp_path / "prepared"))
+    initial, change, moved = (
+        str(path) for path in (package.path("slices.safetensors"), tmp_path / "c", tmp_path / "m")
+    )
+
+    before = run_worker(EvaluateJob(*places, initial, str(rows), 32, 1 << 30), EvaluateOutcome)
+    expected, tokens = loss_by_hand(texts)
+    assert (before.rows, before.tokens) == (len(texts), tokens)
+    assert before.mean_loss == pytest.approx(expected, rel=1e-5)
+
+    optimizer = LocalOptimizer("sgd", 0.3)
+    task = tiny.make_task(package, train_head=False, steps=20, draws=8, optimizer=optimizer)
+    trained = run_worker(TrainJob(*places, initial, str(rows), change, task, 1 << 30), TrainOutcome)
+    assert (trained.steps_applied, trained.steps_skipped) == (20, 0)
+    old, by = (decode_values(Path(p).read_bytes(), package.manifest.slices) for p in (initial, change))
+    Path(moved).write_bytes(encode_values({name: old[name] + by[name] for name in old}))
+    after = run_worker(EvaluateJob(*places, moved, str(rows), 32, 1 << 30), EvaluateOutcome)
+    assert after.mean_loss < before.mean_loss - 0.01
 
 
 @pytest.mark.skipif(
