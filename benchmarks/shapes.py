@@ -1,7 +1,11 @@
-"""Random-weight model folders of given shapes, for figures that depend on shapes and not on what was learnt."""
+"""Random-weight model folders of given shapes, for figures that depend on shapes and not on what was learnt.
+
+Decoders are written shard by shard, a shard a block, so that a model larger than memory can be made.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +38,14 @@ class DecoderShape:
     vocabulary: int
 
 
+#: Llama 2 7B's (Touvron et al. 2023, arXiv 2307.09288, and its published configuration).
+LLAMA_7B = DecoderShape(
+    "Llama 7B", hidden=4096, blocks=32, heads=32, groups=32, inner=11_008, vocabulary=32_000
+)
+#: OpenLLaMA 3B's, from its published configuration.
+LLAMA_3B = DecoderShape(
+    "Llama 3B", hidden=3200, blocks=26, heads=32, groups=32, inner=8640, vocabulary=32_000
+)
 #: TinyLlama's (Zhang et al. 2024, arXiv 2401.02385, table 1).
 LLAMA_1B = DecoderShape(
     "Llama 1.1B", hidden=2048, blocks=22, heads=32, groups=4, inner=5632, vocabulary=32_000
@@ -67,14 +79,26 @@ def write_shape(folder: Path, shape: Shape, tokenizer_folder: Path, seed: int = 
     return folder
 
 
+#: SmolLM's two smaller ones, from their published configurations.
+LLAMA_360M = DecoderShape(
+    "Llama 360M", hidden=960, blocks=32, heads=15, groups=5, inner=2560, vocabulary=49_152
+)
+LLAMA_135M = DecoderShape(
+    "Llama 135M", hidden=576, blocks=30, heads=9, groups=3, inner=1536, vocabulary=49_152
+)
+
+
 def write_decoder(folder: Path, shape: DecoderShape, tokenizer_folder: Path, seed: int = 0) -> Path:
-    """The same for a decoder, its weights in bfloat16; the tokenizer's vocabulary must fit the shape's."""
+    """The same for a decoder, its weights in bfloat16, without ever holding more than one shard.
+
+    The tokenizer's vocabulary must fit the shape's.
+    """
     if (folder / "config.json").exists():
         return folder
     import torch
+    from safetensors.torch import save_file
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(seed)
     config = LlamaConfig(
         hidden_size=shape.hidden,
         num_hidden_layers=shape.blocks,
@@ -82,11 +106,30 @@ def write_decoder(folder: Path, shape: DecoderShape, tokenizer_folder: Path, see
         num_key_value_heads=shape.groups,
         intermediate_size=shape.inner,
         vocab_size=shape.vocabulary,
-        dtype=torch.bfloat16,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+        dtype="bfloat16",
     )
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in LlamaForCausalLM(config).named_parameters()}
+    generator = torch.Generator().manual_seed(seed)
+    shards: dict[str, dict[str, torch.Size]] = {}
+    for name, sides in shapes.items():
+        block = name.split(".")[2] if ".layers." in name else "rest"
+        shards.setdefault(f"model-{block}.safetensors", {})[name] = sides
     _copy_tokenizer(tokenizer_folder, folder)
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
-    model.save_pretrained(folder)
+    places = {}
+    for file, names in shards.items():
+        tensors = {}
+        for name, sides in names.items():
+            # Norm weights are ones; matrices as Llama starts them.
+            drawn = torch.ones(sides) if len(sides) == 1 else torch.randn(sides, generator=generator) * 0.02
+            tensors[name] = drawn.to(torch.bfloat16)
+            places[name] = file
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {"total_size": sum(2 * s.numel() for s in shapes.values())}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    config.save_pretrained(folder)
     return folder
 
 

@@ -68,6 +68,14 @@ class SegmentGraph:
     slices: dict[str, str] = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict)
 
+    def copied(self) -> SegmentGraph:
+        """The same segment with a graph of its own; nodes keep their names."""
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(self.graph, {}))
+        return SegmentGraph(
+            self.name, graph, list(self.values), list(self.outputs), dict(self.slices), dict(self.weights)
+        )
+
     def module(self) -> fx.GraphModule:
         """The graph as a callable module; it owns no tensors."""
         return fx.GraphModule(torch.nn.Module(), self.graph)

@@ -243,6 +243,11 @@ def summary(package: Package) -> str:
             for name, check in manifest.self_checks.items()
         ),
     ]
+    if effect := manifest.quantisation_effect:
+        lines.append(
+            f"effect of {manifest.base.quantisation} weights on {effect.rows} rows: loss {effect.loss:.2%}, "
+            f"jvp cosine {effect.jvp_cosine:.4f}"
+        )
     return "\n".join(lines)
 
 

@@ -49,7 +49,14 @@ from export.program import ProgramKind, trace
 from export.read_adapter import Adapter, Wanted, read_adapter
 from export.reference import TorchReference
 from export.schedule import REFERENCE, order_for_memory
-from export.self_check import COSINE_LIMIT, check_package, chosen_segments
+from export.self_check import (
+    COSINE_LIMIT,
+    check_package,
+    chosen_segments,
+    draw_sample,
+    measure_effect,
+    shortened,
+)
 from export.slices import FACTORS, SliceKind, SliceOptions
 from export.start_values import start_values
 from export.stored import StoredModel, WrittenTensors, store
@@ -176,9 +183,16 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
             "Comparing the programs with torch on real text"
             + (f", over {len(chosen) - 2} of the blocks" if len(chosen) < len(manifest.segments) else "")
         )
+        compared = shortened(Package(folder, manifest, ""), chosen)
         reference = _reference(folder, stored, manifest, chosen)
-        checks = check_package(Package(folder, manifest, ""), reference, chosen, options.check_texts)
+        sample = draw_sample(compared, reference, options.check_texts)
+        checks = check_package(compared, reference, sample)
         manifest = _without_poor_arithmetics(msgspec.structs.replace(manifest, self_checks=checks), folder)
+        if options.quantisation != "none":
+            progress("Comparing the quantised weights with the model's own")
+            plain = TorchReference(tuple(stored.plain[index] for index in chosen), stored.tensors)
+            effect = measure_effect(plain, reference, sample)
+            manifest = msgspec.structs.replace(manifest, quantisation_effect=effect)
         data = msgspec.json.encode(manifest, order="sorted")
         write_durably(folder / MANIFEST, data)
         write_durably(folder / SIGNATURE, signer.sign(data).encode())

@@ -9,6 +9,7 @@ offered.
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -22,12 +23,13 @@ from edge_runtime.engines.onnx import OnnxEngine
 from edge_runtime.errors import ModelError
 from edge_runtime.executor import Executor, Sweep
 from edge_runtime.messages import LocalOptimizer, Task
-from edge_runtime.package import Arithmetic, Manifest, Package, SelfCheck
+from edge_runtime.package import Arithmetic, Manifest, Package, QuantisationEffect, SelfCheck
 from edge_runtime.preparation import prepare
 from edge_runtime.prepared import PreparedPackage
 from edge_runtime.rows import NO_LABEL
 from edge_runtime.slices import Values, key
 from edge_runtime.tangents import draw_tangents
+from export.quantisation_effect import quantisation_effect
 from export.reference import TorchReference
 
 STRICT_LIMIT = 1e-3
@@ -53,19 +55,25 @@ def chosen_segments(manifest: Manifest) -> tuple[int, ...]:
     return (0, *blocks, last)
 
 
-def check_package(
-    package: Package, reference: TorchReference, segments: tuple[int, ...], texts: tuple[str, ...]
-) -> dict[Arithmetic, SelfCheck]:
-    """Compare loss and jvp of a package's programs with torch, in every arithmetic it offers.
+@dataclass(frozen=True)
+class Sample:
+    """Real text, and where and in which directions derivatives are compared.
+
+    ``values`` holds every trainable tensor of the segments, by parameter name, ``tangents`` those of the slices, (K, B,
+    *s) by flat name.
+    """
+
+    batch: Batch
+    values: dict[str, Tensor]
+    tangents: Values
+
+
+def draw_sample(package: Package, reference: TorchReference, texts: tuple[str, ...]) -> Sample:
+    """A batch of the texts, slices off their zeros, and seeded tangents.
 
     Args:
-        package: being written. reference: runs the chosen segments. segments: which, from :func:`chosen_segments`.
-        texts: real text.
-
-    Raises:
-        ModelError: in float arithmetic they disagree beyond the limit; the message gives the differences.
+        package: with the segments to compare only, from :func:`shortened`. reference: runs them.
     """
-    package = _shortened(package, segments)
     manifest = package.manifest
     labels = len(manifest.labels)
     rows = [Row(text, i % labels if labels else NO_LABEL) for i, text in enumerate(texts[:CHECK_ROWS])]
@@ -74,9 +82,21 @@ def check_package(
     batch = make_batch(
         ids, [row.label for row in rows] if labels else None, pad_token_id=manifest.pad_token_id
     )
-    values = _perturbed(reference)
     trained = [spec for spec in manifest.slices if spec.kind != "head"]
     tangents = draw_tangents(_check_task(), trained, 0, range(len(rows)))
+    return Sample(batch, _perturbed(reference), tangents)
+
+
+def check_package(package: Package, reference: TorchReference, sample: Sample) -> dict[Arithmetic, SelfCheck]:
+    """Compare loss and jvp of a package's programs with torch, in every arithmetic it offers.
+
+    Args:
+        package: with the segments to compare only. reference: runs them. sample: what to run them on.
+
+    Raises:
+        ModelError: in float arithmetic they disagree beyond the limit; the message gives the differences.
+    """
+    manifest, batch, values, tangents = package.manifest, sample.batch, sample.values, sample.tangents
     expected_loss, expected_jvps, expected_gradient = _expected(reference, values, batch, tangents)
 
     checks: dict[Arithmetic, SelfCheck] = {}
@@ -87,8 +107,8 @@ def check_package(
             sweep = _sweep(prepared, engine, values, batch, tangents)
             gradient = _adjoint_gradient(prepared, engine, values, batch)
         checks[arithmetic] = SelfCheck(
-            segments=len(segments),
-            rows=len(rows),
+            segments=len(manifest.segments),
+            rows=len(batch.input_ids),
             loss=_difference(sweep.loss, expected_loss),
             jvp=_difference(_jvps(sweep), expected_jvps),
             jvp_cosine=_cosine(_jvps(sweep), expected_jvps),
@@ -109,7 +129,17 @@ def check_package(
     return checks
 
 
-def _shortened(package: Package, segments: tuple[int, ...]) -> Package:
+def measure_effect(plain: TorchReference, quantised: TorchReference, sample: Sample) -> QuantisationEffect:
+    """What quantisation does to loss and directional derivatives of the sample."""
+    directions = {
+        name: torch.from_numpy(sample.tangents[_flat_name(name)])
+        for name in sample.values
+        if _flat_name(name) in sample.tangents
+    }
+    return quantisation_effect(plain, quantised, torch_inputs(sample.batch), sample.values, directions)
+
+
+def shortened(package: Package, segments: tuple[int, ...]) -> Package:
     """The same package with some of its segments, and the slices those have."""
     manifest, places = package.manifest, {index: place for place, index in enumerate(segments)}
     slices = []
@@ -155,10 +185,12 @@ def _perturbed(reference: TorchReference) -> dict[str, Tensor]:
 
 def flat_values(slices: dict[str, Tensor]) -> Values:
     """Trainable tensors of a classifier under the names packages use."""
-    return {
-        key(name.removeprefix("encoder.").rsplit(".", 1)[0], name.rsplit(".", 1)[1]): value.detach().numpy()
-        for name, value in slices.items()
-    }
+    return {_flat_name(name): value.detach().numpy() for name, value in slices.items()}
+
+
+def _flat_name(parameter: str) -> str:
+    owner, _, tensor = parameter.removeprefix("encoder.").rpartition(".")
+    return key(owner, tensor)
 
 
 def torch_inputs(batch: Batch) -> dict[str, Tensor]:

@@ -26,11 +26,13 @@ class StoredModel:
     """Segments with quantised operators.
 
     Attributes:
+        plain: the same before their matrices were quantised.
         shapes: shape and dtype of every tensor the segments name, on the meta device.
-        tensors: their values.
+        tensors: their values, and those that only ``plain`` names.
     """
 
     segments: tuple[SegmentGraph, ...]
+    plain: tuple[SegmentGraph, ...]
     shapes: dict[str, Tensor]
     tensors: StoredTensors
 
@@ -49,6 +51,7 @@ def store(model: LoadedModel, quantisation: str) -> StoredModel:
         ModelError: as :func:`export.capture.capture`.
     """
     captured = capture(model)
+    plain = tuple(segment.copied() for segment in captured.segments)
     parts: dict[str, StoredPart] = {}
     for segment in captured.segments:
         parts.update(quantise_segment(segment, captured.tensors, quantisation)[1])
@@ -62,7 +65,7 @@ def store(model: LoadedModel, quantisation: str) -> StoredModel:
     }
     shapes = {name: shapes[name] for name in sorted(named)}
     tensors = StoredTensors(model, tuple(shapes), captured.constants, parts, quantisation)
-    return StoredModel(captured.segments, shapes, tensors)
+    return StoredModel(captured.segments, plain, shapes, tensors)
 
 
 class StoredTensors(Mapping[str, Tensor]):

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
-from edge_runtime.errors import ModelError
+from edge_runtime.errors import ConfigError, ModelError
 from edge_runtime.package import Package
 from edge_runtime.signing import generate_key
-from export.adapter import write_adapter
+from export.adapter import whole_factor, write_adapter
+from export.cli import main
 from export.package import export_package
+from export.quantise import dequantise, quantise
 from tests.export import peft_models, tiny
 
 pytestmark = pytest.mark.filterwarnings(peft_models.OLD_NAME)
@@ -150,3 +153,39 @@ def test_a_language_model_round_trips(tmp_path: Path, family: str, kind: str, ta
     adapted = peft_models.load_adapter(peft_models.base_model(model, "causal_lm"), folder)
     assert adapted.peft_config["default"].task_type == "CAUSAL_LM"
     np.testing.assert_allclose(peft_models.predict(adapted, None, batch), trained, atol=1e-4)
+
+
+@pytest.mark.parametrize("joint", ["_", "."])
+@pytest.mark.parametrize("quantisation", ["int8", "int4"])
+def test_quantised_factors_are_put_together(joint: str, quantisation: str) -> None:
+    """At rank 32 a package may hold a factor quantised: the adapter takes the values that programs compute with."""
+    factor = torch.randn(48, 32, generator=torch.Generator().manual_seed(3))
+    parts = quantise(factor, "linear", quantisation)
+    stored = {f"block_up{joint}{part}": tensor for part, tensor in parts.items()}
+    found = whole_factor(stored, "block_up", joint)
+    assert torch.equal(found, dequantise(*parts.values()))
+    step = factor.abs().max() / (127 if quantisation == "int8" else 7)
+    assert 0 < (found - factor).abs().max() < step
+    assert whole_factor({"block_up": factor}, "block_up", joint) is factor
+    with pytest.raises(ModelError, match="no tensor block_down"):
+        whole_factor(stored, "block_down", joint)
+
+
+@pytest.mark.parametrize("own", [("--rank", "4"), ("--targets", "query"), ("--alpha", "8")])
+def test_what_an_adapter_brings_is_not_given_twice(
+    own: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside --adapter, its own rank, targets and scale are refused by name before anything is loaded."""
+    (tmp_path / "labels.json").write_text('["bad", "good"]')
+    (tmp_path / "rows.jsonl").write_text('{"text": "fine", "label": "good"}\n')
+    generate_key().save(tmp_path / "key")
+    files = {
+        "labels": "labels.json",
+        "check-data": "rows.jsonl",
+        "key": "key",
+        "adapter": "a",
+        "output": "out",
+    }
+    given = [word for name, file in files.items() for word in (f"--{name}", str(tmp_path / file))]
+    assert main(["package", str(tmp_path / "no-model"), *given, *own]) == ConfigError.exit_code
+    assert f"{own[0]} is the adapter's own" in capsys.readouterr().err

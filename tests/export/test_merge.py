@@ -14,12 +14,14 @@ from safetensors import safe_open
 from edge_runtime.errors import ModelError
 from edge_runtime.package import Package
 from edge_runtime.signing import generate_key
-from edge_runtime.slices import Values
+from edge_runtime.slices import Values, encode_values
 from export.adapter import write_adapter
+from export.cli import main
 from export.merge import merge
 from export.package import export_package
 from tests.export import peft_models, tiny
 
+KEY = generate_key()
 pytestmark = pytest.mark.filterwarnings(peft_models.OLD_NAME)
 
 
@@ -50,7 +52,7 @@ def peft_merged(folder: Path, adapter: Path, task: Any, **options: Any) -> dict[
 def export(model: Path, output: Path, **changes: object) -> tuple[Package, Values]:
     """A package, and values as after a run."""
     options = tiny.options(model, output, **changes)
-    package = export_package(options, generate_key(), lambda _: None)
+    package = export_package(options, KEY, lambda _: None)
     return package, peft_models.random_values(package)
 
 
@@ -65,7 +67,8 @@ def test_an_encoder_merges_as_peft_merges_it(
 ) -> None:
     """Every tensor of the sharded encoder equals merge_and_unload's; only adapted ones differ; the head is beside."""
     package, values = trained
-    model = shard(Path(shutil.copytree(tiny_model, tmp_path / "model")), "classification")
+    plain = shard(Path(shutil.copytree(tiny_model, tmp_path / "plain")), "classification")
+    model = Path(shutil.copytree(plain, tmp_path / "model"))  # with leftovers, which transformers would load
     (model / "pytorch_model.bin").write_bytes(b"older weights")
     (model / "adapter_config.json").write_text("{}")
     (model / "1_Pooling").mkdir()
@@ -75,7 +78,7 @@ def test_an_encoder_merges_as_peft_merges_it(
 
     before, after = tensors_of(model), tensors_of(tmp_path / "merged")
     assert {file: list(names) for file, names in before.items()} == {f: list(n) for f, n in after.items()}
-    expected = peft_merged(model, adapter, "classification")
+    expected = peft_merged(plain, adapter, "classification")
     targets = {f"{spec.target}.weight" for spec in package.manifest.slices if spec.kind != "head"}
     for file, names in after.items():
         for name, tensor in names.items():
@@ -91,7 +94,7 @@ def test_an_encoder_merges_as_peft_merges_it(
 
     batch = tiny.make_text_batch(package)
     merged = peft_models.predict(peft_models.base_model(done.folder), done.folder, batch)
-    adapted = peft_models.load_adapter(peft_models.base_model(model), adapter)
+    adapted = peft_models.load_adapter(peft_models.base_model(plain), adapter)
     np.testing.assert_allclose(merged, peft_models.predict(adapted, adapter, batch), atol=1e-4)
 
 
@@ -167,3 +170,26 @@ def test_an_update_that_overflows_leaves_nothing(
     huge = {name: value * (1e7 if name.startswith(last) else 1) for name, value in values.items()}
     message = refuse((package, huge), model, tmp_path / "merged")
     assert f"weight {last}.weight holds" in message
+
+
+def test_the_commands_write_what_the_functions_write(
+    trained: tuple[Package, Values],
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """'merge' and 'adapter' take a package, fetched slices and the publisher's key; merge names what it changed."""
+    package, values = trained
+    (tmp_path / "slices").write_bytes(encode_values(values))
+    given = ["--slices", str(tmp_path / "slices"), "--publisher-key", KEY.public_key]
+    made = ["--output", str(tmp_path / "merged")]
+    assert main(["merge", str(package.folder), str(tiny_model), *given, *made]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'merged'} (changed: model.safetensors)\n"
+    done = merge(package, values, tiny_model, tmp_path / "by-function")
+    for path in done.folder.iterdir():
+        assert path.read_bytes() == (tmp_path / "merged" / path.name).read_bytes(), path.name
+    made = ["--base-model", "base", "--output", str(tmp_path / "adapter")]
+    assert main(["adapter", str(package.folder), *given, *made]) == 0
+    adapter = write_adapter(package, values, tmp_path / "adapter-by-function", "base")
+    for path in adapter.iterdir():
+        assert path.read_bytes() == (tmp_path / "adapter" / path.name).read_bytes(), path.name
