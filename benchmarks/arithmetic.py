@@ -148,15 +148,15 @@ def _exact(subject: Subject, batch: Batch, values: Values) -> tuple[float, np.nd
     """Mean loss, and the gradient of all slices as one vector, by torch."""
     import torch
 
-    from export.capture import capture
-    from export.model import SliceOptions, load_model
-    from export.quantise_graph import quantise_capture
+    from export.model import load_model
     from export.reference import TorchReference
     from export.self_check import flat_values, torch_inputs
+    from export.slices import SliceOptions
+    from export.stored import store
 
     labels = json.loads(LABELS.read_text())
-    loaded = load_model(subject.model, len(labels), SliceOptions())
-    reference = TorchReference(*quantise_capture(capture(loaded), "int8"))
+    stored = store(load_model(subject.model, len(labels), SliceOptions()), "int8")
+    reference = TorchReference(stored.segments, stored.in_memory())
     flat = {name: next(iter(flat_values({name: reference.tensors[name]}))) for name in reference.trainable}
     tensors = {name: torch.from_numpy(values[key]) for name, key in flat.items()}
     wanted = [name for name, key in flat.items() if key.split("/")[0] in subject.slices]

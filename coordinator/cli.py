@@ -132,7 +132,7 @@ def _show_run(arguments: argparse.Namespace) -> int:
     from coordinator.report import headline, text_table
 
     run = _client(arguments).run(arguments.run_id)
-    print(headline(run), text_table(run.rounds), sep="\n\n")
+    print(headline(run), text_table(run), sep="\n\n")
     return 0
 
 

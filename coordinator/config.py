@@ -65,7 +65,8 @@ class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     ``rounds`` counts committed rounds. ``min_devices`` must have checked in before the first one: set it to
     the whole fleet, and equal seeds ask equal devices. ``seen_window_s``: a device that has not checked in
-    for so long is not asked. ``deadline_s`` counts from when a device got its task.
+    for so long is not asked. ``deadline_s`` counts from when a device got its task. ``train_head`` must be false
+    for a package without a head (language modelling).
     """
 
     name: Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]

@@ -127,9 +127,9 @@ def store_evaluation(
         record(connection, now_s, "evaluation_failed", message, run_id=key[0], round_number=key[1])
     else:
         connection.execute(
-            "UPDATE evaluations SET state = 'done', rows = ?, accuracy = ?, mean_loss = ?, seconds = ?"
+            "UPDATE evaluations SET state = 'done', rows = ?, accuracy = ?, mean_loss = ?, seconds = ?, tokens = ?"
             " WHERE run_id = ? AND round = ?",
-            (outcome.rows, outcome.accuracy, outcome.mean_loss, outcome.seconds, *key),
+            (outcome.rows, outcome.accuracy, outcome.mean_loss, outcome.seconds, outcome.tokens, *key),
         )
     waiting = connection.execute(
         "SELECT 1 FROM evaluations WHERE run_id = ? AND state = 'pending'", (evaluation.run_id,)

@@ -155,5 +155,10 @@ def create_runs(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX events_by_run ON events (run_id, event_id)")
 
 
+def count_evaluated_tokens(connection: sqlite3.Connection) -> None:
+    """Over how many predicted tokens an evaluation's loss is a mean; 0: over its rows."""
+    connection.execute("ALTER TABLE evaluations ADD COLUMN tokens INTEGER NOT NULL DEFAULT 0")
+
+
 #: In the order in which they run.
-ALL = (create_devices, create_runs)
+ALL = (create_devices, create_runs, count_evaluated_tokens)

@@ -8,15 +8,23 @@ import msgspec
 
 from coordinator.summary import EventSummary, RoundSummary, RunSummary
 from edge_runtime.durable import write_durably
+from edge_runtime.package import TaskKind
 
 COLUMNS = ("round", "accuracy", "loss", "up", "down", "seconds", "peak predicted", "peak measured")
+#: What a run is judged by, where it is not accuracy.
+JUDGED_BY: dict[TaskKind, str] = {"causal_lm": "perplexity"}
 
 
-def row(summary: RoundSummary) -> tuple[str, ...]:
-    """One round as texts, in the order of :data:`COLUMNS`; a dash for what was not measured."""
+def columns(task: TaskKind) -> tuple[str, ...]:
+    """Names of the columns for a task: perplexity stands where classification has accuracy."""
+    return tuple(JUDGED_BY.get(task, name) if name == "accuracy" else name for name in COLUMNS)
+
+
+def row(summary: RoundSummary, task: TaskKind) -> tuple[str, ...]:
+    """One round as texts, in the order of :func:`columns`; a dash for what was not measured."""
     return (
         str(summary.round) if summary.state == "committed" else f"{summary.round} {summary.state}",
-        "-" if summary.accuracy is None else f"{100 * summary.accuracy:.1f} %",
+        _score(task, summary.accuracy, summary.perplexity) or "-",
         "-" if summary.loss is None else f"{summary.loss:.4f}",
         human_bytes(summary.bytes_up),
         human_bytes(summary.bytes_down),
@@ -28,9 +36,17 @@ def row(summary: RoundSummary) -> tuple[str, ...]:
 
 def headline(run: RunSummary) -> str:
     """The run in one line."""
-    start = "" if run.initial_accuracy is None else f", from {100 * run.initial_accuracy:.1f} %"
+    first = _score(run.task, run.initial_accuracy, run.initial_perplexity)
+    start = first and f", from {first}{' perplexity' * (run.task == 'causal_lm')}"
     reason = f" ({run.reason})" if run.reason else ""
     return f"{run.run_id}: {run.state}{reason}, {run.rounds_committed} of {run.rounds_wanted} rounds{start}"
+
+
+def _score(task: TaskKind, accuracy: float | None, perplexity: float | None) -> str:
+    """What a model is judged by, as a text; empty if it was not measured."""
+    if task == "causal_lm":
+        return "" if perplexity is None else f"{perplexity:.3f}"
+    return "" if accuracy is None else f"{100 * accuracy:.1f} %"
 
 
 def human_bytes(count: int | None) -> str:
@@ -45,9 +61,9 @@ def human_bytes(count: int | None) -> str:
     return f"{value:.2f} GiB"
 
 
-def text_table(rounds: list[RoundSummary]) -> str:
-    """All rounds as aligned plain text."""
-    rows = [COLUMNS, *(row(entry) for entry in rounds)]
+def text_table(run: RunSummary) -> str:
+    """All rounds of a run as aligned plain text."""
+    rows = [columns(run.task), *(row(entry, run.task) for entry in run.rounds)]
     widths = [max(len(cells[column]) for cells in rows) for column in range(len(COLUMNS))]
     lines = [
         "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)) for cells in rows
@@ -71,7 +87,7 @@ def write_report(run: RunSummary, events: list[EventSummary], folder: Path) -> N
         for event in events
         if event.round is not None or event.code == "cap_too_small"
     ]
-    lines = [headline(run), "", text_table(run.rounds), "", "events:", *(troubles or ["  none"]), ""]
+    lines = [headline(run), "", text_table(run), "", "events:", *(troubles or ["  none"]), ""]
     write_durably(folder / "report.txt", "\n".join(lines).encode())
     _draw_curve(run, folder / "curve.svg")
 
@@ -81,18 +97,28 @@ def _draw_curve(run: RunSummary, path: Path) -> None:
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     points = [
-        (entry.round + 1, entry.accuracy, entry.loss) for entry in run.rounds if entry.accuracy is not None
+        (entry.round + 1, _height(run.task, entry.accuracy, entry.perplexity), entry.loss)
+        for entry in run.rounds
+        if entry.accuracy is not None
     ]
     if run.initial_accuracy is not None:
-        points.insert(0, (0, run.initial_accuracy, run.initial_loss))
+        first = _height(run.task, run.initial_accuracy, run.initial_perplexity)
+        points.insert(0, (0, first, run.initial_loss))
     figure = Figure(figsize=(7, 4), layout="constrained")
-    accuracy_axes = figure.add_subplot()
-    accuracy_axes.set(xlabel="rounds", ylabel="accuracy, %", title=run.run_id)
-    accuracy_axes.plot(
-        [x for x, _, _ in points], [100 * (y or 0) for _, y, _ in points], "o-", color="tab:blue"
-    )
-    loss_axes = accuracy_axes.twinx()
+    score_axes = figure.add_subplot()
+    label = JUDGED_BY.get(run.task, "accuracy, %")
+    score_axes.set(xlabel="rounds", ylabel=label, title=run.run_id)
+    scores = [(x, score) for x, score, _ in points if score is not None]
+    score_axes.plot([x for x, _ in scores], [score for _, score in scores], "o-", color="tab:blue")
+    loss_axes = score_axes.twinx()
     loss_axes.set_ylabel("loss")
     loss_points = [(x, loss) for x, _, loss in points if loss is not None]
     loss_axes.plot([x for x, _ in loss_points], [loss for _, loss in loss_points], ".--", color="tab:orange")
     FigureCanvasSVG(figure).print_svg(path, metadata={"Date": None})
+
+
+def _height(task: TaskKind, accuracy: float | None, perplexity: float | None) -> float | None:
+    """Where a curve passes: perplexity, or accuracy in per cent."""
+    if task == "causal_lm":
+        return perplexity
+    return None if accuracy is None else 100 * accuracy

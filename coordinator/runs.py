@@ -73,6 +73,11 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float) -> str:
     package = Package.open(Path(config.package), config.publisher_key)
     package.verify_files()
     slices = trained_slices(config, package.manifest)
+    if config.train_head and package.manifest.head is None:
+        raise ConfigError(
+            f"train_head is true, and package {package.manifest.name} has no head to train: it is for language "
+            "modelling; set train_head = false"
+        )
     if not slices and not config.train_head:
         raise ConfigError(
             f"package {package.manifest.name} has no slice but the head, and train_head is false"

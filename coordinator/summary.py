@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 
 from msgspec import Struct
@@ -9,6 +10,7 @@ from msgspec import Struct
 from coordinator.config import RunConfig
 from coordinator.results import memory_of
 from coordinator.runs import Run
+from edge_runtime.package import TaskKind
 
 
 class RoundSummary(Struct, frozen=True):
@@ -16,7 +18,8 @@ class RoundSummary(Struct, frozen=True):
 
     Bytes are of request and response bodies; peaks are the largest over the round's devices;
     ``accuracy`` and ``loss`` are the global model's on the coordinator's rows after the round, ``train_loss``
-    the example-weighted mean the devices reported. None: not measured (yet).
+    the example-weighted mean the devices reported. For language modelling ``accuracy`` is the share of next tokens
+    predicted right, ``loss`` the mean over tokens, and ``perplexity`` its exponential. None: not measured (yet).
     """
 
     round: int
@@ -35,6 +38,7 @@ class RoundSummary(Struct, frozen=True):
     refused: int
     failed: int
     examples: int
+    perplexity: float | None = None
 
 
 class RunSummary(Struct, frozen=True):
@@ -55,6 +59,8 @@ class RunSummary(Struct, frozen=True):
     values_sha256: str
     config: RunConfig
     rounds: list[RoundSummary] = []
+    task: TaskKind = "classification"
+    initial_perplexity: float | None = None
 
 
 class EventSummary(Struct, frozen=True):
@@ -69,6 +75,8 @@ class EventSummary(Struct, frozen=True):
     message: str
 
 
+#: A loss whose exponential is still a finite float.
+LARGEST_LOSS = 700.0
 #: Why a task lapsed, as operators count it.
 REFUSED = frozenset({"task_refused", "cap_too_small"})
 FAILED = frozenset({"task_failed", "out_of_memory", "silent", "late", "revoked"})
@@ -106,6 +114,8 @@ def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = T
         values_sha256=run.values_sha256,
         config=run.config,
         rounds=rounds,
+        task=run.manifest.task,
+        initial_perplexity=_perplexity(initial),
     )
 
 
@@ -155,4 +165,12 @@ def _round(connection: sqlite3.Connection, row: sqlite3.Row, evaluation: sqlite3
         refused=sum(task["reason"] in REFUSED for task in tasks),
         failed=sum(task["reason"] in FAILED for task in tasks),
         examples=examples,
+        perplexity=_perplexity(evaluation),
     )
+
+
+def _perplexity(evaluation: sqlite3.Row | None) -> float | None:
+    """exp of the mean loss over tokens; None if that is not what was measured, or too large for a number."""
+    if evaluation is None or not evaluation["tokens"] or evaluation["mean_loss"] > LARGEST_LOSS:
+        return None
+    return math.exp(evaluation["mean_loss"])

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from coordinator.admin_client import AdminClient
-from coordinator.report import COLUMNS, headline, row
+from coordinator.report import columns, headline, row
 from coordinator.summary import RunSummary
 
 #: Seconds between two looks.
@@ -30,10 +30,10 @@ def watch(client: AdminClient, run_id: str, *, sleep: Callable[[float], None] = 
 def table(run: RunSummary, rows: int) -> Table:
     """The newest ``rows`` rounds of a run."""
     drawn = Table(title=headline(run), title_justify="left")
-    for column in COLUMNS:
+    for column in columns(run.task):
         drawn.add_column(column, justify="right")
     for entry in run.rounds[-rows:]:
-        drawn.add_row(*row(entry))
+        drawn.add_row(*row(entry, run.task))
     return drawn
 
 
@@ -51,23 +51,24 @@ def _watch_live(client: AdminClient, run_id: str, sleep: Callable[[float], None]
 
 def _watch_lines(client: AdminClient, run_id: str, sleep: Callable[[float], None]) -> RunSummary:
     write = sys.stdout.write
-    write("  ".join(COLUMNS) + "\n")
+    run = client.run(run_id)
+    write("  ".join(columns(run.task)) + "\n")
     shown = 0
     while True:
-        run = client.run(run_id)
         ended = run.state in ENDED
         # A round is shown once it is complete: closed, and evaluated if it will be.
         while shown < len(run.rounds):
             entry = run.rounds[shown]
             if not ended and (entry.state not in ("committed", "abandoned") or awaits_evaluation(run, shown)):
                 break
-            write("  ".join(row(entry)) + "\n")
+            write("  ".join(row(entry, run.task)) + "\n")
             shown += 1
         sys.stdout.flush()
         if ended:
             write(headline(run) + "\n")
             return run
         sleep(PERIOD_S)
+        run = client.run(run_id)
 
 
 def awaits_evaluation(run: RunSummary, index: int) -> bool:

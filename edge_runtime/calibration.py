@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -22,6 +22,8 @@ from edge_runtime.weights import MappedWeights
 CALIBRATION_ROWS, CALIBRATION_TOKENS, CALIBRATION_RUNS = 1, 128, 5
 #: Levels of int8 weights, and what keeps sums of two products of a saturating kernel within 16 bits.
 FULL_LIMIT, HALF_LIMIT = 127, 63
+#: Random tokens are drawn from the first ids, which every vocabulary has.
+SAMPLE_VOCABULARY = 32
 #: The first block.
 BLOCK = 1
 
@@ -39,7 +41,7 @@ def weight_limit(package: Package, engine: Engine) -> int:
 def calibrate(
     package: Package, work: Path, engine: Engine, arithmetic: Arithmetic, limit: int, *, four_draws: bool
 ) -> tuple[NDArray[np.float32], Calibration]:
-    """Run the first block's programs on seeded random values.
+    """Run the first block's programs on what the embedding gives for seeded random tokens.
 
     Args:
         package: as exported. work: a folder for the block's weights; empty afterwards.
@@ -53,49 +55,68 @@ def calibrate(
     if segment.dual is None:
         raise PreparationError(f"segment {segment.name} of the package has no dual program; export it again")
     work.mkdir()
-    weights = _block_weights(package, work, arithmetic, limit)
+    prepared = _first_segments(package, work, arithmetic, limit)
+    flow = _embedded(prepared, engine)
+    weights = MappedWeights(prepared, BLOCK)
     programs = {name: package.manifest.programs[name] for name in (segment.primal, segment.dual)}
-    primal = _load(package, engine, programs[segment.primal], arithmetic, weights)
-    output, primal_s = _time(package, primal, programs[segment.primal], arithmetic, weights, 1)
+    primal = _load(prepared, engine, programs[segment.primal], weights)
+    output, primal_s = _time(prepared, primal, programs[segment.primal], weights, flow, 1)
     del primal
-    dual = _load(package, engine, programs[segment.dual], arithmetic, weights)
-    _, dual_1_s = _time(package, dual, programs[segment.dual], arithmetic, weights, 1)
+    dual = _load(prepared, engine, programs[segment.dual], weights)
+    _, dual_1_s = _time(prepared, dual, programs[segment.dual], weights, flow, 1)
     dual_4_s = dual_1_s + 3 * max(0.0, dual_1_s - primal_s)
     if four_draws:
-        _, dual_4_s = _time(package, dual, programs[segment.dual], arithmetic, weights, 4)
+        _, dual_4_s = _time(prepared, dual, programs[segment.dual], weights, flow, 4)
     shutil.rmtree(work)
     tokens = _tokens(package)
     return output["hidden"], Calibration(CALIBRATION_ROWS, tokens, primal_s, dual_1_s, dual_4_s)
 
 
-def _block_weights(package: Package, work: Path, arithmetic: Arithmetic, limit: int) -> MappedWeights:
-    layout = lay_out(package, work, BLOCK, arithmetic, limit)
+def _first_segments(package: Package, work: Path, arithmetic: Arithmetic, limit: int) -> PreparedPackage:
+    """The embedding and the first block, laid out in an arithmetic."""
+    laid_out = tuple(lay_out(package, work, index, arithmetic, limit) for index in range(BLOCK + 1))
     stored = PreparedPackage.as_stored(package).prepared
     files = {path.name: path.stat().st_size for path in work.iterdir()}
-    segments = (*stored.segments[:BLOCK], layout)
-    prepared = msgspec.structs.replace(stored, arithmetic=arithmetic, segments=segments, files=files)
-    return MappedWeights(PreparedPackage(package, work, prepared), BLOCK)
+    prepared = msgspec.structs.replace(stored, arithmetic=arithmetic, segments=laid_out, files=files)
+    return PreparedPackage(package, work, prepared)
+
+
+def _embedded(prepared: PreparedPackage, engine: Engine) -> dict[str, Array]:
+    """What the embedding gives for random tokens, none of them padding: hidden values, masks, rotary tables."""
+    manifest = prepared.manifest
+    program = manifest.programs[manifest.segments[0].primal]
+    variant = prepared.variant(program)
+    weights = MappedWeights(prepared, 0, variant.gathered)
+    tokens = _tokens(prepared.package)
+    ids = np.random.default_rng(0).integers(0, SAMPLE_VOCABULARY, (CALIBRATION_ROWS, tokens), dtype=np.int64)
+    flow: dict[str, Array] = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    for name, rows in variant.gathered.items():
+        weights.gather(name, flow[rows])
+    feeds = {name: weights.arrays[name] for name in variant.fed} | {
+        name: flow[name] for name in program.inputs
+    }
+    return _load(prepared, engine, program, weights).run(feeds)
 
 
 def _load(
-    package: Package, engine: Engine, program: Program, arithmetic: Arithmetic, weights: MappedWeights
+    prepared: PreparedPackage, engine: Engine, program: Program, weights: MappedWeights
 ) -> LoadedProgram:
-    variant = program.variants[arithmetic]
+    variant = prepared.variant(program)
     bound = {name: weights.arrays[name] for name in variant.bound}
-    return engine.load(package.path(variant.file), bound, program.outputs)
+    return engine.load(prepared.package.path(variant.file), bound, program.outputs)
 
 
 def _time(
-    package: Package,
+    prepared: PreparedPackage,
     loaded: LoadedProgram,
     program: Program,
-    arithmetic: Arithmetic,
     weights: MappedWeights,
+    flow: Mapping[str, Array],
     draws: int,
 ) -> tuple[dict[str, Array], float]:
     """Outputs of one run, and the shortest of some runs in seconds; the first only warms up."""
-    feeds: dict[str, Array] = {name: weights.arrays[name] for name in program.variants[arithmetic].fed}
-    feeds.update(_sample_inputs(package, program.inputs, draws))
+    feeds: dict[str, Array] = {name: weights.arrays[name] for name in prepared.variant(program).fed}
+    feeds.update(_sample_inputs(prepared.package, program.inputs, flow, draws))
     seconds = []
     for _ in range(CALIBRATION_RUNS + 1):
         started = time.perf_counter()
@@ -108,22 +129,20 @@ def _tokens(package: Package) -> int:
     return min(CALIBRATION_TOKENS, package.manifest.sequence_limit)
 
 
-def _sample_inputs(package: Package, names: Sequence[str], draws: int) -> dict[str, Array]:
-    """Seeded inputs of a block: normal hidden values and tangents, normal slices, nothing masked."""
+def _sample_inputs(
+    package: Package, names: Sequence[str], flow: Mapping[str, Array], draws: int
+) -> dict[str, Array]:
+    """Inputs of a block: what the embedding gave, and seeded normal slices and tangents."""
     generator = np.random.default_rng(0)
-    tokens = _tokens(package)
-    hidden = (CALIBRATION_ROWS, tokens, package.manifest.base.hidden_size)
     shapes = {t.input: t.shape for spec in package.manifest.slices for t in spec.tensors}
     feeds: dict[str, Array] = {}
     for name in names:
         stem = name.removesuffix("_dot")
-        if stem in shapes:
-            shape: tuple[int, ...] = shapes[stem]
-            shape = shape if stem == name else (draws, CALIBRATION_ROWS, *shape[1:])
-        elif stem == "hidden":
-            shape = hidden if stem == name else (draws, *hidden)
-        else:  # a mask that blocks add to their scores
-            feeds[name] = np.zeros((CALIBRATION_ROWS, 1, tokens, tokens), np.float32)
+        if name in flow:
+            feeds[name] = flow[name]
             continue
+        shape = shapes[stem] if stem in shapes else flow[stem].shape
+        if stem != name:
+            shape = (draws, CALIBRATION_ROWS, *shape[1:])
         feeds[name] = generator.standard_normal(shape, dtype=np.float32)
     return feeds

@@ -19,6 +19,8 @@ __all__ = ["Batch", "Row", "Tokenizer", "draw_batches", "load_rows", "make_batch
 
 IntArray = NDArray[np.int64]
 PAD_TO = 8
+#: Label of a place whose next token is not predicted.
+NOT_PREDICTED = -1
 
 
 class Tokenizer:
@@ -42,12 +44,17 @@ class Tokenizer:
                 f"cannot use the tokenizer {path} at {sequence_limit} tokens: {error}"
             ) from error
         self._tokenizer.no_padding()
+        self._sequence_limit = sequence_limit
 
-    def encode(self, rows: Sequence[Row]) -> list[list[int]]:
+    def encode(self, rows: Sequence[Row], at_least: int = 1) -> list[list[int]]:
         """Token ids of each row.
 
+        Args:
+            rows: whose texts to encode.
+            at_least: tokens that a row must give; 2 for language modelling, where the first predicts the second.
+
         Raises:
-            DataError: a row's text gives no token at all; names its line, counted within ``rows``.
+            DataError: a row's text gives fewer tokens; names its line, counted within ``rows``.
             PackageError: the tokenizer cannot encode some text.
         """
         try:
@@ -57,8 +64,11 @@ class Tokenizer:
                 "the package's tokenizer cannot encode a row; export it with an unknown token"
             ) from None
         for number, row_ids in enumerate(ids, start=1):
-            if not row_ids:
-                raise DataError(f"row {number} of the data gives no tokens; remove it")
+            if len(row_ids) < at_least:
+                raise DataError(
+                    f"row {number} of the data gives {len(row_ids) or 'no'} token{'s' * (len(row_ids) != 1)} "
+                    f"within the limit of {self._sequence_limit}, the task needs {at_least} or more; remove it"
+                )
         return ids
 
 
@@ -66,18 +76,27 @@ class Tokenizer:
 class Batch:
     """Padded examples.
 
-    ``input_ids`` and ``attention_mask`` are int64 of shape (B, T), the mask 1 on tokens and 0 on padding;
-    ``labels`` is int64 of shape (B,).
+    ``input_ids`` and ``attention_mask`` are int64 of shape (B, T), the mask 1 on tokens and 0 on padding.
+    ``labels`` is int64: the label index of each example, (B,); or, for language modelling, (B, T) the token that
+    follows each place, ``NOT_PREDICTED`` at the last token and on padding.
     """
 
     input_ids: IntArray
     attention_mask: IntArray
     labels: IntArray
 
+    @property
+    def predicted(self) -> IntArray:
+        """How many labels each example is scored on, (B,): 1 for classification, else its predicted tokens."""
+        if self.labels.ndim == 1:
+            return np.ones(len(self.labels), dtype=np.int64)
+        counts: IntArray = (self.labels != NOT_PREDICTED).sum(axis=1)
+        return counts
+
 
 def make_batch(
     ids: Sequence[Sequence[int]],
-    labels: Sequence[int],
+    labels: Sequence[int] | None,
     *,
     pad_token_id: int,
     sequence_limit: int | None = None,
@@ -85,13 +104,16 @@ def make_batch(
     """Pad token ids on the right, to the longest of the group.
 
     With a ``sequence_limit`` the length is rounded up to a multiple of ``PAD_TO`` within it: with few different
-    lengths, memory blocks of the engine and entries of a prefix cache are met again.
+    lengths, memory blocks of the engine and entries of a prefix cache are met again. ``labels`` None is language
+    modelling: the labels are the next tokens.
 
     Raises:
         ValueError: there are no rows, or not one label a row.
     """
-    if not ids or len(ids) != len(labels):
-        raise ValueError(f"{len(ids)} rows and {len(labels)} labels do not make a batch")
+    if not ids or (labels is not None and len(ids) != len(labels)):
+        raise ValueError(
+            f"{len(ids)} rows and {'no' if labels is None else len(labels)} labels do not make a batch"
+        )
     width = max(len(row) for row in ids)
     if sequence_limit is not None:
         width = padded_length(width, sequence_limit)
@@ -100,7 +122,16 @@ def make_batch(
     for position, row in enumerate(ids):
         input_ids[position, : len(row)] = row
         mask[position, : len(row)] = 1
+    if labels is None:
+        return Batch(input_ids, mask, _next_tokens(input_ids, mask))
     return Batch(input_ids, mask, np.asarray(labels, dtype=np.int64))
+
+
+def _next_tokens(input_ids: IntArray, mask: IntArray) -> IntArray:
+    """The token after each place, (B, T); ``NOT_PREDICTED`` where padding or nothing follows."""
+    labels = np.full_like(input_ids, NOT_PREDICTED)
+    labels[:, :-1] = np.where(mask[:, 1:] == 1, input_ids[:, 1:], NOT_PREDICTED)
+    return labels
 
 
 def padded_length(tokens: int, sequence_limit: int) -> int:

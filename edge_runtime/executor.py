@@ -16,10 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 
-from edge_runtime.data import Batch
+from edge_runtime.data import Batch, IntArray
 from edge_runtime.engines import Array, Engine, LoadedProgram
 from edge_runtime.errors import PackageError
 from edge_runtime.package import Program, Variant
@@ -43,16 +44,19 @@ class Sweep:
     """What one pass over a batch gives.
 
     Attributes:
-        loss: (B,) cross-entropy of each example.
+        loss: (B,) cross-entropy of each example; for language modelling the mean over its predicted tokens.
         jvps: (K, B) directional derivatives, or None where no slice carried a tangent.
-        logits: (B, C). residual: (B, C) softmax minus one-hot. features: (B, H), the head's input.
+        logits: (B, C). residual: (B, C) softmax minus one-hot. features: (B, H), the head's input. Of a
+            classification; None for language modelling.
+        correct: (B,) int64, how many tokens were predicted right; None for classification.
     """
 
     loss: FloatArray
     jvps: FloatArray | None
-    logits: FloatArray
-    residual: FloatArray
-    features: FloatArray
+    logits: FloatArray | None = None
+    residual: FloatArray | None = None
+    features: FloatArray | None = None
+    correct: IntArray | None = None
 
 
 @dataclass(frozen=True)
@@ -293,14 +297,18 @@ def _tangent(name: str, values: Values, tangents: Mapping[str, FloatArray]) -> F
 
 
 def swept(flows: Sequence[Flow]) -> Sweep:
+    """What the flows of a batch hold once the head has run."""
     return Sweep(
         loss=_join(flows, "loss", 0),
         jvps=_join(flows, "loss" + DOT, 1) if "loss" + DOT in flows[0] else None,
-        logits=_join(flows, "logits", 0),
-        residual=_join(flows, "residual", 0),
-        features=_join(flows, "features", 0),
+        **{
+            name: _join(flows, name, 0)
+            for name in ("logits", "residual", "features", "correct")
+            if name in flows[0]
+        },
     )
 
 
-def _join(flows: Sequence[Mapping[str, Array]], name: str, axis: int) -> FloatArray:
+def _join(flows: Sequence[Mapping[str, Array]], name: str, axis: int) -> Any:
+    """An output of the head over all micro-batches; its dtype is the program's."""
     return np.concatenate([flow[name] for flow in flows], axis=axis)

@@ -121,7 +121,10 @@ class EvaluateJob(Struct, frozen=True, tag="evaluate"):
 
 
 class EvaluateOutcome(Struct, frozen=True):
-    """Accuracy and mean cross-entropy over all rows."""
+    """Accuracy and mean cross-entropy over all rows; for language modelling over all predicted tokens.
+
+    ``tokens`` counts those, 0 for classification. Perplexity is exp(``mean_loss``).
+    """
 
     rows: Count
     accuracy: float
@@ -129,6 +132,7 @@ class EvaluateOutcome(Struct, frozen=True):
     seconds: Seconds
     memory: MemoryReport
     steps: tuple[StepMeasure, ...] = ()
+    tokens: Count = 0
 
 
 class PrepareJob(Struct, frozen=True, tag="prepare"):

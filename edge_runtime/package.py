@@ -180,13 +180,15 @@ class SelfCheck(Struct, frozen=True):
     """Largest relative differences of one arithmetic from torch on real text, measured before the package was written.
 
     ``jvp_cosine`` is the cosine between all directional derivatives of the check and torch's; ``gradient_cosine``
-    that of the gradients of the adjoint programs, None where the package or the arithmetic has none.
+    that of the gradients of the adjoint programs, None where the package or the arithmetic has none. ``segments`` were
+    run: all of them, or of a large package enough to use every program.
     """
 
     rows: Count
     loss: float
     jvp: float
     jvp_cosine: float
+    segments: Count = 0
     gradient: float | None = None
     gradient_cosine: float | None = None
 

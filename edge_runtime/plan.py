@@ -204,6 +204,7 @@ class Planner:
         repacked = [repacked_bytes(segment, self.arithmetic) for segment in manifest.segments]
         hidden = tokens * manifest.base.hidden_size * FLOAT_BYTES * self._waiting_rows(first, work, choice)
         masks = tokens * work.sequence * FLOAT_BYTES
+        labels = tokens * _ITEM_BYTES["int64"] if manifest.task == "causal_lm" else 0
         trained = sum(spec.dimensions for spec in manifest.slices) * FLOAT_BYTES
         tangents = (
             sum(manifest.slice_named(name).dimensions for name in work.slices)
@@ -220,7 +221,7 @@ class Planner:
             + (sum(repacked) if choice.weights == "resident" else max(repacked)),
             weights_bytes=self._weights_bytes(choice),
             live_bytes=int(live * ARENA_FACTOR) + ARENA_BYTES,
-            waiting_bytes=hidden + masks,
+            waiting_bytes=hidden + masks + labels,
             slices_bytes=SLICE_COPIES * trained + 2 * tangents,
             load_bytes=self._floor_bytes + max(0, tokenizer - RELEASED_AT_LOAD_BYTES),
         )
@@ -314,9 +315,10 @@ class Planner:
 def choices(work: Work) -> Iterator[Choice]:
     """Every way to do the work, the fastest and largest first."""
     sizes = _halved(preferred_micro_batch(work.batch_size, work.sequence))
-    draws = _halved(max(1, work.draws)) if work.update == "forward" else [1]
+    back = work.update == "backprop" and bool(work.slices)
+    draws = [1] if back else _halved(max(1, work.draws))
     modes: tuple[WeightsMode, ...] = ("resident", "streamed")
-    places: tuple[InputsMode, ...] = ("memory",) if work.update == "forward" else ("memory", "disk")
+    places: tuple[InputsMode, ...] = ("memory", "disk") if back else ("memory",)
     for weights, inputs, at_a_time, micro_batch in product(modes, places, draws, sizes):
         yield Choice(weights, micro_batch, at_a_time, inputs)
 

@@ -292,7 +292,7 @@ def _run(settings: Settings, asked: Asked, rows: int, folder: Path) -> Run:
         package_signature=_UNSIGNED,
         state=package.manifest.files[package.manifest.initial_state].sha256,
         slices=work.slices,
-        train_head=True,
+        train_head=package.manifest.head is not None,
         steps=settings.steps,
         batch_size=work.batch_size,
         draws=work.draws,

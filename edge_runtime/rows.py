@@ -1,5 +1,7 @@
 """The device's own examples: a JSONL file of ``{"text": …, "label": …}``, parsed into bounded rows.
 
+For language modelling a row is ``{"text": …}`` alone: what is predicted is the text itself.
+
 Errors name file, line number and limit. They never quote the text, the label or anything else from the
 file, because an error's message may travel to the coordinator.
 """
@@ -11,26 +13,35 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from edge_runtime.errors import DataError
 
 MAX_ROW_BYTES = 1 << 20
 MAX_ROWS = 1_000_000
 MAX_LABEL_CHARACTERS = 2000
+#: The label of a row that has none.
+NO_LABEL = -1
 _COUNT_CHUNK_BYTES = 1 << 18
 
 
 class Row(Struct, frozen=True):
-    """One example: its text, and its label as an index into the package's labels."""
+    """One example: its text, and its label as an index into the package's labels; ``NO_LABEL`` if it has none."""
 
     text: str
-    label: int
+    label: int = NO_LABEL
 
 
 class _Line(Struct, frozen=True, forbid_unknown_fields=True):
     text: Annotated[str, Meta(min_length=1)]
-    label: Annotated[str, Meta(max_length=MAX_LABEL_CHARACTERS)]
+    label: Annotated[str, Meta(max_length=MAX_LABEL_CHARACTERS)] | UnsetType = UNSET
+
+
+_DECODER = msgspec.json.Decoder(_Line)
+_LABELLED = 'an object {"text": "…", "label": "…"} with exactly these two strings'
+_TEXT_ALONE = 'an object {"text": "…"} with exactly this string'
+#: What a row must be, by whether it has a label; None: unknown, in the first row.
+_FORMS = {True: _LABELLED, False: _TEXT_ALONE, None: f"{_LABELLED}, or {_TEXT_ALONE}"}
 
 
 def load_rows(path: Path, labels: Sequence[str]) -> list[Row]:
@@ -38,15 +49,18 @@ def load_rows(path: Path, labels: Sequence[str]) -> list[Row]:
 
     Args:
         path: the JSONL file.
-        labels: the label set, in the package's order.
+        labels: the label set, in the package's order; empty for a causal language model.
 
     Raises:
-        DataError: the file is missing, empty or too long, or a row is malformed, too long, without text
-            or with a label outside the set.
+        DataError: the file is missing, empty or too long, or a row is malformed, too long, without text,
+            with a label outside the set, or with one where there is no set.
     """
     index = {label: position for position, label in enumerate(labels)}
     rows = []
-    for where, line in _parsed(path):
+    for where, line in _parsed(path, labelled=bool(labels)):
+        if line.label is UNSET:
+            rows.append(Row(line.text))
+            continue
         label = index.get(line.label)
         if label is None:
             raise DataError(
@@ -57,12 +71,14 @@ def load_rows(path: Path, labels: Sequence[str]) -> list[Row]:
 
 
 def check_rows(path: Path) -> int:
-    """Parse a data file without knowing the label set; returns its number of rows.
+    """Parse a data file without knowing the package; returns its number of rows.
+
+    Rows may have labels or not, but all like the first.
 
     Raises:
         DataError: as in :func:`load_rows`, except for the label set.
     """
-    return sum(1 for _ in _parsed(path))
+    return sum(1 for _ in _parsed(path, labelled=None))
 
 
 def count_rows(path: Path) -> int:
@@ -96,27 +112,29 @@ def _lines(path: Path) -> Iterator[bytes]:
         raise DataError(f"cannot read the data file {path}: {error.strerror}") from error
 
 
-def _parsed(path: Path) -> Iterator[tuple[str, _Line]]:
-    """Each row with the words that name it in an error."""
-    decoder = msgspec.json.Decoder(_Line)
+def _parsed(path: Path, *, labelled: bool | None) -> Iterator[tuple[str, _Line]]:
+    """Each row with the words that name it in an error; ``labelled`` None asks for what the first row has."""
     number = 0
     for number, line in enumerate(_lines(path), start=1):
         where = f"{path} line {number}"
-        yield where, _parse(line, decoder, where)
+        parsed = _parse(line, where, labelled)
+        labelled = parsed.label is not UNSET
+        yield where, parsed
     if number == 0:
         raise DataError(f"{path} is empty; it needs at least one row")
 
 
-def _parse(line: bytes, decoder: msgspec.json.Decoder[_Line], where: str) -> _Line:
+def _parse(line: bytes, where: str, labelled: bool | None) -> _Line:
     if len(line) > MAX_ROW_BYTES:
         raise DataError(f"{where} has more than {MAX_ROW_BYTES} bytes; shorten or remove it")
     try:
-        parsed = decoder.decode(line)
+        parsed = _DECODER.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError):
         # The cause may quote the row, so it is not chained.
-        raise DataError(
-            f'{where} is not an object {{"text": "…", "label": "…"}} with exactly these two strings'
-        ) from None
+        raise DataError(f"{where} is not {_FORMS[labelled]}") from None
+    if labelled is not None and labelled != (parsed.label is not UNSET):
+        has = "has no label" if labelled else "has a label, and language modelling takes none"
+        raise DataError(f"{where} {has}; it must be {_FORMS[labelled]}")
     if not parsed.text.strip():
         raise DataError(f"{where} has an empty text; remove it")
     return parsed

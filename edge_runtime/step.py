@@ -12,6 +12,7 @@ import numpy as np
 
 from edge_runtime.backpropagation import Backpropagation
 from edge_runtime.data import Batch, IntArray, make_batch, padded_length
+from edge_runtime.errors import PackageError
 from edge_runtime.executor import Executor, Sweep
 from edge_runtime.gradient import estimate, head_gradient
 from edge_runtime.messages import Task
@@ -23,13 +24,13 @@ from edge_runtime.tangents import draw_tangents
 
 @dataclass(frozen=True)
 class Examples:
-    """A device's rows as token ids and label indices, row by row.
+    """A device's rows as token ids and label indices, row by row; ``labels`` None for language modelling.
 
     ``pad_token_id`` fills batches, to lengths up to ``sequence_limit``.
     """
 
     ids: Sequence[Sequence[int]]
-    labels: Sequence[int]
+    labels: Sequence[int] | None
     pad_token_id: int
     sequence_limit: int
 
@@ -42,7 +43,7 @@ class Examples:
         """These rows, padded to the longest of them."""
         return make_batch(
             [self.ids[row] for row in rows],
-            [self.labels[row] for row in rows],
+            None if self.labels is None else [self.labels[row] for row in rows],
             pad_token_id=self.pad_token_id,
             sequence_limit=self.sequence_limit,
         )
@@ -135,6 +136,8 @@ def _with_head(executor: Executor, task: Task, gradient: Values, sweep: Sweep) -
     """The step: the slices' gradient, and the head's if it is trained."""
     head = executor.manifest.head
     if head is not None and task.train_head:
+        if sweep.residual is None or sweep.features is None:
+            raise PackageError("the package has a head, and its programs do not give what trains it")
         gradient = {**gradient, **head_gradient(sweep.residual, sweep.features, head.name)}
     return Step(gradient, float(sweep.loss.sum(dtype=np.float64)))
 
@@ -146,5 +149,5 @@ def group_by_length(ids: Sequence[Sequence[int]], size: int) -> list[list[int]]:
 
 
 def _finite(sweep: Sweep) -> bool:
-    arrays = [sweep.loss, sweep.residual, *([] if sweep.jvps is None else [sweep.jvps])]
-    return all(bool(np.isfinite(array).all()) for array in arrays)
+    arrays = (sweep.loss, sweep.residual, sweep.jvps)
+    return all(array is None or bool(np.isfinite(array).all()) for array in arrays)

@@ -18,12 +18,12 @@ import numpy as np
 
 from edge_runtime.account import Account
 from edge_runtime.backpropagation import Backpropagation
-from edge_runtime.data import Tokenizer, draw_batches, load_rows
+from edge_runtime.data import Batch, Tokenizer, draw_batches, load_rows
 from edge_runtime.durable import write_durably
 from edge_runtime.enforcement import ran_out_of_memory
 from edge_runtime.engines.onnx import OnnxEngine
-from edge_runtime.errors import ConfigError, EdgeError, OutOfMemoryError, WorkerError
-from edge_runtime.executor import Executor
+from edge_runtime.errors import ConfigError, EdgeError, OutOfMemoryError, PackageError, WorkerError
+from edge_runtime.executor import Executor, Sweep
 from edge_runtime.jobs import (
     FAILURE_EXIT_CODE,
     EvaluateJob,
@@ -75,6 +75,10 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
     account.tokenised()
     specs = [prepared.manifest.slice_named(name) for name in task.slices]
     head = prepared.manifest.head
+    if head is None and task.train_head:
+        raise PackageError(
+            f"package {prepared.manifest.name} has no head to train, the task asks for it; set train_head = false"
+        )
     heads = [head] if head is not None and task.train_head else []
 
     # 2. Choose a plan that fits, or refuse with numbers.
@@ -142,7 +146,10 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
 
 
 def evaluate(job: EvaluateJob, meter: Meter) -> EvaluateOutcome:
-    """Accuracy and mean loss of the given values over a data file, by the primal programs alone."""
+    """Accuracy and mean loss of the given values over a data file, by the primal programs alone.
+
+    Both are over rows for classification, over predicted tokens for language modelling.
+    """
     started, engine = time.monotonic(), OnnxEngine(job.threads)
     meter.enter("load")
     account = Account(meter.floor_bytes, (Path(job.package_folder), Path(job.prepared_folder)))
@@ -156,22 +163,33 @@ def evaluate(job: EvaluateJob, meter: Meter) -> EvaluateOutcome:
     release_library_code()
 
     meter.enter("evaluate")
-    correct, loss_sum = 0, 0.0
+    correct, predicted, loss_sum = 0, 0, 0.0
     for group in group_by_length(examples.ids, plan.choice.micro_batch):
         batch = examples.batch(group)
         sweep = executor.sweep(values, [batch])
         account.stepped()
-        correct += int((sweep.logits.argmax(axis=1) == batch.labels).sum())
-        loss_sum += float(sweep.loss.sum(dtype=np.float64))
+        correct += _correct(sweep, batch)
+        predicted += int(batch.predicted.sum())
+        loss_sum += float((sweep.loss.astype(np.float64) * batch.predicted).sum())
     meter.close()
     return EvaluateOutcome(
         rows=len(examples.ids),
-        accuracy=correct / len(examples.ids),
-        mean_loss=loss_sum / len(examples.ids),
+        accuracy=correct / predicted,
+        mean_loss=loss_sum / predicted,
         seconds=time.monotonic() - started,
         memory=_report(meter, plan.peak, job.cap_bytes),
         steps=account.steps,
+        tokens=predicted if prepared.manifest.task == "causal_lm" else 0,
     )
+
+
+def _correct(sweep: Sweep, batch: Batch) -> int:
+    """How many labels of a batch were predicted right."""
+    if sweep.correct is not None:
+        return int(sweep.correct.sum())
+    if sweep.logits is None:
+        raise PackageError("the package's head gives neither logits nor a count of right tokens")
+    return int((sweep.logits.argmax(axis=1) == batch.labels).sum())
 
 
 def prepare_package(job: PrepareJob, meter: Meter) -> PrepareOutcome:
@@ -245,10 +263,12 @@ def _load(
     rows = load_rows(Path(job.data_path), manifest.labels)
     limit = min(sequence_limit, manifest.sequence_limit)
     release_library_code()  # imports have run
-    ids = Tokenizer(package.path(manifest.tokenizer), limit).encode(rows)
+    predicts_text = manifest.task == "causal_lm"
+    ids = Tokenizer(package.path(manifest.tokenizer), limit).encode(rows, 2 if predicts_text else 1)
     return_freed_memory()
     release_library_code()
-    return prepared, values, Examples(ids, [row.label for row in rows], manifest.pad_token_id, limit)
+    labels = None if predicts_text else [row.label for row in rows]
+    return prepared, values, Examples(ids, labels, manifest.pad_token_id, limit)
 
 
 def _executor(

@@ -13,7 +13,7 @@ from statistics import median
 
 import msgspec
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edge_runtime.command_line import exit_code_of
 from edge_runtime.data import Tokenizer, draw_batches, load_rows
@@ -22,7 +22,9 @@ from edge_runtime.meter import status_bytes
 from edge_runtime.package import Manifest, Package
 from edge_runtime.profile_comparisons import BackpropagationOutcome, BackpropagationSettings
 from edge_runtime.step import Examples
-from export.model import HEAD, Classifier, SliceOptions, load_model
+from export.heads import HEAD
+from export.model import load_model
+from export.slices import SliceOptions
 
 RATE = 1e-3
 
@@ -47,7 +49,7 @@ def train(settings: BackpropagationSettings) -> BackpropagationOutcome:
     rows = load_rows(Path(settings.data_path), manifest.labels)
     ids = Tokenizer(package.path(manifest.tokenizer), settings.sequence).encode(rows)
     examples = Examples(ids, [row.label for row in rows], manifest.pad_token_id, settings.sequence)
-    model = _classifier(settings, manifest)
+    model = _model(settings, manifest)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE)
 
     seconds = []
@@ -69,7 +71,7 @@ def train(settings: BackpropagationSettings) -> BackpropagationOutcome:
     return BackpropagationOutcome(status_bytes("VmHWM"), median(seconds[1:] or seconds))
 
 
-def _classifier(settings: BackpropagationSettings, manifest: Manifest) -> Classifier:
+def _model(settings: BackpropagationSettings, manifest: Manifest) -> nn.Module:
     """The model with the package's kind of slices, of which only those that the task trains have a gradient."""
     specs = {spec.name: spec for spec in manifest.slices if spec.kind != HEAD}
     first = next(iter(specs.values()), None)
@@ -82,7 +84,7 @@ def _classifier(settings: BackpropagationSettings, manifest: Manifest) -> Classi
         alpha=float(rank),
         targets=tuple(specs),
     )
-    model = load_model(Path(settings.model), len(manifest.labels), options).classifier
+    model = load_model(Path(settings.model), len(manifest.labels), options, manifest.task).materialise()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not name.startswith(f"{HEAD}."):
             owner = name.removeprefix("encoder.").rpartition(".")[0]

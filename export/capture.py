@@ -1,11 +1,12 @@
-"""Capture a classifier as one ATen graph and cut it into segments at its own block boundaries.
+"""Capture a model as one ATen graph and cut it into segments at its own block boundaries.
 
-``torch.export`` records the whole model with dynamic batch and sequence; the module path it leaves on each
-node tells which block the node came from. A segment is everything before the blocks (``embedding``), one
-block, or everything after (``head``). Values flow between segments by name:
+``torch.export`` records the whole model with dynamic batch and sequence, on tensors that have shapes but no values, so
+that its size does not matter. The module path it leaves on each node tells which call of a block the node came from. A
+segment is everything before the blocks (``embedding``), one call of a block, or everything after (``head``). Values
+flow between segments by name:
 
 * ``hidden``: what a segment hands to the next;
-* ``context_N``: made by the embedding segment for every block (attention masks, rotary tables);
+* ``context_N``: made by the embedding segment for the blocks, whatever the text says (attention masks, rotary tables);
 * ``input_ids``, ``attention_mask``, ``labels``: the model's inputs;
 * the head's outputs.
 
@@ -14,30 +15,37 @@ Two blocks whose graphs are equal but for the tensors they use share one structu
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from edge_runtime.errors import ModelError
+from export.heads import OUTPUTS
 from export.model import LoadedModel, is_trainable
 
 aten = torch.ops.aten
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "labels")
-HEAD_OUTPUTS = ("loss", "logits", "residual", "features")
 #: Composite operators kept whole: their tangents have closed forms that reuse the primal.
 KEPT_WHOLE = (
     aten.linear.default,
     aten.layer_norm.default,
+    aten.rms_norm.default,
     aten.gelu.default,
+    aten.silu.default,
     aten.softmax.int,
     aten.log_softmax.int,
+    aten.logsumexp.default,
     aten.matmul.default,
 )
+#: Operators that only hint at memory layout, or copy.
+COPIES = (aten.clone.default, aten.alias.default, aten._assert_tensor_metadata.default)
 
 
 @dataclass
@@ -67,10 +75,15 @@ class SegmentGraph:
 
 @dataclass(frozen=True)
 class Capture:
-    """All segments in order, and every tensor they name."""
+    """All segments in order, and the tensors they name.
+
+    ``tensors`` has the shape and dtype of each (on the meta device); those that no model folder holds, because the
+    recording made them, have their values in ``constants``.
+    """
 
     segments: tuple[SegmentGraph, ...]
     tensors: dict[str, Tensor]
+    constants: dict[str, Tensor]
 
 
 def capture(model: LoadedModel) -> Capture:
@@ -80,12 +93,26 @@ def capture(model: LoadedModel) -> Capture:
         ModelError: the model cannot be recorded, or its blocks are not a chain.
     """
     exported = _record(model)
-    cutter = _Cutter(exported, model.blocks)
-    segments = cutter.cut()
-    tensors = {**exported.state_dict, **exported.constants}
+    segments = tuple(_Cutter(exported, model).cut())
+    lifted = set(exported.graph_signature.inputs_to_lifted_tensor_constants.values())
+    held = {**exported.state_dict, **exported.constants}
+    named = {
+        source for segment in segments for source in (*segment.weights.values(), *segment.slices.values())
+    }
     return Capture(
-        tuple(segments), {name: t.detach() for name, t in tensors.items() if isinstance(t, Tensor)}
+        segments,
+        {
+            name: torch.empty(held[name].shape, dtype=held[name].dtype, device="meta")
+            for name in sorted(named)
+        },
+        {name: _value(name, held[name]) for name in sorted(named & lifted)},
     )
+
+
+def _value(name: str, tensor: Tensor) -> Tensor:
+    if isinstance(tensor, FakeTensor):
+        raise ModelError(f"constant {name} of the captured model lost its value; please report the model")
+    return tensor.detach()
 
 
 def structure_of(segment: SegmentGraph, tensors: dict[str, Tensor]) -> tuple[Any, ...]:
@@ -119,19 +146,21 @@ def structure_of(segment: SegmentGraph, tensors: dict[str, Tensor]) -> tuple[Any
 def _record(model: LoadedModel) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1, max=4096)
     sequence = torch.export.Dim("sequence", min=2, max=model.position_limit)
-    example = (
-        torch.ones(3, 7, dtype=torch.long),
-        torch.ones(3, 7, dtype=torch.long),
-        torch.zeros(3, dtype=torch.long),
-    )
+    text = {0: batch, 1: sequence}
+    per_token = model.task == "causal_lm"
     table = torch.export.default_decompositions()
-    for operator in KEPT_WHOLE:
-        table.pop(operator, None)  # type: ignore[no-untyped-call]
+    for kept in KEPT_WHOLE:
+        table.pop(kept, None)  # type: ignore[no-untyped-call]
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    _give_fake_values(model.module, mode)
+    with mode:
+        ids, mask = torch.ones(3, 7, dtype=torch.long), torch.ones(3, 7, dtype=torch.long)
+        labels = torch.zeros((3, 7) if per_token else (3,), dtype=torch.long)
     try:
         exported = torch.export.export(
-            model.classifier,
-            example,
-            dynamic_shapes=({0: batch, 1: sequence}, {0: batch, 1: sequence}, {0: batch}),
+            model.module,
+            (ids, mask, labels),
+            dynamic_shapes=(text, text, text if per_token else {0: batch}),
         )
     except Exception as error:  # the model's own code runs here, and may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -140,10 +169,27 @@ def _record(model: LoadedModel) -> torch.export.ExportedProgram:
     return decomposed
 
 
+def _give_fake_values(module: nn.Module, mode: FakeTensorMode) -> None:
+    """Tensors without values become fake ones, which torch.export can trace; tied ones stay tied."""
+    made: dict[Tensor, Tensor] = {}
+    for owner in module.modules():
+        tables: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
+        for table in tables:
+            for name, value in table.items():
+                if value is None or not value.is_meta:
+                    continue
+                if value not in made:
+                    with mode:
+                        fake = torch.empty(value.shape, dtype=value.dtype)
+                        is_parameter = isinstance(value, nn.Parameter)
+                        made[value] = nn.Parameter(fake, requires_grad=False) if is_parameter else fake
+                table[name] = made[value]
+
+
 class _Cutter:
     """Assigns each node of an exported graph to a segment, then rebuilds one graph per segment."""
 
-    def __init__(self, exported: torch.export.ExportedProgram, blocks: str) -> None:
+    def __init__(self, exported: torch.export.ExportedProgram, model: LoadedModel) -> None:
         self.graph = exported.graph
         signature = exported.graph_signature
         self.sources = {
@@ -152,8 +198,10 @@ class _Cutter:
             **signature.inputs_to_lifted_tensor_constants,
         }
         self.user_inputs = dict(zip(signature.user_inputs, MODEL_INPUTS, strict=True))
-        self.in_block = re.compile(rf"^{re.escape(blocks)}\.(\d+)(\.|$)")
+        self.in_block = re.compile(rf"^{re.escape(model.blocks)}\.(\d+)(\.|$)")
         self.results = list(next(node for node in self.graph.nodes if node.op == "output").args[0])
+        self.result_names = OUTPUTS[model.task]
+        self.calls_of_blocks: dict[tuple[str, int], int] = {}
 
     def cut(self) -> list[SegmentGraph]:
         place = self._place_nodes()
@@ -166,6 +214,22 @@ class _Cutter:
         for node in self.graph.nodes:
             if node.op == "call_function" and node.target is not aten._assert_tensor_metadata.default:
                 yield node
+
+    def _from_text(self) -> set[fx.Node]:
+        """Nodes whose values depend on what the text says, not only on its length and mask."""
+        found: set[fx.Node] = set()
+        for node in self._calls():
+            looks_up = node.target is aten.embedding.default and self._reads_ids(node.args[1])
+            if looks_up or any(n in found and not _is_size(n) for n in node.all_input_nodes):
+                found.add(node)
+        return found
+
+    def _reads_ids(self, node: Any) -> bool:
+        while isinstance(node, fx.Node) and node.op == "call_function" and node.all_input_nodes:
+            if _is_size(node):
+                return False
+            node = node.all_input_nodes[0]
+        return isinstance(node, fx.Node) and self.user_inputs.get(node.name) == "input_ids"
 
     def _place_nodes(self) -> dict[fx.Node, int]:
         """Segment index of every call: 0 embedding, i+1 block i, last the head."""
@@ -192,19 +256,24 @@ class _Cutter:
         return place
 
     def _block_of(self, node: fx.Node) -> int | None:
-        for path, _ in node.meta.get("nn_module_stack", {}).values():
+        """Which call of a block the node belongs to, counted in the order of execution; a block may be called again."""
+        for key, (path, _) in node.meta.get("nn_module_stack", {}).items():
             if match := self.in_block.match(path):
-                return int(match.group(1))
+                # torch.export marks the calls of a module after its first as "@1", "@2", …
+                _, _, again = str(key).partition("@")
+                call = (match.group(1), int(again or 0))
+                return self.calls_of_blocks.setdefault(call, len(self.calls_of_blocks))
         return None
 
     def _name_crossing_values(self, place: dict[fx.Node, int], last: int) -> dict[fx.Node, str]:
         """Names for tensors made in one segment and used in another."""
         names: dict[fx.Node, str] = {}
+        from_text = self._from_text()
         for node in self._calls():
             later = {place[user] for user in node.users if user in place} - {place[node]}
             if not later or _is_size(node):
                 continue
-            if place[node] == 0 and later & set(range(2, last)):
+            if place[node] == 0 and node not in from_text:
                 names[node] = f"context_{sum(name.startswith('context') for name in names.values())}"
             elif later == {place[node] + 1}:
                 if any(place[other] == place[node] and name == "hidden" for other, name in names.items()):
@@ -214,7 +283,7 @@ class _Cutter:
                 names[node] = "hidden"
             else:
                 raise ModelError(f"value {node.name} skips segments {sorted(later)}; blocks must be a chain")
-        for node, name in zip(self.results, HEAD_OUTPUTS, strict=True):
+        for node, name in zip(self.results, self.result_names, strict=True):
             names[node] = name
         return names
 
@@ -271,8 +340,13 @@ class _Locals:
         self.env[node].meta["val"] = node.meta["val"]
 
     def copy(self, node: fx.Node) -> None:
-        if node.target is aten.clone.default:  # dropout in evaluation mode, or a layout hint
+        if node.target in COPIES:  # dropout in evaluation mode, or a layout hint
             self.env[node] = self._local(node.args[0])
+            return
+        if node.target is aten.split_with_sizes.default:  # each part is cut where it is taken
+            return
+        if node.target is operator.getitem:
+            self.env[node] = self._part(node)
             return
         if node.target is aten.view.default:  # a view may need a copy once layout hints are gone
             shape = fx.node.map_arg(node.args[1], self._local)
@@ -282,6 +356,22 @@ class _Locals:
             self.env[node].meta["val"] = node.meta["val"]
             return
         self.env[node] = self.graph.node_copy(node, self._local)
+
+    def _part(self, node: fx.Node) -> fx.Node:
+        """One part of a split, as a slice of what was split."""
+        split, index = node.args[0], int(str(node.args[1]))
+        if not isinstance(split, fx.Node) or split.target is not aten.split_with_sizes.default:
+            raise ModelError(
+                f"{self.segment.name} takes part {index} of {split}; only splits by size are supported"
+            )
+        source, listed, *rest = split.args
+        sizes, axis = [int(str(size)) for size in listed], rest[0] if rest else 0  # type: ignore[union-attr]
+        start = sum(sizes[:index])
+        part = self.graph.call_function(
+            aten.slice.Tensor, (self._local(source), axis, start, start + sizes[index])
+        )
+        part.meta["val"] = node.meta["val"]
+        return part
 
     def _local(self, node: Any) -> fx.Node:
         if node in self.env:

@@ -34,20 +34,33 @@ def build_parser() -> argparse.ArgumentParser:
 
     package = commands.add_parser("package", help="export a Hugging Face model folder as a package")
     package.add_argument("model", type=Path, help="folder with config.json, weights and tokenizer")
-    package.add_argument("--labels", type=Path, required=True, help="JSON array of the label set")
+    package.add_argument(
+        "--task",
+        choices=("classification", "causal_lm"),
+        default="classification",
+        help="causal_lm trains a decoder to predict the next token",
+    )
+    package.add_argument("--labels", type=Path, help="JSON array of the label set; for classification")
     package.add_argument("--check-data", type=Path, required=True, help="JSONL rows for the self-check")
     package.add_argument("--output", type=Path, required=True, metavar="DIR", help="package folder to create")
     package.add_argument("--key", type=Path, required=True, help="signing key, from 'edge-export key'")
     package.add_argument("--slice", choices=("lora_xs", "lora"), default="lora_xs")
     package.add_argument("--rank", type=int, default=4)
     package.add_argument("--alpha", type=float, default=4.0, help="update scale is alpha / rank")
-    package.add_argument("--targets", default="query,value", help="module names as peft's target_modules")
+    package.add_argument(
+        "--targets",
+        default="",
+        help="module names as peft's target_modules; default: query and value projections",
+    )
     package.add_argument("--sequence-limit", type=int, default=128, help="longest sequence, in tokens")
-    package.add_argument("--quant", choices=("int8", "none"), default="int8")
+    package.add_argument("--quant", choices=("int8", "int4", "none"), default="int8")
     package.add_argument(
         "--with-adjoint", action="store_true", help="also write the programs that backpropagation runs"
     )
     package.add_argument("--seed", type=int, default=0, help="of LoRA's random factor")
+    package.add_argument(
+        "--trust-remote-code", action="store_true", help="let Python code in the model folder run"
+    )
     package.set_defaults(command=_package)
 
     key = commands.add_parser("key", help="make a signing key and print its public half")
@@ -63,6 +76,14 @@ def build_parser() -> argparse.ArgumentParser:
     adapter.add_argument("--base-model", required=True, help="model name or path to record")
     adapter.add_argument("--output", type=Path, required=True, metavar="DIR")
     adapter.set_defaults(command=_adapter)
+
+    llama2c = commands.add_parser(
+        "llama2c", help="turn a llama2.c checkpoint into a Hugging Face model folder"
+    )
+    llama2c.add_argument("checkpoint", type=Path, help="of version 0, such as stories260K.bin")
+    llama2c.add_argument("tokenizer", type=Path, help="its tokenizer, such as tok512.bin")
+    llama2c.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="to create")
+    llama2c.set_defaults(command=_llama2c)
     return parser
 
 
@@ -70,7 +91,7 @@ def _package(arguments: argparse.Namespace) -> int:
     from edge_runtime.rows import load_rows
 
     started = time.monotonic()
-    labels = read_labels(arguments.labels)
+    labels = _labels(arguments)
     texts = tuple(row.text for row in load_rows(arguments.check_data, labels))
     key = _read_key(arguments.key)
     _check_ranges(arguments)
@@ -80,8 +101,8 @@ def _package(arguments: argparse.Namespace) -> int:
 
     progress("Loading torch")
     _quieten_libraries()
-    from export.model import SliceOptions
     from export.package import ExportOptions, export_package
+    from export.slices import SliceOptions
 
     options = ExportOptions(
         model=arguments.model,
@@ -97,6 +118,8 @@ def _package(arguments: argparse.Namespace) -> int:
         sequence_limit=arguments.sequence_limit,
         quantisation=arguments.quant,
         check_texts=texts,
+        task=arguments.task,
+        trust_remote_code=arguments.trust_remote_code,
         with_adjoint=arguments.with_adjoint,
     )
     package = export_package(options, key, progress)
@@ -125,6 +148,27 @@ def _adapter(arguments: argparse.Namespace) -> int:
     package.verify_files()
     values = decode_values(arguments.slices.read_bytes(), package.manifest.slices)
     print(write_adapter(package, values, arguments.output, arguments.base_model))
+    return 0
+
+
+def _labels(arguments: argparse.Namespace) -> tuple[str, ...]:
+    if arguments.task == "classification":
+        if arguments.labels is None:
+            raise ConfigError("classification needs --labels, a JSON array of the label set")
+        return read_labels(arguments.labels)
+    if arguments.labels is not None:
+        raise ConfigError("a causal language model has no labels; leave --labels out")
+    return ()
+
+
+def _llama2c(arguments: argparse.Namespace) -> int:
+    from export.llama2c import convert
+
+    shape = convert(arguments.checkpoint, arguments.tokenizer, arguments.output)
+    print(
+        f"{arguments.output}: {shape.n_layers} blocks of {shape.dim}, {shape.vocab_size} tokens, "
+        f"texts of up to {shape.max_seq_len}"
+    )
     return 0
 
 

@@ -81,7 +81,7 @@ class DualInterpreter(fx.Interpreter):
             ]
             if node.target not in RULES or any(n not in read for n in moving):
                 raise MissingRuleError(
-                    f"no tangent rule for operator {node.target} (node {node.name}); add one to "
+                    f"no tangent rule for operator {node.target} (node {node.name}{_module_of(node)}); add one to "
                     "export/dual_rules.py with a sample in tests/export/test_dual_rules.py, or leave the layer "
                     "without slices before it"
                 )
@@ -91,3 +91,12 @@ class DualInterpreter(fx.Interpreter):
             except MissingRuleError as error:
                 raise MissingRuleError(f"{error} (operator {node.target}, node {node.name})") from error
         return node.target(*args, **kwargs), ZERO  # type: ignore[operator]
+
+
+def _module_of(node: fx.Node) -> str:
+    """Which module of the model a node came from, in words; empty if the graph does not tell."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path, kind = list(stack.values())[-1]
+    return f" of module {path}, a {str(kind).rsplit('.', 1)[-1]}"

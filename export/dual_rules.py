@@ -151,11 +151,11 @@ def _linear_layer(args: Sequence[Any], dots: Sequence[Any], _: dict[str, Any]) -
 
 @rule(frozen_linear)
 def _frozen_linear(args: Sequence[Any], dots: Sequence[Any], _: dict[str, Any]) -> tuple[Any, Any]:
-    x, levels, scales, bias, accuracy_level = args
+    x, *weight, bias, accuracy_level = args
     # The same stored weight serves primal and tangents; the bias belongs to the primal only.
     return (
-        frozen_linear(x, levels, scales, bias, accuracy_level),
-        frozen_linear(dots[0], levels, scales, None, accuracy_level),
+        frozen_linear(x, *weight, bias, accuracy_level),
+        frozen_linear(dots[0], *weight, None, accuracy_level),
     )
 
 
@@ -165,6 +165,11 @@ def _frozen_linear(args: Sequence[Any], dots: Sequence[Any], _: dict[str, Any]) 
 @rule(aten.sym_size.int)
 def _size(args: Sequence[Any], _dots: Sequence[Any], _: dict[str, Any]) -> tuple[Any, Any]:
     return aten.sym_size.int(*args), ZERO
+
+
+@rule(aten.argmax.default)
+def _argmax(args: Sequence[Any], _dots: Sequence[Any], _: dict[str, Any]) -> tuple[Any, Any]:
+    return aten.argmax(*args), ZERO
 
 
 # --- sums and products -----------------------------------------------------------------------------------

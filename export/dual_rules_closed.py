@@ -109,6 +109,18 @@ def _log_softmax(args: Sequence[Any], dots: Sequence[Any], kwargs: dict[str, Any
     return y, x_dot - (torch.exp(y) * x_dot).sum(axis_of_tangent(args[1]), keepdim=True)
 
 
+@rule(aten.logsumexp.default)
+def _log_sum_exp(args: Sequence[Any], dots: Sequence[Any], _: dict[str, Any]) -> tuple[Any, Any]:
+    x, axes, keep = args[0], args[1], len(args) > 2 and bool(args[2])
+    if len(axes) != 1 or axes[0] not in (-1, x.dim() - 1):
+        raise MissingRuleError("a logarithm of a sum over other axes than the last has no rule")
+    kept = aten.logsumexp(x, [-1], True)
+    # y' = softmax(x)·x', a product of a row and a column, so that no second tensor of x's size is made for it.
+    shares = torch.exp(x - kept)
+    dot = torch.matmul(shares.unsqueeze(-2), dots[0].unsqueeze(-1)).squeeze([-1])
+    return (kept, dot) if keep else (kept.squeeze([-1]), dot.squeeze([-1]))
+
+
 def _as_dtype_of(value: Tensor, dot: Tensor) -> Tensor:
     """A tangent in the type its value was asked for in; no operation where it has that type."""
     return dot if dot.dtype == value.dtype else dot.to(value.dtype)

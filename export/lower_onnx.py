@@ -73,7 +73,12 @@ _MATMUL_NBITS = _engine_operator(
 #: Not the engine's: stands for a product with the transposed weight until ``export.arithmetic`` replaces it.
 _FROZEN_TRANSPOSED = _engine_operator(
     TRANSPOSED,
-    {"Y": "tensor(float)", "B": "tensor(uint8)", "scales": "tensor(float)"},
+    {
+        "Y": "tensor(float)",
+        "B": "tensor(uint8)",
+        "scales": "tensor(float)",
+        "zero_points": "tensor(uint8)?",
+    },
     ("K", "N"),
 )
 _GATHER_BLOCK_QUANTIZED = _engine_operator(
@@ -136,26 +141,31 @@ def lower(program: TracedProgram) -> ir.Model:
     return model
 
 
-def _to_matmul_nbits(x: Any, levels: Any, scales: Any, bias: Any, accuracy_level: int) -> Any:
-    rows, blocks, _ = levels.shape
+def _to_matmul_nbits(
+    x: Any, levels: Any, scales: Any, zero_points: Any, bias: Any, accuracy_level: int
+) -> Any:
+    rows, blocks, block_bytes = map(int, levels.shape)
+    bits = 8 if zero_points is None else 4
+    block_size = block_bytes * 8 // bits
     return _MATMUL_NBITS(
         x,
         levels,
         scales,
-        None,
+        zero_points,
         None,
         bias,
-        K=int(blocks) * BLOCK,
-        N=int(rows),
-        bits=8,
-        block_size=BLOCK,
+        K=blocks * block_size,
+        N=rows,
+        bits=bits,
+        block_size=block_size,
         accuracy_level=accuracy_level,
     )
 
 
-def _to_frozen_transposed(gradient: Any, levels: Any, scales: Any) -> Any:
-    rows, blocks, _ = levels.shape
-    return _FROZEN_TRANSPOSED(gradient, levels, scales, K=int(blocks) * BLOCK, N=int(rows))
+def _to_frozen_transposed(gradient: Any, levels: Any, scales: Any, zero_points: Any) -> Any:
+    rows, blocks, block_bytes = map(int, levels.shape)
+    inner = blocks * block_bytes * (1 if zero_points is None else 2)
+    return _FROZEN_TRANSPOSED(gradient, levels, scales, zero_points, K=inner, N=rows)
 
 
 def _to_gather_block_quantized(levels: Any, scales: Any, index: Any) -> Any:

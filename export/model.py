@@ -1,260 +1,276 @@
-"""Load a Hugging Face folder and give it slices and a classification head.
+"""Load a Hugging Face folder without its weights, and give it slices and what it is trained for.
 
-Everything frozen keeps its name from the folder; what is trained is added beside it, so that the result
-can go back to ``peft`` under the names ``peft`` expects.
+The model is built from its configuration alone; its parameters have shapes but no values. What is frozen keeps its
+name from the folder, and :meth:`LoadedModel.tensor` reads it when it is needed, one tensor at a time. What is trained
+is added beside it, so that the result can go back to ``peft`` under the names ``peft`` expects.
 """
 
 from __future__ import annotations
 
-import re
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from edge_runtime.errors import ModelError
+from edge_runtime.package import TaskKind
+from export.checkpoint import Checkpoint
+from export.heads import HEAD, Classifier, Head, LanguageModel
+from export.model_folder import require_finite
+from export.slices import FACTORS, TRAINABLE, SlicedLinear, SliceOptions, attach_slices, factors
 
-HEAD = "head"
-SliceKind = Literal["lora_xs", "lora"]
+#: Part of encoder classes that is not exported, and that folders may lack.
+UNUSED = "pooler."
 
 
 @dataclass(frozen=True)
-class SliceOptions:
-    """Which slices to attach.
+class _Origin:
+    """Where a parameter's values come from: a name of the base model, and whether its matrix lies transposed there."""
 
-    Attributes:
-        kind: ``lora_xs`` (a trained r×r core between frozen SVD factors; Bałazy et al. 2024,
-            arXiv 2405.17604, section 3) or ``lora`` (Hu et al. 2021, arXiv 2106.09685, section 4.1).
-        rank: r.
-        alpha: LoRA's scale numerator; the update is multiplied by alpha / rank.
-        targets: module names as ``peft``'s ``target_modules``: a name or a dotted suffix of it.
-        seed: of LoRA's random A.
-    """
-
-    kind: SliceKind = "lora_xs"
-    rank: int = 4
-    alpha: float = 4.0
-    targets: tuple[str, ...] = ("query", "value")
-    seed: int = 0
-
-
-class SlicedLinear(nn.Module):
-    """A frozen linear layer plus a trained slice.
-
-    Slice tensors carry a leading axis of length 1. It is the example axis: a tangent may be longer there,
-    one direction per example (see ``export.dual``).
-    """
-
-    def __init__(self, linear: nn.Linear, options: SliceOptions, generator: torch.Generator) -> None:
-        super().__init__()
-        rank, scale = options.rank, options.alpha / options.rank
-        if rank > min(linear.in_features, linear.out_features):
-            raise ModelError(
-                f"rank {rank} exceeds the sides {linear.out_features}x{linear.in_features} of the target layer; "
-                "choose a smaller --rank"
-            )
-        self.linear = linear
-        if options.kind == "lora_xs":
-            left, singular, right = torch.linalg.svd(linear.weight.detach().double(), full_matrices=False)
-            self.register_buffer("up", (left[:, :rank] * singular[:rank] * scale).float().contiguous())
-            self.register_buffer("down", right[:rank].float().contiguous())
-            self.core = nn.Parameter(torch.zeros(1, rank, rank))
-        else:
-            bound = linear.in_features**-0.5
-            a = torch.rand(1, rank, linear.in_features, generator=generator) * 2 * bound - bound
-            self.register_buffer("scale", torch.tensor(scale))
-            self.A = nn.Parameter(a)
-            self.B = nn.Parameter(torch.zeros(1, linear.out_features, rank))
-        self.kind = options.kind
-
-    # Buffers and parameters are declared for the type checker; which exist depends on the kind.
-    up: Tensor
-    down: Tensor
-    scale: Tensor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """y = W x + b + up·core·down·x, or + scale·B·A·x; x has shape (B, T, in)."""
-        if self.kind == "lora_xs":
-            inner = torch.matmul(nn.functional.linear(x, self.down), self.core.transpose(-1, -2))
-            return torch.add(self.linear(x), nn.functional.linear(inner, self.up))
-        inner = torch.matmul(x, self.A.transpose(-1, -2))
-        return torch.add(self.linear(x), torch.matmul(inner, self.B.transpose(-1, -2)) * self.scale)
-
-
-class Head(nn.Module):
-    """Linear classifier over mean-pooled, length-normalised features.
-
-    Pooling averages the last hidden states of real tokens. The feature is scaled to length
-    sqrt(hidden size), so that one learning rate suits every encoder.
-    """
-
-    def __init__(self, hidden_size: int, classes: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(classes, hidden_size))
-        self.bias = nn.Parameter(torch.zeros(classes))
-        self.hidden_size = hidden_size
-
-    def forward(self, hidden: Tensor, attention_mask: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """Loss and what the exact head gradient needs.
-
-        Args:
-            hidden: (B, T, H). attention_mask: (B, T), 1 for real tokens. labels: (B,) class indices.
-
-        Returns:
-            ``loss`` (B,); ``logits`` (B, C); ``residual`` = softmax - onehot = ∂loss/∂logits (B, C);
-            ``features`` (B, H). The gradient for one example is residualᵀ·features, and residual for the bias.
-        """
-        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        pooled = (hidden * mask).sum([1]) / mask.sum([1])
-        features = pooled * torch.rsqrt((pooled * pooled).mean([-1], keepdim=True))
-        logits = torch.matmul(features, self.weight.transpose(0, 1)) + self.bias
-        log_probabilities = torch.log_softmax(logits, -1)
-        loss = -torch.gather(log_probabilities, 1, labels.unsqueeze(-1)).squeeze([-1])
-        classes = torch.arange(logits.shape[-1], device=labels.device).unsqueeze(0)
-        onehot = (classes == labels.unsqueeze(-1)).to(logits.dtype)
-        return loss, logits, torch.exp(log_probabilities) - onehot, features
-
-
-class Classifier(nn.Module):
-    """An encoder with slices, and a head."""
-
-    def __init__(self, encoder: nn.Module, head: Head) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.head = head
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """(B, T) ids and mask, (B,) labels; outputs as :meth:`Head.forward`."""
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return self.head(hidden, attention_mask, labels)  # type: ignore[no-any-return]
+    name: str
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A classifier ready for capture; ``blocks`` is the dotted path of its list of blocks."""
+    """A model ready for capture.
 
-    classifier: Classifier
+    Attributes:
+        module: takes (input_ids, attention_mask, labels); frozen parameters have no values.
+        blocks: dotted path of its list of blocks.
+    """
+
+    task: TaskKind
+    module: Classifier | LanguageModel
     blocks: str
     architecture: str
     hidden_size: int
     position_limit: int
     parameters: int
     sliced: tuple[str, ...]
+    _checkpoint: Checkpoint
+    _origins: dict[str, _Origin]
+    _factors: dict[str, tuple[Tensor, Tensor]]
+
+    def tensor(self, name: str) -> Tensor:
+        """Values of a parameter or buffer of ``module``, in float32 where it is a float; frozen ones are read anew.
+
+        Raises:
+            ModelError: the folder's weights lack it, or hold a value that is not finite.
+        """
+        if name in self._origins:
+            return self._read(self._origins[name])
+        owner, _, last = name.rpartition(".")
+        if last in FACTORS and isinstance(module := self.module.get_submodule(owner), SlicedLinear):
+            if owner not in self._factors:
+                weight = self.tensor(f"{owner}.linear.weight")
+                self._factors[owner] = factors(weight, module.core.shape[-1], module.scale_value)
+            return self._factors[owner][FACTORS.index(last)]
+        value: Tensor = getattr(self.module.get_submodule(owner), last)
+        return value.detach()
+
+    def materialise(self) -> nn.Module:
+        """The module with all its values, as an ordinary model; for comparisons with torch."""
+        for owner, module in self.module.named_modules():
+            for table in (module._parameters, module._buffers):
+                for name, value in table.items():
+                    full = f"{owner}.{name}".lstrip(".")
+                    if value is None or not value.is_meta or full.startswith(f"encoder.{UNUSED}"):
+                        continue
+                    loaded = self.tensor(full)
+                    table[name] = (
+                        nn.Parameter(loaded, requires_grad=False) if table is module._parameters else loaded
+                    )
+        return self.module
+
+    def _read(self, origin: _Origin) -> Tensor:
+        tensor = self._checkpoint.tensor(origin.name)
+        require_finite(origin.name, tensor)
+        return tensor.T.contiguous() if origin.transposed else tensor
 
 
-def load_model(folder: Path, classes: int, options: SliceOptions) -> LoadedModel:
-    """Load an encoder folder and attach slices and a zero head.
+def load_model(
+    folder: Path,
+    classes: int,
+    options: SliceOptions,
+    task: TaskKind = "classification",
+    *,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Build a folder's model without weights and attach slices, and a zero head for classification.
+
+    Args:
+        folder: with config.json and weights. classes: size of the label set. options: which slices.
+        task: ``causal_lm`` takes the model with its own output layer, frozen.
+        trust_remote_code: whether Python code of the folder's own may run.
 
     Raises:
-        ModelError: not a model folder, no recognisable block structure, or no module matches the targets;
-            the message says what was looked for and what was found.
+        ModelError: not a model folder, no recognisable block structure, no module matches the targets, or weights
+            are missing; the message says what was looked for and what was found.
     """
-    encoder, config = _load_encoder(folder)
-    blocks = find_blocks(encoder)
-    parameters = sum(p.numel() for p in encoder.parameters())
-    sliced = attach_slices(encoder, blocks, options)
-    classifier = Classifier(encoder, Head(config.hidden_size, classes)).eval()
-    for name, parameter in classifier.named_parameters():
+    base, config = _build(folder, task, trust_remote_code)
+    checkpoint = Checkpoint(folder, base)
+    names = {parameter: name for name, parameter in base.named_parameters()}
+    tied = _names_of_tied(base)
+    transposed = _as_linear_layers(base, names)
+    parameters = sum(parameter.numel() for parameter in base.parameters())
+    blocks = find_blocks(base)
+    sliced = attach_slices(base, blocks, options)
+    causal = is_causal(base)
+    arguments = {"use_cache": False} if "use_cache" in inspect.signature(base.forward).parameters else {}
+    module: Classifier | LanguageModel
+    if task == "causal_lm":
+        if not causal:
+            raise ModelError(
+                f"{config.model_type} looks at what follows a token, so it cannot be trained to predict it; "
+                "choose a decoder, or --task classification"
+            )
+        module = LanguageModel(base, arguments)
+    else:
+        width = int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
+        module = Classifier(base, Head(width, classes, pools_last=causal), arguments)
+    module.eval()
+    for name, parameter in module.named_parameters():
         parameter.requires_grad_(is_trainable(name))
+    origins = {
+        name: _Origin(_present(names[parameter], tied, checkpoint), parameter in transposed)
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+        if parameter in names
+    }
+    _require_all(folder, origins, checkpoint)
     return LoadedModel(
-        classifier=classifier,
+        task=task,
+        module=module,
         blocks=f"encoder.{blocks}",
         architecture=str(config.model_type),
         hidden_size=int(config.hidden_size),
-        position_limit=_position_limit(encoder, config),
+        position_limit=_position_limit(base, config),
         parameters=parameters,
         sliced=sliced,
+        _checkpoint=checkpoint,
+        _origins=origins,
+        _factors={},
     )
 
 
-def _position_limit(encoder: nn.Module, config: Any) -> int:
-    """Longest sequence with a position for each token; RoBERTa counts positions from after its padding id."""
-    for name, module in encoder.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            skipped = 0 if module.padding_idx is None else module.padding_idx + 1
-            return module.num_embeddings - skipped
-    return int(getattr(config, "max_position_embeddings", 512))
-
-
 def is_trainable(name: str) -> bool:
-    """Whether a parameter of a :class:`Classifier` belongs to a slice or the head."""
-    return name.startswith(f"{HEAD}.") or name.rsplit(".", 1)[-1] in ("core", "A", "B")
+    """Whether a parameter of a loaded module belongs to a slice or the head."""
+    return name.startswith(f"{HEAD}.") or name.rsplit(".", 1)[-1] in TRAINABLE
 
 
-def find_blocks(encoder: nn.Module) -> str:
-    """Dotted path of the list of equal blocks that holds most of the parameters.
+def is_causal(model: nn.Module) -> bool:
+    """Whether attention looks back only."""
+    return any(getattr(module, "is_causal", False) for module in model.modules())
+
+
+def find_blocks(model: nn.Module) -> str:
+    """Dotted path of the list of equal blocks that holds most of the parameters, the innermost of several.
 
     Raises:
         ModelError: there is no list of modules of one class.
     """
-    found: dict[str, int] = {}
-    for name, module in encoder.named_modules():
+    found: dict[str, tuple[int, int]] = {}
+    for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) > 0 and len({type(m) for m in module}) == 1:
-            found[name] = sum(p.numel() for p in module.parameters())
+            found[name] = (sum(p.numel() for p in module.parameters()), name.count("."))
     if not found:
-        kinds = ", ".join(sorted({type(m).__name__ for m in encoder.children()}))
+        kinds = ", ".join(sorted({type(m).__name__ for m in model.children()}))
         raise ModelError(
-            f"{type(encoder).__name__} has no block structure this exporter recognises: looked for a ModuleList "
+            f"{type(model).__name__} has no block structure this exporter recognises: looked for a ModuleList "
             f"of blocks of one class, found only {kinds}"
         )
     return max(found, key=lambda name: found[name])
 
 
-def attach_slices(encoder: nn.Module, blocks: str, options: SliceOptions) -> tuple[str, ...]:
-    """Replace every targeted linear layer inside the blocks by a :class:`SlicedLinear`, in order.
-
-    Raises:
-        ModelError: a target matches no linear layer inside the blocks.
-    """
-    generator = torch.Generator().manual_seed(options.seed)
-    linears = [
-        name
-        for name, module in encoder.named_modules()
-        if isinstance(module, nn.Linear) and name.startswith(f"{blocks}.")
-    ]
-    for target in options.targets:
-        if not any(_matches(name, target) for name in linears):
-            kinds = sorted({re.sub(rf"^{re.escape(blocks)}\.\d+\.", "", name) for name in linears}) or [
-                "none"
-            ]
-            raise ModelError(
-                f"target module {target!r} matches no linear layer of the blocks; they have {', '.join(kinds)}"
-            )
-    chosen = tuple(name for name in linears if any(_matches(name, target) for target in options.targets))
-    for name in chosen:
-        parent, _, child = name.rpartition(".")
-        linear = encoder.get_submodule(name)
-        if isinstance(linear, nn.Linear):
-            setattr(encoder.get_submodule(parent), child, SlicedLinear(linear, options, generator))
-    return chosen
-
-
-def _matches(name: str, target: str) -> bool:
-    return name == target or name.endswith(f".{target}")
-
-
-def _load_encoder(folder: Path) -> tuple[nn.Module, Any]:
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} is not a Hugging Face model folder: it has no config.json")
+def _build(folder: Path, task: TaskKind, trust_remote_code: bool) -> tuple[PreTrainedModel, Any]:
+    kind = AutoModelForCausalLM if task == "causal_lm" else AutoModel
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        encoder, found = AutoModel.from_pretrained(
-            folder,
-            local_files_only=True,
-            attn_implementation="eager",
-            dtype=torch.float32,
-            output_loading_info=True,
+        config = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
-    except Exception as error:  # the libraries raise nothing narrower for damaged files
+        with _parameters_without_values():
+            base = kind.from_config(
+                config,
+                attn_implementation="eager",
+                dtype=torch.float32,
+                trust_remote_code=trust_remote_code,
+            )
+    except Exception as error:  # the libraries raise nothing narrower for damaged files and unknown models
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{folder} cannot be loaded by transformers: {reason}") from error
-    # The pooler is not part of what is exported; anything else that is missing would be random numbers.
-    if missing := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):
+    return base.eval(), config
+
+
+@contextmanager
+def _parameters_without_values() -> Iterator[None]:
+    """Within, modules are made with parameters that have a shape but no memory; buffers keep their values."""
+    original = nn.Module.register_parameter
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        original(module, name, parameter)
+
+    nn.Module.register_parameter = register  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = original  # type: ignore[method-assign]
+
+
+def _as_linear_layers(model: nn.Module, names: dict[nn.Parameter, str]) -> set[nn.Parameter]:
+    """Replace GPT-2's Conv1D by the linear layer it is.
+
+    Returns the new weights, which lie transposed in the folder; ``names`` learns what they are called there.
+    """
+    transposed = set()
+    for path, module in list(model.named_modules()):
+        if not isinstance(module, Conv1D):
+            continue
+        inputs, outputs = module.weight.shape
+        linear = nn.Linear(inputs, outputs, device="meta")
+        linear.bias = module.bias
+        weight = linear.get_parameter("weight")
+        names[weight] = names[module.get_parameter("weight")]
+        transposed.add(weight)
+        parent, _, child = path.rpartition(".")
+        setattr(model.get_submodule(parent), child, linear)
+    return transposed
+
+
+def _names_of_tied(model: nn.Module) -> dict[str, list[str]]:
+    """First name of a parameter that has several, to all of them."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    return {group[0]: group for group in names.values() if len(group) > 1}
+
+
+def _present(name: str, tied: dict[str, list[str]], checkpoint: Checkpoint) -> str:
+    """The name under which the folder holds a parameter, of the several that a tied one has."""
+    return next((other for other in tied.get(name, ()) if other in checkpoint), name)
+
+
+def _require_all(folder: Path, origins: dict[str, _Origin], checkpoint: Checkpoint) -> None:
+    needed = {origin.name for origin in origins.values() if not origin.name.startswith(UNUSED)}
+    if missing := sorted(name for name in needed if name not in checkpoint):
         raise ModelError(
             f"{folder} lacks {len(missing)} tensors of its architecture, the first is {missing[0]}; "
             "download or save the model again"
         )
-    return encoder.eval(), config
+
+
+def _position_limit(model: nn.Module, config: Any) -> int:
+    """Longest sequence with a position for each token; RoBERTa counts positions from after its padding id."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            skipped = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - skipped
+    return int(getattr(config, "max_position_embeddings", 512))

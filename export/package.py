@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,6 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from edge_runtime.durable import rename_durably, write_durably
 from edge_runtime.errors import ModelError
@@ -27,8 +26,10 @@ from edge_runtime.package import (
     Manifest,
     Package,
     Program,
+    Quantisation,
     Segment,
     SliceSpec,
+    TaskKind,
     TensorRef,
     TensorSpec,
     Variant,
@@ -37,15 +38,19 @@ from edge_runtime.package import (
 from edge_runtime.signing import PrivateKey
 from edge_runtime.slices import encode_values, key
 from export.arithmetic import has_frozen_products, probe, with_arithmetic
-from export.capture import SegmentGraph, capture, structure_of
+from export.capture import SegmentGraph, structure_of
+from export.heads import HEAD
 from export.lower_onnx import lower
-from export.model import HEAD, SliceKind, SliceOptions, load_model
+from export.model import LoadedModel, load_model
+from export.model_folder import check_model_folder
 from export.predict import live_sets, peak_tensors
 from export.program import ProgramKind, trace
-from export.quantise_graph import quantise_capture
 from export.reference import TorchReference
 from export.schedule import REFERENCE, order_for_memory
-from export.self_check import COSINE_LIMIT, check_package
+from export.self_check import COSINE_LIMIT, check_package, chosen_segments
+from export.slices import SliceKind, SliceOptions
+from export.stored import StoredModel, WrittenTensors, store
+from export.tokenizer import write_tokenizer
 
 #: Segments start on a page, tensors on a cache line.
 PAGE_BYTES = 4096
@@ -54,7 +59,10 @@ TOKENIZER = "tokenizer.json"
 STATE = "slices.safetensors"
 PROBE = "programs/probe.onnx"
 #: Which arithmetics a package can offer, by how its weights are stored.
-OFFERED: dict[str, tuple[Arithmetic, ...]] = {"int8": ("row_int8", "block_int8", "float"), "none": ("float",)}
+OFFERED: dict[Quantisation, tuple[Arithmetic, ...]] = {
+    "int8": ("row_int8", "block_int8", "float"),
+    "none": ("float",),
+}
 #: Those in which a frozen product can be read transposed.
 ADJOINT_ARITHMETICS: tuple[Arithmetic, ...] = ("row_int8", "float")
 #: Tensors of a program's largest live set that the manifest names.
@@ -69,10 +77,12 @@ class ExportOptions:
     """What to export.
 
     Attributes:
-        model: Hugging Face folder. labels: the label set, in order. output: folder to create.
-        slices: which slices. sequence_limit: longest sequence the package will train, in tokens.
-        quantisation: ``int8``, or ``none`` to keep float32 for comparison.
-        check_texts: real text for the self-check, at least one.
+        model: Hugging Face folder. labels: the label set, in order; none for a causal language model.
+        output: folder to create. slices: which slices.
+        sequence_limit: longest sequence the package will train, in tokens.
+        quantisation: of frozen matrices; ``none`` keeps float32 for comparison.
+        check_texts: real text for the self-check, at least one. task: what the model is trained for.
+        trust_remote_code: whether Python code of the folder's own may run.
         with_adjoint: also write the adjoint programs that backpropagation runs.
     """
 
@@ -81,8 +91,10 @@ class ExportOptions:
     output: Path
     slices: SliceOptions
     sequence_limit: int
-    quantisation: str
+    quantisation: Quantisation
     check_texts: tuple[str, ...]
+    task: TaskKind = "classification"
+    trust_remote_code: bool = False
     with_adjoint: bool = False
 
 
@@ -102,15 +114,22 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
     """
     if options.output.exists():
         raise ModelError(f"{options.output} exists already; choose another --output or remove it")
+    check_model_folder(options.model, options.labels, trust_remote_code=options.trust_remote_code)
 
-    # 1. Load and attach slices.
+    # 1. Build the model without its weights and attach slices.
     progress(f"Loading {options.model.name} and attaching {options.slices.kind} slices")
-    model = load_model(options.model, len(options.labels), options.slices)
+    model = load_model(
+        options.model,
+        len(options.labels),
+        options.slices,
+        options.task,
+        trust_remote_code=options.trust_remote_code,
+    )
     sequence_limit = min(options.sequence_limit, model.position_limit)
 
-    # 2. Capture as one graph, cut into segments, quantise frozen matrices.
+    # 2. Capture as one graph, cut into segments, quantise frozen matrices: all of it on shapes alone.
     progress("Capturing the model and cutting it into segments")
-    segments, tensors = quantise_capture(capture(model), options.quantisation)
+    stored = store(model, options.quantisation)
 
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.output.parent, prefix=".export-") as temporary:
@@ -121,8 +140,7 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
         # 3. Trace and lower each distinct structure once.
         programs, names = _write_programs(
             folder,
-            segments,
-            tensors,
+            stored,
             model.position_limit,
             OFFERED[options.quantisation],
             options.with_adjoint,
@@ -130,56 +148,81 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
         )
         ir.save(probe(), folder / PROBE)
 
-        # 4. Write weights, slices and tokenizer.
-        progress("Writing weights")
-        manifest_segments = tuple(
-            Segment(
-                segment.name,
-                names[i]["primal"],
-                names[i].get("entry"),
-                names[i].get("dual"),
-                weights=_write_weights(folder, segment, tensors),
-                adjoint=names[i].get("adjoint"),
-            )
-            for i, segment in enumerate(segments)
+        # 4. Write slices, tokenizer and weights; the weights one matrix at a time.
+        specs = _slice_specs(stored, options.slices.kind)
+        (folder / STATE).write_bytes(_initial_state(stored))
+        pad_token_id, note = write_tokenizer(
+            options.model, folder / TOKENIZER, trust_remote_code=options.trust_remote_code
         )
-        specs = _slice_specs(segments, tensors, options.slices.kind)
-        (folder / STATE).write_bytes(_initial_state(segments, tensors))
-        pad_token_id = _write_tokenizer(options.model, folder / TOKENIZER)
+        if note is not None:
+            progress(note)
+        manifest_segments = _write_segments(folder, stored, names, progress)
 
         # 5. Compare with torch on real text, then describe and sign.
-        manifest = Manifest(
-            format_version=FORMAT_VERSION,
-            name=_safe_name(options.model.name),
-            task="classification",
-            labels=options.labels,
-            sequence_limit=sequence_limit,
-            pad_token_id=pad_token_id,
-            base=Base(
-                architecture=model.architecture,
-                source=options.model.name,
-                parameters=model.parameters,
-                hidden_size=model.hidden_size,
-                quantisation="int8" if options.quantisation == "int8" else "none",
-            ),
-            files=_list_files(folder),
-            programs=programs,
-            segments=manifest_segments,
-            slices=specs,
-            tokenizer=TOKENIZER,
-            initial_state=STATE,
-            self_checks={},
-            probe=PROBE,
+        manifest = _describe(
+            options, model, sequence_limit, pad_token_id, folder, programs, manifest_segments, specs
         )
-        progress("Comparing the programs with torch on real text")
-        reference = TorchReference(segments, tensors)
-        checks = check_package(Package(folder, manifest, ""), reference, options.check_texts)
+        chosen = chosen_segments(manifest)
+        progress(
+            "Comparing the programs with torch on real text"
+            + (f", over {len(chosen) - 2} of the blocks" if len(chosen) < len(manifest.segments) else "")
+        )
+        reference = _reference(folder, stored, manifest, chosen)
+        checks = check_package(Package(folder, manifest, ""), reference, chosen, options.check_texts)
         manifest = _without_poor_arithmetics(msgspec.structs.replace(manifest, self_checks=checks), folder)
         data = msgspec.json.encode(manifest, order="sorted")
         write_durably(folder / MANIFEST, data)
         write_durably(folder / SIGNATURE, signer.sign(data).encode())
         rename_durably(folder, options.output)
     return Package.open(options.output, signer.public_key)
+
+
+def _describe(
+    options: ExportOptions,
+    model: LoadedModel,
+    sequence_limit: int,
+    pad_token_id: int,
+    folder: Path,
+    programs: dict[str, Program],
+    segments: tuple[Segment, ...],
+    slices: tuple[SliceSpec, ...],
+) -> Manifest:
+    """The manifest, without self-checks."""
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        name=_safe_name(options.model.name),
+        task=options.task,
+        labels=options.labels,
+        sequence_limit=sequence_limit,
+        pad_token_id=pad_token_id,
+        base=Base(
+            architecture=model.architecture,
+            source=options.model.name,
+            parameters=model.parameters,
+            hidden_size=model.hidden_size,
+            quantisation=options.quantisation,
+        ),
+        files=_list_files(folder),
+        programs=programs,
+        segments=segments,
+        slices=slices,
+        tokenizer=TOKENIZER,
+        initial_state=STATE,
+        self_checks={},
+        probe=PROBE,
+    )
+
+
+def _reference(
+    folder: Path, stored: StoredModel, manifest: Manifest, chosen: tuple[int, ...]
+) -> TorchReference:
+    """The chosen segments in torch, on the weights as they were written."""
+    references: dict[str, TensorRef] = {}
+    for index in chosen:
+        graph, written = stored.segments[index], manifest.segments[index].weights
+        references.update({source: written[name] for name, source in graph.weights.items()})
+    segments = tuple(stored.segments[index] for index in chosen)
+    return TorchReference(segments, WrittenTensors(folder, references, stored.tensors))
 
 
 def _without_poor_arithmetics(manifest: Manifest, folder: Path) -> Manifest:
@@ -211,8 +254,7 @@ def _kinds(segment: SegmentGraph, with_adjoint: bool) -> tuple[ProgramKind, ...]
 
 def _write_programs(
     folder: Path,
-    segments: tuple[SegmentGraph, ...],
-    tensors: dict[str, Tensor],
+    stored: StoredModel,
     position_limit: int,
     arithmetics: tuple[Arithmetic, ...],
     with_adjoint: bool,
@@ -222,14 +264,14 @@ def _write_programs(
     programs: dict[str, Program] = {}
     by_structure: dict[object, dict[ProgramKind, str]] = {}
     names = []
-    for segment in segments:
-        structure = structure_of(segment, tensors)
+    for segment in stored.segments:
+        structure = structure_of(segment, stored.shapes)
         if structure not in by_structure:
             made: dict[ProgramKind, str] = {}
             for kind in _kinds(segment, with_adjoint):
                 name = f"{segment.name}.{kind}"
                 progress(f"Lowering {name}")
-                traced = trace(segment, kind, tensors, position_limit)
+                traced = trace(segment, kind, stored.shapes, position_limit)
                 flowing = tuple(n for n in traced.inputs if n not in segment.weights)
                 lowered = lower(traced)
                 order_for_memory(lowered)  # arithmetics replace nodes where they stand
@@ -288,20 +330,48 @@ def _gathered_rows(model: ir.Model) -> Iterator[tuple[str, str]]:
                 yield str(table.name), str(rows.name)
 
 
-def _write_weights(folder: Path, segment: SegmentGraph, tensors: dict[str, Tensor]) -> dict[str, TensorRef]:
-    """Write one segment's frozen tensors to one file."""
+def _write_segments(
+    folder: Path,
+    stored: StoredModel,
+    names: list[dict[ProgramKind, str]],
+    progress: Progress,
+) -> tuple[Segment, ...]:
+    """Write all frozen tensors; segments that share them, as blocks of ALBERT do, share one file."""
+    written: dict[tuple[str, ...], dict[str, TensorRef]] = {}
+    segments = []
+    for index, segment in enumerate(stored.segments):
+        sources = tuple(segment.weights.values())
+        if sources not in written:
+            progress(f"Writing weights of {segment.name}, {index + 1} of {len(stored.segments)}")
+            written[sources] = _write_weights(folder, segment, stored.tensors)
+        made = names[index]
+        segments.append(
+            Segment(
+                segment.name,
+                made["primal"],
+                made.get("entry"),
+                made.get("dual"),
+                weights=written[sources],
+                adjoint=made.get("adjoint"),
+            )
+        )
+    return tuple(segments)
+
+
+def _write_weights(
+    folder: Path, segment: SegmentGraph, tensors: Mapping[str, Tensor]
+) -> dict[str, TensorRef]:
+    """Write one segment's frozen tensors to one file, each made, written and forgotten."""
     if not segment.weights:
         return {}
     file = f"weights/{segment.name}.bin"
     references = {}
     with (folder / file).open("wb") as out:
         for name, source in segment.weights.items():
-            array = (
-                tensors[source].contiguous().numpy()
-            )  # numpy's ascontiguousarray would give a scalar an axis
+            array = tensors[source].contiguous().numpy()  # ascontiguousarray would give a scalar an axis
             out.write(b"\0" * (-out.tell() % TENSOR_ALIGNMENT_BYTES))
             references[name] = TensorRef(file, out.tell(), _dtype_name(array), array.shape)
-            out.write(array.tobytes())
+            array.tofile(out)
         out.write(b"\0" * (-out.tell() % PAGE_BYTES))
     return references
 
@@ -321,36 +391,26 @@ def _flat_name(source: str) -> tuple[str, str]:
     return slice_name.removeprefix("encoder."), tensor
 
 
-def _slice_specs(
-    segments: tuple[SegmentGraph, ...], tensors: dict[str, Tensor], kind: SliceKind
-) -> tuple[SliceSpec, ...]:
-    specs = []
-    for index, segment in enumerate(segments):
-        grouped: dict[str, list[TensorSpec]] = {}
+def _slice_specs(stored: StoredModel, kind: SliceKind) -> tuple[SliceSpec, ...]:
+    tensors: dict[str, dict[str, TensorSpec]] = {}
+    segments: dict[str, list[int]] = {}
+    for index, segment in enumerate(stored.segments):
         for placeholder, source in segment.slices.items():
             name, tensor = _flat_name(source)
-            shape = tuple(tensors[source].shape)
-            grouped.setdefault(name, []).append(TensorSpec(tensor, shape, placeholder))
-        for name, parts in grouped.items():
-            chosen: SliceKind | Literal["head"] = "head" if name == HEAD else kind
-            specs.append(SliceSpec(name, chosen, (index,), target=name, tensors=tuple(parts)))
+            shape = tuple(stored.shapes[source].shape)
+            tensors.setdefault(name, {})[tensor] = TensorSpec(tensor, shape, placeholder)
+            segments.setdefault(name, []).append(index)
+    specs = []
+    for name, parts in tensors.items():
+        chosen: SliceKind | Literal["head"] = "head" if name == HEAD else kind
+        used = tuple(sorted(set(segments[name])))
+        specs.append(SliceSpec(name, chosen, used, target=name, tensors=tuple(parts.values())))
     return tuple(specs)
 
 
-def _initial_state(segments: tuple[SegmentGraph, ...], tensors: dict[str, Tensor]) -> bytes:
-    sources = [source for segment in segments for source in segment.slices.values()]
-    return encode_values({key(*_flat_name(source)): tensors[source].numpy() for source in sources})
-
-
-def _write_tokenizer(model: Path, path: Path) -> int:
-    """Write the tokenizer as one JSON file; returns the padding id."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True, use_fast=True)
-        path.write_text(tokenizer.backend_tokenizer.to_str())
-    except (OSError, ValueError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"{model} has no tokenizer the device could read: {reason}") from error
-    return int(tokenizer.pad_token_id or 0)
+def _initial_state(stored: StoredModel) -> bytes:
+    sources = [source for segment in stored.segments for source in segment.slices.values()]
+    return encode_values({key(*_flat_name(source)): stored.tensors[source].numpy() for source in sources})
 
 
 def _list_files(folder: Path) -> dict[str, FileEntry]:

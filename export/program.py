@@ -118,7 +118,7 @@ def trace(
     Args:
         segment: possibly quantised.
         kind: which program.
-        tensors: trainable and frozen tensors by name, for their shapes.
+        tensors: trainable and frozen tensors by name, for shape and dtype; they may be on the meta device.
         position_limit: longest sequence the model allows.
 
     Raises:
@@ -151,10 +151,9 @@ def _example(
     name: str, segment: SegmentGraph, tensors: dict[str, Tensor], sizes: dict[str, int]
 ) -> tuple[Tensor, dict[int, str]]:
     """A tensor of the right shape for an input, and which of its axes are dynamic."""
-    if name in segment.weights:
-        return tensors[segment.weights[name]], {}
-    if name in segment.slices:
-        return tensors[segment.slices[name]], {}
+    if name in segment.weights or name in segment.slices:
+        tensor = tensors[segment.weights.get(name) or segment.slices[name]]
+        return torch.empty(tensor.shape, dtype=tensor.dtype), {}  # never touched, so it takes no memory
     if name.endswith("_dot"):
         base = name.removesuffix("_dot")
         value, symbols = _example(base, segment, tensors, sizes)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,9 +22,10 @@ from edge_runtime.engines.onnx import OnnxEngine
 from edge_runtime.errors import ModelError
 from edge_runtime.executor import Executor, Sweep
 from edge_runtime.messages import LocalOptimizer, Task
-from edge_runtime.package import Arithmetic, Package, SelfCheck
+from edge_runtime.package import Arithmetic, Manifest, Package, SelfCheck
 from edge_runtime.preparation import prepare
 from edge_runtime.prepared import PreparedPackage
+from edge_runtime.rows import NO_LABEL
 from edge_runtime.slices import Values, key
 from edge_runtime.tangents import draw_tangents
 from export.reference import TorchReference
@@ -34,20 +36,44 @@ CHECK_DRAWS = 4
 CHECK_ROWS = 16
 #: Slices are moved off their initial zeros, so that every path carries signal.
 PERTURBATION = 0.02
+#: Weights up to this size are compared whole; beyond, this many blocks are.
+WHOLE_BYTES, FEW_BLOCKS = 1 << 30, 2
+
+
+def chosen_segments(manifest: Manifest) -> tuple[int, ...]:
+    """Indices of the segments to compare: all, or for a large package some that use every program."""
+    last = len(manifest.segments) - 1
+    weights = {tensor.file for segment in manifest.segments for tensor in segment.weights.values()}
+    if sum(manifest.files[file].bytes for file in weights) <= WHOLE_BYTES:
+        return tuple(range(last + 1))
+    firsts: dict[str, int] = {}
+    for index in range(1, last):
+        firsts.setdefault(manifest.segments[index].primal, index)
+    blocks = sorted({*firsts.values(), *range(1, min(1 + FEW_BLOCKS, last))})
+    return (0, *blocks, last)
 
 
 def check_package(
-    package: Package, reference: TorchReference, texts: tuple[str, ...]
+    package: Package, reference: TorchReference, segments: tuple[int, ...], texts: tuple[str, ...]
 ) -> dict[Arithmetic, SelfCheck]:
     """Compare loss and jvp of a package's programs with torch, in every arithmetic it offers.
+
+    Args:
+        package: being written. reference: runs the chosen segments. segments: which, from :func:`chosen_segments`.
+        texts: real text.
 
     Raises:
         ModelError: in float arithmetic they disagree beyond the limit; the message gives the differences.
     """
+    package = _shortened(package, segments)
     manifest = package.manifest
-    rows = [Row(text, i % len(manifest.labels)) for i, text in enumerate(texts[:CHECK_ROWS])]
-    ids = Tokenizer(package.path(manifest.tokenizer), manifest.sequence_limit).encode(rows)
-    batch = make_batch(ids, [row.label for row in rows], pad_token_id=manifest.pad_token_id)
+    labels = len(manifest.labels)
+    rows = [Row(text, i % labels if labels else NO_LABEL) for i, text in enumerate(texts[:CHECK_ROWS])]
+    tokenizer = Tokenizer(package.path(manifest.tokenizer), manifest.sequence_limit)
+    ids = tokenizer.encode(rows, at_least=1 if labels else 2)
+    batch = make_batch(
+        ids, [row.label for row in rows] if labels else None, pad_token_id=manifest.pad_token_id
+    )
     values = _perturbed(reference)
     trained = [spec for spec in manifest.slices if spec.kind != "head"]
     tangents = draw_tangents(_check_task(), trained, 0, range(len(rows)))
@@ -61,6 +87,7 @@ def check_package(
             sweep = _sweep(prepared, engine, values, batch, tangents)
             gradient = _adjoint_gradient(prepared, engine, values, batch)
         checks[arithmetic] = SelfCheck(
+            segments=len(segments),
             rows=len(rows),
             loss=_difference(sweep.loss, expected_loss),
             jvp=_difference(_jvps(sweep), expected_jvps),
@@ -80,6 +107,19 @@ def check_package(
             f"{STRICT_LIMIT:.0e}; nothing was written. Please report the model's architecture"
         )
     return checks
+
+
+def _shortened(package: Package, segments: tuple[int, ...]) -> Package:
+    """The same package with some of its segments, and the slices those have."""
+    manifest, places = package.manifest, {index: place for place, index in enumerate(segments)}
+    slices = []
+    for spec in manifest.slices:
+        used = tuple(places[index] for index in spec.segments if index in places)
+        if used:
+            slices.append(msgspec.structs.replace(spec, segments=used))
+    kept = tuple(manifest.segments[index] for index in segments)
+    shorter = msgspec.structs.replace(manifest, segments=kept, slices=tuple(slices))
+    return Package(package.folder, shorter, package.sha256)
 
 
 def _check_task() -> Task:

@@ -45,13 +45,13 @@ from edge_runtime.preparation import prepare as prepare_package
 from edge_runtime.signing import generate_key
 from edge_runtime.slices import Values, decode_values, encode_values, shapes
 from edge_runtime.worker import evaluate, train
-from export.capture import capture
 from export.cli import read_labels
-from export.model import SliceOptions, load_model
+from export.model import load_model
 from export.package import ExportOptions, export_package
-from export.quantise_graph import quantise_capture
 from export.reference import TorchReference
 from export.self_check import flat_values, torch_inputs
+from export.slices import SliceOptions
+from export.stored import store
 
 ARMS = ("head_only", "backpropagation", "forward")
 RESULT = HERE.parents[1] / "benchmarks" / "results" / "demo-reference.json"
@@ -260,9 +260,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         simulation = Simulation(Path(temporary), config, arguments.threads, arguments.arithmetic)
         loaded = load_model(simulation.model, len(simulation.labels), simulation.slice_options)
-        backpropagation = simulation.by_backpropagation(
-            TorchReference(*quantise_capture(capture(loaded), "int8"))
-        )
+        stored = store(loaded, "int8")
+        backpropagation = simulation.by_backpropagation(TorchReference(stored.segments, stored.in_memory()))
         seeds: dict[str, dict[str, Any]] = {}
         for seed in arguments.seeds.split(","):
             simulation.config = msgspec.structs.replace(config, seed=int(seed))

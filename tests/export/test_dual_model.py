@@ -25,9 +25,9 @@ def model(request, tiny_model, tmp_path_factory) -> tuple[Capture, TorchReferenc
     """The captured tiny model in float64."""
     kind, quantisation = request.param
     chosen = tiny.options(tiny_model, tmp_path_factory.mktemp("none"), kind=kind, quantisation=quantisation)
-    captured, _ = tiny.capture_model(chosen)
-    tensors = {name: t.double() if t.is_floating_point() else t for name, t in captured.tensors.items()}
-    return Capture(captured.segments, tensors), TorchReference(captured.segments, tensors)
+    stored, _ = tiny.store_model(chosen)
+    tensors = {name: t.double() if t.is_floating_point() else t for name, t in stored.in_memory().items()}
+    return Capture(stored.segments, tensors, {}), TorchReference(stored.segments, tensors)
 
 
 def batch_of(model: tuple[Capture, TorchReference], rows: int = 3, tokens: int = 6) -> dict[str, Tensor]:
@@ -204,7 +204,7 @@ def test_a_missing_rule_in_a_model_names_operator_and_node(model) -> None:
     flow = sweep(captured, inputs, slices, {})
     given = {**captured.tensors, **slices}
     sources = [*segment.slices.values(), *segment.weights.values()]
-    embedded = sweep(Capture(captured.segments[:1], captured.tensors), inputs, {}, {})
+    embedded = sweep(Capture(captured.segments[:1], captured.tensors, {}), inputs, {}, {})
     primals = [embedded.get(name, flow[name])[0] for name in segment.values] + [given[s] for s in sources]
     dots = directions(reference, 1, 3)
     tangents = [ZERO] * len(segment.values) + [dots.get(s, ZERO) for s in sources]
@@ -261,7 +261,7 @@ def test_a_decoder_blocks_dual_repeats_only_what_its_primal_has() -> None:
 
 def test_an_encoder_blocks_dual_has_no_concat_or_expand(tiny_model, tmp_path_factory) -> None:
     """The dual of a BERT block joins and repeats nothing, and uses each stored matrix twice: value and tangent."""
-    captured, _ = tiny.capture_model(tiny.options(tiny_model, tmp_path_factory.mktemp("none")))
+    captured, _ = tiny.store_model(tiny.options(tiny_model, tmp_path_factory.mktemp("none")))
     segment = captured.segments[1]
     traced = trace(segment, "dual", captured.tensors, tiny.POSITIONS)
     placeholders = [node for node in traced.exported.graph.nodes if node.op == "placeholder"]

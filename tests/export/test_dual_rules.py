@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from export.dual import RULES, ZERO, DualInterpreter, MissingRuleError, Zero
 from export.dual_rules import LISTED
-from export.quantise import BLOCK, dequantise, frozen_linear, quantise_rows
+from export.quantise import BLOCK, dequantise, frozen_linear, quantise
 
 aten = torch.ops.aten
 LIMIT = 1e-9
@@ -93,10 +93,13 @@ def linear(draw: Draw) -> Call:
 
 
 def frozen(draw: Draw) -> Call:
-    lead, out = draw(shapes(1, 2)), draw(st.integers(1, 4))
-    levels, scales = quantise_rows(normal(draw, (out, 2 * BLOCK)).float())
+    lead, out = draw(shapes(1, 2)), draw(st.integers(BLOCK, BLOCK + 3))
+    parts = quantise(
+        normal(draw, (out, 4 * BLOCK)).float(), "linear", draw(st.sampled_from(["int8", "int4"]))
+    )
+    weight = (parts["levels"], parts["scales"], parts.get("zero_points"))
     bias = draw(st.sampled_from([None, normal(draw, (out,))]))
-    return Call((normal(draw, (*lead, 2 * BLOCK)), levels, scales, bias, draw(st.sampled_from([1, 4]))))
+    return Call((normal(draw, (*lead, 4 * BLOCK)), *weight, bias, draw(st.sampled_from([1, 4]))))
 
 
 def permute(draw: Draw) -> Call:
@@ -267,8 +270,8 @@ SAMPLES: dict[Any, Callable[[Draw], Call]] = {
 #: What torch cannot differentiate forwards itself, or takes its tensors as a list, written with flat arguments.
 REFERENCES: dict[Any, Callable[..., Tensor]] = {
     aten.cat.default: lambda *args: aten.cat(list(args[:-1]), args[-1]),
-    frozen_linear: lambda x, levels, scales, bias, _: aten.linear(
-        x, dequantise(levels, scales).double(), bias
+    frozen_linear: lambda x, levels, scales, zero_points, bias, _: aten.linear(
+        x, dequantise(levels, scales, zero_points).double(), bias
     ),
 }
 

@@ -93,7 +93,7 @@ def test_matmul_nbits_computes_with_our_layout(rows: int, blocks: int) -> None:
         block_size=BLOCK,
         accuracy_level=1,
     )
-    expected = frozen_linear(x, levels, scales, None, 1)
+    expected = frozen_linear(x, levels, scales, None, None, 1)
     torch.testing.assert_close(expected, x @ dequantise(levels, scales).T)
     np.testing.assert_allclose(got, expected.numpy(), rtol=1e-5, atol=1e-4)
 
@@ -120,4 +120,4 @@ def test_the_reference_is_differentiable_in_its_input() -> None:
     """The quantised product's gradient in its input is that of a linear layer with the dequantised matrix."""
     levels, scales = quantise_rows(random_matrix(5, 4, 2))
     x = random_matrix(6, 3, 2).double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda v: frozen_linear(v, levels, scales, None, 4), (x,))
+    assert torch.autograd.gradcheck(lambda v: frozen_linear(v, levels, scales, None, None, 4), (x,))

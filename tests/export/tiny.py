@@ -9,10 +9,14 @@ import numpy as np
 import torch
 from tokenizers import BertWordPieceTokenizer
 from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
     BertConfig,
     BertModel,
     DistilBertConfig,
     DistilBertModel,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
@@ -21,13 +25,14 @@ from transformers import (
 
 from edge_runtime.data import Batch, Row, Tokenizer, make_batch
 from edge_runtime.messages import LocalOptimizer, Task
-from edge_runtime.package import Package
+from edge_runtime.package import Package, TaskKind
+from edge_runtime.rows import NO_LABEL
 from edge_runtime.signing import PrivateKey, generate_key
-from export.capture import Capture, capture
-from export.model import SliceOptions, load_model
+from export.model import load_model
 from export.package import ExportOptions, export_package
-from export.quantise_graph import quantise_capture
 from export.reference import TorchReference
+from export.slices import SliceOptions
+from export.stored import StoredModel, store
 
 torch.set_num_threads(1)
 
@@ -44,6 +49,7 @@ SENTENCES = (
 )
 HIDDEN, BLOCKS, HEADS, INNER, POSITIONS = 64, 2, 4, 128, 64
 CHECK_TEXTS = SENTENCES[:4]
+DECODERS = ("llama", "qwen2", "qwen3", "mistral", "opt", "gpt2")
 
 
 @dataclass(frozen=True)
@@ -52,12 +58,17 @@ class Exported:
 
     package: Package
     reference: TorchReference
-    segments: Capture
+    stored: StoredModel
     key: PrivateKey
 
 
-def write_model(folder: Path, family: str = "bert", **changes: object) -> Path:
-    """Save a random model of a family with a WordPiece tokenizer trained on SENTENCES."""
+def write_model(
+    folder: Path, family: str = "bert", task: TaskKind = "classification", **changes: object
+) -> Path:
+    """Save a random model of a family with a WordPiece tokenizer trained on SENTENCES.
+
+    For language modelling it is saved with its output layer.
+    """
     trainer = BertWordPieceTokenizer(lowercase=True)
     trainer.train_from_iterator(SENTENCES, vocab_size=160, show_progress=False)
     tokenizer = PreTrainedTokenizerFast(
@@ -70,12 +81,15 @@ def write_model(folder: Path, family: str = "bert", **changes: object) -> Path:
     )
     tokenizer.save_pretrained(folder)
     torch.manual_seed(7)
-    make_model(family, vocab_size=len(tokenizer), **changes).save_pretrained(folder)
+    make_model(family, task, vocab_size=len(tokenizer), **changes).save_pretrained(folder)
     return folder
 
 
-def make_model(family: str, **changes: object) -> PreTrainedModel:
+def make_model(family: str, task: TaskKind = "classification", **changes: object) -> PreTrainedModel:
     """A random model; weights are drawn three times as wide as usual, so that every layer matters."""
+    if family in DECODERS or family == "albert":
+        kind = AutoModelForCausalLM if task == "causal_lm" else AutoModel
+        return kind.from_config(small_config(family, **changes))
     common = {"initializer_range": 0.06, "max_position_embeddings": POSITIONS, "pad_token_id": 0, **changes}
     sizes = {
         "hidden_size": HIDDEN,
@@ -91,6 +105,28 @@ def make_model(family: str, **changes: object) -> PreTrainedModel:
     return DistilBertModel(DistilBertConfig(**{**sizes, **common}))
 
 
+def small_config(family: str, **changes: object) -> PretrainedConfig:
+    """Configuration of a small decoder, or of ALBERT with its one shared block called three times."""
+    sizes = {
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": BLOCKS,
+        "num_attention_heads": HEADS,
+        "max_position_embeddings": POSITIONS,
+        "initializer_range": 0.06,
+        "pad_token_id": 0,
+    }
+    own: dict[str, dict[str, object]] = {
+        "llama": {"intermediate_size": INNER, "num_key_value_heads": 2, "tie_word_embeddings": False},
+        "qwen2": {"intermediate_size": INNER, "num_key_value_heads": 2, "tie_word_embeddings": True},
+        "qwen3": {"intermediate_size": INNER, "num_key_value_heads": 2, "head_dim": 16},
+        "mistral": {"intermediate_size": INNER, "num_key_value_heads": 2, "sliding_window": 6},
+        "opt": {"ffn_dim": INNER, "word_embed_proj_dim": HIDDEN, "dropout": 0.0, "init_std": 0.06},
+        "gpt2": {"n_inner": INNER},
+        "albert": {"intermediate_size": INNER, "embedding_size": 32, "num_hidden_layers": 3},
+    }
+    return AutoConfig.for_model(family, **{**sizes, **own[family], **changes})
+
+
 def options(model: Path, output: Path, **changes: object) -> ExportOptions:
     """Export options; ``kind``, ``rank`` and ``targets`` go to the slices."""
     chosen = {name: changes.pop(name) for name in ("kind", "rank", "targets") if name in changes}
@@ -104,18 +140,18 @@ def options(model: Path, output: Path, **changes: object) -> ExportOptions:
     return ExportOptions(model=model, output=output, slices=SliceOptions(**chosen), **settings)
 
 
-def capture_model(chosen: ExportOptions) -> tuple[Capture, TorchReference]:
+def store_model(chosen: ExportOptions) -> tuple[StoredModel, TorchReference]:
     """The segments an export lowers, and the torch reference on the same stored weights."""
-    captured = capture(load_model(chosen.model, len(chosen.labels), chosen.slices))
-    segments, tensors = quantise_capture(captured, chosen.quantisation)
-    return Capture(segments, tensors), TorchReference(segments, tensors)
+    model = load_model(chosen.model, len(chosen.labels), chosen.slices, chosen.task)
+    stored = store(model, chosen.quantisation)
+    return stored, TorchReference(stored.segments, stored.in_memory())
 
 
 def export(model: Path, output: Path, **changes: object) -> Exported:
     """Export a model folder."""
     chosen, key = options(model, output, **changes), generate_key()
-    captured, reference = capture_model(chosen)
-    return Exported(export_package(chosen, key, lambda _: None), reference, captured, key)
+    stored, reference = store_model(chosen)
+    return Exported(export_package(chosen, key, lambda _: None), reference, stored, key)
 
 
 def make_task(package: Package, **changes: object) -> Task:
@@ -146,9 +182,11 @@ def make_task(package: Package, **changes: object) -> Task:
 def make_text_batch(package: Package, texts: tuple[str, ...] = SENTENCES) -> Batch:
     """Real text as the device would batch it, labels in turn."""
     manifest = package.manifest
-    rows = [Row(text, i % len(manifest.labels)) for i, text in enumerate(texts)]
+    count = len(manifest.labels)
+    rows = [Row(text, i % count if count else NO_LABEL) for i, text in enumerate(texts)]
     ids = Tokenizer(package.path(manifest.tokenizer), manifest.sequence_limit).encode(rows)
-    return make_batch(ids, [row.label for row in rows], pad_token_id=manifest.pad_token_id)
+    labels = [row.label for row in rows] if count else None
+    return make_batch(ids, labels, pad_token_id=manifest.pad_token_id)
 
 
 def moved_slices(reference: TorchReference, seed: int = 3, size: float = 0.1) -> dict[str, torch.Tensor]:

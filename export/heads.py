@@ -1,0 +1,107 @@
+"""What a model is trained for, as modules to capture: classification with an exact head gradient, or the next token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edge_runtime.package import TaskKind
+
+HEAD = "head"
+#: Outputs of the last segment, by task.
+OUTPUTS: dict[TaskKind, tuple[str, ...]] = {
+    "classification": ("loss", "logits", "residual", "features"),
+    "causal_lm": ("loss", "correct"),
+}
+#: A label where nothing is predicted.
+NO_LABEL = -1
+
+
+class Head(nn.Module):
+    """Linear classifier over pooled, length-normalised features.
+
+    Pooling averages the last hidden states of real tokens, or takes the last real token's where attention is causal:
+    only that one has seen the whole text. The feature is scaled to length sqrt(hidden size), so that one learning
+    rate suits every model. Padding is on the right.
+    """
+
+    def __init__(self, hidden_size: int, classes: int, *, pools_last: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(classes, hidden_size))
+        self.bias = nn.Parameter(torch.zeros(classes))
+        self.hidden_size = hidden_size
+        self.pools_last = pools_last
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """Loss and what the exact head gradient needs.
+
+        Args:
+            hidden: (B, T, H). attention_mask: (B, T), 1 for real tokens. labels: (B,) class indices.
+
+        Returns:
+            ``loss`` (B,); ``logits`` (B, C); ``residual`` = softmax - onehot = ∂loss/∂logits (B, C);
+            ``features`` (B, H). The gradient for one example is residualᵀ·features, and residual for the bias.
+        """
+        pooled = self._pool(hidden, attention_mask)
+        features = pooled * torch.rsqrt((pooled * pooled).mean([-1], keepdim=True))
+        logits = torch.matmul(features, self.weight.transpose(0, 1)) + self.bias
+        log_probabilities = torch.log_softmax(logits, -1)
+        loss = -torch.gather(log_probabilities, 1, labels.unsqueeze(-1)).squeeze([-1])
+        classes = torch.arange(logits.shape[-1], device=labels.device).unsqueeze(0)
+        onehot = (classes == labels.unsqueeze(-1)).to(logits.dtype)
+        return loss, logits, torch.exp(log_probabilities) - onehot, features
+
+    def _pool(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        if self.pools_last:
+            positions = torch.arange(attention_mask.shape[1], device=attention_mask.device).unsqueeze(0)
+            last = positions == attention_mask.sum([1], keepdim=True) - 1
+            return (hidden * last.unsqueeze(-1).to(hidden.dtype)).sum([1])
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * mask).sum([1]) / mask.sum([1])
+
+
+class Classifier(nn.Module):
+    """A base model with slices, and a head."""
+
+    def __init__(self, encoder: nn.Module, head: Head, arguments: dict[str, Any]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.arguments = arguments
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """(B, T) ids and mask, (B,) labels; outputs as :meth:`Head.forward`."""
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, **self.arguments}
+        hidden = self.encoder(**given).last_hidden_state
+        return self.head(hidden, attention_mask, labels)  # type: ignore[no-any-return]
+
+
+class LanguageModel(nn.Module):
+    """A causal language model with slices; its own output layer is frozen."""
+
+    def __init__(self, encoder: nn.Module, arguments: dict[str, Any]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.arguments = arguments
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """Loss of each example and how often its most probable token was right.
+
+        Args:
+            input_ids, attention_mask: (B, T). labels: (B, T), the token that follows each, ``NO_LABEL`` where
+                nothing is predicted; at least one a row.
+
+        Returns:
+            ``loss`` (B,), the mean over predicted tokens of cross-entropy; ``correct`` (B,), a count.
+        """
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, **self.arguments}
+        logits = self.encoder(**given).logits
+        predicted = labels > NO_LABEL
+        counted = predicted.to(logits.dtype)
+        chosen = torch.gather(logits, 2, labels.clamp(min=0).unsqueeze(-1)).squeeze([-1])
+        losses = torch.logsumexp(logits, [-1]) - chosen
+        loss = (losses * counted).sum([1]) / counted.sum([1])
+        right = torch.logical_and(logits.argmax(-1) == labels, predicted)
+        return loss, right.to(torch.int64).sum([1])
