@@ -297,7 +297,7 @@ def _tangent(name: str, values: Values, tangents: Mapping[str, FloatArray]) -> F
 
 
 def swept(flows: Sequence[Flow]) -> Sweep:
-    """What the flows of a batch hold once the head has run."""
+    """What the last segment left in the flows."""
     return Sweep(
         loss=_join(flows, "loss", 0),
         jvps=_join(flows, "loss" + DOT, 1) if "loss" + DOT in flows[0] else None,

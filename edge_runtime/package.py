@@ -41,8 +41,11 @@ ARITHMETICS: tuple[Arithmetic, ...] = ("row_int8", "block_int8", "block_int4", "
 #: What a package is trained for. ``classification``: one label a text, and a head. ``causal_lm``: the next token.
 TaskKind = Literal["classification", "causal_lm"]
 Quantisation = Literal["int8", "int4", "none"]
-#: A quantised matrix X (N outputs, K inputs) is stored as levels, uint8 (N, K/32, 32), and scales, float32 (N, K/32).
-LEVELS_SUFFIX, SCALES_SUFFIX = "_levels", "_scales"
+#: Arithmetics whose layout is the package's own: the engine repacks the matrices when it loads a program.
+BLOCK_ARITHMETICS: frozenset[Arithmetic] = frozenset({"block_int8", "block_int4"})
+#: A quantised matrix X (N outputs, K inputs) is stored as levels and scales: uint8 (N, K/32, 32), float32 (N, K/32).
+#: One with zero points has 4 bits: levels uint8 (N, K/B, B/2), zero points uint8 (N, ceil(K/B/2)), two in a byte.
+LEVELS_SUFFIX, SCALES_SUFFIX, ZERO_POINTS_SUFFIX = "_levels", "_scales", "_zero_points"
 #: What a device makes of it: int8 (K, N) with float32 (N) scales, or float32 (K, N).
 INT8_SUFFIX, INT8_SCALES_SUFFIX, FLOAT_SUFFIX = "_int8", "_int8_scales", "_float"
 
@@ -167,13 +170,14 @@ class Segment(Struct, frozen=True):
 
 
 class Base(Struct, frozen=True):
-    """What the package was made from."""
+    """What the package was made from; ``causal``: attention looks back only."""
 
     architecture: Text
     source: Text
     parameters: Count
     hidden_size: PositiveCount
     quantisation: Quantisation
+    causal: bool = False
 
 
 class SelfCheck(Struct, frozen=True):
@@ -191,6 +195,18 @@ class SelfCheck(Struct, frozen=True):
     segments: Count = 0
     gradient: float | None = None
     gradient_cosine: float | None = None
+
+
+class QuantisationEffect(Struct, frozen=True):
+    """What storing the model in few bits does to it, in torch on real text; float arithmetic on both sides.
+
+    ``loss`` is the mean over rows of the absolute difference, relative to the float model's mean loss; ``jvp_cosine``
+    that between all directional derivatives of the two.
+    """
+
+    rows: Count
+    loss: float
+    jvp_cosine: float
 
 
 class Manifest(Struct, frozen=True):
@@ -211,6 +227,7 @@ class Manifest(Struct, frozen=True):
     initial_state: PackagePath
     self_checks: dict[Arithmetic, SelfCheck]
     probe: PackagePath
+    quantisation_effect: QuantisationEffect | None = None
 
     def slice_named(self, name: str) -> SliceSpec:
         """The slice of that name; :class:`PackageError` if there is none."""

@@ -26,8 +26,10 @@ from edge_runtime.errors import CapExceededError, PackageError
 from edge_runtime.messages import Update
 from edge_runtime.package import (
     ARITHMETICS,
+    BLOCK_ARITHMETICS,
     LEVELS_SUFFIX,
     SCALES_SUFFIX,
+    ZERO_POINTS_SUFFIX,
     Arithmetic,
     Manifest,
     Segment,
@@ -52,8 +54,8 @@ ENGINE_BYTES = 2 << 20
 PROGRAM_BYTES = 400 << 10
 #: A loaded tokenizer over the size of its file; nearly all of it is given back before the engine starts.
 TOKENIZER_FACTOR, TOKENIZER_REST_BYTES = 26, 2 << 20
-#: Matrices that the engine repacks, over their stored size.
-PACKED_FACTOR = 1.5
+#: Matrices that the engine repacks, over their stored size; a session for each segment included.
+PACKED_FACTOR: dict[Arithmetic, float] = {"block_int8": 1.5, "block_int4": 1.8}
 #: Tensors as the engine's arena holds them: over their sum, for gaps between reused blocks; and what it starts with.
 ARENA_FACTOR, ARENA_BYTES = 1.55, 3 << 20
 #: Values, their change, one gradient, and the encoded blobs in and out.
@@ -400,9 +402,15 @@ def segment_bytes(segment: Segment, arithmetic: Arithmetic) -> int:
     for name, tensor in segment.weights.items():
         if not _is_quantised(name, segment):
             total += stored_bytes(tensor)
-        elif name.endswith(LEVELS_SUFFIX) and arithmetic != "block_int8":
-            total += stored_bytes(tensor) * (1 if arithmetic == "row_int8" else FLOAT_BYTES)
+        elif name.endswith(LEVELS_SUFFIX) and arithmetic not in BLOCK_ARITHMETICS:
+            total += matrix_numbers(name, segment) * (1 if arithmetic == "row_int8" else FLOAT_BYTES)
     return total
+
+
+def matrix_numbers(levels: str, segment: Segment) -> int:
+    """How many weights the matrix of these levels has: two a byte where it has zero points."""
+    four_bits = levels.removesuffix(LEVELS_SUFFIX) + ZERO_POINTS_SUFFIX in segment.weights
+    return stored_bytes(segment.weights[levels]) * (2 if four_bits else 1)
 
 
 def stored_bytes(tensor: TensorRef) -> int:
@@ -415,15 +423,15 @@ def stored_bytes(tensor: TensorRef) -> int:
 
 def repacked_bytes(segment: Segment, arithmetic: Arithmetic) -> int:
     """Bytes that the engine makes of a segment's matrices for itself."""
-    if arithmetic != "block_int8":
+    if arithmetic not in PACKED_FACTOR:
         return 0
     stored = sum(stored_bytes(t) for name, t in segment.weights.items() if _is_quantised(name, segment))
-    return int(stored * PACKED_FACTOR)
+    return int(stored * PACKED_FACTOR[arithmetic])
 
 
 def _is_quantised(name: str, segment: Segment) -> bool:
-    """Whether a tensor is the levels or the scales of a quantised matrix (not of an embedding)."""
-    for suffix in (LEVELS_SUFFIX, SCALES_SUFFIX):
+    """Whether a tensor is levels, scales or zero points of a quantised matrix (not of an embedding)."""
+    for suffix in (LEVELS_SUFFIX, SCALES_SUFFIX, ZERO_POINTS_SUFFIX):
         levels = segment.weights.get(name.removesuffix(suffix) + LEVELS_SUFFIX)
         if name.endswith(suffix) and levels is not None and len(levels.shape) == 3:
             return True

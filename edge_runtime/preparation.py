@@ -22,8 +22,8 @@ from edge_runtime.durable import rename_durably, write_durably
 from edge_runtime.engines import Engine
 from edge_runtime.errors import DeviceError, PreparationError
 from edge_runtime.layout import PAGE_BYTES, is_matrix, lay_out
-from edge_runtime.package import ARITHMETICS, Arithmetic, Package
-from edge_runtime.plan import USABLE_SHARE, Choice, Planner, Work
+from edge_runtime.package import ARITHMETICS, BLOCK_ARITHMETICS, Arithmetic, Package
+from edge_runtime.plan import USABLE_SHARE, Choice, Planner, Work, matrix_numbers
 from edge_runtime.prepared import (
     PREPARED,
     PREPARED_VERSION,
@@ -130,17 +130,20 @@ def _temporary_folder(parent: Path) -> Iterator[Path]:
 
 
 def _require_space(package: Package, work: Path, arithmetic: Arithmetic) -> None:
-    item_bytes = {"row_int8": 1, "block_int8": 0, "float": 4}[arithmetic]
+    if arithmetic in BLOCK_ARITHMETICS:
+        return
+    item_bytes = 1 if arithmetic == "row_int8" else 4
     needed = sum(
-        int(np.prod(tensor.shape)) * item_bytes if is_matrix(name, tensor) else PAGE_BYTES
+        matrix_numbers(name, segment) * item_bytes if is_matrix(name, tensor) else PAGE_BYTES
         for segment in package.manifest.segments
         for name, tensor in segment.weights.items()
     )
     free = shutil.disk_usage(work).free
     if needed > free:
+        as_stored = [name for name in package.manifest.arithmetics if name in BLOCK_ARITHMETICS]
         raise DeviceError(
             f"preparing the package takes {needed >> 20} MiB, {free >> 20} MiB are free in {work.parent}; "
-            "free some space or choose block_int8, which needs none"
+            f"free some space{f' or choose {as_stored[0]}, which needs none' if as_stored else ''}"
         )
 
 

@@ -169,8 +169,8 @@ def _linear_layer(args: Sequence[Any], _: dict[str, Any]) -> tuple[Any, Pullback
 
 @adjoint_rule(frozen_linear)
 def _frozen_linear(args: Sequence[Any], _: dict[str, Any]) -> tuple[Any, Pullback]:
-    _, *weight, _, _ = args
-    return frozen_linear(*args), lambda bar, _: frozen_linear_transposed(bar, *weight)
+    stored = args[1:4]
+    return frozen_linear(*args), lambda bar, _: frozen_linear_transposed(bar, *stored)
 
 
 @adjoint_rule(aten.matmul.default)

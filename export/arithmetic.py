@@ -1,9 +1,10 @@
-"""The three arithmetics of a lowered program: how its frozen products are computed on a device.
+"""The arithmetics of a lowered program: how its frozen products are computed on a device.
 
 The lowered program names each frozen product as one node, ``MatMulNBits``. From it come
 
-* ``block_int8``: that node as it is. Weights and activations in int8, one scale for each 32 inputs. The engine
-  repacks such a weight for its kernels, so it must be *bound* when the program is loaded.
+* ``block_int8`` and ``block_int4``: that node as it is. Activations in int8, weights as they are stored, in int8 or
+  int4 with a scale for each block of inputs. The engine repacks such a weight for its kernels, so it must be *bound*
+  when the program is loaded.
 * ``row_int8``: activations in uint8 with one scale a row (a token), weights in int8 with one scale an output,
   products summed in int32 (``QuantizeLinear`` and ``MatMulIntegerToFloat``; Dettmers et al. 2022, arXiv 2208.07339,
   section 2.1, calls it vector-wise). Weights are *fed* as inputs, as they lie in a mapped file: one loaded program
@@ -28,7 +29,16 @@ import onnx_ir as ir
 
 from edge_runtime.engines.onnx_names import OUTPUT_SUFFIX
 from edge_runtime.errors import ModelError
-from edge_runtime.package import FLOAT_SUFFIX, INT8_SCALES_SUFFIX, INT8_SUFFIX, LEVELS_SUFFIX, Arithmetic
+from edge_runtime.package import (
+    BLOCK_ARITHMETICS,
+    FLOAT_SUFFIX,
+    INT8_SCALES_SUFFIX,
+    INT8_SUFFIX,
+    LEVELS_SUFFIX,
+    SCALES_SUFFIX,
+    ZERO_POINTS_SUFFIX,
+    Arithmetic,
+)
 from export.lower_onnx import TRANSPOSED
 
 #: Activations are rounded to ±127 around this level.
@@ -53,18 +63,18 @@ def with_arithmetic(model: ir.Model, arithmetic: Arithmetic) -> ir.Model:
         arithmetic: which.
 
     Raises:
-        ModelError: ``block_int8`` is asked of a program with transposed products.
+        ModelError: a block arithmetic is asked of a program with transposed products.
 
     Returns:
-        The program. For ``block_int8`` the repacked weights are external initialisers without data, named as before;
-        otherwise every weight is an input, and ``X_levels``, ``X_scales`` are replaced by ``X_int8`` and
-        ``X_int8_scales`` or by ``X_float``.
+        The program. For ``block_int8`` and ``block_int4`` the repacked weights are external initialisers without
+        data, named as before; otherwise every weight is an input, and ``X_levels``, ``X_scales``, ``X_zero_points``
+        are replaced by ``X_int8`` and ``X_int8_scales`` or by ``X_float``.
     """
     copied: ir.Model = ir.from_proto(ir.to_proto(model))
-    if arithmetic == "block_int8":
+    if arithmetic in BLOCK_ARITHMETICS:
         if any(node.op_type == TRANSPOSED for node in copied.graph):
             raise ModelError(
-                "a repacked weight cannot be read transposed: block_int8 has no adjoint programs"
+                "a repacked weight cannot be read transposed: block arithmetics have no adjoint programs"
             )
         _bind(copied)
     else:
@@ -79,7 +89,7 @@ def has_frozen_products(model: ir.Model) -> bool:
 
 def _bind(model: ir.Model) -> None:
     """Turn the weights of frozen products from inputs into external initialisers, bound by the runtime."""
-    bound = {value for node in _linears(model) for value in node.inputs[1:3]}
+    bound = {value for node in _linears(model) for value in node.inputs[1:4] if value is not None}
     offset = 0
     for value in [value for value in model.graph.inputs if value in bound]:
         name, dtype, shape = str(value.name), _dtype(value), _static(value)
@@ -113,7 +123,8 @@ class _Rewriter:
             ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
             self._graph.remove(node, safe=True)
         used = {value for node in self._graph for value in node.inputs}
-        for value in [v for v in self._graph.inputs if str(v.name).endswith((LEVELS_SUFFIX, "_scales"))]:
+        stored = (LEVELS_SUFFIX, SCALES_SUFFIX, ZERO_POINTS_SUFFIX)
+        for value in [v for v in self._graph.inputs if str(v.name).endswith(stored)]:
             if value not in used and not str(value.name).endswith(INT8_SCALES_SUFFIX):
                 self._graph.inputs.remove(value)
 

@@ -50,19 +50,32 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._places
 
+    def place(self, name: str) -> tuple[Path, str]:
+        """The file that holds a tensor, and its name there.
+
+        Raises:
+            ModelError: the tensor would first have to be assembled from others.
+        """
+        path, stored = self._places[name]
+        if name in self._converted:
+            raise ModelError(
+                f"{path} keeps {stored} in a layout that has to be assembled; "
+                "load the model with transformers and save it again, then use that folder"
+            )
+        return path, stored
+
+    @property
+    def files(self) -> frozenset[Path]:
+        """All weight files."""
+        return frozenset(path for path, _ in self._places.values())
+
     def tensor(self, name: str) -> Tensor:
         """A tensor in float32 (integers stay as they are), copied from its file.
 
         Raises:
             ModelError: the file is damaged, or the tensor would first have to be assembled from others.
         """
-        path, stored = self._places[name]
-        if name in self._converted:
-            raise ModelError(
-                f"{path} keeps {stored} in a layout that has to be assembled; "
-                "load the model with transformers and save it again, then export that folder"
-            )
-        tensor = _read(path, stored)
+        tensor = _read(*self.place(name))
         return tensor.to(torch.float32, copy=True) if tensor.is_floating_point() else tensor.clone()
 
 

@@ -15,6 +15,8 @@ from edge_runtime.errors import ConfigError
 if TYPE_CHECKING:
     from edge_runtime.package import Manifest, Package
     from edge_runtime.signing import PrivateKey
+    from edge_runtime.slices import Values
+    from export.slices import SliceOptions
 
 #: Sizes (batch, sequence, draws) for which the summary predicts memory.
 SUMMARY_SIZES = ((1, 64, 1), (8, 64, 1), (8, 128, 1), (8, 128, 4))
@@ -44,12 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
     package.add_argument("--check-data", type=Path, required=True, help="JSONL rows for the self-check")
     package.add_argument("--output", type=Path, required=True, metavar="DIR", help="package folder to create")
     package.add_argument("--key", type=Path, required=True, help="signing key, from 'edge-export key'")
-    package.add_argument("--slice", choices=("lora_xs", "lora"), default="lora_xs")
-    package.add_argument("--rank", type=int, default=4)
-    package.add_argument("--alpha", type=float, default=4.0, help="update scale is alpha / rank")
+    package.add_argument("--slice", choices=("lora_xs", "lora"), help="default lora_xs; with --adapter lora")
+    package.add_argument("--rank", type=int, help="default 4")
+    package.add_argument("--alpha", type=float, help="update scale is alpha / rank; default 4")
     package.add_argument(
         "--targets",
-        default="",
         help="module names as peft's target_modules; default: query and value projections",
     )
     package.add_argument("--sequence-limit", type=int, default=128, help="longest sequence, in tokens")
@@ -58,6 +59,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--with-adjoint", action="store_true", help="also write the programs that backpropagation runs"
     )
     package.add_argument("--seed", type=int, default=0, help="of LoRA's random factor")
+    package.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="FOLDER",
+        help="peft adapter to start from; gives rank, targets, values",
+    )
     package.add_argument(
         "--trust-remote-code", action="store_true", help="let Python code in the model folder run"
     )
@@ -76,6 +83,14 @@ def build_parser() -> argparse.ArgumentParser:
     adapter.add_argument("--base-model", required=True, help="model name or path to record")
     adapter.add_argument("--output", type=Path, required=True, metavar="DIR")
     adapter.set_defaults(command=_adapter)
+
+    merge = commands.add_parser("merge", help="write the float model with trained slices merged in")
+    merge.add_argument("package", type=Path)
+    merge.add_argument("model", type=Path, help="folder that the package was exported from")
+    merge.add_argument("--slices", type=Path, required=True, help="from 'edge-coordinator run fetch-slices'")
+    merge.add_argument("--publisher-key", required=True, help="public key that signed the package")
+    merge.add_argument("--output", type=Path, required=True, metavar="DIR")
+    merge.set_defaults(command=_merge)
 
     llama2c = commands.add_parser(
         "llama2c", help="turn a llama2.c checkpoint into a Hugging Face model folder"
@@ -102,23 +117,17 @@ def _package(arguments: argparse.Namespace) -> int:
     progress("Loading torch")
     _quieten_libraries()
     from export.package import ExportOptions, export_package
-    from export.slices import SliceOptions
 
     options = ExportOptions(
         model=arguments.model,
         labels=labels,
         output=arguments.output,
-        slices=SliceOptions(
-            kind=arguments.slice,
-            rank=arguments.rank,
-            alpha=arguments.alpha,
-            targets=tuple(name.strip() for name in arguments.targets.split(",") if name.strip()),
-            seed=arguments.seed,
-        ),
+        slices=_slice_options(arguments),
         sequence_limit=arguments.sequence_limit,
         quantisation=arguments.quant,
         check_texts=texts,
         task=arguments.task,
+        adapter=arguments.adapter,
         trust_remote_code=arguments.trust_remote_code,
         with_adjoint=arguments.with_adjoint,
     )
@@ -140,15 +149,33 @@ def _key(arguments: argparse.Namespace) -> int:
 
 
 def _adapter(arguments: argparse.Namespace) -> int:
+    _quieten_libraries()
+    from export.adapter import write_adapter
+
+    package, values = _trained(arguments)
+    print(write_adapter(package, values, arguments.output, arguments.base_model))
+    return 0
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    _quieten_libraries()
+    from export.merge import merge
+
+    package, values = _trained(arguments)
+    merged = merge(package, values, arguments.model, arguments.output)
+    if merged.left_out:
+        print(f"left out: {', '.join(merged.left_out)}")
+    print(f"{merged.folder} (changed: {', '.join(merged.changed)})")
+    return 0
+
+
+def _trained(arguments: argparse.Namespace) -> tuple[Package, Values]:
     from edge_runtime.package import Package
     from edge_runtime.slices import decode_values
-    from export.adapter import write_adapter
 
     package = Package.open(arguments.package, arguments.publisher_key)
     package.verify_files()
-    values = decode_values(arguments.slices.read_bytes(), package.manifest.slices)
-    print(write_adapter(package, values, arguments.output, arguments.base_model))
-    return 0
+    return package, decode_values(arguments.slices.read_bytes(), package.manifest.slices)
 
 
 def _labels(arguments: argparse.Namespace) -> tuple[str, ...]:
@@ -251,12 +278,29 @@ def _read_key(path: Path) -> PrivateKey:
 
 
 def _check_ranges(arguments: argparse.Namespace) -> None:
+    """Refuse numbers out of range, and what an adapter brings itself: rank and targets; for LoRA the scale too."""
+    if arguments.adapter is not None:
+        own = ("rank", "targets") if arguments.slice == "lora_xs" else ("rank", "targets", "alpha")
+        if given := [name for name in own if getattr(arguments, name) is not None]:
+            raise ConfigError(f"--{given[0]} is the adapter's own; leave it out beside --adapter")
     for option, low, high in (("rank", 1, 1024), ("sequence_limit", 2, 1 << 20), ("seed", 0, 1 << 62)):
         value = getattr(arguments, option)
-        if not low <= value <= high:
+        if value is not None and not low <= value <= high:
             raise ConfigError(f"--{option.replace('_', '-')} is {value}, must be from {low} to {high}")
-    if not 0 < arguments.alpha <= 1e6:
+    if arguments.alpha is not None and not 0 < arguments.alpha <= 1e6:
         raise ConfigError(f"--alpha is {arguments.alpha}, must be above 0 and at most 1e6")
+
+
+def _slice_options(arguments: argparse.Namespace) -> SliceOptions:
+    from export.slices import SliceOptions
+
+    return SliceOptions(
+        kind=arguments.slice or ("lora_xs" if arguments.adapter is None else "lora"),
+        rank=4 if arguments.rank is None else arguments.rank,
+        alpha=4.0 if arguments.alpha is None else arguments.alpha,
+        targets=tuple(name.strip() for name in (arguments.targets or "").split(",") if name.strip()),
+        seed=arguments.seed,
+    )
 
 
 if __name__ == "__main__":

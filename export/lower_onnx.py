@@ -164,8 +164,8 @@ def _to_matmul_nbits(
 
 def _to_frozen_transposed(gradient: Any, levels: Any, scales: Any, zero_points: Any) -> Any:
     rows, blocks, block_bytes = map(int, levels.shape)
-    inner = blocks * block_bytes * (1 if zero_points is None else 2)
-    return _FROZEN_TRANSPOSED(gradient, levels, scales, zero_points, K=inner, N=rows)
+    inputs = blocks * block_bytes * (1 if zero_points is None else 2)
+    return _FROZEN_TRANSPOSED(gradient, levels, scales, zero_points, K=inputs, N=rows)
 
 
 def _to_gather_block_quantized(levels: Any, scales: Any, index: Any) -> Any:

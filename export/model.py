@@ -39,12 +39,22 @@ class _Origin:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a folder keeps a parameter: the file, the name there, and whether its matrix lies transposed."""
+
+    file: Path
+    stored: str
+    transposed: bool
+
+
+@dataclass(frozen=True)
 class LoadedModel:
     """A model ready for capture.
 
     Attributes:
         module: takes (input_ids, attention_mask, labels); frozen parameters have no values.
         blocks: dotted path of its list of blocks.
+        causal: whether attention looks back only.
     """
 
     task: TaskKind
@@ -54,6 +64,7 @@ class LoadedModel:
     hidden_size: int
     position_limit: int
     parameters: int
+    causal: bool
     sliced: tuple[str, ...]
     _checkpoint: Checkpoint
     _origins: dict[str, _Origin]
@@ -75,6 +86,21 @@ class LoadedModel:
             return self._factors[owner][FACTORS.index(last)]
         value: Tensor = getattr(self.module.get_submodule(owner), last)
         return value.detach()
+
+    def place(self, name: str) -> Place:
+        """Where the folder keeps a frozen parameter of ``module``.
+
+        Raises:
+            ModelError: it is not one tensor there.
+        """
+        origin = self._origins[name]
+        file, stored = self._checkpoint.place(origin.name)
+        return Place(file, stored, origin.transposed)
+
+    @property
+    def weight_files(self) -> frozenset[Path]:
+        """The folder's weight files."""
+        return self._checkpoint.files
 
     def materialise(self) -> nn.Module:
         """The module with all its values, as an ordinary model; for comparisons with torch."""
@@ -153,6 +179,7 @@ def load_model(
         hidden_size=int(config.hidden_size),
         position_limit=_position_limit(base, config),
         parameters=parameters,
+        causal=causal,
         sliced=sliced,
         _checkpoint=checkpoint,
         _origins=origins,

@@ -36,19 +36,22 @@ from edge_runtime.package import (
     sha256_of,
 )
 from edge_runtime.signing import PrivateKey
-from edge_runtime.slices import encode_values, key
+from edge_runtime.slices import FloatArray, Values, encode_values, key
+from export.adapter import whole_factor
 from export.arithmetic import has_frozen_products, probe, with_arithmetic
 from export.capture import SegmentGraph, structure_of
 from export.heads import HEAD
 from export.lower_onnx import lower
 from export.model import LoadedModel, load_model
-from export.model_folder import check_model_folder
+from export.model_folder import check_model_folder, read_config
 from export.predict import live_sets, peak_tensors
 from export.program import ProgramKind, trace
+from export.read_adapter import Adapter, Wanted, read_adapter
 from export.reference import TorchReference
 from export.schedule import REFERENCE, order_for_memory
 from export.self_check import COSINE_LIMIT, check_package, chosen_segments
-from export.slices import SliceKind, SliceOptions
+from export.slices import FACTORS, SliceKind, SliceOptions
+from export.start_values import start_values
 from export.stored import StoredModel, WrittenTensors, store
 from export.tokenizer import write_tokenizer
 
@@ -61,6 +64,7 @@ PROBE = "programs/probe.onnx"
 #: Which arithmetics a package can offer, by how its weights are stored.
 OFFERED: dict[Quantisation, tuple[Arithmetic, ...]] = {
     "int8": ("row_int8", "block_int8", "float"),
+    "int4": ("row_int8", "block_int4", "float"),
     "none": ("float",),
 }
 #: Those in which a frozen product can be read transposed.
@@ -82,7 +86,9 @@ class ExportOptions:
         sequence_limit: longest sequence the package will train, in tokens.
         quantisation: of frozen matrices; ``none`` keeps float32 for comparison.
         check_texts: real text for the self-check, at least one. task: what the model is trained for.
-        trust_remote_code: whether Python code of the folder's own may run.
+        adapter: ``peft`` adapter folder that the slices start from; rank and targets are its own, for ``lora`` the
+            scale too.
+        trust_remote_code: whether Python code of the model folder's own may run.
         with_adjoint: also write the adjoint programs that backpropagation runs.
     """
 
@@ -94,6 +100,7 @@ class ExportOptions:
     quantisation: Quantisation
     check_texts: tuple[str, ...]
     task: TaskKind = "classification"
+    adapter: Path | None = None
     trust_remote_code: bool = False
     with_adjoint: bool = False
 
@@ -118,10 +125,12 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
 
     # 1. Build the model without its weights and attach slices.
     progress(f"Loading {options.model.name} and attaching {options.slices.kind} slices")
+    adapter = None if options.adapter is None else _read_adapter(options, options.adapter)
+    slices = options.slices if adapter is None else adapter.slice_options(options.slices)
     model = load_model(
         options.model,
         len(options.labels),
-        options.slices,
+        slices,
         options.task,
         trust_remote_code=options.trust_remote_code,
     )
@@ -150,7 +159,7 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
 
         # 4. Write slices, tokenizer and weights; the weights one matrix at a time.
         specs = _slice_specs(stored, options.slices.kind)
-        (folder / STATE).write_bytes(_initial_state(stored))
+        (folder / STATE).write_bytes(encode_values(_initial_values(stored, specs, adapter)))
         pad_token_id, note = write_tokenizer(
             options.model, folder / TOKENIZER, trust_remote_code=options.trust_remote_code
         )
@@ -201,6 +210,7 @@ def _describe(
             parameters=model.parameters,
             hidden_size=model.hidden_size,
             quantisation=options.quantisation,
+            causal=model.causal,
         ),
         files=_list_files(folder),
         programs=programs,
@@ -408,9 +418,22 @@ def _slice_specs(stored: StoredModel, kind: SliceKind) -> tuple[SliceSpec, ...]:
     return tuple(specs)
 
 
-def _initial_state(stored: StoredModel) -> bytes:
+def _read_adapter(options: ExportOptions, folder: Path) -> Adapter:
+    architecture = str(read_config(options.model).get("model_type"))
+    return read_adapter(folder, Wanted(architecture, options.task, options.labels))
+
+
+def _initial_values(stored: StoredModel, specs: tuple[SliceSpec, ...], adapter: Adapter | None) -> Values:
     sources = [source for segment in stored.segments for source in segment.slices.values()]
-    return encode_values({key(*_flat_name(source)): stored.tensors[source].numpy() for source in sources})
+    values = {key(*_flat_name(source)): stored.tensors[source].numpy() for source in sources}
+    if adapter is None:
+        return values
+
+    def frozen(spec: SliceSpec) -> tuple[FloatArray, FloatArray]:
+        up, down = (whole_factor(stored.tensors, f"encoder.{spec.target}.{name}", ".") for name in FACTORS)
+        return up.numpy(), down.numpy()
+
+    return values | start_values(adapter, specs, frozen)
 
 
 def _list_files(folder: Path) -> dict[str, FileEntry]:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from export.half_quadratic import quantise_blocks
+from export.block_search import quantise_blocks
 
 BLOCK = 32
 ZERO_POINT = 128
@@ -184,8 +184,8 @@ def _frozen_linear_transposed(
 
 @_frozen_linear_transposed.register_fake
 def _(gradient: Tensor, levels: Tensor, scales: Tensor, zero_points: Tensor | None) -> Tensor:
-    per_byte = 1 if zero_points is None else 2
-    return gradient.new_empty((*gradient.shape[:-1], levels.shape[1] * levels.shape[2] * per_byte))
+    inputs_in_a_byte = 1 if zero_points is None else 2
+    return gradient.new_empty((*gradient.shape[:-1], levels.shape[1] * levels.shape[2] * inputs_in_a_byte))
 
 
 @torch.library.custom_op("edge::frozen_embedding", mutates_args=())

@@ -29,6 +29,14 @@ def exported(tiny_model, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def exported_int4(tiny_model, tmp_path_factory):
+    """The model with LoRA-XS slices in int4."""
+    from tests.export import tiny
+
+    return tiny.export(tiny_model, tmp_path_factory.mktemp("package") / "int4", quantisation="int4")
+
+
+@pytest.fixture(scope="session")
 def exported_plain(tiny_model, tmp_path_factory):
     """The model with LoRA slices in float32, without adjoint programs."""
     from tests.export import tiny

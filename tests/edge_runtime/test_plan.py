@@ -59,6 +59,16 @@ def matrix(name: str, outputs: int, inputs: int) -> dict[str, TensorRef]:
     }
 
 
+def matrix_of_four_bits(name: str, outputs: int, inputs: int) -> dict[str, TensorRef]:
+    """The same in int4, with blocks of 32 inputs."""
+    blocks = inputs // 32
+    return {
+        f"{name}_levels": TensorRef("weights/block.bin", 0, "uint8", (outputs, blocks, 16)),
+        f"{name}_scales": TensorRef("weights/block.bin", 0, "float32", (outputs, blocks)),
+        f"{name}_zero_points": TensorRef("weights/block.bin", 0, "uint8", (outputs, -(-blocks // 2))),
+    }
+
+
 def make_model() -> Manifest:
     """An encoder of four blocks of twelve matrices, 256 × 256, with one slice a block; made by hand, never run."""
 
@@ -145,7 +155,21 @@ def test_weights_by_arithmetic() -> None:
     assert segment_bytes(segment, "float") == 4 * numbers + 12
     assert segment_bytes(segment, "block_int8") == 12
     assert repacked_bytes(segment, "row_int8") == repacked_bytes(segment, "float") == 0
-    assert repacked_bytes(segment, "block_int8") == int((numbers + 4 * numbers // 32) * module.PACKED_FACTOR)
+    assert repacked_bytes(segment, "block_int8") == int(
+        (numbers + 4 * numbers // 32) * module.PACKED_FACTOR["block_int8"]
+    )
+
+
+def test_weights_of_four_bits_by_arithmetic() -> None:
+    """They map as many numbers as those of eight bits; what is repacked is levels, scales and zero points."""
+    bias = {"b": TensorRef("f", 0, "float32", (3,))}
+    segment = Segment("s", "p", None, None, {**matrix_of_four_bits("m", 256, 96), **bias})
+    numbers = 256 * 96
+    assert segment_bytes(segment, "row_int8") == numbers + 12
+    assert segment_bytes(segment, "float") == 4 * numbers + 12
+    assert segment_bytes(segment, "block_int4") == 12
+    stored = numbers // 2 + 256 * 3 * 4 + 256 * 2
+    assert repacked_bytes(segment, "block_int4") == int(stored * module.PACKED_FACTOR["block_int4"])
 
 
 def test_an_embedding_is_never_repacked() -> None:

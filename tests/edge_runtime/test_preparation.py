@@ -33,12 +33,15 @@ from tests.edge_runtime.packages import FILES, make_manifest
 VERSION = engine_version()
 
 
-def package_of(folder: Path, levels: np.ndarray, scales: np.ndarray) -> Package:
+def package_of(
+    folder: Path, levels: np.ndarray, scales: np.ndarray, zero_points: np.ndarray | None = None
+) -> Package:
     """A package whose first segment is one quantised matrix ``m`` and a bias ``b``."""
     (folder / "weights").mkdir(parents=True)
     bias = np.array([7, 8], np.float32)
     padding = bytes(-levels.size % 64)
-    data = b"".join([levels.tobytes(), padding, scales.tobytes(), bias.tobytes()])
+    zeros = b"" if zero_points is None else zero_points.tobytes()
+    data = b"".join([levels.tobytes(), padding, scales.tobytes(), bias.tobytes(), zeros])
     (folder / "weights" / "block.bin").write_bytes(data)
     file, start = "weights/block.bin", levels.size + len(padding)
     weights = {
@@ -46,6 +49,9 @@ def package_of(folder: Path, levels: np.ndarray, scales: np.ndarray) -> Package:
         "m_scales": TensorRef(file, start, "float32", scales.shape),
         "b": TensorRef(file, start + scales.nbytes, "float32", (2,)),
     }
+    if zero_points is not None:
+        end = start + scales.nbytes + bias.nbytes
+        weights["m_zero_points"] = TensorRef(file, end, "uint8", zero_points.shape)
     manifest = make_manifest({**FILES, file: data})
     segment = replace(manifest.segments[0], weights=weights)
     return Package(folder, replace(manifest, segments=(segment, *manifest.segments[1:])), "0" * 64)
@@ -100,6 +106,31 @@ def test_the_float_layout_of_a_small_matrix(by_hand, tmp_path) -> None:
     assert weights.arrays["b"].tolist() == [7, 8]
 
 
+@pytest.fixture
+def by_hand_in_four_bits(tmp_path) -> Package:
+    """One output of 96 inputs: all levels 9 around zero points 9, 1 and 4; input 1 has level 15, input 94 level 0."""
+    levels = np.full((1, 3, 16), 0x99, np.uint8)
+    levels[0, 0, 0], levels[0, 2, 15] = 0xF9, 0x90
+    scales = np.array([[0.5, 0.25, 2.0]], np.float32)
+    return package_of(tmp_path / "package", levels, scales, np.array([[0x19, 0x04]], np.uint8))
+
+
+def test_the_layouts_of_four_bits(by_hand_in_four_bits, tmp_path) -> None:
+    """By hand: (9 - 9)/2 = 0, (15 - 9)/2 = 3, (9 - 1)/4 = 2, (9 - 4)·2 = 10, (0 - 4)·2 = -8; int8 by 10/127."""
+    expected = np.concatenate([np.zeros(32), np.full(32, 2), np.full(32, 10)]).astype(np.float32)[:, None]
+    expected[1], expected[94] = 3, -8
+    weights = laid_out(by_hand_in_four_bits, tmp_path / "float", "float").arrays
+    assert set(weights) == {"m_float", "b"}
+    assert np.array_equal(weights["m_float"], expected)
+    weights = laid_out(by_hand_in_four_bits, tmp_path / "int8", "row_int8").arrays
+    assert set(weights) == {"m_int8", "m_int8_scales", "b"}
+    assert np.array_equal(weights["m_int8"], np.rint(expected * 12.7).astype(np.int8))
+    assert weights["m_int8_scales"] == np.float32(10) / np.float32(127)
+    weights = laid_out(by_hand_in_four_bits, tmp_path / "out", "block_int4").arrays
+    assert set(weights) == {"m_levels", "m_scales", "m_zero_points", "b"}
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_block_int8_is_what_the_package_holds(by_hand, tmp_path) -> None:
     """The layout of block_int8 is the package's own: nothing is written."""
     weights = laid_out(by_hand, tmp_path / "out", "block_int8")
@@ -136,6 +167,23 @@ def test_preparing_takes_memory_for_a_few_rows(tmp_path, arithmetic: Arithmetic)
     generator = np.random.default_rng(0)
     levels = generator.integers(0, 256, (4096, 32, 32), dtype=np.uint8)
     package = package_of(tmp_path / "p", levels, np.ones((4096, 32), np.float32))
+    (tmp_path / "out").mkdir()
+    tracemalloc.start()
+    try:
+        lay_out(package, tmp_path / "out", 0, arithmetic, 127)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * layout.ROWS_AT_A_TIME * 1024 * 4
+
+
+@pytest.mark.parametrize("arithmetic", ["row_int8", "float"])
+def test_preparing_four_bits_takes_memory_for_a_few_rows(tmp_path, arithmetic: Arithmetic) -> None:
+    """The same for a matrix in int4."""
+    generator = np.random.default_rng(0)
+    levels = generator.integers(0, 256, (4096, 32, 16), dtype=np.uint8)
+    zero_points = generator.integers(0, 256, (4096, 16), dtype=np.uint8)
+    package = package_of(tmp_path / "p", levels, np.ones((4096, 32), np.float32), zero_points)
     (tmp_path / "out").mkdir()
     tracemalloc.start()
     try:

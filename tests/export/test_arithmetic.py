@@ -32,6 +32,7 @@ from tests.export import tiny
 BOUNDS: dict[Arithmetic, tuple[float, float]] = {
     "row_int8": (0.03, 0.999),
     "block_int8": (0.03, 0.999),
+    "block_int4": (0.03, 0.999),
     "float": (1e-3, 0.999999),
 }
 
@@ -54,10 +55,20 @@ def assert_close_to_torch(prepared: PreparedPackage, reference, bound: float, co
     assert found > cosine
 
 
-@pytest.mark.parametrize("arithmetic", BOUNDS)
+@pytest.mark.parametrize("arithmetic", ["row_int8", "block_int8", "float"])
 def test_each_arithmetic_agrees_with_torch(exported, prepared_in, arithmetic: Arithmetic) -> None:
     """Loss and jvps equal backpropagation's on the same stored weights, within the arithmetic's rounding."""
     assert_close_to_torch(prepared_in[arithmetic], exported.reference, *BOUNDS[arithmetic])
+
+
+@pytest.mark.parametrize("arithmetic", ["row_int8", "block_int4", "float"])
+def test_each_arithmetic_of_int4_agrees_with_torch(exported_int4, tmp_path, arithmetic: Arithmetic) -> None:
+    """A package in int4, prepared in each arithmetic it offers: the same, on its own stored weights."""
+    package = exported_int4.package
+    assert package.manifest.base.quantisation == "int4"
+    assert package.manifest.arithmetics == ("row_int8", "block_int4", "float")
+    prepared = prepare(package, tmp_path / "prepared", OnnxEngine(), arithmetic)
+    assert_close_to_torch(prepared, exported_int4.reference, *BOUNDS[arithmetic])
 
 
 def test_an_unquantised_package_agrees_with_torch(exported_plain) -> None:
@@ -74,7 +85,8 @@ def test_an_unquantised_package_agrees_with_torch(exported_plain) -> None:
 def test_other_families_agree_with_torch(tmp_path, family: str, targets: tuple[str, ...]) -> None:
     """A random RoBERTa and DistilBERT, in each arithmetic."""
     exported = tiny.export(tiny.write_model(tmp_path / family, family), tmp_path / "out", targets=targets)
-    for arithmetic, bounds in BOUNDS.items():
+    for arithmetic in exported.package.manifest.arithmetics:
+        bounds = BOUNDS[arithmetic]
         prepared = prepare(exported.package, tmp_path / arithmetic, OnnxEngine(), arithmetic)
         assert_close_to_torch(prepared, exported.reference, *bounds)
 
@@ -145,6 +157,21 @@ def test_block_int8_binds_its_matrices_alone(exported) -> None:
     assert len(variant.bound) == 12
     assert all(name.endswith(("_levels", "_scales")) for name in variant.bound)
     assert not any(name.endswith(("_levels", "_scales")) for name in variant.fed)
+
+
+def test_block_int4_holds_four_bits_a_weight(exported_int4) -> None:
+    """The six matrices are bound as levels, scales and zero points, two levels in a byte; no int8 copy is left."""
+    manifest = exported_int4.package.manifest
+    assert weight_types(exported_int4.package, "block_0.dual", "block_int4") == {
+        "UINT8": 12,
+        "FLOAT": 6 + 6 + 4 + 4,
+    }
+    variant = manifest.programs["block_0.dual"].variants["block_int4"]
+    assert len(variant.bound) == 18
+    weights = manifest.segments[1].weights
+    levels = sum(int(np.prod(weights[name].shape)) for name in variant.bound if name.endswith("_levels"))
+    hidden, inner = tiny.HIDDEN, tiny.INNER
+    assert levels == (4 * hidden * hidden + 2 * hidden * inner) // 2
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from export.model import find_blocks, load_model
 from export.package import ExportOptions, export_package
 from export.reference import TorchReference
 from export.self_check import check_package
-from export.slices import SlicedLinear, SliceOptions
+from export.slices import SlicedLinear, SliceOptions, factors
 from tests.export import tiny
 
 
@@ -114,6 +114,7 @@ def test_the_first_singular_directions_carry_the_core(exported) -> None:
     layer = SlicedLinear(
         model.encoder.layer[0].attention.self.query, SliceOptions(rank=4, alpha=4.0), torch.Generator()
     )
+    layer.up, layer.down = factors(weight, 4, 1.0)
     x = torch.randn(2, 3, tiny.HIDDEN)
     plain = layer(x)
     with torch.no_grad():

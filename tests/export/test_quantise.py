@@ -7,7 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from export.quantise import BLOCK, ZERO_POINT, dequantise, frozen_embedding, frozen_linear, quantise_rows
+from export.quantise import (
+    BLOCK,
+    INT4_BLOCK,
+    ZERO_POINT,
+    MatrixKind,
+    dequantise,
+    frozen_embedding,
+    frozen_linear,
+    quantise,
+    quantise_rows,
+    stored_format,
+    stored_parts,
+)
 
 
 def random_matrix(seed: int, rows: int, blocks: int, size: float = 1.0) -> torch.Tensor:
@@ -96,6 +108,80 @@ def test_matmul_nbits_computes_with_our_layout(rows: int, blocks: int) -> None:
     expected = frozen_linear(x, levels, scales, None, None, 1)
     torch.testing.assert_close(expected, x @ dequantise(levels, scales).T)
     np.testing.assert_allclose(got, expected.numpy(), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_matmul_nbits_computes_with_our_four_bits(blocks: int) -> None:
+    """MatMulNBits with 4 bits on our parts, an odd number of zero points too, is the product with our matrix."""
+    weight = random_matrix(2, BLOCK + 3, blocks * INT4_BLOCK // BLOCK) + 0.3
+    parts = quantise(weight, "linear", "int4")
+    x = random_matrix(3, 7, blocks * INT4_BLOCK // BLOCK)
+    got = one_node(
+        "MatMulNBits",
+        {"x": x.numpy(), **{name: part.numpy() for name, part in parts.items()}},
+        2,
+        K=blocks * INT4_BLOCK,
+        N=BLOCK + 3,
+        bits=4,
+        block_size=INT4_BLOCK,
+        accuracy_level=1,
+    )
+    expected = frozen_linear(x, parts["levels"], parts["scales"], parts["zero_points"], None, 1)
+    torch.testing.assert_close(expected, x @ dequantise(**parts).T)
+    np.testing.assert_allclose(got, expected.numpy(), rtol=1e-5, atol=1e-4)
+
+
+def test_four_bits_are_packed_low_half_first() -> None:
+    """By hand: weights -2 to 13 in turn are levels 0 to 15 around zero point 2 with scale 1, so bytes 0x10, 0x32, …"""
+    weight = (torch.arange(INT4_BLOCK) % 16 - 2.0).expand(BLOCK, INT4_BLOCK)
+    parts = quantise(weight, "linear", "int4")
+    expected = [0x10, 0x32, 0x54, 0x76, 0x98, 0xBA, 0xDC, 0xFE] * (INT4_BLOCK // 16)
+    assert parts["levels"][0, 0].tolist() == expected
+    assert parts["zero_points"][0].tolist() == [0x02]
+    assert parts["scales"][0].tolist() == [1.0]
+    assert torch.equal(dequantise(**parts), weight)
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (64, 64), (32, 33), (31, 64), (40, 32)])
+@pytest.mark.parametrize("kind", ["linear", "embedding"])
+@pytest.mark.parametrize("quantisation", ["int8", "int4"])
+def test_parts_are_what_was_announced(kind: MatrixKind, quantisation: str, shape: tuple[int, int]) -> None:
+    """Shapes and types told from the shape alone are those of the tensors made; what has no parts is refused."""
+    weight = random_matrix(8, shape[0], 4)[:, : shape[1]]
+    announced = stored_parts(kind, quantisation, shape)
+    if not announced:
+        with pytest.raises(ValueError, match="is not quantised"):
+            quantise(weight, kind, quantisation)
+        return
+    made = quantise(weight, kind, quantisation)
+    assert {name: (tuple(part.shape), part.dtype) for name, part in made.items()} == announced
+
+
+@pytest.mark.parametrize(
+    ("kind", "quantisation", "shape", "stored"),
+    [
+        ("linear", "int8", (32, 64), "int8"),
+        ("linear", "int4", (32, 64), "int4"),
+        ("linear", "none", (32, 64), None),
+        ("linear", "int4", (31, 64), None),
+        ("linear", "int4", (32, 65), None),
+        ("embedding", "int4", (3, 64), "int8"),
+        ("embedding", "int8", (3, 65), None),
+    ],
+)
+def test_which_matrices_are_quantised(
+    kind: MatrixKind, quantisation: str, shape: tuple[int, int], stored: str | None
+) -> None:
+    """Embeddings are int8 even in int4; rows that are not whole blocks, and a slice's few rows, stay float."""
+    assert stored_format(kind, quantisation, shape) == stored
+
+
+def test_an_embedding_and_a_linear_of_one_matrix_share_their_int8_bytes() -> None:
+    """Tied matrices can be written once in int8: levels and scales of both uses are equal byte by byte."""
+    weight = random_matrix(9, 40, 3)
+    linear, embedding = (quantise(weight, kind, "int8") for kind in ("linear", "embedding"))
+    assert torch.equal(linear["levels"].flatten(), embedding["levels"].flatten())
+    assert torch.equal(linear["scales"], embedding["scales"])
 
 
 def test_gather_block_quantized_reads_our_layout() -> None:

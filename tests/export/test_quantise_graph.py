@@ -1,0 +1,81 @@
+"""The pass that replaces frozen matrices: it reads shapes alone, and describes what has to be written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import fx
+
+from export.capture import SegmentGraph, capture
+from export.model import load_model
+from export.quantise import frozen_embedding, frozen_linear, quantise
+from export.quantise_graph import quantise_capture, quantise_segment, stored_name
+from tests.export import tiny
+
+aten = torch.ops.aten
+
+
+@pytest.mark.parametrize("quantisation", ["int8", "int4"])
+def test_shapes_are_enough(tiny_model, tmp_path, quantisation: str) -> None:
+    """On tensors without data the pass gives the same graphs as on loaded ones, and announces each tensor made."""
+    chosen = tiny.options(tiny_model, tmp_path / "out", quantisation=quantisation)
+    graphs, announced = [], {}
+    for _ in range(2):
+        captured = capture(load_model(chosen.model, len(chosen.labels), chosen.slices))
+        if not graphs:
+            segments, tensors = quantise_capture(captured, quantisation)
+            graphs = [str(segment.graph) for segment in segments]
+            continue
+        empty = {name: tensor.to("meta") for name, tensor in captured.tensors.items()}
+        for segment in captured.segments:
+            announced.update(quantise_segment(segment, empty, quantisation)[1])
+        assert [str(segment.graph) for segment in captured.segments] == graphs
+    assert {"levels", "scales"} <= {part.suffix for part in announced.values()}
+    assert ("zero_points" in {part.suffix for part in announced.values()}) == (quantisation == "int4")
+    for name, part in announced.items():
+        assert (tensors[name].shape, tensors[name].dtype) == (part.shape, part.dtype)
+        made = quantise(tensors[part.source], part.kind, quantisation)[part.suffix]
+        assert torch.equal(tensors[name], made)
+
+
+def tied_segment(weight: torch.Tensor) -> SegmentGraph:
+    """y = linear(embedding(index), w) with one matrix for both."""
+    segment = SegmentGraph("tied", values=["index"], outputs=["hidden"], weights={"w": "model.w"})
+    index, w = segment.graph.placeholder("index"), segment.graph.placeholder("w")
+    w.meta["val"] = weight
+    rows = segment.graph.call_function(aten.embedding.default, (w, index))
+    first = segment.graph.call_function(aten.linear.default, (rows, w))
+    again = segment.graph.call_function(aten.linear.default, (rows, w))
+    segment.graph.output((segment.graph.call_function(aten.add.Tensor, (first, again)),))
+    return segment
+
+
+@pytest.mark.parametrize("quantisation", ["int8", "int4"])
+def test_a_matrix_used_both_ways_is_stored_for_each_use(quantisation: str) -> None:
+    """Tied embeddings: one set of parts for the rows, one for the products, however many products there are."""
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    segment, parts = quantise_segment(tied_segment(weight), {"model.w": weight}, quantisation)
+    assert {(part.source, part.kind) for part in parts.values()} == {
+        ("model.w", "linear"),
+        ("model.w", "embedding"),
+    }
+    assert set(segment.weights.values()) == set(parts)
+    targets = [node.target for node in segment.graph.nodes if node.op == "call_function"]
+    assert targets == [frozen_embedding, frozen_linear, frozen_linear, aten.add.Tensor]
+    tensors = {
+        stored_name("model.w", kind, suffix): tensor
+        for kind in ("linear", "embedding")
+        for suffix, tensor in quantise(weight, kind, quantisation).items()
+    }
+    index = torch.tensor([[3, 1]])
+    (got,) = fx.GraphModule({}, segment.graph)(index, *(tensors[n] for n in segment.weights.values()))
+    exact = 2 * weight[index] @ weight.T
+    assert (got - exact).norm() < (0.02 if quantisation == "int8" else 0.2) * exact.norm()
+
+
+def test_unquantised_segments_are_left_alone() -> None:
+    """With ``none`` the graph names the float matrix, and nothing is announced."""
+    weight = torch.zeros(64, 64)
+    before = str(tied_segment(weight).graph)
+    segment, parts = quantise_segment(tied_segment(weight), {"model.w": weight}, "none")
+    assert (str(segment.graph), parts, segment.weights) == (before, {}, {"w": "model.w"})
