@@ -108,6 +108,12 @@ def _add_work(sub: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where the package is prepared for this machine (default: PACKAGE-prepared)",
     )
+    sub.add_argument(
+        "--engine",
+        choices=("onnxruntime", "executorch"),
+        default="onnxruntime",
+        help="what runs the programs (default: %(default)s)",
+    )
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -164,6 +170,7 @@ def _asked(arguments: argparse.Namespace, prepared_folder: Path | None) -> Asked
         slices=arguments.slices,
         publisher_key=arguments.publisher_key,
         prepared_folder=prepared_folder,
+        engine=arguments.engine,
     )
 
 

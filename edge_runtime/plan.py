@@ -19,11 +19,12 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
-from edge_runtime.errors import CapExceededError
+from edge_runtime.errors import CapExceededError, PackageError
 from edge_runtime.package import (
     LEVELS_SUFFIX,
     SCALES_SUFFIX,
     Arithmetic,
+    Axis,
     Manifest,
     Segment,
     SizeTerm,
@@ -35,8 +36,8 @@ from edge_runtime.prepared import Calibration
 WeightsMode = Literal["resident", "streamed"]
 
 #: Resident size of a worker that has imported its libraries and done nothing; a device that has run a task
-#: reports its own figure.
-DEFAULT_FLOOR_BYTES = 58 << 20
+#: reports its own figure. ExecuTorch's binding loads torch.
+DEFAULT_FLOOR_BYTES, EXECUTORCH_FLOOR_BYTES = 58 << 20, 244 << 20
 #: Of that, code that ran only while libraries were loaded: given back for good, and while the tokenizer works.
 RELEASED_BYTES, RELEASED_AT_LOAD_BYTES = 2 << 20, 8 << 20
 #: What the engine sets up with its sessions: operator registries and threads.
@@ -49,6 +50,8 @@ TOKENIZER_FACTOR, TOKENIZER_REST_BYTES = 26, 2 << 20
 PACKED_FACTOR = 1.5
 #: Tensors as the engine's arena holds them: over their sum, for gaps between reused blocks; and what it starts with.
 ARENA_FACTOR, ARENA_BYTES = 1.55, 3 << 20
+#: What XNNPACK takes at run time over the planned memory of the largest program: packed operands and temporaries.
+WORKSPACE_FACTOR = 0.8
 #: Values, their change, one gradient, and the encoded blobs in and out.
 SLICE_COPIES = 5
 FLOAT_BYTES = 4
@@ -128,7 +131,7 @@ class Planner:
     """Plans for one package on one machine.
 
     Args:
-        manifest: of the package.
+        manifest: of the package, as :meth:`edge_runtime.package.Manifest.for_engine` gives it for the machine's engine.
         arithmetic: the one the package is prepared in; None takes the package's first.
         floor_bytes: measured on the device; 0 takes the constant of this module.
         calibration: of this machine, by which time is predicted.
@@ -143,7 +146,8 @@ class Planner:
     ) -> None:
         self.manifest = manifest
         self.arithmetic = arithmetic or manifest.arithmetics[0]
-        self._floor_bytes = floor_bytes or DEFAULT_FLOOR_BYTES
+        planned = any(v.planned_bytes for p in manifest.programs.values() for v in p.variants.values())
+        self._floor_bytes = floor_bytes or (EXECUTORCH_FLOOR_BYTES if planned else DEFAULT_FLOOR_BYTES)
         self._calibration = calibration
 
     def choose(self, work: Work, budget_bytes: int, *, may_change_work: bool = False) -> Plan:
@@ -155,7 +159,7 @@ class Planner:
         """
         usable = int(budget_bytes * USABLE_SHARE)
         for candidate in self._works(work) if may_change_work else (work,):
-            plans = [self.plan(candidate, choice) for choice in choices(candidate)]
+            plans = [self.plan(candidate, choice) for choice in self.choices(candidate)]
             fitting = [plan for plan in plans if plan.peak.total_bytes <= usable]
             if fitting:
                 best = min(fitting, key=lambda plan: self._seconds(candidate, plan.choice))
@@ -167,10 +171,36 @@ class Planner:
         seconds = self._seconds(work, choice) if self._calibration is not None else None
         return Plan(work, choice, self.predict(work, choice), seconds)
 
+    def choices(self, work: Work) -> Iterator[Choice]:
+        """Every way to do the work that the programs' bounds allow, the fastest and largest first.
+
+        Raises:
+            PackageError: its sequences are longer than a program was planned for.
+        """
+        bounds = self._bounds(work)
+        if work.sequence > bounds.get("sequence", work.sequence):
+            raise PackageError(
+                f"the programs of package {self.manifest.name} take {bounds['sequence']} tokens, the work has "
+                f"{work.sequence}; ask for shorter sequences"
+            )
+        return choices(work, bounds.get("batch"), bounds.get("draws"))
+
+    def _bounds(self, work: Work) -> dict[Axis, int]:
+        """The least of the bounds of all programs the work runs."""
+        least: dict[Axis, int] = {}
+        for variant in self._variants(work).values():
+            for axis, size in variant.bounds.items():
+                least[axis] = min(size, least.get(axis, size))
+        return least
+
+    def planned_bytes(self, work: Work) -> int:
+        """Memory that the engine plans ahead for all programs the work loads; 0 where it allocates as it runs."""
+        return sum(variant.planned_bytes for variant in self._variants(work).values())
+
     def smallest(self, work: Work) -> Plan:
         """The plan with the least predicted peak."""
         return min(
-            (self.plan(work, choice) for choice in choices(work)), key=lambda plan: plan.peak.total_bytes
+            (self.plan(work, choice) for choice in self.choices(work)), key=lambda plan: plan.peak.total_bytes
         )
 
     def smallest_cap(self, work: Work) -> int:
@@ -182,18 +212,7 @@ class Planner:
         """Predicted peak of a worker that does the work in the given way."""
         manifest, first = self.manifest, first_segment(self.manifest, work.slices)
         rows = 1 + (choice.draws_at_a_time if first is not None else 0)
-        programs = {
-            self._variant(segment, index, first).file for index, segment in enumerate(manifest.segments)
-        }
-        live = max(
-            live_bytes(
-                self._variant(segment, index, first),
-                choice.micro_batch,
-                work.sequence,
-                choice.draws_at_a_time,
-            )
-            for index, segment in enumerate(manifest.segments)
-        )
+        programs = self._variants(work)
         tokens = work.batch_size * work.sequence
         repacked = [repacked_bytes(segment, self.arithmetic) for segment in manifest.segments]
         hidden = tokens * manifest.base.hidden_size * FLOAT_BYTES * rows
@@ -213,11 +232,25 @@ class Planner:
             + PROGRAM_BYTES * len(programs)
             + (sum(repacked) if choice.weights == "resident" else max(repacked)),
             weights_bytes=self._weights_bytes(choice),
-            live_bytes=int(live * ARENA_FACTOR) + ARENA_BYTES,
+            live_bytes=self._live_bytes(work, choice),
             waiting_bytes=hidden + masks,
             slices_bytes=SLICE_COPIES * trained + 2 * tangents,
             load_bytes=self._floor_bytes + max(0, tokenizer - RELEASED_AT_LOAD_BYTES),
         )
+
+    def _live_bytes(self, work: Work, choice: Choice) -> int:
+        """What programs hold while they run: planned ahead for all of them, or the largest live set of any."""
+        variants = self._variants(work).values()
+        if planned := self.planned_bytes(work):
+            return planned + int(WORKSPACE_FACTOR * max(variant.planned_bytes for variant in variants))
+        size = (choice.micro_batch, work.sequence, choice.draws_at_a_time)
+        return int(max(live_bytes(variant, *size) for variant in variants) * ARENA_FACTOR) + ARENA_BYTES
+
+    def _variants(self, work: Work) -> dict[str, Variant]:
+        """The programs the work runs, by file."""
+        first = first_segment(self.manifest, work.slices)
+        found = (self._variant(segment, i, first) for i, segment in enumerate(self.manifest.segments))
+        return {variant.file: variant for variant in found}
 
     def _weights_bytes(self, choice: Choice) -> int:
         """All blocks, or the largest; and what the embedding maps. Rows it gathers are gone before a block runs."""
@@ -276,10 +309,11 @@ class Planner:
         )
 
 
-def choices(work: Work) -> Iterator[Choice]:
-    """Every way to do the work, the fastest and largest first."""
-    sizes = _halved(preferred_micro_batch(work.batch_size, work.sequence))
-    draws = _halved(max(1, work.draws))
+def choices(work: Work, most_examples: int | None = None, most_draws: int | None = None) -> Iterator[Choice]:
+    """Every way to do the work, the fastest and largest first; with so many examples and draws at a time at most."""
+    examples, together = preferred_micro_batch(work.batch_size, work.sequence), max(1, work.draws)
+    sizes = _halved(min(examples, most_examples or examples))
+    draws = _halved(min(together, most_draws or together))
     modes: tuple[WeightsMode, ...] = ("resident", "streamed")
     for weights, at_a_time, micro_batch in product(modes, draws, sizes):
         yield Choice(weights, micro_batch, at_a_time)

@@ -43,6 +43,8 @@ def _lines(asked: Asked, *, with_options: bool) -> Iterator[str]:
         f"plan      weights {choice.weights}, {plural(choice.micro_batch, 'example')} and "
         f"{plural(choice.draws_at_a_time, 'draw')} at a time"
     )
+    if planned := planner.planned_bytes(work):
+        yield f"planned   {size(planned)} ahead of time by {asked.engine}, for all programs of this work"
     yield f"given up  {'; '.join(plan.gave_up) or 'nothing'}"
     yield f"step      {_step(asked, plan)}"
     yield ""

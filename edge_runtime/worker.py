@@ -20,7 +20,8 @@ from edge_runtime.account import Account
 from edge_runtime.data import Tokenizer, draw_batches, load_rows
 from edge_runtime.durable import write_durably
 from edge_runtime.enforcement import ran_out_of_memory
-from edge_runtime.engines.onnx import OnnxEngine
+from edge_runtime.engine_choice import engine_maker
+from edge_runtime.engines import Engine
 from edge_runtime.errors import EdgeError, OutOfMemoryError, WorkerError
 from edge_runtime.executor import Executor
 from edge_runtime.jobs import (
@@ -60,7 +61,7 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
         CapExceededError: no plan fits the cap, with both figures.
         EdgeError: package, state or data cannot be used.
     """
-    task, started, engine = job.task, time.monotonic(), OnnxEngine(job.threads)
+    task, started, engine = job.task, time.monotonic(), engine_maker(job.engine)(job.threads)
 
     # 1. Open what the task names; everything is verified before it is used.
     meter.enter("load")
@@ -132,7 +133,7 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
 
 def evaluate(job: EvaluateJob, meter: Meter) -> EvaluateOutcome:
     """Accuracy and mean loss of the given values over a data file, by the primal programs alone."""
-    started, engine = time.monotonic(), OnnxEngine(job.threads)
+    started, engine = time.monotonic(), engine_maker(job.engine)(job.threads)
     meter.enter("load")
     account = Account(meter.floor_bytes, (Path(job.package_folder), Path(job.prepared_folder)))
     prepared, values, examples = _load(job, engine, job.sequence_limit)
@@ -167,8 +168,8 @@ def prepare_package(job: PrepareJob, meter: Meter) -> PrepareOutcome:
     """Lay a package out for this machine, once."""
     started = time.monotonic()
     meter.enter("prepare")
-    package = Package.open_known(Path(job.package_folder), job.package_sha256)
-    engine = OnnxEngine(job.threads)
+    package = Package.open_known(Path(job.package_folder), job.package_sha256).for_engine(job.engine)
+    engine = engine_maker(job.engine)(job.threads)
     folder = Path(job.prepared_folder)
     prepared = prepare(package, folder, engine, job.arithmetic, job.cap_bytes).prepared
     meter.close()
@@ -185,6 +186,7 @@ def run(
 ) -> TrainOutcome | EvaluateOutcome | PrepareOutcome:
     """Do one job in this process; ``announce`` is called with each phase as it is entered."""
     keep_freed_memory()
+    engine_maker(job.engine)  # its library is part of the floor
     meter = Meter(announce)
     if isinstance(job, TrainJob):
         return train(job, meter)
@@ -220,10 +222,10 @@ def _announce(phase: str) -> None:
 
 
 def _load(
-    job: TrainJob | EvaluateJob, engine: OnnxEngine, sequence_limit: int
+    job: TrainJob | EvaluateJob, engine: Engine, sequence_limit: int
 ) -> tuple[PreparedPackage, Values, Examples]:
     """Package, slice values and tokenised rows of a job; the tokenizer is gone before any program is loaded."""
-    package = Package.open_known(Path(job.package_folder), job.package_sha256)
+    package = Package.open_known(Path(job.package_folder), job.package_sha256).for_engine(job.engine)
     prepared = PreparedPackage.open(package, Path(job.prepared_folder), engine.version)
     manifest = package.manifest
     try:

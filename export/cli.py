@@ -13,7 +13,7 @@ from edge_runtime.command_line import exit_code_of
 from edge_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edge_runtime.package import Manifest, Package
+    from edge_runtime.package import EngineName, Manifest, Package
     from edge_runtime.signing import PrivateKey
 
 #: Sizes (batch, sequence, draws) for which the summary predicts memory.
@@ -44,6 +44,12 @@ def build_parser() -> argparse.ArgumentParser:
     package.add_argument("--targets", default="query,value", help="module names as peft's target_modules")
     package.add_argument("--sequence-limit", type=int, default=128, help="longest sequence, in tokens")
     package.add_argument("--quant", choices=("int8", "none"), default="int8")
+    package.add_argument(
+        "--engine",
+        default="onnxruntime",
+        metavar="NAME,...",
+        help="what devices may run it on: onnxruntime, or onnxruntime,executorch (default: %(default)s)",
+    )
     package.add_argument("--seed", type=int, default=0, help="of LoRA's random factor")
     package.set_defaults(command=_package)
 
@@ -94,6 +100,7 @@ def _package(arguments: argparse.Namespace) -> int:
         sequence_limit=arguments.sequence_limit,
         quantisation=arguments.quant,
         check_texts=texts,
+        engines=read_engines(arguments.engine),
     )
     package = export_package(options, key, progress)
     progress("Done")
@@ -143,6 +150,16 @@ def read_labels(path: Path) -> tuple[str, ...]:
     return tuple(labels)
 
 
+def read_engines(text: str) -> tuple[EngineName, ...]:
+    """The engines to export for, from a list with commas; :class:`ConfigError` if one is unknown or ONNX is missing."""
+    from edge_runtime.package import ENGINES
+
+    names = {name.strip() for name in text.split(",")}
+    if not names <= set(ENGINES) or "onnxruntime" not in names:
+        raise ConfigError(f"--engine is {text!r}; it may be onnxruntime, or onnxruntime,executorch")
+    return tuple(name for name in ENGINES if name in names)
+
+
 def summary(package: Package) -> str:
     """Sizes, trainable dimensions, predicted memory and the comparison with torch, for people."""
     manifest = package.manifest
@@ -166,8 +183,24 @@ def summary(package: Package) -> str:
             f"  {name:<10} loss {check.loss:.1e}, jvp {check.jvp:.1e}, jvp cosine {check.jvp_cosine:.4f}"
             for name, check in manifest.self_checks.items()
         ),
+        *_executorch_lines(manifest),
     ]
     return "\n".join(lines)
+
+
+def _executorch_lines(manifest: Manifest) -> list[str]:
+    """How ExecuTorch's programs compare with torch, the memory planned for each, and what XNNPACK did not take."""
+    lines = [
+        f"on ExecuTorch, {name}: loss {check.loss:.1e}, jvp {check.jvp:.1e}"
+        for name, check in manifest.executorch_checks.items()
+    ]
+    for name, program in manifest.programs.items():
+        for variant in program.executorch.values():
+            lines.append(
+                f"  {name}: {variant.planned_bytes / 1e6:.1f} MB planned ahead; not delegated to XNNPACK:"
+            )
+            lines += [f"    {each.nodes:>4} {each.operator}: {each.reason}" for each in variant.undelegated]
+    return lines
 
 
 def _predictions(manifest: Manifest) -> list[str]:

@@ -6,6 +6,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -16,13 +17,14 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from edge_runtime.durable import rename_durably, write_durably
-from edge_runtime.errors import ModelError
+from edge_runtime.errors import ConfigError, ModelError
 from edge_runtime.package import (
     FORMAT_VERSION,
     MANIFEST,
     SIGNATURE,
     Arithmetic,
     Base,
+    EngineName,
     FileEntry,
     Manifest,
     Package,
@@ -41,7 +43,7 @@ from export.capture import SegmentGraph, capture, structure_of
 from export.lower_onnx import lower
 from export.model import HEAD, SliceKind, SliceOptions, load_model
 from export.predict import live_sets, peak_tensors
-from export.program import ProgramKind, trace
+from export.program import ProgramKind, TracedProgram, trace
 from export.quantise_graph import quantise_capture
 from export.reference import TorchReference
 from export.schedule import REFERENCE, order_for_memory
@@ -71,6 +73,7 @@ class ExportOptions:
         slices: which slices. sequence_limit: longest sequence the package will train, in tokens.
         quantisation: ``int8``, or ``none`` to keep float32 for comparison.
         check_texts: real text for the self-check, at least one.
+        engines: what devices may run the package on; ONNX Runtime is always among them.
     """
 
     model: Path
@@ -80,6 +83,7 @@ class ExportOptions:
     sequence_limit: int
     quantisation: str
     check_texts: tuple[str, ...]
+    engines: tuple[EngineName, ...] = ("onnxruntime",)
 
 
 def export_package(options: ExportOptions, signer: PrivateKey, progress: Progress) -> Package:
@@ -96,6 +100,8 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
     Raises:
         ModelError: the model cannot be exported, or the programs disagree with torch.
     """
+    if "executorch" in options.engines:
+        require_executorch()
     if options.output.exists():
         raise ModelError(f"{options.output} exists already; choose another --output or remove it")
 
@@ -116,7 +122,13 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
 
         # 3. Trace and lower each distinct structure once.
         programs, names = _write_programs(
-            folder, segments, tensors, model.position_limit, OFFERED[options.quantisation], progress
+            folder,
+            segments,
+            tensors,
+            model.position_limit,
+            OFFERED[options.quantisation],
+            progress,
+            sequence_limit if "executorch" in options.engines else None,
         )
         ir.save(probe(), folder / PROBE)
 
@@ -156,7 +168,11 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
         )
         progress("Comparing the programs with torch on real text")
         reference = TorchReference(segments, tensors)
-        checks = check_package(Package(folder, manifest, ""), reference, options.check_texts)
+        draft = Package(folder, manifest, "")
+        checks = check_package(draft, reference, options.check_texts)
+        if "executorch" in options.engines:
+            on_executorch = check_package(draft, reference, options.check_texts, "executorch")
+            manifest = msgspec.structs.replace(manifest, executorch_checks=on_executorch)
         manifest = _without_poor_arithmetics(msgspec.structs.replace(manifest, self_checks=checks), folder)
         data = msgspec.json.encode(manifest, order="sorted")
         write_durably(folder / MANIFEST, data)
@@ -196,8 +212,12 @@ def _write_programs(
     position_limit: int,
     arithmetics: tuple[Arithmetic, ...],
     progress: Progress,
+    executorch_limit: int | None,
 ) -> tuple[dict[str, Program], list[tuple[str, str | None, str | None]]]:
-    """Trace and lower; returns programs by name, and for each segment its (primal, entry, dual) names."""
+    """Trace and lower; returns programs by name, and for each segment its (primal, entry, dual) names.
+
+    ``executorch_limit`` is the longest sequence of ExecuTorch's programs; None writes none.
+    """
     programs: dict[str, Program] = {}
     by_structure: dict[object, tuple[str, str | None, str | None]] = {}
     names = []
@@ -210,14 +230,33 @@ def _write_programs(
                 progress(f"Lowering {name}")
                 traced = trace(segment, kind, tensors, position_limit)
                 flowing = tuple(n for n in traced.inputs if n not in segment.weights)
-                lowered = lower(traced)
+                executorch = _write_executorch(folder, name, traced, executorch_limit)
+                lowered = lower(traced)  # rewrites what was traced
                 order_for_memory(lowered)  # arithmetics replace nodes where they stand
                 variants = _write_variants(folder, name, lowered, flowing, arithmetics)
-                programs[name] = Program(flowing, traced.outputs, variants)
+                programs[name] = Program(flowing, traced.outputs, variants, executorch)
                 made[kind] = name
             by_structure[structure] = (made["primal"], made.get("entry"), made.get("dual"))
         names.append(by_structure[structure])
     return programs, names
+
+
+def require_executorch() -> None:
+    """Raise :class:`ConfigError` with the command that installs ExecuTorch, if it is not installed."""
+    if find_spec("executorch") is None:
+        raise ConfigError(
+            "engine executorch is not installed; install it: pip install 'edge-runtime[executorch]'"
+        )
+
+
+def _write_executorch(
+    folder: Path, name: str, traced: TracedProgram, sequence_limit: int | None
+) -> dict[Arithmetic, Variant]:
+    if sequence_limit is None:
+        return {}
+    from export.write_executorch import write_executorch  # noqa: PLC0415 - an extra, loaded where it is asked for
+
+    return {"float": write_executorch(folder, name, traced, sequence_limit)}
 
 
 def _write_variants(
