@@ -178,12 +178,14 @@ def _run(arguments: argparse.Namespace) -> int:
     from edge_runtime.agent import Agent
     from edge_runtime.client import Client
     from edge_runtime.config import load_config
+    from edge_runtime.engine_choice import engine_version
     from edge_runtime.enrolment import ensure_identity
     from edge_runtime.journal import start_logging
     from edge_runtime.store import Store
     from edge_runtime.transport import HttpTransport
 
     config = load_config(arguments.config)
+    engine_version(config.engine)  # a device without its engine must not take tasks
     start_logging()
     store = Store(config.state_folder, disk_quota_bytes=config.disk_quota)
     transport = HttpTransport(config.coordinator_url)

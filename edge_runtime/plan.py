@@ -37,7 +37,7 @@ WeightsMode = Literal["resident", "streamed"]
 
 #: Resident size of a worker that has imported its libraries and done nothing; a device that has run a task
 #: reports its own figure. ExecuTorch's binding loads torch.
-DEFAULT_FLOOR_BYTES, EXECUTORCH_FLOOR_BYTES = 58 << 20, 244 << 20
+DEFAULT_FLOOR_BYTES, EXECUTORCH_FLOOR_BYTES = 58 << 20, 228 << 20
 #: Of that, code that ran only while libraries were loaded: given back for good, and while the tokenizer works.
 RELEASED_BYTES, RELEASED_AT_LOAD_BYTES = 2 << 20, 8 << 20
 #: What the engine sets up with its sessions: operator registries and threads.

@@ -33,6 +33,15 @@ from export.program import BATCH, DRAWS, SEQUENCE, TracedProgram
 #: Sizes at which a program is recorded again, where its bounds allow them; a side of one would be taken as fixed.
 _EXAMPLE_SIZES = {DRAWS: 2, BATCH: 3, SEQUENCE: 5}
 _KEPT_OUT = ("unsqueeze_copy", "_clone_dim_order", "_to_dim_order_copy")
+#: Why XNNPACK's partitioner refuses what it would take in other forms.
+_CONSTANT = "XNNPACK takes constant weights only, and this weight is an input"
+_REFUSED = {
+    "mm": _CONSTANT,
+    "addmm": _CONSTANT,
+    "linear": _CONSTANT,
+    "view_copy": "XNNPACK takes no views with dynamic sides",
+    "mean": "XNNPACK takes means over the sides of images only",
+}
 
 
 @dataclass(frozen=True)
@@ -150,8 +159,8 @@ def _reason(node: fx.Node, name: str, known: frozenset[str]) -> str:
         )
     if base not in known:
         return "XNNPACK has no such operator"
-    if base in ("mm", "addmm", "linear"):
-        return "XNNPACK takes constant weights only, and this weight is an input"
+    if base in _REFUSED:
+        return _REFUSED[base]
     value = node.meta.get("val")
     if isinstance(value, Tensor) and value.dtype != torch.float32:
         return f"XNNPACK computes in float32, this is {str(value.dtype).removeprefix('torch.')}"
