@@ -188,14 +188,15 @@ class Planner:
     def _bounds(self, work: Work) -> dict[Axis, int]:
         """The least of the bounds of all programs the work runs."""
         least: dict[Axis, int] = {}
-        for variant in self._variants(work).values():
+        for variant in self._variants(work):
             for axis, size in variant.bounds.items():
                 least[axis] = min(size, least.get(axis, size))
         return least
 
     def planned_bytes(self, work: Work) -> int:
         """Memory that the engine plans ahead for all programs the work loads; 0 where it allocates as it runs."""
-        return sum(variant.planned_bytes for variant in self._variants(work).values())
+        loaded = {variant.file: variant.planned_bytes for variant in self._variants(work)}
+        return sum(loaded.values())
 
     def smallest(self, work: Work) -> Plan:
         """The plan with the least predicted peak."""
@@ -212,7 +213,7 @@ class Planner:
         """Predicted peak of a worker that does the work in the given way."""
         manifest, first = self.manifest, first_segment(self.manifest, work.slices)
         rows = 1 + (choice.draws_at_a_time if first is not None else 0)
-        programs = self._variants(work)
+        programs = {variant.file for variant in self._variants(work)}
         tokens = work.batch_size * work.sequence
         repacked = [repacked_bytes(segment, self.arithmetic) for segment in manifest.segments]
         hidden = tokens * manifest.base.hidden_size * FLOAT_BYTES * rows
@@ -240,17 +241,16 @@ class Planner:
 
     def _live_bytes(self, work: Work, choice: Choice) -> int:
         """What programs hold while they run: planned ahead for all of them, or the largest live set of any."""
-        variants = self._variants(work).values()
+        variants = self._variants(work)
         if planned := self.planned_bytes(work):
             return planned + int(WORKSPACE_FACTOR * max(variant.planned_bytes for variant in variants))
         size = (choice.micro_batch, work.sequence, choice.draws_at_a_time)
         return int(max(live_bytes(variant, *size) for variant in variants) * ARENA_FACTOR) + ARENA_BYTES
 
-    def _variants(self, work: Work) -> dict[str, Variant]:
-        """The programs the work runs, by file."""
+    def _variants(self, work: Work) -> list[Variant]:
+        """The program that each segment runs for the work."""
         first = first_segment(self.manifest, work.slices)
-        found = (self._variant(segment, i, first) for i, segment in enumerate(self.manifest.segments))
-        return {variant.file: variant for variant in found}
+        return [self._variant(segment, i, first) for i, segment in enumerate(self.manifest.segments)]
 
     def _weights_bytes(self, choice: Choice) -> int:
         """All blocks, or the largest; and what the embedding maps. Rows it gathers are gone before a block runs."""
