@@ -40,6 +40,8 @@ WeightsMode = Literal["resident", "streamed"]
 DEFAULT_FLOOR_BYTES, EXECUTORCH_FLOOR_BYTES = 58 << 20, 228 << 20
 #: Of that, code that ran only while libraries were loaded: given back for good, and while the tokenizer works.
 RELEASED_BYTES, RELEASED_AT_LOAD_BYTES = 2 << 20, 8 << 20
+#: The same of torch, measured on one model.
+EXECUTORCH_RELEASED_BYTES = 40 << 20
 #: What the engine sets up with its sessions: operator registries and threads.
 ENGINE_BYTES = 2 << 20
 #: One more loaded program: its graph and kernels.
@@ -51,7 +53,7 @@ PACKED_FACTOR = 1.5
 #: Tensors as the engine's arena holds them: over their sum, for gaps between reused blocks; and what it starts with.
 ARENA_FACTOR, ARENA_BYTES = 1.55, 3 << 20
 #: What XNNPACK takes at run time over the planned memory of the largest program: packed operands and temporaries.
-WORKSPACE_FACTOR = 0.8
+WORKSPACE_FACTOR = 0.5
 #: Values, their change, one gradient, and the encoded blobs in and out.
 SLICE_COPIES = 5
 FLOAT_BYTES = 4
@@ -148,6 +150,7 @@ class Planner:
         self.arithmetic = arithmetic or manifest.arithmetics[0]
         planned = any(v.planned_bytes for p in manifest.programs.values() for v in p.variants.values())
         self._floor_bytes = floor_bytes or (EXECUTORCH_FLOOR_BYTES if planned else DEFAULT_FLOOR_BYTES)
+        self._released_bytes = EXECUTORCH_RELEASED_BYTES if planned else RELEASED_BYTES
         self._calibration = calibration
 
     def choose(self, work: Work, budget_bytes: int, *, may_change_work: bool = False) -> Plan:
@@ -227,10 +230,11 @@ class Planner:
         )
         tokenizer = manifest.files[manifest.tokenizer].bytes * TOKENIZER_FACTOR
         return PeakPrediction(
-            libraries_bytes=self._floor_bytes - RELEASED_BYTES,
+            libraries_bytes=self._floor_bytes - self._released_bytes,
             tokenizer_bytes=TOKENIZER_REST_BYTES,
             engine_bytes=ENGINE_BYTES
             + PROGRAM_BYTES * len(programs)
+            + self.planned_bytes(work)
             + (sum(repacked) if choice.weights == "resident" else max(repacked)),
             weights_bytes=self._weights_bytes(choice),
             live_bytes=self._live_bytes(work, choice),
@@ -240,10 +244,10 @@ class Planner:
         )
 
     def _live_bytes(self, work: Work, choice: Choice) -> int:
-        """What programs hold while they run: planned ahead for all of them, or the largest live set of any."""
+        """The largest live set of any program; of those planned ahead, what they take beside their plan."""
         variants = self._variants(work)
-        if planned := self.planned_bytes(work):
-            return planned + int(WORKSPACE_FACTOR * max(variant.planned_bytes for variant in variants))
+        if self.planned_bytes(work):
+            return int(WORKSPACE_FACTOR * max(variant.planned_bytes for variant in variants))
         size = (choice.micro_batch, work.sequence, choice.draws_at_a_time)
         return int(max(live_bytes(variant, *size) for variant in variants) * ARENA_FACTOR) + ARENA_BYTES
 

@@ -12,7 +12,7 @@ from edge_runtime.what_if import what_if
 PREDICTED_PARTS = {
     "libraries": "interpreter and libraries",
     "tokenizer": "what the tokenizer leaves behind",
-    "engine": "sessions, and matrices the engine repacks",
+    "engine": "sessions, and what the engine repacks or plans ahead",
     "weights": "frozen weights in memory at a time",
     "live": "largest live set of any program",
     "waiting": "values that wait between segments",

@@ -147,14 +147,14 @@ def test_plans_keep_within_the_bounds(package: Package) -> None:
 
 
 def test_planned_memory_is_part_of_the_prediction(package: Package) -> None:
-    """The predicted live memory is at least what all loaded programs plan ahead, whatever the micro-batch."""
+    """The predicted engine memory is at least what all loaded programs plan ahead, whatever the micro-batch."""
     manifest = package.for_engine("executorch").manifest
     slices = tuple(spec.name for spec in manifest.slices if spec.kind != "head")
     planner, work = Planner(manifest, "float"), Work(8, 32, 4, slices)
     planned = planner.planned_bytes(work)
     assert planned > sum(v.planned_bytes for v in manifest.programs["head.dual"].variants.values())
     for way in planner.choices(work):
-        assert planner.predict(work, way).live_bytes >= planned
+        assert planner.predict(work, way).engine_bytes >= planned
     assert Planner(package.for_engine("onnxruntime").manifest).planned_bytes(work) == 0
 
 
