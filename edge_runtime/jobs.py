@@ -39,7 +39,7 @@ from edge_runtime.messages import (
     Text,
 )
 from edge_runtime.meter import read_memory
-from edge_runtime.package import Arithmetic
+from edge_runtime.package import Arithmetic, EngineName
 from edge_runtime.plan import Choice, Plan
 from edge_runtime.prepared import Candidate, is_current
 from edge_runtime.watch import FIRST_PHASE, FOLLOW_INTERVAL_S, SAMPLE_INTERVAL_S, Watch
@@ -65,6 +65,7 @@ class TrainJob(Struct, frozen=True, tag="train"):
     budget_bytes: Bytes = 0
     choice: Choice | None = None
     prefix_cache_bytes: Bytes = 0
+    engine: EngineName = "onnxruntime"
 
 
 class BinMeasure(Struct, frozen=True):
@@ -118,6 +119,7 @@ class EvaluateJob(Struct, frozen=True, tag="evaluate"):
     sequence_limit: PositiveCount
     cap_bytes: Bytes
     threads: PositiveCount = 1
+    engine: EngineName = "onnxruntime"
 
 
 class EvaluateOutcome(Struct, frozen=True):
@@ -144,6 +146,7 @@ class PrepareJob(Struct, frozen=True, tag="prepare"):
     cap_bytes: Bytes
     threads: PositiveCount = 1
     arithmetic: Arithmetic | None = None
+    engine: EngineName = "onnxruntime"
 
 
 class PrepareOutcome(Struct, frozen=True):
@@ -278,7 +281,7 @@ def ensure_prepared(job: PrepareJob, timeout_s: float | None = None) -> None:
     Raises:
         EdgeError: as :func:`finish_worker`; the folder is then as it was.
     """
-    if not is_current(Path(job.prepared_folder), job.package_sha256, job.arithmetic):
+    if not is_current(Path(job.prepared_folder), job.package_sha256, job.arithmetic, job.engine):
         run_worker(job, PrepareOutcome, timeout_s)
 
 

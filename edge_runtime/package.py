@@ -4,7 +4,8 @@ A package is a folder::
 
     manifest.json       this module's Manifest, as canonical JSON; its sha256 names the package
     manifest.sig        Ed25519 signature over the manifest's bytes, in base64
-    programs/*.onnx     graphs without weights
+    programs/*.onnx     graphs without weights, for ONNX Runtime
+    programs/*.pte      the same for ExecuTorch, where the package was exported for it
     weights/*.bin       raw little-endian tensors, aligned so that they can be memory-mapped
     tokenizer.json      the tokenizer, as ``tokenizers`` reads it
     slices.safetensors  initial values of all trainable tensors
@@ -40,6 +41,11 @@ Arithmetic = Literal["row_int8", "block_int8", "block_int4", "float"]
 ARITHMETICS: tuple[Arithmetic, ...] = ("row_int8", "block_int8", "block_int4", "float")
 #: What a package is trained for. ``classification``: one label a text, and a head. ``causal_lm``: the next token.
 TaskKind = Literal["classification", "causal_lm"]
+#: What runs programs on a device; the first is what the bare install carries.
+EngineName = Literal["onnxruntime", "executorch"]
+ENGINES: tuple[EngineName, ...] = ("onnxruntime", "executorch")
+#: The dynamic sides of a program's inputs.
+Axis = Literal["draws", "batch", "sequence"]
 Quantisation = Literal["int8", "int4", "none"]
 #: Arithmetics whose layout is the package's own: the engine repacks the matrices when it loads a program.
 BLOCK_ARITHMETICS: frozenset[Arithmetic] = frozenset({"block_int8", "block_int4"})
@@ -87,6 +93,14 @@ class PeakTensor(Struct, frozen=True):
     size: SizeTerm
 
 
+class Undelegated(Struct, frozen=True, array_like=True):
+    """An operator of an ExecuTorch program that its fast backend did not take: name, how many nodes, why."""
+
+    operator: Text
+    nodes: PositiveCount
+    reason: Text
+
+
 class Variant(Struct, frozen=True):
     """A program in one arithmetic.
 
@@ -95,6 +109,9 @@ class Variant(Struct, frozen=True):
     structure. ``gathered`` names those of the fed ones of which only the rows given by a program input are read.
     ``live`` holds the largest live sets as polynomials, of which the largest value at a given size is the
     prediction; ``peak_tensors`` the largest tensors of that set at the exporter's reference size.
+
+    ExecuTorch plans memory ahead instead of at run time: ``planned_bytes`` is what a loaded program holds, whatever
+    it is run on, ``bounds`` the largest sizes it was planned for, ``undelegated`` what its own kernels compute.
     """
 
     file: PackagePath
@@ -103,17 +120,22 @@ class Variant(Struct, frozen=True):
     gathered: dict[Text, Text] = {}
     live: tuple[tuple[SizeTerm, ...], ...] = ()
     peak_tensors: tuple[PeakTensor, ...] = ()
+    planned_bytes: Bytes = 0
+    bounds: dict[Axis, PositiveCount] = {}
+    undelegated: Annotated[tuple[Undelegated, ...], Meta(max_length=1000)] = ()
 
 
 class Program(Struct, frozen=True):
     """One graph. Values flow by name: an output named ``hidden`` feeds a later input ``hidden``.
 
-    ``variants`` holds the graph once for each arithmetic the package offers.
+    ``variants`` holds the graph once for each arithmetic the package offers on ONNX Runtime, ``executorch`` the same
+    for ExecuTorch, if the package was exported for it.
     """
 
     inputs: tuple[Text, ...]
     outputs: tuple[Text, ...]
     variants: dict[Arithmetic, Variant]
+    executorch: dict[Arithmetic, Variant] = {}
 
 
 class TensorSpec(Struct, frozen=True):
@@ -228,6 +250,7 @@ class Manifest(Struct, frozen=True):
     self_checks: dict[Arithmetic, SelfCheck]
     probe: PackagePath
     quantisation_effect: QuantisationEffect | None = None
+    executorch_checks: dict[Arithmetic, SelfCheck] = {}
 
     def slice_named(self, name: str) -> SliceSpec:
         """The slice of that name; :class:`PackageError` if there is none."""
@@ -239,11 +262,49 @@ class Manifest(Struct, frozen=True):
         )
 
     @property
+    def engines(self) -> tuple[EngineName, ...]:
+        """Those that every program but the adjoints was lowered for."""
+        both = all(program.executorch for program in self._forward_programs())
+        return ENGINES if both else ENGINES[:1]
+
+    def for_engine(self, engine: EngineName) -> Manifest:
+        """The package as a device on that engine sees it: only that engine's variants, and the files it needs.
+
+        Raises:
+            PackageError: the package has no programs for the engine.
+        """
+        if engine not in self.engines:
+            raise PackageError(
+                f"package {self.name} has no programs for {engine}, only for {', '.join(self.engines)}; "
+                f"export it with --engine {','.join(ENGINES)}, or set the device's engine"
+            )
+        seen = {
+            name: msgspec.structs.replace(
+                program,
+                variants=program.executorch if engine == "executorch" else program.variants,
+                executorch={},
+            )
+            for name, program in self.programs.items()
+        }
+        kept = {variant.file for program in seen.values() for variant in program.variants.values()}
+        all_programs = {variant.file for program in self.programs.values() for variant in _all(program)}
+        files = {
+            name: entry for name, entry in self.files.items() if name in kept or name not in all_programs
+        }
+        checks = self.executorch_checks if engine == "executorch" else self.self_checks
+        return msgspec.structs.replace(
+            self, programs=seen, files=files, self_checks=checks, executorch_checks={}
+        )
+
+    @property
     def arithmetics(self) -> tuple[Arithmetic, ...]:
         """Those that every program but the adjoints offers, in order of preference."""
-        names = {name for each in self.segments for name in (each.primal, each.entry, each.dual)}
-        forward = [self.programs[name] for name in names if name is not None]
+        forward = self._forward_programs()
         return tuple(name for name in ARITHMETICS if all(name in program.variants for program in forward))
+
+    def _forward_programs(self) -> list[Program]:
+        names = {name for each in self.segments for name in (each.primal, each.entry, each.dual)}
+        return [self.programs[name] for name in names if name is not None]
 
     @property
     def head(self) -> SliceSpec | None:
@@ -310,6 +371,10 @@ class Package:
         data = _read(folder / MANIFEST, MAX_MANIFEST_BYTES)
         return cls(folder, parse_manifest(data), hashlib.sha256(data).hexdigest())
 
+    def for_engine(self, engine: EngineName) -> Package:
+        """The same package as :meth:`Manifest.for_engine` sees it, which also tells the errors."""
+        return Package(self.folder, self.manifest.for_engine(engine), self.sha256)
+
     def path(self, name: str) -> Path:
         """Location of a file the manifest lists; :class:`PackageError` if it lists none such."""
         if name not in self.manifest.files:
@@ -364,11 +429,15 @@ class _VersionOnly(Struct):
     format_version: PositiveCount
 
 
+def _all(program: Program) -> tuple[Variant, ...]:
+    return (*program.variants.values(), *program.executorch.values())
+
+
 def _check_references(manifest: Manifest) -> None:
     """Whatever the manifest names must be in it, so that nothing later meets a dangling name."""
     files = set(manifest.files)
     for name, program in manifest.programs.items():
-        for variant in program.variants.values():
+        for variant in _all(program):
             if variant.file not in files:
                 raise PackageError(f"program {name} names an unlisted file {variant.file}")
     for segment in manifest.segments:

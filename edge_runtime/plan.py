@@ -31,6 +31,7 @@ from edge_runtime.package import (
     SCALES_SUFFIX,
     ZERO_POINTS_SUFFIX,
     Arithmetic,
+    Axis,
     Manifest,
     Segment,
     SizeTerm,
@@ -44,10 +45,12 @@ WeightsMode = Literal["resident", "streamed"]
 InputsMode = Literal["memory", "disk"]
 
 #: Resident size of a worker that has imported its libraries and done nothing; a device that has run a task
-#: reports its own figure.
-DEFAULT_FLOOR_BYTES = 58 << 20
+#: reports its own figure. ExecuTorch's binding loads torch.
+DEFAULT_FLOOR_BYTES, EXECUTORCH_FLOOR_BYTES = 58 << 20, 228 << 20
 #: Of that, code that ran only while libraries were loaded: given back for good, and while the tokenizer works.
 RELEASED_BYTES, RELEASED_AT_LOAD_BYTES = 2 << 20, 8 << 20
+#: The same of torch, measured on one model.
+EXECUTORCH_RELEASED_BYTES = 40 << 20
 #: What the engine sets up with its sessions: operator registries and threads.
 ENGINE_BYTES = 2 << 20
 #: One more loaded program: its graph and kernels.
@@ -58,6 +61,8 @@ TOKENIZER_FACTOR, TOKENIZER_REST_BYTES = 26, 2 << 20
 PACKED_FACTOR: dict[Arithmetic, float] = {"block_int8": 1.5, "block_int4": 1.8}
 #: Tensors as the engine's arena holds them: over their sum, for gaps between reused blocks; and what it starts with.
 ARENA_FACTOR, ARENA_BYTES = 1.55, 3 << 20
+#: What XNNPACK takes at run time over the planned memory of the largest program: packed operands and temporaries.
+WORKSPACE_FACTOR = 0.5
 #: Values, their change, one gradient, and the encoded blobs in and out.
 SLICE_COPIES = 5
 FLOAT_BYTES = 4
@@ -143,7 +148,7 @@ class Planner:
     """Plans for one package on one machine.
 
     Args:
-        manifest: of the package.
+        manifest: of the package, as :meth:`edge_runtime.package.Manifest.for_engine` gives it for the machine's engine.
         arithmetic: the one the package is prepared in; None takes the package's first.
         floor_bytes: measured on the device; 0 takes the constant of this module.
         calibration: of this machine, by which time is predicted.
@@ -158,7 +163,9 @@ class Planner:
     ) -> None:
         self.manifest = manifest
         self.arithmetic = arithmetic or manifest.arithmetics[0]
-        self._floor_bytes = floor_bytes or DEFAULT_FLOOR_BYTES
+        planned = any(v.planned_bytes for p in manifest.programs.values() for v in p.variants.values())
+        self._floor_bytes = floor_bytes or (EXECUTORCH_FLOOR_BYTES if planned else DEFAULT_FLOOR_BYTES)
+        self._released_bytes = EXECUTORCH_RELEASED_BYTES if planned else RELEASED_BYTES
         self._calibration = calibration
 
     def choose(self, work: Work, budget_bytes: int, *, may_change_work: bool = False) -> Plan:
@@ -170,7 +177,7 @@ class Planner:
         """
         usable = int(budget_bytes * USABLE_SHARE)
         for candidate in self._works(work) if may_change_work else (work,):
-            plans = [self.plan(candidate, choice) for choice in choices(candidate)]
+            plans = [self.plan(candidate, choice) for choice in self.choices(candidate)]
             fitting = [plan for plan in plans if plan.peak.total_bytes <= usable]
             if fitting:
                 best = min(fitting, key=lambda plan: self._seconds(candidate, plan.choice))
@@ -182,10 +189,37 @@ class Planner:
         seconds = self._seconds(work, choice) if self._calibration is not None else None
         return Plan(work, choice, self.predict(work, choice), seconds)
 
+    def choices(self, work: Work) -> Iterator[Choice]:
+        """Every way to do the work that the programs' bounds allow, the fastest and largest first.
+
+        Raises:
+            PackageError: its sequences are longer than a program was planned for.
+        """
+        bounds = self._bounds(work)
+        if work.sequence > bounds.get("sequence", work.sequence):
+            raise PackageError(
+                f"the programs of package {self.manifest.name} take {bounds['sequence']} tokens, the work has "
+                f"{work.sequence}; ask for shorter sequences"
+            )
+        return choices(work, bounds.get("batch"), bounds.get("draws"))
+
+    def _bounds(self, work: Work) -> dict[Axis, int]:
+        """The least of the bounds of all programs the work runs."""
+        least: dict[Axis, int] = {}
+        for variant in self._variants(work):
+            for axis, size in variant.bounds.items():
+                least[axis] = min(size, least.get(axis, size))
+        return least
+
+    def planned_bytes(self, work: Work) -> int:
+        """Memory that the engine plans ahead for all programs the work loads; 0 where it allocates as it runs."""
+        loaded = {variant.file: variant.planned_bytes for variant in self._variants(work)}
+        return sum(loaded.values())
+
     def smallest(self, work: Work) -> Plan:
         """The plan with the least predicted peak."""
         return min(
-            (self.plan(work, choice) for choice in choices(work)), key=lambda plan: plan.peak.total_bytes
+            (self.plan(work, choice) for choice in self.choices(work)), key=lambda plan: plan.peak.total_bytes
         )
 
     def smallest_cap(self, work: Work) -> int:
@@ -196,12 +230,7 @@ class Planner:
     def predict(self, work: Work, choice: Choice) -> PeakPrediction:
         """Predicted peak of a worker that does the work in the given way."""
         manifest, first = self.manifest, first_segment(self.manifest, work.slices)
-        variants = [manifest.programs[name].variants[self.arithmetic] for name in self.program_names(work)]
-        programs = {variant.file for variant in variants}
-        live = max(
-            live_bytes(variant, choice.micro_batch, work.sequence, choice.draws_at_a_time)
-            for variant in variants
-        )
+        programs = {variant.file for variant in self._variants(work)}
         tokens = work.batch_size * work.sequence
         repacked = [repacked_bytes(segment, self.arithmetic) for segment in manifest.segments]
         hidden = tokens * manifest.base.hidden_size * FLOAT_BYTES * self._waiting_rows(first, work, choice)
@@ -216,13 +245,14 @@ class Planner:
         )
         tokenizer = manifest.files[manifest.tokenizer].bytes * TOKENIZER_FACTOR
         return PeakPrediction(
-            libraries_bytes=self._floor_bytes - RELEASED_BYTES,
+            libraries_bytes=self._floor_bytes - self._released_bytes,
             tokenizer_bytes=TOKENIZER_REST_BYTES,
             engine_bytes=ENGINE_BYTES
             + PROGRAM_BYTES * len(programs)
+            + self.planned_bytes(work)
             + (sum(repacked) if choice.weights == "resident" else max(repacked)),
             weights_bytes=self._weights_bytes(choice),
-            live_bytes=int(live * ARENA_FACTOR) + ARENA_BYTES,
+            live_bytes=self._live_bytes(work, choice),
             waiting_bytes=hidden + masks + labels,
             slices_bytes=SLICE_COPIES * trained + 2 * tangents,
             load_bytes=self._floor_bytes + max(0, tokenizer - RELEASED_AT_LOAD_BYTES),
@@ -250,6 +280,18 @@ class Planner:
             return 1 + choice.draws_at_a_time
         kept = len(self.manifest.segments) - 1 - first if choice.inputs == "memory" else 1
         return 1 + kept
+
+    def _live_bytes(self, work: Work, choice: Choice) -> int:
+        """The largest live set of any program; of those planned ahead, what they take beside their plan."""
+        variants = self._variants(work)
+        if self.planned_bytes(work):
+            return int(WORKSPACE_FACTOR * max(variant.planned_bytes for variant in variants))
+        size = (choice.micro_batch, work.sequence, choice.draws_at_a_time)
+        return int(max(live_bytes(variant, *size) for variant in variants) * ARENA_FACTOR) + ARENA_BYTES
+
+    def _variants(self, work: Work) -> list[Variant]:
+        """The programs that a step runs, in order."""
+        return [self.manifest.programs[name].variants[self.arithmetic] for name in self.program_names(work)]
 
     def _weights_bytes(self, choice: Choice) -> int:
         """All blocks, or the largest; and what the embedding maps. Rows it gathers are gone before a block runs."""
@@ -314,11 +356,12 @@ class Planner:
         )
 
 
-def choices(work: Work) -> Iterator[Choice]:
-    """Every way to do the work, the fastest and largest first."""
-    sizes = _halved(preferred_micro_batch(work.batch_size, work.sequence))
+def choices(work: Work, most_examples: int | None = None, most_draws: int | None = None) -> Iterator[Choice]:
+    """Every way to do the work, the fastest and largest first; with so many examples and draws at a time at most."""
+    examples, together = preferred_micro_batch(work.batch_size, work.sequence), max(1, work.draws)
+    sizes = _halved(min(examples, most_examples or examples))
     back = work.update == "backprop" and bool(work.slices)
-    draws = [1] if back else _halved(max(1, work.draws))
+    draws = [1] if back else _halved(min(together, most_draws or together))
     modes: tuple[WeightsMode, ...] = ("resident", "streamed")
     places: tuple[InputsMode, ...] = ("memory", "disk") if back else ("memory",)
     for weights, inputs, at_a_time, micro_batch in product(modes, places, draws, sizes):

@@ -12,7 +12,7 @@ from edge_runtime.what_if import what_if
 PREDICTED_PARTS = {
     "libraries": "interpreter and libraries",
     "tokenizer": "what the tokenizer leaves behind",
-    "engine": "sessions, and matrices the engine repacks",
+    "engine": "sessions, and what the engine repacks or plans ahead",
     "weights": "frozen weights in memory at a time",
     "live": "largest live set of any program",
     "waiting": "values that wait between segments",
@@ -40,6 +40,8 @@ def _lines(asked: Asked, *, with_options: bool) -> Iterator[str]:
         f"{gradient_words(work.update, work.draws)}, {plural(len(work.slices), 'slice')} and the head"
     )
     yield f"plan      weights {choice.weights}, {_at_a_time(plan)}"
+    if planned := planner.planned_bytes(work):
+        yield f"planned   {size(planned)} ahead of time by {asked.engine}, for all programs of this work"
     yield f"given up  {'; '.join(plan.gave_up) or 'nothing'}"
     yield f"step      {_step(asked, plan)}"
     yield ""

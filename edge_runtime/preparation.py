@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.calibration import CALIBRATION_ROWS, CALIBRATION_TOKENS, calibrate, weight_limit
+from edge_runtime.calibration import CALIBRATION_ROWS, CALIBRATION_TOKENS, FULL_LIMIT, calibrate, weight_limit
 from edge_runtime.durable import rename_durably, write_durably
 from edge_runtime.engines import Engine
 from edge_runtime.errors import DeviceError, PreparationError
@@ -67,7 +67,7 @@ def prepare(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _temporary_folder(folder.parent) as work:
         # 1. Does this CPU's int8 kernel saturate?
-        limit = weight_limit(package, engine)
+        limit = weight_limit(package, engine) if "row_int8" in manifest.arithmetics else FULL_LIMIT
         # 2. Which arithmetic is best here?
         measured: Measured = {}
         for name in _considered(package, cap_bytes) if arithmetic is None else (arithmetic,):

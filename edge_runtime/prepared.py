@@ -14,9 +14,10 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from edge_runtime.engine_choice import engine_version
 from edge_runtime.errors import PreparationError
 from edge_runtime.messages import Bytes, PositiveCount, Sha256, Text
-from edge_runtime.package import Arithmetic, Package, PackagePath, Program, TensorRef, Variant
+from edge_runtime.package import Arithmetic, EngineName, Package, PackagePath, Program, TensorRef, Variant
 
 PREPARED = "prepared.json"
 PREPARED_VERSION = 1
@@ -91,7 +92,7 @@ class PreparedPackage:
 
         Args:
             package: what it was prepared from. folder: the prepared folder.
-            engine: name and version of the engine in use, as :func:`engine_version` gives it.
+            engine: name and version of the engine in use, as ``Engine.version`` gives it.
 
         Raises:
             PreparationError: it is missing, damaged, or made for something else; says which.
@@ -166,22 +167,24 @@ def stale_reason(folder: Path, prepared: Prepared, package_sha256: str, engine: 
     return None
 
 
-def is_current(folder: Path, package_sha256: str, arithmetic: Arithmetic | None = None) -> bool:
-    """Whether a folder holds this package, prepared for this machine; in ``arithmetic``, if one is given."""
+def is_current(
+    folder: Path,
+    package_sha256: str,
+    arithmetic: Arithmetic | None = None,
+    engine: EngineName = "onnxruntime",
+) -> bool:
+    """Whether a folder holds this package, prepared for this machine and engine; in ``arithmetic``, if one is given.
+
+    Raises:
+        ConfigError: the engine is not installed.
+    """
     try:
         prepared = read_prepared(folder)
     except PreparationError:
         return False
     if arithmetic not in (None, prepared.arithmetic):
         return False
-    return stale_reason(folder, prepared, package_sha256, engine_version()) is None
-
-
-def engine_version() -> str:
-    """Name and version of the engine that is installed, found without loading it."""
-    from importlib import metadata  # noqa: PLC0415 - 1.5 MB, which the training process does without
-
-    return f"onnxruntime {metadata.version('onnxruntime')}"
+    return stale_reason(folder, prepared, package_sha256, engine_version(engine)) is None
 
 
 def cpu_type() -> str:

@@ -36,7 +36,7 @@ from edge_runtime.jobs import (
 )
 from edge_runtime.messages import LocalOptimizer, Task
 from edge_runtime.meter import ProcessMemory, read_memory
-from edge_runtime.plan import USABLE_SHARE, Choice, Plan, Planner, WeightsMode, choices
+from edge_runtime.plan import USABLE_SHARE, Choice, Plan, Planner, WeightsMode
 from edge_runtime.prepared import PREPARED, read_prepared
 from edge_runtime.profile_comparisons import backpropagation, inference_alone
 from edge_runtime.profile_document import (
@@ -195,7 +195,9 @@ def profile_package(settings: Settings, launch: Callable[[TrainJob], RunningWork
     # 1. Check what can be checked.
     old = _earlier(settings.against)
     rows = _check(settings)
-    identify(settings.asked.package, settings.asked.planner().arithmetic, settings.command)
+    identify(
+        settings.asked.package, settings.asked.planner().arithmetic, settings.command, settings.asked.engine
+    )
     settings.asked.package.verify_files()
 
     # 2. Prepare the package, run the task, and what it is compared with.
@@ -263,6 +265,7 @@ def _prepare(settings: Settings) -> Asked:
             prepared_folder=str(folder.resolve()),
             cap_bytes=settings.asked.cap_bytes,
             threads=settings.threads,
+            engine=settings.asked.engine,
         )
     )
     return replace(settings.asked, prepared=read_prepared(folder), unprepared="")
@@ -314,6 +317,7 @@ def _run(settings: Settings, asked: Asked, rows: int, folder: Path) -> Run:
         threads=settings.threads,
         choice=choice,
         prefix_cache_bytes=PREFIX_CACHE_BYTES,
+        engine=asked.engine,
     )
     return Run(job, planner, asked, notes=notes)
 
@@ -328,7 +332,7 @@ def _forced(
         msgspec.structs.replace(
             way, weights=weights or way.weights, micro_batch=micro_batch or way.micro_batch
         ): None
-        for way in choices(asked.work)
+        for way in planner.choices(asked.work)
     }
     plans = [planner.plan(asked.work, way) for way in ways]
     usable = int(asked.cap_bytes * USABLE_SHARE)
@@ -407,7 +411,7 @@ def _fill(run: Run, command: str, ways: list[Comparison]) -> Profile:
     )
     return Profile(
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        identity=identify(asked.package, run.planner.arithmetic, command),
+        identity=identify(asked.package, run.planner.arithmetic, command, asked.engine),
         work=Work(
             batch_size=plan.work.batch_size,
             micro_batch=plan.choice.micro_batch,

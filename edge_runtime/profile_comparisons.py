@@ -74,6 +74,7 @@ def inference_alone(job: TrainJob, folder: Path) -> tuple[Comparison | None, str
         sequence_limit=job.task.sequence_limit,
         cap_bytes=job.cap_bytes,
         threads=job.threads,
+        engine=job.engine,
     )
     try:
         outcome = run_worker(evaluation, EvaluateOutcome)

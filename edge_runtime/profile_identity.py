@@ -9,20 +9,21 @@ from pathlib import Path
 import msgspec
 
 from edge_runtime import __version__
+from edge_runtime.engine_choice import engine_version
 from edge_runtime.errors import ConfigError
-from edge_runtime.package import Package
-from edge_runtime.prepared import cpu_type, engine_version
+from edge_runtime.package import EngineName, Package
+from edge_runtime.prepared import cpu_type
 from edge_runtime.profile_document import Identity
 
 #: Where boards and PCs say what they are.
 _MODELS = (Path("/proc/device-tree/model"), Path("/sys/class/dmi/id/product_name"))
 
 
-def identify(package: Package, arithmetic: str, command: str) -> Identity:
+def identify(package: Package, arithmetic: str, command: str, engine: EngineName = "onnxruntime") -> Identity:
     """The identity of a measurement here.
 
     Args:
-        package: what is measured. arithmetic: what it runs in. command: repeats the measurement.
+        package: what is measured. arithmetic, engine: what it runs in. command: repeats the measurement.
 
     Raises:
         ConfigError: the command is too long for a report, or holds characters that no terminal prints.
@@ -34,7 +35,7 @@ def identify(package: Package, arithmetic: str, command: str) -> Identity:
         page_size_bytes=os.sysconf("SC_PAGE_SIZE"),
         memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         runtime_version=__version__,
-        engine=engine_version(),
+        engine=engine_version(engine),
         package_name=package.manifest.name,
         package_sha256=package.sha256,
         arithmetic=arithmetic,

@@ -18,7 +18,6 @@ from edge_runtime.plan import (
     Planner,
     WeightsMode,
     Work,
-    preferred_micro_batch,
 )
 from edge_runtime.profile_document import WhatIf
 
@@ -46,7 +45,7 @@ def what_if(planner: Planner, asked: Work, chosen: Plan, cap_bytes: int) -> tupl
     options = [
         (plan := planner.plan(work, choice), _option(plan, cap_bytes, chosen=plan.choice == chosen.choice))
         for work in works
-        for choice in _ways(work, chosen)
+        for choice in _ways(planner, work, chosen)
     ]
     return tuple(
         replace(option, chosen=option.chosen and plan.work == chosen.work) for plan, option in options
@@ -68,11 +67,12 @@ def _around(work: Work, sequence_limit: int) -> Iterator[Work]:
             yield replace(work, slices=work.slices[-count:])
 
 
-def _ways(work: Work, chosen: Plan) -> list[Choice]:
+def _ways(planner: Planner, work: Work, chosen: Plan) -> list[Choice]:
     """The ways to do a work that are worth a row; among them, for its own work, the chosen one."""
-    largest = preferred_micro_batch(work.batch_size, work.sequence)
+    fastest = next(planner.choices(work))
+    largest = fastest.micro_batch
     together = chosen.choice.draws_at_a_time
-    draws = min(work.draws, together) if together < chosen.work.draws else max(1, work.draws)
+    draws = min(work.draws, together) if together < chosen.work.draws else fastest.draws_at_a_time
     own = [chosen.choice] if work == chosen.work else []
     ways = [Choice(weights, size, draws, chosen.choice.inputs) for weights in MODES for size in (largest, 1)]
     return sorted(

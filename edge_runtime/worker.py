@@ -21,7 +21,8 @@ from edge_runtime.backpropagation import Backpropagation
 from edge_runtime.data import Batch, Tokenizer, draw_batches, load_rows
 from edge_runtime.durable import write_durably
 from edge_runtime.enforcement import ran_out_of_memory
-from edge_runtime.engines.onnx import OnnxEngine
+from edge_runtime.engine_choice import engine_maker
+from edge_runtime.engines import Engine
 from edge_runtime.errors import ConfigError, EdgeError, OutOfMemoryError, PackageError, WorkerError
 from edge_runtime.executor import Executor, Sweep
 from edge_runtime.jobs import (
@@ -62,7 +63,7 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
         ConfigError: backpropagation with draws.
         EdgeError: package, state or data cannot be used.
     """
-    task, started, engine = job.task, time.monotonic(), OnnxEngine(job.threads)
+    task, started, engine = job.task, time.monotonic(), engine_maker(job.engine)(job.threads)
     if task.update == "backprop" and task.draws != 1:
         raise ConfigError(
             f"task {task.task_id} asks for backpropagation with {task.draws} draws; it makes none: ask for 1"
@@ -150,7 +151,7 @@ def evaluate(job: EvaluateJob, meter: Meter) -> EvaluateOutcome:
 
     Both are over rows for classification, over predicted tokens for language modelling.
     """
-    started, engine = time.monotonic(), OnnxEngine(job.threads)
+    started, engine = time.monotonic(), engine_maker(job.engine)(job.threads)
     meter.enter("load")
     account = Account(meter.floor_bytes, (Path(job.package_folder), Path(job.prepared_folder)))
     prepared, values, examples = _load(job, engine, job.sequence_limit)
@@ -196,8 +197,8 @@ def prepare_package(job: PrepareJob, meter: Meter) -> PrepareOutcome:
     """Lay a package out for this machine, once."""
     started = time.monotonic()
     meter.enter("prepare")
-    package = Package.open_known(Path(job.package_folder), job.package_sha256)
-    engine = OnnxEngine(job.threads)
+    package = Package.open_known(Path(job.package_folder), job.package_sha256).for_engine(job.engine)
+    engine = engine_maker(job.engine)(job.threads)
     folder = Path(job.prepared_folder)
     prepared = prepare(package, folder, engine, job.arithmetic, job.cap_bytes).prepared
     meter.close()
@@ -214,6 +215,7 @@ def run(
 ) -> TrainOutcome | EvaluateOutcome | PrepareOutcome:
     """Do one job in this process; ``announce`` is called with each phase as it is entered."""
     keep_freed_memory()
+    engine_maker(job.engine)  # its library is part of the floor
     meter = Meter(announce)
     if isinstance(job, TrainJob):
         return train(job, meter)
@@ -249,10 +251,10 @@ def _announce(phase: str) -> None:
 
 
 def _load(
-    job: TrainJob | EvaluateJob, engine: OnnxEngine, sequence_limit: int
+    job: TrainJob | EvaluateJob, engine: Engine, sequence_limit: int
 ) -> tuple[PreparedPackage, Values, Examples]:
     """Package, slice values and tokenised rows of a job; the tokenizer is gone before any program is loaded."""
-    package = Package.open_known(Path(job.package_folder), job.package_sha256)
+    package = Package.open_known(Path(job.package_folder), job.package_sha256).for_engine(job.engine)
     prepared = PreparedPackage.open(package, Path(job.prepared_folder), engine.version)
     manifest = package.manifest
     try:
@@ -272,7 +274,7 @@ def _load(
 
 
 def _executor(
-    job: TrainJob, prepared: PreparedPackage, engine: OnnxEngine, choice: Choice, cache: PrefixCache | None
+    job: TrainJob, prepared: PreparedPackage, engine: Engine, choice: Choice, cache: PrefixCache | None
 ) -> Executor:
     """What runs the task's sweeps; the head alone has nothing to propagate back to."""
     slices = job.task.slices

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import time
 import warnings
 from pathlib import Path
@@ -13,7 +14,7 @@ from edge_runtime.command_line import exit_code_of
 from edge_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edge_runtime.package import Manifest, Package
+    from edge_runtime.package import EngineName, Manifest, Package
     from edge_runtime.signing import PrivateKey
     from edge_runtime.slices import Values
     from export.slices import SliceOptions
@@ -57,6 +58,12 @@ def build_parser() -> argparse.ArgumentParser:
     package.add_argument("--quant", choices=("int8", "int4", "none"), default="int8")
     package.add_argument(
         "--with-adjoint", action="store_true", help="also write the programs that backpropagation runs"
+    )
+    package.add_argument(
+        "--engine",
+        default="onnxruntime",
+        metavar="NAME,...",
+        help="what devices may run it on: onnxruntime, or onnxruntime,executorch (default: %(default)s)",
     )
     package.add_argument("--seed", type=int, default=0, help="of LoRA's random factor")
     package.add_argument(
@@ -130,6 +137,7 @@ def _package(arguments: argparse.Namespace) -> int:
         adapter=arguments.adapter,
         trust_remote_code=arguments.trust_remote_code,
         with_adjoint=arguments.with_adjoint,
+        engines=read_engines(arguments.engine),
     )
     package = export_package(options, key, progress)
     progress("Done")
@@ -218,6 +226,16 @@ def read_labels(path: Path) -> tuple[str, ...]:
     return tuple(labels)
 
 
+def read_engines(text: str) -> tuple[EngineName, ...]:
+    """The engines to export for, from a list with commas; :class:`ConfigError` if one is unknown or ONNX is missing."""
+    from edge_runtime.package import ENGINES
+
+    names = {name.strip() for name in text.split(",")}
+    if not names <= set(ENGINES) or "onnxruntime" not in names:
+        raise ConfigError(f"--engine is {text!r}; it may be onnxruntime, or onnxruntime,executorch")
+    return tuple(name for name in ENGINES if name in names)
+
+
 def summary(package: Package) -> str:
     """Sizes, trainable dimensions, predicted memory and the comparison with torch, for people."""
     manifest = package.manifest
@@ -242,6 +260,7 @@ def summary(package: Package) -> str:
             + ("" if check.gradient is None else f", gradient {check.gradient:.1e}")
             for name, check in manifest.self_checks.items()
         ),
+        *_executorch_lines(manifest),
     ]
     if effect := manifest.quantisation_effect:
         lines.append(
@@ -249,6 +268,21 @@ def summary(package: Package) -> str:
             f"jvp cosine {effect.jvp_cosine:.4f}"
         )
     return "\n".join(lines)
+
+
+def _executorch_lines(manifest: Manifest) -> list[str]:
+    """How ExecuTorch's programs compare with torch, the memory planned for each, and what XNNPACK did not take."""
+    lines = [
+        f"on ExecuTorch, {name}: loss {check.loss:.1e}, jvp {check.jvp:.1e}"
+        for name, check in manifest.executorch_checks.items()
+    ]
+    for name, program in manifest.programs.items():
+        for variant in program.executorch.values():
+            lines.append(
+                f"  {name}: {variant.planned_bytes / 1e6:.1f} MB planned ahead; not delegated to XNNPACK:"
+            )
+            lines += [f"    {each.nodes:>4} {each.operator}: {each.reason}" for each in variant.undelegated]
+    return lines
 
 
 def _predictions(manifest: Manifest) -> list[str]:
@@ -274,6 +308,9 @@ def _quieten_libraries() -> None:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     warnings.simplefilter("ignore", FutureWarning)
+    # transformers imports torchao where it finds it; ExecuTorch brings it, without its CUDA libraries.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _read_key(path: Path) -> PrivateKey:

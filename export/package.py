@@ -6,6 +6,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -15,13 +16,14 @@ import onnx_ir as ir
 from torch import Tensor
 
 from edge_runtime.durable import rename_durably, write_durably
-from edge_runtime.errors import ModelError
+from edge_runtime.errors import ConfigError, ModelError
 from edge_runtime.package import (
     FORMAT_VERSION,
     MANIFEST,
     SIGNATURE,
     Arithmetic,
     Base,
+    EngineName,
     FileEntry,
     Manifest,
     Package,
@@ -45,7 +47,7 @@ from export.lower_onnx import lower
 from export.model import LoadedModel, load_model
 from export.model_folder import check_model_folder, read_config
 from export.predict import live_sets, peak_tensors
-from export.program import ProgramKind, trace
+from export.program import ProgramKind, TracedProgram, trace
 from export.read_adapter import Adapter, Wanted, read_adapter
 from export.reference import TorchReference
 from export.schedule import REFERENCE, order_for_memory
@@ -97,6 +99,7 @@ class ExportOptions:
             scale too.
         trust_remote_code: whether Python code of the model folder's own may run.
         with_adjoint: also write the adjoint programs that backpropagation runs.
+        engines: what devices may run the package on; ONNX Runtime is always among them.
     """
 
     model: Path
@@ -110,6 +113,7 @@ class ExportOptions:
     adapter: Path | None = None
     trust_remote_code: bool = False
     with_adjoint: bool = False
+    engines: tuple[EngineName, ...] = ("onnxruntime",)
 
 
 def export_package(options: ExportOptions, signer: PrivateKey, progress: Progress) -> Package:
@@ -126,6 +130,8 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
     Raises:
         ModelError: the model cannot be exported, or the programs disagree with torch.
     """
+    if "executorch" in options.engines:
+        require_executorch()
     if options.output.exists():
         raise ModelError(f"{options.output} exists already; choose another --output or remove it")
     check_model_folder(options.model, options.labels, trust_remote_code=options.trust_remote_code)
@@ -161,6 +167,7 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
             OFFERED[options.quantisation],
             options.with_adjoint,
             progress,
+            sequence_limit if "executorch" in options.engines else None,
         )
         ir.save(probe(), folder / PROBE)
 
@@ -187,6 +194,9 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
         reference = _reference(folder, stored, manifest, chosen)
         sample = draw_sample(compared, reference, options.check_texts)
         checks = check_package(compared, reference, sample)
+        if "executorch" in options.engines:
+            on_executorch = check_package(compared, reference, sample, "executorch")
+            manifest = msgspec.structs.replace(manifest, executorch_checks=on_executorch)
         manifest = _without_poor_arithmetics(msgspec.structs.replace(manifest, self_checks=checks), folder)
         if options.quantisation != "none":
             progress("Comparing the quantised weights with the model's own")
@@ -283,8 +293,12 @@ def _write_programs(
     arithmetics: tuple[Arithmetic, ...],
     with_adjoint: bool,
     progress: Progress,
+    executorch_limit: int | None,
 ) -> tuple[dict[str, Program], list[dict[ProgramKind, str]]]:
-    """Trace and lower; returns programs by name, and for each segment the names of its programs by kind."""
+    """Trace and lower; returns programs by name, and for each segment the names of its programs by kind.
+
+    ``executorch_limit`` is the longest sequence of ExecuTorch's programs; None writes none.
+    """
     programs: dict[str, Program] = {}
     by_structure: dict[object, dict[ProgramKind, str]] = {}
     names = []
@@ -297,15 +311,35 @@ def _write_programs(
                 progress(f"Lowering {name}")
                 traced = trace(segment, kind, stored.shapes, position_limit)
                 flowing = tuple(n for n in traced.inputs if n not in segment.weights)
-                lowered = lower(traced)
+                limit = executorch_limit if kind != "adjoint" else None
+                executorch = _write_executorch(folder, name, traced, limit)
+                lowered = lower(traced)  # rewrites what was traced
                 order_for_memory(lowered)  # arithmetics replace nodes where they stand
                 offered = tuple(a for a in arithmetics if kind != "adjoint" or a in ADJOINT_ARITHMETICS)
                 variants = _write_variants(folder, name, lowered, flowing, offered)
-                programs[name] = Program(flowing, traced.outputs, variants)
+                programs[name] = Program(flowing, traced.outputs, variants, executorch)
                 made[kind] = name
             by_structure[structure] = made
         names.append(by_structure[structure])
     return programs, names
+
+
+def require_executorch() -> None:
+    """Raise :class:`ConfigError` with the command that installs ExecuTorch, if it is not installed."""
+    if find_spec("executorch") is None:
+        raise ConfigError(
+            "engine executorch is not installed; install it: pip install 'edge-runtime[executorch]'"
+        )
+
+
+def _write_executorch(
+    folder: Path, name: str, traced: TracedProgram, sequence_limit: int | None
+) -> dict[Arithmetic, Variant]:
+    if sequence_limit is None:
+        return {}
+    from export.write_executorch import write_executorch  # noqa: PLC0415 - an extra, loaded where it is asked for
+
+    return {"float": write_executorch(folder, name, traced, sequence_limit)}
 
 
 def _write_variants(

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from edge_runtime.backpropagation import Backpropagation
 from edge_runtime.data import Batch, Row, Tokenizer, make_batch
-from edge_runtime.engines.onnx import OnnxEngine
+from edge_runtime.engine_choice import engine_maker
+from edge_runtime.engines import Engine
 from edge_runtime.errors import ModelError
 from edge_runtime.executor import Executor, Sweep
 from edge_runtime.messages import LocalOptimizer, Task
-from edge_runtime.package import Arithmetic, Manifest, Package, QuantisationEffect, SelfCheck
+from edge_runtime.package import Arithmetic, EngineName, Manifest, Package, QuantisationEffect, SelfCheck
 from edge_runtime.preparation import prepare
 from edge_runtime.prepared import PreparedPackage
 from edge_runtime.rows import NO_LABEL
@@ -87,8 +88,10 @@ def draw_sample(package: Package, reference: TorchReference, texts: tuple[str, .
     return Sample(batch, _perturbed(reference), tangents)
 
 
-def check_package(package: Package, reference: TorchReference, sample: Sample) -> dict[Arithmetic, SelfCheck]:
-    """Compare loss and jvp of a package's programs with torch, in every arithmetic it offers.
+def check_package(
+    package: Package, reference: TorchReference, sample: Sample, engine_name: EngineName = "onnxruntime"
+) -> dict[Arithmetic, SelfCheck]:
+    """Compare loss and jvp of a package's programs with torch, in every arithmetic it offers on an engine.
 
     Args:
         package: with the segments to compare only. reference: runs them. sample: what to run them on.
@@ -96,11 +99,12 @@ def check_package(package: Package, reference: TorchReference, sample: Sample) -
     Raises:
         ModelError: in float arithmetic they disagree beyond the limit; the message gives the differences.
     """
+    package = package.for_engine(engine_name)
     manifest, batch, values, tangents = package.manifest, sample.batch, sample.values, sample.tangents
     expected_loss, expected_jvps, expected_gradient = _expected(reference, values, batch, tangents)
 
     checks: dict[Arithmetic, SelfCheck] = {}
-    engine = OnnxEngine(threads=torch.get_num_threads())
+    engine = engine_maker(engine_name)(torch.get_num_threads())
     for arithmetic in manifest.arithmetics:
         with tempfile.TemporaryDirectory() as folder:
             prepared = prepare(package, Path(folder) / "prepared", engine, arithmetic)
@@ -118,7 +122,7 @@ def check_package(package: Package, reference: TorchReference, sample: Sample) -
     strict = checks["float"]
     if not (strict.loss < STRICT_LIMIT and strict.jvp < STRICT_LIMIT):
         raise ModelError(
-            f"the programs disagree with torch: loss by {strict.loss:.1e}, jvp by {strict.jvp:.1e}, "
+            f"the programs for {engine_name} disagree with torch: loss by {strict.loss:.1e}, jvp by {strict.jvp:.1e}, "
             f"limit {STRICT_LIMIT:.0e}; nothing was written. Please report the model's architecture"
         )
     if strict.gradient is not None and not strict.gradient < STRICT_LIMIT:
@@ -216,7 +220,7 @@ def _expected(
 
 
 def _adjoint_gradient(
-    prepared: PreparedPackage, engine: OnnxEngine, values: dict[str, Tensor], batch: Batch
+    prepared: PreparedPackage, engine: Engine, values: dict[str, Tensor], batch: Batch
 ) -> np.ndarray | None:
     """The mean gradient by the adjoint programs as one vector, or None where there are none in this arithmetic."""
     trained = [spec.name for spec in prepared.manifest.slices if spec.kind != "head"]
@@ -234,10 +238,15 @@ def _as_vector(arrays: Values) -> np.ndarray:
 
 
 def _sweep(
-    prepared: PreparedPackage, engine: OnnxEngine, values: dict[str, Tensor], batch: Batch, tangents: Values
+    prepared: PreparedPackage, engine: Engine, values: dict[str, Tensor], batch: Batch, tangents: Values
 ) -> Sweep:
     trained = [spec.name for spec in prepared.manifest.slices if spec.kind != "head"]
-    return Executor(prepared, engine, trained).sweep(flat_values(values), [batch], [tangents])
+    bounds = [v.bounds.get("batch") for p in prepared.manifest.programs.values() for v in p.variants.values()]
+    size = min((bound for bound in bounds if bound), default=len(batch.labels))
+    groups = [slice(start, start + size) for start in range(0, len(batch.labels), size)]
+    batches = [Batch(batch.input_ids[g], batch.attention_mask[g], batch.labels[g]) for g in groups]
+    directions = [{name: tangent[:, g] for name, tangent in tangents.items()} for g in groups]
+    return Executor(prepared, engine, trained).sweep(flat_values(values), batches, directions)
 
 
 def _jvps(sweep: Sweep) -> np.ndarray:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from edge_runtime.engine_choice import engine_version
 from edge_runtime.package import (
     FORMAT_VERSION,
     MANIFEST,
@@ -29,7 +30,6 @@ from edge_runtime.prepared import (
     Prepared,
     PreparedSegment,
     cpu_type,
-    engine_version,
 )
 from edge_runtime.signing import PrivateKey
 
@@ -90,7 +90,7 @@ def write_prepared(folder: Path, package_sha256: str, **changes: object) -> Path
     prepared = Prepared(
         version=PREPARED_VERSION,
         package_sha256=package_sha256,
-        engine=engine_version(),
+        engine=engine_version("onnxruntime"),
         cpu=cpu_type(),
         arithmetic="float",
         weight_limit=127,

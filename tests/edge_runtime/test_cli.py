@@ -3,6 +3,7 @@ import threading
 from collections.abc import Iterator
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_enrol_then_status_and_check(tmp_path, url, capsys) -> None:
     assert cli.main(["check", "--config", config]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == [
-        "config:", "data:", "cap:", "disk:", "key:", "enrolment:", "coordinator:", "clock:"
+        "config:", "data:", "engine:", "cap:", "disk:", "key:", "enrolment:", "coordinator:", "clock:"
     ]  # fmt: skip
     assert all(line.startswith("ok ") for line in lines)
 
@@ -102,6 +103,19 @@ def test_status_before_enrolment_says_so(tmp_path, capsys) -> None:
     """A fresh device has no identity and no pending result, and status needs no network."""
     assert cli.main(["status", "--config", write_config(tmp_path, "http://127.0.0.1:9")]) == 0
     assert re.search(r"enrolled +no\n(.*\n)*pending +nothing", capsys.readouterr().out)
+
+
+def test_a_device_without_its_engine_does_not_start(tmp_path, capsys, monkeypatch) -> None:
+    """Where the engine is not installed, ``run`` ends at once with the install command, and ``check`` finds it."""
+    config = write_config(tmp_path, "http://127.0.0.1:9", 'engine = "executorch"\n')
+    installed = metadata.version
+    monkeypatch.setattr(
+        metadata, "version", lambda name: installed("no such thing" if name == "executorch" else name)
+    )
+    assert cli.main(["run", "--config", config]) == 11
+    assert "pip install 'edge-runtime[executorch]'" in capsys.readouterr().err
+    assert cli.main(["check", "--config", config]) == 11
+    assert re.search(r"failed engine: engine executorch is not installed", capsys.readouterr().out)
 
 
 def test_check_goes_on_after_a_failure(tmp_path, capsys) -> None:

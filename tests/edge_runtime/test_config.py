@@ -65,9 +65,19 @@ def test_the_prefix_cache_may_be_sized_or_turned_off(tmp_path, written: str | No
 
 
 @pytest.mark.parametrize(
+    ("written", "engine"),
+    [(None, "onnxruntime"), ('"onnxruntime"', "onnxruntime"), ('"executorch"', "executorch")],
+)
+def test_the_engine_is_the_operators_choice(tmp_path, written: str | None, engine: str) -> None:
+    """ONNX Runtime unless the file names the other engine."""
+    assert load_config(write(tmp_path, engine=written)).engine == engine
+
+
+@pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"tread": "2"}, "tread"),
+        ({"engine": '"tflite"'}, "engine"),
         ({"cap": None}, "cap"),
         ({"cap": '"lots"'}, "256M"),
         ({"cap": "1.5"}, "cap"),

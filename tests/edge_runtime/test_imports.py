@@ -50,11 +50,7 @@ class Fence:
 FORBIDDEN = set(sys.argv[1].split(","))
 sys.meta_path.insert(0, Fence())
 for name in sys.argv[2:]:
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != "executorch":
-            raise
+    importlib.import_module(name)
 """
 
 

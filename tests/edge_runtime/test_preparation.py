@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from edge_runtime import layout, preparation, prepared
 from edge_runtime.calibration import CALIBRATION_ROWS, CALIBRATION_TOKENS, weight_limit
+from edge_runtime.engine_choice import engine_version
 from edge_runtime.engines import Array, LoadedProgram
 from edge_runtime.engines.onnx import OnnxEngine
 from edge_runtime.errors import DeviceError, PackageError, PreparationError
@@ -26,11 +27,11 @@ from edge_runtime.layout import lay_out
 from edge_runtime.package import ARITHMETICS, Arithmetic, Package, TensorRef
 from edge_runtime.plan import USABLE_SHARE, Choice, Planner, Work
 from edge_runtime.preparation import prepare
-from edge_runtime.prepared import PREPARED, Calibration, Prepared, PreparedPackage, engine_version, is_current
+from edge_runtime.prepared import PREPARED, Calibration, Prepared, PreparedPackage, is_current
 from edge_runtime.weights import MappedWeights
 from tests.edge_runtime.packages import FILES, make_manifest
 
-VERSION = engine_version()
+VERSION = engine_version("onnxruntime")
 
 
 def package_of(

@@ -48,10 +48,10 @@ RUN: dict[str, object] = {
 T = TypeVar("T")
 
 
-def command(*parts: object) -> subprocess.CompletedProcess[str]:
+def command(*parts: object, patience_s: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
     """Run one of the product's commands to its end."""
     words = [sys.executable, "-m", *map(str, parts)]
-    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE_S, check=False)
+    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=patience_s, check=False)
 
 
 def wait_for(what: str, look: Callable[[], T], logs: Path | None = None) -> T:

@@ -8,10 +8,11 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.end_to_end.harness import ROOT, command
+from tests.end_to_end.harness import PATIENCE_S, ROOT, command
 
 LABELS = ("card_arrival", "cash_withdrawal_charge", "declined_transfer", "age_limit")
 Rows = list[dict[str, str]]
+LOWERING_PATIENCE_S = 1500.0
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,22 @@ class Workshop:
             assert done.returncode == 0, done.stderr
         return Exported(folder, self.publisher_key)
 
-    def export(self, model: Path, output: Path, *options: object):
+    def package_for_both_engines(self) -> Exported:
+        """The same with LoRA-XS, for ONNX Runtime and ExecuTorch; lowering for the second takes longer."""
+        folder = self.folder / "both-engines"
+        if not folder.exists():
+            options = ("--engine", "onnxruntime,executorch")
+            done = self.export(self.folder / "model", folder, *options, patience_s=LOWERING_PATIENCE_S)
+            assert done.returncode == 0, done.stderr
+        return Exported(folder, self.publisher_key)
+
+    def export(self, model: Path, output: Path, *options: object, patience_s: float = PATIENCE_S):
         """``edge-export package`` with this workshop's labels, key and check data."""
         return command(
             *("export.cli", "package", model, "--labels", self.folder / "labels.json", "--output", output),
             *("--check-data", self.folder / "check.jsonl", "--key", self.folder / "publisher.key"),
             *("--sequence-limit", 32, "--rank", 4, *options),
+            patience_s=patience_s,
         )
 
 
