@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 from dataclasses import dataclass
@@ -118,11 +119,26 @@ def make_subjects(
         LLAMA_1B.name: lambda: write_decoder(folder / "llama-1b", LLAMA_1B, minilm),
     }
     extra = ("--with-adjoint",) if with_adjoint else ()
-    return {name: _subject(folder, name, models[name](), rows, threads, extra) for name in names}
+    made = {}
+    for name in names:
+        if name == LLAMA_1B.name:
+            data, task = _without_labels(rows), ("--task", "causal_lm")
+        else:
+            data, task = rows, ("--labels", str(LABELS))
+        made[name] = _subject(folder, name, models[name](), data, threads, (*task, *extra))
+    return made
+
+
+def _without_labels(rows: Path) -> Path:
+    """The same texts as language modelling takes them, beside the rows."""
+    path = rows.with_name("texts.jsonl")
+    texts = [json.loads(line)["text"] for line in rows.read_text("utf-8").splitlines()]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+    return path
 
 
 def _subject(
-    folder: Path, name: str, model: Path, rows: Path, threads: int, extra: tuple[str, ...]
+    folder: Path, name: str, model: Path, rows: Path, threads: int, options: tuple[str, ...]
 ) -> Subject:
     package = folder / f"{name}.package"
     if not (package / MANIFEST).exists():
@@ -130,8 +146,8 @@ def _subject(
         key = folder / "publisher.key"
         if not key.exists():
             generate_key().save(key)
-        command = python_program("export.cli", "package", model, "--labels", LABELS, "--check-data", rows)
-        command += ["--output", str(package), "--key", str(key), "--sequence-limit", str(TOKENS), *extra]
+        command = python_program("export.cli", "package", model, "--check-data", rows, "--output", package)
+        command += ["--key", str(key), "--sequence-limit", str(TOKENS), *options]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     sha256 = hashlib.sha256((package / MANIFEST).read_bytes()).hexdigest()
     return Subject(name, model, package, sha256, Package.open_known(package, sha256).manifest, rows, threads)

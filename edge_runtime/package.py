@@ -241,8 +241,8 @@ class Manifest(Struct, frozen=True):
     @property
     def arithmetics(self) -> tuple[Arithmetic, ...]:
         """Those that every program but the adjoints offers, in order of preference."""
-        adjoints = {segment.adjoint for segment in self.segments}
-        forward = [program for name, program in self.programs.items() if name not in adjoints]
+        names = {name for each in self.segments for name in (each.primal, each.entry, each.dual)}
+        forward = [self.programs[name] for name in names if name is not None]
         return tuple(name for name in ARITHMETICS if all(name in program.variants for program in forward))
 
     @property

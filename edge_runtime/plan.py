@@ -68,8 +68,8 @@ USABLE_SHARE = 0.95
 #: Time of a streamed step over a resident one, with the weights in the page cache; and of one more program run.
 STREAMED_TIME, RUN_SECONDS = 1.05, 4e-4
 #: Time of a block's adjoint program over its primal one (docs/decisions/0014-backpropagation.md). What a file of layer
-#: inputs costs could not be measured there; the factor keeps them in memory where both fit.
-ADJOINT_TIME, SPILLED_TIME = 3.5, 1.01
+#: inputs costs did not show there; the factor keeps them in memory where both fit.
+ADJOINT_TIME, SPILLED_TIME = 4.0, 1.01
 SHORTEST_SEQUENCE = 16
 _ITEM_BYTES = {"float32": 4, "uint8": 1, "int8": 1, "int64": 8, "int32": 4, "bool": 1}
 
@@ -317,9 +317,10 @@ class Planner:
 def choices(work: Work) -> Iterator[Choice]:
     """Every way to do the work, the fastest and largest first."""
     sizes = _halved(preferred_micro_batch(work.batch_size, work.sequence))
-    draws = _halved(max(1, work.draws)) if work.update == "forward" else [1]
+    back = work.update == "backprop" and bool(work.slices)
+    draws = [1] if back else _halved(max(1, work.draws))
     modes: tuple[WeightsMode, ...] = ("resident", "streamed")
-    places: tuple[InputsMode, ...] = ("memory",) if work.update == "forward" else ("memory", "disk")
+    places: tuple[InputsMode, ...] = ("memory", "disk") if back else ("memory",)
     for weights, inputs, at_a_time, micro_batch in product(modes, places, draws, sizes):
         yield Choice(weights, micro_batch, at_a_time, inputs)
 

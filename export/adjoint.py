@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from export.adjoint_rules import ADJOINT_RULES, ELEMENTWISE, Pullback
+from export.adjoint_rules import ADJOINT_RULES, CONSTANT, ELEMENTWISE, Pullback
 from export.dual_rules import LISTED, MissingRuleError
 
 
@@ -76,7 +76,7 @@ class AdjointInterpreter(fx.Interpreter):
             args = fx.node.map_arg(node.args, self.values.__getitem__)
             kwargs = fx.node.map_arg(node.kwargs, self.values.__getitem__)
             moving = [n for n in node.all_input_nodes if n in active]
-            if not moving or node.target is torch.ops.aten.sym_size.int:
+            if not moving or node.target in CONSTANT:
                 self.values[node] = node.target(*args, **kwargs)
                 continue
             if node.target not in ADJOINT_RULES or any(n not in _read(node) for n in moving):

@@ -30,6 +30,8 @@ aten = torch.ops.aten
 Pullback = Callable[[Tensor, int], Any]
 AdjointRule = Callable[[Sequence[Any], dict[str, Any]], tuple[Any, Pullback]]
 ADJOINT_RULES: dict[Any, AdjointRule] = {}
+#: Sizes and indices: piecewise constant, so that no cotangent passes.
+CONSTANT = frozenset({aten.sym_size.int, aten.argmax.default})
 #: Operators whose pullback works entry by entry, so that it may be given a cotangent with sides of 1.
 ELEMENTWISE: set[Any] = set()
 
@@ -296,6 +298,17 @@ def _log_softmax(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, Pull
         return _as_dtype_of(args[0], bar - torch.exp(y) * bar.sum(args[1], keepdim=True))
 
     return y, pull
+
+
+@adjoint_rule(aten.logsumexp.default)
+def _log_sum_exp(args: Sequence[Any], _: dict[str, Any]) -> tuple[Any, Pullback]:
+    x, axes, keep = args[0], args[1], len(args) > 2 and bool(args[2])
+    kept = aten.logsumexp(x, axes, True)
+
+    def pull(bar: Tensor, _: int) -> Tensor:
+        return torch.exp(x - kept) * _with_reduced_axes([x, axes, keep], {}, bar)
+
+    return kept if keep else kept.squeeze(axes), pull
 
 
 def _as_dtype_of(value: Tensor, bar: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from edge_runtime import cli
 from edge_runtime.asked import beside
+from edge_runtime.errors import ConfigError, PackageError
 from edge_runtime.package import Package, SizeTerm
 from edge_runtime.signing import generate_key
 from tests.edge_runtime.packages import make_manifest, write_package, write_prepared
@@ -142,3 +143,19 @@ def test_an_unchecked_signature_is_told_once(plan) -> None:
     """Without a key one note says that nobody checked the signature; with the right key there is none."""
     assert plan("--cap", "1G").err.count("the signature of") == 1
     assert plan("--cap", "1G", "--publisher-key", KEY.public_key).err == ""
+
+
+def test_backpropagation_is_planned_with_its_own_words(plan, tmp_path) -> None:
+    """With adjoint programs the plan tells where layer inputs wait; draws are refused, and so is a package without."""
+    manifest = make_manifest()
+    segments = tuple(replace(segment, adjoint="block") for segment in manifest.segments)
+    (tmp_path / "with").mkdir()
+    folder = write_package(tmp_path / "with", KEY, replace(manifest, segments=segments))
+    answer = plan("--cap", "256M", "--update", "backprop", folder=folder)
+    assert answer.code == 0
+    assert "backpropagation, 1 slice and the head" in answer.out
+    assert "layer inputs in memory, 4 examples at a time" in answer.out
+    drawn = plan("--cap", "256M", "--update", "backprop", "--draws", "2", folder=folder)
+    assert (drawn.code, "makes no draws" in drawn.err) == (ConfigError.exit_code, True)
+    without = plan("--cap", "256M", "--update", "backprop")
+    assert (without.code, "--with-adjoint" in without.err) == (PackageError.exit_code, True)

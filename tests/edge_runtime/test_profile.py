@@ -196,6 +196,7 @@ def test_a_killed_task_is_reported_until_then(exported, prepared_in, data, tmp_p
         sequence=None,
         draws=1,
         slices=None,
+        update="forward",
         publisher_key=exported.key.public_key,
         prepared_folder=prepared,
     )

@@ -11,14 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, fx
 
 from export.adjoint import AdjointInterpreter
-from export.adjoint_rules import ADJOINT_RULES
+from export.adjoint_rules import ADJOINT_RULES, CONSTANT
 from export.dual import RULES, MissingRuleError
 from export.dual_rules import LISTED
 from tests.export.test_dual_rules import LIMIT, REFERENCES, SAMPLES, Call, normal
 
 aten = torch.ops.aten
-#: Their values are sizes, along which nothing is differentiated.
-NOT_DIFFERENTIATED = {aten.sym_size.int}
 
 
 def graph_of(operator: Any, call: Call) -> tuple[fx.GraphModule, list[Tensor], list[int]]:
@@ -39,7 +37,7 @@ def graph_of(operator: Any, call: Call) -> tuple[fx.GraphModule, list[Tensor], l
 
 def test_every_differentiable_operator_has_an_adjoint() -> None:
     """Whatever has a tangent rule has an adjoint rule too, and the other way round."""
-    assert set(ADJOINT_RULES) == set(RULES) - NOT_DIFFERENTIATED
+    assert set(ADJOINT_RULES) == set(RULES) - CONSTANT
 
 
 @pytest.mark.parametrize("operator", ADJOINT_RULES, ids=str)

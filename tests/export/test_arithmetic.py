@@ -359,7 +359,7 @@ def test_no_whole_matrix_is_held_in_float() -> None:
 
 def test_repacked_weights_have_no_transpose() -> None:
     """Block-wise int8 refuses a transposed product instead of writing a program that cannot run."""
-    with pytest.raises(ModelError, match="block_int8 has no adjoint"):
+    with pytest.raises(ModelError, match="block arithmetics have no adjoint"):
         with_arithmetic(transposed(64, 32), "block_int8")
 
 
