@@ -38,6 +38,8 @@ from edge_runtime.slices import encode_values
 
 WORDS = ("<pad>", "<unk>", "the", "cat", "dog", "sat", "ran", "home")
 HIDDEN = 6
+#: Rows of the embedding: preparing a package runs it on random tokens, more of them than there are words.
+ROWS = 64
 SLICE, CORE = "block_0.mix", "block_0.mix/core"
 HEADER = '<ir_version: 9, opset_import: ["" : 18]>\n'
 #: The head's loss and count; {extra} is its tangent.
@@ -87,7 +89,7 @@ HEAD_TANGENT = """
 """
 PROGRAMS = {
     "embedding": """
-embedding (int64[B,T] input_ids, float[8,6] embedding) => (float[B,T,6] hidden_out)
+embedding (int64[B,T] input_ids, float[64,6] embedding) => (float[B,T,6] hidden_out)
 { hidden_out = Gather(embedding, input_ids) }
 """,
     "block": """
@@ -161,7 +163,7 @@ class Bigram:
 def write_bigram(folder: Path, key: PrivateKey) -> Bigram:
     """Write the package into ``folder``, signed by ``key``; weights are drawn from a fixed seed."""
     generator = np.random.default_rng(5)
-    embedding = generator.standard_normal((len(WORDS), HIDDEN)).astype(np.float32)
+    embedding = generator.standard_normal((ROWS, HIDDEN)).astype(np.float32)
     output = generator.standard_normal((HIDDEN, len(WORDS))).astype(np.float32)
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -185,7 +187,7 @@ def write_bigram(folder: Path, key: PrivateKey) -> Bigram:
 
 
 def _manifest(files: dict[str, bytes]) -> Manifest:
-    embedding = TensorRef("weights/embedding.bin", 0, "float32", (len(WORDS), HIDDEN))
+    embedding = TensorRef("weights/embedding.bin", 0, "float32", (ROWS, HIDDEN))
     output = TensorRef("weights/head.bin", 0, "float32", (HIDDEN, len(WORDS)))
     core = TensorSpec("core", (1, HIDDEN, HIDDEN), "core")
     return Manifest(
@@ -195,7 +197,7 @@ def _manifest(files: dict[str, bytes]) -> Manifest:
         labels=(),
         sequence_limit=16,
         pad_token_id=0,
-        base=Base("bigram", "by hand", embedding.shape[0] * HIDDEN * 2, HIDDEN, "none"),
+        base=Base("bigram", "by hand", (ROWS + len(WORDS)) * HIDDEN, HIDDEN, "none"),
         files={name: FileEntry(len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()},
         programs={name: _program(name) for name in PROGRAMS if name != "probe"},
         segments=(
