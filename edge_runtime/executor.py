@@ -24,10 +24,11 @@ from edge_runtime.data import Batch, IntArray
 from edge_runtime.engines import Array, Engine, LoadedProgram
 from edge_runtime.errors import PackageError
 from edge_runtime.package import Program, Variant
-from edge_runtime.plan import WeightsMode, first_segment
+from edge_runtime.plan import HEAD_TOKENS, WeightsMode, first_segment
 from edge_runtime.prefix_cache import PrefixCache
 from edge_runtime.prepared import PreparedPackage
 from edge_runtime.slices import FloatArray, Values, key
+from edge_runtime.token_chunks import run_in_chunks
 from edge_runtime.weights import MappedWeights
 
 DOT = "_dot"
@@ -66,6 +67,7 @@ class Stage:
     Attributes:
         slice_inputs: program input to flat tensor name. loaded: None where the program is loaded at each use.
         weight_bytes: what the program reads of its weights, gathered rows not counted.
+        by_tokens: whether it is a language model's output layer, which runs some tokens at a time.
     """
 
     program: Program
@@ -75,6 +77,7 @@ class Stage:
     needed_later: frozenset[str]
     loaded: LoadedProgram | None
     weight_bytes: int
+    by_tokens: bool
 
 
 class Executor:
@@ -109,6 +112,7 @@ class Executor:
         self.observe: Callable[[Sequence[Flow]], None] | None = None
         self.weights_read_bytes = 0
         self._shared: dict[str, LoadedProgram] = {}
+        self._mapped: dict[int, MappedWeights] = {}
         programs = [self._program_of(i) for i in range(len(self.manifest.segments))]
         self._stages = [self._stage(i, programs[i], programs[i + 1 :]) for i in range(len(programs))]
 
@@ -176,7 +180,10 @@ class Executor:
             given = tangents[number] if tangents is not None else {}
             for name, rows in stage.variant.gathered.items():
                 stage.weights.gather(name, flow[rows])
-            outputs = loaded.run(_inputs(stage, flow, values, given))
+            inputs = _inputs(stage, flow, values, given)
+            outputs = (
+                run_in_chunks(loaded.run, inputs, HEAD_TOKENS) if stage.by_tokens else loaded.run(inputs)
+            )
             stage.weights.drop_rows()
             for name in [name for name in flow if name not in stage.needed_later]:
                 del flow[name]
@@ -184,7 +191,7 @@ class Executor:
         self.weights_read_bytes += stage.weight_bytes
         if self.observe is not None:
             self.observe(self._waiting(flows))
-        if self._streams:
+        if self._streams and (following is None or following.weights is not stage.weights):
             stage.weights.release()
 
     def _waiting(self, flows: Sequence[Flow]) -> Sequence[Flow]:
@@ -243,7 +250,7 @@ class Executor:
     ) -> Stage:
         """A segment's program with its weights (mapped here, if not given); ``later`` are those that run after it."""
         variant = self._prepared.variant(program)
-        weights = weights or MappedWeights(self._prepared, index, variant.gathered)
+        weights = weights or self._weights(index, variant)
         loaded: LoadedProgram | None = None
         if not variant.bound:  # one load serves every segment of this structure
             if variant.file not in self._shared:
@@ -255,7 +262,15 @@ class Executor:
         needed = frozenset(name for other in later for name in other.inputs)
         read = [name for name in (*variant.fed, *variant.bound) if name not in variant.gathered]
         size = sum(weights.arrays[name].nbytes for name in read)
-        return Stage(program, variant, weights, self._slice_inputs(index), needed, loaded, size)
+        ends_text = index == len(self.manifest.segments) - 1 and self.manifest.task == "causal_lm"
+        return Stage(program, variant, weights, self._slice_inputs(index), needed, loaded, size, ends_text)
+
+    def _weights(self, index: int, variant: Variant) -> MappedWeights:
+        """A segment's weights, mapped once however many segments share them."""
+        owner = self.manifest.weights_owner(index)
+        if owner not in self._mapped:
+            self._mapped[owner] = MappedWeights(self._prepared, index, variant.gathered)
+        return self._mapped[owner]
 
     def _load(self, program: Program, variant: Variant, weights: MappedWeights) -> LoadedProgram:
         bound = {name: weights.arrays[name] for name in variant.bound}

@@ -261,6 +261,13 @@ class Manifest(Struct, frozen=True):
             f"package {self.name} has no slice {name!r}; it has {', '.join(s.name for s in self.slices)}"
         )
 
+    def weights_owner(self, index: int) -> int:
+        """The first segment that has a segment's frozen tensors: itself, or another block that shares them (ALBERT)."""
+        weights = self.segments[index].weights
+        if not weights:
+            return index
+        return next(i for i, segment in enumerate(self.segments) if segment.weights == weights)
+
     @property
     def engines(self) -> tuple[EngineName, ...]:
         """Those that every program but the adjoints was lowered for."""

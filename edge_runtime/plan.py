@@ -66,6 +66,8 @@ WORKSPACE_FACTOR = 0.5
 #: Values, their change, one gradient, and the encoded blobs in and out.
 SLICE_COPIES = 5
 FLOAT_BYTES = 4
+#: Tokens that a language model's output layer runs at a time: its logits are the largest tensors there are.
+HEAD_TOKENS = 64
 #: Tokens of a group: more take memory and save little time.
 PREFERRED_TOKENS = 256
 #: A plan may use this share of the cap; the rest is for what a prediction cannot know.
@@ -286,8 +288,19 @@ class Planner:
         variants = self._variants(work)
         if self.planned_bytes(work):
             return int(WORKSPACE_FACTOR * max(variant.planned_bytes for variant in variants))
-        size = (choice.micro_batch, work.sequence, choice.draws_at_a_time)
-        return int(max(live_bytes(variant, *size) for variant in variants) * ARENA_FACTOR) + ARENA_BYTES
+        sequences = [work.sequence] * len(variants)
+        if (
+            self.manifest.task == "causal_lm"
+        ):  # the output layer, which comes last, runs some tokens at a time
+            head = self.manifest.segments[-1]
+            runs_head = {head.primal, head.entry, head.dual, head.adjoint}
+            names = self.program_names(work)
+            sequences = [min(work.sequence, HEAD_TOKENS) if n in runs_head else work.sequence for n in names]
+        live = max(
+            live_bytes(variant, choice.micro_batch, sequence, choice.draws_at_a_time)
+            for variant, sequence in zip(variants, sequences, strict=True)
+        )
+        return int(live * ARENA_FACTOR) + ARENA_BYTES
 
     def _variants(self, work: Work) -> list[Variant]:
         """The programs that a step runs, in order."""
@@ -295,12 +308,17 @@ class Planner:
 
     def _weights_bytes(self, choice: Choice) -> int:
         """All blocks, or the largest; and what the embedding maps. Rows it gathers are gone before a block runs."""
-        embedding, *blocks = self.manifest.segments
+        embedding = self.manifest.segments[0]
+        owned = [
+            segment
+            for index, segment in enumerate(self.manifest.segments)
+            if index and self.manifest.weights_owner(index) == index
+        ]
         gathered = self.manifest.programs[embedding.primal].variants[self.arithmetic].gathered
         mapped = sum(
             stored_bytes(tensor) for name, tensor in embedding.weights.items() if name not in gathered
         )
-        sizes = [segment_bytes(segment, self.arithmetic) for segment in blocks]
+        sizes = [segment_bytes(segment, self.arithmetic) for segment in owned]
         return mapped + sum(sizes) if choice.weights == "resident" else max(mapped, *sizes)
 
     def _seconds(self, work: Work, choice: Choice) -> float:

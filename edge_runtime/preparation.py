@@ -31,6 +31,7 @@ from edge_runtime.prepared import (
     Candidate,
     Prepared,
     PreparedPackage,
+    PreparedSegment,
     cpu_type,
 )
 
@@ -79,7 +80,12 @@ def prepare(
         _require_space(package, work, chosen)
         final = work / "final"
         final.mkdir()
-        segments = [lay_out(package, final, index, chosen, limit) for index in range(len(manifest.segments))]
+        segments: list[PreparedSegment] = []
+        for index in range(len(manifest.segments)):
+            owner = manifest.weights_owner(index)
+            segments.append(
+                segments[owner] if owner < index else lay_out(package, final, index, chosen, limit)
+            )
         prepared = Prepared(
             version=PREPARED_VERSION,
             package_sha256=package.sha256,

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from edge_runtime.errors import ModelError
-from edge_runtime.package import FLOAT_SUFFIX, LEVELS_SUFFIX
+from edge_runtime.package import FLOAT_SUFFIX, LEVELS_SUFFIX, SCALES_SUFFIX, ZERO_POINTS_SUFFIX
 from export.quantise import BLOCK, ZERO_POINT, frozen_embedding, frozen_linear
 
 aten = torch.ops.aten
@@ -30,13 +30,13 @@ def feed_float_weights(graph: fx.Graph) -> dict[str, tuple[int, int]]:
     for node in list(graph.nodes):
         with graph.inserting_before(node):
             if node.target is frozen_linear:
-                levels, bias = node.args[1], node.args[3]
+                levels, zero_points, bias = node.args[1], node.args[3], node.args[4]
                 if levels.op != "placeholder" or not levels.name.endswith(LEVELS_SUFFIX):
                     raise ModelError(f"the weight of frozen product {node.name} is no input of the program")
                 name = levels.name.removesuffix(LEVELS_SUFFIX) + FLOAT_SUFFIX
-                outputs, blocks, _ = levels.meta["val"].shape
+                outputs, blocks, block_bytes = map(int, levels.meta["val"].shape)
                 if name not in made:
-                    shapes[name] = (int(blocks) * BLOCK, int(outputs))
+                    shapes[name] = (blocks * block_bytes * (1 if zero_points is None else 2), outputs)
                     with graph.inserting_before(levels):
                         made[name] = graph.placeholder(name)
                     made[name].meta["val"] = levels.meta["val"].new_empty(shapes[name], dtype=torch.float32)
@@ -50,7 +50,7 @@ def feed_float_weights(graph: fx.Graph) -> dict[str, tuple[int, int]]:
         node.replace_all_uses_with(new)
         graph.erase_node(node)
     for node in [node for node in graph.nodes if node.op == "placeholder" and not node.users]:
-        if node.name.endswith((LEVELS_SUFFIX, "_scales")):
+        if node.name.endswith((LEVELS_SUFFIX, SCALES_SUFFIX, ZERO_POINTS_SUFFIX)):
             graph.erase_node(node)
     return shapes
 
