@@ -12,6 +12,7 @@ from edge_runtime.messages import (
     CheckInRequest,
     CheckInResponse,
     Result,
+    SignedTask,
     Task,
     decode,
     decode_result,
@@ -41,6 +42,15 @@ def test_a_result_from_before_judges_still_decodes() -> None:
     new = decode_result((FOLDER / "Result.msgpack").read_bytes())
     assert old.memory.judge == ""
     assert msgspec.structs.replace(old.memory, judge=new.memory.judge) == new.memory
+
+
+def test_a_task_from_before_updates_still_decodes() -> None:
+    """A task recorded without ``update`` asks for forward mode, signed or not, and for all else it asked for."""
+    old = decode((FOLDER / "Task-without-update.json").read_bytes(), Task)
+    assert old == TASK
+    assert old.update == "forward"
+    signed = decode((FOLDER / "SignedTask-without-update.json").read_bytes(), SignedTask)
+    assert decode(signed.task.encode(), Task) == TASK
 
 
 def test_every_message_is_recorded() -> None:

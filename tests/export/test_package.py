@@ -48,11 +48,16 @@ def test_a_package_verifies_and_describes_itself(exported) -> None:
 
 
 def test_equal_blocks_share_their_programs(exported) -> None:
-    """Two blocks of equal structure name the same programs and their own weights: six programs, four segments."""
+    """Two blocks of equal structure name the same programs and their own weights: eight programs, four segments."""
     manifest = exported.package.manifest
     first, second = manifest.segments[1:3]
-    assert (first.primal, first.entry, first.dual) == (second.primal, second.entry, second.dual)
-    assert len(manifest.programs) == 6
+    assert (first.primal, first.entry, first.dual, first.adjoint) == (
+        second.primal,
+        second.entry,
+        second.dual,
+        second.adjoint,
+    )
+    assert len(manifest.programs) == 8
     files = (
         {tensor.file for tensor in first.weights.values()},
         {tensor.file for tensor in second.weights.values()},
