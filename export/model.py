@@ -108,9 +108,10 @@ class LoadedModel:
             for table in (module._parameters, module._buffers):
                 for name, value in table.items():
                     full = f"{owner}.{name}".lstrip(".")
-                    if value is None or not value.is_meta or full.startswith(f"encoder.{UNUSED}"):
+                    if value is None or not value.is_meta:
                         continue
-                    loaded = self.tensor(full)
+                    unused = full.startswith(f"encoder.{UNUSED}")
+                    loaded = torch.zeros(value.shape) if unused else self.tensor(full)
                     table[name] = (
                         nn.Parameter(loaded, requires_grad=False) if table is module._parameters else loaded
                     )

@@ -36,11 +36,12 @@ from export.reference import TorchReference
 STRICT_LIMIT = 1e-3
 COSINE_LIMIT = 0.9
 CHECK_DRAWS = 4
-CHECK_ROWS = 16
+#: At most so many rows, and so many tokens of all of them together: fewer long texts.
+CHECK_ROWS, CHECK_TOKENS = 16, 512
 #: Slices are moved off their initial zeros, so that every path carries signal.
 PERTURBATION = 0.02
 #: Weights up to this size are compared whole; beyond, this many blocks are.
-WHOLE_BYTES, FEW_BLOCKS = 1 << 30, 2
+WHOLE_BYTES, FEW_BLOCKS = 512 << 20, 2
 
 
 def chosen_segments(manifest: Manifest) -> tuple[int, ...]:
@@ -80,6 +81,8 @@ def draw_sample(package: Package, reference: TorchReference, texts: tuple[str, .
     rows = [Row(text, i % labels if labels else NO_LABEL) for i, text in enumerate(texts[:CHECK_ROWS])]
     tokenizer = Tokenizer(package.path(manifest.tokenizer), manifest.sequence_limit)
     ids = tokenizer.encode(rows, at_least=1 if labels else 2)
+    rows = rows[: max(1, CHECK_TOKENS // max(map(len, ids)))]
+    ids = ids[: len(rows)]
     batch = make_batch(
         ids, [row.label for row in rows] if labels else None, pad_token_id=manifest.pad_token_id
     )
@@ -229,7 +232,9 @@ def _adjoint_gradient(
         return None
     if prepared.prepared.arithmetic not in prepared.manifest.programs[adjoint].variants:
         return None
-    _, gradient = Backpropagation(prepared, engine, trained).gradient(flat_values(values), [batch])
+    _, gradient = Backpropagation(prepared, engine, trained, "streamed").gradient(
+        flat_values(values), [batch]
+    )
     return _as_vector(gradient)
 
 
@@ -246,7 +251,7 @@ def _sweep(
     groups = [slice(start, start + size) for start in range(0, len(batch.labels), size)]
     batches = [Batch(batch.input_ids[g], batch.attention_mask[g], batch.labels[g]) for g in groups]
     directions = [{name: tangent[:, g] for name, tangent in tangents.items()} for g in groups]
-    return Executor(prepared, engine, trained).sweep(flat_values(values), batches, directions)
+    return Executor(prepared, engine, trained, "streamed").sweep(flat_values(values), batches, directions)
 
 
 def _jvps(sweep: Sweep) -> np.ndarray:
