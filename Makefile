@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Pages with tables made from benchmarks/results.
 PAGES := README.md docs/decisions/0006-memory-prediction.md docs/decisions/0009-arithmetic-and-weights.md
 
-.PHONY: setup demo demo-shakespeare test lint bench bench-memory bench-opponent bench-memory-grid bench-arithmetic \
+.PHONY: setup demo demo-shakespeare test lint bench bench-memory bench-opponent bench-large bench-memory-grid bench-arithmetic \
 	bench-placement demo-reference tables constraints clean
 
 setup: $(STAMP)
@@ -44,6 +44,9 @@ bench-memory: setup
 
 bench-opponent: setup
 	$(BIN)/python -m benchmarks.opponent
+
+bench-large: setup
+	$(BIN)/python -m benchmarks.large_models
 
 bench-memory-grid: setup
 	$(BIN)/python -m benchmarks.memory_grid

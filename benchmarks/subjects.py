@@ -76,7 +76,7 @@ class Subject:
             package_signature="A" * 86 + "==",
             state="0" * 64,
             slices=self.slices if slices is None else slices,
-            train_head=True,
+            train_head=self.manifest.head is not None,
             steps=steps,
             batch_size=batch_size,
             draws=draws,
@@ -122,15 +122,15 @@ def make_subjects(
     made = {}
     for name in names:
         if name == LLAMA_1B.name:
-            data, task = _without_labels(rows), ("--task", "causal_lm")
+            data, task = without_labels(rows), ("--task", "causal_lm")
         else:
             data, task = rows, ("--labels", str(LABELS))
         made[name] = _subject(folder, name, models[name](), data, threads, (*task, *extra))
     return made
 
 
-def _without_labels(rows: Path) -> Path:
-    """The same texts as language modelling takes them, beside the rows."""
+def without_labels(rows: Path) -> Path:
+    """The same texts as language modelling takes them, in a file beside the rows; returns it."""
     path = rows.with_name("texts.jsonl")
     texts = [json.loads(line)["text"] for line in rows.read_text("utf-8").splitlines()]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")

@@ -132,7 +132,7 @@ def test_matmul_nbits_computes_with_our_four_bits(blocks: int) -> None:
 
 
 def test_four_bits_are_packed_low_half_first() -> None:
-    """By hand, weights -2 to 13 in turn are levels 0 to 15 around zero point 2 with scale 1: bytes 0x10, 0x32 and on."""
+    """By hand, weights -2 to 13 in turn are levels 0 to 15 around zero point 2 with scale 1: bytes 0x10, 0x32, on."""
     weight = (torch.arange(INT4_BLOCK) % 16 - 2.0).expand(BLOCK, INT4_BLOCK)
     parts = quantise(weight, "linear", "int4")
     expected = [0x10, 0x32, 0x54, 0x76, 0x98, 0xBA, 0xDC, 0xFE] * (INT4_BLOCK // 16)

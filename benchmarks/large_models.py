@@ -1,0 +1,200 @@
+"""`make bench-large`: decoders of up to 7 B parameters, exported in bounded memory and trained under small caps.
+
+Llama shapes with random weights, in int4. Each is exported in a fresh process under an enforced limit.
+Then, for each cap, the largest model whose step the planner grants takes forward-mode steps in a fresh worker that
+the kernel holds to that cap: batch 1 of 256 tokens, LoRA-XS on all query and value projections, one draw.
+
+Published for 7 B: 6.2 GB by forward mode and 33.9 GB by backpropagation (Panchal et al. 2024, arXiv 2405.15551).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.full_rows import write_full_rows
+from benchmarks.measured_process import pinned_to_cores, python_program, run_measured
+from benchmarks.model_folder import packaged_model
+from benchmarks.result_file import RESULTS, Figure, figure, write_result
+from benchmarks.shapes import (
+    LLAMA_1B,
+    LLAMA_3B,
+    LLAMA_7B,
+    LLAMA_135M,
+    LLAMA_360M,
+    DecoderShape,
+    write_decoder,
+)
+from benchmarks.subjects import Subject, without_labels
+from benchmarks.tables import table
+from edge_runtime.errors import CapExceededError, OutOfMemoryError
+from edge_runtime.jobs import PrepareJob, TrainOutcome, ensure_prepared, run_worker
+from edge_runtime.package import MANIFEST, Arithmetic, Package
+from edge_runtime.plan import Planner, Work
+from edge_runtime.signing import generate_key
+
+RESULT = RESULTS / "large-models.json"
+#: The largest first.
+SHAPES = (LLAMA_7B, LLAMA_3B, LLAMA_1B, LLAMA_360M, LLAMA_135M)
+CAPS = (512_000_000, 256_000_000, 128_000_000)
+BATCH, TOKENS, ROWS = 1, 256, 8
+#: The first only warms up.
+STEPS = 2
+ARITHMETIC: Arithmetic = "row_int8"
+#: What the exporter may take, enforced.
+EXPORT_LIMIT_BYTES = 6_000_000_000
+EXPORT_TIMEOUT_S = 5400.0
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an export took: resident and charged bytes at their peaks, and seconds."""
+
+    resident_bytes: int
+    charged_bytes: int | None
+    seconds: float
+
+
+def main() -> int:
+    """Export what is not there, run the steps, write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--folder", type=Path, default=Path("build/bench-large"), help="for models and packages"
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    pinned_to_cores(arguments.threads)
+    folder: Path = arguments.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = folder / "rows.jsonl"
+    write_full_rows(rows, packaged_model() / "tokenizer.json", TOKENS, ROWS)
+    texts = without_labels(rows)
+
+    figures: list[Figure] = []
+    subjects, exports = {}, {}
+    for shape in SHAPES:
+        subjects[shape.name] = _subject(folder, shape, texts, arguments.threads)
+        exports[shape.name] = _recorded(_record_of(folder, shape))
+    figures += list(_export_figures(exports[LLAMA_7B.name], LLAMA_7B.name))
+    judges = set()
+    for cap_bytes in CAPS:
+        name, outcome = _largest(subjects, cap_bytes)
+        judges.add(outcome.memory.judge)
+        figures += _step_figures(name, outcome, cap_bytes)
+    conditions = {
+        "step": f"batch {BATCH} x {TOKENS} tokens, LoRA-XS r=4 on query and value of every block, 1 draw, int4 package",
+        "arithmetic": ARITHMETIC,
+        "judge": ", ".join(sorted(judges)),
+        "exports": {name: vars(export) for name, export in exports.items()},
+    }
+    document = write_result(arguments.output, "make bench-large", arguments.threads, figures, conditions)
+    print("\n" + table(document))
+    return 0
+
+
+def _subject(folder: Path, shape: DecoderShape, texts: Path, threads: int) -> Subject:
+    """A shape's package; exported in a measured process unless it is there with its record."""
+    model = write_decoder(folder / _slug(shape), shape, packaged_model())
+    package = folder / f"{_slug(shape)}.int4"
+    if not (package / MANIFEST).exists() or not _record_of(folder, shape).exists():
+        print(f"Exporting {shape.name}", flush=True)
+        key = folder / "publisher.key"
+        if not key.exists():
+            generate_key().save(key)
+        command = python_program("export.cli", "package", model, "--task", "causal_lm", "--check-data", texts)
+        command += ["--output", str(package), "--key", str(key), "--quant", "int4"]
+        command += ["--sequence-limit", str(TOKENS)]
+        started = time.monotonic()
+        measured = run_measured(command, limit_bytes=EXPORT_LIMIT_BYTES, timeout_s=EXPORT_TIMEOUT_S)
+        record = {
+            "resident_bytes": measured.max_resident_bytes,
+            "charged_bytes": measured.cgroup_peak_bytes,
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        _record_of(folder, shape).write_text(json.dumps(record))
+    sha256 = hashlib.sha256((package / MANIFEST).read_bytes()).hexdigest()
+    manifest = Package.open_known(package, sha256).manifest
+    return Subject(shape.name, model, package, sha256, manifest, texts, threads)
+
+
+def _largest(subjects: dict[str, Subject], cap_bytes: int) -> tuple[str, TrainOutcome]:
+    """The largest model that takes its step under a cap, and that step.
+
+    Raises:
+        SystemExit: none does.
+    """
+    for name, subject in subjects.items():
+        work = Work(BATCH, TOKENS, 1, subject.slices)
+        needed = Planner(subject.manifest, ARITHMETIC).smallest_cap(work)
+        if needed > cap_bytes * 1.05:  # the device's own floor may be a little lower
+            print(
+                f"{name}: predicted to need {needed / 1e6:.0f} MB, the cap is {cap_bytes / 1e6:.0f}",
+                flush=True,
+            )
+            continue
+        _prepare(subject, cap_bytes)
+        job = subject.job(
+            None, steps=STEPS, batch_size=BATCH, sequence=TOKENS, cap_bytes=cap_bytes, arithmetic=ARITHMETIC
+        )
+        try:
+            outcome = run_worker(job, TrainOutcome)
+        except (CapExceededError, OutOfMemoryError) as error:
+            print(f"{name}: {error}", flush=True)
+            continue
+        print(
+            f"{name} under {cap_bytes / 1e6:.0f} MB: {outcome.memory.high_water_bytes / 1e6:.1f} MB",
+            flush=True,
+        )
+        return name, outcome
+    raise SystemExit(f"error: no model takes a step under {cap_bytes} bytes")
+
+
+def _prepare(subject: Subject, cap_bytes: int) -> None:
+    """Prepare under the cap too: a device has no more for that than for training."""
+    folder = subject.package.with_name(f"{subject.package.name}-{ARITHMETIC}")
+    ensure_prepared(
+        PrepareJob(str(subject.package), subject.sha256, str(folder), cap_bytes, subject.threads, ARITHMETIC)
+    )
+
+
+def _export_figures(export: Export, name: str) -> Iterator[Figure]:
+    peak = max(export.resident_bytes, export.charged_bytes or 0)
+    yield figure(f"{name}: exporter's peak", "bytes", [peak], EXPORT_LIMIT_BYTES)
+    yield figure(f"{name}: export", "seconds", [export.seconds])
+
+
+def _step_figures(name: str, outcome: TrainOutcome, cap_bytes: int) -> list[Figure]:
+    title = f"largest under {cap_bytes / 1e6:.0f} MB, {name}"
+    memory = outcome.memory
+    rows = [
+        figure(f"{title}: peak", "bytes", [memory.high_water_bytes], cap_bytes),
+        figure(f"{title}: predicted", "bytes", [memory.predicted_peak_bytes]),
+        figure(f"{title}: step", "seconds", [outcome.steps[-1].end_s - outcome.steps[-2].end_s]),
+        figure(f"{title}: weights read a step", "bytes", [outcome.weights_read_bytes // STEPS]),
+    ]
+    if memory.cgroup_peak_bytes:
+        rows.insert(1, figure(f"{title}: charged by the kernel", "bytes", [memory.cgroup_peak_bytes]))
+    return rows
+
+
+def _slug(shape: DecoderShape) -> str:
+    return shape.name.lower().replace(" ", "-")
+
+
+def _record_of(folder: Path, shape: DecoderShape) -> Path:
+    return folder / f"{_slug(shape)}.export.json"
+
+
+def _recorded(path: Path) -> Export:
+    return Export(**json.loads(path.read_text()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
