@@ -319,7 +319,7 @@ class Planner:
             stored_bytes(tensor) for name, tensor in embedding.weights.items() if name not in gathered
         )
         sizes = [segment_bytes(segment, self.arithmetic) for segment in owned]
-        return mapped + sum(sizes) if choice.weights == "resident" else max(mapped, *sizes)
+        return mapped + sum(sizes) if choice.weights == "resident" else max([mapped, *sizes])
 
     def _seconds(self, work: Work, choice: Choice) -> float:
         """Predicted seconds of a step, from the calibration of one block; proportions alone without one."""

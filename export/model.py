@@ -23,7 +23,7 @@ from edge_runtime.errors import ModelError
 from edge_runtime.package import TaskKind
 from export.checkpoint import Checkpoint
 from export.heads import HEAD, Classifier, Head, LanguageModel
-from export.model_folder import require_finite
+from export.model_folder import read_config, require_finite
 from export.slices import FACTORS, TRAINABLE, SlicedLinear, SliceOptions, attach_slices, factors
 
 #: Part of encoder classes that is not exported, and that folders may lack.
@@ -219,6 +219,7 @@ def find_blocks(model: nn.Module) -> str:
 
 def _build(folder: Path, task: TaskKind, trust_remote_code: bool) -> tuple[PreTrainedModel, Any]:
     kind = AutoModelForCausalLM if task == "causal_lm" else AutoModel
+    read_config(folder)
     try:
         config = AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust_remote_code

@@ -359,12 +359,31 @@ def test_the_share_of_the_cap_that_plans_use(monkeypatch) -> None:
         assert whole / share < planner.smallest_cap(work) <= whole / share + MIB
 
 
+def test_blocks_that_share_their_weights_hold_them_once() -> None:
+    """A block that is called again, as ALBERT's is, adds no resident weights."""
+    work = Work(4, 64, 2, ("s3",))
+    resident = []
+    for calls in (1, 6):
+        segments = (MODEL.segments[0], *MODEL.segments[1:2] * calls, MODEL.segments[-1])
+        manifest = replace(MODEL, segments=segments, slices=(*MODEL.slices[3:],))
+        resident.append(Planner(manifest, "row_int8").predict(work, Choice("resident", 1, 1)).weights_bytes)
+    assert resident[0] == resident[1]
+
+
 def test_streaming_holds_one_block() -> None:
     """Resident weights grow with the number of blocks, streamed ones do not."""
     work = Work(4, 64, 2, ("s3",))
 
     def weights(blocks: int, mode: module.WeightsMode) -> int:
-        segments = (MODEL.segments[0], *MODEL.segments[1:2] * blocks, MODEL.segments[-1])
+        own = [
+            {
+                name: replace(tensor, file=f"weights/{number}.bin")
+                for name, tensor in MODEL.segments[1].weights.items()
+            }
+            for number in range(blocks)
+        ]
+        middle = [replace(MODEL.segments[1], weights=weights) for weights in own]
+        segments = (MODEL.segments[0], *middle, MODEL.segments[-1])
         manifest = replace(MODEL, segments=segments, slices=(*MODEL.slices[3:],))
         return Planner(manifest, "row_int8").predict(work, Choice(mode, 1, 1)).weights_bytes
 

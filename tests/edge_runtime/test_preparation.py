@@ -475,7 +475,7 @@ def cap_for(bytes_wanted: int) -> int:
 
 def test_arithmetics_that_could_not_train_under_the_cap_are_not_run(exported, tmp_path) -> None:
     """Under a cap for the smallest arithmetic alone, it is the only candidate; with none it is still prepared."""
-    needs = {name: predicted_bytes(exported, name, 1) for name in ARITHMETICS}
+    needs = {name: predicted_bytes(exported, name, 1) for name in exported.package.manifest.arithmetics}
     smallest = min(needs, key=needs.__getitem__)
     assert sorted(needs.values())[0] < sorted(needs.values())[1]
     made = prepare(
