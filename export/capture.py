@@ -170,6 +170,8 @@ def _record(model: LoadedModel) -> torch.export.ExportedProgram:
             (ids, mask, labels),
             dynamic_shapes=(text, text, text if per_token else {0: batch}),
         )
+    except ModelError:
+        raise
     except Exception as error:  # the model's own code runs here, and may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{model.architecture} cannot be captured by torch.export: {reason}") from error

@@ -88,7 +88,16 @@ class SlicedLinear(nn.Module):
     scale: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """y = W x + b + up·core·down·x, or + scale·B·A·x; x has shape (B, T, in)."""
+        """y = W x + b + up·core·down·x, or + scale·B·A·x; x has shape (B, T, in).
+
+        Raises:
+            ModelError: the model has joined examples and tokens to one axis before this layer.
+        """
+        if x.dim() != 3:
+            raise ModelError(
+                "a target layer gets examples and tokens joined to one axis (OPT's fc1 and fc2 do), so that a slice of "
+                "it could have no direction for each example; choose other --targets, such as the attention's projections"
+            )
         if self.kind == "lora_xs":
             inner = torch.matmul(nn.functional.linear(x, self.down), self.core.transpose(-1, -2))
             return torch.add(self.linear(x), nn.functional.linear(inner, self.up))

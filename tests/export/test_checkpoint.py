@@ -6,9 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    OPTForCausalLM,
+    PreTrainedModel,
+)
 
 from edge_runtime.errors import ModelError
+from export.capture import capture
 from export.checkpoint import Checkpoint
 from export.model import load_model
 from export.slices import SliceOptions, factors
@@ -96,6 +104,15 @@ def test_an_encoder_cannot_predict_the_next_token(tmp_path) -> None:
     folder = save(BertForMaskedLM(BertConfig(**SMALL, intermediate_size=48)), tmp_path / "model", "whole")
     with pytest.raises(ModelError, match="choose a decoder, or --task classification"):
         load_model(folder, 0, SliceOptions(), "causal_lm")
+
+
+def test_a_layer_without_an_axis_of_examples_takes_no_slice(tmp_path) -> None:
+    """OPT joins examples and tokens before its feed-forward layers: refused, with what to choose instead."""
+    model = OPTForCausalLM(tiny.small_config("opt", vocab_size=40))
+    folder = save(model, tmp_path / "model", "whole")
+    loaded = load_model(folder, 0, SliceOptions(targets=("fc1",)), "causal_lm")
+    with pytest.raises(ModelError, match="choose other --targets"):
+        capture(loaded)
 
 
 def test_leading_factors_of_a_large_matrix_are_the_exact_ones() -> None:
