@@ -96,7 +96,7 @@ class SlicedLinear(nn.Module):
         if x.dim() != 3:
             raise ModelError(
                 "a target layer gets examples and tokens joined to one axis (OPT's fc1 and fc2 do), so that a slice of "
-                "it could have no direction for each example; choose other --targets, such as the attention's projections"
+                "it could have no direction for each example; choose other --targets, the attention's projections say"
             )
         if self.kind == "lora_xs":
             inner = torch.matmul(nn.functional.linear(x, self.down), self.core.transpose(-1, -2))

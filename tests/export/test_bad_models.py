@@ -105,10 +105,10 @@ def test_an_index_without_places_is_refused(sharded: Path, tmp_path: Path, place
 
 
 def test_a_folder_without_weights_says_which_it_looked_for(folder: Path, tmp_path: Path) -> None:
-    """No weights at all: both names that were looked for are in the message."""
+    """No weights at all: the names that were looked for are in the message."""
     (folder / "model.safetensors").unlink()
     message = refuse(folder, tmp_path / "out" / "package")
-    assert "neither model.safetensors nor model.safetensors.index.json" in message
+    assert "neither model.safetensors nor pytorch_model.bin, nor an index of shards" in message
 
 
 @pytest.mark.parametrize("content", [b"[]", b"{", b"[" * 100_000, b"\xff\xfe"])
