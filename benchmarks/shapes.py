@@ -42,10 +42,6 @@ class DecoderShape:
 LLAMA_7B = DecoderShape(
     "Llama 7B", hidden=4096, blocks=32, heads=32, groups=32, inner=11_008, vocabulary=32_000
 )
-#: OpenLLaMA 3B's, from its published configuration.
-LLAMA_3B = DecoderShape(
-    "Llama 3B", hidden=3200, blocks=26, heads=32, groups=32, inner=8640, vocabulary=32_000
-)
 #: TinyLlama's (Zhang et al. 2024, arXiv 2401.02385, table 1).
 LLAMA_1B = DecoderShape(
     "Llama 1.1B", hidden=2048, blocks=22, heads=32, groups=4, inner=5632, vocabulary=32_000

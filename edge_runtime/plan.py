@@ -67,7 +67,7 @@ WORKSPACE_FACTOR = 0.5
 SLICE_COPIES = 5
 FLOAT_BYTES = 4
 #: Tokens that a language model's output layer runs at a time: its logits are the largest tensors there are.
-HEAD_TOKENS = 64
+HEAD_TOKENS = 16
 #: Tokens of a group: more take memory and save little time.
 PREFERRED_TOKENS = 256
 #: A plan may use this share of the cap; the rest is for what a prediction cannot know.

@@ -104,10 +104,11 @@ def graph_of(path: Path) -> onnx.GraphProto:
 
 
 def programs(package: Package, arithmetic: Arithmetic = "block_int8") -> dict[str, onnx.GraphProto]:
-    """Graphs by program name; in ``block_int8`` each frozen product is one node."""
+    """Graphs by program name; in ``block_int8``, which adjoint programs lack, each frozen product is one node."""
     return {
         name: graph_of(package.folder / program.variants[arithmetic].file)
         for name, program in package.manifest.programs.items()
+        if arithmetic in program.variants
     }
 
 
