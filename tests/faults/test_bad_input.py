@@ -130,7 +130,7 @@ def cut_weights(workshop: Workshop, folder: Path) -> tuple[list[object], int, st
     shutil.copytree(workshop.folder / "model", folder / "model")
     weights = folder / "model/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
-    return [], 31, "cannot be loaded by transformers: "
+    return [], 31, "is not a whole safetensors file: "
 
 
 def missing_weights(workshop: Workshop, folder: Path) -> tuple[list[object], int, str]:
