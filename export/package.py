@@ -78,6 +78,7 @@ OFFERED: dict[Quantisation, tuple[Arithmetic, ...]] = {
 }
 #: Those in which a frozen product can be read transposed.
 ADJOINT_ARITHMETICS: tuple[Arithmetic, ...] = ("row_int8", "float")
+BAR_WIDTH = 20
 #: Tensors of a program's largest live set that the manifest names.
 PEAK_TENSORS = 8
 
@@ -400,7 +401,7 @@ def _write_segments(
     for index, segment in enumerate(stored.segments):
         sources = tuple(segment.weights.values())
         if sources not in written:
-            progress(f"Writing weights of {segment.name}, {index + 1} of {len(stored.segments)}")
+            progress(_bar(index, len(stored.segments)) + f" Writing weights of {segment.name}")
             written[sources] = _write_weights(folder, segment, stored.tensors)
         made = names[index]
         segments.append(
@@ -414,6 +415,11 @@ def _write_segments(
             )
         )
     return tuple(segments)
+
+
+def _bar(done: int, count: int) -> str:
+    filled = BAR_WIDTH * done // count
+    return f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {done}/{count}"
 
 
 def _write_weights(
