@@ -197,6 +197,7 @@ def _labels(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _llama2c(arguments: argparse.Namespace) -> int:
+    _quieten_libraries()
     from export.llama2c import convert
 
     shape = convert(arguments.checkpoint, arguments.tokenizer, arguments.output)
