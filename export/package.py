@@ -160,7 +160,16 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
         (folder / "programs").mkdir(parents=True)
         (folder / "weights").mkdir()
 
-        # 3. Trace and lower each distinct structure once.
+        # 3. Write slices and tokenizer: what is wrong with them is told before the long part begins.
+        specs = _slice_specs(stored, options.slices.kind)
+        (folder / STATE).write_bytes(encode_values(_initial_values(stored, specs, adapter)))
+        pad_token_id, note = write_tokenizer(
+            options.model, folder / TOKENIZER, trust_remote_code=options.trust_remote_code
+        )
+        if note is not None:
+            progress(note)
+
+        # 4. Trace and lower each distinct structure once.
         programs, names = _write_programs(
             folder,
             stored,
@@ -172,17 +181,10 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
         )
         ir.save(probe(), folder / PROBE)
 
-        # 4. Write slices, tokenizer and weights; the weights one matrix at a time.
-        specs = _slice_specs(stored, options.slices.kind)
-        (folder / STATE).write_bytes(encode_values(_initial_values(stored, specs, adapter)))
-        pad_token_id, note = write_tokenizer(
-            options.model, folder / TOKENIZER, trust_remote_code=options.trust_remote_code
-        )
-        if note is not None:
-            progress(note)
+        # 5. Write weights, one matrix at a time.
         manifest_segments = _write_segments(folder, stored, names, progress)
 
-        # 5. Compare with torch on real text, then describe and sign.
+        # 6. Compare with torch on real text, then describe and sign.
         manifest = _describe(
             options, model, sequence_limit, pad_token_id, folder, programs, manifest_segments, specs
         )

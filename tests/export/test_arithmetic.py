@@ -78,19 +78,6 @@ def test_an_unquantised_package_agrees_with_torch(exported_plain) -> None:
     assert_close_to_torch(prepared, exported_plain.reference, *BOUNDS["float"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "targets"), [("roberta", ("query", "value")), ("distilbert", ("q_lin", "v_lin"))]
-)
-def test_other_families_agree_with_torch(tmp_path, family: str, targets: tuple[str, ...]) -> None:
-    """A random RoBERTa and DistilBERT, in each arithmetic."""
-    exported = tiny.export(tiny.write_model(tmp_path / family, family), tmp_path / "out", targets=targets)
-    for arithmetic in exported.package.manifest.arithmetics:
-        bounds = BOUNDS[arithmetic]
-        prepared = prepare(exported.package, tmp_path / arithmetic, OnnxEngine(), arithmetic)
-        assert_close_to_torch(prepared, exported.reference, *bounds)
-
-
 def graph_of(package: Package, program: str, arithmetic: Arithmetic) -> onnx.GraphProto:
     path = package.path(package.manifest.programs[program].variants[arithmetic].file)
     return onnx.load(path, load_external_data=False).graph

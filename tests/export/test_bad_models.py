@@ -54,10 +54,18 @@ def change_json(path: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_weight_that_is_not_finite_is_named(folder: Path, tmp_path: Path, value: float) -> None:
-    """One NaN or infinity among the weights refuses the export, with the tensor's name and how many there are."""
+def test_values_that_are_not_finite_are_counted(value: float) -> None:
+    """NaN and infinities of either sign are refused, by the tensor's name and with their number."""
+    tensor = torch.zeros(8)
+    tensor[[2, 5]] = value
+    with pytest.raises(ModelError, match="weight w holds 2 values that are not finite, of 8"):
+        require_finite("w", tensor)
+
+
+def test_a_weight_that_is_not_finite_is_named(folder: Path, tmp_path: Path) -> None:
+    """One NaN among the weights refuses the export, with the tensor's name."""
     tensors = load_file(folder / "model.safetensors")
-    tensors["encoder.layer.1.output.dense.weight"][3, 5] = value
+    tensors["encoder.layer.1.output.dense.weight"][3, 5] = float("nan")
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     message = refuse(folder, tmp_path / "out" / "package")
     assert "weight encoder.layer.1.output.dense.weight holds 1 values that are not finite, of 8192" in message
