@@ -2,24 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No warnings and no log lines below errors: standard error is for our own one line."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
+from export.quiet import quiet
 
 with quiet():
     from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
@@ -33,6 +16,5 @@ __all__ = [
     "ExecutorchBackendConfig",
     "MemoryPlanningPass",
     "XnnpackPartitioner",
-    "quiet",
     "to_edge_transform_and_lower",
 ]

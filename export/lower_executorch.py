@@ -25,10 +25,10 @@ from export.executorch_library import (
     ExecutorchBackendConfig,
     MemoryPlanningPass,
     XnnpackPartitioner,
-    quiet,
     to_edge_transform_and_lower,
 )
 from export.program import BATCH, DRAWS, SEQUENCE, TracedProgram
+from export.quiet import quiet
 
 #: Sizes at which a program is recorded again, where its bounds allow them; a side of one would be taken as fixed.
 _EXAMPLE_SIZES = {DRAWS: 2, BATCH: 3, SEQUENCE: 5}

@@ -9,11 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from peft import PeftModel
-from safetensors.torch import load_file
-from transformers import AutoModel
-from transformers.utils import logging
 
 from edge_runtime.data import Tokenizer, load_rows, make_batch
 from edge_runtime.engines.onnx import OnnxEngine
@@ -21,6 +16,14 @@ from edge_runtime.executor import Executor
 from edge_runtime.package import Package
 from edge_runtime.preparation import prepare
 from edge_runtime.slices import decode_values
+from export.quiet import quiet
+
+with quiet():
+    import torch
+    from peft import PeftModel
+    from safetensors.torch import load_file
+    from transformers import AutoModel
+    from transformers.utils import logging
 
 BATCH = 32
 logging.disable_progress_bar()

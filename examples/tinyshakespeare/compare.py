@@ -6,13 +6,15 @@ import math
 import warnings
 from pathlib import Path
 
-import torch
-from peft import PeftModel
-from torch import nn
-from transformers import AutoModelForCausalLM
-from transformers.utils import logging
-
 from edge_runtime.data import Tokenizer, load_rows, make_batch
+from export.quiet import quiet
+
+with quiet():
+    import torch
+    from peft import PeftModel
+    from torch import nn
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
 BATCH = 32
 logging.disable_progress_bar()
