@@ -6,7 +6,6 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +15,8 @@ import onnx_ir as ir
 from torch import Tensor
 
 from edge_runtime.durable import rename_durably, write_durably
-from edge_runtime.errors import ConfigError, ModelError
+from edge_runtime.engine_choice import engine_version
+from edge_runtime.errors import ModelError
 from edge_runtime.package import (
     FORMAT_VERSION,
     MANIFEST,
@@ -129,10 +129,11 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
         The opened package.
 
     Raises:
+        ConfigError: an engine is not installed; gives the install command.
         ModelError: the model cannot be exported, or the programs disagree with torch.
     """
-    if "executorch" in options.engines:
-        require_executorch()
+    for engine in options.engines:
+        engine_version(engine)  # refuses what is not installed
     if options.output.exists():
         raise ModelError(f"{options.output} exists already; choose another --output or remove it")
     check_model_folder(options.model, options.labels, trust_remote_code=options.trust_remote_code)
@@ -325,14 +326,6 @@ def _write_programs(
             by_structure[structure] = made
         names.append(by_structure[structure])
     return programs, names
-
-
-def require_executorch() -> None:
-    """Raise :class:`ConfigError` with the command that installs ExecuTorch, if it is not installed."""
-    if find_spec("executorch") is None:
-        raise ConfigError(
-            "engine executorch is not installed; install it: pip install 'edge-runtime[executorch]'"
-        )
 
 
 def _write_executorch(

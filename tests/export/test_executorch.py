@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 
 import msgspec
@@ -200,7 +201,14 @@ def test_unknown_engines_are_refused(text: str) -> None:
 
 def test_exporting_without_executorch_says_how_to_get_it(tmp_path: Path, monkeypatch) -> None:
     """Where ExecuTorch is not installed, asking for it is one line with the install command, and nothing is written."""
-    monkeypatch.setattr(package_module, "find_spec", lambda _: None)
+    installed = metadata.version
+
+    def version(name: str) -> str:
+        if name == "executorch":
+            raise metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(metadata, "version", version)
     options = tiny.options(tmp_path / "model", tmp_path / "package", engines=ENGINES)
     with pytest.raises(ConfigError, match=r"pip install 'edge-runtime\[executorch\]'"):
         package_module.export_package(options, tiny.generate_key(), lambda _: None)
