@@ -27,7 +27,6 @@ from edge_runtime.plan import WeightsMode, adjoint_program, first_segment
 from edge_runtime.prefix_cache import PrefixCache
 from edge_runtime.prepared import PreparedPackage
 from edge_runtime.slices import Values
-from edge_runtime.weights import MappedWeights
 
 HIDDEN = "hidden"
 
@@ -68,9 +67,7 @@ class Backpropagation(Executor):
         self._kept: KeptInputs | None = None
         super().__init__(prepared, engine, trained, weights, cache)
         self._adjoints = [
-            self._stage(
-                index, adjoints[index - first], adjoints[: index - first], self._stages[index].weights
-            )
+            self._adjoint_stage(index, adjoints[index - first], adjoints[: index - first])
             for index in reversed(range(first, count))
         ]
         self._spill_folder = spill_folder
@@ -118,14 +115,13 @@ class Backpropagation(Executor):
                         gradient[flat] = gradient[flat] + bar if flat in gradient else bar
         return sweep, gradient
 
-    def _stage(
-        self, index: int, program: Program, later: Sequence[Program], weights: MappedWeights | None = None
-    ) -> Stage:
+    def _stage(self, index: int, program: Program, later: Sequence[Program]) -> Stage:
         """As of the executor; what a forward stage leaves must also serve the whole backward sweep."""
-        if weights is None:
-            return super()._stage(index, program, (*later, *self._back))
-        stage = super()._stage(index, program, later, weights)
-        # Each adjoint gets its own segment's input back; the one that follows must not be held meanwhile.
+        return super()._stage(index, program, (*later, *self._back))
+
+    def _adjoint_stage(self, index: int, program: Program, later: Sequence[Program]) -> Stage:
+        """Each adjoint gets its own segment's input back; the one that follows must not be held meanwhile."""
+        stage = super()._stage(index, program, later)
         return replace(stage, needed_later=stage.needed_later - {HIDDEN})
 
     def _waiting(self, flows: Sequence[Flow]) -> Sequence[Flow]:

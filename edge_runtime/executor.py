@@ -245,12 +245,10 @@ class Executor:
             name = wanted
         return self.manifest.programs[name]
 
-    def _stage(
-        self, index: int, program: Program, later: Sequence[Program], weights: MappedWeights | None = None
-    ) -> Stage:
-        """A segment's program with its weights (mapped here, if not given); ``later`` are those that run after it."""
+    def _stage(self, index: int, program: Program, later: Sequence[Program]) -> Stage:
+        """A segment's program with its weights; ``later`` are the programs that run after it."""
         variant = self._prepared.variant(program)
-        weights = weights or self._weights(index, variant)
+        weights = self._weights(index, variant)
         loaded: LoadedProgram | None = None
         if not variant.bound:  # one load serves every segment of this structure
             if variant.file not in self._shared:
@@ -266,7 +264,7 @@ class Executor:
         return Stage(program, variant, weights, self._slice_inputs(index), needed, loaded, size, ends_text)
 
     def _weights(self, index: int, variant: Variant) -> MappedWeights:
-        """A segment's weights, mapped once however many segments share them."""
+        """A segment's weights, mapped once however many segments and programs share them."""
         owner = self.manifest.weights_owner(index)
         if owner not in self._mapped:
             self._mapped[owner] = MappedWeights(self._prepared, index, variant.gathered)
