@@ -10,7 +10,6 @@ Published for 7 B: 6.2 GB by forward mode and 33.9 GB by backpropagation (Pancha
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 import time
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.full_rows import write_full_rows
-from benchmarks.measured_process import pinned_to_cores, python_program, run_measured
+from benchmarks.measured_process import pinned_to_cores, run_measured
 from benchmarks.model_folder import packaged_model
 from benchmarks.result_file import RESULTS, Figure, figure, write_result
 from benchmarks.shapes import (
@@ -30,13 +29,12 @@ from benchmarks.shapes import (
     DecoderShape,
     write_decoder,
 )
-from benchmarks.subjects import Subject, without_labels
+from benchmarks.subjects import Subject, export_command, opened, without_labels
 from benchmarks.tables import table
 from edge_runtime.errors import CapExceededError, OutOfMemoryError
-from edge_runtime.jobs import PrepareJob, TrainOutcome, ensure_prepared, run_worker
-from edge_runtime.package import MANIFEST, Arithmetic, Package
+from edge_runtime.jobs import TrainOutcome, run_worker
+from edge_runtime.package import MANIFEST, Arithmetic
 from edge_runtime.plan import Planner, Work
-from edge_runtime.signing import generate_key
 
 RESULT = RESULTS / "large-models.json"
 #: The largest first.
@@ -101,12 +99,8 @@ def _subject(folder: Path, shape: DecoderShape, texts: Path, threads: int) -> Su
     package = folder / f"{_slug(shape)}.int4"
     if not (package / MANIFEST).exists():
         print(f"Exporting {shape.name}", flush=True)
-        key = folder / "publisher.key"
-        if not key.exists():
-            generate_key().save(key)
-        command = python_program("export.cli", "package", model, "--task", "causal_lm", "--check-data", texts)
-        command += ["--output", str(package), "--key", str(key), "--quant", "int4"]
-        command += ["--sequence-limit", str(TOKENS)]
+        options = ("--task", "causal_lm", "--quant", "int4", "--sequence-limit", str(TOKENS))
+        command = export_command(folder, model, texts, package, options)
         started = time.monotonic()
         measured = run_measured(command, limit_bytes=EXPORT_LIMIT_BYTES, timeout_s=EXPORT_TIMEOUT_S)
         record = {
@@ -115,9 +109,7 @@ def _subject(folder: Path, shape: DecoderShape, texts: Path, threads: int) -> Su
             "seconds": round(time.monotonic() - started, 1),
         }
         _record_of(folder, shape).write_text(json.dumps(record))
-    sha256 = hashlib.sha256((package / MANIFEST).read_bytes()).hexdigest()
-    manifest = Package.open_known(package, sha256).manifest
-    return Subject(shape.name, model, package, sha256, manifest, texts, threads)
+    return opened(shape.name, model, package, texts, threads)
 
 
 def _largest(subjects: dict[str, Subject], cap_bytes: int) -> tuple[str, TrainOutcome]:
@@ -135,7 +127,8 @@ def _largest(subjects: dict[str, Subject], cap_bytes: int) -> tuple[str, TrainOu
                 flush=True,
             )
             continue
-        _prepare(subject, cap_bytes)
+        # A device has no more memory for preparing than for training.
+        subject.prepared(ARITHMETIC, cap_bytes)
         job = subject.job(
             None, steps=STEPS, batch_size=BATCH, sequence=TOKENS, cap_bytes=cap_bytes, arithmetic=ARITHMETIC
         )
@@ -150,14 +143,6 @@ def _largest(subjects: dict[str, Subject], cap_bytes: int) -> tuple[str, TrainOu
         )
         return name, outcome
     raise SystemExit(f"error: no model takes a step under {cap_bytes} bytes")
-
-
-def _prepare(subject: Subject, cap_bytes: int) -> None:
-    """Prepare under the cap too: a device has no more for that than for training."""
-    folder = subject.package.with_name(f"{subject.package.name}-{ARITHMETIC}")
-    ensure_prepared(
-        PrepareJob(str(subject.package), subject.sha256, str(folder), cap_bytes, subject.threads, ARITHMETIC)
-    )
 
 
 def _export_figures(export: Export, name: str) -> Iterator[Figure]:

@@ -43,11 +43,11 @@ class Subject:
         """All slices but the head."""
         return tuple(spec.name for spec in self.manifest.slices if spec.kind != "head")
 
-    def prepared(self, arithmetic: Arithmetic | None = None) -> Path:
-        """The package prepared for this machine; in the arithmetic that is best here, or a given one."""
+    def prepared(self, arithmetic: Arithmetic | None = None, cap_bytes: int = AMPLE_BYTES) -> Path:
+        """The package prepared for this machine under a cap; in the arithmetic that is best here, or a given one."""
         folder = self.package.with_name(f"{self.package.name}-{arithmetic or 'prepared'}")
         ensure_prepared(
-            PrepareJob(str(self.package), self.sha256, str(folder), AMPLE_BYTES, self.threads, arithmetic)
+            PrepareJob(str(self.package), self.sha256, str(folder), cap_bytes, self.threads, arithmetic)
         )
         return folder
 
@@ -143,11 +143,25 @@ def _subject(
     package = folder / f"{name}.package"
     if not (package / MANIFEST).exists():
         print(f"Exporting {name}", flush=True)
-        key = folder / "publisher.key"
-        if not key.exists():
-            generate_key().save(key)
-        command = python_program("export.cli", "package", model, "--check-data", rows, "--output", package)
-        command += ["--key", str(key), "--sequence-limit", str(TOKENS), *options]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        options = ("--sequence-limit", str(TOKENS), *options)
+        subprocess.run(
+            export_command(folder, model, rows, package, options), check=True, stdout=subprocess.DEVNULL
+        )
+    return opened(name, model, package, rows, threads)
+
+
+def export_command(
+    folder: Path, model: Path, rows: Path, package: Path, options: tuple[str, ...]
+) -> list[str]:
+    """The command that exports a model, signed with the folder's key, which is made if there is none."""
+    key = folder / "publisher.key"
+    if not key.exists():
+        generate_key().save(key)
+    command = python_program("export.cli", "package", model, "--check-data", rows, "--output", package)
+    return [*command, "--key", str(key), *options]
+
+
+def opened(name: str, model: Path, package: Path, rows: Path, threads: int) -> Subject:
+    """The subject of a package that is there."""
     sha256 = hashlib.sha256((package / MANIFEST).read_bytes()).hexdigest()
     return Subject(name, model, package, sha256, Package.open_known(package, sha256).manifest, rows, threads)

@@ -42,6 +42,34 @@ class Fleet:
         return slices
 
 
+def train_on_fleet(
+    template: Path,
+    output: Path,
+    package: Path,
+    publisher_key: str,
+    data: Sequence[Path],
+    dev: Path,
+    rounds: int | None,
+) -> Path:
+    """Start a coordinator and a device for each file of rows, train to the run's end, and say so.
+
+    Args:
+        template, output, package, publisher_key, dev, rounds: as of :func:`complete_run_config`.
+        data: as of :func:`running_fleet`.
+
+    Returns:
+        The trained slices.
+    """
+    print("\n3. Coordinator and devices", flush=True)
+    with running_fleet(output, publisher_key, data) as fleet:
+        print(f"   {fleet.url}, {len(data)} devices", flush=True)
+        print("\n4. Rounds\n", flush=True)
+        config = complete_run_config(
+            template, output, package, publisher_key, dev, devices=len(data), rounds=rounds
+        )
+        return fleet.train(config)
+
+
 @contextmanager
 def running_fleet(output: Path, publisher_key: str, data: Sequence[Path]) -> Iterator[Fleet]:
     """Serve, and start one device for each file of rows; all processes are gone afterwards.

@@ -16,7 +16,7 @@ from pathlib import Path
 from examples.banking77.compare import compare_with_peft
 from examples.banking77.page import write_page
 from examples.banking77.prepare import HERE, prepare
-from examples.fleet import complete_run_config, run, running_fleet, show
+from examples.fleet import run, show, train_on_fleet
 
 REFERENCE = HERE.parents[1] / "benchmarks" / "results" / "demo-reference.json"
 
@@ -45,16 +45,9 @@ def main() -> int:
         *("--output", package, "--key", output / "publisher.key", "--sequence-limit", 64),
     )
 
-    print("\n3. Coordinator and devices", flush=True)
-    with running_fleet(output, publisher_key, split.devices) as fleet:
-        print(f"   {fleet.url}, {len(split.devices)} devices", flush=True)
-        print("\n4. Rounds\n", flush=True)
-        config = complete_run_config(
-            *(HERE / "run.toml", output, package, publisher_key, split.dev),
-            devices=len(split.devices),
-            rounds=arguments.rounds,
-        )
-        slices = fleet.train(config)
+    slices = train_on_fleet(
+        HERE / "run.toml", output, package, publisher_key, split.devices, split.dev, arguments.rounds
+    )
 
     print("\n5. Results", flush=True)
     adapter = output / "adapter"

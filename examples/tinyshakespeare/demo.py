@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from examples.fleet import complete_run_config, run, running_fleet, show
+from examples.fleet import run, show, train_on_fleet
 from examples.tinyshakespeare.compare import perplexity_of_adapter
 from examples.tinyshakespeare.prepare import HERE, prepare
 
@@ -53,16 +53,9 @@ def main() -> int:
         *("--key", output / "publisher.key", "--targets", TARGETS, "--sequence-limit", SEQUENCE_LIMIT),
     )
 
-    print("\n3. Coordinator and devices", flush=True)
-    with running_fleet(output, publisher_key, split.devices) as fleet:
-        print(f"   {fleet.url}, {len(split.devices)} devices", flush=True)
-        print("\n4. Rounds\n", flush=True)
-        config = complete_run_config(
-            *(HERE / "run.toml", output, package, publisher_key, split.dev),
-            devices=len(split.devices),
-            rounds=arguments.rounds,
-        )
-        slices = fleet.train(config)
+    slices = train_on_fleet(
+        HERE / "run.toml", output, package, publisher_key, split.devices, split.dev, arguments.rounds
+    )
 
     print("\n5. Results", flush=True)
     adapter = output / "adapter"
