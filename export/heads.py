@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edge_runtime.data import NOT_PREDICTED
 from edge_runtime.package import TaskKind
 
 HEAD = "head"
@@ -15,8 +16,6 @@ OUTPUTS: dict[TaskKind, tuple[str, ...]] = {
     "classification": ("loss", "logits", "residual", "features"),
     "causal_lm": ("loss", "correct"),
 }
-#: A label where nothing is predicted.
-NO_LABEL = -1
 
 
 class Head(nn.Module):
@@ -90,7 +89,7 @@ class LanguageModel(nn.Module):
         """Loss of each example and how often its most probable token was right.
 
         Args:
-            input_ids, attention_mask: (B, T). labels: (B, T), the token that follows each, ``NO_LABEL`` where
+            input_ids, attention_mask: (B, T). labels: (B, T), the token that follows each, ``NOT_PREDICTED`` where
                 nothing is predicted; at least one a row.
 
         Returns:
@@ -98,7 +97,7 @@ class LanguageModel(nn.Module):
         """
         given = {"input_ids": input_ids, "attention_mask": attention_mask, **self.arguments}
         logits = self.encoder(**given).logits
-        predicted = labels > NO_LABEL
+        predicted = labels > NOT_PREDICTED
         counted = predicted.to(logits.dtype)
         chosen = torch.gather(logits, 2, labels.clamp(min=0).unsqueeze(-1)).squeeze([-1])
         losses = torch.logsumexp(logits, [-1]) - chosen
