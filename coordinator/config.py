@@ -11,13 +11,21 @@ from msgspec import Meta, Struct
 
 from edge_runtime.errors import ConfigError
 from edge_runtime.messages import (
+    Candidates,
+    Count,
+    Difference,
+    Directions,
+    HeadUpdate,
     Identifier,
     LocalOptimizer,
+    Loss,
     PositiveCount,
     PublicKey,
     Rate,
+    Report,
     Seconds,
     Seed,
+    Tau,
     Update,
 )
 from edge_runtime.package import Arithmetic
@@ -67,6 +75,12 @@ class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
     the whole fleet, and equal seeds ask equal devices. ``seen_window_s``: a device that has not checked in
     for so long is not asked. ``deadline_s`` counts from when a device got its task. ``train_head`` must be false
     for a package without a head (language modelling).
+
+    Fields of the same name in :class:`edge_runtime.messages.Task` say what devices do. On the coordinator:
+    ``split`` deals the slices to the places of a round or gives every place all of them, ``head_split`` deals the
+    head like a slice; the first ``head_warm_up_rounds`` rounds train the head alone; ``normalise_steps`` is FedNova;
+    ``average_from_round`` evaluates and hands over the mean of the values after each round from there on (SWA);
+    ``gate_variance`` lets a round move the values only once the two halves of what came in differ by no more.
     """
 
     name: Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -88,13 +102,28 @@ class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
     train_head: bool = True
     draws: PositiveCount = 1
     sequence_limit: PositiveCount = 128
-    directions: Literal["per_example", "shared", "orthogonal"] = "per_example"
-    loss: Literal["cross_entropy"] = "cross_entropy"
+    directions: Directions = "per_example"
+    loss: Loss = "cross_entropy"
     local_optimizer: LocalOptimizer = LocalOptimizer()
     server_optimizer: ServerOptimizers = ServerOptimizers()
     evaluation: EvaluationConfig | None = None
     seen_window_s: Wait = 600.0
     update: Update = "forward"
+    report: Report = "weights"
+    tau: Tau = 10.0
+    head: HeadUpdate = "exact"
+    epochs: Count = 0
+    difference: Difference = "central"
+    difference_step: Rate = 1e-3
+    candidates: Candidates = 1
+    jvp_limit: Rate | None = None
+    split: Literal["cyclic", "whole"] = "cyclic"
+    head_split: bool = False
+    head_warm_up_rounds: Count = 0
+    lora_aggregation: Literal["factors", "frozen_a", "product_svd"] = "factors"
+    normalise_steps: bool = False
+    average_from_round: Count | None = None
+    gate_variance: Rate | None = None
 
 
 def read_run_config(path: Path) -> RunConfig:

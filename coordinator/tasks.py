@@ -178,6 +178,15 @@ def _hand_out(
         directions=config.directions,
         loss=config.loss,
         update=config.update,
+        report=config.report,
+        tau=config.tau,
+        head=config.head,
+        epochs=config.epochs,
+        freeze_a=config.lora_aggregation == "frozen_a",
+        difference=config.difference,
+        difference_step=config.difference_step,
+        candidates=config.candidates,
+        jvp_limit=config.jvp_limit,
     )
     data = messages.encode(task)
     signature = stores.key.sign(data)

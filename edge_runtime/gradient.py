@@ -28,20 +28,35 @@ from edge_runtime.slices import FloatArray, Values, key
 
 
 def estimate(jvps: FloatArray, tangents: Mapping[str, FloatArray]) -> Values:
-    """ĝ for every slice tensor.
+    """ĝ for every slice tensor, equal to the last bit on every machine.
 
     Args:
         jvps: (K, B) directional derivatives of each example's loss.
         tangents: flat name to (K, B, *s).
 
     Returns:
-        Flat name to (1, *s): the mean over draws and examples.
+        Flat name to (1, *s): the mean over draws and examples, summed draw by draw in float64.
     """
     draws, batch = jvps.shape
-    return {
-        name: (np.tensordot(jvps, tangent, axes=2) / (draws * batch)).astype(np.float32)[None]
-        for name, tangent in tangents.items()
-    }
+    weights = jvps.astype(np.float64)
+    gradient: Values = {}
+    for name, tangent in tangents.items():
+        # A matrix product would sum in an order of the CPU's own.
+        total = np.zeros(tangent.shape[2:])
+        for draw in range(draws):
+            for example in range(batch):
+                total += weights[draw, example] * tangent[draw, example]
+        gradient[name] = (total / (draws * batch)).astype(np.float32)[None]
+    return gradient
+
+
+def shared_jvps(jvps: FloatArray) -> FloatArray:
+    """Mean over the examples of (K, B) directional derivatives along shared directions: (K, 1), summed in order."""
+    total = np.zeros(jvps.shape[0])
+    for column in jvps.T.astype(np.float64):
+        total += column
+    mean: FloatArray = (total / jvps.shape[1]).astype(np.float32)
+    return mean[:, None]
 
 
 def head_gradient(residual: FloatArray, features: FloatArray, head: str = "head") -> Values:

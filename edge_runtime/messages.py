@@ -33,8 +33,21 @@ PositiveCount = Annotated[int, Meta(ge=1, le=1 << 31)]
 Seed = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Rate = Annotated[float, Meta(gt=0, le=1e6)]
-#: How the slices' gradient is found: estimated by forward mode, or computed by checkpointed backpropagation.
-Update = Literal["forward", "backprop"]
+#: How the slices' gradient is found: estimated by forward mode, computed by checkpointed backpropagation, or
+#: estimated from differences of losses (zero order), for comparison.
+Update = Literal["forward", "backprop", "zero_order"]
+#: See :mod:`edge_runtime.tangents`.
+Directions = Literal["per_example", "shared", "orthogonal", "gaussian", "filtered"]
+Loss = Literal["cross_entropy", "phuber"]
+#: What a result brings: the change of the trained values, or the numbers from which it is computed again.
+Report = Literal["weights", "scalars"]
+#: How a trained head moves: by its exact gradient, or perturbed like a slice, as published methods do.
+HeadUpdate = Literal["exact", "perturbed"]
+#: Zero order: (ℓ(θ+hv) - ℓ(θ-hv)) / 2h, or (ℓ(θ+hv) - ℓ(θ)) / h.
+Difference = Literal["central", "forward"]
+#: The knot of the partially Huberised cross-entropy: it is linear in p below p = 1/τ.
+Tau = Annotated[float, Meta(gt=1, le=1e6)]
+Candidates = Annotated[int, Meta(ge=1, le=1000)]
 
 
 class EnrolRequest(Struct, frozen=True):
@@ -87,6 +100,11 @@ class Task(Struct, frozen=True):
     draw, slice), so they depend on nothing a machine could differ in. ``slices`` are trained by forward
     mode, or as ``update`` says; the head, if ``train_head``, by its exact gradient. ``package`` and ``state``
     are blobs: the manifest and the current values of all slices.
+
+    ``epochs`` above 0 asks for that many passes over the device's rows, ``steps`` then being the most steps.
+    ``freeze_a`` trains LoRA's B alone. ``tau`` belongs to the loss ``phuber``; ``difference`` and ``difference_step``
+    to ``zero_order``; ``candidates`` and ``reference``, a blob of values that directions are compared with, to
+    the directions ``filtered``. ``jvp_limit`` clamps each directional derivative to [-limit, limit].
     """
 
     task_id: Identifier
@@ -106,9 +124,19 @@ class Task(Struct, frozen=True):
     optimizer: LocalOptimizer
     required_bytes: Bytes
     deadline_s: Seconds
-    directions: Literal["per_example", "shared", "orthogonal"] = "per_example"
-    loss: Literal["cross_entropy"] = "cross_entropy"
+    directions: Directions = "per_example"
+    loss: Loss = "cross_entropy"
     update: Update = "forward"
+    report: Report = "weights"
+    tau: Tau = 10.0
+    head: HeadUpdate = "exact"
+    epochs: Count = 0
+    freeze_a: bool = False
+    difference: Difference = "central"
+    difference_step: Rate = 1e-3
+    candidates: Candidates = 1
+    reference: Sha256 | None = None
+    jvp_limit: Rate | None = None
 
 
 class SignedTask(Struct, frozen=True, tag_field="answer", tag="task"):
@@ -161,8 +189,9 @@ class Result(Struct, frozen=True):
     """What comes back from a task: the change of the trained values, and what it took.
 
     ``change`` is a safetensors blob with one float32 tensor per ``slice/tensor``: values after the task
-    minus values before. ``examples`` counts rows that entered applied steps and weighs the mean;
-    ``mean_loss`` is over the same rows, None if no step was applied.
+    minus values before. With ``report = "scalars"`` it holds, in place of the slices, what
+    :mod:`edge_runtime.replay` makes the same change of. ``examples`` counts rows that entered applied steps and
+    weighs the mean; ``mean_loss`` is over the same rows, None if no step was applied.
     """
 
     task_id: Identifier

@@ -14,12 +14,12 @@ from edge_runtime.backpropagation import Backpropagation
 from edge_runtime.data import Batch, IntArray, make_batch, padded_length
 from edge_runtime.errors import PackageError
 from edge_runtime.executor import Executor, Sweep
-from edge_runtime.gradient import estimate, head_gradient
+from edge_runtime.gradient import estimate, head_gradient, shared_jvps
 from edge_runtime.messages import Task
 from edge_runtime.package import SliceSpec
 from edge_runtime.plan import Choice
-from edge_runtime.slices import Values
-from edge_runtime.tangents import draw_tangents
+from edge_runtime.slices import FloatArray, Values
+from edge_runtime.tangents import PER_EXAMPLE, draw_tangents
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,17 @@ class Examples:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step gives: the gradient of each trained tensor, and the summed loss of its examples."""
+    """What a step gives.
+
+    Attributes:
+        gradient: of each trained tensor. loss_sum: over the step's examples.
+        scalars: (K, b) numbers of which the slices' estimate was made, b = 1 where examples share directions; None
+            where nothing was estimated.
+    """
 
     gradient: Values
     loss_sum: float
+    scalars: FloatArray | None = None
 
 
 def take_step(
@@ -95,12 +102,15 @@ def take_step(
             return None
         if sweep.jvps is not None:
             jvps.append(sweep.jvps)
-    # 4. Forward gradient of the slices, exact gradient of the head.
-    gradient: Values = {}
-    if jvps:
-        joined = {name: np.concatenate([t[name] for t in tangents], axis=1) for name in tangents[0]}
-        gradient.update(estimate(np.concatenate(jvps), joined))
-    return _with_head(executor, task, gradient, sweep)
+    # 4. Forward gradient of the slices, made of few numbers in the order of the batch; exact gradient of the head.
+    if not jvps:
+        return _with_head(executor, task, {}, sweep)
+    positions = np.argsort([position for group in groups for position in group])
+    scalars = np.concatenate(jvps)[:, positions]
+    if task.directions not in PER_EXAMPLE:
+        scalars = shared_jvps(scalars)
+    drawn_again = draw_tangents(task, specs, number, range(scalars.shape[1]))
+    return _with_head(executor, task, estimate(scalars, drawn_again), sweep, scalars)
 
 
 def take_exact_step(
@@ -132,14 +142,16 @@ def _grouped(
     return groups, rows, [examples.batch(group) for group in rows]
 
 
-def _with_head(executor: Executor, task: Task, gradient: Values, sweep: Sweep) -> Step:
+def _with_head(
+    executor: Executor, task: Task, gradient: Values, sweep: Sweep, scalars: FloatArray | None = None
+) -> Step:
     """The step: the slices' gradient, and the head's if it is trained."""
     head = executor.manifest.head
     if head is not None and task.train_head:
         if sweep.residual is None or sweep.features is None:
             raise PackageError("the package has a head, and its programs do not give what trains it")
         gradient = {**gradient, **head_gradient(sweep.residual, sweep.features, head.name)}
-    return Step(gradient, float(sweep.loss.sum(dtype=np.float64)))
+    return Step(gradient, float(sweep.loss.sum(dtype=np.float64)), scalars)
 
 
 def group_by_length(ids: Sequence[Sequence[int]], size: int) -> list[list[int]]:

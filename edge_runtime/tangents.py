@@ -21,16 +21,16 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.messages import Task
+from edge_runtime.messages import Directions, Task
 from edge_runtime.package import SliceSpec
 from edge_runtime.slices import FloatArray, shapes
 
-Directions = Literal["per_example", "shared", "orthogonal"]
+#: Kinds of which each example has its own; the others share a draw's direction over the batch.
+PER_EXAMPLE: tuple[Directions, ...] = ("per_example",)
 _DOMAIN = b"edge tangents 1"
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from edge_runtime.account import Account
 from edge_runtime.backpropagation import Backpropagation
-from edge_runtime.data import Batch, Tokenizer, draw_batches, load_rows
+from edge_runtime.data import Batch, Tokenizer, load_rows
 from edge_runtime.durable import write_durably
 from edge_runtime.enforcement import ran_out_of_memory
 from edge_runtime.engine_choice import engine_maker
@@ -39,17 +39,15 @@ from edge_runtime.jobs import (
 )
 from edge_runtime.messages import MemoryReport
 from edge_runtime.meter import Meter, proportional_bytes, status_bytes
-from edge_runtime.optimizers import make_optimizer
 from edge_runtime.package import Package
 from edge_runtime.plan import Choice, PeakPrediction, Planner, Work, first_segment, preferred_micro_batch
 from edge_runtime.prefix_cache import PrefixCache
 from edge_runtime.preparation import prepare
 from edge_runtime.prepared import PreparedPackage
 from edge_runtime.process_memory import keep_freed_memory, release_library_code, return_freed_memory
-from edge_runtime.slices import Values, decode_values, encode_values, shapes
-from edge_runtime.step import Examples, group_by_length, take_exact_step, take_step
-
-log = logging.getLogger(__name__)
+from edge_runtime.slices import Values, decode_values, encode_values
+from edge_runtime.step import Examples, group_by_length
+from edge_runtime.training import train_locally
 
 #: Segment 0 is the embedding: cheaper to run than to read back. From here on a prefix holds a block.
 FIRST_BLOCK_BEHIND_A_BLOCK = 2
@@ -99,40 +97,19 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
 
         # 3. Local steps.
         meter.enter("step")
-        optimizer = make_optimizer(task.optimizer, values, list(shapes([*specs, *heads])))
-        batches = draw_batches(
-            len(examples.ids),
-            seed=task.seed,
-            round_number=task.round,
-            slot=task.slot,
-            steps=task.steps,
-            batch_size=task.batch_size,
-        )
-        applied, seen, loss_sum = 0, 0, 0.0
-        for number, chosen in enumerate(batches):
-            now = optimizer.values()
-            if isinstance(executor, Backpropagation):
-                step = take_exact_step(executor, task, now, examples, chosen, plan.choice)
-            else:
-                step = take_step(executor, task, number, specs, now, examples, chosen, plan.choice)
-            account.stepped()
-            if step is None:
-                log.warning("event=step_skipped task=%s step=%d reason=not_finite", task.task_id, number)
-                continue
-            optimizer.step(step.gradient)
-            applied, seen, loss_sum = applied + 1, seen + len(chosen), loss_sum + step.loss_sum
+        trained = train_locally(executor, task, specs, heads, values, examples, plan.choice, account.stepped)
         bins = account.bins(values)
         proportional_anonymous_bytes, proportional_file_bytes = proportional_bytes()
 
         # 4. Hand over the change.
         meter.enter("serialise")
-        write_durably(Path(job.change_path), encode_values(optimizer.change()))
+        write_durably(Path(job.change_path), encode_values(trained.change))
         meter.close()
         return TrainOutcome(
-            examples=seen,
-            steps_applied=applied,
-            steps_skipped=len(batches) - applied,
-            mean_loss=loss_sum / seen if seen else None,
+            examples=trained.examples,
+            steps_applied=trained.steps_applied,
+            steps_skipped=trained.steps_skipped,
+            mean_loss=trained.loss_sum / trained.examples if trained.examples else None,
             seconds=time.monotonic() - started,
             memory=_report(meter, plan.peak, job.cap_bytes),
             plan=plan,

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from edge_runtime.gradient import estimate, head_gradient
+from edge_runtime.messages import Directions
 from edge_runtime.package import SliceSpec, TensorSpec
-from edge_runtime.tangents import Directions, draw_tangents
+from edge_runtime.tangents import draw_tangents
 from tests.edge_runtime.golden.tangents import TASK
 
 BATCH = 4

@@ -1,0 +1,96 @@
+"""Scalar reports: a task's change made again, bit for bit, from its directional derivatives alone.
+
+A device whose task says ``report = "scalars"`` sends for each applied step the (K, b) numbers of which its estimate was
+made: b is the number of examples of a batch, or 1 where all its examples share a direction. The directions follow from
+the task (:mod:`edge_runtime.tangents`), so whoever has the task and the values it came with takes the very same
+steps. The head's change, whose gradient is exact, travels as it is.
+
+Every operation between these numbers and the change is an elementwise IEEE one in a fixed order: all CPUs agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from edge_runtime.errors import SliceError
+from edge_runtime.gradient import estimate
+from edge_runtime.messages import Task
+from edge_runtime.optimizers import make_optimizer
+from edge_runtime.package import SliceSpec
+from edge_runtime.slices import FloatArray, Values, shapes
+from edge_runtime.tangents import PER_EXAMPLE, draw_tangents
+
+#: Names in a report: float32 (S, K, b) numbers, and float32 (S,) which steps they are of, ascending.
+SCALARS, STEPS = "scalars/jvps", "scalars/steps"
+
+
+def replay(
+    task: Task,
+    specs: Sequence[SliceSpec],
+    values: Values,
+    report: Mapping[str, FloatArray],
+) -> Values:
+    """The change of the assigned slices.
+
+    Args:
+        task: that was trained. specs: its slices, without the head.
+        values: of all slices, as the task came with them.
+        report: what the device sent, checked by :func:`decode_report`.
+    """
+    optimizer = make_optimizer(task.optimizer, values, list(shapes(specs)))
+    if SCALARS in report:
+        for number, scalars in zip(report[STEPS], report[SCALARS], strict=True):
+            tangents = draw_tangents(task, specs, int(number), range(scalars.shape[1]))
+            optimizer.step(estimate(scalars, tangents))
+    return optimizer.change()
+
+
+def decode_report(data: bytes, task: Task, heads: Sequence[SliceSpec]) -> Values:
+    """Parse and check what a device sent.
+
+    Args:
+        data: safetensors bytes from outside.
+        task: whose report it is. heads: the head, if the task trained it.
+
+    Raises:
+        SliceError: not safetensors; a tensor is missing, unknown, of another shape or dtype, or not finite; or more
+            steps, draws or examples than the task has. Names the tensor and the limit.
+    """
+    try:
+        report: Values = load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise SliceError(f"a report of scalars is not a safetensors file: {error}") from error
+    wanted = shapes(heads)
+    if unknown := sorted(set(report) - {SCALARS, STEPS, *wanted}):
+        raise SliceError(f"unknown tensor {unknown[0]} in a report of scalars")
+    if missing := sorted(set(wanted) - set(report)):
+        raise SliceError(f"tensor {missing[0]} is missing in a report of scalars")
+    for name, array in report.items():
+        if array.dtype != np.float32 or not np.isfinite(array).all():
+            raise SliceError(f"tensor {name} of a report of scalars must be finite float32")
+        if name in wanted and array.shape != wanted[name]:
+            raise SliceError(f"tensor {name} has shape {array.shape}, expected {wanted[name]}")
+    if (SCALARS in report) != (STEPS in report):
+        raise SliceError(f"a report of scalars has both {SCALARS} and {STEPS}, or neither")
+    if SCALARS in report:
+        _check_scalars(report[SCALARS], report[STEPS], task)
+    return report
+
+
+def _check_scalars(scalars: FloatArray, steps: FloatArray, task: Task) -> None:
+    batch = task.batch_size if task.directions in PER_EXAMPLE else 1
+    if scalars.ndim != 3 or scalars.shape[1] != task.draws or not 1 <= scalars.shape[2] <= batch:
+        raise SliceError(f"{SCALARS} has shape {scalars.shape}, expected (steps, {task.draws}, 1 to {batch})")
+    fits = steps.shape == (len(scalars),) and len(steps) <= task.steps
+    if not fits or not _ascend(steps) or not (steps == np.floor(steps)).all():
+        raise SliceError(f"{STEPS} must hold one ascending step number for each of {len(scalars)} steps")
+    if len(steps) and not 0 <= steps[0] <= steps[-1] < task.steps:
+        raise SliceError(f"{STEPS} names a step outside 0 to {task.steps - 1}")
+
+
+def _ascend(steps: FloatArray) -> bool:
+    return bool((np.diff(steps) > 0).all())

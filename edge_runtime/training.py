@@ -1,0 +1,94 @@
+"""A task's local steps, from the values it came with to what is handed back: :func:`train_locally`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_runtime.backpropagation import Backpropagation
+from edge_runtime.data import draw_batches
+from edge_runtime.executor import Executor
+from edge_runtime.messages import Task
+from edge_runtime.optimizers import make_optimizer
+from edge_runtime.package import SliceSpec
+from edge_runtime.plan import Choice
+from edge_runtime.replay import SCALARS, STEPS
+from edge_runtime.slices import FloatArray, Values, shapes
+from edge_runtime.step import Examples, take_exact_step, take_step
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What local training did.
+
+    Attributes:
+        change: what the task hands back (see :class:`edge_runtime.messages.Result`).
+        examples: rows that entered applied steps. loss_sum: over these rows.
+    """
+
+    change: Values
+    examples: int
+    steps_applied: int
+    steps_skipped: int
+    loss_sum: float
+
+
+def train_locally(
+    executor: Executor,
+    task: Task,
+    specs: Sequence[SliceSpec],
+    heads: Sequence[SliceSpec],
+    values: Values,
+    examples: Examples,
+    choice: Choice,
+    stepped: Callable[[], None] = lambda: None,
+) -> Trained:
+    """Take a task's local steps.
+
+    Args:
+        executor: loaded for the task's slices.
+        specs: the assigned slices. heads: the head, if it is trained.
+        values: of all slices, as the task came with them.
+        examples: the device's rows.
+        choice: how many examples and draws run at a time.
+        stepped: called after each step.
+    """
+    optimizer = make_optimizer(task.optimizer, values, list(shapes([*specs, *heads])))
+    batches = draw_batches(
+        len(examples.ids),
+        seed=task.seed,
+        round_number=task.round,
+        slot=task.slot,
+        steps=task.steps,
+        batch_size=task.batch_size,
+    )
+    scalars: list[FloatArray] = []
+    applied: list[int] = []
+    seen, loss_sum = 0, 0.0
+    for number, chosen in enumerate(batches):
+        now = optimizer.values()
+        if isinstance(executor, Backpropagation):
+            step = take_exact_step(executor, task, now, examples, chosen, choice)
+        else:
+            step = take_step(executor, task, number, specs, now, examples, chosen, choice)
+        stepped()
+        if step is None:
+            log.warning("event=step_skipped task=%s step=%d reason=not_finite", task.task_id, number)
+            continue
+        optimizer.step(step.gradient)
+        applied.append(number)
+        seen, loss_sum = seen + len(chosen), loss_sum + step.loss_sum
+        if step.scalars is not None:
+            scalars.append(step.scalars)
+    change = optimizer.change()
+    if task.report == "scalars":
+        replayed = set(shapes(specs))
+        change = {name: moved for name, moved in change.items() if name not in replayed}
+        if scalars:
+            change |= {SCALARS: np.stack(scalars), STEPS: np.array(applied, np.float32)}
+    return Trained(change, seen, len(applied), len(batches) - len(applied), loss_sum)
