@@ -1,4 +1,4 @@
-"""The two gradients of a step: estimated for slices, exact for the head.
+"""The two gradients of a step: estimated for slices, exact for the head (or estimated too).
 
 With tangents v_{k,i} of independent ±1 entries (draw k of K, example i of B, d entries) and
 j_{k,i} = ∇ℓ_i·v_{k,i}, the estimate
@@ -11,9 +11,10 @@ direction E‖(g·v)v‖² = d‖g‖², hence the expected squared error:
 * directions per example: independent terms, E‖ĝ - ḡ‖² = (d - 1)/(K·B) · mean_i ‖∇ℓ_i‖²;
 * one direction shared by the batch: (d - 1)/K · ‖ḡ‖².
 
-Both fall as 1/K and grow as d - 1 (Gaussian entries would give d + 1). Per example is better where
-mean_i ‖∇ℓ_i‖² < B‖ḡ‖². For independent examples with mean gradient μ and variance σ² the two sides are, on
-average, ‖μ‖² + σ² and B‖μ‖² + σ²: per example never loses on average, and gains B times where examples agree.
+Both fall as 1/K and grow as d - 1; standard normal entries, whose fourth moment is 3 instead of 1, give d + 1. Per
+example is better where mean_i ‖∇ℓ_i‖² < B‖ḡ‖². For independent examples with mean gradient μ and variance σ² the two
+sides are, on average, ‖μ‖² + σ² and B‖μ‖² + σ²: per example never loses on average, and gains B times where examples
+agree.
 
 The head is linear in its features, so its gradient is closed: ∂ℓ/∂W = (softmax - onehot)·featureᵀ.
 """
@@ -24,29 +25,37 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from edge_runtime.slices import FloatArray, Values, key
+from edge_runtime.slices import HEAD_PREFIX, FloatArray, Values, key
 
 
 def estimate(jvps: FloatArray, tangents: Mapping[str, FloatArray]) -> Values:
-    """ĝ for every slice tensor, equal to the last bit on every machine.
+    """ĝ for every estimated tensor, equal to the last bit on every machine.
 
     Args:
         jvps: (K, B) directional derivatives of each example's loss.
-        tangents: flat name to (K, B, *s).
+        tangents: flat name to (K, B, *s); of the head (K, B, *shape).
 
     Returns:
-        Flat name to (1, *s): the mean over draws and examples, summed draw by draw in float64.
+        Flat name to (1, *s), of the head to its shape: the mean over draws and examples, summed draw by draw in
+        float64, all tensors side by side.
     """
     draws, batch = jvps.shape
     weights = jvps.astype(np.float64)
+    flat = np.concatenate([tangent.reshape(draws, batch, -1) for tangent in tangents.values()], axis=2)
+    total, term = np.zeros(flat.shape[2]), np.empty(flat.shape[2])
+    # A matrix product would sum in an order of the CPU's own.
+    for draw in range(draws):
+        for example in range(batch):
+            total += np.multiply(flat[draw, example], weights[draw, example], out=term, dtype=np.float64)
+    mean = (total / (draws * batch)).astype(np.float32)
     gradient: Values = {}
+    start = 0
     for name, tangent in tangents.items():
-        # A matrix product would sum in an order of the CPU's own.
-        total = np.zeros(tangent.shape[2:])
-        for draw in range(draws):
-            for example in range(batch):
-                total += weights[draw, example] * tangent[draw, example]
-        gradient[name] = (total / (draws * batch)).astype(np.float32)[None]
+        own = tangent.shape[2:]
+        size = int(np.prod(own))
+        shape = own if name.startswith(HEAD_PREFIX) else (1, *own)
+        gradient[name] = mean[start : start + size].reshape(shape)
+        start += size
     return gradient
 
 

@@ -11,9 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from edge_runtime.messages import LocalOptimizer
-from edge_runtime.slices import FloatArray, Values
-
-HEAD_PREFIX = "head/"
+from edge_runtime.slices import HEAD_PREFIX, FloatArray, Values
 
 
 class Optimizer(Protocol):
@@ -84,7 +82,8 @@ class AdamW(_Base):
 
     def __init__(self, settings: LocalOptimizer, start: Values, trained: list[str]) -> None:
         super().__init__(settings, start, trained)
-        self._count = 0
+        # Running products: a library's power may differ in its last bit from CPU to CPU, a product does not.
+        self._power1, self._power2 = 1.0, 1.0
         self._first: dict[str, FloatArray] = {name: np.zeros_like(start[name]) for name in trained}
         self._second: dict[str, FloatArray] = {name: np.zeros_like(start[name]) for name in trained}
 
@@ -92,9 +91,9 @@ class AdamW(_Base):
         return {**self._start, **{name: self._start[name] + moved for name, moved in self._change.items()}}
 
     def step(self, gradient: Values) -> None:
-        self._count += 1
-        first_scale = np.float32(1 - self.BETA1**self._count)
-        second_scale = np.float32(1 - self.BETA2**self._count)
+        self._power1 *= float(self.BETA1)
+        self._power2 *= float(self.BETA2)
+        first_scale, second_scale = np.float32(1 - self._power1), np.float32(1 - self._power2)
         for name, slope in gradient.items():
             self._first[name] = self.BETA1 * self._first[name] + (1 - self.BETA1) * slope
             self._second[name] = self.BETA2 * self._second[name] + (1 - self.BETA2) * slope * slope

@@ -18,6 +18,8 @@ from edge_runtime.package import SliceSpec
 
 FloatArray = NDArray[np.float32]
 Values = dict[str, FloatArray]
+#: What flat names of the head's tensors start with.
+HEAD_PREFIX = "head/"
 
 
 def key(slice_name: str, tensor_name: str) -> str:

@@ -51,25 +51,41 @@ def test_an_estimate_is_the_mean_of_jvp_times_direction(draws, batch, rows, colu
     np.testing.assert_allclose(got["s/core"][0], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_tensors_are_estimated_side_by_side_as_they_are_alone() -> None:
+    """However many tensors there are, each gets the very bits it gets alone; the head keeps its own shape."""
+    generator = np.random.default_rng(1)
+    jvps = generator.normal(size=(3, 4)).astype(np.float32)
+    sizes = {"a/core": (2, 3), "b/A": (5,), "head/weight": (3, 2), "head/bias": (3,)}
+    tangents = {n: generator.normal(size=(3, 4, *size)).astype(np.float32) for n, size in sizes.items()}
+    together = estimate(jvps, tangents)
+    for name, tangent in tangents.items():
+        assert together[name].shape == (sizes[name] if name.startswith("head") else (1, *sizes[name]))
+        assert np.array_equal(together[name], estimate(jvps, {name: tangent})[name])
+
+
 def predicted_error(size: int, draws: int, directions: Directions) -> float:
     """Expected squared error as derived in the module's docstring."""
     gradients = gradients_of(size).astype(np.float64)
-    if directions == "shared":
-        return (size - 1) / draws * float((gradients.mean(0) ** 2).sum())
+    if directions in ("shared", "gaussian"):
+        return (
+            (size + (1 if directions == "gaussian" else -1)) / draws * float((gradients.mean(0) ** 2).sum())
+        )
     return (size - 1) / (draws * BATCH) * float((gradients**2).sum(-1).mean())
 
 
-@pytest.mark.parametrize("directions", ["per_example", "shared"])
+@pytest.mark.parametrize("directions", ["per_example", "shared", "gaussian"])
 @pytest.mark.parametrize(("size", "draws"), [(2, 1), (16, 1), (16, 4), (48, 4), (48, 16)])
 def test_the_squared_error_is_as_derived(directions: Directions, size: int, draws: int) -> None:
-    """The mean of many estimates is the gradient, and their squared error is (d-1)/K times the stated norm.
+    """The mean of many estimates is the gradient, and their squared error is (d-1)/K times the stated norm, of
+    normal directions (d+1)/K.
 
     N estimates: the mean's squared error is predicted/N, and exceeds 4 times that by chance of under 1e-3
     (a chi-square-like sum; fixed seed, so the test is deterministic). The measured squared error itself has
     a relative deviation of at most sqrt(2/N) for d = 2 (a square of one Gaussian-like entry), 4.5 % at 1,000;
-    12 % allows for the heavier tail of one draw shared by the batch.
+    12 % allows for the heavier tail of one draw shared by the batch; a single normal direction has a heavier tail
+    still, so that it gets four times the steps.
     """
-    steps = 1000
+    steps = 4000 if directions == "gaussian" else 1000
     made = estimates(size, draws, directions, steps).astype(np.float64)
     exact = gradients_of(size).astype(np.float64).mean(0)
     predicted = predicted_error(size, draws, directions)

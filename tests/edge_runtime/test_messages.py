@@ -19,7 +19,7 @@ from edge_runtime.messages import (
     encode,
     encode_result,
 )
-from tests.edge_runtime.golden.generate import FOLDER, MESSAGES, TASK, recording
+from tests.edge_runtime.golden.generate import FOLDER, FULL_TASK, MESSAGES, TASK, recording
 
 IDS = [type(message).__name__ for message in MESSAGES]
 #: Parts of other messages, recorded inside them.
@@ -44,13 +44,27 @@ def test_a_result_from_before_judges_still_decodes() -> None:
     assert msgspec.structs.replace(old.memory, judge=new.memory.judge) == new.memory
 
 
-def test_a_task_from_before_updates_still_decodes() -> None:
-    """A task recorded without ``update`` asks for forward mode, signed or not, and for all else it asked for."""
-    old = decode((FOLDER / "Task-without-update.json").read_bytes(), Task)
-    assert old == TASK
-    assert old.update == "forward"
-    signed = decode((FOLDER / "SignedTask-without-update.json").read_bytes(), SignedTask)
+@pytest.mark.parametrize("missing", ["update", "report"])
+def test_a_task_from_before_a_field_still_decodes(missing: str) -> None:
+    """A task recorded without ``update``, or without ``report`` and what came with it, asks for what it always did."""
+    assert decode((FOLDER / f"Task-without-{missing}.json").read_bytes(), Task) == TASK
+    signed = decode((FOLDER / f"SignedTask-without-{missing}.json").read_bytes(), SignedTask)
     assert decode(signed.task.encode(), Task) == TASK
+    assert (TASK.update, TASK.report, TASK.head, TASK.loss) == (
+        "forward",
+        "weights",
+        "exact",
+        "cross_entropy",
+    )
+
+
+def test_every_field_of_a_task_is_recorded() -> None:
+    """A recording with no field at its default decodes and encodes to the same bytes."""
+    recorded = (FOLDER / "Task-every-field.json").read_bytes()
+    assert decode(recorded, Task) == FULL_TASK
+    assert encode(FULL_TASK) == recorded
+    fields = zip(Task.__struct_fields__[::-1], Task.__struct_defaults__[::-1], strict=False)
+    assert all(getattr(FULL_TASK, name) != default for name, default in fields)
 
 
 def test_every_message_is_recorded() -> None:
@@ -96,6 +110,10 @@ def test_fields_of_a_later_version_are_ignored() -> None:
         ("package_signature", "short"),
         ("deadline_s", -1.0),
         ("directions", "sideways"),
+        ("tau", 1.0),
+        ("candidates", 1001),
+        ("jvp_limit", 0.0),
+        ("reference", "A" * 64),
         ("round", 1.5),
     ],
 )

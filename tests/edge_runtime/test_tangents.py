@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 
 import numpy as np
@@ -11,7 +12,16 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from edge_runtime.package import SliceSpec, TensorSpec
-from edge_runtime.tangents import draw_tangents, hadamard_rows, philox_key, random_words, signs
+from edge_runtime.philox import words_at
+from edge_runtime.tangents import (
+    GRAIN,
+    draw_tangents,
+    hadamard_rows,
+    normals,
+    philox_key,
+    random_words,
+    signs,
+)
 from tests.edge_runtime.golden.tangents import EXAMPLES, FILE, SPECS, STEP, TASK, recording
 
 MASK = 2**64 - 1
@@ -105,6 +115,66 @@ def test_recorded_bits_come_from_an_independent_generator() -> None:
                     expected[name] += bits[:count]
                     bits = bits[count:]
         assert {name: recorded[name] for name in names} == expected
+
+
+def test_recorded_normals_come_from_an_independent_transform() -> None:
+    """Words 2p and 2p + 1 make entries 2p and 2p + 1 by Box and Muller's transform, in multiples of 2^-12."""
+    recorded = json.loads(FILE.read_text())["gaussian"]
+    for spec in SPECS:
+        key = key_of(TASK.seed, TASK.round, TASK.slot, spec.name)
+        entries: list[int] = []
+        for draw in range(TASK.draws):
+            words = words_of(key, STEP, 0, draw, spec.dimensions + spec.dimensions % 2)
+            made: list[int] = []
+            for a, b in zip(words[::2], words[1::2], strict=True):
+                radius = math.sqrt(-2 * math.log(((a >> 11) + 1) / 2**53))
+                angle = 2 * math.pi * (b >> 11) / 2**53
+                made += [round(4096 * radius * math.cos(angle)), round(4096 * radius * math.sin(angle))]
+            entries += made[: spec.dimensions] * len(EXAMPLES)
+        got = [
+            np.array(recorded[f"{spec.name}/{tensor.name}"].split(), int).reshape(
+                TASK.draws, len(EXAMPLES), -1
+            )
+            for tensor in spec.tensors
+        ]
+        assert np.concatenate(got, axis=2).ravel().tolist() == entries
+
+
+@pytest.mark.parametrize("count", [1, 4, 7, 255, 256, 300])
+def test_words_of_many_addresses_are_those_of_numpys_generator(count: int) -> None:
+    """Drawn together, the words of each key, draw and example equal numpy's own Philox at that counter."""
+    keys = np.array([philox_key(1, 2, 3, name) for name in ("a", "b")])
+    words = words_at(keys, 9, [0, 5, 2**40], [3, 1], count)
+    assert words.shape == (2, 2, 3, count)
+    for (row, k, i), _ in np.ndenumerate(words[..., 0]):
+        counter = [0, (3, 1)[k], (0, 5, 2**40)[i], 9]
+        wanted = np.random.Philox(key=keys[row], counter=counter).random_raw(count)
+        assert np.array_equal(words[row, k, i], wanted)
+
+
+def test_normals_are_standard_and_independent() -> None:
+    """Of 65,536 normal entries mean, variance and fourth moment, and products of neighbours, are off by chance only.
+
+    Standard deviations of the four means: 1, sqrt(2), sqrt(96) and 1, each over 256; five of them bound each. The
+    batch shares its directions.
+    """
+    spec = SliceSpec("s", "lora_xs", (0,), "t", (TensorSpec("core", (1, 64), "core"),))
+    task = replace(TASK, draws=1024, directions="gaussian")
+    drawn = draw_tangents(task, [spec], 0, range(2))["s/core"].astype(float)
+    assert np.array_equal(drawn[:, 0], drawn[:, 1])
+    one = drawn[:, 0]
+    assert abs(one.mean()) < 5 / 256
+    assert abs((one**2).mean() - 1) < 5 * 2**0.5 / 256
+    assert abs((one**4).mean() - 3) < 5 * 96**0.5 / 256
+    for axis in range(2):
+        assert abs((one * np.roll(one, 1, axis=axis)).mean()) < 5 / 256
+    assert np.array_equal(one / GRAIN, np.rint(one / GRAIN))
+
+
+def test_the_extreme_words_give_finite_normals() -> None:
+    """All bits clear or set end in finite numbers within nine standard deviations."""
+    words = np.array([[0, 0], [2**64 - 1, 2**64 - 1], [0, 2**64 - 1]], dtype=np.uint64)
+    assert np.abs(normals(words, 2)).max() < 9
 
 
 def test_bits_are_read_from_the_lowest() -> None:

@@ -66,6 +66,23 @@ TASK = Task(
     deadline_s=600.0,
     directions="orthogonal",
 )
+#: Every field that was added since, with a value other than its default.
+FULL_TASK = msgspec.structs.replace(
+    TASK,
+    directions="filtered",
+    loss="phuber",
+    update="zero_order",
+    report="scalars",
+    tau=2.5,
+    head="perturbed",
+    epochs=2,
+    freeze_a=True,
+    difference="forward",
+    difference_step=0.01,
+    candidates=10,
+    reference=SHA256[::-1],
+    jvp_limit=100.0,
+)
 MESSAGES: tuple[msgspec.Struct, ...] = (
     EnrolRequest("one-time-token-0001", "board-1", "generic", KEY),
     EnrolResponse("d-1", KEY),
@@ -97,6 +114,10 @@ def main() -> None:
         if not (FOLDER / name).exists():
             (FOLDER / name).write_bytes(data)
             print(FOLDER / name)
+    full = FOLDER / "Task-every-field.json"
+    if not full.exists():
+        full.write_bytes(encode(FULL_TASK))
+        print(full)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python -m tests.edge_runtime.golden.tangents
 
-writes ``tangents.json`` beside this file: for each case the signs of every slice in order of draw, example and
-entry, as 0 and 1. The bits are part of the protocol (a server replays them), so they never change.
+writes ``tangents.json`` beside this file: for each case the entries of every slice in order of draw, example and
+entry; signs as 0 and 1, normal entries as whole multiples of their grain. They are part of the protocol (a server
+replays them), so they never change.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 
 from edge_runtime.messages import LocalOptimizer, Task
 from edge_runtime.package import SliceSpec, TensorSpec
-from edge_runtime.tangents import draw_tangents
+from edge_runtime.tangents import GRAIN, draw_tangents
 
 FILE = Path(__file__).with_name("tangents.json")
 STEP, EXAMPLES = 3, (0, 5)
@@ -52,16 +54,23 @@ TASK = Task(
 
 
 def recording() -> dict[str, dict[str, str]]:
-    """Signs by kind of directions and tensor."""
-    from msgspec.structs import replace
-
+    """Entries by kind of directions and tensor."""
     made = {}
-    for directions in ("per_example", "shared", "orthogonal"):
+    for directions in ("per_example", "shared", "orthogonal", "gaussian"):
         tangents = draw_tangents(replace(TASK, directions=directions), SPECS, STEP, EXAMPLES)
-        made[directions] = {
-            name: "".join("01"[int(v > 0)] for v in np.ravel(t)) for name, t in tangents.items()
-        }
+        written = grains if directions == "gaussian" else bits
+        made[directions] = {name: written(tangent) for name, tangent in tangents.items()}
     return made
+
+
+def bits(tangent: np.ndarray) -> str:
+    """Signs as 0 and 1."""
+    return "".join("01"[int(v > 0)] for v in np.ravel(tangent))
+
+
+def grains(tangent: np.ndarray) -> str:
+    """Normal entries as multiples of their grain."""
+    return " ".join(str(int(v / GRAIN)) for v in np.ravel(tangent))
 
 
 if __name__ == "__main__":
