@@ -10,7 +10,7 @@ It is the honest opponent of forward mode (docs/decisions/0014-backpropagation.m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -26,7 +26,7 @@ from edge_runtime.package import Program
 from edge_runtime.plan import WeightsMode, adjoint_program, first_segment
 from edge_runtime.prefix_cache import PrefixCache
 from edge_runtime.prepared import PreparedPackage
-from edge_runtime.slices import Values
+from edge_runtime.slices import FloatArray, Values
 
 HIDDEN = "hidden"
 
@@ -77,11 +77,14 @@ class Backpropagation(Executor):
         values: Values,
         micro_batches: Sequence[Batch],
         rows: Sequence[Sequence[int]] | None = None,
+        slopes: Callable[[FloatArray], FloatArray | None] = lambda cross_entropy: None,
     ) -> tuple[Sweep, Values]:
         """Losses of a batch, and the gradient of their mean.
 
         Args:
             values, micro_batches, rows: as of :meth:`Executor.sweep`.
+            slopes: of a loss that is a function of each example's cross-entropy, (b,) at (b,); None for
+                cross-entropy itself. Examples do not mix on the way back, so their cotangents are scaled at its start.
 
         Returns:
             The sweep without directional derivatives; and for every trained slice tensor, by flat name, its gradient
@@ -94,14 +97,24 @@ class Backpropagation(Executor):
             for stage, following in zip_longest(blocks, blocks[1:], fillvalue=self._stages[-1]):
                 kept.push([flow[HIDDEN] for flow in flows])
                 self._run_stage(stage, flows, values, None, following)
-            sweep, gradient = self._backwards(flows, values, kept)
+            sweep, gradient = self._backwards(flows, values, kept, slopes)
             self._kept = None
         return sweep, {name: (bar / len(sweep.loss)).astype(np.float32) for name, bar in gradient.items()}
 
-    def _backwards(self, flows: list[Flow], values: Values, kept: KeptInputs) -> tuple[Sweep, Values]:
+    def _backwards(
+        self,
+        flows: list[Flow],
+        values: Values,
+        kept: KeptInputs,
+        slopes: Callable[[FloatArray], FloatArray | None],
+    ) -> tuple[Sweep, Values]:
         """The backward sweep; gradients are sums over the batch."""
         head, *blocks = self._adjoints
         self._run_stage(head, flows, values, None, blocks[0])
+        for flow in flows:
+            slope = slopes(flow["loss"])
+            if slope is not None:
+                flow[HIDDEN + BAR] = flow[HIDDEN + BAR] * slope[:, None, None]
         sweep = swept(flows)
         gradient: Values = {}
         for stage, following in zip_longest(blocks, blocks[1:]):

@@ -86,11 +86,14 @@ class Executor:
     Args:
         prepared: a package, prepared for this machine.
         engine: loads the programs.
-        trained: names of the slices that carry tangents; empty for evaluation and for head-only training.
+        trained: names of the slices that are trained; empty for evaluation and for head-only training.
         weights: whether weights stay in memory or pass through it.
         cache: keeps what the segments before the first trained slice give; None computes it every time.
+        carries_tangents: whether segments from the first trained slice on run their dual programs; otherwise all run
+            the primal ones, and values are moved instead (:mod:`edge_runtime.zero_order`).
 
     Attributes:
+        first_trained: index of the first segment with a trained slice; None if there is none.
         observe: called after each segment with the values that wait, while its weights are still there.
         weights_read_bytes: what sweeps have read of the weights so far, once for each segment and sweep.
     """
@@ -102,12 +105,15 @@ class Executor:
         trained: Sequence[str] = (),
         weights: WeightsMode = "resident",
         cache: PrefixCache | None = None,
+        *,
+        carries_tangents: bool = True,
     ) -> None:
         self.manifest = prepared.manifest
+        self._carries_tangents = carries_tangents
         self._prepared = prepared
         self._engine = engine
         self._streams = weights == "streamed"
-        self.first_dual = first_segment(prepared.manifest, tuple(trained))
+        self.first_trained = first_segment(prepared.manifest, tuple(trained))
         self._cache = cache
         self.observe: Callable[[Sequence[Flow]], None] | None = None
         self.weights_read_bytes = 0
@@ -136,7 +142,7 @@ class Executor:
             Results for all examples, in the order of the micro-batches.
         """
         flows = self._begin(values, micro_batches, rows)
-        self._run(self._stages[self.first_dual or 0 :], flows, values, tangents)
+        self._run(self._stages[self.first_trained or 0 :], flows, values, tangents)
         return swept(flows)
 
     def _begin(
@@ -147,7 +153,7 @@ class Executor:
             {"input_ids": b.input_ids, "attention_mask": b.attention_mask, "labels": b.labels}
             for b in micro_batches
         ]
-        prefix = self._stages[: self.first_dual or 0]
+        prefix = self._stages[: self.first_trained or 0]
         if self._cache is None or rows is None:
             self._run(prefix, flows, values)
             return flows
@@ -238,8 +244,8 @@ class Executor:
     def _program_of(self, index: int) -> Program:
         segment = self.manifest.segments[index]
         name = segment.primal
-        if self.first_dual is not None and index >= self.first_dual:
-            wanted = segment.entry if index == self.first_dual else segment.dual
+        if self._carries_tangents and self.first_trained is not None and index >= self.first_trained:
+            wanted = segment.entry if index == self.first_trained else segment.dual
             if wanted is None:
                 raise PackageError(f"segment {segment.name} has no program that carries tangents")
             name = wanted

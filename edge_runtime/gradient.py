@@ -68,6 +68,30 @@ def shared_jvps(jvps: FloatArray) -> FloatArray:
     return mean[:, None]
 
 
+def clamped(jvps: FloatArray, limit: float | None) -> FloatArray:
+    """Directional derivatives within [-limit, limit]; None leaves them as they are."""
+    return jvps if limit is None else np.clip(jvps, np.float32(-limit), np.float32(limit))
+
+
+def head_jvps(
+    residual: FloatArray, features: FloatArray, tangents: Mapping[str, FloatArray], head: str = "head"
+) -> FloatArray:
+    """Directional derivatives (K, B) of each example's loss along tangents of the head.
+
+    With tangents V of the weight and v of the bias the logits move by V·feature + v, and the loss's gradient in the
+    logits is the residual: the derivative is residual·(V·feature + v). No program carries the head's tangent.
+
+    Args:
+        residual: (B, C) softmax minus one-hot. features: (B, H).
+        tangents: among others ``head/weight`` (K, b, C, H) and ``head/bias`` (K, b, C), b = B or 1.
+    """
+    moved = (
+        np.matmul(tangents[key(head, "weight")], features[:, :, None])[..., 0] + tangents[key(head, "bias")]
+    )
+    jvps: FloatArray = (residual * moved).sum(axis=-1, dtype=np.float32)
+    return jvps
+
+
 def head_gradient(residual: FloatArray, features: FloatArray, head: str = "head") -> Values:
     """Exact mean gradient of the head.
 

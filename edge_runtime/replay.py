@@ -3,7 +3,7 @@
 A device whose task says ``report = "scalars"`` sends for each applied step the (K, b) numbers of which its estimate was
 made: b is the number of examples of a batch, or 1 where all its examples share a direction. The directions follow from
 the task (:mod:`edge_runtime.tangents`), so whoever has the task and the values it came with takes the very same
-steps. The head's change, whose gradient is exact, travels as it is.
+steps. The change of a head whose gradient is exact travels as it is; a perturbed one is replayed like a slice.
 
 Every operation between these numbers and the change is an elementwise IEEE one in a fixed order: all CPUs agree.
 """
@@ -23,6 +23,7 @@ from edge_runtime.optimizers import make_optimizer
 from edge_runtime.package import SliceSpec
 from edge_runtime.slices import FloatArray, Values, shapes
 from edge_runtime.tangents import PER_EXAMPLE, draw_tangents
+from edge_runtime.trained import estimated, exact
 
 #: Names in a report: float32 (S, K, b) numbers, and float32 (S,) which steps they are of, ascending.
 SCALARS, STEPS = "scalars/jvps", "scalars/steps"
@@ -33,18 +34,21 @@ def replay(
     specs: Sequence[SliceSpec],
     values: Values,
     report: Mapping[str, FloatArray],
+    reference: Values | None = None,
 ) -> Values:
-    """The change of the assigned slices.
+    """The change of all that the task estimated: its slices, and a perturbed head.
 
     Args:
-        task: that was trained. specs: its slices, without the head.
+        task: that was trained. specs: its slices and, if the task trained it, the head (others are passed over).
         values: of all slices, as the task came with them.
         report: what the device sent, checked by :func:`decode_report`.
+        reference: the values of the task's ``reference``; None if it has none.
     """
-    optimizer = make_optimizer(task.optimizer, values, list(shapes(specs)))
+    moved = estimated(task, specs)
+    optimizer = make_optimizer(task.optimizer, values, list(shapes(moved)))
     if SCALARS in report:
         for number, scalars in zip(report[STEPS], report[SCALARS], strict=True):
-            tangents = draw_tangents(task, specs, int(number), range(scalars.shape[1]))
+            tangents = draw_tangents(task, moved, int(number), range(scalars.shape[1]), reference)
             optimizer.step(estimate(scalars, tangents))
     return optimizer.change()
 
@@ -54,17 +58,18 @@ def decode_report(data: bytes, task: Task, heads: Sequence[SliceSpec]) -> Values
 
     Args:
         data: safetensors bytes from outside.
-        task: whose report it is. heads: the head, if the task trained it.
+        task: whose report it is. heads: the head, if the task trained it; slices are passed over.
 
     Raises:
         SliceError: not safetensors; a tensor is missing, unknown, of another shape or dtype, or not finite; or more
-            steps, draws or examples than the task has. Names the tensor and the limit.
+            steps, draws or examples than the task has, or a number beyond its ``jvp_limit``. Names the tensor and the
+            limit.
     """
     try:
         report: Values = load(data)
     except (SafetensorError, ValueError, KeyError) as error:
         raise SliceError(f"a report of scalars is not a safetensors file: {error}") from error
-    wanted = shapes(heads)
+    wanted = shapes(exact(task, heads))
     if unknown := sorted(set(report) - {SCALARS, STEPS, *wanted}):
         raise SliceError(f"unknown tensor {unknown[0]} in a report of scalars")
     if missing := sorted(set(wanted) - set(report)):
@@ -85,6 +90,8 @@ def _check_scalars(scalars: FloatArray, steps: FloatArray, task: Task) -> None:
     batch = task.batch_size if task.directions in PER_EXAMPLE else 1
     if scalars.ndim != 3 or scalars.shape[1] != task.draws or not 1 <= scalars.shape[2] <= batch:
         raise SliceError(f"{SCALARS} has shape {scalars.shape}, expected (steps, {task.draws}, 1 to {batch})")
+    if task.jvp_limit is not None and scalars.size and np.abs(scalars).max() > np.float32(task.jvp_limit):
+        raise SliceError(f"{SCALARS} holds a number beyond the task's jvp_limit of {task.jvp_limit}")
     fits = steps.shape == (len(scalars),) and len(steps) <= task.steps
     if not fits or not _ascend(steps) or not (steps == np.floor(steps)).all():
         raise SliceError(f"{STEPS} must hold one ascending step number for each of {len(scalars)} steps")

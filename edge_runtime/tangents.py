@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from edge_runtime.messages import Directions, Task
 from edge_runtime.package import SliceSpec
 from edge_runtime.philox import BLOCK, MANY_BLOCKS, Words, words_at
-from edge_runtime.slices import FloatArray, shapes
+from edge_runtime.slices import FloatArray, Values, shapes
 
 #: Kinds of which each example has its own; the others share a draw's direction over the batch.
 PER_EXAMPLE: tuple[Directions, ...] = ("per_example",)
@@ -51,12 +51,14 @@ class Entries:
 def philox_key(seed: int, round_number: int, slot: int, slice_name: str) -> Words:
     """The 128-bit key as two words."""
     packed = struct.pack("<QQQ", seed, round_number, slot) + slice_name.encode()
-    return np.frombuffer(hashlib.sha256(_DOMAIN + packed).digest()[:16], dtype="<u8").astype(np.uint64)
+    key: Words = np.frombuffer(hashlib.sha256(_DOMAIN + packed).digest()[:16], dtype="<u8").astype(np.uint64)
+    return key
 
 
 def random_words(key: Words, step: int, example: int, draw: int, count: int) -> Words:
     """``count`` random 64-bit words for one (step, example, draw)."""
-    return words_at(key[None], step, [example], [draw], count)[0, 0, 0]
+    words: Words = words_at(key[None], step, [example], [draw], count)[0, 0, 0]
+    return words
 
 
 def signs(words: Words, count: int) -> FloatArray:
@@ -86,7 +88,11 @@ NORMALS = Entries(lambda count: count + count % 2, normals)
 
 
 def draw_tangents(
-    task: Task, specs: Sequence[SliceSpec], step: int, examples: Sequence[int]
+    task: Task,
+    specs: Sequence[SliceSpec],
+    step: int,
+    examples: Sequence[int],
+    reference: Values | None = None,
 ) -> dict[str, FloatArray]:
     """All tangents of one step.
 
@@ -95,6 +101,7 @@ def draw_tangents(
         specs: what is estimated.
         step: number of the local step.
         examples: positions of the examples in the step's batch, B of them.
+        reference: what ``filtered`` directions are compared with; None if there is nothing yet.
 
     Returns:
         For each flat tensor name of shape (1, *s) an array (K, B, *s); of the head, whose tensors are not

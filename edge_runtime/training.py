@@ -18,6 +18,8 @@ from edge_runtime.plan import Choice
 from edge_runtime.replay import SCALARS, STEPS
 from edge_runtime.slices import FloatArray, Values, shapes
 from edge_runtime.step import Examples, take_exact_step, take_step
+from edge_runtime.trained import estimated, exact
+from edge_runtime.zero_order import take_zero_order_step
 
 log = logging.getLogger(__name__)
 
@@ -41,30 +43,32 @@ class Trained:
 def train_locally(
     executor: Executor,
     task: Task,
-    specs: Sequence[SliceSpec],
-    heads: Sequence[SliceSpec],
+    trained: Sequence[SliceSpec],
     values: Values,
     examples: Examples,
     choice: Choice,
     stepped: Callable[[], None] = lambda: None,
+    reference: Values | None = None,
 ) -> Trained:
     """Take a task's local steps.
 
     Args:
         executor: loaded for the task's slices.
-        specs: the assigned slices. heads: the head, if it is trained.
+        trained: the assigned slices, and the head if it is trained.
         values: of all slices, as the task came with them.
         examples: the device's rows.
         choice: how many examples and draws run at a time.
         stepped: called after each step.
+        reference: what filtered directions are compared with; None if there is nothing yet.
     """
-    optimizer = make_optimizer(task.optimizer, values, list(shapes([*specs, *heads])))
+    specs = estimated(task, trained)
+    optimizer = make_optimizer(task.optimizer, values, list(shapes([*specs, *exact(task, trained)])))
     batches = draw_batches(
         len(examples.ids),
         seed=task.seed,
         round_number=task.round,
         slot=task.slot,
-        steps=task.steps,
+        steps=count_steps(task, len(examples.ids)),
         batch_size=task.batch_size,
     )
     scalars: list[FloatArray] = []
@@ -73,9 +77,10 @@ def train_locally(
     for number, chosen in enumerate(batches):
         now = optimizer.values()
         if isinstance(executor, Backpropagation):
-            step = take_exact_step(executor, task, now, examples, chosen, choice)
+            step = take_exact_step(executor, task, specs, now, examples, chosen, choice)
         else:
-            step = take_step(executor, task, number, specs, now, examples, chosen, choice)
+            take = take_zero_order_step if task.update == "zero_order" else take_step
+            step = take(executor, task, number, specs, now, examples, chosen, choice, reference)
         stepped()
         if step is None:
             log.warning("event=step_skipped task=%s step=%d reason=not_finite", task.task_id, number)
@@ -92,3 +97,10 @@ def train_locally(
         if scalars:
             change |= {SCALARS: np.stack(scalars), STEPS: np.array(applied, np.float32)}
     return Trained(change, seen, len(applied), len(batches) - len(applied), loss_sum)
+
+
+def count_steps(task: Task, row_count: int) -> int:
+    """A task's steps on a device with so many rows: ``epochs`` passes over them, at most ``steps``."""
+    if not task.epochs:
+        return task.steps
+    return min(task.steps, -(-row_count * task.epochs // min(task.batch_size, row_count)))

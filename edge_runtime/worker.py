@@ -23,7 +23,7 @@ from edge_runtime.durable import write_durably
 from edge_runtime.enforcement import ran_out_of_memory
 from edge_runtime.engine_choice import engine_maker
 from edge_runtime.engines import Engine
-from edge_runtime.errors import ConfigError, EdgeError, OutOfMemoryError, PackageError, WorkerError
+from edge_runtime.errors import EdgeError, OutOfMemoryError, PackageError, WorkerError
 from edge_runtime.executor import Executor, Sweep
 from edge_runtime.jobs import (
     FAILURE_EXIT_CODE,
@@ -39,6 +39,7 @@ from edge_runtime.jobs import (
 )
 from edge_runtime.messages import MemoryReport
 from edge_runtime.meter import Meter, proportional_bytes, status_bytes
+from edge_runtime.methods import check_method, check_package
 from edge_runtime.package import Package
 from edge_runtime.plan import Choice, PeakPrediction, Planner, Work, first_segment, preferred_micro_batch
 from edge_runtime.prefix_cache import PrefixCache
@@ -47,6 +48,7 @@ from edge_runtime.prepared import PreparedPackage
 from edge_runtime.process_memory import keep_freed_memory, release_library_code, return_freed_memory
 from edge_runtime.slices import Values, decode_values, encode_values
 from edge_runtime.step import Examples, group_by_length
+from edge_runtime.trained import estimated
 from edge_runtime.training import train_locally
 
 #: Segment 0 is the embedding: cheaper to run than to read back. From here on a prefix holds a block.
@@ -58,33 +60,25 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
 
     Raises:
         CapExceededError: no plan fits the cap, with both figures.
-        ConfigError: backpropagation with draws.
+        ConfigError: the task asks for what does not go together (:mod:`edge_runtime.methods`).
         EdgeError: package, state or data cannot be used.
     """
     task, started, engine = job.task, time.monotonic(), engine_maker(job.engine)(job.threads)
-    if task.update == "backprop" and task.draws != 1:
-        raise ConfigError(
-            f"task {task.task_id} asks for backpropagation with {task.draws} draws; it makes none: ask for 1"
-        )
+    check_method(task)
 
     # 1. Open what the task names; everything is verified before it is used.
     meter.enter("load")
     account = Account(meter.floor_bytes, (Path(job.package_folder), Path(job.prepared_folder)))
     prepared, values, examples = _load(job, engine, task.sequence_limit)
     account.tokenised()
-    specs = [prepared.manifest.slice_named(name) for name in task.slices]
-    head = prepared.manifest.head
-    if head is None and task.train_head:
-        raise PackageError(
-            f"package {prepared.manifest.name} has no head to train, the task asks for it; set train_head = false"
-        )
-    heads = [head] if head is not None and task.train_head else []
+    check_package(task, prepared.manifest)
 
     # 2. Choose a plan that fits, or refuse with numbers.
     planner = Planner(
         prepared.manifest, prepared.prepared.arithmetic, meter.floor_bytes, prepared.prepared.calibration
     )
-    work = Work(task.batch_size, examples.longest, task.draws, task.slices, task.update)
+    perturbed = [spec.name for spec in estimated(task, prepared.manifest.slices)]
+    work = Work(task.batch_size, examples.longest, task.draws, tuple(perturbed), task.update)
     plan = (
         planner.plan(work, job.choice)
         if job.choice
@@ -97,7 +91,9 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
 
         # 3. Local steps.
         meter.enter("step")
-        trained = train_locally(executor, task, specs, heads, values, examples, plan.choice, account.stepped)
+        trained = train_locally(
+            executor, task, prepared.manifest.slices, values, examples, plan.choice, account.stepped
+        )
         bins = account.bins(values)
         proportional_anonymous_bytes, proportional_file_bytes = proportional_bytes()
 
@@ -255,8 +251,10 @@ def _executor(
 ) -> Executor:
     """What runs the task's sweeps; the head alone has nothing to propagate back to."""
     slices = job.task.slices
-    if job.task.update == "forward" or first_segment(prepared.manifest, slices) is None:
-        return Executor(prepared, engine, slices, choice.weights, cache)
+    update = job.task.update
+    if update != "backprop" or first_segment(prepared.manifest, slices) is None:
+        carries = update == "forward"
+        return Executor(prepared, engine, slices, choice.weights, cache, carries_tangents=carries)
     folder = Path(job.change_path).parent if choice.inputs == "disk" else None
     return Backpropagation(prepared, engine, slices, choice.weights, cache, folder)
 

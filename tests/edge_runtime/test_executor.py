@@ -160,7 +160,7 @@ def test_tangents_begin_at_the_first_trained_slice(float_prepared, values, train
     batch = batch_of(float_prepared)
     executor.sweep(values, [batch], [tangents_for(float_prepared, moving, range(8))] if moving else None)
     assert [engine.loaded[number].removesuffix(".float") for number in engine.runs] == programs
-    assert executor.first_dual == first_segment(float_prepared.manifest, tuple(trained))
+    assert executor.first_trained == first_segment(float_prepared.manifest, tuple(trained))
 
 
 def test_each_segment_finishes_before_the_next_begins(float_prepared, values) -> None:

@@ -187,7 +187,7 @@ def test_the_plan_names_the_programs_that_run(exported, float_prepared, trained:
     names = tuple(f"encoder.layer.{name}" for name in trained)
     manifest, first = exported.package.manifest, first_segment(exported.package.manifest, names)
     executor = Executor(float_prepared, OnnxEngine(), names)
-    assert executor.first_dual == first
+    assert executor.first_trained == first
     planned = [
         manifest.programs[program_name(segment, index, first)]
         for index, segment in enumerate(manifest.segments)
