@@ -6,7 +6,8 @@ measured over a grid of shapes (docs/decisions/0006-memory-prediction.md). This 
 numpy, so agent and coordinator can call it.
 
 Backpropagation (``Work.update``) runs primal programs forwards and adjoint programs back; the inputs of its segments
-wait in memory or in a file, and that is a rung of its own.
+wait in memory or in a file, and that is a rung of its own. Zero order is inference, once or twice a draw: its draws
+cost time and, but for the directions themselves, no memory.
 
 A plan is chosen by time among those that fit; what it gives up against the fastest is said. Four rungs leave the
 estimate as it is: streamed weights, layer inputs on disk, fewer examples at a time, fewer draws at a time. Two change
@@ -77,6 +78,8 @@ STREAMED_TIME, RUN_SECONDS = 1.05, 4e-4
 #: Time of a block's adjoint program over its primal one (docs/decisions/0014-backpropagation.md). What a file of layer
 #: inputs costs did not show there; the factor keeps them in memory where both fit.
 ADJOINT_TIME, SPILLED_TIME = 4.0, 1.01
+#: Passes of a zero-order draw, at most.
+DIFFERENCE_PASSES = 2
 SHORTEST_SEQUENCE = 16
 _ITEM_BYTES = {"float32": 4, "uint8": 1, "int8": 1, "int64": 8, "int32": 4, "bool": 1}
 
@@ -85,9 +88,9 @@ class Work(Struct, frozen=True):
     """What a step is asked to do.
 
     Attributes:
-        sequence: tokens of the longest example. draws: tangents per example. slices: trained by forward mode;
-            none for evaluation and for training the head alone.
-        update: whether the slices' gradient is estimated forwards or computed backwards.
+        sequence: tokens of the longest example. draws: tangents per example. slices: trained as ``update`` says;
+            none for evaluation and for training the head alone. A head is named only where it is perturbed.
+        update: whether the slices' gradient is estimated forwards, computed backwards, or estimated from differences.
     """
 
     batch_size: int
@@ -242,8 +245,7 @@ class Planner:
         tangents = (
             sum(manifest.slice_named(name).dimensions for name in work.slices)
             * FLOAT_BYTES
-            * work.batch_size
-            * (work.draws if work.update == "forward" else 0)
+            * _directions_kept(work)
         )
         tokenizer = manifest.files[manifest.tokenizer].bytes * TOKENIZER_FACTOR
         return PeakPrediction(
@@ -267,7 +269,9 @@ class Planner:
             PackageError: the work is backpropagation and the package has no adjoint programs for it.
         """
         segments, first = self.manifest.segments, first_segment(self.manifest, work.slices)
-        if work.update == "forward" or first is None:
+        if work.update == "zero_order":
+            first = None
+        if work.update != "backprop" or first is None:
             return [program_name(segment, index, first) for index, segment in enumerate(segments)]
         # The head's adjoint gives the head's values too.
         forwards = [segment.primal for segment in segments[:-1]]
@@ -276,7 +280,7 @@ class Planner:
 
     def _waiting_rows(self, first: int | None, work: Work, choice: Choice) -> int:
         """How many times the batch's hidden states wait between segments, at most."""
-        if first is None:
+        if first is None or work.update == "zero_order":
             return 1
         if work.update == "forward":
             return 1 + choice.draws_at_a_time
@@ -327,7 +331,11 @@ class Planner:
         first = first_segment(self.manifest, work.slices)
         per_draw = (measured.dual_4_s - measured.dual_1_s) / 3
         back = work.update == "backprop" and first is not None
-        sweeps = -(-work.draws // choice.draws_at_a_time) if first is not None and not back else 1
+        sweeps = 1
+        if work.update == "zero_order":
+            sweeps, first = DIFFERENCE_PASSES * work.draws, None
+        elif first is not None and not back:
+            sweeps = -(-work.draws // choice.draws_at_a_time)
         runs = -(-work.batch_size // choice.micro_batch)
         seconds = 0.0
         for index in range(1, len(self.manifest.segments)):
@@ -360,11 +368,11 @@ class Planner:
             if self.smallest_cap(candidate) <= budget_bytes:
                 offers = list(changed_work(work, candidate))
                 break
-        least = (
-            "streamed, one example and one draw at a time"
-            if work.update == "forward"
-            else "streamed, layer inputs on disk, one example at a time"
-        )
+        least = {
+            "forward": "streamed, one example and one draw at a time",
+            "backprop": "streamed, layer inputs on disk, one example at a time",
+            "zero_order": "streamed, one example at a time",
+        }[work.update]
         would = f"would fit here with {' and '.join(offers)}" if offers else "nothing smaller would fit here"
         return CapExceededError(
             f"the task needs a cap of {cap >> 20} MiB ({least}), "
@@ -379,7 +387,7 @@ def choices(work: Work, most_examples: int | None = None, most_draws: int | None
     examples, together = preferred_micro_batch(work.batch_size, work.sequence), max(1, work.draws)
     sizes = _halved(min(examples, most_examples or examples))
     back = work.update == "backprop" and bool(work.slices)
-    draws = [1] if back else _halved(min(together, most_draws or together))
+    draws = [1] if back or work.update == "zero_order" else _halved(min(together, most_draws or together))
     modes: tuple[WeightsMode, ...] = ("resident", "streamed")
     places: tuple[InputsMode, ...] = ("memory", "disk") if back else ("memory",)
     for weights, inputs, at_a_time, micro_batch in product(modes, places, draws, sizes):
@@ -502,6 +510,11 @@ def _is_quantised(name: str, segment: Segment) -> bool:
 def preferred_micro_batch(batch_size: int, sequence: int) -> int:
     """Examples to run at a time where memory does not matter: about ``PREFERRED_TOKENS`` tokens."""
     return min(batch_size, max(1, PREFERRED_TOKENS // sequence))
+
+
+def _directions_kept(work: Work) -> int:
+    """How many directions of its slices a step holds: of zero order the batch shares them."""
+    return {"forward": work.draws * work.batch_size, "zero_order": work.draws, "backprop": 0}[work.update]
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,0 +1,60 @@
+"""Local training in the test's own process: a package's rows, and one call that trains a task on them."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from edge_runtime.backpropagation import Backpropagation
+from edge_runtime.data import Row, Tokenizer
+from edge_runtime.engines.onnx import OnnxEngine
+from edge_runtime.executor import Executor
+from edge_runtime.messages import Task
+from edge_runtime.plan import Choice
+from edge_runtime.prepared import PreparedPackage
+from edge_runtime.slices import Values
+from edge_runtime.step import Examples
+from edge_runtime.training import Trained, train_locally
+from tests.export import tiny
+
+
+def examples_of(prepared: PreparedPackage, texts: tuple[str, ...] = tiny.SENTENCES) -> Examples:
+    """Real text with labels in turn, as a device tokenises it."""
+    manifest = prepared.manifest
+    ids = Tokenizer(prepared.package.path(manifest.tokenizer), 32).encode([Row(text) for text in texts])
+    labels = [row % len(manifest.labels) for row in range(len(texts))]
+    return Examples(ids, labels, manifest.pad_token_id, 32)
+
+
+def executor_of(prepared: PreparedPackage, task: Task) -> Executor:
+    """As the worker chooses it."""
+    if task.update == "backprop":
+        return Backpropagation(prepared, OnnxEngine(), task.slices)
+    return Executor(prepared, OnnxEngine(), task.slices, carries_tangents=task.update == "forward")
+
+
+def train(
+    prepared: PreparedPackage,
+    task: Task,
+    values: Values,
+    choice: Choice | None = None,
+    reference: Values | None = None,
+    examples: Examples | None = None,
+) -> Trained:
+    """A task trained here; all its examples and draws run together unless ``choice`` says otherwise."""
+    return train_locally(
+        executor_of(prepared, task),
+        task,
+        prepared.manifest.slices,
+        values,
+        examples or examples_of(prepared),
+        choice or Choice("resident", task.batch_size, task.draws),
+        reference=reference,
+    )
+
+
+def both_reports(
+    prepared: PreparedPackage, task: Task, values: Values, **more: object
+) -> tuple[Trained, Trained]:
+    """A task's change reported as weights, and as scalars."""
+    made = [train(prepared, replace(task, report=kind), values, **more) for kind in ("weights", "scalars")]
+    return made[0], made[1]
