@@ -28,6 +28,7 @@ from edge_runtime.messages import (
     Tau,
     Update,
 )
+from edge_runtime.methods import check_method
 from edge_runtime.package import Arithmetic
 
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
@@ -180,8 +181,7 @@ def _check_together(config: RunConfig) -> None:
         )
     if config.poll_min_s > config.poll_max_s:
         raise ConfigError(f"poll_min_s = {config.poll_min_s} exceeds poll_max_s = {config.poll_max_s}")
-    if config.update == "backprop" and config.draws != 1:
-        raise ConfigError(f'update = "backprop" makes no draws, so draws = {config.draws} must be 1')
+    check_method(config)
     if config.slices in ("none", ()) and not config.train_head:
         raise ConfigError('slices = "none" and train_head = false leave nothing to train')
     if not isinstance(config.slices, str) and len(set(config.slices)) != len(config.slices):

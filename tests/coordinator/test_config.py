@@ -39,6 +39,20 @@ BAD = {
         {"update": "backprop", "draws": 2},
         "makes no draws, so draws = 2 must be 1",
     ),
+    "a head that backpropagation perturbs": (
+        {"update": "backprop", "head": "perturbed"},
+        'head = "perturbed" must be "exact"',
+    ),
+    "scalars of backpropagation": (
+        {"update": "backprop", "report": "scalars"},
+        'report = "scalars" must be "weights"',
+    ),
+    "a limit of backpropagation": ({"update": "backprop", "jvp_limit": 1.0}, "leave out jvp_limit"),
+    "zero order of each example": (
+        {"update": "zero_order"},
+        'directions = "per_example" would need batches of one',
+    ),
+    "candidates without a filter": ({"candidates": 10}, 'belongs to directions = "filtered"'),
     "an unknown update": ({"update": "sideways"}, "update"),
     "seed too large": ({"seed": 1 << 63}, "seed"),
 }

@@ -56,11 +56,9 @@ def replayed(prepared, task: Task, values: Values, report: Values) -> bytes:
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 @pytest.mark.parametrize("optimizer", ["accumulate", "sgd", "adamw"])
 def test_a_replay_gives_the_devices_own_bytes(float_prepared, values, method: dict, optimizer: Any) -> None:
-    """From task, values and scalars alone come the very bytes of the weights report, in micro-batches, draws in part."""
+    """From task, values and scalars alone come the very bytes of the weights report, uneven micro-batches or not."""
     settings = {"draws": 3, "steps": 3, "batch_size": 4, **method}
-    task = tiny.make_task(
-        float_prepared.package, optimizer=LocalOptimizer(optimizer, 0.02, 0.01), **settings
-    )
+    task = tiny.make_task(float_prepared.package, optimizer=LocalOptimizer(optimizer, 0.02, 0.01), **settings)
     choice = Choice("resident", 3, 2)  # groups of 3 and 1 examples
     weights, scalars = both_reports(float_prepared, task, values, choice=choice)
     assert weights.steps_applied == (2 if task.epochs else 3)
@@ -103,9 +101,7 @@ def test_without_an_applied_step_nothing_moves(float_prepared, values) -> None:
 
 def test_the_order_in_which_slices_are_handed_over_does_not_matter(float_prepared, values) -> None:
     """Directions follow the order of the task, whatever the order of the specifications."""
-    task = tiny.make_task(
-        float_prepared.package, report="scalars", directions="orthogonal", head="perturbed"
-    )
+    task = tiny.make_task(float_prepared.package, report="scalars", directions="orthogonal", head="perturbed")
     report = train(float_prepared, task, values).change
     specs = float_prepared.manifest.slices
     forwards, backwards = (replay_report(task, order, values, report) for order in (specs, specs[::-1]))

@@ -45,6 +45,7 @@ from edge_runtime.messages import LocalOptimizer
 from edge_runtime.package import Package
 from edge_runtime.plan import Choice
 from edge_runtime.prepared import PreparedPackage, is_current
+from edge_runtime.replay import decode_report, replay
 from edge_runtime.slices import decode_values, encode_values
 from edge_runtime.tangents import draw_tangents
 from edge_runtime.watch import Watch
@@ -162,6 +163,49 @@ def test_only_assigned_slices_change(train_job) -> None:
     job = train_job(slices=(QUERY,), train_head=False)
     run_worker(job, TrainOutcome)
     assert set(change_of(job)) == {f"{QUERY}/core"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"draws": 3},
+        {"directions": "gaussian", "head": "perturbed", "loss": "phuber"},
+        {"update": "zero_order", "directions": "orthogonal"},
+    ],
+    ids=["forward", "perturbed head", "zero order"],
+)
+def test_a_report_of_scalars_replays_to_the_bytes_of_the_weights(
+    train_job, float_prepared, values, settings: dict
+) -> None:
+    """What one worker wrote as scalars gives, replayed here, the file that another wrote as weights."""
+    job = train_job(float_prepared, batch_size=5, **settings)
+    run_worker(job, TrainOutcome)
+    weights = Path(job.change_path).read_bytes()
+    job = train_job(float_prepared, batch_size=5, report="scalars", **settings)
+    run_worker(job, TrainOutcome)
+    sent = Path(job.change_path).read_bytes()
+    assert sent != weights
+    report = decode_report(sent, job.task, float_prepared.manifest.slices)
+    heads = {name: array for name, array in report.items() if name.startswith("head/")}
+    made = replay(job.task, float_prepared.manifest.slices, values, report)
+    assert encode_values({**made, **heads}) == weights
+
+
+@pytest.mark.parametrize("difference", ["central", "forward"])
+def test_zero_order_takes_the_memory_of_inference(train_job, difference: str) -> None:
+    """Its peak is predicted within a tenth, and draws change neither prediction nor peak by more than their size."""
+    memories = []
+    for draws in (1, 16):
+        job = train_job(
+            update="zero_order", directions="gaussian", batch_size=8, draws=draws, difference=difference
+        )
+        outcome = run_worker(job, TrainOutcome)
+        assert outcome.plan.choice.draws_at_a_time == 1
+        assert outcome.memory.predicted_peak_bytes == pytest.approx(outcome.memory.high_water_bytes, rel=0.1)
+        memories.append(outcome.memory)
+    few, many = memories
+    assert many.predicted_peak_bytes - few.predicted_peak_bytes < 100_000
+    assert many.high_water_bytes - few.high_water_bytes < 2 * MIB
 
 
 def test_a_cap_too_small_is_refused_with_both_figures(train_job) -> None:
