@@ -142,9 +142,9 @@ class Agent:
             note("task_received", task_id=task_id, round=task.round, required_bytes=task.required_bytes)
             decisions.admit_task(task, self._config)
             deadline_s = received_s + task.deadline_s
-            package, state = self._fetch_all(task)
+            package, state, reference = self._fetch_all(task)
             prepared = self._prepare(task, package, deadline_s)
-            result = self._train(task, package, prepared, state, deadline_s)
+            result = self._train(task, package, prepared, state, reference, deadline_s)
             self._store.keep_pending(result)
         except UnreachableError:
             raise
@@ -159,8 +159,8 @@ class Agent:
             return False
         return True
 
-    def _fetch_all(self, task: Task) -> tuple[Package, Path]:
-        """Fetch what the task needs and is not here, and lay the package out."""
+    def _fetch_all(self, task: Task) -> tuple[Package, Path, Path | None]:
+        """Fetch what the task needs and is not here, and lay the package out; its values, and its reference if any."""
         blobs = self._store.blobs
         manifest_path = self._fetch(task.package, MAX_MANIFEST_BYTES)
         manifest_data = manifest_path.read_bytes()
@@ -170,18 +170,21 @@ class Agent:
 
         sizes = {entry.sha256: entry.bytes for entry in manifest.files.values()}
         missing_bytes = sum(size - blobs.held_bytes(sha256) for sha256, size in sizes.items())
-        keep = {task.package, task.state, *sizes}
+        compared = task.reference if task.directions == "filtered" else None
+        keep = {task.package, task.state, *sizes, *([compared] if compared else [])}
         self._store.packages.clear_except(task.package)
         blobs.make_room(max(0, missing_bytes), keep)
         for sha256, size in sizes.items():
             self._fetch(sha256, size)
-        state = self._fetch(task.state, min(self._config.max_blob_bytes, MAX_RESULT_BYTES))
+        most_bytes = min(self._config.max_blob_bytes, MAX_RESULT_BYTES)
+        state = self._fetch(task.state, most_bytes)
+        reference = self._fetch(compared, most_bytes) if compared else None
         blobs.make_room(0, keep)
         package = self._store.packages.lay_out(
             manifest_data, manifest, task.package_signature, self._config.publisher_key
         )
         note("fetched", task_id=task.task_id, package=task.package, fetched_bytes=missing_bytes)
-        return package, state
+        return package, state, reference
 
     def _prepare(self, task: Task, package: Package, deadline_s: float) -> Path:
         """The folder of the package laid out for this machine; made by a worker, unless it is there and current."""
@@ -221,7 +224,15 @@ class Agent:
                 blobs.accept(sha256)
         return blobs.open_path(sha256)
 
-    def _train(self, task: Task, package: Package, prepared: Path, state: Path, deadline_s: float) -> bytes:
+    def _train(
+        self,
+        task: Task,
+        package: Package,
+        prepared: Path,
+        state: Path,
+        reference: Path | None,
+        deadline_s: float,
+    ) -> bytes:
         """Run a worker on the task and encode what it did."""
         _remaining_s(task, deadline_s)
         change = self._store.new_work_folder() / "change.safetensors"
@@ -238,6 +249,7 @@ class Agent:
             budget_bytes=self._budget_bytes,
             prefix_cache_bytes=self._config.prefix_cache,
             engine=self._config.engine,
+            reference_path=str(reference) if reference else "",
         )
         note("training", task_id=task.task_id, slices=len(task.slices), steps=task.steps)
         outcome = self._work(job, deadline_s)

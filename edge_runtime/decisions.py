@@ -24,6 +24,7 @@ from edge_runtime.messages import (
     decode,
     encode_result,
 )
+from edge_runtime.methods import check_method, check_package
 from edge_runtime.package import Manifest, parse_manifest
 from edge_runtime.signing import verify
 
@@ -82,10 +83,11 @@ def admit_package(task: Task, manifest: Manifest, config: DeviceConfig) -> None:
 
     Raises:
         PackageError: the task asks for what the package does not have.
+        ConfigError: the task asks for what does not go together, with or without this package.
         DeviceError: a file, or all together, are over a limit.
     """
-    for name in task.slices:
-        manifest.slice_named(name)
+    check_method(task)
+    check_package(task, manifest)
     if task.sequence_limit > manifest.sequence_limit:
         raise PackageError(
             f"task {task.task_id} asks for {task.sequence_limit} tokens a row "

@@ -50,7 +50,8 @@ class TrainJob(Struct, frozen=True, tag="train"):
 
     ``cap_bytes`` is what the kernel enforces, ``budget_bytes`` what the plan may use (0: all of the cap).
     ``choice`` fixes how the work is done, for measuring; None lets the plan choose. ``prefix_cache_bytes`` is
-    what the prefix cache may take on disk, beside ``change_path``.
+    what the prefix cache may take on disk, beside ``change_path``. ``reference_path`` is the file of the task's
+    ``reference``, empty if it has none.
     """
 
     package_folder: str
@@ -66,6 +67,7 @@ class TrainJob(Struct, frozen=True, tag="train"):
     choice: Choice | None = None
     prefix_cache_bytes: Bytes = 0
     engine: EngineName = "onnxruntime"
+    reference_path: str = ""
 
 
 class BinMeasure(Struct, frozen=True):

@@ -333,7 +333,7 @@ class Planner:
         back = work.update == "backprop" and first is not None
         sweeps = 1
         if work.update == "zero_order":
-            sweeps, first = DIFFERENCE_PASSES * work.draws, None
+            sweeps, first = DIFFERENCE_PASSES * max(1, work.draws), None
         elif first is not None and not back:
             sweeps = -(-work.draws // choice.draws_at_a_time)
         runs = -(-work.batch_size // choice.micro_batch)

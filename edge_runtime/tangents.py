@@ -15,7 +15,9 @@ Kinds of directions:
 * ``shared``: a draw has one direction for the whole batch (drawn as example 0);
 * ``orthogonal``: shared, and the draws of a step are rows of a randomly signed Hadamard matrix of order n, the
   smallest power of two ≥ d. Its columns are orthogonal, so n draws give Σ v vᵀ = n·I: the exact gradient;
-* ``gaussian``: shared, with standard normal entries, as Spry is published (arXiv 2405.15551).
+* ``gaussian``: shared, with standard normal entries, as Spry is published (arXiv 2405.15551);
+* ``filtered``: of normal candidates those nearest to a reference (:mod:`edge_runtime.filtered`); candidate c is drawn
+  as draw c.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.filtered import draw_filtered
 from edge_runtime.messages import Directions, Task
 from edge_runtime.package import SliceSpec
 from edge_runtime.philox import BLOCK, MANY_BLOCKS, Words, words_at
@@ -106,11 +109,21 @@ def draw_tangents(
     Returns:
         For each flat tensor name of shape (1, *s) an array (K, B, *s); of the head, whose tensors are not
         repeated, (K, B, *shape).
+
+    Raises:
+        SliceError: the reference lacks a tensor of ``specs``, or has it in another shape.
     """
     if task.directions in PER_EXAMPLE:
         return split(draw_flat(task, specs, step, examples, range(task.draws), SIGNS), specs)
     if task.directions == "orthogonal":
         flat = _orthogonal(task, specs, step)
+    elif task.directions == "filtered":
+
+        def candidate(number: int) -> FloatArray:
+            drawn: FloatArray = draw_flat(task, specs, step, [0], [number], NORMALS)[0, 0]
+            return drawn
+
+        flat = draw_filtered(candidate, specs, task.draws, task.candidates, reference, GRAIN)
     else:
         entries = SIGNS if task.directions == "shared" else NORMALS
         flat = draw_flat(task, specs, step, [0], range(task.draws), entries)

@@ -25,6 +25,7 @@ from edge_runtime.engine_choice import engine_maker
 from edge_runtime.engines import Engine
 from edge_runtime.errors import EdgeError, OutOfMemoryError, PackageError, WorkerError
 from edge_runtime.executor import Executor, Sweep
+from edge_runtime.filtered import decode_reference
 from edge_runtime.jobs import (
     FAILURE_EXIT_CODE,
     EvaluateJob,
@@ -77,6 +78,7 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
     planner = Planner(
         prepared.manifest, prepared.prepared.arithmetic, meter.floor_bytes, prepared.prepared.calibration
     )
+    reference = _reference(job, prepared)
     perturbed = [spec.name for spec in estimated(task, prepared.manifest.slices)]
     work = Work(task.batch_size, examples.longest, task.draws, tuple(perturbed), task.update)
     plan = (
@@ -92,7 +94,14 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
         # 3. Local steps.
         meter.enter("step")
         trained = train_locally(
-            executor, task, prepared.manifest.slices, values, examples, plan.choice, account.stepped
+            executor,
+            task,
+            prepared.manifest.slices,
+            values,
+            examples,
+            plan.choice,
+            account.stepped,
+            reference,
         )
         bins = account.bins(values)
         proportional_anonymous_bytes, proportional_file_bytes = proportional_bytes()
@@ -230,11 +239,7 @@ def _load(
     package = Package.open_known(Path(job.package_folder), job.package_sha256).for_engine(job.engine)
     prepared = PreparedPackage.open(package, Path(job.prepared_folder), engine.version)
     manifest = package.manifest
-    try:
-        state = Path(job.state_path).read_bytes()
-    except OSError as error:
-        raise WorkerError(f"cannot read the slice values {job.state_path}: {error.strerror}") from error
-    values = decode_values(state, manifest.slices)
+    values = decode_values(_read(job.state_path, "slice values"), manifest.slices)
     rows = load_rows(Path(job.data_path), manifest.labels)
     limit = min(sequence_limit, manifest.sequence_limit)
     release_library_code()  # imports have run
@@ -244,6 +249,24 @@ def _load(
     release_library_code()
     labels = None if predicts_text else [row.label for row in rows]
     return prepared, values, Examples(ids, labels, manifest.pad_token_id, limit)
+
+
+def _reference(job: TrainJob, prepared: PreparedPackage) -> Values | None:
+    """What the task's filtered directions are compared with; None if there is nothing yet."""
+    task = job.task
+    if task.directions != "filtered" or task.reference is None:
+        return None
+    if not job.reference_path:
+        raise WorkerError(f"task {task.task_id} names a reference, and the job has no file of it")
+    data = _read(job.reference_path, "reference")
+    return decode_reference(data, estimated(task, prepared.manifest.slices))
+
+
+def _read(path: str, what: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise WorkerError(f"cannot read the {what} {path}: {error.strerror}") from error
 
 
 def _executor(

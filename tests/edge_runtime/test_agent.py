@@ -223,6 +223,42 @@ def test_a_second_task_fetches_only_what_is_new(board) -> None:
     assert set(board.coordinator.results) == {"t-1", "t-2"}
 
 
+def test_a_reference_is_fetched_like_the_state(board) -> None:
+    """Filtered directions come with a blob to compare with: the worker gets its file. Others need none."""
+    agent, sha256 = board.start(), board.coordinator.add_blob(b"the last change")
+    asked = {"directions": "filtered", "candidates": 4}
+    board.coordinator.offer(board.task(reference=sha256, **asked))
+    board.coordinator.offer(board.task(task_id="t-2", **asked))
+    board.coordinator.offer(board.task(task_id="t-3", reference=sha256))
+    for _ in range(3):
+        agent.turn()
+    first, second, third = board.jobs
+    assert Path(first.reference_path).read_bytes() == b"the last change"
+    assert second.reference_path == third.reference_path == ""
+    assert board.coordinator.events == []
+
+
+def test_a_reference_over_the_limit_costs_the_task(board) -> None:
+    """Its download is bounded as that of the state is."""
+    board.config = msgspec.structs.replace(board.config, max_blob_bytes=4096)
+    agent, sha256 = board.start(), board.coordinator.add_blob(bytes(4097))
+    board.coordinator.offer(board.task(directions="filtered", reference=sha256))
+    agent.turn()
+    code, message = board.event()
+    assert (code, message) == ("task_failed", "ProtocolError: the answer is over its limit")
+
+
+def test_what_does_not_go_together_is_told_before_anything_is_fetched(board) -> None:
+    """A task that no device can do is given back once its manifest is here."""
+    agent = board.start()
+    board.coordinator.offer(board.task(update="zero_order"))
+    agent.turn()
+    code, message = board.event()
+    assert code == "task_failed"
+    assert message.startswith("ConfigError")
+    assert board.jobs == []
+
+
 def test_a_package_is_prepared_once(board) -> None:
     """Before the first task on a package a worker prepares it; later tasks find it prepared, after a start too."""
     agent = board.start()

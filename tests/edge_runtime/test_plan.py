@@ -125,7 +125,7 @@ WORK = st.builds(
     sequence=st.integers(1, 512),
     draws=st.integers(0, 64),
     slices=st.sets(st.sampled_from(ALL)).map(lambda names: tuple(sorted(names))),
-    update=st.sampled_from(["forward", "backprop"]),
+    update=st.sampled_from(["forward", "backprop", "zero_order"]),
 )
 PLANNERS = st.builds(
     lambda arithmetic, floor, calibration: Planner(MODEL, arithmetic, floor, calibration),
@@ -198,6 +198,33 @@ def test_the_plan_names_the_programs_that_run(exported, float_prepared, trained:
 def test_a_segment_without_dual_falls_back_to_primal() -> None:
     """A segment that has no program with tangents is planned with its primal one."""
     assert program_name(Segment("s", "p", None, None, {}), 3, 1) == "p"
+
+
+def test_zero_order_is_planned_as_inference() -> None:
+    """It runs primal programs alone; draws add their directions, once a batch, and twice their passes."""
+    planner = Planner(MODEL, "float", calibration=CALIBRATION)
+    choice = Choice("resident", 4, 1)
+    evaluation = planner.plan(Work(8, 64, 0, ()), choice)
+    for draws in (1, 20):
+        work = Work(8, 64, draws, (*ALL, "head"), "zero_order")
+        assert set(planner.program_names(work)) == {"embedding", "primal", "head"}
+        assert {candidate.draws_at_a_time for candidate in choices(work)} == {1}
+        plan = planner.plan(work, choice)
+        numbers = 4 * 16 + 10 * HIDDEN
+        assert plan.peak.slices_bytes - evaluation.peak.slices_bytes == 2 * 4 * numbers * draws
+        assert replace(plan.peak, slices_bytes=0) == replace(evaluation.peak, slices_bytes=0)
+        assert plan.step_s == pytest.approx(2 * draws * evaluation.step_s)
+    with pytest.raises(CapExceededError, match="streamed, one example at a time"):
+        planner.choose(work, 10 * MIB)
+
+
+def test_a_perturbed_head_takes_the_memory_of_its_directions() -> None:
+    """Named among the slices it adds its directions to the plan, of each example and draw, and no program."""
+    planner, choice = Planner(MODEL, "float"), Choice("resident", 4, 4)
+    exact, perturbed = Work(8, 64, 4, ALL), Work(8, 64, 4, (*ALL, "head"))
+    assert planner.program_names(exact) == planner.program_names(perturbed)
+    more = planner.predict(perturbed, choice).slices_bytes - planner.predict(exact, choice).slices_bytes
+    assert more == 2 * 4 * 10 * HIDDEN * 8 * 4
 
 
 def test_the_head_alone_moves_no_segment() -> None:

@@ -191,6 +191,25 @@ def test_a_report_of_scalars_replays_to_the_bytes_of_the_weights(
     assert encode_values({**made, **heads}) == weights
 
 
+def test_filtered_directions_need_the_file_they_are_compared_with(
+    train_job, float_prepared, values, tmp_path
+) -> None:
+    """A reference that the task names is read and checked; a job without its file is refused, not done otherwise."""
+    path = tmp_path / "reference.safetensors"
+    path.write_bytes(encode_values({name: -value for name, value in values.items()}))
+    task = {"directions": "filtered", "candidates": 4, "reference": "1" * 64}
+    job = train_job(float_prepared, {"reference_path": str(path)}, **task)
+    run_worker(job, TrainOutcome)
+    compared = Path(job.change_path).read_bytes()
+    run_worker(train_job(float_prepared, **{**task, "reference": None}), TrainOutcome)
+    assert Path(job.change_path).read_bytes() != compared
+    with pytest.raises(WorkerError, match="names a reference, and the job has no file"):
+        run_worker(train_job(float_prepared, **task), TrainOutcome)
+    path.write_bytes(encode_values({"head/bias": values["head/bias"]}))
+    with pytest.raises(SliceError, match="lacks tensor"):
+        run_worker(train_job(float_prepared, {"reference_path": str(path)}, **task), TrainOutcome)
+
+
 @pytest.mark.parametrize("difference", ["central", "forward"])
 def test_zero_order_takes_the_memory_of_inference(train_job, difference: str) -> None:
     """Its peak is predicted within a tenth, and draws change neither prediction nor peak by more than their size."""

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from edge_runtime.messages import LocalOptimizer, Task
 from edge_runtime.package import SliceSpec, TensorSpec
+from edge_runtime.slices import shapes
 from edge_runtime.tangents import GRAIN, draw_tangents
 
 FILE = Path(__file__).with_name("tangents.json")
@@ -51,14 +52,20 @@ TASK = Task(
     required_bytes=0,
     deadline_s=0,
 )
+#: What filtered directions are compared with.
+REFERENCE = {
+    name: (np.arange(int(np.prod(shape)), dtype=np.float32) % 7 - 3).reshape(shape)
+    for name, shape in shapes(SPECS).items()
+}
 
 
 def recording() -> dict[str, dict[str, str]]:
     """Entries by kind of directions and tensor."""
     made = {}
-    for directions in ("per_example", "shared", "orthogonal", "gaussian"):
-        tangents = draw_tangents(replace(TASK, directions=directions), SPECS, STEP, EXAMPLES)
-        written = grains if directions == "gaussian" else bits
+    for directions in ("per_example", "shared", "orthogonal", "gaussian", "filtered"):
+        task = replace(TASK, directions=directions, candidates=4)
+        tangents = draw_tangents(task, SPECS, STEP, EXAMPLES, REFERENCE)
+        written = grains if directions in ("gaussian", "filtered") else bits
         made[directions] = {name: written(tangent) for name, tangent in tangents.items()}
     return made
 
