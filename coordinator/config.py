@@ -182,6 +182,12 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError(f"poll_min_s = {config.poll_min_s} exceeds poll_max_s = {config.poll_max_s}")
     if config.update == "backprop" and config.draws != 1:
         raise ConfigError(f'update = "backprop" makes no draws, so draws = {config.draws} must be 1')
+    if config.head_split and not config.train_head:
+        raise ConfigError("head_split = true deals a head that train_head = false leaves alone")
+    if config.head_split and config.split == "whole":
+        raise ConfigError(
+            'head_split = true deals the head to one place, split = "whole" gives it to all: choose one'
+        )
     if config.slices in ("none", ()) and not config.train_head:
         raise ConfigError('slices = "none" and train_head = false leave nothing to train')
     if not isinstance(config.slices, str) and len(set(config.slices)) != len(config.slices):

@@ -160,5 +160,15 @@ def count_evaluated_tokens(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE evaluations ADD COLUMN tokens INTEGER NOT NULL DEFAULT 0")
 
 
+def deal_heads(connection: sqlite3.Connection) -> None:
+    """Places of open rounds name the head, where the run trains it: it used to go to all of them unnamed."""
+    connection.execute(
+        "UPDATE slots SET slices = json_insert(slices, '$[#]', 'head') WHERE (run_id, round) IN ("
+        " SELECT run_id, round FROM rounds JOIN runs USING (run_id)"
+        " WHERE rounds.state IN ('selecting', 'collecting', 'aggregating')"
+        " AND coalesce(json_extract(config, '$.train_head'), 1))"
+    )
+
+
 #: In the order in which they run.
-ALL = (create_devices, create_runs, count_evaluated_tokens)
+ALL = (create_devices, create_runs, count_evaluated_tokens, deal_heads)

@@ -11,20 +11,21 @@ import logging
 import sqlite3
 from collections.abc import Callable, Iterator
 
+import msgspec
 import numpy as np
 
 from coordinator.aggregation import Contribution, apply_changes, mean_change
-from coordinator.assignment import assign
+from coordinator.changes import read_change
 from coordinator.evaluation import INITIAL, enqueue
 from coordinator.events import record
 from coordinator.requirements import required_bytes
-from coordinator.results import changed_slices
 from coordinator.runs import Run, active_run, end_run
 from coordinator.selection import Candidate, draw_order, fit, substitute
 from coordinator.server_optimizers import decode_moments, encode_moments
 from coordinator.stores import Stores
 from coordinator.tasks import lapse, reserve
 from edge_runtime.errors import EdgeError
+from edge_runtime.messages import Task
 from edge_runtime.slices import decode_values, encode_values, shapes
 
 log = logging.getLogger("coordinator")
@@ -194,8 +195,7 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
             return
         number = round_row["round"]
         results = connection.execute(
-            "SELECT slot, slices, change_sha256, examples FROM tasks JOIN results USING (task_id)"
-            " JOIN slots USING (run_id, round, slot)"
+            "SELECT slot, task, change_sha256, examples FROM tasks JOIN results USING (task_id)"
             " WHERE run_id = ? AND round = ? AND state = 'counted' ORDER BY slot",
             (run.run_id, number),
         ).fetchall()
@@ -282,7 +282,7 @@ def _seat(run: Run, order: list[Candidate]) -> tuple[list[tuple[str, ...]], dict
     """Deal slices to as many places as can be served; fewer devices mean more slices each."""
     count = min(run.config.devices_per_round, len(order))
     while count > 0:
-        places = assign(run.slices, count, run.next_round)
+        places = run.deal(count)
         chosen = fit(order, count, _requirement(run, places))
         if len(chosen) == count:
             return places, chosen
@@ -330,10 +330,9 @@ def _requirement(run: Run, places: list[tuple[str, ...]]) -> Callable[[int, Cand
 
 def _contributions(stores: Stores, run: Run, results: list[sqlite3.Row]) -> Iterator[Contribution]:
     for row in results:
-        specs = changed_slices(run.manifest, json.loads(row["slices"]), run.config.train_head)
-        yield Contribution(
-            row["examples"], decode_values(stores.private_blobs.get(row["change_sha256"]), specs)
-        )
+        task = msgspec.json.decode(row["task"], type=Task)
+        data = stores.private_blobs.get(row["change_sha256"])
+        yield Contribution(row["examples"], read_change(run.manifest, task, data))
 
 
 def _candidates(connection: sqlite3.Connection, run: Run, now_s: float) -> list[Candidate]:

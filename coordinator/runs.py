@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from coordinator.assignment import deal
 from coordinator.config import RunConfig
 from coordinator.events import record
 from coordinator.refusals import RefusalError
@@ -41,6 +42,18 @@ class Run:
     def slices(self) -> tuple[str, ...]:
         """Names of the slices the run trains by forward mode, in the package's order, without the head."""
         return trained_slices(self.config, self.manifest)
+
+    def deal(self, places: int) -> list[tuple[str, ...]]:
+        """What each place of the next round trains, the head included where it trains that too."""
+        head = self.manifest.head
+        return deal(
+            self.slices,
+            [head.name] if head is not None and self.config.train_head else [],
+            places,
+            self.next_round,
+            split=self.config.split,
+            head_split=self.config.head_split,
+        )
 
 
 def trained_slices(config: RunConfig, manifest: Manifest) -> tuple[str, ...]:

@@ -35,6 +35,9 @@ BAD = {
     "a key that is gone": ({"micro_batch": 2}, "unknown field `micro_batch`"),
     "nothing to train": ({"slices": "none", "train_head": False}, "nothing to train"),
     "a slice twice": ({"slices": ["a", "a"]}, "twice"),
+    "a dealt head that is not trained": ({"head_split": True, "train_head": False}, "head_split = true"),
+    "a dealt head without a deal": ({"head_split": True, "split": "whole"}, 'split = "whole"'),
+    "an unknown split": ({"split": "random"}, "split"),
     "draws of backpropagation": (
         {"update": "backprop", "draws": 2},
         "makes no draws, so draws = 2 must be 1",

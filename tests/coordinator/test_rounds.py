@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from coordinator import rounds
 from edge_runtime import messages
@@ -57,6 +58,46 @@ def test_head_goes_to_all_and_slices_are_covered(world: World) -> None:
     tasks = [task for _, task in holders(world)]
     assert all(task.train_head for task in tasks)
     assert {name for task in tasks for name in task.slices} == {"s0", "s1", "s2"}
+
+
+def test_whole_gives_every_place_everything(world: World) -> None:
+    """Without a split every device trains all slices and the head, and the values move."""
+    devices = world.fleet("a", "b")
+    world.create_run(split="whole")
+    world.play()
+    assert [task.slices for _, task in holders(world)] == [("s0", "s1", "s2")] * 2
+    before = world.values()
+    world.work(devices)
+    assert world.round_state() == "committed"
+    assert world.values() != before
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6])
+def test_split_head_goes_where_it_was_dealt(world: World, count: int) -> None:
+    """With a dealt head, tasks name slices alone, train_head says who has the head, and every round commits."""
+    devices = world.fleet(*"abcdef"[:count])
+    world.create_run(head_split=True, devices_per_round=count, min_devices=count, rounds=3)
+    for number in range(3):
+        world.play()
+        tasks = [task for _, task in holders(world)]
+        assert {name for task in tasks for name in task.slices} == {"s0", "s1", "s2"}
+        assert sum(task.train_head for task in tasks) == 1
+        assert all(task.slices or task.train_head for task in tasks)
+        world.work(devices)
+        assert world.run()["rounds_committed"] == number + 1
+    assert world.run()["state"] == "finished"
+
+
+def test_a_result_brings_what_its_place_was_dealt(world: World) -> None:
+    """A head from a device that was not dealt it is refused, and nothing changes."""
+    world.fleet("a", "b")
+    world.create_run(head_split=True)
+    world.play()
+    device, task = next(pair for pair in holders(world) if not pair[1].train_head)
+    before = world.dump()
+    answer = device.deliver(device.result(replace(task, train_head=True)))
+    assert (answer.status_code, answer.json()["code"]) == (422, "bad_slices")
+    assert world.dump() == before
 
 
 def test_silent_device_is_replaced(world: World) -> None:
