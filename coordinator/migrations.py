@@ -170,5 +170,10 @@ def deal_heads(connection: sqlite3.Connection) -> None:
     )
 
 
+def count_change_bytes(connection: sqlite3.Connection) -> None:
+    """How many bytes the change of a counted result took on its way; 0: was not counted then."""
+    connection.execute("ALTER TABLE results ADD COLUMN change_bytes INTEGER NOT NULL DEFAULT 0")
+
+
 #: In the order in which they run.
-ALL = (create_devices, create_runs, count_evaluated_tokens, deal_heads)
+ALL = (create_devices, create_runs, count_evaluated_tokens, deal_heads, count_change_bytes)

@@ -10,7 +10,17 @@ from coordinator.summary import EventSummary, RoundSummary, RunSummary
 from edge_runtime.durable import write_durably
 from edge_runtime.package import TaskKind
 
-COLUMNS = ("round", "accuracy", "loss", "up", "down", "seconds", "peak predicted", "peak measured")
+COLUMNS = (
+    "round",
+    "accuracy",
+    "loss",
+    "up",
+    "up a task",
+    "down",
+    "seconds",
+    "peak predicted",
+    "peak measured",
+)
 #: What a run is judged by, where it is not accuracy.
 JUDGED_BY: dict[TaskKind, str] = {"causal_lm": "perplexity"}
 
@@ -27,6 +37,7 @@ def row(summary: RoundSummary, task: TaskKind) -> tuple[str, ...]:
         _score(task, summary.accuracy, summary.perplexity) or "-",
         "-" if summary.loss is None else f"{summary.loss:.4f}",
         human_bytes(summary.bytes_up),
+        human_bytes(summary.bytes_up_per_task),
         human_bytes(summary.bytes_down),
         "-" if summary.seconds is None else f"{summary.seconds:.1f}",
         human_bytes(summary.predicted_peak_bytes),
@@ -49,7 +60,7 @@ def _score(task: TaskKind, accuracy: float | None, perplexity: float | None) -> 
     return "" if accuracy is None else f"{100 * accuracy:.1f} %"
 
 
-def human_bytes(count: int | None) -> str:
+def human_bytes(count: float | None) -> str:
     """Bytes in the largest binary unit that leaves a digit before the point."""
     if count is None:
         return "-"

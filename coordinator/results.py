@@ -9,7 +9,7 @@ import sqlite3
 import msgspec
 
 from coordinator.auth import Device
-from coordinator.changes import read_change
+from coordinator.changes import check_change
 from coordinator.refusals import RefusalError
 from coordinator.runs import Run, find_run
 from coordinator.stores import Stores
@@ -63,7 +63,8 @@ def accept(
     stores.private_blobs.put(result.change)
     connection.execute("UPDATE tasks SET state = 'counted' WHERE task_id = ?", (task_id,))
     connection.execute(
-        "INSERT INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO results (task_id, change_sha256, examples, steps_applied, steps_skipped, mean_loss,"
+        " seconds, memory, received_s, change_bytes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             task_id,
             result.change_sha256,
@@ -74,6 +75,7 @@ def accept(
             result.seconds,
             msgspec.json.encode(result.memory).decode(),
             now_s,
+            len(result.change),
         ),
     )
     return ResultReceipt("counted")
@@ -94,7 +96,11 @@ def _check_content(run: Run, row: sqlite3.Row, result: Result) -> None:
         raise RefusalError(
             422, "too_many_examples", f"{result.examples} examples exceed steps times batch_size = {limit}"
         )
+    if result.steps_applied > task.steps:
+        raise RefusalError(
+            422, "too_many_steps", f"{result.steps_applied} steps applied exceed the task's {task.steps}"
+        )
     try:
-        read_change(run.manifest, task, result.change)
+        check_change(run.manifest, task, result.change)
     except SliceError as error:
         raise RefusalError(422, "bad_slices", str(error)) from error

@@ -26,7 +26,7 @@ from coordinator.stores import Stores
 from coordinator.tasks import lapse, reserve
 from edge_runtime.errors import EdgeError
 from edge_runtime.messages import Task
-from edge_runtime.slices import decode_values, encode_values, shapes
+from edge_runtime.slices import Values, decode_values, encode_values, shapes
 
 log = logging.getLogger("coordinator")
 
@@ -200,10 +200,9 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
             (run.run_id, number),
         ).fetchall()
     # 1. Mean over the results, read one at a time in the order of their places.
-    specs = run.manifest.slices
-    changes = mean_change(_contributions(stores, run, results))
+    values = decode_values(stores.blobs.get(run.values_sha256), run.manifest.slices)
+    changes = mean_change(_contributions(stores, run, values, results))
     # 2. One step of the server's optimisers.
-    values = decode_values(stores.blobs.get(run.values_sha256), specs)
     moments = decode_moments(stores.private_blobs.get(run.optimizer_sha256)) if run.optimizer_sha256 else {}
     head = frozenset(shapes(spec for spec in run.manifest.slices if spec.kind == "head"))
     values, moments = apply_changes(
@@ -328,11 +327,13 @@ def _requirement(run: Run, places: list[tuple[str, ...]]) -> Callable[[int, Cand
     return needed
 
 
-def _contributions(stores: Stores, run: Run, results: list[sqlite3.Row]) -> Iterator[Contribution]:
+def _contributions(
+    stores: Stores, run: Run, values: Values, results: list[sqlite3.Row]
+) -> Iterator[Contribution]:
     for row in results:
         task = msgspec.json.decode(row["task"], type=Task)
         data = stores.private_blobs.get(row["change_sha256"])
-        yield Contribution(row["examples"], read_change(run.manifest, task, data))
+        yield Contribution(row["examples"], read_change(run.manifest, task, values, data))
 
 
 def _candidates(connection: sqlite3.Connection, run: Run, now_s: float) -> list[Candidate]:

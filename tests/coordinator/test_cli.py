@@ -136,6 +136,7 @@ def test_a_run_from_the_command_line(
         "accuracy",
         "loss",
         "up",
+        "up a task",
         "down",
         "seconds",
         "peak predicted",

@@ -24,9 +24,10 @@ from edge_runtime.messages import (
     SignedTask,
     Task,
 )
+from edge_runtime.replay import replay
 from edge_runtime.signing import generate_key, verify
-from edge_runtime.slices import encode_values
-from tests.coordinator.conftest import FakeDevice, World
+from edge_runtime.slices import decode_values, encode_values
+from tests.coordinator.conftest import SPECS, FakeDevice, World
 
 CHECK_IN = messages.encode(CheckInRequest("test", 1 << 30, 1 << 20, 10))
 
@@ -486,3 +487,74 @@ def test_blobs_need_a_signature_and_a_name(blob: tuple[FakeDevice, str, bytes], 
     assert device.send("GET", "/v1/blobs/..%2Fcoordinator.db").status_code in (400, 404)
     private = world.stores.private_blobs.put(b"somebody's result")
     assert code_of(device.send("GET", f"/v1/blobs/{private}"), 404) == "unknown_blob"
+
+
+# --- reports of scalars ---
+
+
+def scalar_task(world: World) -> tuple[FakeDevice, Task]:
+    """A device with a task that asks for scalars: three steps, two draws, batches of four."""
+    device, *_ = world.fleet("a", "b")
+    world.create_run(report="scalars", draws=2)
+    world.play()
+    task = device.task()
+    assert task is not None
+    return device, task
+
+
+def scalars(**changed: Any) -> dict[str, Any]:
+    """A report of two applied steps, 0 and 2; None takes a tensor away."""
+    whole = {
+        "scalars/jvps": np.ones((2, 2, 4), np.float32),
+        "scalars/steps": np.array([0, 2], np.float32),
+        "head/core": np.ones((2, 2), np.float32),
+    }
+    return {name: array for name, array in {**whole, **changed}.items() if array is not None}
+
+
+BAD_REPORTS: dict[str, dict[str, Any]] = {
+    "an unknown tensor": {"s0/core": np.zeros(2, np.float32)},
+    "no head": {"head/core": None},
+    "numbers without their steps": {"scalars/steps": None},
+    "other draws": {"scalars/jvps": np.ones((2, 3, 4), np.float32)},
+    "more examples than a batch": {"scalars/jvps": np.ones((2, 2, 5), np.float32)},
+    "a step too many": {"scalars/steps": np.array([0, 3], np.float32)},
+    "a step twice": {"scalars/steps": np.array([1, 1], np.float32)},
+    "not finite": {"scalars/jvps": np.full((2, 2, 4), np.nan, np.float32)},
+}
+
+
+@pytest.mark.parametrize("changed", BAD_REPORTS.values(), ids=BAD_REPORTS.keys())
+def test_bad_report_is_refused(world: World, changed: dict[str, Any]) -> None:
+    """A report of scalars that is not of its task is refused, and nothing changes."""
+    device, task = scalar_task(world)
+    before = world.dump()
+    assert code_of(device.deliver(result_with(device, task, scalars(**changed))), 422) == "bad_slices"
+    assert world.dump() == before
+
+
+def test_a_report_moves_what_it_says(world: World) -> None:
+    """A report is counted with its bytes, and the values move by what the task's directions make of it."""
+    device, task = scalar_task(world)
+    values = decode_values(world.values(), SPECS)
+    report = scalars()
+    result = result_with(device, task, report)
+    assert device.deliver(result).json() == {"status": "counted"}
+    world.clock.now_s += 71
+    world.play(2)
+    specs = [spec for spec in SPECS if spec.name in task.slices]
+    expected = values | {
+        name: values[name] + change for name, change in replay(task, specs, values, report).items()
+    }
+    expected["head/core"] = values["head/core"] + report["head/core"]
+    moved = decode_values(world.values(), SPECS)
+    assert {name: array.tolist() for name, array in moved.items()} == {
+        name: array.tolist() for name, array in expected.items()
+    }
+    assert world.run()["rounds"][0]["bytes_up_per_task"] == len(result.change)
+
+
+def test_more_steps_than_asked_are_refused(world: World) -> None:
+    """A result that claims more applied steps than its task has is refused: they may weigh its change."""
+    device, task = open_task(world)
+    assert code_of(device.deliver(device.result(task, steps_applied=4)), 422) == "too_many_steps"
