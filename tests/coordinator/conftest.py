@@ -68,10 +68,10 @@ def slice_spec(name: str, segment: int, shape: tuple[int, ...], kind: str = "lor
 
 
 SPECS = (
-    slice_spec("s0", 0, (2,)),
-    slice_spec("s1", 0, (2, 2)),
-    slice_spec("s2", 1, (3,)),
-    slice_spec("head", 1, (2, 2), "head"),
+    slice_spec("s0", 0, (1, 2)),
+    slice_spec("s1", 0, (1, 2, 2)),
+    slice_spec("s2", 1, (1, 3)),
+    slice_spec("head", 1, (1, 2, 2), "head"),
 )
 
 
@@ -79,10 +79,10 @@ def write_package(folder: Path, key: PrivateKey) -> Path:
     """Write a signed package whose programs are dummies: the coordinator never runs them itself."""
     folder.mkdir()
     initial = {
-        "s0/core": np.zeros(2, np.float32),
-        "s1/core": np.ones((2, 2), np.float32),
-        "s2/core": np.zeros(3, np.float32),
-        "head/core": np.zeros((2, 2), np.float32),
+        "s0/core": np.zeros((1, 2), np.float32),
+        "s1/core": np.ones((1, 2, 2), np.float32),
+        "s2/core": np.zeros((1, 3), np.float32),
+        "head/core": np.zeros((1, 2, 2), np.float32),
     }
     files = {
         "programs.onnx": b"dummy program" * 100,

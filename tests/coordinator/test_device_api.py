@@ -56,7 +56,7 @@ def result_with(device: FakeDevice, task: Task, values: dict[str, Any]) -> Resul
 
 def honest(task: Task) -> dict[str, Any]:
     """Zero changes of the right shapes."""
-    shapes = {"s0": (2,), "s1": (2, 2), "s2": (3,), "head": (2, 2)}
+    shapes = {"s0": (1, 2), "s1": (1, 2, 2), "s2": (1, 3), "head": (1, 2, 2)}
     return {f"{name}/core": np.zeros(shapes[name], np.float32) for name in (*task.slices, "head")}
 
 
@@ -292,7 +292,7 @@ def reserved(world: World) -> list[str]:
 def non_finite(device: FakeDevice, task: Task, value: float) -> Result:
     """A result with one bad number."""
     values = honest(task)
-    values["head/core"][1, 1] = value
+    values["head/core"][0, 1, 1] = value
     return result_with(device, task, values)
 
 
@@ -314,13 +314,16 @@ REFUSED: dict[str, tuple[Callable[[FakeDevice, Task], Result], int, str]] = {
         lambda d, t: result_with(
             d,
             t,
-            {**honest(t), **{f"{n}/core": np.zeros(2, np.float32) for n in {"s0", "s1", "s2"} - {*t.slices}}},
+            {
+                **honest(t),
+                **{f"{n}/core": np.zeros((1, 2), np.float32) for n in {"s0", "s1", "s2"} - {*t.slices}},
+            },
         ),
         422,
         "bad_slices",
     ),
     "missing slice": (
-        lambda d, t: result_with(d, t, {"head/core": np.zeros((2, 2), np.float32)}),
+        lambda d, t: result_with(d, t, {"head/core": np.zeros((1, 2, 2), np.float32)}),
         422,
         "bad_slices",
     ),
@@ -507,7 +510,7 @@ def scalars(**changed: Any) -> dict[str, Any]:
     whole = {
         "scalars/jvps": np.ones((2, 2, 4), np.float32),
         "scalars/steps": np.array([0, 2], np.float32),
-        "head/core": np.ones((2, 2), np.float32),
+        "head/core": np.ones((1, 2, 2), np.float32),
     }
     return {name: array for name, array in {**whole, **changed}.items() if array is not None}
 
