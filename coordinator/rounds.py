@@ -14,19 +14,20 @@ from collections.abc import Callable, Iterator
 import msgspec
 import numpy as np
 
-from coordinator.aggregation import Contribution, apply_changes, mean_change
+from coordinator.aggregation import Contribution
 from coordinator.changes import read_change
 from coordinator.evaluation import INITIAL, enqueue
 from coordinator.events import record
 from coordinator.requirements import required_bytes
 from coordinator.runs import Run, active_run, end_run
 from coordinator.selection import Candidate, draw_order, fit, substitute
-from coordinator.server_optimizers import decode_moments, encode_moments
+from coordinator.server_state import ServerState
+from coordinator.server_step import move
 from coordinator.stores import Stores
 from coordinator.tasks import lapse, reserve
 from edge_runtime.errors import EdgeError
 from edge_runtime.messages import Task
-from edge_runtime.slices import Values, decode_values, encode_values, shapes
+from edge_runtime.slices import Values, decode_values, encode_values
 
 log = logging.getLogger("coordinator")
 
@@ -199,35 +200,38 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
             " WHERE run_id = ? AND round = ? AND state = 'counted' ORDER BY slot",
             (run.run_id, number),
         ).fetchall()
-    # 1. Mean over the results, read one at a time in the order of their places.
+    # 1. What the devices contributed, one at a time in the order of their places, moves the values.
     values = decode_values(stores.blobs.get(run.values_sha256), run.manifest.slices)
-    changes = mean_change(_contributions(stores, run, values, results))
-    # 2. One step of the server's optimisers.
-    moments = decode_moments(stores.private_blobs.get(run.optimizer_sha256)) if run.optimizer_sha256 else {}
-    head = frozenset(shapes(spec for spec in run.manifest.slices if spec.kind == "head"))
-    values, moments = apply_changes(
-        values, moments, changes, head=head, optimizers=run.config.server_optimizer
+    state = ServerState()
+    if run.optimizer_sha256 is not None:
+        state = ServerState.decode(stores.private_blobs.get(run.optimizer_sha256))
+    moved = move(
+        values,
+        state,
+        _contributions(stores, run, values, results),
+        config=run.config,
+        specs=run.manifest.slices,
     )
-    if not all(np.isfinite(array).all() for array in values.values()):
+    if not all(np.isfinite(array).all() for array in moved.values.values()):
         with stores.storage.transaction() as connection:
             _abandon(connection, run, number, "the averaged change overflowed", now_s)
         return
-    # 3. Bytes first, then the one transaction that makes them count.
-    new_values = stores.blobs.put(encode_values(values))
-    new_optimizer = stores.private_blobs.put(encode_moments(moments))
+    # 2. Bytes first, then the one transaction that makes them count.
+    new_values = stores.blobs.put(encode_values(moved.values))
+    new_state = stores.private_blobs.put(moved.state.encode())
     with stores.storage.transaction() as connection:
         if _open_row(connection, run) is None:
             return  # the operator stopped the run meanwhile
-        _commit(connection, run, number, values=new_values, optimizer=new_optimizer, now_s=now_s)
-    # 4. What only this round needed can go.
-    outdated = {row["change_sha256"] for row in results} | {run.optimizer_sha256 or new_optimizer}
-    for sha256 in outdated - {new_optimizer}:
+        _commit(connection, run, number, values=new_values, state=new_state, now_s=now_s)
+    # 3. What only this round needed can go.
+    outdated = {row["change_sha256"] for row in results} | {run.optimizer_sha256 or new_state}
+    for sha256 in outdated - {new_state}:
         stores.private_blobs.discard(sha256)
     log.info("round_committed run=%s round=%d results=%d", run.run_id, number, len(results))
 
 
 def _commit(
-    connection: sqlite3.Connection, run: Run, number: int, *, values: str, optimizer: str, now_s: float
+    connection: sqlite3.Connection, run: Run, number: int, *, values: str, state: str, now_s: float
 ) -> None:
     committed = run.committed + 1
     last = committed == run.config.rounds
@@ -239,7 +243,7 @@ def _commit(
     connection.execute(
         "UPDATE runs SET values_sha256 = ?, optimizer_sha256 = ?, committed = ?, abandoned_in_a_row = 0"
         " WHERE run_id = ?",
-        (values, optimizer, committed, run.run_id),
+        (values, state, committed, run.run_id),
     )
     if evaluation is not None and (last or committed % evaluation.every_rounds == 0):
         enqueue(connection, run.run_id, number, values)

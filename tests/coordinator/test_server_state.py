@@ -1,0 +1,43 @@
+"""What the server keeps: stored and restored, it goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from coordinator.server_optimizers import Moments
+from coordinator.server_state import ServerState
+from edge_runtime.errors import DigestError
+
+
+def random(*shape: int) -> np.ndarray:
+    """Numbers that use all their bits."""
+    return np.random.default_rng(shape).standard_normal(shape)
+
+
+def full_state() -> ServerState:
+    """A state with something in every part."""
+    return ServerState(
+        moments={"a/b": Moments(random(2, 3), random(3, 2)), "c/d": Moments(random(1), random(2))}
+    )
+
+
+def test_bit_for_bit() -> None:
+    """Encoded and decoded, a state has the very same bits, and the same bytes again."""
+    data = full_state().encode()
+    restored = ServerState.decode(data)
+    assert restored.moments["a/b"].m.tobytes() == random(2, 3).tobytes()
+    assert restored.moments["c/d"].v.tobytes() == random(2).tobytes()
+    assert restored.encode() == data
+
+
+def test_nothing_is_a_state_too() -> None:
+    """Before the first round there is nothing to keep, and that survives as well."""
+    assert ServerState.decode(ServerState().encode()) == ServerState()
+
+
+@pytest.mark.parametrize("data", [b"", b"junk" * 10, full_state().encode()[:-8]])
+def test_other_bytes(data: bytes) -> None:
+    """Bytes that are no state are refused with the reason."""
+    with pytest.raises(DigestError, match="server state cannot be read"):
+        ServerState.decode(data)
