@@ -182,6 +182,10 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError(f"poll_min_s = {config.poll_min_s} exceeds poll_max_s = {config.poll_max_s}")
     if config.update == "backprop" and config.draws != 1:
         raise ConfigError(f'update = "backprop" makes no draws, so draws = {config.draws} must be 1')
+    if config.head_warm_up_rounds and not config.train_head:
+        raise ConfigError(
+            f"head_warm_up_rounds = {config.head_warm_up_rounds} trains a head that train_head = false leaves alone"
+        )
     if config.head_split and not config.train_head:
         raise ConfigError("head_split = true deals a head that train_head = false leaves alone")
     if config.head_split and config.split == "whole":

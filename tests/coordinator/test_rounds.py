@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
@@ -13,7 +14,8 @@ from edge_runtime import messages
 from edge_runtime.errors import WorkerError
 from edge_runtime.jobs import EvaluateOutcome
 from edge_runtime.messages import DeviceEvent, MemoryReport, Task
-from tests.coordinator.conftest import FakeDevice, World
+from edge_runtime.slices import decode_values
+from tests.coordinator.conftest import SPECS, FakeDevice, World
 from tests.coordinator.test_device_api import reserved
 
 
@@ -86,6 +88,39 @@ def test_split_head_goes_where_it_was_dealt(world: World, count: int) -> None:
         world.work(devices)
         assert world.run()["rounds_committed"] == number + 1
     assert world.run()["state"] == "finished"
+
+
+def test_the_head_warms_up_alone(world: World) -> None:
+    """The first committed rounds train the head alone; then slices are dealt as if they had turned all along."""
+    devices = world.fleet("a", "b")
+    world.create_run(rounds=4, head_warm_up_rounds=2)
+    dealt = []
+    for _ in range(4):
+        world.play()
+        tasks = [task for _, task in holders(world)]
+        assert all(task.train_head for task in tasks)
+        dealt.append([task.slices for task in sorted(tasks, key=lambda task: task.slot)])
+        before = decode_values(world.values(), SPECS)
+        world.work(devices)
+        after = decode_values(world.values(), SPECS)
+        moved = {name for name in after if not np.array_equal(after[name], before[name])}
+        assert ("s0/core" in moved) == (len(dealt) > 2)
+        assert "head/core" in moved
+    assert dealt == [[(), ()], [(), ()], [("s0", "s2"), ("s1",)], [("s1",), ("s0", "s2")]]
+
+
+def test_an_abandoned_round_warms_nothing_up(world: World) -> None:
+    """Only committed rounds count as warm-up."""
+    world.fleet("a", "b")
+    world.create_run(rounds=2, head_warm_up_rounds=1)
+    world.play()
+    for _ in range(2):  # each place is offered to both
+        world.clock.now_s += 11
+        world.play()
+    assert world.round_state() == "abandoned"
+    world.play()
+    assert world.run()["rounds"][-1]["round"] == 1
+    assert [task.slices for _, task in holders(world)] == [(), ()]
 
 
 def test_a_result_brings_what_its_place_was_dealt(world: World) -> None:
