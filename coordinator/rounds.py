@@ -196,7 +196,7 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
             return
         number = round_row["round"]
         results = connection.execute(
-            "SELECT slot, task, change_sha256, examples FROM tasks JOIN results USING (task_id)"
+            "SELECT slot, task, change_sha256, examples, steps_applied FROM tasks JOIN results USING (task_id)"
             " WHERE run_id = ? AND round = ? AND state = 'counted' ORDER BY slot",
             (run.run_id, number),
         ).fetchall()
@@ -337,7 +337,12 @@ def _contributions(
     for row in results:
         task = msgspec.json.decode(row["task"], type=Task)
         data = stores.private_blobs.get(row["change_sha256"])
-        yield Contribution(row["examples"], read_change(run.manifest, task, values, data))
+        yield Contribution(
+            row["examples"],
+            read_change(run.manifest, task, values, data),
+            steps=row["steps_applied"] if run.config.normalise_steps else 1,
+            place=row["slot"],
+        )
 
 
 def _candidates(connection: sqlite3.Connection, run: Run, now_s: float) -> list[Candidate]:
