@@ -79,7 +79,7 @@ class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
     Fields of the same name in :class:`edge_runtime.messages.Task` say what devices do. On the coordinator:
     ``split`` deals the slices to the places of a round or gives every place all of them, ``head_split`` deals the
     head like a slice; the first ``head_warm_up_rounds`` rounds train the head alone; ``normalise_steps`` is FedNova;
-    ``average_from_round`` evaluates and hands over the mean of the values after each round from there on (SWA);
+    ``average_from_round`` evaluates and hands over the mean of the values after each round from that number on (SWA);
     ``gate_variance`` lets a round move the values only once the two halves of what came in differ by no more.
     """
 
@@ -182,6 +182,10 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError(f"poll_min_s = {config.poll_min_s} exceeds poll_max_s = {config.poll_max_s}")
     if config.update == "backprop" and config.draws != 1:
         raise ConfigError(f'update = "backprop" makes no draws, so draws = {config.draws} must be 1')
+    if config.average_from_round is not None and config.average_from_round >= config.rounds:
+        raise ConfigError(
+            f"average_from_round = {config.average_from_round} is past the last of rounds = {config.rounds} (from 0)"
+        )
     if config.head_warm_up_rounds and not config.train_head:
         raise ConfigError(
             f"head_warm_up_rounds = {config.head_warm_up_rounds} trains a head that train_head = false leaves alone"

@@ -175,5 +175,18 @@ def count_change_bytes(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE results ADD COLUMN change_bytes INTEGER NOT NULL DEFAULT 0")
 
 
+def keep_more_values(connection: sqlite3.Connection) -> None:
+    """Beside a run's values: their mean over rounds, and what directions are compared with."""
+    connection.execute("ALTER TABLE runs ADD COLUMN average_sha256 TEXT")
+    connection.execute("ALTER TABLE runs ADD COLUMN reference_sha256 TEXT")
+
+
 #: In the order in which they run.
-ALL = (create_devices, create_runs, count_evaluated_tokens, deal_heads, count_change_bytes)
+ALL = (
+    create_devices,
+    create_runs,
+    count_evaluated_tokens,
+    deal_heads,
+    count_change_bytes,
+    keep_more_values,
+)

@@ -10,6 +10,7 @@ import json
 import logging
 import sqlite3
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -211,42 +212,57 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
         _contributions(stores, run, values, results),
         config=run.config,
         specs=run.manifest.slices,
+        round_number=number,
     )
     if not all(np.isfinite(array).all() for array in moved.values.values()):
         with stores.storage.transaction() as connection:
             _abandon(connection, run, number, "the averaged change overflowed", now_s)
         return
     # 2. Bytes first, then the one transaction that makes them count.
-    new_values = stores.blobs.put(encode_values(moved.values))
-    new_state = stores.private_blobs.put(moved.state.encode())
+    committed = Committed(
+        values=stores.blobs.put(encode_values(moved.values)),
+        state=stores.private_blobs.put(moved.state.encode()),
+        average=None if moved.average is None else stores.blobs.put(encode_values(moved.average)),
+        reference=None if moved.reference is None else stores.blobs.put(encode_values(moved.reference)),
+    )
     with stores.storage.transaction() as connection:
         if _open_row(connection, run) is None:
             return  # the operator stopped the run meanwhile
-        _commit(connection, run, number, values=new_values, state=new_state, now_s=now_s)
+        _commit(connection, run, number, committed, now_s=now_s)
     # 3. What only this round needed can go.
-    outdated = {row["change_sha256"] for row in results} | {run.optimizer_sha256 or new_state}
-    for sha256 in outdated - {new_state}:
+    outdated = {row["change_sha256"] for row in results} | {run.optimizer_sha256 or committed.state}
+    for sha256 in outdated - {committed.state}:
         stores.private_blobs.discard(sha256)
     log.info("round_committed run=%s round=%d results=%d", run.run_id, number, len(results))
 
 
+@dataclass(frozen=True)
+class Committed:
+    """Digests of what a round left: see :class:`coordinator.server_step.Moved`."""
+
+    values: str
+    state: str
+    average: str | None
+    reference: str | None
+
+
 def _commit(
-    connection: sqlite3.Connection, run: Run, number: int, *, values: str, state: str, now_s: float
+    connection: sqlite3.Connection, run: Run, number: int, committed: Committed, *, now_s: float
 ) -> None:
-    committed = run.committed + 1
-    last = committed == run.config.rounds
+    count = run.committed + 1
+    last = count == run.config.rounds
     evaluation = run.config.evaluation
     connection.execute(
         "UPDATE rounds SET state = 'committed', closed_s = ? WHERE run_id = ? AND round = ?",
         (now_s, run.run_id, number),
     )
     connection.execute(
-        "UPDATE runs SET values_sha256 = ?, optimizer_sha256 = ?, committed = ?, abandoned_in_a_row = 0"
-        " WHERE run_id = ?",
-        (values, state, committed, run.run_id),
+        "UPDATE runs SET values_sha256 = ?, optimizer_sha256 = ?, average_sha256 = ?, reference_sha256 = ?,"
+        " committed = ?, abandoned_in_a_row = 0 WHERE run_id = ?",
+        (committed.values, committed.state, committed.average, committed.reference, count, run.run_id),
     )
-    if evaluation is not None and (last or committed % evaluation.every_rounds == 0):
-        enqueue(connection, run.run_id, number, values)
+    if evaluation is not None and (last or count % evaluation.every_rounds == 0):
+        enqueue(connection, run.run_id, number, committed.average or committed.values)
     if last and evaluation is not None:
         connection.execute("UPDATE runs SET state = 'evaluating' WHERE run_id = ?", (run.run_id,))
     elif last:

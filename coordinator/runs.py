@@ -24,7 +24,13 @@ ACTIVE = ("running", "evaluating")
 
 @dataclass(frozen=True)
 class Run:
-    """A run as the database has it at one moment, with its configuration and manifest."""
+    """A run as the database has it at one moment, with its configuration and manifest.
+
+    Attributes:
+        values_sha256: from which training goes on. optimizer_sha256: the server's state beside them.
+        average_sha256: mean of the values after several rounds, once there is one.
+        reference_sha256: what the next round's directions are compared with, once there is such a thing.
+    """
 
     run_id: str
     config: RunConfig
@@ -37,6 +43,13 @@ class Run:
     next_round: int
     committed: int
     abandoned_in_a_row: int
+    average_sha256: str | None
+    reference_sha256: str | None
+
+    @property
+    def result_sha256(self) -> str:
+        """The values that are evaluated and handed over: the mean once there is one, until then the current ones."""
+        return self.average_sha256 or self.values_sha256
 
     @property
     def slices(self) -> tuple[str, ...]:
@@ -155,6 +168,8 @@ def run_of(stores: Stores, row: sqlite3.Row) -> Run:
         next_round=row["next_round"],
         committed=row["committed"],
         abandoned_in_a_row=row["abandoned_in_a_row"],
+        average_sha256=row["average_sha256"],
+        reference_sha256=row["reference_sha256"],
     )
 
 

@@ -7,13 +7,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from coordinator.server_optimizers import DoubleArray, Moments
 from edge_runtime.errors import DigestError
+from edge_runtime.slices import Values
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Average:
+    """Equal-weight mean of the values after several rounds (SWA: Izmailov et al. 2018, arXiv 1803.05407, section 3).
+
+    Attributes:
+        totals: sums of the values in float64, by flat name. rounds: how many were added; 0: there is no mean.
+    """
+
+    totals: Mapping[str, DoubleArray] = field(default_factory=dict)
+    rounds: int = 0
+
+    def plus(self, values: Values) -> Average:
+        """With the values after one more round."""
+        more = {name: array.astype(np.float64) for name, array in values.items()}
+        totals = {name: self.totals[name] + more[name] for name in more} if self.rounds else more
+        return Average(totals, self.rounds + 1)
+
+    @property
+    def values(self) -> Values:
+        """The mean, rounded to float32."""
+        return {name: (total / self.rounds).astype(np.float32) for name, total in self.totals.items()}
 
 
 @dataclass(frozen=True)
@@ -22,15 +50,23 @@ class ServerState:
 
     Attributes:
         moments: of the server's optimisers, by flat name; a missing one is initial.
+        average: of the values after each round from ``average_from_round`` on.
+        reference: the latest mean change of each slice tensor that was ever trained, for directions that are
+            compared with it.
     """
 
     moments: Mapping[str, Moments] = field(default_factory=dict)
+    average: Average = Average()
+    reference: Values = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """Safetensors bytes, a part in front of each tensor's name; equal states, equal bytes."""
         flat = {
             **_named("m", {name: each.m for name, each in self.moments.items()}),
             **_named("v", {name: each.v for name, each in self.moments.items()}),
+            **_named("average", self.average.totals),
+            "averaged rounds": np.array([self.average.rounds]),
+            **_named("reference", self.reference),
         }
         return bytes(save({name: np.ascontiguousarray(flat[name]) for name in sorted(flat)}))
 
@@ -40,14 +76,19 @@ class ServerState:
         try:
             flat = load(data)
             v = _part(flat, "v")
-            return cls(moments={name: Moments(m, v[name]) for name, m in _part(flat, "m").items()})
+            rounds = flat.get("averaged rounds")
+            return cls(
+                moments={name: Moments(m, v[name]) for name, m in _part(flat, "m").items()},
+                average=Average(_part(flat, "average"), 0 if rounds is None else int(rounds[0])),
+                reference=_part(flat, "reference"),
+            )
         except (SafetensorError, ValueError, KeyError) as error:
             raise DigestError(f"the stored server state cannot be read: {error}") from error
 
 
-def _named(part: str, arrays: Mapping[str, DoubleArray]) -> dict[str, DoubleArray]:
+def _named(part: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
     return {f"{part}:{name}": array for name, array in arrays.items()}
 
 
-def _part(flat: Mapping[str, DoubleArray], part: str) -> dict[str, DoubleArray]:
+def _part(flat: Mapping[str, Array], part: str) -> dict[str, Array]:
     return {name[len(part) + 1 :]: array for name, array in flat.items() if name.startswith(f"{part}:")}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from coordinator.aggregation import Contribution, apply_changes, mean_change
 from coordinator.config import RunConfig
 from coordinator.server_state import ServerState
@@ -18,10 +20,14 @@ class Moved:
 
     Attributes:
         values: from which training goes on. state: what the server keeps beside them.
+        average: what is evaluated and handed over in their place, once there is a mean.
+        reference: values of all slices but the head, that directions are compared with; None if they are not.
     """
 
     values: Values
     state: ServerState
+    average: Values | None
+    reference: Values | None
 
 
 def move(
@@ -31,6 +37,7 @@ def move(
     *,
     config: RunConfig,
     specs: Sequence[SliceSpec],
+    round_number: int,
 ) -> Moved:
     """From a round's contributions to the values of the next.
 
@@ -38,7 +45,7 @@ def move(
         values: of all slices, as the round's tasks came with them; not modified.
         state: as the round before left it; not modified.
         contributions: in the order of their places; consumed one at a time.
-        config: of the run. specs: all slices of its package.
+        config: of the run. specs: all slices of its package. round_number: from 0.
 
     Returns:
         values that may be infinite if a change was enormous: the caller checks.
@@ -50,4 +57,22 @@ def move(
     new_values, moments = apply_changes(
         values, state.moments, changes, head=heads, optimizers=config.server_optimizer
     )
-    return Moved(new_values, ServerState(moments))
+    # 4. The values enter the mean; 5. their change is what the next round's directions are compared with.
+    average, reference = state.average, state.reference
+    if config.average_from_round is not None and round_number >= config.average_from_round:
+        average = average.plus(new_values)
+    if config.directions == "filtered":
+        sliced = {name: mean.astype(np.float32) for name, mean in changes.items() if name not in heads}
+        reference = {**reference, **sliced}
+    return Moved(
+        new_values,
+        ServerState(moments, average, reference),
+        average=average.values if average.rounds else None,
+        reference=_complete(reference, specs) if config.directions == "filtered" else None,
+    )
+
+
+def _complete(reference: Values, specs: Sequence[SliceSpec]) -> Values:
+    """Zeros for what nobody has trained yet; the head is left out."""
+    wanted = shapes(spec for spec in specs if spec.kind != "head")
+    return {name: reference.get(name, np.zeros(shape, np.float32)) for name, shape in wanted.items()}

@@ -44,7 +44,11 @@ class RoundSummary(Struct, frozen=True):
 
 
 class RunSummary(Struct, frozen=True):
-    """A run with its rounds; ``initial_*`` are of the values it started from."""
+    """A run with its rounds; ``initial_*`` are of the values it started from.
+
+    ``values_sha256`` names what ``fetch-slices`` gives and evaluations meet: with ``average_from_round`` the mean, once
+    there is one.
+    """
 
     run_id: str
     name: str
@@ -113,7 +117,7 @@ def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = T
         started_s=row["started_s"],
         finished_s=row["finished_s"],
         package_sha256=run.package_sha256,
-        values_sha256=run.values_sha256,
+        values_sha256=run.result_sha256,
         config=run.config,
         rounds=rounds,
         task=run.manifest.task,

@@ -186,6 +186,7 @@ def _hand_out(
         difference=config.difference,
         difference_step=config.difference_step,
         candidates=config.candidates,
+        reference=run.reference_sha256,
         jvp_limit=config.jvp_limit,
     )
     data = messages.encode(task)

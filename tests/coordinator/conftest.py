@@ -199,10 +199,10 @@ class FakeDevice:
 class World:
     """A coordinator on a state folder whose loops do not run: the test says when a round moves."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, publisher: PrivateKey | None = None) -> None:
         self.folder = folder
         self.clock = Clock()
-        self.publisher = generate_key()
+        self.publisher = publisher or generate_key()
         self.package = write_package(folder / "package", self.publisher)
         self.devices: dict[str, FakeDevice] = {}
         self.start()

@@ -37,6 +37,7 @@ BAD = {
     "a slice twice": ({"slices": ["a", "a"]}, "twice"),
     "a dealt head that is not trained": ({"head_split": True, "train_head": False}, "head_split = true"),
     "a dealt head without a deal": ({"head_split": True, "split": "whole"}, 'split = "whole"'),
+    "a mean of nothing": ({"average_from_round": 2}, "average_from_round = 2 is past the last of rounds = 2"),
     "a warm-up without a head": ({"head_warm_up_rounds": 2, "train_head": False}, "head_warm_up_rounds = 2"),
     "an unknown split": ({"split": "random"}, "split"),
     "draws of backpropagation": (

@@ -14,6 +14,7 @@ from edge_runtime import messages
 from edge_runtime.errors import WorkerError
 from edge_runtime.jobs import EvaluateOutcome
 from edge_runtime.messages import DeviceEvent, MemoryReport, Task
+from edge_runtime.signing import generate_key
 from edge_runtime.slices import decode_values
 from tests.coordinator.conftest import SPECS, FakeDevice, World
 from tests.coordinator.test_device_api import reserved
@@ -273,10 +274,12 @@ def test_overflow_abandons(world: World) -> None:
 ADAPTIVE = {"slices": {"name": "yogi", "rate": 0.1}, "head": {"name": "adam", "rate": 0.01}}
 
 
-def play_run(world: World, restart_after: str | None) -> tuple[list[str], bytes]:
-    """A run of three rounds with a restart in its second round; who had which task, and the final values."""
+def play_run(
+    world: World, restart_after: str | None, **options: object
+) -> tuple[list[str], bytes, list[str]]:
+    """A run of three rounds with a restart in its second round; who had which task, the final values, all blobs."""
     devices = world.fleet("a", "b", "c")
-    world.create_run(rounds=3, server_optimizer=ADAPTIVE)
+    world.create_run(**{"rounds": 3, "server_optimizer": ADAPTIVE, **options})
     ids: list[str] = []
 
     def stop(point: str) -> None:
@@ -305,7 +308,7 @@ def play_run(world: World, restart_after: str | None) -> tuple[list[str], bytes]
         world.play()
         stop("committed")
     assert world.run()["state"] == "finished"
-    return ids, world.values()
+    return ids, world.values(), sorted(path.name for path in (world.folder / "state").glob("*/*/*"))
 
 
 def close_without_aggregating(world: World) -> None:
@@ -320,9 +323,33 @@ POINTS = ["selecting", "collecting", "one counted", "all counted", "aggregating"
 @pytest.mark.parametrize("point", POINTS)
 def test_restart_changes_nothing(tmp_path: Path, point: str) -> None:
     """Killed at any state and started again an hour later, a run ends with the same tasks and bytes."""
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "cut").mkdir()
-    assert play_run(World(tmp_path / "whole"), None) == play_run(World(tmp_path / "cut"), point)
+    assert_same(tmp_path, point)
+
+
+OPTIONS: dict[str, dict[str, object]] = {
+    "warm-up": {"head_warm_up_rounds": 1},
+    "dealt head": {"head_split": True},
+    "whole": {"split": "whole"},
+    "normalised": {"normalise_steps": True},
+    "averaged": {"average_from_round": 0},
+    "reference": {"directions": "filtered", "candidates": 4},
+}
+
+
+@pytest.mark.parametrize("point", ["aggregating", "committed"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_restart_changes_nothing_with(tmp_path: Path, options: dict[str, object], point: str) -> None:
+    """The same holds for every option of the server: what it keeps comes back to the last bit."""
+    assert_same(tmp_path, point, **options)
+
+
+def assert_same(folder: Path, point: str, **options: object) -> None:
+    """A run that was cut and one that was not give the same tasks, final values and stored blobs."""
+    for name in ("whole", "cut"):
+        (folder / name).mkdir()
+    publisher = generate_key()
+    whole, cut = World(folder / "whole", publisher), World(folder / "cut", publisher)
+    assert play_run(whole, None, **options) == play_run(cut, point, **options)
 
 
 def test_results_leave_the_disk(world: World) -> None:

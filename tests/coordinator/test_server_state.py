@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from coordinator.server_optimizers import Moments
-from coordinator.server_state import ServerState
+from coordinator.server_state import Average, ServerState
 from edge_runtime.errors import DigestError
 
 
@@ -17,9 +18,11 @@ def random(*shape: int) -> np.ndarray:
 
 def full_state() -> ServerState:
     """A state with something in every part."""
-    return ServerState(
-        moments={"a/b": Moments(random(2, 3), random(3, 2)), "c/d": Moments(random(1), random(2))}
+    moments = {"a/b": Moments(random(2, 3), random(3, 2)), "c/d": Moments(random(1), random(2))}
+    average = (
+        Average().plus({"a/b": random(2, 3).astype(np.float32)}).plus({"a/b": np.ones((2, 3), np.float32)})
     )
+    return ServerState(moments, average, reference={"a/b": random(4).astype(np.float32)})
 
 
 def test_bit_for_bit() -> None:
@@ -28,6 +31,9 @@ def test_bit_for_bit() -> None:
     restored = ServerState.decode(data)
     assert restored.moments["a/b"].m.tobytes() == random(2, 3).tobytes()
     assert restored.moments["c/d"].v.tobytes() == random(2).tobytes()
+    assert restored.average.rounds == 2
+    assert restored.average.totals["a/b"].tobytes() == full_state().average.totals["a/b"].tobytes()
+    assert restored.reference["a/b"].tobytes() == random(4).astype(np.float32).tobytes()
     assert restored.encode() == data
 
 
@@ -41,3 +47,18 @@ def test_other_bytes(data: bytes) -> None:
     """Bytes that are no state are refused with the reason."""
     with pytest.raises(DigestError, match="server state cannot be read"):
         ServerState.decode(data)
+
+
+def test_a_state_of_moments_alone() -> None:
+    """A state stored when the server kept nothing but moments is read: the rest is empty."""
+    state = ServerState.decode(save({"m:a/b": random(2), "v:a/b": random(1)}))
+    assert (state.average, state.reference) == (Average(), {})
+    assert state.moments["a/b"].v.tobytes() == random(1).tobytes()
+
+
+def test_mean_of_rounds_by_hand() -> None:
+    """Every round counts alike, in float64: (1 + 2 + 6) / 3 = 3."""
+    average = Average()
+    for value in (1, 2, 6):
+        average = average.plus({"x": np.array([value], np.float32)})
+    assert average.values["x"].tolist() == [3.0]
