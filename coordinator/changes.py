@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from edge_runtime.messages import Task
 from edge_runtime.package import Manifest, SliceSpec
 from edge_runtime.replay import decode_report, replay
@@ -9,9 +11,12 @@ from edge_runtime.slices import Values, decode_values, shapes
 
 
 def trained_specs(manifest: Manifest, task: Task) -> list[SliceSpec]:
-    """The slices whose change a task must bring: its own, and the head if it trains it; in the package's order."""
+    """The slices whose change a task must bring: its own, and the head if it trains it; in the package's order.
+
+    Of LoRA slices whose A is frozen, B alone is among their tensors.
+    """
     return [
-        spec
+        _without_a(spec) if task.freeze_a and spec.kind == "lora" else spec
         for spec in manifest.slices
         if (task.train_head if spec.kind == "head" else spec.name in task.slices)
     ]
@@ -53,3 +58,7 @@ def _exact(manifest: Manifest, task: Task) -> list[SliceSpec]:
     """The head, unless it was perturbed like a slice: its gradient is exact, so its change travels as it is."""
     exact = task.head == "exact"
     return [spec for spec in trained_specs(manifest, task) if exact and spec.kind == "head"]
+
+
+def _without_a(spec: SliceSpec) -> SliceSpec:
+    return replace(spec, tensors=tuple(tensor for tensor in spec.tensors if tensor.name != "A"))

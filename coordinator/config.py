@@ -80,6 +80,7 @@ class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ``split`` deals the slices to the places of a round or gives every place all of them, ``head_split`` deals the
     head like a slice; the first ``head_warm_up_rounds`` rounds train the head alone; ``normalise_steps`` is FedNova;
     ``average_from_round`` evaluates and hands over the mean of the values after each round from that number on (SWA);
+    ``lora_aggregation`` averages LoRA's factors, or their product (``product_svd``), or freezes A on devices;
     ``gate_variance`` lets a round move the values only once the two halves of what came in differ by no more.
     """
 
@@ -182,6 +183,12 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError(f"poll_min_s = {config.poll_min_s} exceeds poll_max_s = {config.poll_max_s}")
     if config.update == "backprop" and config.draws != 1:
         raise ConfigError(f'update = "backprop" makes no draws, so draws = {config.draws} must be 1')
+    slices = config.server_optimizer.slices
+    if config.lora_aggregation == "product_svd" and (slices.name, slices.rate) != ("sgd", 1.0):
+        raise ConfigError(
+            f'lora_aggregation = "product_svd" sets the factors: server_optimizer.slices = "{slices.name}" at rate '
+            f'{slices.rate:g} would step on factors whose basis turns; use "sgd" at rate 1'
+        )
     if config.average_from_round is not None and config.average_from_round >= config.rounds:
         raise ConfigError(
             f"average_from_round = {config.average_from_round} is past the last of rounds = {config.rounds} (from 0)"

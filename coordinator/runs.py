@@ -113,6 +113,7 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float) -> str:
         raise ConfigError(
             f"package {package.manifest.name} has no slice but the head, and train_head is false"
         )
+    _check_lora(config, package.manifest, slices)
     required_bytes(package.manifest, config, slices, 0)  # raises if the package cannot train as asked
     if config.evaluation is not None and not Path(config.evaluation.data).is_file():
         raise ConfigError(f"evaluation.data names {config.evaluation.data}, which is no file here")
@@ -133,6 +134,19 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float) -> str:
         )
         record(connection, now_s, "run_created", f"package {package.manifest.name}", run_id=run_id)
     return run_id
+
+
+def _check_lora(config: RunConfig, manifest: Manifest, slices: tuple[str, ...]) -> None:
+    """Only plain LoRA has an A and a B that could be averaged in another way than tensor by tensor."""
+    if config.lora_aggregation == "factors":
+        return
+    for spec in map(manifest.slice_named, slices):
+        if spec.kind != "lora":
+            raise ConfigError(
+                f'lora_aggregation = "{config.lora_aggregation}" needs plain LoRA, slice {spec.name} of package '
+                f"{manifest.name} is {spec.kind}: export it with --slice lora, or leave lora_aggregation at "
+                '"factors"'
+            )
 
 
 def active_run(stores: Stores, connection: sqlite3.Connection) -> Run | None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from coordinator.aggregation import Contribution, apply_changes, mean_change
 from coordinator.config import RunConfig
+from coordinator.low_rank import factor_changes, with_products
 from coordinator.server_state import ServerState
 from edge_runtime.package import SliceSpec
 from edge_runtime.slices import Values, shapes
@@ -50,8 +51,10 @@ def move(
     Returns:
         values that may be infinite if a change was enormous: the caller checks.
     """
-    # 1. Contributions are summed, 2. and averaged.
-    changes = mean_change(contributions)
+    # 1. Contributions are summed, 2. and averaged; of LoRA's factors, if so asked, the product.
+    if config.lora_aggregation == "product_svd":
+        contributions = with_products(contributions, values, specs)
+    changes = factor_changes(mean_change(contributions), values, specs)
     # 3. The server's optimisers step.
     heads = frozenset(shapes(spec for spec in specs if spec.kind == "head"))
     new_values, moments = apply_changes(

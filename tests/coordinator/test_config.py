@@ -37,6 +37,14 @@ BAD = {
     "a slice twice": ({"slices": ["a", "a"]}, "twice"),
     "a dealt head that is not trained": ({"head_split": True, "train_head": False}, "head_split = true"),
     "a dealt head without a deal": ({"head_split": True, "split": "whole"}, 'split = "whole"'),
+    "a product and an optimiser with state": (
+        {"lora_aggregation": "product_svd", "server_optimizer": {"slices": {"name": "yogi"}}},
+        'product_svd.*slices = "yogi".*basis turns; use "sgd" at rate 1',
+    ),
+    "a product and half a step": (
+        {"lora_aggregation": "product_svd", "server_optimizer": {"slices": {"rate": 0.5}}},
+        '"sgd" at rate 0.5',
+    ),
     "a mean of nothing": ({"average_from_round": 2}, "average_from_round = 2 is past the last of rounds = 2"),
     "a warm-up without a head": ({"head_warm_up_rounds": 2, "train_head": False}, "head_warm_up_rounds = 2"),
     "an unknown split": ({"split": "random"}, "split"),

@@ -16,7 +16,7 @@ from edge_runtime.jobs import EvaluateOutcome
 from edge_runtime.messages import DeviceEvent, MemoryReport, Task
 from edge_runtime.signing import generate_key
 from edge_runtime.slices import decode_values
-from tests.coordinator.conftest import SPECS, FakeDevice, World
+from tests.coordinator.conftest import LORA_SPECS, SPECS, FakeDevice, World
 from tests.coordinator.test_device_api import reserved
 
 
@@ -331,6 +331,12 @@ OPTIONS: dict[str, dict[str, object]] = {
     "dealt head": {"head_split": True},
     "whole": {"split": "whole"},
     "normalised": {"normalise_steps": True},
+    "frozen A": {"lora_aggregation": "frozen_a"},
+    "products": {
+        "lora_aggregation": "product_svd",
+        "server_optimizer": {"head": {"name": "adam"}},
+        "average_from_round": 1,
+    },
     "averaged": {"average_from_round": 0},
     "reference": {"directions": "filtered", "candidates": 4},
 }
@@ -347,8 +353,8 @@ def assert_same(folder: Path, point: str, **options: object) -> None:
     """A run that was cut and one that was not give the same tasks, final values and stored blobs."""
     for name in ("whole", "cut"):
         (folder / name).mkdir()
-    publisher = generate_key()
-    whole, cut = World(folder / "whole", publisher), World(folder / "cut", publisher)
+    publisher, specs = generate_key(), LORA_SPECS if "lora_aggregation" in options else SPECS
+    whole, cut = World(folder / "whole", publisher, specs), World(folder / "cut", publisher, specs)
     assert play_run(whole, None, **options) == play_run(cut, point, **options)
 
 
