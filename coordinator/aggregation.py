@@ -85,6 +85,14 @@ def mean_change(contributions: Iterable[Contribution]) -> dict[str, DoubleArray]
     return means(sums)
 
 
+def merged(first: Sums, second: Sums) -> dict[str, Sum]:
+    """Both together."""
+    both = dict(first)
+    for name, each in second.items():
+        both[name] = both[name] + each if name in both else each
+    return both
+
+
 def means(sums: Sums) -> dict[str, DoubleArray]:
     """The mean of each sum."""
     return {name: each.mean for name, each in sums.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from msgspec.structs import replace
 
 from edge_runtime.messages import Task
@@ -44,13 +45,17 @@ def read_change(manifest: Manifest, task: Task, values: Values, data: bytes) -> 
     Args:
         manifest, task, data: as for :func:`check_change`.
         values: of all slices, as the task came with them.
+
+    Returns:
+        a change that may be infinite where numbers of a report were enormous: the caller checks.
     """
     if task.report != "scalars":
         return decode_values(data, trained_specs(manifest, task))
     exact = _exact(manifest, task)
     replayed = [spec for spec in trained_specs(manifest, task) if spec not in exact]
     report = decode_report(data, task, exact)
-    change = replay(task, replayed, values, report)
+    with np.errstate(over="ignore", invalid="ignore"):
+        change = replay(task, replayed, values, report)
     return change | {name: report[name] for name in shapes(exact)}
 
 

@@ -158,6 +158,7 @@ def run_config(table: dict[str, Any]) -> RunConfig:
     except msgspec.ValidationError as error:
         raise ConfigError(str(error)) from error
     _check_together(config)
+    _check_server_methods(config)
     return config
 
 
@@ -183,16 +184,14 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError(f"poll_min_s = {config.poll_min_s} exceeds poll_max_s = {config.poll_max_s}")
     if config.update == "backprop" and config.draws != 1:
         raise ConfigError(f'update = "backprop" makes no draws, so draws = {config.draws} must be 1')
-    slices = config.server_optimizer.slices
-    if config.lora_aggregation == "product_svd" and (slices.name, slices.rate) != ("sgd", 1.0):
-        raise ConfigError(
-            f'lora_aggregation = "product_svd" sets the factors: server_optimizer.slices = "{slices.name}" at rate '
-            f'{slices.rate:g} would step on factors whose basis turns; use "sgd" at rate 1'
-        )
-    if config.average_from_round is not None and config.average_from_round >= config.rounds:
-        raise ConfigError(
-            f"average_from_round = {config.average_from_round} is past the last of rounds = {config.rounds} (from 0)"
-        )
+    if config.slices in ("none", ()) and not config.train_head:
+        raise ConfigError('slices = "none" and train_head = false leave nothing to train')
+    if not isinstance(config.slices, str) and len(set(config.slices)) != len(config.slices):
+        raise ConfigError("slices names one slice twice")
+
+
+def _check_server_methods(config: RunConfig) -> None:
+    """What the server's options cannot be together."""
     if config.head_warm_up_rounds and not config.train_head:
         raise ConfigError(
             f"head_warm_up_rounds = {config.head_warm_up_rounds} trains a head that train_head = false leaves alone"
@@ -203,7 +202,19 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError(
             'head_split = true deals the head to one place, split = "whole" gives it to all: choose one'
         )
-    if config.slices in ("none", ()) and not config.train_head:
-        raise ConfigError('slices = "none" and train_head = false leave nothing to train')
-    if not isinstance(config.slices, str) and len(set(config.slices)) != len(config.slices):
-        raise ConfigError("slices names one slice twice")
+    slices = config.server_optimizer.slices
+    if config.lora_aggregation == "product_svd" and (slices.name, slices.rate) != ("sgd", 1.0):
+        raise ConfigError(
+            f'lora_aggregation = "product_svd" sets the factors: server_optimizer.slices = "{slices.name}" at rate '
+            f'{slices.rate:g} would step on factors whose basis turns; use "sgd" at rate 1'
+        )
+    if config.gate_variance is not None and config.min_results < 2:
+        raise ConfigError(
+            f"gate_variance compares two halves of a round, min_results = {config.min_results} gives one: set 2"
+        )
+    if config.gate_variance is not None and config.slices in ("none", ()):
+        raise ConfigError('gate_variance compares slices, and slices = "none" trains none')
+    if config.average_from_round is not None and config.average_from_round >= config.rounds:
+        raise ConfigError(
+            f"average_from_round = {config.average_from_round} is past the last of rounds = {config.rounds} (from 0)"
+        )

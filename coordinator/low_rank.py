@@ -2,8 +2,8 @@
 
 A LoRA slice adds B A, with A (r, in) and B (out, r). The mean of the factors is not the factors of the mean: mean(B)
 mean(A) differs from mean(B A) by the covariance of the devices' factors. Here each device's product, made of its
-values after the task, enters the mean, and the leading r singular triplets of what comes out become the new factors: the closest
-matrix of that rank (Eckart & Young 1936).
+values after the task, enters the mean, and the leading r singular triplets of what comes out become the new factors:
+the closest matrix of that rank (Eckart & Young 1936).
 
 One matrix (out, in) of float64 is held for each LoRA slice, whatever the number of devices.
 """

@@ -181,6 +181,11 @@ def keep_more_values(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE runs ADD COLUMN reference_sha256 TEXT")
 
 
+def mark_gated_rounds(connection: sqlite3.Connection) -> None:
+    """Whether a committed round left the values as they were, because its halves differed too much."""
+    connection.execute("ALTER TABLE rounds ADD COLUMN gated INTEGER NOT NULL DEFAULT 0")
+
+
 #: In the order in which they run.
 ALL = (
     create_devices,
@@ -189,4 +194,5 @@ ALL = (
     deal_heads,
     count_change_bytes,
     keep_more_values,
+    mark_gated_rounds,
 )

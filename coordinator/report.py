@@ -32,8 +32,9 @@ def columns(task: TaskKind) -> tuple[str, ...]:
 
 def row(summary: RoundSummary, task: TaskKind) -> tuple[str, ...]:
     """One round as texts, in the order of :func:`columns`; a dash for what was not measured."""
+    state = " gated" if summary.gated else "" if summary.state == "committed" else f" {summary.state}"
     return (
-        str(summary.round) if summary.state == "committed" else f"{summary.round} {summary.state}",
+        f"{summary.round}{state}",
         _score(task, summary.accuracy, summary.perplexity) or "-",
         "-" if summary.loss is None else f"{summary.loss:.4f}",
         human_bytes(summary.bytes_up),

@@ -224,6 +224,7 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
         state=stores.private_blobs.put(moved.state.encode()),
         average=None if moved.average is None else stores.blobs.put(encode_values(moved.average)),
         reference=None if moved.reference is None else stores.blobs.put(encode_values(moved.reference)),
+        gated_variance=moved.gated_variance,
     )
     with stores.storage.transaction() as connection:
         if _open_row(connection, run) is None:
@@ -238,12 +239,13 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
 
 @dataclass(frozen=True)
 class Committed:
-    """Digests of what a round left: see :class:`coordinator.server_step.Moved`."""
+    """What a round left, by sha256: see :class:`coordinator.server_step.Moved`."""
 
     values: str
     state: str
     average: str | None
     reference: str | None
+    gated_variance: float | None
 
 
 def _commit(
@@ -253,9 +255,15 @@ def _commit(
     last = count == run.config.rounds
     evaluation = run.config.evaluation
     connection.execute(
-        "UPDATE rounds SET state = 'committed', closed_s = ? WHERE run_id = ? AND round = ?",
-        (now_s, run.run_id, number),
+        "UPDATE rounds SET state = 'committed', closed_s = ?, gated = ? WHERE run_id = ? AND round = ?",
+        (now_s, committed.gated_variance is not None, run.run_id, number),
     )
+    if committed.gated_variance is not None:
+        message = (
+            f"variance {committed.gated_variance:.3g} between the halves exceeds gate_variance = "
+            f"{run.config.gate_variance:g}; the values stay, the next round adds to what came in"
+        )
+        record(connection, now_s, "round_gated", message, run_id=run.run_id, round_number=number)
     connection.execute(
         "UPDATE runs SET values_sha256 = ?, optimizer_sha256 = ?, average_sha256 = ?, reference_sha256 = ?,"
         " committed = ?, abandoned_in_a_row = 0 WHERE run_id = ?",
@@ -352,10 +360,13 @@ def _contributions(
 ) -> Iterator[Contribution]:
     for row in results:
         task = msgspec.json.decode(row["task"], type=Task)
-        data = stores.private_blobs.get(row["change_sha256"])
+        change = read_change(run.manifest, task, values, stores.private_blobs.get(row["change_sha256"]))
+        finite = all(np.isfinite(array).all() for array in change.values())
+        if not finite:
+            log.warning("replay_overflowed run=%s task=%s", run.run_id, task.task_id)
         yield Contribution(
-            row["examples"],
-            read_change(run.manifest, task, values, data),
+            row["examples"] if finite else 0,
+            change,
             steps=row["steps_applied"] if run.config.normalise_steps else 1,
             place=row["slot"],
         )

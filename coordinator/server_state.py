@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from coordinator.aggregation import Sum, Sums
 from coordinator.server_optimizers import DoubleArray, Moments
 from edge_runtime.errors import DigestError
 from edge_runtime.slices import Values
 
 Array = NDArray[Any]
+HALVES = ("even", "odd")
 
 
 @dataclass(frozen=True)
@@ -53,21 +55,27 @@ class ServerState:
         average: of the values after each round from ``average_from_round`` on.
         reference: the latest mean change of each slice tensor that was ever trained, for directions that are
             compared with it.
+        kept: what a gate holds back, of places of even and of odd number.
     """
 
     moments: Mapping[str, Moments] = field(default_factory=dict)
     average: Average = Average()
     reference: Values = field(default_factory=dict)
+    kept: tuple[Sums, Sums] = field(default_factory=lambda: ({}, {}))
 
     def encode(self) -> bytes:
         """Safetensors bytes, a part in front of each tensor's name; equal states, equal bytes."""
-        flat = {
+        flat: dict[str, Array] = {
             **_named("m", {name: each.m for name, each in self.moments.items()}),
             **_named("v", {name: each.v for name, each in self.moments.items()}),
             **_named("average", self.average.totals),
             "averaged rounds": np.array([self.average.rounds]),
             **_named("reference", self.reference),
         }
+        for half, sums in zip(HALVES, self.kept, strict=True):
+            flat |= _named(half, {name: each.total for name, each in sums.items()})
+            weights = {name: np.array([each.examples, each.steps]) for name, each in sums.items()}
+            flat |= _named(f"{half} weights", weights)
         return bytes(save({name: np.ascontiguousarray(flat[name]) for name in sorted(flat)}))
 
     @classmethod
@@ -81,6 +89,7 @@ class ServerState:
                 moments={name: Moments(m, v[name]) for name, m in _part(flat, "m").items()},
                 average=Average(_part(flat, "average"), 0 if rounds is None else int(rounds[0])),
                 reference=_part(flat, "reference"),
+                kept=(_sums(flat, HALVES[0]), _sums(flat, HALVES[1])),
             )
         except (SafetensorError, ValueError, KeyError) as error:
             raise DigestError(f"the stored server state cannot be read: {error}") from error
@@ -88,6 +97,11 @@ class ServerState:
 
 def _named(part: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
     return {f"{part}:{name}": array for name, array in arrays.items()}
+
+
+def _sums(flat: Mapping[str, Array], half: str) -> Sums:
+    weights = _part(flat, f"{half} weights")
+    return {name: Sum(total, *weights[name].tolist()) for name, total in _part(flat, half).items()}
 
 
 def _part(flat: Mapping[str, Array], part: str) -> dict[str, Array]:

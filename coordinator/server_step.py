@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from coordinator.aggregation import Contribution, apply_changes, mean_change
+from coordinator.aggregation import Contribution, add, apply_changes, means, merged
 from coordinator.config import RunConfig
 from coordinator.low_rank import factor_changes, with_products
 from coordinator.server_state import ServerState
+from coordinator.variance_gate import disagreement
 from edge_runtime.package import SliceSpec
 from edge_runtime.slices import Values, shapes
 
@@ -23,12 +24,14 @@ class Moved:
         values: from which training goes on. state: what the server keeps beside them.
         average: what is evaluated and handed over in their place, once there is a mean.
         reference: values of all slices but the head, that directions are compared with; None if they are not.
+        gated_variance: for which the gate held everything back; None if it did not.
     """
 
     values: Values
     state: ServerState
     average: Values | None
     reference: Values | None
+    gated_variance: float | None
 
 
 def move(
@@ -51,28 +54,46 @@ def move(
     Returns:
         values that may be infinite if a change was enormous: the caller checks.
     """
-    # 1. Contributions are summed, 2. and averaged; of LoRA's factors, if so asked, the product.
+    heads = frozenset(shapes(spec for spec in specs if spec.kind == "head"))
+    # 1. Contributions are summed, on top of what a gate kept; of LoRA's factors, if so asked, the product.
     if config.lora_aggregation == "product_svd":
         contributions = with_products(contributions, values, specs)
-    changes = factor_changes(mean_change(contributions), values, specs)
-    # 3. The server's optimisers step.
-    heads = frozenset(shapes(spec for spec in specs if spec.kind == "head"))
+    even, odd = dict(state.kept[0]), dict(state.kept[1])
+    for contribution in contributions:
+        add(odd if config.gate_variance is not None and contribution.place % 2 else even, contribution)
+    # 2. A gate may hold them back: then nothing moves, and the next round adds to them.
+    variance = disagreement(even, odd, heads)
+    if config.gate_variance is not None and variance is not None and variance > config.gate_variance:
+        return _outcome(values, replace(state, kept=(even, odd)), config, specs, gated_variance=variance)
+    # 3. They are averaged.
+    changes = factor_changes(means(merged(even, odd)), values, specs)
+    # 4. The server's optimisers step.
     new_values, moments = apply_changes(
         values, state.moments, changes, head=heads, optimizers=config.server_optimizer
     )
-    # 4. The values enter the mean; 5. their change is what the next round's directions are compared with.
+    # 5. The values enter their mean; their change is what the next round's directions are compared with.
     average, reference = state.average, state.reference
     if config.average_from_round is not None and round_number >= config.average_from_round:
         average = average.plus(new_values)
     if config.directions == "filtered":
-        sliced = {name: mean.astype(np.float32) for name, mean in changes.items() if name not in heads}
+        with np.errstate(over="ignore"):
+            sliced = {name: mean.astype(np.float32) for name, mean in changes.items() if name not in heads}
         reference = {**reference, **sliced}
-    return Moved(
-        new_values,
-        ServerState(moments, average, reference),
-        average=average.values if average.rounds else None,
-        reference=_complete(reference, specs) if config.directions == "filtered" else None,
-    )
+    return _outcome(new_values, ServerState(moments, average, reference), config, specs)
+
+
+def _outcome(
+    values: Values,
+    state: ServerState,
+    config: RunConfig,
+    specs: Sequence[SliceSpec],
+    gated_variance: float | None = None,
+) -> Moved:
+    reference = None
+    if config.directions == "filtered" and state.reference:
+        reference = _complete(state.reference, specs)
+    average = state.average.values if state.average.rounds else None
+    return Moved(values, state, average, reference, gated_variance)
 
 
 def _complete(reference: Values, specs: Sequence[SliceSpec]) -> Values:

@@ -17,10 +17,11 @@ class RoundSummary(Struct, frozen=True):
     """One round.
 
     Bytes are of request and response bodies; ``bytes_up_per_task`` is the mean over counted results of the change
-    alone, safetensors header included. Peaks are the largest over the round's devices;
-    ``accuracy`` and ``loss`` are the global model's on the coordinator's rows after the round, ``train_loss``
-    the example-weighted mean the devices reported. For language modelling ``accuracy`` is the share of next tokens
-    predicted right, ``loss`` the mean over tokens, and ``perplexity`` its exponential. None: not measured (yet).
+    alone, safetensors header included. Peaks are the largest over the round's devices. ``accuracy`` and ``loss`` are
+    the global model's on the coordinator's rows after the round, ``train_loss`` the example-weighted mean the devices
+    reported. For language modelling ``accuracy`` is the share of next tokens predicted right, ``loss`` the mean over
+    tokens, and ``perplexity`` its exponential. A ``gated`` round was committed and left the values as they were.
+    None: not measured (yet).
     """
 
     round: int
@@ -41,6 +42,7 @@ class RoundSummary(Struct, frozen=True):
     examples: int
     perplexity: float | None = None
     bytes_up_per_task: float | None = None
+    gated: bool = False
 
 
 class RunSummary(Struct, frozen=True):
@@ -172,6 +174,7 @@ def _round(connection: sqlite3.Connection, row: sqlite3.Row, evaluation: sqlite3
         failed=sum(task["reason"] in FAILED for task in tasks),
         examples=examples,
         perplexity=_perplexity(evaluation),
+        gated=bool(row["gated"]),
         bytes_up_per_task=sum(r["change_bytes"] for r in results) / len(results) if results else None,
     )
 

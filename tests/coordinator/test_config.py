@@ -45,6 +45,8 @@ BAD = {
         {"lora_aggregation": "product_svd", "server_optimizer": {"slices": {"rate": 0.5}}},
         '"sgd" at rate 0.5',
     ),
+    "a gate on one result": ({"gate_variance": 0.1}, "min_results = 1 gives one: set 2"),
+    "a gate without slices": ({"gate_variance": 0.1, "min_results": 2, "slices": "none"}, "trains none"),
     "a mean of nothing": ({"average_from_round": 2}, "average_from_round = 2 is past the last of rounds = 2"),
     "a warm-up without a head": ({"head_warm_up_rounds": 2, "train_head": False}, "head_warm_up_rounds = 2"),
     "an unknown split": ({"split": "random"}, "split"),

@@ -561,3 +561,20 @@ def test_more_steps_than_asked_are_refused(world: World) -> None:
     """A result that claims more applied steps than its task has is refused: they may weigh its change."""
     device, task = open_task(world)
     assert code_of(device.deliver(device.result(task, steps_applied=4)), 422) == "too_many_steps"
+
+
+def test_an_overflowing_report_weighs_nothing(world: World) -> None:
+    """Numbers whose steps leave float32 are no change: the round commits by what the other devices sent."""
+    world.fleet("a", "b")
+    world.create_run(report="scalars", local_optimizer={"name": "sgd", "slice_rate": 1e6})
+    world.play()
+    for device, jvp in zip(world.devices.values(), (3e38, 1.0), strict=True):
+        task = device.task()
+        assert task is not None
+        report = scalars(**{"scalars/jvps": np.full((2, 1, 4), jvp, np.float32)})
+        assert device.deliver(result_with(device, task, report)).json() == {"status": "counted"}
+    world.play()
+    assert world.run()["rounds"][0]["state"] == "committed"
+    values = decode_values(world.values(), SPECS)
+    assert all(np.isfinite(array).all() for array in values.values())
+    assert values["head/core"].tolist() == scalars()["head/core"].tolist()

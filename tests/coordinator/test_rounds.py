@@ -338,6 +338,8 @@ OPTIONS: dict[str, dict[str, object]] = {
         "average_from_round": 1,
     },
     "averaged": {"average_from_round": 0},
+    "gated": {"gate_variance": 1e-6, "min_results": 2},
+    "sometimes gated": {"gate_variance": 1.0, "min_results": 2, "average_from_round": 0},
     "reference": {"directions": "filtered", "candidates": 4},
 }
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from coordinator.aggregation import Sum
 from coordinator.server_optimizers import Moments
 from coordinator.server_state import Average, ServerState
 from edge_runtime.errors import DigestError
@@ -22,7 +23,8 @@ def full_state() -> ServerState:
     average = (
         Average().plus({"a/b": random(2, 3).astype(np.float32)}).plus({"a/b": np.ones((2, 3), np.float32)})
     )
-    return ServerState(moments, average, reference={"a/b": random(4).astype(np.float32)})
+    kept = ({"a/b": Sum(random(2, 3), 7, 21), "c/d": Sum(random(1), 3, 3)}, {"a/b": Sum(random(3), 0.1, 2)})
+    return ServerState(moments, average, {"a/b": random(4).astype(np.float32)}, kept)
 
 
 def test_bit_for_bit() -> None:
@@ -34,6 +36,11 @@ def test_bit_for_bit() -> None:
     assert restored.average.rounds == 2
     assert restored.average.totals["a/b"].tobytes() == full_state().average.totals["a/b"].tobytes()
     assert restored.reference["a/b"].tobytes() == random(4).astype(np.float32).tobytes()
+    (even, odd), (kept_even, kept_odd) = restored.kept, full_state().kept
+    assert {name: (each.total.tobytes(), each.examples, each.steps) for name, each in even.items()} == {
+        name: (each.total.tobytes(), each.examples, each.steps) for name, each in kept_even.items()
+    }
+    assert (odd["a/b"].examples, odd["a/b"].steps) == (kept_odd["a/b"].examples, kept_odd["a/b"].steps)
     assert restored.encode() == data
 
 
@@ -52,7 +59,7 @@ def test_other_bytes(data: bytes) -> None:
 def test_a_state_of_moments_alone() -> None:
     """A state stored when the server kept nothing but moments is read: the rest is empty."""
     state = ServerState.decode(save({"m:a/b": random(2), "v:a/b": random(1)}))
-    assert (state.average, state.reference) == (Average(), {})
+    assert (state.average, state.reference, state.kept) == (Average(), {}, ({}, {}))
     assert state.moments["a/b"].v.tobytes() == random(1).tobytes()
 
 
