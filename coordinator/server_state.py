@@ -53,7 +53,7 @@ class ServerState:
     Attributes:
         moments: of the server's optimisers, by flat name; a missing one is initial.
         average: of the values after each round from ``average_from_round`` on.
-        reference: the latest mean change of each slice tensor that was ever trained, for directions that are
+        reference: the latest mean change of each tensor that was ever trained, for directions that are
             compared with it.
         kept: what a gate holds back, of places of even and of odd number.
     """

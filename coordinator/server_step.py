@@ -23,7 +23,7 @@ class Moved:
     Attributes:
         values: from which training goes on. state: what the server keeps beside them.
         average: what is evaluated and handed over in their place, once there is a mean.
-        reference: values of all slices but the head, that directions are compared with; None if they are not.
+        reference: a change of all slices, that directions are compared with; None if they are not.
         gated_variance: for which the gate held everything back; None if it did not.
     """
 
@@ -77,8 +77,7 @@ def move(
         average = average.plus(new_values)
     if config.directions == "filtered":
         with np.errstate(over="ignore"):
-            sliced = {name: mean.astype(np.float32) for name, mean in changes.items() if name not in heads}
-        reference = {**reference, **sliced}
+            reference = reference | {name: mean.astype(np.float32) for name, mean in changes.items()}
     return _outcome(new_values, ServerState(moments, average, reference), config, specs)
 
 
@@ -97,6 +96,5 @@ def _outcome(
 
 
 def _complete(reference: Values, specs: Sequence[SliceSpec]) -> Values:
-    """Zeros for what nobody has trained yet; the head is left out."""
-    wanted = shapes(spec for spec in specs if spec.kind != "head")
-    return {name: reference.get(name, np.zeros(shape, np.float32)) for name, shape in wanted.items()}
+    """Zeros for what nobody has trained yet."""
+    return {name: reference.get(name, np.zeros(shape, np.float32)) for name, shape in shapes(specs).items()}

@@ -55,6 +55,22 @@ BAD = {
         "makes no draws, so draws = 2 must be 1",
     ),
     "an unknown update": ({"update": "sideways"}, "update"),
+    "a local rate of zero": ({"local_optimizer": {"slice_rate": 0.0}}, r"> 0.0.*local_optimizer.slice_rate"),
+    "a local rate beyond": (
+        {"local_optimizer": {"head_rate": 1e7}},
+        r"<= 1000000.0.*local_optimizer.head_rate",
+    ),
+    "no draws": ({"draws": 0}, r">= 1.*draws"),
+    "a knot below one": ({"loss": "phuber", "tau": 1.0}, r"> 1.0.*tau"),
+    "a server's tau of zero": ({"server_optimizer": {"slices": {"tau": 0.0}}}, r"> 0.0.*slices.tau"),
+    "a server's tau beyond": ({"server_optimizer": {"head": {"tau": 1e4}}}, r"<= 1000.0.*head.tau"),
+    "a limit of zero on derivatives": ({"jvp_limit": 0.0}, r"> 0.0.*jvp_limit"),
+    "too many candidates": ({"candidates": 1001}, r"<= 1000.*candidates"),
+    "a gate of zero": ({"gate_variance": 0.0}, r"> 0.0.*gate_variance"),
+    "a mean from before the start": ({"average_from_round": -1}, r">= 0.*average_from_round"),
+    "a negative warm-up": ({"head_warm_up_rounds": -1}, r">= 0.*head_warm_up_rounds"),
+    "an unknown report": ({"report": "gradients"}, "report"),
+    "an unknown mean of LoRA": ({"lora_aggregation": "stacked"}, "lora_aggregation"),
     "seed too large": ({"seed": 1 << 63}, "seed"),
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import msgspec
 import numpy as np
 import pytest
@@ -158,3 +160,25 @@ def test_other_slices_have_no_factors(world: World, lora_aggregation: str) -> No
     answer = world.admin("POST", "/v1/admin/runs", world.config(lora_aggregation=lora_aggregation))
     assert answer.status_code == 422
     assert "--slice lora" in answer.json()["message"]
+
+
+def test_memory_is_one_matrix_a_slice() -> None:
+    """Twenty devices take no more memory than two: their products are added up one at a time."""
+    side = 128
+    spec = lora_spec("l", side, side, 4)
+    values = {"l/A": matrix(1, 1, 4, side), "l/B": matrix(2, 1, side, 4)}
+    config = run_config(
+        {**RUN, "package": "p", "publisher_key": "A" * 43 + "=", "lora_aggregation": "product_svd"}
+    )
+
+    def peak(devices: int) -> int:
+        contributions = (
+            Contribution(1, {"l/A": matrix(i, 1, 4, side), "l/B": matrix(i, 1, side, 4)})
+            for i in range(devices)
+        )
+        tracemalloc.start()
+        move(values, ServerState(), contributions, config=config, specs=[spec], round_number=0)
+        (_, most), _ = tracemalloc.get_traced_memory(), tracemalloc.stop()
+        return most
+
+    assert peak(20) < 1.2 * peak(2)
