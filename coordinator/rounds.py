@@ -214,7 +214,9 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
         specs=run.manifest.slices,
         round_number=number,
     )
-    if not all(np.isfinite(array).all() for array in moved.values.values()):
+    if not all(
+        np.isfinite(array).all() for array in [*moved.values.values(), *(moved.reference or {}).values()]
+    ):
         with stores.storage.transaction() as connection:
             _abandon(connection, run, number, "the averaged change overflowed", now_s)
         return
