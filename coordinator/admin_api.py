@@ -142,14 +142,17 @@ async def list_events(
 async def fetch_slices(
     run_id: FromPath[str], desk: NamedDependency[Desk], request: Request[None, None, State]
 ) -> Response[None] | Stream:
-    """The run's current slice values as safetensors; its final ones once it is finished."""
+    """The run's slice values as safetensors: with ``average_from_round`` the mean, once there is one.
+
+    They are those that evaluations met. Devices go on from the current ones, which ``state`` of their tasks names.
+    """
     run = await desk.read(lambda connection: runs.find_run(desk.stores, connection, run_id))
-    path = desk.stores.blobs.find(run.values_sha256)
+    path = desk.stores.blobs.find(run.result_sha256)
     if path is None:
         raise RefusalError(404, "unknown_blob", f"the values of run {run.run_id} are missing on the disk")
     return serve_file(
         path,
-        etag=f'"{run.values_sha256}"',
+        etag=f'"{run.result_sha256}"',
         asked=request.headers.get("range"),
         if_range=request.headers.get("if-range"),
     )

@@ -8,6 +8,38 @@ place a round, so that no device class keeps the same slices.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
+
+Split = Literal["cyclic", "whole"]
+
+
+def deal(
+    slices: Sequence[str],
+    heads: Sequence[str],
+    places: int,
+    round_number: int,
+    *,
+    split: Split = "cyclic",
+    head_split: bool = False,
+) -> list[tuple[str, ...]]:
+    """What each place of a round trains, the head included.
+
+    Spry's text gives the head to every place; its released code deals it as one more chunk, the last in order
+    (``head_split``). ``whole`` deals nothing out: FedAvg, FedYogi and FedFGD without a split.
+
+    Args:
+        slices: names in the package's order, without the head. heads: the head's name, or nothing.
+        places: number of places, at least 1. round_number: from 0.
+        split, head_split: of the run's configuration.
+
+    Returns:
+        one tuple of names for each place, in the package's order with the head last.
+    """
+    if split == "whole":
+        return [(*slices, *heads)] * places
+    if head_split:
+        return assign((*slices, *heads), places, round_number)
+    return [(*names, *heads) for names in assign(slices, places, round_number)]
 
 
 def assign(slices: Sequence[str], places: int, round_number: int) -> list[tuple[str, ...]]:

@@ -80,7 +80,8 @@ class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
     Fields of the same name in :class:`edge_runtime.messages.Task` say what devices do. On the coordinator:
     ``split`` deals the slices to the places of a round or gives every place all of them, ``head_split`` deals the
     head like a slice; the first ``head_warm_up_rounds`` rounds train the head alone; ``normalise_steps`` is FedNova;
-    ``average_from_round`` evaluates and hands over the mean of the values after each round from there on (SWA);
+    ``average_from_round`` evaluates and hands over the mean of the values after each round from that number on (SWA);
+    ``lora_aggregation`` averages LoRA's factors, or their product (``product_svd``), or freezes A on devices;
     ``gate_variance`` lets a round move the values only once the two halves of what came in differ by no more.
     """
 
@@ -158,6 +159,7 @@ def run_config(table: dict[str, Any]) -> RunConfig:
     except msgspec.ValidationError as error:
         raise ConfigError(str(error)) from error
     _check_together(config)
+    _check_server_methods(config)
     return config
 
 
@@ -186,3 +188,33 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError('slices = "none" and train_head = false leave nothing to train')
     if not isinstance(config.slices, str) and len(set(config.slices)) != len(config.slices):
         raise ConfigError("slices names one slice twice")
+
+
+def _check_server_methods(config: RunConfig) -> None:
+    """What the server's options cannot be together."""
+    if config.head_warm_up_rounds and not config.train_head:
+        raise ConfigError(
+            f"head_warm_up_rounds = {config.head_warm_up_rounds} trains a head that train_head = false leaves alone"
+        )
+    if config.head_split and not config.train_head:
+        raise ConfigError("head_split = true deals a head that train_head = false leaves alone")
+    if config.head_split and config.split == "whole":
+        raise ConfigError(
+            'head_split = true deals the head to one place, split = "whole" gives it to all: choose one'
+        )
+    slices = config.server_optimizer.slices
+    if config.lora_aggregation == "product_svd" and (slices.name, slices.rate) != ("sgd", 1.0):
+        raise ConfigError(
+            f'lora_aggregation = "product_svd" sets the factors: server_optimizer.slices = "{slices.name}" at rate '
+            f'{slices.rate:g} would step on factors whose basis turns; use "sgd" at rate 1'
+        )
+    if config.gate_variance is not None and config.min_results < 2:
+        raise ConfigError(
+            f"gate_variance compares two halves of a round, min_results = {config.min_results} gives one: set 2"
+        )
+    if config.gate_variance is not None and config.slices in ("none", ()):
+        raise ConfigError('gate_variance compares slices, and slices = "none" trains none')
+    if config.average_from_round is not None and config.average_from_round >= config.rounds:
+        raise ConfigError(
+            f"average_from_round = {config.average_from_round} is past the last of rounds = {config.rounds} (from 0)"
+        )

@@ -160,5 +160,39 @@ def count_evaluated_tokens(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE evaluations ADD COLUMN tokens INTEGER NOT NULL DEFAULT 0")
 
 
+def deal_heads(connection: sqlite3.Connection) -> None:
+    """Places of open rounds name the head, where the run trains it: it used to go to all of them unnamed."""
+    connection.execute(
+        "UPDATE slots SET slices = json_insert(slices, '$[#]', 'head') WHERE (run_id, round) IN ("
+        " SELECT run_id, round FROM rounds JOIN runs USING (run_id)"
+        " WHERE rounds.state IN ('selecting', 'collecting', 'aggregating')"
+        " AND coalesce(json_extract(config, '$.train_head'), 1))"
+    )
+
+
+def count_change_bytes(connection: sqlite3.Connection) -> None:
+    """How many bytes the change of a counted result took on its way; 0: was not counted then."""
+    connection.execute("ALTER TABLE results ADD COLUMN change_bytes INTEGER NOT NULL DEFAULT 0")
+
+
+def keep_more_values(connection: sqlite3.Connection) -> None:
+    """Beside a run's values: their mean over rounds, and what directions are compared with."""
+    connection.execute("ALTER TABLE runs ADD COLUMN average_sha256 TEXT")
+    connection.execute("ALTER TABLE runs ADD COLUMN reference_sha256 TEXT")
+
+
+def mark_gated_rounds(connection: sqlite3.Connection) -> None:
+    """Whether a committed round left the values as they were, because its halves differed too much."""
+    connection.execute("ALTER TABLE rounds ADD COLUMN gated INTEGER NOT NULL DEFAULT 0")
+
+
 #: In the order in which they run.
-ALL = (create_devices, create_runs, count_evaluated_tokens)
+ALL = (
+    create_devices,
+    create_runs,
+    count_evaluated_tokens,
+    deal_heads,
+    count_change_bytes,
+    keep_more_values,
+    mark_gated_rounds,
+)

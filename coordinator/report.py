@@ -10,7 +10,17 @@ from coordinator.summary import EventSummary, RoundSummary, RunSummary
 from edge_runtime.durable import write_durably
 from edge_runtime.package import TaskKind
 
-COLUMNS = ("round", "accuracy", "loss", "up", "down", "seconds", "peak predicted", "peak measured")
+COLUMNS = (
+    "round",
+    "accuracy",
+    "loss",
+    "up",
+    "up a task",
+    "down",
+    "seconds",
+    "peak predicted",
+    "peak measured",
+)
 #: What a run is judged by, where it is not accuracy.
 JUDGED_BY: dict[TaskKind, str] = {"causal_lm": "perplexity"}
 
@@ -22,11 +32,13 @@ def columns(task: TaskKind) -> tuple[str, ...]:
 
 def row(summary: RoundSummary, task: TaskKind) -> tuple[str, ...]:
     """One round as texts, in the order of :func:`columns`; a dash for what was not measured."""
+    state = " gated" if summary.gated else "" if summary.state == "committed" else f" {summary.state}"
     return (
-        str(summary.round) if summary.state == "committed" else f"{summary.round} {summary.state}",
+        f"{summary.round}{state}",
         _score(task, summary.accuracy, summary.perplexity) or "-",
         "-" if summary.loss is None else f"{summary.loss:.4f}",
         human_bytes(summary.bytes_up),
+        human_bytes(summary.bytes_up_per_task),
         human_bytes(summary.bytes_down),
         "-" if summary.seconds is None else f"{summary.seconds:.1f}",
         human_bytes(summary.predicted_peak_bytes),
@@ -49,7 +61,7 @@ def _score(task: TaskKind, accuracy: float | None, perplexity: float | None) -> 
     return "" if accuracy is None else f"{100 * accuracy:.1f} %"
 
 
-def human_bytes(count: int | None) -> str:
+def human_bytes(count: float | None) -> str:
     """Bytes in the largest binary unit that leaves a digit before the point."""
     if count is None:
         return "-"

@@ -10,12 +10,16 @@ from edge_runtime.plan import Planner, Work
 
 
 def required_bytes(manifest: Manifest, config: RunConfig, slices: Sequence[str], floor_bytes: int) -> int:
-    """Smallest cap, in bytes, under which a device with this floor (0: unknown) has a plan to train ``slices``."""
+    """Smallest cap, in bytes, under which a device with this floor (0: unknown) has a plan to train ``slices``.
+
+    The head may be among them. Every plan has room for its exact gradient; perturbed it is planned like a slice.
+    """
+    exact_head = None if manifest.head is None or config.head == "perturbed" else manifest.head.name
     work = Work(
         batch_size=config.batch_size,
         sequence=min(config.sequence_limit, manifest.sequence_limit),
         draws=config.draws,
-        slices=tuple(slices),
+        slices=tuple(name for name in slices if name != exact_head),
         update=config.update,
     )
     return Planner(manifest, floor_bytes=floor_bytes).smallest_cap(work)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import sqlite3
 
 import msgspec
 
 from coordinator.auth import Device
+from coordinator.changes import check_change
 from coordinator.refusals import RefusalError
 from coordinator.runs import Run, find_run
 from coordinator.stores import Stores
 from edge_runtime.errors import SliceError
 from edge_runtime.messages import MemoryReport, Result, ResultReceipt, Task
-from edge_runtime.package import Manifest, SliceSpec
-from edge_runtime.slices import decode_values
 
 
 def accept(
@@ -35,8 +33,8 @@ def accept(
     """
     # 1. Whose task is it, and is it this task?
     row = connection.execute(
-        "SELECT tasks.*, slots.slices, rounds.state AS round_state FROM tasks"
-        " JOIN slots USING (run_id, round, slot) JOIN rounds USING (run_id, round) WHERE task_id = ?",
+        "SELECT tasks.*, rounds.state AS round_state FROM tasks JOIN rounds USING (run_id, round)"
+        " WHERE task_id = ?",
         (task_id,),
     ).fetchone()
     if row is None:
@@ -65,7 +63,8 @@ def accept(
     stores.private_blobs.put(result.change)
     connection.execute("UPDATE tasks SET state = 'counted' WHERE task_id = ?", (task_id,))
     connection.execute(
-        "INSERT INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO results (task_id, change_sha256, examples, steps_applied, steps_skipped, mean_loss,"
+        " seconds, memory, received_s, change_bytes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             task_id,
             result.change_sha256,
@@ -76,14 +75,10 @@ def accept(
             result.seconds,
             msgspec.json.encode(result.memory).decode(),
             now_s,
+            len(result.change),
         ),
     )
     return ResultReceipt("counted")
-
-
-def changed_slices(manifest: Manifest, slices: list[str], train_head: bool) -> list[SliceSpec]:
-    """The slices whose change a task must bring: its own, and the head if it trains it."""
-    return [spec for spec in manifest.slices if (train_head if spec.kind == "head" else spec.name in slices)]
 
 
 def memory_of(row: sqlite3.Row) -> MemoryReport:
@@ -101,8 +96,11 @@ def _check_content(run: Run, row: sqlite3.Row, result: Result) -> None:
         raise RefusalError(
             422, "too_many_examples", f"{result.examples} examples exceed steps times batch_size = {limit}"
         )
-    specs = changed_slices(run.manifest, json.loads(row["slices"]), task.train_head)
+    if result.steps_applied > task.steps:
+        raise RefusalError(
+            422, "too_many_steps", f"{result.steps_applied} steps applied exceed the task's {task.steps}"
+        )
     try:
-        decode_values(result.change, specs)
+        check_change(run.manifest, task, result.change)
     except SliceError as error:
         raise RefusalError(422, "bad_slices", str(error)) from error

@@ -10,22 +10,25 @@ import json
 import logging
 import sqlite3
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
-from coordinator.aggregation import Contribution, apply_changes, mean_change
-from coordinator.assignment import assign
+from coordinator.aggregation import Contribution
+from coordinator.changes import read_change
 from coordinator.evaluation import INITIAL, enqueue
 from coordinator.events import record
 from coordinator.requirements import required_bytes
-from coordinator.results import changed_slices
 from coordinator.runs import Run, active_run, end_run
 from coordinator.selection import Candidate, draw_order, fit, substitute
-from coordinator.server_optimizers import decode_moments, encode_moments
+from coordinator.server_state import ServerState
+from coordinator.server_step import move
 from coordinator.stores import Stores
 from coordinator.tasks import lapse, reserve
 from edge_runtime.errors import EdgeError
-from edge_runtime.slices import decode_values, encode_values, shapes
+from edge_runtime.messages import Task
+from edge_runtime.slices import Values, decode_values, encode_values
 
 log = logging.getLogger("coordinator")
 
@@ -194,56 +197,82 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
             return
         number = round_row["round"]
         results = connection.execute(
-            "SELECT slot, slices, change_sha256, examples FROM tasks JOIN results USING (task_id)"
-            " JOIN slots USING (run_id, round, slot)"
+            "SELECT slot, task, change_sha256, examples, steps_applied FROM tasks JOIN results USING (task_id)"
             " WHERE run_id = ? AND round = ? AND state = 'counted' ORDER BY slot",
             (run.run_id, number),
         ).fetchall()
-    # 1. Mean over the results, read one at a time in the order of their places.
-    specs = run.manifest.slices
-    changes = mean_change(_contributions(stores, run, results))
-    # 2. One step of the server's optimisers.
-    values = decode_values(stores.blobs.get(run.values_sha256), specs)
-    moments = decode_moments(stores.private_blobs.get(run.optimizer_sha256)) if run.optimizer_sha256 else {}
-    head = frozenset(shapes(spec for spec in run.manifest.slices if spec.kind == "head"))
-    values, moments = apply_changes(
-        values, moments, changes, head=head, optimizers=run.config.server_optimizer
+    # 1. What the devices contributed, one at a time in the order of their places, moves the values.
+    values = decode_values(stores.blobs.get(run.values_sha256), run.manifest.slices)
+    state = ServerState()
+    if run.optimizer_sha256 is not None:
+        state = ServerState.decode(stores.private_blobs.get(run.optimizer_sha256))
+    moved = move(
+        values,
+        state,
+        _contributions(stores, run, values, results),
+        config=run.config,
+        specs=run.manifest.slices,
+        round_number=number,
     )
-    if not all(np.isfinite(array).all() for array in values.values()):
+    if not all(
+        np.isfinite(array).all() for array in [*moved.values.values(), *(moved.reference or {}).values()]
+    ):
         with stores.storage.transaction() as connection:
             _abandon(connection, run, number, "the averaged change overflowed", now_s)
         return
-    # 3. Bytes first, then the one transaction that makes them count.
-    new_values = stores.blobs.put(encode_values(values))
-    new_optimizer = stores.private_blobs.put(encode_moments(moments))
+    # 2. Bytes first, then the one transaction that makes them count.
+    committed = Committed(
+        values=stores.blobs.put(encode_values(moved.values)),
+        state=stores.private_blobs.put(moved.state.encode()),
+        average=None if moved.average is None else stores.blobs.put(encode_values(moved.average)),
+        reference=None if moved.reference is None else stores.blobs.put(encode_values(moved.reference)),
+        gated_variance=moved.gated_variance,
+    )
     with stores.storage.transaction() as connection:
         if _open_row(connection, run) is None:
             return  # the operator stopped the run meanwhile
-        _commit(connection, run, number, values=new_values, optimizer=new_optimizer, now_s=now_s)
-    # 4. What only this round needed can go.
-    outdated = {row["change_sha256"] for row in results} | {run.optimizer_sha256 or new_optimizer}
-    for sha256 in outdated - {new_optimizer}:
+        _commit(connection, run, number, committed, now_s=now_s)
+    # 3. What only this round needed can go.
+    outdated = {row["change_sha256"] for row in results} | {run.optimizer_sha256 or committed.state}
+    for sha256 in outdated - {committed.state}:
         stores.private_blobs.discard(sha256)
     log.info("round_committed run=%s round=%d results=%d", run.run_id, number, len(results))
 
 
+@dataclass(frozen=True)
+class Committed:
+    """What a round left, by sha256: see :class:`coordinator.server_step.Moved`."""
+
+    values: str
+    state: str
+    average: str | None
+    reference: str | None
+    gated_variance: float | None
+
+
 def _commit(
-    connection: sqlite3.Connection, run: Run, number: int, *, values: str, optimizer: str, now_s: float
+    connection: sqlite3.Connection, run: Run, number: int, committed: Committed, *, now_s: float
 ) -> None:
-    committed = run.committed + 1
-    last = committed == run.config.rounds
+    count = run.committed + 1
+    last = count == run.config.rounds
     evaluation = run.config.evaluation
     connection.execute(
-        "UPDATE rounds SET state = 'committed', closed_s = ? WHERE run_id = ? AND round = ?",
-        (now_s, run.run_id, number),
+        "UPDATE rounds SET state = 'committed', closed_s = ?, gated = ? WHERE run_id = ? AND round = ?",
+        (now_s, committed.gated_variance is not None, run.run_id, number),
     )
+    if committed.gated_variance is not None:
+        message = (
+            f"variance {committed.gated_variance:.3g} between the halves exceeds gate_variance = "
+            f"{run.config.gate_variance:g}; the values stay, the next round adds to what came in"
+        )
+        record(connection, now_s, "round_gated", message, run_id=run.run_id, round_number=number)
     connection.execute(
-        "UPDATE runs SET values_sha256 = ?, optimizer_sha256 = ?, committed = ?, abandoned_in_a_row = 0"
-        " WHERE run_id = ?",
-        (values, optimizer, committed, run.run_id),
+        "UPDATE runs SET values_sha256 = ?, optimizer_sha256 = ?, average_sha256 = ?, reference_sha256 = ?,"
+        " committed = ?, abandoned_in_a_row = 0 WHERE run_id = ?",
+        (committed.values, committed.state, committed.average, committed.reference, count, run.run_id),
     )
-    if evaluation is not None and (last or committed % evaluation.every_rounds == 0):
-        enqueue(connection, run.run_id, number, values)
+    if evaluation is not None and (last or count % evaluation.every_rounds == 0):
+        enqueue(connection, run.run_id, number, committed.average or committed.values)
     if last and evaluation is not None:
         connection.execute("UPDATE runs SET state = 'evaluating' WHERE run_id = ?", (run.run_id,))
     elif last:
@@ -282,7 +311,7 @@ def _seat(run: Run, order: list[Candidate]) -> tuple[list[tuple[str, ...]], dict
     """Deal slices to as many places as can be served; fewer devices mean more slices each."""
     count = min(run.config.devices_per_round, len(order))
     while count > 0:
-        places = assign(run.slices, count, run.next_round)
+        places = run.deal(count)
         chosen = fit(order, count, _requirement(run, places))
         if len(chosen) == count:
             return places, chosen
@@ -328,11 +357,20 @@ def _requirement(run: Run, places: list[tuple[str, ...]]) -> Callable[[int, Cand
     return needed
 
 
-def _contributions(stores: Stores, run: Run, results: list[sqlite3.Row]) -> Iterator[Contribution]:
+def _contributions(
+    stores: Stores, run: Run, values: Values, results: list[sqlite3.Row]
+) -> Iterator[Contribution]:
     for row in results:
-        specs = changed_slices(run.manifest, json.loads(row["slices"]), run.config.train_head)
+        task = msgspec.json.decode(row["task"], type=Task)
+        change = read_change(run.manifest, task, values, stores.private_blobs.get(row["change_sha256"]))
+        finite = all(np.isfinite(array).all() for array in change.values())
+        if not finite:
+            log.warning("replay_overflowed run=%s task=%s", run.run_id, task.task_id)
         yield Contribution(
-            row["examples"], decode_values(stores.private_blobs.get(row["change_sha256"]), specs)
+            row["examples"] if finite else 0,
+            change,
+            steps=row["steps_applied"] if run.config.normalise_steps else 1,
+            place=row["slot"],
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from coordinator.assignment import deal
 from coordinator.config import RunConfig
 from coordinator.events import record
 from coordinator.refusals import RefusalError
@@ -23,7 +24,13 @@ ACTIVE = ("running", "evaluating")
 
 @dataclass(frozen=True)
 class Run:
-    """A run as the database has it at one moment, with its configuration and manifest."""
+    """A run as the database has it at one moment, with its configuration and manifest.
+
+    Attributes:
+        values_sha256: from which training goes on. optimizer_sha256: the server's state beside them.
+        average_sha256: mean of the values after several rounds, once there is one.
+        reference_sha256: what the next round's directions are compared with, once there is such a thing.
+    """
 
     run_id: str
     config: RunConfig
@@ -36,11 +43,35 @@ class Run:
     next_round: int
     committed: int
     abandoned_in_a_row: int
+    average_sha256: str | None
+    reference_sha256: str | None
+
+    @property
+    def result_sha256(self) -> str:
+        """The values that are evaluated and handed over: the mean once there is one, until then the current ones."""
+        return self.average_sha256 or self.values_sha256
 
     @property
     def slices(self) -> tuple[str, ...]:
         """Names of the slices the run trains by forward mode, in the package's order, without the head."""
         return trained_slices(self.config, self.manifest)
+
+    def deal(self, places: int) -> list[tuple[str, ...]]:
+        """What each place of the next round trains, the head included where it trains that too.
+
+        While the head warms up, it alone. The deal turns with the rounds' numbers, those of the warm-up too.
+        """
+        head = self.manifest.head
+        if head is not None and self.committed < self.config.head_warm_up_rounds:
+            return [(head.name,)] * places
+        return deal(
+            self.slices,
+            [head.name] if head is not None and self.config.train_head else [],
+            places,
+            self.next_round,
+            split=self.config.split,
+            head_split=self.config.head_split,
+        )
 
 
 def trained_slices(config: RunConfig, manifest: Manifest) -> tuple[str, ...]:
@@ -82,6 +113,7 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float) -> str:
         raise ConfigError(
             f"package {package.manifest.name} has no slice but the head, and train_head is false"
         )
+    _check_lora(config, package.manifest, slices)
     required_bytes(package.manifest, config, slices, 0)  # raises if the package cannot train as asked
     if config.evaluation is not None and not Path(config.evaluation.data).is_file():
         raise ConfigError(f"evaluation.data names {config.evaluation.data}, which is no file here")
@@ -102,6 +134,19 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float) -> str:
         )
         record(connection, now_s, "run_created", f"package {package.manifest.name}", run_id=run_id)
     return run_id
+
+
+def _check_lora(config: RunConfig, manifest: Manifest, slices: tuple[str, ...]) -> None:
+    """Only plain LoRA has an A and a B that could be averaged in another way than tensor by tensor."""
+    if config.lora_aggregation == "factors":
+        return
+    for spec in map(manifest.slice_named, slices):
+        if spec.kind != "lora":
+            raise ConfigError(
+                f'lora_aggregation = "{config.lora_aggregation}" needs plain LoRA, slice {spec.name} of package '
+                f"{manifest.name} is {spec.kind}: export it with --slice lora, or leave lora_aggregation at "
+                '"factors"'
+            )
 
 
 def active_run(stores: Stores, connection: sqlite3.Connection) -> Run | None:
@@ -137,6 +182,8 @@ def run_of(stores: Stores, row: sqlite3.Row) -> Run:
         next_round=row["next_round"],
         committed=row["committed"],
         abandoned_in_a_row=row["abandoned_in_a_row"],
+        average_sha256=row["average_sha256"],
+        reference_sha256=row["reference_sha256"],
     )
 
 

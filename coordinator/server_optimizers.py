@@ -15,16 +15,12 @@ travels, so a restart from the stored values continues bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from coordinator.config import ServerOptimizerConfig
-from edge_runtime.errors import DigestError
 from edge_runtime.slices import FloatArray
 
 DoubleArray = NDArray[np.float64]
@@ -71,26 +67,6 @@ def step(
     else:
         v = config.beta2 * v + (1 - config.beta2) * squared
     return _moved(x, config.rate * m / (np.sqrt(v) + config.tau)), Moments(m, v)
-
-
-def encode_moments(moments: Mapping[str, Moments]) -> bytes:
-    """Safetensors bytes, float64, ``m:NAME`` and ``v:NAME`` for each tensor; equal states, equal bytes."""
-    flat = {}
-    for name in sorted(moments):
-        flat[f"m:{name}"] = np.ascontiguousarray(moments[name].m)
-        flat[f"v:{name}"] = np.ascontiguousarray(moments[name].v)
-    return bytes(save(flat))
-
-
-def decode_moments(data: bytes) -> dict[str, Moments]:
-    """Inverse of :func:`encode_moments`; :class:`DigestError` if these are other bytes."""
-    try:
-        flat = load(data)
-        return {
-            name[2:]: Moments(flat[name], flat[f"v:{name[2:]}"]) for name in flat if name.startswith("m:")
-        }
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise DigestError(f"the stored optimiser state cannot be read: {error}") from error
 
 
 def _moved(x: FloatArray, by: DoubleArray) -> FloatArray:

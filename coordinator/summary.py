@@ -16,10 +16,12 @@ from edge_runtime.package import TaskKind
 class RoundSummary(Struct, frozen=True):
     """One round.
 
-    Bytes are of request and response bodies; peaks are the largest over the round's devices;
-    ``accuracy`` and ``loss`` are the global model's on the coordinator's rows after the round, ``train_loss``
-    the example-weighted mean the devices reported. For language modelling ``accuracy`` is the share of next tokens
-    predicted right, ``loss`` the mean over tokens, and ``perplexity`` its exponential. None: not measured (yet).
+    Bytes are of request and response bodies; ``bytes_up_per_task`` is the mean over counted results of the change
+    alone, safetensors header included. Peaks are the largest over the round's devices. ``accuracy`` and ``loss`` are
+    the global model's on the coordinator's rows after the round, ``train_loss`` the example-weighted mean the devices
+    reported. For language modelling ``accuracy`` is the share of next tokens predicted right, ``loss`` the mean over
+    tokens, and ``perplexity`` its exponential. A ``gated`` round was committed and left the values as they were.
+    None: not measured (yet).
     """
 
     round: int
@@ -39,10 +41,16 @@ class RoundSummary(Struct, frozen=True):
     failed: int
     examples: int
     perplexity: float | None = None
+    bytes_up_per_task: float | None = None
+    gated: bool = False
 
 
 class RunSummary(Struct, frozen=True):
-    """A run with its rounds; ``initial_*`` are of the values it started from."""
+    """A run with its rounds; ``initial_*`` are of the values it started from.
+
+    ``values_sha256`` names what ``fetch-slices`` gives and evaluations meet: with ``average_from_round`` the mean, once
+    there is one.
+    """
 
     run_id: str
     name: str
@@ -111,7 +119,7 @@ def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = T
         started_s=row["started_s"],
         finished_s=row["finished_s"],
         package_sha256=run.package_sha256,
-        values_sha256=run.values_sha256,
+        values_sha256=run.result_sha256,
         config=run.config,
         rounds=rounds,
         task=run.manifest.task,
@@ -166,6 +174,8 @@ def _round(connection: sqlite3.Connection, row: sqlite3.Row, evaluation: sqlite3
         failed=sum(task["reason"] in FAILED for task in tasks),
         examples=examples,
         perplexity=_perplexity(evaluation),
+        gated=bool(row["gated"]),
+        bytes_up_per_task=sum(r["change_bytes"] for r in results) / len(results) if results else None,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 
-from coordinator.assignment import assign
 from coordinator.auth import Device
 from coordinator.events import record
 from coordinator.refusals import RefusalError
@@ -151,12 +150,13 @@ def _hand_out(
     request: CheckInRequest,
     now_s: float,
 ) -> SignedTask | NotEligible:
-    slices = tuple(json.loads(row["slices"]))
-    needed = required_bytes(run.manifest, run.config, slices, request.floor_bytes)
+    dealt = json.loads(row["slices"])
+    needed = required_bytes(run.manifest, run.config, dealt, request.floor_bytes)
     if needed > request.cap_bytes:
         lapse(connection, row["task_id"], "cap_too_small")
         return _too_small(connection, run, device, needed, request.cap_bytes, now_s=now_s)
     config = run.config
+    head = run.manifest.head
     task = Task(
         task_id=row["task_id"],
         run_id=run.run_id,
@@ -166,8 +166,8 @@ def _hand_out(
         package=run.package_sha256,
         package_signature=run.package_signature,
         state=run.values_sha256,
-        slices=slices,
-        train_head=config.train_head,
+        slices=tuple(name for name in dealt if head is None or name != head.name),
+        train_head=head is not None and head.name in dealt,
         steps=config.steps,
         batch_size=config.batch_size,
         draws=config.draws,
@@ -186,6 +186,7 @@ def _hand_out(
         difference=config.difference,
         difference_step=config.difference_step,
         candidates=config.candidates,
+        reference=run.reference_sha256,
         jvp_limit=config.jvp_limit,
     )
     data = messages.encode(task)
@@ -207,7 +208,7 @@ def _least_required_bytes(connection: sqlite3.Connection, run: Run, floor_bytes:
     ).fetchall()
     places = [tuple(json.loads(row["slices"])) for row in rows]
     if not places:
-        places = assign(run.slices, run.config.devices_per_round, run.next_round)
+        places = run.deal(run.config.devices_per_round)
     return min(required_bytes(run.manifest, run.config, slices, floor_bytes) for slices in set(places))
 
 

@@ -31,7 +31,7 @@ from edge_runtime.package import (
     Variant,
 )
 from edge_runtime.signing import PrivateKey, generate_key, sign_request
-from edge_runtime.slices import encode_values
+from edge_runtime.slices import encode_values, shapes
 
 CAP_BYTES = 1 << 30
 RUN: dict[str, Any] = {
@@ -68,22 +68,40 @@ def slice_spec(name: str, segment: int, shape: tuple[int, ...], kind: str = "lor
 
 
 SPECS = (
-    slice_spec("s0", 0, (2,)),
-    slice_spec("s1", 0, (2, 2)),
-    slice_spec("s2", 1, (3,)),
-    slice_spec("head", 1, (2, 2), "head"),
+    slice_spec("s0", 0, (1, 2)),
+    slice_spec("s1", 0, (1, 2, 2)),
+    slice_spec("s2", 1, (1, 3)),
+    slice_spec("head", 1, (1, 2, 2), "head"),
 )
 
 
-def write_package(folder: Path, key: PrivateKey) -> Path:
+def lora_spec(name: str, d_out: int, d_in: int, rank: int) -> SliceSpec:
+    """A plain LoRA slice."""
+    tensors = (
+        TensorSpec("A", (1, rank, d_in), f"{name}.A"),
+        TensorSpec("B", (1, d_out, rank), f"{name}.B"),
+    )
+    return SliceSpec(name, "lora", (0,), f"target.{name}", tensors)
+
+
+LORA_SPECS = (
+    lora_spec("l0", 7, 5, 2),
+    lora_spec("l1", 7, 5, 2),
+    slice_spec("head", 1, (1, 2, 2), "head"),
+)
+
+
+def initial_value(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros, but ones for s1 and random numbers for an A."""
+    if name.endswith("/A"):
+        return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    return np.full(shape, name == "s1/core", np.float32)
+
+
+def write_package(folder: Path, key: PrivateKey, specs: tuple[SliceSpec, ...] = SPECS) -> Path:
     """Write a signed package whose programs are dummies: the coordinator never runs them itself."""
     folder.mkdir()
-    initial = {
-        "s0/core": np.zeros(2, np.float32),
-        "s1/core": np.ones((2, 2), np.float32),
-        "s2/core": np.zeros(3, np.float32),
-        "head/core": np.zeros((2, 2), np.float32),
-    }
+    initial = {name: initial_value(name, shape) for name, shape in shapes(specs).items()}
     files = {
         "programs.onnx": b"dummy program" * 100,
         "probe.onnx": b"another dummy",
@@ -104,7 +122,7 @@ def write_package(folder: Path, key: PrivateKey) -> Path:
         files={name: FileEntry(len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()},
         programs={"p": Program(("hidden",), ("hidden",), {"float": variant})},
         segments=(Segment("embed", "p", "p", "p", {}), Segment("head", "p", "p", "p", {})),
-        slices=SPECS,
+        slices=specs,
         tokenizer="tokenizer.json",
         initial_state="slices.safetensors",
         self_checks={"float": SelfCheck(1, 0.0, 0.0, 1.0)},
@@ -123,6 +141,7 @@ class FakeDevice:
         self.world = world
         self.name = name
         self.cap_bytes = cap_bytes
+        self.specs = world.specs
         self.key = generate_key()
         self.nonces = 0
         self.device_id = ""
@@ -170,9 +189,10 @@ class FakeDevice:
         names = {*task.slices, *(("head",) if task.train_head else ())}
         generator = np.random.default_rng([task.round, task.slot, *self.name.encode()])
         change = {
-            f"{spec.name}/core": (scale * generator.standard_normal(spec.tensors[0].shape)).astype(np.float32)
-            for spec in SPECS
-            if spec.name in names
+            f"{spec.name}/{tensor.name}": (scale * generator.standard_normal(tensor.shape)).astype(np.float32)
+            for spec in self.specs
+            for tensor in spec.tensors
+            if spec.name in names and not (task.freeze_a and tensor.name == "A")
         }
         data = encode_values(change)
         result = Result(
@@ -199,11 +219,14 @@ class FakeDevice:
 class World:
     """A coordinator on a state folder whose loops do not run: the test says when a round moves."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, publisher: PrivateKey | None = None, specs: tuple[SliceSpec, ...] = SPECS
+    ) -> None:
         self.folder = folder
+        self.specs = specs
         self.clock = Clock()
-        self.publisher = generate_key()
-        self.package = write_package(folder / "package", self.publisher)
+        self.publisher = publisher or generate_key()
+        self.package = write_package(folder / "package", self.publisher, specs)
         self.devices: dict[str, FakeDevice] = {}
         self.start()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load
 
 from coordinator.aggregation import Contribution, apply_changes, mean_change
 from coordinator.config import ServerOptimizerConfig, ServerOptimizers
@@ -39,6 +40,74 @@ def test_no_examples() -> None:
     assert mean_change([Contribution(0, {"a": array(9)})]) == {}
     mean = mean_change([Contribution(0, {"a": array(9)}), Contribution(2, {"a": array(1)})])
     assert mean["a"].tolist() == [1.0]
+
+
+def fixed_point(optima: list[float], steps: list[int], *, normalise: bool) -> float:
+    """Where rounds of FedAvg come to rest on f_i(x) = 1/2 (x - c_i)^2 with equally many examples.
+
+    A device takes its steps of 0.02 at the values the round started from: its change is s_i · 0.02 · (c_i - x).
+    """
+    x = 0.0
+    for _ in range(500):
+        contributions = [
+            Contribution(10, {"x": array(s * 0.02 * (c - x))}, steps=s if normalise else 1)
+            for c, s in zip(optima, steps, strict=True)
+        ]
+        x += float(mean_change(contributions)["x"][0])
+    return x
+
+
+def test_unequal_steps_in_closed_form() -> None:
+    """Plain averaging rests at the step-weighted mean of the optima, which is wrong; normalised, at their mean.
+
+    Optima 0, 3, 12 and 1, 2, 9 local steps: (0·1 + 3·2 + 12·9) / 12 = 9.5, and (0 + 3 + 12) / 3 = 5.
+    """
+    optima, steps = [0.0, 3.0, 12.0], [1, 2, 9]
+    assert abs(fixed_point(optima, steps, normalise=False) - 9.5) < 1e-5
+    assert abs(fixed_point(optima, steps, normalise=True) - 5.0) < 1e-5
+
+
+def test_normalised_by_hand() -> None:
+    """Changes per step are averaged, then multiplied by the mean steps of those who trained the tensor.
+
+    a: (1·4/2 + 3·6/6) / 4 = 1.25, mean steps (1·2 + 3·6) / 4 = 5, so 6.25; b: one device, its own change.
+    """
+    contributions = [
+        Contribution(1, {"a": array(4)}, steps=2),
+        Contribution(3, {"a": array(6), "b": array(7)}, steps=6),
+        Contribution(3, {"a": array(9)}, steps=0),
+    ]
+    mean = mean_change(contributions)
+    assert {name: values.tolist() for name, values in mean.items()} == {"a": [6.25], "b": [7.0]}
+
+
+def test_equal_steps_change_nothing_much() -> None:
+    """Where all devices take equally many steps, the normalised mean is the plain one."""
+    changes = [(1, array(0.3)), (5, array(-1.7)), (2, array(9.1))]
+    plain = mean_change(Contribution(n, {"a": change}) for n, change in changes)
+    normalised = mean_change(Contribution(n, {"a": change}, steps=7) for n, change in changes)
+    np.testing.assert_allclose(normalised["a"], plain["a"], rtol=1e-14)
+
+
+def test_a_run_normalises_by_applied_steps(world: World) -> None:
+    """normalise_steps divides by the steps a result says it applied."""
+    world.fleet("a", "b")
+    world.create_run(split="whole", normalise_steps=True, rounds=1)
+    world.play()
+    results = []
+    for applied, device in enumerate(world.devices.values(), start=2):
+        task = device.task()
+        assert task is not None
+        results.append((applied, device.result(task, steps_applied=applied)))
+        device.deliver(results[-1][1])
+    world.play()
+    total = sum(result.examples for _, result in results)
+    steps = sum(result.examples * applied for applied, result in results) / total
+    wanted = sum(
+        load(result.change)["s0/core"].astype(np.float64) * result.examples / applied / total
+        for applied, result in results
+    )
+    np.testing.assert_allclose(load(world.values())["s0/core"], wanted * steps, rtol=1e-6)
 
 
 def test_one_at_a_time() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.assignment import assign
+from coordinator.assignment import assign, deal
 
 NAMES = st.integers(0, 40).map(lambda count: [f"s{index}" for index in range(count)])
 
@@ -45,6 +45,37 @@ def test_by_hand() -> None:
     assert assign(["a", "b", "c", "d", "e"], 2, 1) == [("b", "d"), ("a", "c", "e")]
     assert assign(["a", "b"], 5, 0) == [("a",), ("b",), ("a",), ("b",), ("a",)]
     assert assign([], 2, 3) == [(), ()]
+
+
+@given(NAMES, st.booleans(), st.integers(1, 60), st.integers(0, 1000), st.booleans())
+def test_cyclic_deal_with_head(
+    slices: list[str], has_head: bool, places: int, round_number: int, head_split: bool
+) -> None:
+    """Every chunk is covered, every place has work if there is any, and the head is last and where it was asked for."""
+    heads = ["head"] * has_head
+    dealt = deal(slices, heads, places, round_number, head_split=head_split)
+    assert len(dealt) == places
+    assert {name for names in dealt for name in names} == {*slices, *heads}
+    if slices or heads:
+        assert all(dealt)
+    assert all("head" not in names[:-1] for names in dealt)
+    if has_head and not head_split:
+        assert all(names[-1] == "head" for names in dealt)
+    if has_head and head_split and places <= len(slices) + 1:
+        assert sum("head" in names for names in dealt) == 1
+
+
+@given(NAMES, st.integers(1, 60), st.integers(0, 1000))
+def test_whole_deals_nothing_out(slices: list[str], places: int, round_number: int) -> None:
+    """Undealt, every place of every round trains everything."""
+    assert deal(slices, ["head"], places, round_number, split="whole") == [(*slices, "head")] * places
+
+
+def test_head_as_a_chunk_by_hand() -> None:
+    """The head is the chunk after the last slice, and moves on with the rounds like one."""
+    assert deal(["a", "b"], ["head"], 2, 0, head_split=True) == [("a", "head"), ("b",)]
+    assert deal(["a", "b"], ["head"], 2, 1, head_split=True) == [("b",), ("a", "head")]
+    assert deal(["a"], ["head"], 3, 0, head_split=True) == [("a",), ("head",), ("a",)]
 
 
 def test_no_places() -> None:

@@ -25,7 +25,7 @@ from edge_runtime.messages import CheckInRequest, EnrolRequest, MemoryReport, Re
 from edge_runtime.package import parse_manifest
 from edge_runtime.signing import generate_key
 from edge_runtime.transport import HttpTransport
-from tests.coordinator.conftest import FakeDevice, World, write_package
+from tests.coordinator.conftest import SPECS, FakeDevice, World, write_package
 
 
 @pytest.fixture
@@ -83,6 +83,7 @@ class _Trainer:
     """What FakeDevice.result needs of a device."""
 
     cap_bytes = 1 << 30
+    specs = SPECS
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -136,6 +137,7 @@ def test_a_run_from_the_command_line(
         "accuracy",
         "loss",
         "up",
+        "up a task",
         "down",
         "seconds",
         "peak predicted",

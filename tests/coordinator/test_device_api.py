@@ -24,9 +24,10 @@ from edge_runtime.messages import (
     SignedTask,
     Task,
 )
+from edge_runtime.replay import replay
 from edge_runtime.signing import generate_key, verify
-from edge_runtime.slices import encode_values
-from tests.coordinator.conftest import FakeDevice, World
+from edge_runtime.slices import decode_values, encode_values
+from tests.coordinator.conftest import SPECS, FakeDevice, World
 
 CHECK_IN = messages.encode(CheckInRequest("test", 1 << 30, 1 << 20, 10))
 
@@ -55,7 +56,7 @@ def result_with(device: FakeDevice, task: Task, values: dict[str, Any]) -> Resul
 
 def honest(task: Task) -> dict[str, Any]:
     """Zero changes of the right shapes."""
-    shapes = {"s0": (2,), "s1": (2, 2), "s2": (3,), "head": (2, 2)}
+    shapes = {"s0": (1, 2), "s1": (1, 2, 2), "s2": (1, 3), "head": (1, 2, 2)}
     return {f"{name}/core": np.zeros(shapes[name], np.float32) for name in (*task.slices, "head")}
 
 
@@ -291,7 +292,7 @@ def reserved(world: World) -> list[str]:
 def non_finite(device: FakeDevice, task: Task, value: float) -> Result:
     """A result with one bad number."""
     values = honest(task)
-    values["head/core"][1, 1] = value
+    values["head/core"][0, 1, 1] = value
     return result_with(device, task, values)
 
 
@@ -313,13 +314,16 @@ REFUSED: dict[str, tuple[Callable[[FakeDevice, Task], Result], int, str]] = {
         lambda d, t: result_with(
             d,
             t,
-            {**honest(t), **{f"{n}/core": np.zeros(2, np.float32) for n in {"s0", "s1", "s2"} - {*t.slices}}},
+            {
+                **honest(t),
+                **{f"{n}/core": np.zeros((1, 2), np.float32) for n in {"s0", "s1", "s2"} - {*t.slices}},
+            },
         ),
         422,
         "bad_slices",
     ),
     "missing slice": (
-        lambda d, t: result_with(d, t, {"head/core": np.zeros((2, 2), np.float32)}),
+        lambda d, t: result_with(d, t, {"head/core": np.zeros((1, 2, 2), np.float32)}),
         422,
         "bad_slices",
     ),
@@ -486,3 +490,91 @@ def test_blobs_need_a_signature_and_a_name(blob: tuple[FakeDevice, str, bytes], 
     assert device.send("GET", "/v1/blobs/..%2Fcoordinator.db").status_code in (400, 404)
     private = world.stores.private_blobs.put(b"somebody's result")
     assert code_of(device.send("GET", f"/v1/blobs/{private}"), 404) == "unknown_blob"
+
+
+# --- reports of scalars ---
+
+
+def scalar_task(world: World) -> tuple[FakeDevice, Task]:
+    """A device with a task that asks for scalars: three steps, two draws, batches of four."""
+    device, *_ = world.fleet("a", "b")
+    world.create_run(report="scalars", draws=2)
+    world.play()
+    task = device.task()
+    assert task is not None
+    return device, task
+
+
+def scalars(**changed: Any) -> dict[str, Any]:
+    """A report of two applied steps, 0 and 2; None takes a tensor away."""
+    whole = {
+        "scalars/jvps": np.ones((2, 2, 4), np.float32),
+        "scalars/steps": np.array([0, 2], np.float32),
+        "head/core": np.ones((1, 2, 2), np.float32),
+    }
+    return {name: array for name, array in {**whole, **changed}.items() if array is not None}
+
+
+BAD_REPORTS: dict[str, dict[str, Any]] = {
+    "an unknown tensor": {"s0/core": np.zeros(2, np.float32)},
+    "no head": {"head/core": None},
+    "numbers without their steps": {"scalars/steps": None},
+    "other draws": {"scalars/jvps": np.ones((2, 3, 4), np.float32)},
+    "more examples than a batch": {"scalars/jvps": np.ones((2, 2, 5), np.float32)},
+    "a step too many": {"scalars/steps": np.array([0, 3], np.float32)},
+    "a step twice": {"scalars/steps": np.array([1, 1], np.float32)},
+    "not finite": {"scalars/jvps": np.full((2, 2, 4), np.nan, np.float32)},
+}
+
+
+@pytest.mark.parametrize("changed", BAD_REPORTS.values(), ids=BAD_REPORTS.keys())
+def test_bad_report_is_refused(world: World, changed: dict[str, Any]) -> None:
+    """A report of scalars that is not of its task is refused, and nothing changes."""
+    device, task = scalar_task(world)
+    before = world.dump()
+    assert code_of(device.deliver(result_with(device, task, scalars(**changed))), 422) == "bad_slices"
+    assert world.dump() == before
+
+
+def test_a_report_moves_what_it_says(world: World) -> None:
+    """A report is counted with its bytes, and the values move by what the task's directions make of it."""
+    device, task = scalar_task(world)
+    values = decode_values(world.values(), SPECS)
+    report = scalars()
+    result = result_with(device, task, report)
+    assert device.deliver(result).json() == {"status": "counted"}
+    world.clock.now_s += 71
+    world.play(2)
+    specs = [spec for spec in SPECS if spec.name in task.slices]
+    expected = values | {
+        name: values[name] + change for name, change in replay(task, specs, values, report).items()
+    }
+    expected["head/core"] = values["head/core"] + report["head/core"]
+    moved = decode_values(world.values(), SPECS)
+    assert {name: array.tolist() for name, array in moved.items()} == {
+        name: array.tolist() for name, array in expected.items()
+    }
+    assert world.run()["rounds"][0]["bytes_up_per_task"] == len(result.change)
+
+
+def test_more_steps_than_asked_are_refused(world: World) -> None:
+    """A result that claims more applied steps than its task has is refused: they may weigh its change."""
+    device, task = open_task(world)
+    assert code_of(device.deliver(device.result(task, steps_applied=4)), 422) == "too_many_steps"
+
+
+def test_an_overflowing_report_weighs_nothing(world: World) -> None:
+    """Numbers whose steps leave float32 are no change: the round commits by what the other devices sent."""
+    world.fleet("a", "b")
+    world.create_run(report="scalars", local_optimizer={"name": "sgd", "slice_rate": 1e6})
+    world.play()
+    for device, jvp in zip(world.devices.values(), (3e38, 1.0), strict=True):
+        task = device.task()
+        assert task is not None
+        report = scalars(**{"scalars/jvps": np.full((2, 1, 4), jvp, np.float32)})
+        assert device.deliver(result_with(device, task, report)).json() == {"status": "counted"}
+    world.play()
+    assert world.run()["rounds"][0]["state"] == "committed"
+    values = decode_values(world.values(), SPECS)
+    assert all(np.isfinite(array).all() for array in values.values())
+    assert values["head/core"].tolist() == scalars()["head/core"].tolist()

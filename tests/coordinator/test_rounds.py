@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from coordinator import rounds
 from edge_runtime import messages
 from edge_runtime.errors import WorkerError
 from edge_runtime.jobs import EvaluateOutcome
 from edge_runtime.messages import DeviceEvent, MemoryReport, Task
-from tests.coordinator.conftest import FakeDevice, World
+from edge_runtime.signing import generate_key
+from edge_runtime.slices import decode_values
+from tests.coordinator.conftest import LORA_SPECS, SPECS, FakeDevice, World
 from tests.coordinator.test_device_api import reserved
 
 
@@ -57,6 +61,79 @@ def test_head_goes_to_all_and_slices_are_covered(world: World) -> None:
     tasks = [task for _, task in holders(world)]
     assert all(task.train_head for task in tasks)
     assert {name for task in tasks for name in task.slices} == {"s0", "s1", "s2"}
+
+
+def test_whole_gives_every_place_everything(world: World) -> None:
+    """Without a split every device trains all slices and the head, and the values move."""
+    devices = world.fleet("a", "b")
+    world.create_run(split="whole")
+    world.play()
+    assert [task.slices for _, task in holders(world)] == [("s0", "s1", "s2")] * 2
+    before = world.values()
+    world.work(devices)
+    assert world.round_state() == "committed"
+    assert world.values() != before
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6])
+def test_split_head_goes_where_it_was_dealt(world: World, count: int) -> None:
+    """With a dealt head, tasks name slices alone, train_head says who has the head, and every round commits."""
+    devices = world.fleet(*"abcdef"[:count])
+    world.create_run(head_split=True, devices_per_round=count, min_devices=count, rounds=3)
+    for number in range(3):
+        world.play()
+        tasks = [task for _, task in holders(world)]
+        assert {name for task in tasks for name in task.slices} == {"s0", "s1", "s2"}
+        assert sum(task.train_head for task in tasks) == 1
+        assert all(task.slices or task.train_head for task in tasks)
+        world.work(devices)
+        assert world.run()["rounds_committed"] == number + 1
+    assert world.run()["state"] == "finished"
+
+
+def test_the_head_warms_up_alone(world: World) -> None:
+    """The first committed rounds train the head alone; then slices are dealt as if they had turned all along."""
+    devices = world.fleet("a", "b")
+    world.create_run(rounds=4, head_warm_up_rounds=2)
+    dealt = []
+    for _ in range(4):
+        world.play()
+        tasks = [task for _, task in holders(world)]
+        assert all(task.train_head for task in tasks)
+        dealt.append([task.slices for task in sorted(tasks, key=lambda task: task.slot)])
+        before = decode_values(world.values(), SPECS)
+        world.work(devices)
+        after = decode_values(world.values(), SPECS)
+        moved = {name for name in after if not np.array_equal(after[name], before[name])}
+        assert ("s0/core" in moved) == (len(dealt) > 2)
+        assert "head/core" in moved
+    assert dealt == [[(), ()], [(), ()], [("s0", "s2"), ("s1",)], [("s1",), ("s0", "s2")]]
+
+
+def test_an_abandoned_round_warms_nothing_up(world: World) -> None:
+    """Only committed rounds count as warm-up."""
+    world.fleet("a", "b")
+    world.create_run(rounds=2, head_warm_up_rounds=1)
+    world.play()
+    for _ in range(2):  # each place is offered to both
+        world.clock.now_s += 11
+        world.play()
+    assert world.round_state() == "abandoned"
+    world.play()
+    assert world.run()["rounds"][-1]["round"] == 1
+    assert [task.slices for _, task in holders(world)] == [(), ()]
+
+
+def test_a_result_brings_what_its_place_was_dealt(world: World) -> None:
+    """A head from a device that was not dealt it is refused, and nothing changes."""
+    world.fleet("a", "b")
+    world.create_run(head_split=True)
+    world.play()
+    device, task = next(pair for pair in holders(world) if not pair[1].train_head)
+    before = world.dump()
+    answer = device.deliver(device.result(replace(task, train_head=True)))
+    assert (answer.status_code, answer.json()["code"]) == (422, "bad_slices")
+    assert world.dump() == before
 
 
 def test_silent_device_is_replaced(world: World) -> None:
@@ -197,10 +274,12 @@ def test_overflow_abandons(world: World) -> None:
 ADAPTIVE = {"slices": {"name": "yogi", "rate": 0.1}, "head": {"name": "adam", "rate": 0.01}}
 
 
-def play_run(world: World, restart_after: str | None) -> tuple[list[str], bytes]:
-    """A run of three rounds with a restart in its second round; who had which task, and the final values."""
+def play_run(
+    world: World, restart_after: str | None, **options: object
+) -> tuple[list[str], bytes, list[str]]:
+    """A run of three rounds with a restart in its second round; who had which task, the final values, all blobs."""
     devices = world.fleet("a", "b", "c")
-    world.create_run(rounds=3, server_optimizer=ADAPTIVE)
+    world.create_run(**{"rounds": 3, "server_optimizer": ADAPTIVE, **options})
     ids: list[str] = []
 
     def stop(point: str) -> None:
@@ -229,7 +308,7 @@ def play_run(world: World, restart_after: str | None) -> tuple[list[str], bytes]
         world.play()
         stop("committed")
     assert world.run()["state"] == "finished"
-    return ids, world.values()
+    return ids, world.values(), sorted(path.name for path in (world.folder / "state").glob("*/*/*"))
 
 
 def close_without_aggregating(world: World) -> None:
@@ -244,9 +323,41 @@ POINTS = ["selecting", "collecting", "one counted", "all counted", "aggregating"
 @pytest.mark.parametrize("point", POINTS)
 def test_restart_changes_nothing(tmp_path: Path, point: str) -> None:
     """Killed at any state and started again an hour later, a run ends with the same tasks and bytes."""
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "cut").mkdir()
-    assert play_run(World(tmp_path / "whole"), None) == play_run(World(tmp_path / "cut"), point)
+    assert_same(tmp_path, point)
+
+
+OPTIONS: dict[str, dict[str, object]] = {
+    "warm-up": {"head_warm_up_rounds": 1},
+    "dealt head": {"head_split": True},
+    "whole": {"split": "whole"},
+    "normalised": {"normalise_steps": True},
+    "frozen A": {"lora_aggregation": "frozen_a"},
+    "products": {
+        "lora_aggregation": "product_svd",
+        "server_optimizer": {"head": {"name": "adam"}},
+        "average_from_round": 1,
+    },
+    "averaged": {"average_from_round": 0},
+    "gated": {"gate_variance": 1e-6, "min_results": 2},
+    "sometimes gated": {"gate_variance": 1.0, "min_results": 2, "average_from_round": 0},
+    "reference": {"directions": "filtered", "candidates": 4},
+}
+
+
+@pytest.mark.parametrize("point", ["aggregating", "committed"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_restart_changes_nothing_with(tmp_path: Path, options: dict[str, object], point: str) -> None:
+    """The same holds for every option of the server: what it keeps comes back to the last bit."""
+    assert_same(tmp_path, point, **options)
+
+
+def assert_same(folder: Path, point: str, **options: object) -> None:
+    """A run that was cut and one that was not give the same tasks, final values and stored blobs."""
+    for name in ("whole", "cut"):
+        (folder / name).mkdir()
+    publisher, specs = generate_key(), LORA_SPECS if "lora_aggregation" in options else SPECS
+    whole, cut = World(folder / "whole", publisher, specs), World(folder / "cut", publisher, specs)
+    assert play_run(whole, None, **options) == play_run(cut, point, **options)
 
 
 def test_results_leave_the_disk(world: World) -> None:

@@ -78,3 +78,33 @@ def test_transaction_is_whole_or_nothing(tmp_path: Path) -> None:
         raise RuntimeError
     assert storage.dump() == before
     storage.close()
+
+
+def test_open_rounds_keep_their_heads(tmp_path: Path) -> None:
+    """Places of a round that was open when the head was not yet dealt name it afterwards; closed rounds stay."""
+    connection = connect(tmp_path / "db")
+    earlier = migrations.ALL[: migrations.ALL.index(migrations.deal_heads)]
+    for migration in earlier:
+        migration(connection)
+    for run_id, train_head in (("with", "true"), ("without", "false")):
+        connection.execute(
+            "INSERT INTO runs (run_id, config, package_sha256, package_signature, state, created_s, values_sha256)"
+            " VALUES (?, ?, '', '', 'running', 0, '')",
+            (run_id, f'{{"train_head": {train_head}}}'),
+        )
+        for number, state in enumerate(("committed", "selecting")):
+            connection.execute(
+                "INSERT INTO rounds (run_id, round, state, opened_s, deadline_s, values_sha256)"
+                " VALUES (?, ?, ?, 0, 0, '')",
+                (run_id, number, state),
+            )
+            connection.execute("INSERT INTO slots VALUES (?, ?, 0, '[\"s0\"]')", (run_id, number))
+    migrations.deal_heads(connection)
+    found = connection.execute("SELECT run_id, round, slices FROM slots ORDER BY run_id, round").fetchall()
+    assert [(*row,) for row in found] == [
+        ("with", 0, '["s0"]'),
+        ("with", 1, '["s0","head"]'),
+        ("without", 0, '["s0"]'),
+        ("without", 1, '["s0"]'),
+    ]
+    connection.close()

@@ -1,0 +1,73 @@
+"""What a round comes to: means over rounds, references."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edge_runtime.slices import Values, decode_values
+from tests.coordinator.conftest import SPECS, World
+
+
+def current(world: World) -> Values:
+    """The values from which training goes on."""
+    with world.stores.storage.reading() as connection:
+        sha256 = connection.execute("SELECT values_sha256 FROM runs").fetchone()[0]
+    return decode_values(world.stores.blobs.get(sha256), SPECS)
+
+
+def test_the_mean_of_the_rounds_is_handed_over(world: World) -> None:
+    """From its round on the mean is handed over, named in the summary and evaluated; tasks come with plain values."""
+    data = world.folder / "dev.jsonl"
+    data.write_text("{}")
+    devices = world.fleet("a", "b")
+    world.create_run(rounds=4, average_from_round=1, evaluation={"data": str(data)})
+    plain: list[Values] = []
+    for number in range(4):
+        world.play()
+        tasks = [device.task() for device in devices]
+        if plain:
+            state = world.stores.blobs.get(tasks[0].state)
+            assert all(
+                np.array_equal(decode_values(state, SPECS)[name], plain[-1][name]) for name in plain[-1]
+            )
+        world.work(devices)
+        plain.append(current(world))
+        handed = decode_values(world.values(), SPECS)
+        chosen = plain[1:] if number >= 1 else plain
+        for name, array in handed.items():
+            mean = sum(values[name].astype(np.float64) for values in chosen) / len(chosen)
+            assert np.array_equal(array, mean.astype(np.float32))
+    with world.stores.storage.reading() as connection:
+        rows = connection.execute("SELECT values_sha256 FROM evaluations ORDER BY round").fetchall()
+        trained = connection.execute("SELECT values_sha256 FROM runs").fetchone()[0]
+    assert world.run()["values_sha256"] == rows[-1][0] != trained
+
+
+def test_reference_of_filtered_directions(world: World) -> None:
+    """Tasks name a blob with the last mean change of every slice: none at first, zeros for what was never trained."""
+    devices = world.fleet("a", "b")
+    world.create_run(rounds=3, slices=["s0", "s2"], directions="filtered", candidates=4)
+    before = current(world)
+    for number in range(3):
+        world.play()
+        tasks = [device.task() for device in devices]
+        (reference,) = {task.reference for task in tasks}
+        if number == 0:
+            assert reference is None
+        else:
+            assert devices[0].send("GET", f"/v1/blobs/{reference}").status_code == 200
+            values = decode_values(world.stores.blobs.get(reference), SPECS)
+            assert not values["s1/core"].any()
+            for name in ("s0/core", "s2/core", "head/core"):
+                np.testing.assert_allclose(values[name], current(world)[name] - before[name], atol=1e-6)
+            before = current(world)
+        world.work(devices)
+
+
+def test_other_directions_have_no_reference(world: World) -> None:
+    """A run whose directions are compared with nothing stores and names no reference."""
+    devices = world.fleet("a", "b")
+    world.create_run(rounds=2)
+    world.work(devices)
+    world.play()
+    assert [device.task().reference for device in devices] == [None, None]
