@@ -14,17 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from edge_runtime.account import Account
 from edge_runtime.backpropagation import Backpropagation
-from edge_runtime.data import Batch, Tokenizer, draw_batches, load_rows
+from edge_runtime.data import Tokenizer, draw_batches, load_rows
 from edge_runtime.durable import write_durably
 from edge_runtime.enforcement import ran_out_of_memory
 from edge_runtime.engine_choice import engine_maker
 from edge_runtime.engines import Engine
 from edge_runtime.errors import ConfigError, EdgeError, OutOfMemoryError, PackageError, WorkerError
-from edge_runtime.executor import Executor, Sweep
+from edge_runtime.executor import Executor
 from edge_runtime.jobs import (
     FAILURE_EXIT_CODE,
     EvaluateJob,
@@ -46,8 +45,9 @@ from edge_runtime.prefix_cache import PrefixCache
 from edge_runtime.preparation import prepare
 from edge_runtime.prepared import PreparedPackage
 from edge_runtime.process_memory import keep_freed_memory, release_library_code, return_freed_memory
+from edge_runtime.scoring import score
 from edge_runtime.slices import Values, decode_values, encode_values, shapes
-from edge_runtime.step import Examples, group_by_length, take_exact_step, take_step
+from edge_runtime.step import Examples, take_exact_step, take_step
 
 log = logging.getLogger(__name__)
 
@@ -164,33 +164,17 @@ def evaluate(job: EvaluateJob, meter: Meter) -> EvaluateOutcome:
     release_library_code()
 
     meter.enter("evaluate")
-    correct, predicted, loss_sum = 0, 0, 0.0
-    for group in group_by_length(examples.ids, plan.choice.micro_batch):
-        batch = examples.batch(group)
-        sweep = executor.sweep(values, [batch])
-        account.stepped()
-        correct += _correct(sweep, batch)
-        predicted += int(batch.predicted.sum())
-        loss_sum += float((sweep.loss.astype(np.float64) * batch.predicted).sum())
+    scores = score(executor, values, examples, plan.choice.micro_batch, account.stepped)
     meter.close()
     return EvaluateOutcome(
         rows=len(examples.ids),
-        accuracy=correct / predicted,
-        mean_loss=loss_sum / predicted,
+        accuracy=scores.accuracy,
+        mean_loss=scores.mean_loss,
         seconds=time.monotonic() - started,
         memory=_report(meter, plan.peak, job.cap_bytes),
         steps=account.steps,
-        tokens=predicted if prepared.manifest.task == "causal_lm" else 0,
+        tokens=scores.predicted if prepared.manifest.task == "causal_lm" else 0,
     )
-
-
-def _correct(sweep: Sweep, batch: Batch) -> int:
-    """How many labels of a batch were predicted right."""
-    if sweep.correct is not None:
-        return int(sweep.correct.sum())
-    if sweep.logits is None:
-        raise PackageError("the package's head gives neither logits nor a count of right tokens")
-    return int((sweep.logits.argmax(axis=1) == batch.labels).sum())
 
 
 def prepare_package(job: PrepareJob, meter: Meter) -> PrepareOutcome:

@@ -1,0 +1,32 @@
+"""``edge-coordinator simulate``: from a configuration file to records, table and page."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from coordinator.simulation.config import read_simulation_config
+from coordinator.simulation.progress import progress_for
+from coordinator.simulation.record import Record
+from coordinator.simulation.sweep import Options, make_plan, sweep
+from edge_runtime.errors import EdgeError
+
+
+def simulate(config_path: Path, options: Options, *, page_only: bool = False) -> int:
+    """Simulate, then compare all arms that the output folder has; returns the exit code.
+
+    Raises:
+        EdgeError: nothing could be simulated as asked; or an arm failed, which is said once the others are done.
+    """
+    config = read_simulation_config(config_path)
+    records: list[Record] = []
+    if not page_only:
+        plan = make_plan(config, options)
+        with progress_for(len(plan.arms) * len(plan.seeds), sys.stdout) as progress:
+            records = sweep(plan, progress)
+    if failures := [record for record in records if record.status == "failed"]:
+        first = failures[0]
+        raise EdgeError(
+            f"{len(failures)} of {len(records)} arms failed; the first: {first.arm}, seed {first.seed}: {first.reason}"
+        )
+    return 0
