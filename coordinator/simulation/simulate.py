@@ -206,14 +206,21 @@ class Simulation:
         self.errands[device.name] = self._errand(task, simulated, self.now_s, state)
 
     def _errand(self, task: Task, device: SimulatedDevice, since_s: float, state: bytes | None) -> Errand:
-        """What a device does with a task; training begins if the coordinator is going to take the result."""
+        """What a device does with a task; training begins if the result will be in time.
+
+        ``state`` None: the coordinator has taken the task back already.
+        """
         seconds, deadline_s = self.arm.fleet.duration_s(task, device), since_s + task.deadline_s
+        # A device that gives no result in time is heard of again once the coordinator has given its place away.
+        given_up_s = tick_after(tick_after(deadline_s))
         if self.arm.fleet.drops(task.task_id):
-            return Errand(task, tick_after(deadline_s), answers=False)
-        if state is None or since_s + seconds > deadline_s:
-            return Errand(task, since_s + seconds, answers=True)
-        pending = self._trainer.submit(Job(task, device.rows, state, self._cap_bytes, seconds))
-        return Errand(task, since_s + seconds, answers=True, pending=pending)
+            return Errand(task, given_up_s, answers=False)
+        if since_s + seconds > deadline_s:
+            return Errand(task, max(since_s + seconds, given_up_s), answers=True)
+        errand = Errand(task, since_s + seconds, answers=True)
+        if state is not None:
+            errand.pending = self._trainer.submit(Job(task, device.rows, state, self._cap_bytes, seconds))
+        return errand
 
     def _hand_in(self, name: str, errand: Errand) -> None:
         """The result reaches the coordinator, which may refuse it; then the device asks for work."""

@@ -61,12 +61,13 @@ def judge_run(arm: Arm, now_s: float) -> Ending | None:
         run = connection.execute("SELECT state, reason FROM runs").fetchone()
         last = connection.execute("SELECT max(round) FROM rounds WHERE state = 'committed'").fetchone()[0]
         applied = connection.execute(
-            "SELECT sum(steps_applied) FROM results JOIN tasks USING (task_id) WHERE round = ?", (last,)
+            "SELECT sum(steps_applied) FROM results JOIN tasks USING (task_id) WHERE run_id = ? AND round = ?",
+            (arm.run_id, last),
         ).fetchone()[0]
         refused = connection.execute(
-            "SELECT round, message FROM events WHERE code = ? AND round > coalesce(?, -1)"
+            "SELECT round, message FROM events WHERE run_id = ? AND code = ? AND round > coalesce(?, -1)"
             " AND message LIKE '%not finite%' ORDER BY event_id",
-            (RESULT_REFUSED, last),
+            (arm.run_id, RESULT_REFUSED, last),
         ).fetchone()
     number = INITIAL if last is None else int(last)
     if run["state"] == "failed":

@@ -84,6 +84,13 @@ class OpenPackage:
         default_factory=OrderedDict
     )
     tokenizers: dict[int, Tokenizer] = field(default_factory=dict)
+    plans: dict[tuple[Work, int], Plan] = field(default_factory=dict)
+
+    def plan(self, work: Work, cap_bytes: int) -> Plan:
+        """The plan for some work, thought out once."""
+        if (work, cap_bytes) not in self.plans:
+            self.plans[work, cap_bytes] = self.planner.choose(work, cap_bytes)
+        return self.plans[work, cap_bytes]
 
 
 class Workbench:
@@ -120,9 +127,8 @@ class Workbench:
             raise PackageError(f"package {manifest.name} has no head to train; set train_head = false")
         heads = [head] if head is not None and task.train_head else []
         # 2. Choose a plan that fits; by proportions alone, so that equal seeds choose alike on every machine.
-        plan = opened.planner.choose(
-            Work(task.batch_size, examples.longest, task.draws, task.slices, task.update), job.cap_bytes
-        )
+        work = Work(task.batch_size, examples.longest, task.draws, task.slices, task.update)
+        plan = opened.plan(work, job.cap_bytes)
         executor, prefixes = self._executor(opened, task, plan.choice)
         prefixes.turn_to(_context(opened, task, values), job.rows)
         # 3. Local steps.
@@ -148,7 +154,7 @@ class Workbench:
         values = decode_values(state, manifest.slices)
         examples = self._dev_examples(opened, min(sequence_limit, manifest.sequence_limit))
         together = preferred_micro_batch(len(examples.ids), examples.longest)
-        plan = opened.planner.choose(Work(together, examples.longest, 0, ()), cap_bytes)
+        plan = opened.plan(Work(together, examples.longest, 0, ()), cap_bytes)
         executor, _ = self._kept(opened, ("evaluate", plan.choice.weights), (), plan.choice, backwards=False)
         scores = score(executor, values, examples, plan.choice.micro_batch)
         return EvaluateOutcome(
