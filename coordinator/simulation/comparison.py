@@ -12,6 +12,9 @@ from coordinator.simulation.config import SimulationConfig
 from coordinator.simulation.record import Record
 from edge_runtime.package import TaskKind
 
+#: Status of an arm whose seeds all finished.
+FINISHED = "finished"
+
 
 class ArmFigures(Struct, frozen=True):
     """One arm over its seeds; None where nothing was measured.
@@ -20,7 +23,8 @@ class ArmFigures(Struct, frozen=True):
 
     Attributes:
         final: mean over seeds of the last score; ``low`` and ``high`` its range. best: mean of the best ones.
-        gain: of ``final`` over the head-only arm's, in the direction that is better.
+        gain: of ``final`` over the head-only arm's, in the direction that is better; of arms
+            that finished.
         kept: that gain over the reference arm's.
         passes, passes_to_best: forward passes in all, and until the best score, means over seeds.
         bytes_up_per_task: over all tasks that were handed out.
@@ -135,7 +139,7 @@ def _status(records: Sequence[Record]) -> str:
             where = f" at round{plural} {', '.join(str(record.round) for record in ended)}"
             seeds = ", ".join(str(record.seed) for record in ended)
             said.append(f"seed{plural} {seeds} {status}{where if status == 'diverged' else ''}")
-    return "; ".join(said) or "finished"
+    return "; ".join(said) or FINISHED
 
 
 def _best(record: Record) -> tuple[float, int]:
@@ -152,4 +156,6 @@ def _best(record: Record) -> tuple[float, int]:
 def _gain(arm: ArmFigures | None, floor: ArmFigures | None, task: TaskKind) -> float | None:
     if arm is None or floor is None or arm.final is None or floor.final is None:
         return None
+    if (arm.status, floor.status) != (FINISHED, FINISHED):
+        return None  # half a training has no gain to speak of
     return floor.final - arm.final if task == "causal_lm" else arm.final - floor.final

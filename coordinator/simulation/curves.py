@@ -27,17 +27,10 @@ class Axis:
     label: Callable[[float], str]
 
 
-def _bytes_text(count: float) -> str:
-    for factor, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-        if count >= factor:
-            return f"{count / factor:.3g} {unit}"
-    return f"{count:.0f} B"
-
-
 AXES = (
     Axis("rounds", "rounds", lambda point: point.round + 1, lambda value: f"{value:.0f}"),
     Axis("passes", "forward passes of one example", lambda point: point.forward_passes, count_text),
-    Axis("bytes", "bytes up", lambda point: point.bytes_up, _bytes_text),
+    Axis("bytes", "MiB up", lambda point: point.bytes_up / (1 << 20), lambda value: f"{value:.3g}"),
 )
 
 

@@ -17,13 +17,13 @@ from edge_runtime.step import Examples, take_exact_step, take_step
 
 
 @dataclass(frozen=True)
-class LocalTraining:
+class Trained:
     """What a task's steps gave: the change of the trained values, and the summed loss of the examples seen."""
 
     change: Values
     examples: int
-    applied: int
-    skipped: int
+    steps_applied: int
+    steps_skipped: int
     loss_sum: float
 
 
@@ -35,7 +35,7 @@ def train_locally(
     values: Values,
     examples: Examples,
     choice: Choice,
-) -> LocalTraining:
+) -> Trained:
     """Take all steps of a task.
 
     Args:
@@ -66,4 +66,4 @@ def train_locally(
             continue
         optimizer.step(step.gradient)
         applied, seen, loss_sum = applied + 1, seen + len(chosen), loss_sum + step.loss_sum
-    return LocalTraining(optimizer.change(), seen, applied, len(batches) - applied, loss_sum)
+    return Trained(optimizer.change(), seen, applied, len(batches) - applied, loss_sum)

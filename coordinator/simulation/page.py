@@ -24,6 +24,11 @@ _STYLE = (
 .seeds { stroke: none; fill: var(--own); fill-opacity: .16 }
 .last { fill: var(--own); stroke: var(--card); stroke-width: 1.5 }
 section { margin-top: 2.2rem }
+main { max-width: 72rem }
+table { font-size: .84rem }
+th, td { padding: .4rem .55rem }
+tr > :first-child { padding-left: 1rem }
+td.t { min-width: 9rem }
 h1 { font-size: 1.5rem; color: var(--ink); letter-spacing: -.01em; margin: 0 0 .3rem }
 .key { margin: 1rem 0 0 }
 .key line { stroke-width: 3 }

@@ -136,8 +136,8 @@ class Workbench:
         # 4. Encode the result.
         outcome = TrainOutcome(
             examples=done.examples,
-            steps_applied=done.applied,
-            steps_skipped=done.skipped,
+            steps_applied=done.steps_applied,
+            steps_skipped=done.steps_skipped,
             mean_loss=done.loss_sum / done.examples if done.examples else None,
             seconds=job.seconds,
             memory=_memory(plan, job.cap_bytes),
