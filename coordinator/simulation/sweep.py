@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +21,10 @@ from coordinator.simulation.labelled_rows import LabelledRows, read_labelled_row
 from coordinator.simulation.packages import PackageShelf, open_shelf
 from coordinator.simulation.partition import Share, partition
 from coordinator.simulation.progress import Progress
+from coordinator.simulation.ray_trainer import ray_trainer
 from coordinator.simulation.record import Record, failed, path_of, read_record, record_of, write_record
 from coordinator.simulation.simulate import Simulation
-from coordinator.simulation.trainers import Trainer, trainer_for
+from coordinator.simulation.trainers import HereTrainer, Trainer
 from coordinator.simulation.workbench import BenchSettings, Workbench
 from edge_runtime.errors import CapExceededError, ConfigError, EdgeError
 from edge_runtime.package import Manifest, Package
@@ -85,13 +88,23 @@ def sweep(plan: Plan, progress: Progress) -> list[Record]:
     # 2. One bench serves them all.
     settings = BenchSettings(shelf.packages, shelf.prepared, options.engine_threads, fleet.prefix_cache)
     bench = Workbench(settings, plan.train, plan.dev)
-    with trainer_for(bench) as trainer:
+    with trainer_for(plan, bench, settings) as trainer:
         # 3. Seed by seed, so that arms can be compared early.
         return [
             simulate_arm(plan, arm, seed, packages[arm.name], shelf, bench, trainer, progress)
             for seed in plan.seeds
             for arm in plan.arms
         ]
+
+
+@contextmanager
+def trainer_for(plan: Plan, bench: Workbench, settings: BenchSettings) -> Iterator[Trainer]:
+    """Who trains: this process, or a Ray cluster."""
+    if plan.options.ray is None:
+        yield HereTrainer(bench)
+        return
+    with ray_trainer(plan.options.ray, settings, plan.train, plan.dev) as trainer:
+        yield trainer
 
 
 def simulate_arm(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Protocol
 
 from coordinator.simulation.workbench import Job, Workbench
@@ -29,9 +28,3 @@ class HereTrainer:
     def submit(self, job: Job) -> Pending:
         """See :class:`Trainer`."""
         return lambda: self._bench.train(job)
-
-
-@contextmanager
-def trainer_for(bench: Workbench) -> Iterator[Trainer]:
-    """Who trains for a sweep."""
-    yield HereTrainer(bench)
