@@ -7,14 +7,35 @@ with the same bytes wherever its tasks ran, on machines of one CPU type.
 from __future__ import annotations
 
 import os
+import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from coordinator.simulation.labelled_rows import LabelledRows
 from coordinator.simulation.trainers import Pending
 from coordinator.simulation.workbench import BenchSettings, Job, Workbench
 from edge_runtime.errors import ConfigError, EdgeError, WorkerError
+from edge_runtime.jobs import Failure, describe_failure, rebuild_error
+
+#: How long a cluster's head may take to answer at all.
+CONNECT_S = 3.0
+
+
+class RemoteBench:
+    """A bench in an actor; arguments as of :class:`coordinator.simulation.workbench.Workbench`."""
+
+    def __init__(self, settings: BenchSettings, train: LabelledRows, dev: LabelledRows) -> None:
+        self._bench = Workbench(settings, train, dev)
+
+    def train(self, job: Job) -> bytes | Failure:
+        """The encoded result of a task, or in plain words why there is none: not every error can be pickled."""
+        try:
+            return self._bench.train(job)
+        except EdgeError as error:
+            return describe_failure(error)
 
 
 class RayTrainer:
@@ -37,15 +58,13 @@ class RayTrainer:
         def result() -> bytes:
             self._waiting[number] -= 1
             try:
-                body: bytes = self._ray.get(reference)
-            except self._ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, EdgeError):
-                    raise error.cause from error
-                raise
+                answer: bytes | Failure = self._ray.get(reference)
             except self._ray.exceptions.RayError as error:
-                first = str(error).strip().splitlines()[0]
-                raise WorkerError(f"a Ray actor was lost: {first}; start the command again") from error
-            return body
+                reason = str(error).strip().splitlines()[-1]
+                raise WorkerError(f"training on Ray failed: {reason}; start the command again") from error
+            if isinstance(answer, Failure):
+                raise rebuild_error(answer)
+            return answer
 
         return result
 
@@ -68,7 +87,7 @@ def ray_trainer(
     try:
         cores = int(ray.cluster_resources().get("CPU", 1))
         shared_train, shared_dev = ray.put(train), ray.put(dev)
-        remote = ray.remote(Workbench).options(num_cpus=settings.threads)
+        remote = ray.remote(RemoteBench).options(num_cpus=settings.threads)
         count = max(1, cores // settings.threads)
         yield RayTrainer(ray, [remote.remote(settings, shared_train, shared_dev) for _ in range(count)])
     finally:
@@ -84,10 +103,34 @@ def _connect(address: str) -> Any:
         raise ConfigError(
             "--ray needs Ray, which is not installed: pip install 'edge-runtime[ray]'"
         ) from error
+    found = _find(address)
+    missing = f"no Ray cluster runs at {address}; start one on this machine: ray start --head"
+    if not _answers(found):
+        raise ConfigError(missing)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=found, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"no Ray cluster runs at {address}; start one on this machine: ray start --head"
-        ) from error
+        raise ConfigError(missing) from error
     return ray
+
+
+def _find(address: str) -> str:
+    """The head's ``host:port``; for "auto", what ``ray start`` left on this machine, empty if nothing."""
+    if address != "auto":
+        return address
+    if known := os.environ.get("RAY_ADDRESS"):
+        return known
+    try:
+        return (Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster").read_text("ascii").strip()
+    except OSError:
+        return ""
+
+
+def _answers(address: str) -> bool:
+    """Whether anybody listens there: Ray itself would ask a head that is gone for minutes."""
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=CONNECT_S):
+            return True
+    except (OSError, ValueError):
+        return False

@@ -18,7 +18,7 @@ from coordinator.simulation.arm import STATE, fingerprint_of, label, open_arm
 from coordinator.simulation.config import NO_KEY, ArmConfig, SimulationConfig
 from coordinator.simulation.fleet import Fleet
 from coordinator.simulation.labelled_rows import LabelledRows, read_labelled_rows
-from coordinator.simulation.packages import PackageShelf, open_shelf
+from coordinator.simulation.packages import PACKAGES, PREPARED, PackageShelf, open_shelf
 from coordinator.simulation.partition import Share, partition
 from coordinator.simulation.progress import Progress
 from coordinator.simulation.ray_trainer import ray_trainer
@@ -26,7 +26,7 @@ from coordinator.simulation.record import Record, failed, path_of, read_record, 
 from coordinator.simulation.simulate import Simulation
 from coordinator.simulation.trainers import HereTrainer, Trainer
 from coordinator.simulation.workbench import BenchSettings, Workbench
-from edge_runtime.errors import CapExceededError, ConfigError, EdgeError
+from edge_runtime.errors import CapExceededError, ConfigError, EdgeError, PackageError
 from edge_runtime.package import Manifest, Package
 
 
@@ -79,16 +79,17 @@ def sweep(plan: Plan, progress: Progress) -> list[Record]:
         EdgeError: the output folder or a package cannot be used. What goes wrong within an arm is in its record.
     """
     options, fleet = plan.options, plan.config.fleet
-    # 1. Packages are copied and prepared once, whatever the number of arms and seeds.
-    shelf = open_shelf(options.output)
-    packages = {
-        arm.name: shelf.take_in(Path(arm.package), fleet.arithmetic, fleet.cap, options.engine_threads)
-        for arm in plan.arms
-    }
-    # 2. One bench serves them all.
-    settings = BenchSettings(shelf.packages, shelf.prepared, options.engine_threads, fleet.prefix_cache)
+    folder = options.output.absolute()
+    settings = BenchSettings(folder / PACKAGES, folder / PREPARED, options.engine_threads, fleet.prefix_cache)
+    # 1. Who trains; a cluster that is not there is told before anything is written.
     bench = Workbench(settings, plan.train, plan.dev)
     with trainer_for(plan, bench, settings) as trainer:
+        # 2. Packages are copied and prepared once, whatever the number of arms and seeds.
+        shelf = open_shelf(folder)
+        packages = {
+            arm.name: shelf.take_in(Path(arm.package), fleet.arithmetic, fleet.cap, options.engine_threads)
+            for arm in plan.arms
+        }
         # 3. Seed by seed, so that arms can be compared early.
         return [
             simulate_arm(plan, arm, seed, packages[arm.name], shelf, bench, trainer, progress)
@@ -188,8 +189,11 @@ def _check_arm(config: SimulationConfig, arm: ArmConfig, train: LabelledRows, de
     slices = _slices(run, manifest, arm.name)
     for rows in (train, dev):
         rows.indexed(manifest.labels)
-    least = min((required_bytes(manifest, run, (name,), 0) for name in slices), default=0)
-    least = least or required_bytes(manifest, run, (), 0)
+    try:
+        tasks: list[tuple[str, ...]] = [(name,) for name in slices] or [()]
+        least = min(required_bytes(manifest, run, names, 0) for names in tasks)
+    except PackageError as error:
+        raise PackageError(f"arm {arm.name}: {error}") from error
     if least > config.fleet.cap:
         raise CapExceededError(
             f"arm {arm.name}: its smallest task needs {least >> 20} MiB and fleet.cap is {config.fleet.cap >> 20} MiB; "

@@ -177,7 +177,7 @@ def test_an_arm_that_has_ended_is_not_simulated_again(workshop: Workshop) -> Non
     written = record.stat().st_mtime_ns
     assert workshop.simulate() == [first]
     assert record.stat().st_mtime_ns == written
-    with pytest.raises(ConfigError, match="ours-seed0.* is of another configuration"):
+    with pytest.raises(ConfigError, match=r"ours-seed0.* is of another configuration"):
         workshop.simulate(run={"steps": 3})
 
 
