@@ -99,7 +99,7 @@ def test_values_are_those_of_workers_and_the_mean(workshop: Workshop, tmp_path: 
                 data_path=str(data),
                 change_path=str(change),
                 task=task,
-                cap_bytes=1 << 29,
+                cap_bytes=1 << 40,  # this process has imported far more than a worker
             )
             outcome = train(job, Meter())
             specs = [manifest.slice_named(name) for name in task.slices]
