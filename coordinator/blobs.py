@@ -8,7 +8,7 @@ import shutil
 import threading
 from pathlib import Path
 
-from edge_runtime.durable import TEMPORARY_SUFFIX, rename_durably, write_durably
+from edge_runtime.durable import TEMPORARY_SUFFIX, rename_durably, write_durably, write_whole
 from edge_runtime.errors import DigestError
 from edge_runtime.package import sha256_of
 
@@ -18,21 +18,23 @@ class BlobStore:
 
     Args:
         folder: created if missing.
+        durable: whether bytes are on the disk once they are stored; if not, a power cut may lose them, and only that.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, durable: bool = True) -> None:
         self._folder = folder
+        self._write = write_durably if durable else write_whole
         self._turn = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, data: bytes) -> str:
-        """Store bytes durably and return their sha256; storing them again changes nothing."""
+        """Store bytes and return their sha256; storing them again changes nothing."""
         sha256 = hashlib.sha256(data).hexdigest()
         path = self._path(sha256)
         with self._turn:
             if not path.exists():
                 path.parent.mkdir(exist_ok=True)
-                write_durably(path, data)
+                self._write(path, data)
         return sha256
 
     def put_file(self, source: Path, sha256: str) -> None:
@@ -56,6 +58,14 @@ class BlobStore:
                 rename_durably(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
+
+    def link_file(self, source: Path, sha256: str) -> None:
+        """Take a file in without a copy: it must lie on the same file system, hold these bytes and never change."""
+        path = self._path(sha256)
+        with self._turn:
+            if not path.exists():
+                path.parent.mkdir(exist_ok=True)
+                path.hardlink_to(source)
 
     def find(self, sha256: str) -> Path | None:
         """Where the blob lies, or None if there is none."""

@@ -39,6 +39,27 @@ def build_parser() -> argparse.ArgumentParser:
     )
     serve.set_defaults(command=_serve)
 
+    simulate = commands.add_parser("simulate", help="simulate fleets that run this coordinator's own code")
+    simulate.add_argument("config", type=Path, metavar="CONFIG.toml")
+    simulate.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="made on first use, gone on with after"
+    )
+    simulate.add_argument("--arms", metavar="A,B", help="only these arms")
+    simulate.add_argument("--seeds", metavar="0,1", help="only these seeds")
+    simulate.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        help="threads of the inference engine; 0, the default: one for each core",
+    )
+    simulate.add_argument(
+        "--ray", nargs="?", const="auto", metavar="ADDRESS", help="train on a Ray cluster's machines"
+    )
+    simulate.add_argument(
+        "--page", action="store_true", help="only make comparison.html and comparison.txt again"
+    )
+    simulate.set_defaults(command=_simulate)
+
     where = argparse.ArgumentParser(add_help=False)
     where.add_argument(
         "--state", type=Path, metavar="DIR", help="state folder of a coordinator on this machine"
@@ -100,6 +121,21 @@ def _serve(arguments: argparse.Namespace) -> int:
     print(f"coordinator at {server.url}; admin token in {arguments.state / ADMIN_TOKEN}", flush=True)
     server.run()
     return 1 if server.crashed else 0
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    from coordinator.simulation.command import simulate
+    from coordinator.simulation.sweep import Options, read_seeds
+
+    logging.basicConfig(stream=sys.stderr, level=logging.ERROR, format="level=%(levelname)s %(message)s")
+    options = Options(
+        output=arguments.output,
+        arms=tuple(arguments.arms.split(",")) if arguments.arms else None,
+        seeds=read_seeds(arguments.seeds) if arguments.seeds else None,
+        threads=arguments.threads,
+        ray=arguments.ray,
+    )
+    return simulate(arguments.config, options, page_only=arguments.page)
 
 
 def _token(arguments: argparse.Namespace) -> int:

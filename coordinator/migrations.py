@@ -186,6 +186,17 @@ def mark_gated_rounds(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE rounds ADD COLUMN gated INTEGER NOT NULL DEFAULT 0")
 
 
+def index_what_is_open(connection: sqlite3.Connection) -> None:
+    """Every check-in asks for the device's open task and the open round; without this it reads all there ever were."""
+    connection.execute(
+        "CREATE INDEX open_rounds ON rounds (run_id, round)"
+        " WHERE state IN ('selecting', 'collecting', 'aggregating')"
+    )
+    connection.execute(
+        "CREATE INDEX open_tasks ON tasks (run_id, device_id) WHERE state IN ('reserved', 'working')"
+    )
+
+
 #: In the order in which they run.
 ALL = (
     create_devices,
@@ -195,4 +206,5 @@ ALL = (
     count_change_bytes,
     keep_more_values,
     mark_gated_rounds,
+    index_what_is_open,
 )

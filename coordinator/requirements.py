@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from coordinator.config import RunConfig
 from edge_runtime.package import Manifest
@@ -22,4 +23,22 @@ def required_bytes(manifest: Manifest, config: RunConfig, slices: Sequence[str],
         slices=tuple(name for name in slices if name != exact_head),
         update=config.update,
     )
-    return Planner(manifest, floor_bytes=floor_bytes).smallest_cap(work)
+    return _smallest_cap(_Same(manifest), work, floor_bytes)
+
+
+class _Same:
+    """A manifest as a key of the cache: known by being the same object, since comparing its content would cost more."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+
+    def __hash__(self) -> int:
+        return id(self.manifest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.manifest is self.manifest
+
+
+@lru_cache(maxsize=4096)  # every check-in asks, and a plan takes milliseconds
+def _smallest_cap(same: _Same, work: Work, floor_bytes: int) -> int:
+    return Planner(same.manifest, floor_bytes=floor_bytes).smallest_cap(work)

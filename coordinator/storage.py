@@ -24,18 +24,20 @@ class Storage:
 
     Args:
         path: the database file; created if missing.
+        durable: whether a transaction is on the disk when it ends. If not, killing the process still loses nothing,
+            and a power cut may lose the last transactions: for simulations, which can be run again.
 
     Raises:
         ConfigError: the file cannot be opened, or was written by a newer coordinator.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
         self._turn = threading.RLock()
         try:
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._connection.row_factory = sqlite3.Row
             self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self._connection.execute("PRAGMA foreign_keys = ON")
             self._connection.execute("PRAGMA busy_timeout = 5000")
             apply_migrations(self._connection)

@@ -43,8 +43,12 @@ class Stores:
         return manifest
 
 
-def open_stores(folder: Path) -> Stores:
+def open_stores(folder: Path, *, durable: bool = True) -> Stores:
     """Open a state folder, made and filled on first use.
+
+    Args:
+        folder: the state folder.
+        durable: whether what is stored survives a power cut; if not, it still survives the end of the process.
 
     Raises:
         ConfigError: it cannot be created, read or written.
@@ -56,9 +60,9 @@ def open_stores(folder: Path) -> Stores:
             generate_key().save(key_path)
         return Stores(
             folder=folder,
-            storage=Storage(folder / DATABASE),
-            blobs=BlobStore(folder / "blobs"),
-            private_blobs=BlobStore(folder / "private"),
+            storage=Storage(folder / DATABASE, durable=durable),
+            blobs=BlobStore(folder / "blobs", durable=durable),
+            private_blobs=BlobStore(folder / "private", durable=durable),
             key=PrivateKey.load(key_path),
         )
     except OSError as error:

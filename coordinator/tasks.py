@@ -201,8 +201,9 @@ def _hand_out(
 
 def _least_required_bytes(connection: sqlite3.Connection, run: Run, floor_bytes: int) -> int:
     """The least that any place needs: of the open round, or of a full round to come."""
+    # CROSS: the open round first, and then its places, not all places that the run ever had.
     rows = connection.execute(
-        "SELECT slices FROM slots JOIN rounds USING (run_id, round)"
+        "SELECT slices FROM rounds CROSS JOIN slots USING (run_id, round)"
         " WHERE run_id = ? AND state IN ('selecting', 'collecting')",
         (run.run_id,),
     ).fetchall()

@@ -24,7 +24,7 @@ from edge_runtime.executor import BAR, Executor, Flow, Stage, Sweep, swept
 from edge_runtime.kept_inputs import KeptInputs
 from edge_runtime.package import Program
 from edge_runtime.plan import WeightsMode, adjoint_program, first_segment
-from edge_runtime.prefix_cache import PrefixCache
+from edge_runtime.prefix_cache import ExampleStore
 from edge_runtime.prepared import PreparedPackage
 from edge_runtime.slices import FloatArray, Values
 
@@ -49,7 +49,7 @@ class Backpropagation(Executor):
         engine: Engine,
         trained: Sequence[str],
         weights: WeightsMode = "resident",
-        cache: PrefixCache | None = None,
+        cache: ExampleStore | None = None,
         spill_folder: Path | None = None,
     ) -> None:
         first = first_segment(prepared.manifest, tuple(trained))

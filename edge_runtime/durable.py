@@ -33,6 +33,21 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """As :func:`write_durably`, but without waiting for the disk: readers and a process killed anywhere see all of it
+    or none of it, a power cut may lose it.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; ``path`` is then as it was before.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def rename_durably(source: Path, target: Path) -> None:
     """Rename within a file system and flush the folder: the new name survives a power cut."""
     source.replace(target)

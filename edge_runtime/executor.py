@@ -25,7 +25,7 @@ from edge_runtime.engines import Array, Engine, LoadedProgram
 from edge_runtime.errors import PackageError
 from edge_runtime.package import Program, Variant
 from edge_runtime.plan import HEAD_TOKENS, WeightsMode, first_segment
-from edge_runtime.prefix_cache import PrefixCache
+from edge_runtime.prefix_cache import ExampleStore
 from edge_runtime.prepared import PreparedPackage
 from edge_runtime.slices import FloatArray, Values, key
 from edge_runtime.token_chunks import run_in_chunks
@@ -104,7 +104,7 @@ class Executor:
         engine: Engine,
         trained: Sequence[str] = (),
         weights: WeightsMode = "resident",
-        cache: PrefixCache | None = None,
+        cache: ExampleStore | None = None,
         *,
         carries_tangents: bool = True,
     ) -> None:
@@ -206,7 +206,7 @@ class Executor:
 
     def _run_prefix(
         self,
-        cache: PrefixCache,
+        cache: ExampleStore,
         stages: Sequence[Stage],
         flows: Sequence[Flow],
         values: Values,

@@ -394,7 +394,7 @@ def _read(worker: RunningWorker, watch: Watch, output: bytes, outcome: type[Outc
             failure = msgspec.json.decode(output, type=Failure)
             if failure.kind == OutOfMemoryError.__name__:
                 raise _out_of_memory(worker, watch, failure.message)
-            raise _rebuild(failure)
+            raise rebuild_error(failure)
         if code == 0:
             return msgspec.json.decode(output, type=outcome)
     except msgspec.DecodeError as error:
@@ -418,7 +418,8 @@ def _out_of_memory(worker: RunningWorker, watch: Watch, how: str) -> OutOfMemory
     )
 
 
-def _rebuild(failure: Failure) -> EdgeError:
+def rebuild_error(failure: Failure) -> EdgeError:
+    """The error that :func:`describe_failure` was given, in the process that it was handed to."""
     kind = getattr(errors, failure.kind, WorkerError)
     if kind is errors.CapExceededError:
         return errors.CapExceededError(

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -29,6 +29,18 @@ class _Entry:
     offset: int
     dtype: np.dtype[np.generic]
     shape: tuple[int, ...]
+
+
+class ExampleStore(Protocol):
+    """What an executor needs of a cache: arrays by example and name, which may be forgotten at any time."""
+
+    def load(self, example: Example) -> dict[str, Array] | None:
+        """The arrays of an example as they were stored, or None."""
+        ...
+
+    def store(self, example: Example, arrays: Mapping[str, Array]) -> None:
+        """Keep the arrays of an example, if there is room."""
+        ...
 
 
 class PrefixCache:

@@ -49,7 +49,10 @@ def waterfall(profile: Profile, width: int) -> str:
     texts = (
         []
         if narrow
-        else [_text(width - 78, 18, "predicted", "muted end"), _text(width, 18, "measured", "muted end")]
+        else [
+            svg_text(width - 78, 18, "predicted", "muted end"),
+            svg_text(width, 18, "measured", "muted end"),
+        ]
     )
     for index, row in enumerate(rows):
         top = head + index * row_height
@@ -66,7 +69,7 @@ def waterfall(profile: Profile, width: int) -> str:
         f"{'not told apart' if row.measured_bytes is None else size(row.measured_bytes)}"
         for row in rows
     )
-    return _svg("waterfall", width, height, "Predicted against measured memory, bin by bin", described, parts)
+    return svg("waterfall", width, height, "Predicted against measured memory, bin by bin", described, parts)
 
 
 def _stairs(
@@ -102,15 +105,15 @@ def _row_texts(
             *_plate(width, top + 17, " · ".join(figures), f"number end {kind}"),
         ]
     return [
-        _text(0, top + 24, _fitted(name, 160), kind),
-        _text(width - 78, top + 24, figures[0], f"number end muted {kind}"),
-        _text(width, top + 24, figures[1], f"number end {kind}"),
+        svg_text(0, top + 24, _fitted(name, 160), kind),
+        svg_text(width - 78, top + 24, figures[0], f"number end muted {kind}"),
+        svg_text(width, top + 24, figures[1], f"number end {kind}"),
     ]
 
 
 def _grid_down(most: int, scale: float, left: float, top: float, bottom: float) -> Iterator[str]:
     """Vertical lines at round numbers of MiB, numbered at the foot."""
-    yield _text(
+    yield svg_text(
         left if left < 10 else left - 14,
         bottom + 16,
         "MiB",
@@ -119,14 +122,14 @@ def _grid_down(most: int, scale: float, left: float, top: float, bottom: float) 
     for tick in ticks(most / _MIB, 5)[1 if left < 10 else 0 :]:
         x = left + tick * _MIB * scale
         yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>'
-        yield _text(x, bottom + 16, f"{tick:g}", "muted small middle")
+        yield svg_text(x, bottom + 16, f"{tick:g}", "muted small middle")
 
 
 def _cap_down(cap: int, x: float, top: float, bottom: float, last: float) -> list[str]:
     side = "end" if x > last - 90 else "middle"
     return [
         f'<line class="cap" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 6}" y2="{bottom}"/>',
-        _text(min(x + 1, last), top - 14, f"cap {size(cap)}", f"cap-text {side}"),
+        svg_text(min(x + 1, last), top - 14, f"cap {size(cap)}", f"cap-text {side}"),
     ]
 
 
@@ -144,9 +147,9 @@ def timeline(profile: Profile, width: int) -> str:
     parts = [
         *_phase_bands(runs, plane),
         *_axes(plane, width),
-        f'<polygon class="anonymous" points="{_points(private + floor)}"/>',
-        f'<polygon class="file" points="{_points(stacked + private[::-1])}"/>',
-        f'<polyline class="resident" points="{_points(resident)}"/>',
+        f'<polygon class="anonymous" points="{points_text(private + floor)}"/>',
+        f'<polygon class="file" points="{points_text(stacked + private[::-1])}"/>',
+        f'<polyline class="resident" points="{points_text(resident)}"/>',
         *_phase_labels(runs, plane),
         *_levels(profile, samples, plane),
     ]
@@ -155,7 +158,7 @@ def timeline(profile: Profile, width: int) -> str:
         f"{size(profile.cap_bytes)}, high-water mark {size(profile.peak_bytes)}. Phases in order: "
         f"{', '.join(dict.fromkeys(name for name, _, _ in runs))}"
     )
-    return _svg("timeline", width, plane.bottom + 40, "Memory over time, by phase", described, parts)
+    return svg("timeline", width, plane.bottom + 40, "Memory over time, by phase", described, parts)
 
 
 @dataclass(frozen=True)
@@ -198,15 +201,15 @@ def _plane(profile: Profile, samples: Sequence[Sample], width: int) -> _Plane:
 
 
 def _axes(plane: _Plane, width: int) -> Iterator[str]:
-    yield _text(0, 13, "MiB", "muted small")
+    yield svg_text(0, 13, "MiB", "muted small")
     for tick in ticks(plane.most / _MIB, 5):
         level = plane.y(tick * _MIB)
         yield f'<line class="grid" x1="{plane.left}" x2="{plane.right}" y1="{level:.1f}" y2="{level:.1f}"/>'
-        yield _text(plane.left - 8, level + 4, f"{tick:g}", "muted small end")
+        yield svg_text(plane.left - 8, level + 4, f"{tick:g}", "muted small end")
     for tick in ticks(plane.last - plane.first, 4 if width < NARROW else 8):
-        yield _text(plane.x(plane.first + tick), plane.bottom + 17, f"{tick:g}", "muted small middle")
+        yield svg_text(plane.x(plane.first + tick), plane.bottom + 17, f"{tick:g}", "muted small middle")
     unit = f"seconds after {plane.first:.3g} s" if plane.first else "seconds"
-    yield _text((plane.left + plane.right) / 2, plane.bottom + 36, unit, "muted small middle")
+    yield svg_text((plane.left + plane.right) / 2, plane.bottom + 36, unit, "muted small middle")
 
 
 def _phase_runs(samples: Sequence[Sample]) -> list[tuple[str, float, float]]:
@@ -242,7 +245,7 @@ def _phase_labels(runs: Sequence[tuple[str, float, float]], plane: _Plane) -> It
         yield (
             f'<line class="tick" x1="{mark:.1f}" x2="{mark:.1f}" y1="{plane.top - 6}" y2="{plane.top - 1}"/>'
         )
-        yield _text(x, y, shown, "phase")
+        yield svg_text(x, y, shown, "phase")
 
 
 def _levels(profile: Profile, samples: Sequence[Sample], plane: _Plane) -> Iterator[str]:
@@ -256,7 +259,7 @@ def _levels(profile: Profile, samples: Sequence[Sample], plane: _Plane) -> Itera
         )
     late = x > (plane.left + plane.right) / 2
     # The cap's name goes where the peak is not, and below its line if the mark would strike it through.
-    yield _text(
+    yield svg_text(
         plane.left + 6 if late else plane.right - 6,
         cap + 16 if 0 <= cap - mark < 20 else cap - 6,
         f"cap {size(profile.cap_bytes)}",
@@ -268,7 +271,7 @@ def _levels(profile: Profile, samples: Sequence[Sample], plane: _Plane) -> Itera
         above = max(y, mark, cap) + 20
     # Kept off the edges, where half of the letters would be lost.
     anchor = min(x + 8, plane.right) if late else max(x - 8, plane.left + 4)
-    yield _text(anchor, above, f"peak {size(profile.peak_bytes)}", f"strong halo {'end' if late else ''}")
+    yield svg_text(anchor, above, f"peak {size(profile.peak_bytes)}", f"strong halo {'end' if late else ''}")
 
 
 def comparison_bars(profile: Profile, width: int) -> str:
@@ -301,7 +304,7 @@ def comparison_bars(profile: Profile, width: int) -> str:
     described = "; ".join(
         f"{way.name}: {size(way.peak_bytes)}, step {duration(way.step_s)}" for way in profile.comparisons
     )
-    return _svg("ways", width, height, "Peak memory compared with other ways", described, parts)
+    return svg("ways", width, height, "Peak memory compared with other ways", described, parts)
 
 
 def gauge(profile: Profile) -> str:
@@ -344,7 +347,7 @@ def ticks(most: float, count: int) -> list[float]:
     return [step * index for index in range(int(most / step) + 1)]
 
 
-def _points(points: Sequence[tuple[float, float]]) -> str:
+def points_text(points: Sequence[tuple[float, float]]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
 
@@ -353,7 +356,7 @@ def _fitted(text: str, pixels: float) -> str:
     return text if len(text) <= letters else text[: letters - 1] + "…"
 
 
-def _text(x: float, y: float, text: str, kind: str = "") -> str:
+def svg_text(x: float, y: float, text: str, kind: str = "") -> str:
     return f'<text class="{kind.strip()}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
 
 
@@ -363,11 +366,11 @@ def _plate(x: float, y: float, text: str, kind: str = "") -> list[str]:
     start = x - wide if "end" in kind.split() else x
     return [
         f'<rect class="plate" x="{start:.1f}" y="{y - 13:.1f}" width="{wide:.1f}" height="17"/>',
-        _text(x, y, text, kind),
+        svg_text(x, y, text, kind),
     ]
 
 
-def _svg(name: str, width: int, height: float, title: str, described: str, parts: Sequence[str]) -> str:
+def svg(name: str, width: int, height: float, title: str, described: str, parts: Sequence[str]) -> str:
     key = f"{name}-{width}"
     return (
         f'<svg class="{"narrow" if width < NARROW else "wide"}" viewBox="0 0 {width} {height:.0f}" role="img" '

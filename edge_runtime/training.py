@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from edge_runtime.backpropagation import Backpropagation
 from edge_runtime.data import draw_batches
+from edge_runtime.engines import Engine
 from edge_runtime.executor import Executor
 from edge_runtime.messages import Task
 from edge_runtime.optimizers import make_optimizer
 from edge_runtime.package import SliceSpec
-from edge_runtime.plan import Choice
+from edge_runtime.plan import Choice, first_segment
+from edge_runtime.prefix_cache import ExampleStore
+from edge_runtime.prepared import PreparedPackage
 from edge_runtime.replay import SCALARS, STEPS
 from edge_runtime.slices import FloatArray, Values, shapes
 from edge_runtime.step import Examples, take_exact_step, take_step
@@ -97,6 +101,26 @@ def train_locally(
         if scalars:
             change |= {SCALARS: np.stack(scalars), STEPS: np.array(applied, np.float32)}
     return Trained(change, seen, len(applied), len(batches) - len(applied), loss_sum)
+
+
+def executor_of(
+    task: Task,
+    prepared: PreparedPackage,
+    engine: Engine,
+    choice: Choice,
+    cache: ExampleStore | None,
+    spill_folder: Path | None = None,
+) -> Executor:
+    """What runs a task's sweeps; the head alone has nothing to propagate back to.
+
+    Args:
+        task: names the slices and how they are updated. choice: whether weights stay in memory.
+        cache: of what the segments before the first slice give. spill_folder: as of :class:`Backpropagation`.
+    """
+    if task.update == "backprop" and first_segment(prepared.manifest, task.slices) is not None:
+        return Backpropagation(prepared, engine, task.slices, choice.weights, cache, spill_folder)
+    carries = task.update == "forward"
+    return Executor(prepared, engine, task.slices, choice.weights, cache, carries_tangents=carries)
 
 
 def count_steps(task: Task, row_count: int) -> int:

@@ -14,17 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from edge_runtime.account import Account
-from edge_runtime.backpropagation import Backpropagation
-from edge_runtime.data import Batch, Tokenizer, load_rows
+from edge_runtime.data import Tokenizer, load_rows
 from edge_runtime.durable import write_durably
 from edge_runtime.enforcement import ran_out_of_memory
 from edge_runtime.engine_choice import engine_maker
 from edge_runtime.engines import Engine
-from edge_runtime.errors import EdgeError, OutOfMemoryError, PackageError, WorkerError
-from edge_runtime.executor import Executor, Sweep
+from edge_runtime.errors import EdgeError, OutOfMemoryError, WorkerError
+from edge_runtime.executor import Executor
 from edge_runtime.filtered import decode_reference
 from edge_runtime.jobs import (
     FAILURE_EXIT_CODE,
@@ -42,15 +40,16 @@ from edge_runtime.messages import MemoryReport
 from edge_runtime.meter import Meter, proportional_bytes, status_bytes
 from edge_runtime.methods import check_method, check_package
 from edge_runtime.package import Package
-from edge_runtime.plan import Choice, PeakPrediction, Planner, Work, first_segment, preferred_micro_batch
+from edge_runtime.plan import PeakPrediction, Planner, Work, first_segment, preferred_micro_batch
 from edge_runtime.prefix_cache import PrefixCache
 from edge_runtime.preparation import prepare
 from edge_runtime.prepared import PreparedPackage
 from edge_runtime.process_memory import keep_freed_memory, release_library_code, return_freed_memory
+from edge_runtime.scoring import score
 from edge_runtime.slices import Values, decode_values, encode_values
-from edge_runtime.step import Examples, group_by_length
+from edge_runtime.step import Examples
 from edge_runtime.trained import estimated
-from edge_runtime.training import train_locally
+from edge_runtime.training import executor_of, train_locally
 
 #: Segment 0 is the embedding: cheaper to run than to read back. From here on a prefix holds a block.
 FIRST_BLOCK_BEHIND_A_BLOCK = 2
@@ -87,7 +86,8 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
         else planner.choose(work, job.budget_bytes or job.cap_bytes)
     )
     with _prefix_cache(job, prepared, work) as cache:
-        executor = _executor(job, prepared, engine, plan.choice, cache)
+        spill_folder = Path(job.change_path).parent if plan.choice.inputs == "disk" else None
+        executor = executor_of(task, prepared, engine, plan.choice, cache, spill_folder)
         release_library_code()
         account.loaded(executor)
 
@@ -146,33 +146,17 @@ def evaluate(job: EvaluateJob, meter: Meter) -> EvaluateOutcome:
     release_library_code()
 
     meter.enter("evaluate")
-    correct, predicted, loss_sum = 0, 0, 0.0
-    for group in group_by_length(examples.ids, plan.choice.micro_batch):
-        batch = examples.batch(group)
-        sweep = executor.sweep(values, [batch])
-        account.stepped()
-        correct += _correct(sweep, batch)
-        predicted += int(batch.predicted.sum())
-        loss_sum += float((sweep.loss.astype(np.float64) * batch.predicted).sum())
+    scores = score(executor, values, examples, plan.choice.micro_batch, account.stepped)
     meter.close()
     return EvaluateOutcome(
         rows=len(examples.ids),
-        accuracy=correct / predicted,
-        mean_loss=loss_sum / predicted,
+        accuracy=scores.accuracy,
+        mean_loss=scores.mean_loss,
         seconds=time.monotonic() - started,
         memory=_report(meter, plan.peak, job.cap_bytes),
         steps=account.steps,
-        tokens=predicted if prepared.manifest.task == "causal_lm" else 0,
+        tokens=scores.predicted if prepared.manifest.task == "causal_lm" else 0,
     )
-
-
-def _correct(sweep: Sweep, batch: Batch) -> int:
-    """How many labels of a batch were predicted right."""
-    if sweep.correct is not None:
-        return int(sweep.correct.sum())
-    if sweep.logits is None:
-        raise PackageError("the package's head gives neither logits nor a count of right tokens")
-    return int((sweep.logits.argmax(axis=1) == batch.labels).sum())
 
 
 def prepare_package(job: PrepareJob, meter: Meter) -> PrepareOutcome:
@@ -267,19 +251,6 @@ def _read(path: str, what: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise WorkerError(f"cannot read the {what} {path}: {error.strerror}") from error
-
-
-def _executor(
-    job: TrainJob, prepared: PreparedPackage, engine: Engine, choice: Choice, cache: PrefixCache | None
-) -> Executor:
-    """What runs the task's sweeps; the head alone has nothing to propagate back to."""
-    slices = job.task.slices
-    update = job.task.update
-    if update != "backprop" or first_segment(prepared.manifest, slices) is None:
-        carries = update == "forward"
-        return Executor(prepared, engine, slices, choice.weights, cache, carries_tangents=carries)
-    folder = Path(job.change_path).parent if choice.inputs == "disk" else None
-    return Backpropagation(prepared, engine, slices, choice.weights, cache, folder)
 
 
 @contextmanager

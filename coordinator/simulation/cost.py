@@ -1,0 +1,25 @@
+"""What a task costs a device, in passes of one example through the model: the unit in which arms are compared."""
+
+from __future__ import annotations
+
+from edge_runtime.messages import Task
+
+#: Backpropagation runs the model forwards, computes each segment again on the way back, and a backward of about two.
+BACKPROP_PASSES = 4
+
+
+def forward_passes_per_example(task: Task) -> int:
+    """Passes of one example through the model for one local step.
+
+    Forward mode with K draws runs the values and K tangents: 1 + K. Backpropagation counts
+    :data:`BACKPROP_PASSES`. The head alone needs the values: 1. Zero order takes 2K passes for central
+    differences, and one at the values themselves where the head's exact gradient is wanted; 1 + K for forward ones.
+    """
+    perturbed_head = task.train_head and task.head == "perturbed"
+    if not task.slices and not (perturbed_head and task.update == "zero_order"):
+        return 1
+    if task.update == "backprop":
+        return BACKPROP_PASSES
+    if task.update == "forward" or task.difference == "forward":
+        return 1 + task.draws
+    return 2 * task.draws + (task.train_head and task.head == "exact")

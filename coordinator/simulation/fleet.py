@@ -1,0 +1,99 @@
+"""How simulated devices behave in time: when they ask, how long they work, and whether they answer.
+
+Everything is a function of the simulation's seed and a task's place, so equal seeds meet equal fleets. Moments are
+multiples of 1/1024 s: sums of them are exact, and so a moment read back from the database is the one that was meant.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from coordinator.simulation.config import DropoutConfig, SpeedConfig
+from coordinator.simulation.cost import forward_passes_per_example
+from coordinator.simulation.partition import Share
+from edge_runtime.messages import Task
+
+_TICKS = 1024
+#: Keeps this draw apart from others by the same seed.
+_STREAM = 0x5350_4545
+
+
+def tick(seconds: float) -> float:
+    """The nearest moment."""
+    return round(seconds * _TICKS) / _TICKS
+
+
+def tick_after(seconds: float) -> float:
+    """The first moment that is later."""
+    return (math.floor(seconds * _TICKS) + 1) / _TICKS
+
+
+def tick_from(seconds: float) -> float:
+    """The first moment that is not earlier."""
+    return math.ceil(seconds * _TICKS) / _TICKS
+
+
+@dataclass(frozen=True)
+class SimulatedDevice:
+    """One device. ``factor`` is how much slower than the mean it is; ``rows`` index the training file."""
+
+    name: str
+    rows: Share
+    factor: float
+
+
+class Fleet:
+    """The devices of one seed, by name.
+
+    Args:
+        shares: the rows of each device.
+        speed, dropout: from the configuration.
+        seed: of the simulation.
+    """
+
+    def __init__(self, shares: list[Share], speed: SpeedConfig, dropout: DropoutConfig, seed: int) -> None:
+        self._speed, self._dropout, self._seed = speed, dropout, seed
+        factors = _factors(len(shares), speed, seed)
+        names = [f"device-{number:0{len(str(len(shares) - 1))}d}" for number in range(len(shares))]
+        self.devices = {
+            name: SimulatedDevice(name, rows, factor)
+            for name, rows, factor in zip(names, shares, factors, strict=True)
+        }
+
+    def poll_delay_s(self, task_id: str, poll_min_s: float, poll_max_s: float) -> float:
+        """Seconds until a device that waits asks again and learns of its place.
+
+        Devices come back after a time in [``poll_min_s``, ``poll_max_s``]; the place comes up anywhere within it.
+        """
+        window_s = poll_min_s + self._unit(task_id, "window") * (poll_max_s - poll_min_s)
+        return tick(self._unit(task_id, "poll") * window_s)
+
+    def drops(self, task_id: str) -> bool:
+        """Whether the device that got this task never answers."""
+        return self._unit(task_id, "dropout") < self._dropout.rate
+
+    def duration_s(self, task: Task, device: SimulatedDevice) -> float:
+        """Virtual seconds between getting a task and handing in its result."""
+        examples = task.steps * min(task.batch_size, len(device.rows))
+        work = examples * forward_passes_per_example(task) * self._speed.seconds_per_example
+        return tick(self._speed.overhead_s + work * device.factor)
+
+    def _unit(self, task_id: str, purpose: str) -> float:
+        """A number in [0, 1), for a place of a round; the run's random id plays no part."""
+        place = task_id.rsplit("-", 3)[1:]
+        digest = hashlib.sha256("/".join([str(self._seed), *place, purpose]).encode()).digest()
+        return int.from_bytes(digest[:8]) / 2.0**64
+
+
+def _factors(count: int, speed: SpeedConfig, seed: int) -> list[float]:
+    """Each device's slowness, with mean 1."""
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, _STREAM])))
+    if speed.spread == "equal":
+        return [1.0] * count
+    if speed.spread == "exponential":
+        return [float(factor) for factor in generator.standard_exponential(count)]
+    return [math.exp(float(number) - 0.5) for number in generator.standard_normal(count)]

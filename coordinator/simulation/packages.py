@@ -1,0 +1,82 @@
+"""The packages of a simulation, gathered in its output folder: signed by its own key, and laid out for this machine."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from coordinator.simulation.arm import locked
+from edge_runtime.durable import rename_durably
+from edge_runtime.engine_choice import engine_maker
+from edge_runtime.package import MANIFEST, SIGNATURE, Arithmetic, Package
+from edge_runtime.preparation import prepare
+from edge_runtime.prepared import is_current
+from edge_runtime.signing import PrivateKey, generate_key
+
+KEY, PACKAGES, PREPARED = "publisher.key", "packages", "prepared"
+
+
+@dataclass(frozen=True)
+class PackageShelf:
+    """Where they lie: ``packages/SHA256`` and ``prepared/SHA256`` below the output folder.
+
+    An arm's package need not come with its publisher's key: whoever simulates names the folder, and the manifest's
+    digest says what it was. The copy here is signed anew, so that the coordinator can check it as it always does.
+    """
+
+    folder: Path
+    key: PrivateKey
+
+    @property
+    def packages(self) -> Path:
+        """Folder of the copies."""
+        return self.folder / PACKAGES
+
+    @property
+    def prepared(self) -> Path:
+        """Folder of what was laid out."""
+        return self.folder / PREPARED
+
+    def take_in(self, source: Path, arithmetic: Arithmetic | None, cap_bytes: int, threads: int) -> Package:
+        """Copy a package here and prepare it, unless that was done.
+
+        Args:
+            source: the package folder that the configuration names.
+            arithmetic: in which to run it; None measures.
+            cap_bytes: arithmetics that could not train under it are not considered.
+            threads: of the engine that measures.
+
+        Raises:
+            ArtefactError: the package is malformed or damaged. PreparationError: it cannot be run here.
+        """
+        package = Package.open_unsigned(source)
+        folder = self.packages / package.sha256
+        with locked(self.packages, wait=True):
+            if not folder.is_dir():
+                package.verify_files()
+                rename_durably(self._copy(package), folder)
+            copy = Package.open(folder, self.key.public_key).for_engine("onnxruntime")
+            prepared = self.prepared / package.sha256
+            if not is_current(prepared, package.sha256, arithmetic):
+                prepare(copy, prepared, engine_maker("onnxruntime")(threads), arithmetic, cap_bytes)
+        return copy
+
+    def _copy(self, package: Package) -> Path:
+        work = self.packages / f".{package.sha256}"
+        shutil.rmtree(work, ignore_errors=True)
+        for name in package.manifest.files:
+            (work / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(package.path(name), work / name)
+        shutil.copyfile(package.folder / MANIFEST, work / MANIFEST)
+        (work / SIGNATURE).write_text(self.key.sign((work / MANIFEST).read_bytes()) + "\n", "ascii")
+        return work
+
+
+def open_shelf(folder: Path) -> PackageShelf:
+    """The packages of an output folder, which is made if missing, with its key."""
+    with locked(folder / PACKAGES, wait=True):
+        path = folder / KEY
+        if not path.exists():
+            generate_key().save(path)
+        return PackageShelf(folder, PrivateKey.load(path))

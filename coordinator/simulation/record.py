@@ -1,0 +1,219 @@
+"""What an arm did, as ``DIR/arms/ARM-seedN.json``: written whole when it ends, readable by anybody after."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sqlite3
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from coordinator.config import RunConfig
+from coordinator.runs import find_run
+from coordinator.simulation.arm import Arm
+from coordinator.simulation.config import NO_KEY
+from coordinator.simulation.cost import forward_passes_per_example
+from coordinator.simulation.verdict import Ending, Status
+from coordinator.summary import RoundSummary, summarise
+from edge_runtime.durable import write_durably
+from edge_runtime.errors import ConfigError
+from edge_runtime.messages import Task
+from edge_runtime.package import TaskKind
+
+ARMS = "arms"
+
+
+class Point(Struct, frozen=True):
+    """The global model after a round, and what it took to get there; ``round`` -1 is where the arm began.
+
+    Attributes:
+        accuracy, loss, perplexity: on the dev rows, as :class:`coordinator.summary.RoundSummary` has them.
+        forward_passes: of one example through the model, by all devices whose results counted, so far.
+        bytes_up, bytes_down: over the wire so far. virtual_s: of the simulated clock. wall_s: spent here.
+        train_loss: mean over the round's examples, as the devices reported it. devices: whose results counted.
+    """
+
+    round: int
+    accuracy: float | None
+    loss: float | None
+    perplexity: float | None
+    forward_passes: int
+    bytes_up: int
+    bytes_down: int
+    virtual_s: float
+    wall_s: float
+    train_loss: float | None = None
+    devices: tuple[str, ...] = ()
+
+
+class Record(Struct, frozen=True):
+    """One arm at one seed.
+
+    Attributes:
+        config: of the run, with the package folder that the arm names.
+        fingerprint: digest of all that the values depend on.
+        schedule_sha256: digest of which device held which place when, and what became of it.
+        values_sha256: of the encoded slice values at the end; they lie in the arm's state folder under this name.
+        rounds, tasks, results: committed rounds, tasks handed out, and results that counted.
+        threads: of the engine; equal seeds give equal bits at an equal number.
+    """
+
+    arm: str
+    kind: str
+    seed: int
+    status: Status
+    round: int | None
+    reason: str
+    task: TaskKind
+    package: str
+    fingerprint: str
+    threads: int
+    rounds: int
+    tasks: int
+    results: int
+    schedule_sha256: str
+    values_sha256: str
+    points: tuple[Point, ...]
+    config: RunConfig | None
+
+
+def record_of(arm: Arm, ending: Ending, threads: int) -> Record:
+    """Gather what the database knows of an arm that has ended; read-only."""
+    with arm.stores.storage.reading() as connection:
+        run = find_run(arm.stores, connection, arm.run_id)
+        summary = summarise(connection, run)
+        closed = dict(connection.execute("SELECT round, closed_s FROM rounds").fetchall())
+        passes = _passes(connection)
+        return Record(
+            arm=arm.config.name,
+            kind=arm.config.kind,
+            seed=arm.seed,
+            status=ending.status,
+            round=ending.round,
+            reason=ending.reason,
+            task=run.manifest.task,
+            package=run.package_sha256,
+            fingerprint=arm.fingerprint,
+            threads=threads,
+            rounds=run.committed,
+            tasks=connection.execute("SELECT count(*) FROM tasks WHERE task IS NOT NULL").fetchone()[0],
+            results=connection.execute("SELECT count(*) FROM results").fetchone()[0],
+            schedule_sha256=_schedule_sha256(connection),
+            values_sha256=run.values_sha256,
+            points=(
+                *_first(summary.initial_accuracy, summary.initial_loss, summary.initial_perplexity, arm),
+                *_points(summary.rounds, closed, passes, arm.wall_of_rounds()),
+            ),
+            config=msgspec.structs.replace(run.config, package=arm.config.package, publisher_key=NO_KEY),
+        )
+
+
+def failed(arm: str, kind: str, seed: int, reason: str, threads: int) -> Record:
+    """The record of an arm that an error stopped."""
+    return Record(
+        arm, kind, seed, "failed", None, reason, "classification", "", "", threads, 0, 0, 0, "", "", (), None
+    )
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Write it below the output folder."""
+    path = path_of(folder, record.arm, record.seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+
+
+def path_of(folder: Path, arm: str, seed: int) -> Path:
+    """Where an arm's record lies."""
+    return folder / ARMS / f"{arm}-seed{seed}.json"
+
+
+def read_record(path: Path) -> Record | None:
+    """A record, or None if there is none.
+
+    Raises:
+        ConfigError: the file is no record.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Record)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(
+            f"{path} is no record of an arm: {error}; remove it and simulate the arm again"
+        ) from error
+
+
+def read_records(folder: Path) -> list[Record]:
+    """All records below an output folder, by arm and seed."""
+    found = [read_record(path) for path in sorted((folder / ARMS).glob("*.json"))]
+    return sorted((r for r in found if r is not None), key=lambda record: (record.arm, record.seed))
+
+
+def _first(
+    accuracy: float | None, loss: float | None, perplexity: float | None, arm: Arm
+) -> tuple[Point, ...]:
+    if loss is None:
+        return ()
+    return (Point(-1, accuracy, loss, perplexity, 0, 0, 0, 0.0, arm.wall_of_rounds().get(-1, 0.0)),)
+
+
+def _points(
+    rounds: list[RoundSummary], closed: dict[int, float], passes: dict[int, int], wall: dict[int, float]
+) -> list[Point]:
+    """One for each evaluated round; costs add up over all rounds, abandoned ones too."""
+    points = []
+    done = up = down = 0
+    for entry in rounds:
+        done += passes.get(entry.round, 0)
+        up += entry.bytes_up
+        down += entry.bytes_down
+        if entry.loss is None:
+            continue
+        points.append(
+            Point(
+                round=entry.round,
+                accuracy=entry.accuracy,
+                loss=entry.loss,
+                perplexity=entry.perplexity,
+                forward_passes=done,
+                bytes_up=up,
+                bytes_down=down,
+                virtual_s=closed[entry.round],
+                wall_s=wall.get(entry.round, 0.0),
+                train_loss=entry.train_loss if _is_finite(entry.train_loss) else None,
+                devices=tuple(entry.devices),
+            )
+        )
+    return points
+
+
+def _passes(connection: sqlite3.Connection) -> dict[int, int]:
+    """Forward passes of each round's counted results; steps that could not be applied cost what others do."""
+    passes: dict[int, int] = {}
+    rows = connection.execute(
+        "SELECT tasks.round, task, steps_applied + steps_skipped AS steps, example_count"
+        " FROM results JOIN tasks USING (task_id) JOIN devices USING (device_id)"
+    )
+    for row in rows:
+        task = msgspec.json.decode(row["task"], type=Task)
+        examples = row["steps"] * min(task.batch_size, row["example_count"])
+        passes[row["round"]] = passes.get(row["round"], 0) + examples * forward_passes_per_example(task)
+    return passes
+
+
+def _schedule_sha256(connection: sqlite3.Connection) -> str:
+    """Who held which place, attempt by attempt, and how it ended; times play no part, for arms differ in speed."""
+    rows = connection.execute(
+        "SELECT round, slot, attempt, name, state, reason FROM tasks JOIN devices USING (device_id)"
+        " ORDER BY round, slot, attempt"
+    )
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(msgspec.json.encode(tuple(row)) + b"\n")
+    return digest.hexdigest()
+
+
+def _is_finite(number: float | None) -> bool:
+    return number is not None and math.isfinite(number)

@@ -1,0 +1,329 @@
+"""One arm from its first round to its last: :func:`simulate`, readable top to bottom.
+
+The coordinator's own functions do all that a coordinator does; this module moves the clock and the devices. What a
+device is at is read back from the database, so a simulation that was killed goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from coordinator import evaluation, results, tasks
+from coordinator.auth import Device
+from coordinator.refusals import RefusalError
+from coordinator.rounds import play
+from coordinator.runs import find_run
+from coordinator.simulation.arm import Arm
+from coordinator.simulation.fleet import SimulatedDevice, tick, tick_after, tick_from
+from coordinator.simulation.trainers import Pending, Trainer
+from coordinator.simulation.verdict import RESULT_REFUSED, Ending, judge_evaluation, judge_run, stop
+from coordinator.simulation.workbench import Job, Workbench
+from coordinator.traffic import attribute
+from edge_runtime import __version__ as runtime_version
+from edge_runtime.decisions import open_task
+from edge_runtime.errors import DeviceError
+from edge_runtime.messages import (
+    CheckInRequest,
+    DeviceEvent,
+    MemoryReport,
+    NotEligible,
+    Result,
+    SignedTask,
+    Task,
+    decode_result,
+    encode,
+)
+
+#: Status of a refusal for what a result holds.
+UNUSABLE = 422
+#: Called after each pass of the coordinator in which something happened.
+Report = Callable[[Arm], None]
+
+
+@dataclass
+class Errand:
+    """A task that a device is at until ``until_s``; ``answers`` is whether it will then hand in a result."""
+
+    task: Task
+    until_s: float
+    answers: bool
+    pending: Pending | None = None
+
+
+class Simulation:
+    """An arm with its clock and the errands of its devices.
+
+    Args:
+        arm: from :func:`coordinator.simulation.arm.open_arm`.
+        bench: evaluates. trainer: trains.
+        cap_bytes: what each device grants.
+    """
+
+    def __init__(self, arm: Arm, bench: Workbench, trainer: Trainer, cap_bytes: int) -> None:
+        self.arm, self.stores = arm, arm.stores
+        self._bench, self._trainer, self._cap_bytes = bench, trainer, cap_bytes
+        self._period_s = tick_after(arm.run.seen_window_s / 2)  # between two check-ins of a device that waits
+        self.now_s = self._clock()
+        self.errands: dict[str, Errand] = self._unfinished()
+        self._refusal = "none checked in"
+        self._values = ""
+
+    def simulate(self, report: Report) -> Ending:
+        """Play the arm to its end.
+
+        Raises:
+            EdgeError: it cannot go on, for a reason that is no property of its learning.
+        """
+        while True:
+            # 1. Devices that are done hand in their results, and ask for more.
+            for name in sorted(name for name, errand in self.errands.items() if errand.until_s <= self.now_s):
+                self._hand_in(name, self.errands.pop(name))
+            # 2. Devices that hold a place learn of it.
+            for name in self._polling():
+                self._check_in(name)
+            # 3. From time to time every device that waits says that it is still there.
+            if self.now_s % self._period_s == 0:
+                self._check_in_all()
+            # 4. The coordinator does whatever it can do now, and evaluations that it asks for are made at once.
+            ending = self._settle()
+            report(self.arm)
+            # 5. The run has ended, or its values have run away.
+            if ending is not None:
+                return ending
+            # 6. Nothing happens until the next event: the clock jumps there.
+            self._jump(self._next_event())
+
+    def _settle(self) -> Ending | None:
+        seen = None
+        while (standing := self._standing()) != seen:
+            seen = standing
+            play(self.stores, self.now_s)
+            if (ending := self._evaluate()) is not None:
+                return ending
+            self._forget_values()
+        return judge_run(self.arm, self.now_s)
+
+    def _standing(self) -> tuple[object, ...]:
+        """What another pass of the coordinator may have moved."""
+        with self.stores.storage.reading() as connection:
+            run = connection.execute(
+                "SELECT state, next_round, committed, abandoned_in_a_row FROM runs"
+            ).fetchone()
+            states = connection.execute(
+                "SELECT state, count(*) FROM tasks WHERE state IN ('reserved', 'working') GROUP BY state"
+            ).fetchall()
+        return (*run, *(tuple(row) for row in states))
+
+    def _evaluate(self) -> Ending | None:
+        """Make the evaluations that wait."""
+        while (waiting := evaluation.next_evaluation(self.stores)) is not None:
+            job = waiting.job
+            outcome = self._bench.evaluate(
+                job.package_sha256, self._state_of(job.state_path), job.sequence_limit, job.cap_bytes
+            )
+            ending = judge_evaluation(self.arm, waiting.round, outcome)
+            if not math.isfinite(outcome.mean_loss):
+                return stop(self.arm, ending, self.now_s)
+            with self.stores.storage.transaction() as connection:
+                evaluation.store_evaluation(connection, waiting, outcome, now_s=self.now_s)
+            self.arm.note_wall(waiting.round)
+            if ending is not None:
+                return stop(self.arm, ending, self.now_s)
+        return None
+
+    def _next_event(self) -> float:
+        """The first moment after the present one, or the present one itself, at which something is due.
+
+        Raises:
+            DeviceError: no device can take part, so nothing ever would be.
+        """
+        with self.stores.storage.reading() as connection:
+            places = _open_places(connection)
+            deadline = connection.execute(
+                "SELECT deadline_s FROM rounds WHERE state IN ('selecting', 'collecting')"
+            ).fetchone()
+        if not places and not self.errands:
+            raise DeviceError(f"no device can take part in a round: {self._refusal}")
+        moments = [(self.now_s // self._period_s + 1) * self._period_s]
+        moments += [errand.until_s for errand in self.errands.values()]
+        moments += [tick_after(place["due_s"]) for place in places]
+        moments += [self._poll_s(place) for place in places if place["state"] == "reserved"]
+        if deadline is not None and tick_from(deadline["deadline_s"]) > self.now_s:
+            moments.append(tick_from(deadline["deadline_s"]))
+        return max(self.now_s, min(moments))
+
+    def _polling(self) -> list[str]:
+        """Devices with a place, whose time to ask has come, in the order of their places."""
+        with self.stores.storage.reading() as connection:
+            places = _open_places(connection)
+        return [
+            place["name"]
+            for place in places
+            if place["state"] == "reserved"
+            and place["name"] not in self.errands
+            and self._poll_s(place) <= self.now_s
+        ]
+
+    def _poll_s(self, place: sqlite3.Row) -> float:
+        """When the device of a place next asks: not before it is done with what it is at."""
+        errand = self.errands.get(place["name"])
+        if errand is not None and errand.until_s >= place["reserved_s"]:
+            return errand.until_s
+        run = self.arm.run
+        delay_s = self.arm.fleet.poll_delay_s(place["task_id"], run.poll_min_s, run.poll_max_s)
+        return float(place["reserved_s"]) + delay_s
+
+    def _check_in(self, name: str) -> None:
+        with self.stores.storage.transaction() as connection:
+            self._ask(connection, self.arm.devices[name])
+
+    def _check_in_all(self) -> None:
+        """One transaction for all that wait: nobody can tell the difference."""
+        with self.stores.storage.transaction() as connection:
+            expected = {place["name"] for place in _open_places(connection)}
+            for name, device in self.arm.devices.items():
+                if name not in self.errands and name not in expected:
+                    self._ask(connection, device)
+
+    def _ask(self, connection: sqlite3.Connection, device: Device) -> None:
+        """A check-in; with a task, the device sets to work."""
+        simulated = self.arm.fleet.devices[device.name]
+        request = CheckInRequest(runtime_version, self._cap_bytes, 0, len(simulated.rows))
+        answer = tasks.check_in(self.stores, connection, device, request, now_s=self.now_s)
+        if isinstance(answer, NotEligible):
+            self._refusal = answer.message
+        if not isinstance(answer, SignedTask):
+            return
+        task = open_task(answer, self.stores.key.public_key)
+        blobs = self._blobs_of(task)
+        attribute(connection, len(encode(request)), len(encode(answer)) + sum(map(len, blobs)))
+        self.errands[device.name] = self._errand(task, simulated, self.now_s, blobs)
+
+    def _blobs_of(self, task: Task) -> tuple[bytes, bytes]:
+        """What a device fetches for a task beside the package: the values, and what directions are compared with."""
+        return self.stores.blobs.get(task.state), (
+            b"" if task.reference is None else self.stores.blobs.get(task.reference)
+        )
+
+    def _errand(
+        self, task: Task, device: SimulatedDevice, since_s: float, blobs: tuple[bytes, bytes] | None
+    ) -> Errand:
+        """What a device does with a task; training begins if the result will be in time.
+
+        ``blobs`` None: the coordinator has taken the task back already.
+        """
+        seconds, deadline_s = self.arm.fleet.duration_s(task, device), since_s + task.deadline_s
+        # A device that gives no result in time is heard of again once the coordinator has given its place away.
+        given_up_s = tick_after(tick_after(deadline_s))
+        if self.arm.fleet.drops(task.task_id):
+            return Errand(task, given_up_s, answers=False)
+        if since_s + seconds > deadline_s:
+            return Errand(task, max(since_s + seconds, given_up_s), answers=True)
+        errand = Errand(task, since_s + seconds, answers=True)
+        if blobs is not None:
+            state, reference = blobs
+            job = Job(task, device.rows, state, self._cap_bytes, seconds, reference)
+            errand.pending = self._trainer.submit(job)
+        return errand
+
+    def _hand_in(self, name: str, errand: Errand) -> None:
+        """The result reaches the coordinator, which may refuse it; then the device asks for work."""
+        device, task = self.arm.devices[name], errand.task
+        body = b""
+        if errand.answers and errand.pending is not None and self._is_open(task.task_id):
+            body = errand.pending()
+        result = decode_result(body) if body else _too_late(task)
+        with self.stores.storage.transaction() as connection:
+            if errand.answers:
+                try:
+                    receipt = results.accept(
+                        self.stores, connection, device, task.task_id, result, now_s=self.now_s
+                    )
+                    attribute(connection, len(body), len(encode(receipt)))
+                except RefusalError as refusal:  # as a device does: the coordinator has decided
+                    attribute(connection, len(body), 0)
+                    if refusal.status == UNUSABLE:
+                        event = DeviceEvent(RESULT_REFUSED, refusal.message, task.task_id)
+                        tasks.report_event(connection, device, event, now_s=self.now_s)
+            self._ask(connection, device)
+
+    def _is_open(self, task_id: str) -> bool:
+        with self.stores.storage.reading() as connection:
+            row = connection.execute("SELECT state FROM tasks WHERE task_id = ?", (task_id,)).fetchone()
+        return bool(row["state"] == "working")
+
+    def _state_of(self, path: str) -> bytes:
+        return self.stores.blobs.get(path.rpartition("/")[2])
+
+    def _forget_values(self) -> None:
+        """Remove the values of rounds that are over; hundreds of rounds would fill the disk."""
+        with self.stores.storage.reading() as connection:
+            run = find_run(self.stores, connection, self.arm.run_id)
+        initial = run.manifest.files[run.manifest.initial_state].sha256
+        if self._values not in ("", run.values_sha256, initial):
+            self.stores.blobs.discard(self._values)
+        self._values = run.values_sha256
+
+    def _clock(self) -> float:
+        """The moment at which the simulation stands, in virtual seconds since it began."""
+        with self.stores.storage.transaction() as connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS simulated_clock (now_s REAL NOT NULL)")
+            row = connection.execute("SELECT now_s FROM simulated_clock").fetchone()
+            if row is None:
+                connection.execute("INSERT INTO simulated_clock VALUES (0.0)")
+        return 0.0 if row is None else float(row["now_s"])
+
+    def _jump(self, now_s: float) -> None:
+        """Move the clock; what is done at a moment can be done again, so one that was cut short is repeated."""
+        with self.stores.storage.transaction() as connection:
+            connection.execute("UPDATE simulated_clock SET now_s = ?", (now_s,))
+        self.now_s = now_s
+
+    def _unfinished(self) -> dict[str, Errand]:
+        """The errands of all devices, as a process that was killed left them."""
+        with self.stores.storage.reading() as connection:
+            rows = connection.execute(
+                "SELECT tasks.*, name FROM tasks JOIN devices USING (device_id)"
+                " WHERE task IS NOT NULL AND state IN ('working', 'lapsed') ORDER BY state"
+            ).fetchall()
+        errands = {}
+        for row in rows:
+            task = msgspec.json.decode(row["task"], type=Task)
+            device = self.arm.fleet.devices[row["name"]]
+            since_s = tick(row["due_s"] - task.deadline_s)
+            blobs = self._blobs_of(task) if row["state"] == "working" else None
+            errand = self._errand(task, device, since_s, blobs)
+            if row["state"] == "working" or errand.until_s >= self.now_s:
+                errands[row["name"]] = errand
+        return errands
+
+
+def _open_places(connection: sqlite3.Connection) -> list[sqlite3.Row]:
+    """Places of the open round that somebody holds, in their order."""
+    return connection.execute(
+        "SELECT task_id, state, due_s, reserved_s, name FROM tasks JOIN devices USING (device_id)"
+        " WHERE state IN ('reserved', 'working') ORDER BY slot"
+    ).fetchall()
+
+
+def _too_late(task: Task) -> Result:
+    """What stands for a result that the coordinator takes no more: it refuses it before looking into it."""
+    return Result(
+        task.task_id,
+        task.run_id,
+        task.round,
+        0,
+        0,
+        0,
+        None,
+        0.0,
+        MemoryReport(0, 0, 0),
+        hashlib.sha256(b"").hexdigest(),
+        b"",
+    )

@@ -1,0 +1,265 @@
+"""Where simulated devices do their work: packages opened once, programs and rows kept between tasks.
+
+The steps are the device's own (``edge_runtime``). What differs from a worker process is what a process would throw
+away at its end: loaded programs, token ids, outputs of frozen segments. None of it changes a value.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from msgspec import Struct
+
+from coordinator.simulation.kept_prefixes import DevicePrefixes, KeptPrefixes
+from coordinator.simulation.kept_programs import KeptPrograms
+from coordinator.simulation.labelled_rows import LabelledRows
+from coordinator.simulation.partition import Share
+from edge_runtime.data import Tokenizer
+from edge_runtime.decisions import build_result
+from edge_runtime.engine_choice import engine_maker
+from edge_runtime.executor import Executor
+from edge_runtime.filtered import decode_reference
+from edge_runtime.jobs import EvaluateOutcome, TrainOutcome
+from edge_runtime.messages import MemoryReport, Task
+from edge_runtime.methods import check_package
+from edge_runtime.package import Package
+from edge_runtime.plan import Choice, Plan, Planner, Work, first_segment, preferred_micro_batch
+from edge_runtime.prepared import PreparedPackage
+from edge_runtime.rows import Row
+from edge_runtime.scoring import score
+from edge_runtime.slices import Values, decode_values, encode_values
+from edge_runtime.step import Examples
+from edge_runtime.trained import estimated
+from edge_runtime.training import executor_of, train_locally
+from edge_runtime.worker import FIRST_BLOCK_BEHIND_A_BLOCK
+
+#: Executors kept of one package. One whose programs carry their own weights is as large as the model.
+MOST_EXECUTORS, MOST_WEIGHTY_EXECUTORS = 128, 4
+#: Devices whose token ids are kept, a package.
+MOST_DEVICES = 20_000
+
+
+class Job(Struct, frozen=True):
+    """One task for one simulated device.
+
+    Attributes:
+        rows: what the device holds, as indices into the training file.
+        state: safetensors bytes of all slice values. reference: of what filtered directions are compared with.
+        cap_bytes: memory that the device grants.
+        seconds: virtual, as the result shall tell them.
+    """
+
+    task: Task
+    rows: Share
+    state: bytes
+    cap_bytes: int
+    seconds: float
+    reference: bytes = b""
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """Where packages lie, by digest, each also in ``prepared``; and what the bench may take."""
+
+    packages: Path
+    prepared: Path
+    threads: int
+    prefix_cache_bytes: int
+
+
+@dataclass
+class OpenPackage:
+    """A package with what is kept of it."""
+
+    prepared: PreparedPackage
+    planner: Planner
+    train: list[Row]
+    dev: list[Row]
+    token_ids: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    examples: OrderedDict[tuple[int, Share], Examples] = field(default_factory=OrderedDict)
+    dev_examples: dict[int, Examples] = field(default_factory=dict)
+    executors: OrderedDict[tuple[object, ...], tuple[Executor, DevicePrefixes]] = field(
+        default_factory=OrderedDict
+    )
+    tokenizers: dict[int, Tokenizer] = field(default_factory=dict)
+    plans: dict[tuple[Work, int], Plan] = field(default_factory=dict)
+
+    def plan(self, work: Work, cap_bytes: int) -> Plan:
+        """The plan for some work, thought out once."""
+        if (work, cap_bytes) not in self.plans:
+            self.plans[work, cap_bytes] = self.planner.choose(work, cap_bytes)
+        return self.plans[work, cap_bytes]
+
+
+class Workbench:
+    """Does tasks and evaluations in this process.
+
+    Args:
+        settings: where things are.
+        train: rows that devices share.
+        dev: rows of evaluations.
+    """
+
+    def __init__(self, settings: BenchSettings, train: LabelledRows, dev: LabelledRows) -> None:
+        self._settings, self._train, self._dev = settings, train, dev
+        self._engine = KeptPrograms(engine_maker("onnxruntime")(settings.threads))
+        self._packages: dict[str, OpenPackage] = {}
+        self.prefixes = KeptPrefixes(settings.prefix_cache_bytes)
+
+    def train(self, job: Job) -> bytes:
+        """The encoded result of a task, as a device sends it.
+
+        Raises:
+            CapExceededError: no plan fits the cap.
+            EdgeError: package, state or rows cannot be used.
+        """
+        task = job.task
+        # 1. Open what the task names.
+        opened = self._open(task.package)
+        manifest = opened.prepared.manifest
+        values = decode_values(job.state, manifest.slices)
+        examples = self._examples(opened, job.rows, task.sequence_limit)
+        check_package(task, manifest)
+        specs = estimated(task, manifest.slices)
+        reference = decode_reference(job.reference, specs) if job.reference else None
+        # 2. Choose a plan that fits; by proportions alone, so that equal seeds choose alike on every machine.
+        perturbed = tuple(spec.name for spec in specs)
+        work = Work(task.batch_size, examples.longest, task.draws, perturbed, task.update)
+        plan = opened.plan(work, job.cap_bytes)
+        executor, prefixes = self._executor(opened, task, plan.choice)
+        prefixes.turn_to(_context(opened, task, values), job.rows)
+        # 3. Local steps.
+        done = train_locally(
+            executor, task, manifest.slices, values, examples, plan.choice, reference=reference
+        )
+        # 4. Encode the result.
+        outcome = TrainOutcome(
+            examples=done.examples,
+            steps_applied=done.steps_applied,
+            steps_skipped=done.steps_skipped,
+            mean_loss=done.loss_sum / done.examples if done.examples else None,
+            seconds=job.seconds,
+            memory=_memory(plan, job.cap_bytes),
+            plan=plan,
+        )
+        return build_result(task, outcome, encode_values(done.change))
+
+    def evaluate(
+        self, package_sha256: str, state: bytes, sequence_limit: int, cap_bytes: int
+    ) -> EvaluateOutcome:
+        """Accuracy and mean loss of slice values on the dev rows; ``seconds`` are not measured."""
+        opened = self._open(package_sha256)
+        manifest = opened.prepared.manifest
+        values = decode_values(state, manifest.slices)
+        examples = self._dev_examples(opened, min(sequence_limit, manifest.sequence_limit))
+        together = preferred_micro_batch(len(examples.ids), examples.longest)
+        plan = opened.plan(Work(together, examples.longest, 0, ()), cap_bytes)
+        kept = ("evaluate", plan.choice.weights)
+        executor, _ = self._kept(
+            opened, kept, (), lambda _: Executor(opened.prepared, self._engine, (), plan.choice.weights)
+        )
+        scores = score(executor, values, examples, plan.choice.micro_batch)
+        return EvaluateOutcome(
+            rows=len(examples.ids),
+            accuracy=scores.accuracy,
+            mean_loss=scores.mean_loss,
+            seconds=0.0,
+            memory=_memory(plan, cap_bytes),
+            tokens=scores.predicted if manifest.task == "causal_lm" else 0,
+        )
+
+    def _open(self, sha256: str) -> OpenPackage:
+        if sha256 not in self._packages:
+            folder = self._settings.packages / sha256
+            package = Package.open_known(folder, sha256).for_engine("onnxruntime")
+            prepared = PreparedPackage.open(package, self._settings.prepared / sha256, self._engine.version)
+            labels = package.manifest.labels
+            planner = Planner(package.manifest, prepared.prepared.arithmetic)
+            self._packages[sha256] = OpenPackage(
+                prepared, planner, self._train.indexed(labels), self._dev.indexed(labels)
+            )
+        return self._packages[sha256]
+
+    def _executor(self, opened: OpenPackage, task: Task, choice: Choice) -> tuple[Executor, DevicePrefixes]:
+        return self._kept(
+            opened,
+            (task.slices, choice.weights, task.update),
+            task.slices,
+            lambda cache: executor_of(task, opened.prepared, self._engine, choice, cache),
+        )
+
+    def _kept(
+        self,
+        opened: OpenPackage,
+        wanted: tuple[object, ...],
+        slices: tuple[str, ...],
+        make: Callable[[DevicePrefixes | None], Executor],
+    ) -> tuple[Executor, DevicePrefixes]:
+        """The executor for these slices, loaded on first use; the one not used for longest makes room."""
+        if wanted not in opened.executors:
+            prefixes = DevicePrefixes(self.prefixes)
+            first = first_segment(opened.prepared.manifest, slices)
+            keeps = first is not None and first >= FIRST_BLOCK_BEHIND_A_BLOCK
+            opened.executors[wanted] = (make(prefixes if keeps else None), prefixes)
+            weighty = any(
+                opened.prepared.variant(p).bound for p in opened.prepared.manifest.programs.values()
+            )
+            if len(opened.executors) > (MOST_WEIGHTY_EXECUTORS if weighty else MOST_EXECUTORS):
+                opened.executors.popitem(last=False)
+        opened.executors.move_to_end(wanted)
+        return opened.executors[wanted]
+
+    def _examples(self, opened: OpenPackage, rows: Share, sequence_limit: int) -> Examples:
+        """A device's rows as token ids; each row is tokenised once, whoever holds it."""
+        manifest = opened.prepared.manifest
+        limit = min(sequence_limit, manifest.sequence_limit)
+        if (limit, rows) not in opened.examples:
+            missing = [row for row in rows if (limit, row) not in opened.token_ids]
+            encoded = self._encode(opened, [opened.train[row] for row in missing], limit)
+            opened.token_ids.update(zip([(limit, row) for row in missing], encoded, strict=True))
+            opened.examples[limit, rows] = Examples(
+                [opened.token_ids[limit, row] for row in rows],
+                [opened.train[row].label for row in rows] if manifest.labels else None,
+                manifest.pad_token_id,
+                limit,
+            )
+            if len(opened.examples) > MOST_DEVICES:
+                opened.examples.popitem(last=False)
+        return opened.examples[limit, rows]
+
+    def _dev_examples(self, opened: OpenPackage, limit: int) -> Examples:
+        manifest = opened.prepared.manifest
+        if limit not in opened.dev_examples:
+            opened.dev_examples[limit] = Examples(
+                self._encode(opened, opened.dev, limit),
+                [row.label for row in opened.dev] if manifest.labels else None,
+                manifest.pad_token_id,
+                limit,
+            )
+        return opened.dev_examples[limit]
+
+    def _encode(self, opened: OpenPackage, rows: Sequence[Row], limit: int) -> list[list[int]]:
+        package = opened.prepared.package
+        if limit not in opened.tokenizers:
+            opened.tokenizers[limit] = Tokenizer(package.path(package.manifest.tokenizer), limit)
+        return opened.tokenizers[limit].encode(rows, 1 if package.manifest.labels else 2)
+
+
+def _context(opened: OpenPackage, task: Task, values: Values) -> tuple[object, ...]:
+    """What the outputs of the segments before the first trained slice depend on, beside the row."""
+    manifest = opened.prepared.manifest
+    first = first_segment(manifest, task.slices) or 0
+    digest = hashlib.sha256()
+    for spec in manifest.slices:
+        if min(spec.segments) < first:
+            digest.update(encode_values({n: v for n, v in values.items() if n.startswith(f"{spec.name}/")}))
+    return (task.package, first, task.sequence_limit, task.update == "backprop", digest.digest())
+
+
+def _memory(plan: Plan, cap_bytes: int) -> MemoryReport:
+    """Predicted memory; measured there is none, for all devices share a process."""
+    return MemoryReport(plan.peak.total_bytes, 0, cap_bytes)
