@@ -171,6 +171,8 @@ def make_plan(config: SimulationConfig, options: Options) -> Plan:
         DataError: a row cannot be used. ArtefactError: a package is malformed.
         CapExceededError: no device could do a task of an arm.
     """
+    if options.threads < 0:
+        raise ConfigError(f"--threads {options.threads} is less than 0; 0 takes one for each core")
     arms = config.arms if options.arms is None else tuple(config.arm_named(name) for name in options.arms)
     seeds = config.seeds if options.seeds is None else options.seeds
     if unknown := sorted(set(seeds) - set(config.seeds)):

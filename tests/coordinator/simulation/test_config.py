@@ -64,6 +64,7 @@ def test_a_bad_configuration_is_one_line_and_writes_nothing(
     [
         (["--arms", "theirs"], "no arm is called 'theirs'; there are ours"),
         (["--seeds", "7"], "seed 7 is not among seeds"),
+        (["--threads", "-1"], "--threads -1 is less than 0"),
         (["--seeds", "x"], "--seeds x is not a list of numbers"),
     ],
 )
