@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from msgspec.structs import replace
 
 from coordinator.config import ServerOptimizers
 from coordinator.server_optimizers import DoubleArray, Moments, step
@@ -105,6 +106,7 @@ def apply_changes(
     *,
     head: frozenset[str],
     optimizers: ServerOptimizers,
+    rate_share: float = 1.0,
 ) -> tuple[Values, dict[str, Moments]]:
     """One server step on every tensor that has a change; the others keep values and optimiser state.
 
@@ -113,11 +115,12 @@ def apply_changes(
         moments: optimiser state by flat name; a missing entry is the initial state.
         changes: from :func:`mean_change`.
         head: flat names of the head's tensors.
-        optimizers: the run's configuration.
+        optimizers: the run's configuration. rate_share: of its rates, what this round takes.
     """
     new_values, new_moments = dict(values), dict(moments)
     for name in sorted(changes):
         config = optimizers.head if name in head else optimizers.slices
+        config = replace(config, rate=config.rate * rate_share)
         before = moments.get(name) or Moments.initial(values[name].shape, config)
         new_values[name], new_moments[name] = step(values[name], changes[name], before, config)
     return new_values, new_moments

@@ -82,7 +82,9 @@ class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
     head like a slice; the first ``head_warm_up_rounds`` rounds train the head alone; ``normalise_steps`` is FedNova;
     ``average_from_round`` evaluates and hands over the mean of the values after each round from that number on (SWA);
     ``lora_aggregation`` averages LoRA's factors, or their product (``product_svd``), or freezes A on devices;
-    ``gate_variance`` lets a round move the values only once the two halves of what came in differ by no more.
+    ``rate_decay = "linear"`` lets the server's rates
+    fall to zero over the run's rounds; ``gate_variance`` lets a round move the values only once the two halves of what
+    came in differ by no more.
     """
 
     name: Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -126,6 +128,7 @@ class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
     normalise_steps: bool = False
     average_from_round: Count | None = None
     gate_variance: Rate | None = None
+    rate_decay: Literal["none", "linear"] = "none"
 
 
 def read_run_config(path: Path) -> RunConfig:

@@ -213,6 +213,7 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
         config=run.config,
         specs=run.manifest.slices,
         round_number=number,
+        committed=run.committed,
     )
     if not all(
         np.isfinite(array).all() for array in [*moved.values.values(), *(moved.reference or {}).values()]

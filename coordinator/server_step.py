@@ -42,6 +42,7 @@ def move(
     config: RunConfig,
     specs: Sequence[SliceSpec],
     round_number: int,
+    committed: int,
 ) -> Moved:
     """From a round's contributions to the values of the next.
 
@@ -49,7 +50,7 @@ def move(
         values: of all slices, as the round's tasks came with them; not modified.
         state: as the round before left it; not modified.
         contributions: in the order of their places; consumed one at a time.
-        config: of the run. specs: all slices of its package. round_number: from 0.
+        config: of the run. specs: all slices of its package. round_number: from 0. committed: rounds before it.
 
     Returns:
         values that may be infinite if a change was enormous: the caller checks.
@@ -69,7 +70,12 @@ def move(
     changes = factor_changes(means(merged(even, odd)), values, specs)
     # 4. The server's optimisers step.
     new_values, moments = apply_changes(
-        values, state.moments, changes, head=heads, optimizers=config.server_optimizer
+        values,
+        state.moments,
+        changes,
+        head=heads,
+        optimizers=config.server_optimizer,
+        rate_share=1 - committed / config.rounds if config.rate_decay == "linear" else 1.0,
     )
     # 5. The values enter their mean; their change is what the next round's directions are compared with.
     average, reference = state.average, state.reference

@@ -37,7 +37,9 @@ Rate = Annotated[float, Meta(gt=0, le=1e6)]
 #: estimated from differences of losses (zero order), for comparison.
 Update = Literal["forward", "backprop", "zero_order"]
 #: See :mod:`edge_runtime.tangents`.
-Directions = Literal["per_example", "shared", "orthogonal", "gaussian", "filtered"]
+Directions = Literal["per_example", "shared", "orthogonal", "gaussian", "filtered", "one_slice"]
+#: Kinds of which each example has its own; the others share a draw's direction over the batch.
+PER_EXAMPLE: tuple[Directions, ...] = ("per_example", "one_slice")
 Loss = Literal["cross_entropy", "phuber"]
 #: What a result brings: the change of the trained values, or the numbers from which it is computed again.
 Report = Literal["weights", "scalars"]

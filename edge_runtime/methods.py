@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from edge_runtime.errors import ConfigError, PackageError
-from edge_runtime.messages import Directions, HeadUpdate, Loss, Report, Task, Update
+from edge_runtime.messages import PER_EXAMPLE, Directions, HeadUpdate, Loss, Report, Task, Update
 from edge_runtime.package import Manifest
 
 
@@ -52,10 +52,10 @@ def check_method(method: Method) -> None:
             raise ConfigError(
                 f'update = "backprop" has no directional derivatives: leave out jvp_limit = {method.jvp_limit}'
             )
-    if method.update == "zero_order" and method.directions == "per_example":
+    if method.update == "zero_order" and method.directions in PER_EXAMPLE:
         raise ConfigError(
-            'update = "zero_order" moves the values for a whole batch: directions = "per_example" would need batches '
-            'of one; take "shared", "gaussian", "orthogonal" or "filtered"'
+            f'update = "zero_order" moves the values for a whole batch: directions = "{method.directions}" would need '
+            'batches of one; take "shared", "gaussian", "orthogonal" or "filtered"'
         )
     if method.candidates > 1 and method.directions != "filtered":
         raise ConfigError(

@@ -18,11 +18,11 @@ from safetensors.numpy import load
 
 from edge_runtime.errors import SliceError
 from edge_runtime.gradient import estimate
-from edge_runtime.messages import Task
+from edge_runtime.messages import PER_EXAMPLE, Task
 from edge_runtime.optimizers import make_optimizer
 from edge_runtime.package import SliceSpec
 from edge_runtime.slices import FloatArray, Values, shapes
-from edge_runtime.tangents import PER_EXAMPLE, draw_tangents
+from edge_runtime.tangents import draw_tangents
 from edge_runtime.trained import estimated, exact
 
 #: Names in a report: float32 (S, K, b) numbers, and float32 (S,) which steps they are of, ascending.

@@ -18,11 +18,11 @@ from edge_runtime.errors import PackageError
 from edge_runtime.executor import Executor, Sweep
 from edge_runtime.gradient import clamped, estimate, head_gradient, head_jvps, shared_jvps
 from edge_runtime.losses import slopes, under_loss
-from edge_runtime.messages import Task
+from edge_runtime.messages import PER_EXAMPLE, Task
 from edge_runtime.package import SliceSpec
 from edge_runtime.plan import Choice
 from edge_runtime.slices import HEAD_PREFIX, FloatArray, Values, shapes
-from edge_runtime.tangents import PER_EXAMPLE, draw_tangents
+from edge_runtime.tangents import draw_tangents
 from edge_runtime.trained import exact
 
 

@@ -12,6 +12,9 @@ estimate, one random bit each; or, to compare with published methods, standard n
 Kinds of directions:
 
 * ``per_example``: every example and draw has its own;
+* ``one_slice``: the same, but it moves one slice alone, by ±√S of S slices; draws and examples take the slices in
+  turn, from one drawn anew in each step. E[v vᵀ] = I as ever, but a slice's error is S·d_s/(K·B) times its own squared
+  gradient: a slice of small gradients is not drowned in the noise of others;
 * ``shared``: a draw has one direction for the whole batch (drawn as example 0);
 * ``orthogonal``: shared, and the draws of a step are rows of a randomly signed Hadamard matrix of order n, the
   smallest power of two ≥ d. Its columns are orthogonal, so n draws give Σ v vᵀ = n·I: the exact gradient;
@@ -31,13 +34,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.filtered import draw_filtered
-from edge_runtime.messages import Directions, Task
+from edge_runtime.messages import PER_EXAMPLE, Task
 from edge_runtime.package import SliceSpec
 from edge_runtime.philox import BLOCK, MANY_BLOCKS, Words, words_at
 from edge_runtime.slices import FloatArray, Values, shapes
 
-#: Kinds of which each example has its own; the others share a draw's direction over the batch.
-PER_EXAMPLE: tuple[Directions, ...] = ("per_example",)
 _DOMAIN = b"edge tangents 1"
 #: Normal entries are multiples of this.
 GRAIN = 2.0**-12
@@ -114,7 +115,10 @@ def draw_tangents(
         SliceError: the reference lacks a tensor of ``specs``, or has it in another shape.
     """
     if task.directions in PER_EXAMPLE:
-        return split(draw_flat(task, specs, step, examples, range(task.draws), SIGNS), specs)
+        flat = draw_flat(task, specs, step, examples, range(task.draws), SIGNS)
+        if task.directions == "one_slice":
+            flat *= _turns(task, specs, step, examples)
+        return split(flat, specs)
     if task.directions == "orthogonal":
         flat = _orthogonal(task, specs, step)
     elif task.directions == "filtered":
@@ -128,6 +132,20 @@ def draw_tangents(
         entries = SIGNS if task.directions == "shared" else NORMALS
         flat = draw_flat(task, specs, step, [0], range(task.draws), entries)
     return split(flat.repeat(len(examples), axis=1), specs)
+
+
+def _turns(task: Task, specs: Sequence[SliceSpec], step: int, examples: Sequence[int]) -> FloatArray:
+    """(K, B, d): √S on the entries of the slice whose turn it is, 0 on those of the others.
+
+    Draw k of example i moves slice (start + i·K + k) mod S: an example's draws take different slices.
+    """
+    key = philox_key(task.seed, task.round, task.slot, "/".join(spec.name for spec in specs))
+    start = int(random_words(key, step, 0, 0, 1)[0] % np.uint64(len(specs)))
+    places = np.arange(task.draws)[:, None] + np.asarray(examples) * task.draws
+    owners = np.repeat(np.arange(len(specs)), [spec.dimensions for spec in specs])
+    mine: FloatArray = ((start + places)[:, :, None] % len(specs) == owners).astype(np.float32)
+    mine *= np.float32(len(specs) ** 0.5)
+    return mine
 
 
 def draw_flat(

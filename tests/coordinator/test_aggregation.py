@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load
 
 from coordinator.aggregation import Contribution, apply_changes, mean_change
-from coordinator.config import ServerOptimizerConfig, ServerOptimizers
-from tests.coordinator.conftest import World
+from coordinator.config import ServerOptimizerConfig, ServerOptimizers, run_config
+from coordinator.server_state import ServerState
+from coordinator.server_step import move
+from tests.coordinator.conftest import RUN, World
 
 
 def array(*values: float) -> np.ndarray:
@@ -145,6 +147,25 @@ def test_head_has_its_own_optimizer() -> None:
         "still": [1.0],
     }
     assert sorted(moments) == ["head", "s"]
+
+
+def test_rates_fall_by_the_share_of_rounds_left() -> None:
+    """With rate_decay = "linear" round r of R moves by (R - r)/R of what it moves by without."""
+    moved = {}
+    for decay in ("none", "linear"):
+        values, state, trace = {"s": array(0)}, ServerState(), []
+        for number in range(4):
+            contributions = [Contribution(1, {"s": array(1)})]
+            config = run_config(
+                {**RUN, "package": "p", "publisher_key": "A" * 43 + "=", "rounds": 4, "rate_decay": decay}
+            )
+            step = move(
+                values, state, contributions, config=config, specs=[], round_number=number, committed=number
+            )
+            trace.append(float(step.values["s"][0] - values["s"][0]))
+            values, state = step.values, step.state
+        moved[decay] = trace
+    assert moved == {"none": [1.0, 1.0, 1.0, 1.0], "linear": [1.0, 0.75, 0.5, 0.25]}
 
 
 def play_in_order(world: World, backwards: bool) -> bytes:

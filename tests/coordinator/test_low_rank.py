@@ -43,7 +43,9 @@ def averaged(lora_aggregation: str, rank: int) -> tuple[np.ndarray, np.ndarray]:
         Contribution(examples, {"l/A": matrix(seed, 1, rank, IN), "l/B": matrix(seed + 1, 1, OUT, rank)})
         for examples, seed in ((1, 10), (5, 20), (3, 30))
     ]
-    moved = move(values, ServerState(), contributions, config=config, specs=[spec], round_number=0)
+    moved = move(
+        values, ServerState(), contributions, config=config, specs=[spec], round_number=0, committed=0
+    )
     wanted = sum(
         each.examples * product({name: values[name] + each.change[name] for name in values}) / 9
         for each in contributions
@@ -177,7 +179,7 @@ def test_memory_is_one_matrix_a_slice() -> None:
             for i in range(devices)
         )
         tracemalloc.start()
-        move(values, ServerState(), contributions, config=config, specs=[spec], round_number=0)
+        move(values, ServerState(), contributions, config=config, specs=[spec], round_number=0, committed=0)
         (_, most), _ = tracemalloc.get_traced_memory(), tracemalloc.stop()
         return most
 

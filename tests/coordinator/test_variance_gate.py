@@ -55,7 +55,9 @@ def play(state: ServerState, number: int, *changes: float) -> Moved:
         for place, change in enumerate(changes)
     ]
     values: Values = {"s/core": np.zeros((1, 2), np.float32)}
-    return move(values, state, contributions, config=config(), specs=[SPEC], round_number=number)
+    return move(
+        values, state, contributions, config=config(), specs=[SPEC], round_number=number, committed=number
+    )
 
 
 def test_kept_until_halves_agree() -> None:

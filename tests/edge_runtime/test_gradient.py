@@ -94,6 +94,33 @@ def test_the_squared_error_is_as_derived(directions: Directions, size: int, draw
     assert measured == pytest.approx(predicted, rel=0.12)
 
 
+def test_a_slice_errs_by_its_own_gradient_alone() -> None:
+    """One slice at a time, a slice errs by (d_s - 1)·S/(K·B) times its own squared gradient, whatever the others' are.
+
+    The other's gradients are 30 times as large here: moved together, they would drown it. With K = 4 and S = 2 each
+    example has two draws of each slice, so that no example's part is left to chance. 2,000 estimates.
+    """
+    large, small = 8, 16
+    specs = [
+        SliceSpec("large", "lora_xs", (0,), "t", (TensorSpec("core", (1, large), "core"),)),
+        SliceSpec("small", "lora_xs", (0,), "t", (TensorSpec("core", (1, small), "core"),)),
+    ]
+    gradients = {
+        "large/core": 30 * gradients_of(large).astype(np.float64),
+        "small/core": gradients_of(small).astype(np.float64),
+    }
+    task = replace(TASK, draws=4, directions="one_slice", batch_size=BATCH)
+    made = []
+    for step in range(2000):
+        tangents = draw_tangents(task, specs, step, range(BATCH))
+        jvps = sum((tangents[name] * gradients[name]).sum(-1) for name in gradients)
+        made.append(estimate(jvps.astype(np.float32), tangents)["small/core"][0])
+    exact = gradients["small/core"].mean(0)
+    error = float(((np.stack(made) - exact) ** 2).sum(-1).mean())
+    own = float((gradients["small/core"] ** 2).sum(-1).mean())
+    assert error == pytest.approx((small - 1) * 2 / (4 * BATCH) * own, rel=0.12)
+
+
 def test_one_entry_is_exact() -> None:
     """With d = 1 the error (d-1)/K vanishes: every estimate is the gradient."""
     made = estimates(1, 1, "per_example", 20)

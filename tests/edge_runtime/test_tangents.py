@@ -251,6 +251,32 @@ def test_an_examples_tangent_does_not_depend_on_its_micro_batch() -> None:
         assert np.array_equal(reordered[name], tangent[:, [4, 0]])
 
 
+def test_one_slice_at_a_time_in_turn() -> None:
+    """A one_slice direction is ±√S on one slice and zero on the others; the draws of the examples take each in turn."""
+    task = replace(TASK, directions="one_slice", draws=2, batch_size=6)
+    specs = [
+        SliceSpec(f"s{i}", "lora_xs", (0,), "t", (TensorSpec("core", (1, i + 2), "core"),)) for i in range(3)
+    ]
+    tangents = draw_tangents(task, specs, 3, range(6))
+    moved = np.stack([np.abs(t).reshape(2, 6, -1).max(-1) > 0 for t in tangents.values()])
+    count = len(specs)
+    assert (moved.sum(0) == 1).all()
+    turns = moved.argmax(0).T.reshape(-1)
+    assert np.array_equal(turns, (turns[0] + np.arange(12)) % count)
+    for tangent in tangents.values():
+        assert set(np.unique(np.abs(tangent))) == {np.float32(0), np.float32(count**0.5)}
+    starts = {int(np.abs(draw_tangents(task, specs, step, [0])["s0/core"]).max() > 0) for step in range(20)}
+    assert starts == {0, 1}
+
+
+def test_the_turns_do_not_depend_on_the_micro_batch() -> None:
+    """Examples drawn in another order move the slices they move together."""
+    task = replace(TASK, directions="one_slice", draws=3, batch_size=6)
+    together, reordered = draw_tangents(task, SPECS, 1, range(6)), draw_tangents(task, SPECS, 1, [4, 0])
+    for name, tangent in together.items():
+        assert np.array_equal(reordered[name], tangent[:, [4, 0]])
+
+
 def test_signs_are_balanced_and_uncorrelated() -> None:
     """Among 65,536 signs ones and minus ones differ by chance only, and neighbours are independent.
 
