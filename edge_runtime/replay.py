@@ -43,14 +43,22 @@ def replay(
         values: of all slices, as the task came with them.
         report: what the device sent, checked by :func:`decode_report`.
         reference: the values of the task's ``reference``; None if it has none.
+
+    Raises:
+        SliceError: numbers so large that the change they make is not finite.
     """
     moved = estimated(task, specs)
     optimizer = make_optimizer(task.optimizer, values, list(shapes(moved)))
     if SCALARS in report:
-        for number, scalars in zip(report[STEPS], report[SCALARS], strict=True):
-            tangents = draw_tangents(task, moved, int(number), range(scalars.shape[1]), reference)
-            optimizer.step(estimate(scalars, tangents))
-    return optimizer.change()
+        with np.errstate(over="ignore", invalid="ignore"):
+            for number, scalars in zip(report[STEPS], report[SCALARS], strict=True):
+                tangents = draw_tangents(task, moved, int(number), range(scalars.shape[1]), reference)
+                optimizer.step(estimate(scalars, tangents))
+    change = optimizer.change()
+    for name, array in change.items():
+        if not np.isfinite(array).all():
+            raise SliceError(f"the change of {name} that a report of scalars makes is not finite")
+    return change
 
 
 def decode_report(data: bytes, task: Task, heads: Sequence[SliceSpec]) -> Values:
@@ -70,7 +78,8 @@ def decode_report(data: bytes, task: Task, heads: Sequence[SliceSpec]) -> Values
     except (SafetensorError, ValueError, KeyError) as error:
         raise SliceError(f"a report of scalars is not a safetensors file: {error}") from error
     wanted = shapes(exact(task, heads))
-    if unknown := sorted(set(report) - {SCALARS, STEPS, *wanted}):
+    estimates = bool(task.slices) or (task.train_head and task.head == "perturbed")
+    if unknown := sorted(set(report) - {*((SCALARS, STEPS) if estimates else ()), *wanted}):
         raise SliceError(f"unknown tensor {unknown[0]} in a report of scalars")
     if missing := sorted(set(wanted) - set(report)):
         raise SliceError(f"tensor {missing[0]} is missing in a report of scalars")

@@ -150,6 +150,25 @@ def test_what_does_not_fit_the_task_is_refused(exported, changed: dict, message:
         decode_report(save(report), task, heads)
 
 
+def test_a_task_that_estimates_nothing_sends_no_scalars(exported) -> None:
+    """Where the head alone is trained, exactly, scalars are unknown tensors."""
+    task = tiny.make_task(exported.package, slices=())
+    heads = [exported.package.manifest.head]
+    assert set(decode_report(save(HEAD), task, heads)) == set(HEAD)
+    with pytest.raises(SliceError, match="unknown tensor scalars/jvps"):
+        decode_report(save({**GOOD, **HEAD}), task, heads)
+
+
+@pytest.mark.parametrize("optimizer", ["accumulate", "sgd", "adamw"])
+def test_numbers_that_overflow_are_refused(exported, values, optimizer: Any) -> None:
+    """Finite numbers whose change is not are a SliceError that names the tensor, and no warning."""
+    task = tiny.make_task(exported.package, train_head=False, optimizer=LocalOptimizer(optimizer, 1e3))
+    huge = {SCALARS: np.full(SHAPE, 3e38, np.float32), STEPS: GOOD[STEPS]}
+    report = decode_report(save(huge), task, [])
+    with pytest.raises(SliceError, match=r"encoder.layer.*core .*not finite"):
+        replay_report(task, exported.package.manifest.slices, values, report)
+
+
 @pytest.mark.parametrize("data", [b"", b"nonsense", b"\xff" * 64])
 def test_bytes_that_are_no_safetensors_are_refused(exported, data: bytes) -> None:
     """Whatever arrives ends in a SliceError."""
