@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
-from msgspec.structs import replace
-
 from edge_runtime.messages import Task
 from edge_runtime.package import Manifest, SliceSpec
 from edge_runtime.replay import decode_report, replay
 from edge_runtime.slices import Values, decode_values, shapes
+from edge_runtime.trained import estimated, exact
 
 
 def trained_specs(manifest: Manifest, task: Task) -> list[SliceSpec]:
-    """The slices whose change a task must bring: its own, and the head if it trains it; in the package's order.
-
-    Of LoRA slices whose A is frozen, B alone is among their tensors.
-    """
-    return [
-        _without_a(spec) if task.freeze_a and spec.kind == "lora" else spec
-        for spec in manifest.slices
-        if (task.train_head if spec.kind == "head" else spec.name in task.slices)
-    ]
+    """The slices whose change a task must bring: its own, without a frozen A, and the head if it trains it."""
+    return [*estimated(task, manifest.slices), *exact(task, manifest.slices)]
 
 
 def check_change(manifest: Manifest, task: Task, data: bytes) -> None:
@@ -34,36 +25,26 @@ def check_change(manifest: Manifest, task: Task, data: bytes) -> None:
             tells of more steps, draws or examples than the task has. Names it.
     """
     if task.report == "scalars":
-        decode_report(data, task, _exact(manifest, task))
+        decode_report(data, task, manifest.slices)
     else:
         decode_values(data, trained_specs(manifest, task))
 
 
-def read_change(manifest: Manifest, task: Task, values: Values, data: bytes) -> Values:
+def read_change(
+    manifest: Manifest, task: Task, values: Values, data: bytes, reference: Values | None = None
+) -> Values:
     """The change of every tensor a task trained, float32 by flat name; of scalars it is computed again.
 
     Args:
         manifest, task, data: as for :func:`check_change`.
         values: of all slices, as the task came with them.
+        reference: what the task's directions were compared with, if it names such a thing.
 
-    Returns:
-        a change that may be infinite where numbers of a report were enormous: the caller checks.
+    Raises:
+        SliceError: numbers of a report are so large that no finite change comes of them.
     """
     if task.report != "scalars":
         return decode_values(data, trained_specs(manifest, task))
-    exact = _exact(manifest, task)
-    replayed = [spec for spec in trained_specs(manifest, task) if spec not in exact]
-    report = decode_report(data, task, exact)
-    with np.errstate(over="ignore", invalid="ignore"):
-        change = replay(task, replayed, values, report)
-    return change | {name: report[name] for name in shapes(exact)}
-
-
-def _exact(manifest: Manifest, task: Task) -> list[SliceSpec]:
-    """The head, unless it was perturbed like a slice: its gradient is exact, so its change travels as it is."""
-    exact = task.head == "exact"
-    return [spec for spec in trained_specs(manifest, task) if exact and spec.kind == "head"]
-
-
-def _without_a(spec: SliceSpec) -> SliceSpec:
-    return replace(spec, tensors=tuple(tensor for tensor in spec.tensors if tensor.name != "A"))
+    report = decode_report(data, task, manifest.slices)
+    change = replay(task, manifest.slices, values, report, reference)
+    return change | {name: report[name] for name in shapes(exact(task, manifest.slices))}

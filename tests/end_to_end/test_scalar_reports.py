@@ -49,3 +49,51 @@ def test_same_bytes_from_numbers_alone(workshop, tmp_path, optimizer: str) -> No
     assert 0 < sent["weights"] - 4 * (head + half) < HEADER_BYTES
     assert 0 < sent["scalars"] - 4 * (head + steps * numbers_a_step) < HEADER_BYTES
     assert sent["scalars"] < sent["weights"] / 2
+
+
+METHODS: dict[str, dict[str, object]] = {
+    "Spry as published": {
+        "directions": "gaussian",
+        "head": "perturbed",
+        "head_split": True,
+        "local_optimizer": {"name": "adamw", "slice_rate": 1e-3, "head_rate": 1e-3},
+        "server_optimizer": {
+            "slices": {"name": "yogi", "rate": 0.01},
+            "head": {"name": "yogi", "rate": 0.01},
+        },
+    },
+    "zero order with a frozen A": {
+        "update": "zero_order",
+        "directions": "shared",
+        "lora_aggregation": "frozen_a",
+        "local_optimizer": {"name": "sgd", "slice_rate": 0.01, "head_rate": 0.01},
+    },
+    "FwdLLM": {
+        "update": "zero_order",
+        "directions": "filtered",
+        "candidates": 5,
+        "head": "perturbed",
+        "split": "whole",
+        "gate_variance": 1e-3,
+        "local_optimizer": {"name": "accumulate", "slice_rate": 0.01, "head_rate": 0.01},
+    },
+    "whole, normalised, averaged": {
+        "split": "whole",
+        "epochs": 1,
+        "steps": 3,
+        "normalise_steps": True,
+        "average_from_round": 1,
+        "lora_aggregation": "product_svd",
+        "local_optimizer": {"name": "sgd", "slice_rate": 0.01, "head_rate": 0.01},
+    },
+}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+def test_every_method_ends_in_the_same_bytes(workshop, tmp_path, method: dict[str, object]) -> None:
+    """The same holds where the head is perturbed, A frozen, losses compared, or the server keeps more than values."""
+    package = workshop.package("lora")
+    weights, sent = finished(tmp_path / "weights", package, **method)
+    scalars, fewer = finished(tmp_path / "scalars", package, **method, report="scalars")
+    assert scalars == weights
+    assert fewer < sent
