@@ -82,9 +82,8 @@ class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
     head like a slice; the first ``head_warm_up_rounds`` rounds train the head alone; ``normalise_steps`` is FedNova;
     ``average_from_round`` evaluates and hands over the mean of the values after each round from that number on (SWA);
     ``lora_aggregation`` averages LoRA's factors, or their product (``product_svd``), or freezes A on devices;
-    ``rate_decay = "linear"`` lets the server's rates
-    fall to zero over the run's rounds; ``gate_variance`` lets a round move the values only once the two halves of what
-    came in differ by no more.
+    ``rate_decay = "linear"`` lets the server's rates fall to zero over the run's rounds; ``gate_variance`` lets a round
+    move the values only once the two halves of what came in differ by no more.
     """
 
     name: Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -106,7 +105,7 @@ class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
     train_head: bool = True
     draws: PositiveCount = 1
     sequence_limit: PositiveCount = 128
-    directions: Directions = "per_example"
+    directions: Directions = "one_slice"
     loss: Loss = "cross_entropy"
     local_optimizer: LocalOptimizer = LocalOptimizer()
     server_optimizer: ServerOptimizers = ServerOptimizers()
@@ -121,7 +120,7 @@ class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
     difference_step: Rate = 1e-3
     candidates: Candidates = 1
     jvp_limit: Rate | None = None
-    split: Literal["cyclic", "whole"] = "cyclic"
+    split: Literal["cyclic", "whole"] = "whole"
     head_split: bool = False
     head_warm_up_rounds: Count = 0
     lora_aggregation: Literal["factors", "frozen_a", "product_svd"] = "factors"

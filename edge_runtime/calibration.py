@@ -24,8 +24,6 @@ CALIBRATION_ROWS, CALIBRATION_TOKENS, CALIBRATION_RUNS = 1, 128, 5
 FULL_LIMIT, HALF_LIMIT = 127, 63
 #: Random tokens are drawn from the first ids, which every vocabulary has.
 SAMPLE_VOCABULARY = 32
-#: The first block.
-BLOCK = 1
 
 
 def weight_limit(package: Package, engine: Engine) -> int:
@@ -41,7 +39,7 @@ def weight_limit(package: Package, engine: Engine) -> int:
 def calibrate(
     package: Package, work: Path, engine: Engine, arithmetic: Arithmetic, limit: int, *, four_draws: bool
 ) -> tuple[NDArray[np.float32], Calibration]:
-    """Run the first block's programs on what the embedding gives for seeded random tokens.
+    """Run the programs of the first block that may carry tangents on what the embedding gives for seeded random tokens.
 
     Args:
         package: as exported. work: a folder for the block's weights; empty afterwards.
@@ -51,30 +49,46 @@ def calibrate(
     Returns:
         The primal program's output, (1, T, H), and the times.
     """
-    segment = package.manifest.segments[BLOCK]
-    if segment.dual is None:
-        raise PreparationError(f"segment {segment.name} of the package has no dual program; export it again")
+    block = _first_dual_block(package)
+    segment = package.manifest.segments[block]
     work.mkdir()
-    prepared = _first_segments(package, work, arithmetic, limit)
+    prepared = _two_segments(package, work, block, arithmetic, limit)
     flow = _embedded(prepared, engine)
-    weights = MappedWeights(prepared, BLOCK)
-    programs = {name: package.manifest.programs[name] for name in (segment.primal, segment.dual)}
+    weights = MappedWeights(prepared, block)
+    dual_name = str(segment.dual)
+    programs = {name: package.manifest.programs[name] for name in (segment.primal, dual_name)}
     primal = _load(prepared, engine, programs[segment.primal], weights)
     output, primal_s = _time(prepared, primal, programs[segment.primal], weights, flow, 1)
     del primal
-    dual = _load(prepared, engine, programs[segment.dual], weights)
-    _, dual_1_s = _time(prepared, dual, programs[segment.dual], weights, flow, 1)
+    dual = _load(prepared, engine, programs[dual_name], weights)
+    _, dual_1_s = _time(prepared, dual, programs[dual_name], weights, flow, 1)
     dual_4_s = dual_1_s + 3 * max(0.0, dual_1_s - primal_s)
     if four_draws:
-        _, dual_4_s = _time(prepared, dual, programs[segment.dual], weights, flow, 4)
+        _, dual_4_s = _time(prepared, dual, programs[dual_name], weights, flow, 4)
     shutil.rmtree(work)
     tokens = _tokens(package)
     return output["hidden"], Calibration(CALIBRATION_ROWS, tokens, primal_s, dual_1_s, dual_4_s)
 
 
-def _first_segments(package: Package, work: Path, arithmetic: Arithmetic, limit: int) -> PreparedPackage:
-    """The embedding and the first block, laid out in an arithmetic."""
-    laid_out = tuple(lay_out(package, work, index, arithmetic, limit) for index in range(BLOCK + 1))
+def _first_dual_block(package: Package) -> int:
+    """Index of the first block that may carry tangents; those before the first slice never do.
+
+    Raises:
+        PreparationError: there is none.
+    """
+    segments = package.manifest.segments
+    for index, segment in enumerate(segments[:-1]):
+        if segment.dual is not None:
+            return index
+    raise PreparationError(f"no block of package {package.manifest.name} has a dual program; export it again")
+
+
+def _two_segments(
+    package: Package, work: Path, block: int, arithmetic: Arithmetic, limit: int
+) -> PreparedPackage:
+    """The embedding and a block, laid out in an arithmetic; in the places between them the embedding stands again."""
+    embedding = lay_out(package, work, 0, arithmetic, limit)
+    laid_out = (*[embedding] * block, lay_out(package, work, block, arithmetic, limit))
     stored = PreparedPackage.as_stored(package).prepared
     files = {path.name: path.stat().st_size for path in work.iterdir()}
     prepared = msgspec.structs.replace(stored, arithmetic=arithmetic, segments=laid_out, files=files)

@@ -281,12 +281,12 @@ def _without_poor_arithmetics(manifest: Manifest, folder: Path) -> Manifest:
     return msgspec.structs.replace(manifest, programs=programs, self_checks=checks, files=_list_files(folder))
 
 
-def _kinds(segment: SegmentGraph, with_adjoint: bool) -> tuple[ProgramKind, ...]:
-    if segment.name == "embedding":
+def _kinds(segment: SegmentGraph, with_adjoint: bool, behind_slices: bool) -> tuple[ProgramKind, ...]:
+    """The programs a segment needs; ``behind_slices``: one of its own or of a segment before it may carry tangents."""
+    if not segment.slices and not behind_slices:
         return ("primal",)
-    forward: tuple[ProgramKind, ...] = (
-        ("primal", "dual") if segment.name == HEAD else ("primal", "entry", "dual")
-    )
+    enters = bool(segment.slices) and segment.name != HEAD
+    forward: tuple[ProgramKind, ...] = ("primal", "entry", "dual") if enters else ("primal", "dual")
     return (*forward, "adjoint") if with_adjoint else forward
 
 
@@ -306,11 +306,13 @@ def _write_programs(
     programs: dict[str, Program] = {}
     by_structure: dict[object, dict[ProgramKind, str]] = {}
     names = []
+    behind_slices = False
     for segment in stored.segments:
-        structure = structure_of(segment, stored.shapes)
+        behind_slices = behind_slices or bool(segment.slices)
+        structure = (structure_of(segment, stored.shapes), behind_slices)
         if structure not in by_structure:
             made: dict[ProgramKind, str] = {}
-            for kind in _kinds(segment, with_adjoint):
+            for kind in _kinds(segment, with_adjoint, behind_slices):
                 name = f"{segment.name}.{kind}"
                 progress(f"Lowering {name}")
                 traced = trace(segment, kind, stored.shapes, position_limit)

@@ -39,6 +39,7 @@ RUN: dict[str, Any] = {
     "seed": 7,
     "rounds": 2,
     "devices_per_round": 2,
+    "split": "cyclic",
     "min_devices": 2,
     "min_results": 1,
     "steps": 3,

@@ -35,6 +35,7 @@ RUN: dict[str, object] = {
     "devices_per_round": 2,
     "min_devices": 3,
     "min_results": 2,
+    "split": "cyclic",
     "selection_timeout_s": PATIENCE_S,
     "deadline_s": PATIENCE_S,
     "poll_min_s": 0.1,

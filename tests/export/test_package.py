@@ -65,6 +65,24 @@ def test_equal_blocks_share_their_programs(exported) -> None:
     assert files == ({"weights/block_0.bin"}, {"weights/block_1.bin"})
 
 
+def test_blocks_before_the_first_slice_only_infer(tiny_model, tmp_path: Path) -> None:
+    """With slices in the last block alone, those before it need no tangents, and the package checks itself as ever."""
+    options = tiny.options(
+        tiny_model,
+        tmp_path / "package",
+        rank=2,
+        targets=("layer.1.attention.self.query",),
+        with_adjoint=True,
+    )
+    manifest = export_package(options, generate_key(), lambda _: None).manifest
+    before, last = manifest.segments[1:3]
+    assert (before.entry, before.dual, before.adjoint) == (None, None, None)
+    assert all((last.entry, last.dual, last.adjoint))
+    assert [spec.segments for spec in manifest.slices if spec.kind != "head"] == [(2,)]
+    assert manifest.self_checks["float"].jvp < 1e-4
+    assert manifest.self_checks["float"].gradient is not None
+
+
 def test_weights_are_aligned_for_mapping(exported) -> None:
     """Every tensor starts on a cache line and every weight file is whole pages."""
     for segment in exported.package.manifest.segments:

@@ -1,0 +1,183 @@
+"""Arms of the learning bench: packages, methods and the grids from which their rates were chosen.
+
+Every arm of a task meets the same devices, rows, batches and rounds, and has the same exact head and server optimiser
+for it unless its published form says otherwise. Each gets the same effort: three rates, and one beyond an end that won.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+#: Linear layers of MiniLM's last two blocks: where the slices are, so that what lies before can be cached.
+LAST_BLOCKS = tuple(
+    f"layer.{block}.{layer}"
+    for block in (4, 5)
+    for layer in (
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+    )
+)
+#: Options of ``edge-export package``, by package.
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "xs": ("--rank", "4", "--targets", ",".join(LAST_BLOCKS), "--with-adjoint"),
+    "lora8": ("--slice", "lora", "--rank", "8", "--alpha", "8", "--with-adjoint"),
+    "lora1": ("--slice", "lora", "--rank", "1", "--alpha", "1"),
+}
+#: The best of each grid, by accuracy after 16 rounds on TREC (`--stage rates`).
+RATES: dict[str, float] = {
+    "head": 0.01,
+    "backprop": 0.1,
+    "ours": 0.2,
+    "lora8": 0.005,
+    "spry": 1e-2,
+    "mezo": 0.05,
+    "baffle": 0.05,
+    "fwdllm": 0.05,
+}
+ADAM = {"name": "adam", "tau": 1e-4}
+YOGI = {"name": "yogi", "rate": 0.01, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3}
+
+
+def merged(table: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a table with another laid over it, tables within tables key by key."""
+    result = {key: merged(value, {}) if isinstance(value, dict) else value for key, value in table.items()}
+    for key, value in over.items():
+        before = result.get(key)
+        result[key] = merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return result
+
+
+@dataclass(frozen=True)
+class BenchArm:
+    """One arm.
+
+    Attributes:
+        kind: what it is, for tables. package: which of :data:`PACKAGES`.
+        run: its run configuration, over the common one.
+        rate: dotted keys in ``run`` that the grid sets, all to one value. grid: the values.
+    """
+
+    kind: str
+    package: str
+    run: dict[str, Any]
+    rate: tuple[str, ...]
+    grid: tuple[float, ...]
+
+    def with_rate(self, rate: float) -> dict[str, Any]:
+        """Its run configuration at a rate."""
+        table: dict[str, Any] = merged(self.run, {})
+        for path in self.rate:
+            *parents, last = path.split(".")
+            place = table
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[last] = rate
+        return table
+
+
+SLICES_RATE = ("server_optimizer.slices.rate",)
+ZERO_ORDER = {"update": "zero_order", "server_optimizer": {"slices": ADAM}}
+ARMS: dict[str, BenchArm] = {
+    "head": BenchArm(
+        "head only", "xs", {"slices": "none"}, ("server_optimizer.head.rate",), (0.005, 0.01, 0.02)
+    ),
+    "backprop": BenchArm(
+        "backpropagation, the same slices",
+        "xs",
+        {"update": "backprop", "server_optimizer": {"slices": ADAM}},
+        SLICES_RATE,
+        (0.05, 0.1, 0.2),
+    ),
+    "ours": BenchArm(
+        "forward mode, one slice a draw",
+        "xs",
+        {"directions": "one_slice", "draws": 8, "server_optimizer": {"slices": ADAM}},
+        SLICES_RATE,
+        (0.05, 0.1, 0.2),
+    ),
+    "lora8": BenchArm(
+        "backpropagation, LoRA r=8 on query and value of all blocks",
+        "lora8",
+        {"update": "backprop", "server_optimizer": {"slices": ADAM}},
+        SLICES_RATE,
+        (0.002, 0.005, 0.01),
+    ),
+    "spry": BenchArm(
+        "Spry as published, LoRA r=1",
+        "lora1",
+        {
+            "directions": "gaussian",
+            "head": "perturbed",
+            "split": "cyclic",
+            "rate_decay": "none",
+            "local_optimizer": {"name": "adamw"},
+            "server_optimizer": {"slices": YOGI, "head": YOGI},
+        },
+        ("local_optimizer.slice_rate", "local_optimizer.head_rate"),
+        (1e-4, 1e-3, 1e-2),
+    ),
+    "mezo": BenchArm(
+        "MeZO on our slices, exact head",
+        "xs",
+        {**ZERO_ORDER, "directions": "gaussian", "draws": 1, "difference_step": 1e-3},
+        SLICES_RATE,
+        (0.02, 0.05, 0.1),
+    ),
+    "baffle": BenchArm(
+        "BAFFLE on our slices, exact head",
+        "xs",
+        {
+            **ZERO_ORDER,
+            "directions": "gaussian",
+            "draws": 20,
+            "difference": "forward",
+            "difference_step": 1e-4,
+        },
+        SLICES_RATE,
+        (0.02, 0.05, 0.1),
+    ),
+    "fwdllm": BenchArm(
+        "FwdLLM's filter on our slices, exact head",
+        "xs",
+        {**ZERO_ORDER, "directions": "filtered", "candidates": 10, "draws": 4, "difference_step": 1e-2},
+        SLICES_RATE,
+        (0.02, 0.05, 0.1),
+    ),
+}
+
+
+def _changed(kind: str, **changes: Any) -> BenchArm:
+    """Ours with some settings changed."""
+    ours = ARMS["ours"]
+    return BenchArm(kind, ours.package, merged(ours.with_rate(RATES["ours"]), changes), (), ())
+
+
+#: Ours with one thing changed at a time, at ours' rate unless another is named: what the default rests on.
+CHOICES: dict[str, BenchArm] = {
+    "all-slices-a-draw": _changed("every draw moves all slices", directions="per_example"),
+    "dealt": _changed("slices dealt to devices", split="cyclic"),
+    "dealt-orthogonal": _changed(
+        "slices dealt, orthogonal directions shared by the batch", split="cyclic", directions="orthogonal"
+    ),
+    "gaussian": _changed("normal directions shared by the batch", directions="gaussian"),
+    "4-draws": _changed("4 draws", draws=4),
+    "16-draws": _changed("16 draws", draws=16),
+    "local-adamw": _changed(
+        "normalised on the device: AdamW, then the mean",
+        local_optimizer={"name": "adamw", "slice_rate": 0.02, "head_rate": 0.002},
+        server_optimizer={"slices": {"name": "sgd", "rate": 1.0}, "head": {"name": "sgd", "rate": 1.0}},
+    ),
+    "local-sgd": _changed("moves after every local step", local_optimizer={"name": "sgd"}),
+    "momentum": _changed(
+        "server momentum in place of Adam", server_optimizer={"slices": {"name": "momentum", "rate": 10.0}}
+    ),
+    "yogi": _changed("server Yogi in place of Adam", server_optimizer={"slices": {"name": "yogi"}}),
+    "constant-rates": _changed("rates that do not fall", rate_decay="none"),
+    "head-first": _changed("4 rounds of the head alone", head_warm_up_rounds=4),
+    "clamped": _changed("jvps clamped to 3", jvp_limit=3.0),
+}

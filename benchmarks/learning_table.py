@@ -1,0 +1,226 @@
+"""What the learning bench's records say: accuracies, gains kept, and the claims, each with its true value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import msgspec
+
+from benchmarks.learning_arms import ARMS, RATES
+from benchmarks.result_file import RESULTS, Figure, write_result
+from coordinator.simulation.record import Record
+
+ZERO_ORDER = ("mezo", "baffle", "fwdllm")
+TITLES = {"trec": "TREC", "sst2": "SST-2", "ag_news": "AG News", "banking77": "banking77"}
+#: Wanted of gain kept by Dirichlet alpha; against LoRA r=8; points a denominator must have.
+KEPT = {"1.0": 90.0, "0.1": 80.0}
+KEPT_OF_LORA, DENOMINATOR = 75.0, 5.0
+#: Wanted of gains over Spry's at equal passes, of passes to its best, and to the best of zero order.
+TWICE, FIFTH, TENTH = 2.0, 0.2, 0.1
+
+
+@dataclass(frozen=True)
+class Curve:
+    """An arm's records, one a seed."""
+
+    records: tuple[Record, ...]
+
+    def finals(self) -> dict[int, float]:
+        """Seed to accuracy after the last round, in percent; a diverged arm counts as it last was."""
+        return {record.seed: 100 * float(record.points[-1].accuracy or 0) for record in self.records}
+
+    def mean(self, seeds: Sequence[int]) -> float:
+        """Of the finals over some seeds."""
+        finals = self.finals()
+        return fmean(finals[seed] for seed in seeds)
+
+    def mean_curve(self, seeds: Sequence[int]) -> list[tuple[float, float]]:
+        """(passes, accuracy in percent) after each evaluated round, means over seeds."""
+        chosen = [record.points for record in self.records if record.seed in seeds]
+        return [
+            (
+                fmean(point.forward_passes for point in points),
+                fmean(100 * float(p.accuracy or 0) for p in points),
+            )
+            for points in zip(*chosen, strict=False)
+        ]
+
+
+def read_curves(folder: Path) -> dict[str, Curve]:
+    """The arms of a sweep by name."""
+    found: dict[str, list[Record]] = {}
+    for path in sorted((folder / "arms").glob("*-seed*.json")):
+        record = msgspec.json.decode(path.read_bytes(), type=Record)
+        if record.points:
+            found.setdefault(record.arm, []).append(record)
+    return {name: Curve(tuple(records)) for name, records in found.items()}
+
+
+def rows_of(title: str, alpha: str, curves: dict[str, Curve]) -> list[Figure]:
+    """One task and partition's rows: accuracies, then what they come to; comparisons are over seeds that both have."""
+    rows = []
+    for name in ARMS:
+        if name in curves:
+            finals = list(curves[name].finals().values())
+            label = f"{title}: {ARMS[name].kind} ({len(finals)} seed{'s' * (len(finals) > 1)})"
+            rows.append(_row(label, fmean(finals), "%", low=min(finals), high=max(finals)))
+    if not {"head", "backprop", "ours"} <= curves.keys():
+        return rows
+    rows += _kept(title, "backprop", "", KEPT[alpha], curves)
+    if "lora8" in curves:
+        rows += _kept(title, "lora8", " (LoRA r=8)", KEPT_OF_LORA, curves)
+    if "spry" in curves:
+        rows += _against_spry(title, curves)
+    if any(name in curves for name in ZERO_ORDER):
+        rows += _against_zero_order(title, curves)
+    return rows
+
+
+def write_tables(output: Path, command: str) -> None:
+    """``benchmarks/results/learning.json`` from all sweeps in ``output``."""
+    figures: list[Figure] = []
+    sweeps: dict[str, Any] = {}
+    for task, title in TITLES.items():
+        for alpha in KEPT:
+            curves = read_curves(output / f"arms-{task}-{alpha}")
+            if curves:
+                figures += rows_of(f"{title}, Dirichlet {alpha}", alpha, curves)
+                sweeps[f"{task}-{alpha}"] = {name: _summary(curve) for name, curve in curves.items()}
+    grids = {
+        task: {name: curve.finals() for name, curve in read_curves(output / f"rates-{task}").items()}
+        for task in TITLES
+    }
+    conditions = {
+        "rates": RATES,
+        "grids": {name: arm.grid for name, arm in ARMS.items()},
+        "accuracy of each rate in percent, by seed of the grid": {
+            t: found for t, found in grids.items() if found
+        },
+        "sweeps": sweeps,
+    }
+    write_result(RESULTS / "learning.json", command, 1, figures, json.loads(json.dumps(conditions)))
+
+
+def _kept(title: str, name: str, words: str, reach: float, curves: dict[str, Curve]) -> list[Figure]:
+    """The denominator, and the share of it that is kept: ratio of means, range over seeds."""
+    head, full, ours = curves["head"], curves[name], curves["ours"]
+    seeds = sorted(set(head.finals()) & set(full.finals()) & set(ours.finals()))
+    if not seeds:
+        return []
+    gains = [full.finals()[s] - head.finals()[s] for s in seeds]
+    gain = full.mean(seeds) - head.mean(seeds)
+    rows = [
+        _row(
+            f"{title}: backpropagation's gain{words}",
+            gain,
+            "points",
+            DENOMINATOR,
+            gain >= DENOMINATOR,
+            min(gains),
+            max(gains),
+        )
+    ]
+    if gain > 0:
+        kept = 100 * (ours.mean(seeds) - head.mean(seeds)) / gain
+        shares = [
+            100 * (ours.finals()[s] - head.finals()[s]) / g
+            for s, g in zip(seeds, gains, strict=True)
+            if g > 0
+        ]
+        rows.append(
+            _row(f"{title}: gain kept{words}", kept, "%", reach, kept >= reach, min(shares), max(shares))
+        )
+    return rows
+
+
+def _against_spry(title: str, curves: dict[str, Curve]) -> list[Figure]:
+    seeds = _common(curves, ("head", "ours", "spry"))
+    if not seeds:
+        return []
+    head = curves["head"].mean(seeds)
+    ours, spry = (curves[name].mean_curve(seeds) for name in ("ours", "spry"))
+    passes = min(ours[-1][0], spry[-1][0])
+    ours_gain, spry_gain = (max(a for p, a in curve if p <= passes) - head for curve in (ours, spry))
+    rows = [
+        _row(f"{title}: ours over head only, at {passes:,.0f} passes", ours_gain, "points"),
+        _row(f"{title}: Spry over head only, at {passes:,.0f} passes", spry_gain, "points"),
+    ]
+    if spry_gain > 0:
+        times = ours_gain / spry_gain
+        rows.append(
+            _row(f"{title}: ours over Spry's gain, at equal passes", times, "times", TWICE, times >= TWICE)
+        )
+    return [*rows, *_passes_to(f"{title}: passes to Spry's best, over its own", ours, spry, FIFTH)]
+
+
+def _against_zero_order(title: str, curves: dict[str, Curve]) -> list[Figure]:
+    best = max((name for name in ZERO_ORDER if name in curves), key=lambda name: _best(curves, name))
+    seeds = _common(curves, ("ours", best))
+    if not seeds:
+        return []
+    words = f"{title}: passes to the best of zero order ({best}), over its own"
+    return _passes_to(words, curves["ours"].mean_curve(seeds), curves[best].mean_curve(seeds), TENTH)
+
+
+def _passes_to(
+    name: str, ours: list[tuple[float, float]], theirs: list[tuple[float, float]], reach: float
+) -> list[Figure]:
+    """How many passes we took to be as good as they ever were, over theirs; no row if we never were."""
+    best = max(accuracy for _, accuracy in theirs)
+    own = next(passes for passes, accuracy in theirs if accuracy == best)
+    taken = next((passes for passes, accuracy in ours if accuracy >= best), None)
+    if taken is None or own == 0:
+        return [
+            _row(
+                f"{name} (never reached)",
+                float("inf") if taken is None else 0.0,
+                "times",
+                reach,
+                taken is not None,
+            )
+        ]
+    return [_row(name, taken / own, "times", reach, taken / own <= reach)]
+
+
+def _best(curves: dict[str, Curve], name: str) -> float:
+    curve = curves[name]
+    return max(accuracy for _, accuracy in curve.mean_curve(list(curve.finals())))
+
+
+def _common(curves: dict[str, Curve], names: Sequence[str]) -> list[int]:
+    return sorted(set.intersection(*(set(curves[name].finals()) for name in names)))
+
+
+def _summary(curve: Curve) -> dict[str, Any]:
+    seeds = sorted(curve.finals())
+    last = [record.points[-1] for record in curve.records]
+    return {
+        "seeds": seeds,
+        "status": [record.status for record in curve.records],
+        "accuracy": [round(curve.finals()[seed], 2) for seed in seeds],
+        "forward_passes": [point.forward_passes for point in last],
+        "bytes_up_a_task": round(
+            fmean(p.bytes_up / r.results for p, r in zip(last, curve.records, strict=True))
+        ),
+        "curve": [[round(passes), round(accuracy, 2)] for passes, accuracy in curve.mean_curve(seeds)],
+    }
+
+
+def _row(
+    name: str,
+    value: float,
+    unit: str,
+    reach: float | None = None,
+    met: bool | None = None,
+    low: float | None = None,
+    high: float | None = None,
+) -> Figure:
+    shown = [
+        round(each, 2) for each in (value, value if low is None else low, value if high is None else high)
+    ]
+    return Figure(name, shown[0], unit, reach, met, shown[1], shown[2])
