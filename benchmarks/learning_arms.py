@@ -24,7 +24,7 @@ LAST_BLOCKS = tuple(
 )
 #: Options of ``edge-export package``, by package.
 PACKAGES: dict[str, tuple[str, ...]] = {
-    "xs": ("--rank", "4", "--targets", ",".join(LAST_BLOCKS), "--with-adjoint"),
+    "xs": ("--rank", "2", "--alpha", "2", "--targets", ",".join(LAST_BLOCKS), "--with-adjoint"),
     "lora8": ("--slice", "lora", "--rank", "8", "--alpha", "8", "--with-adjoint"),
     "lora1": ("--slice", "lora", "--rank", "1", "--alpha", "1"),
 }

@@ -65,7 +65,7 @@ BAD = {
     "a limit of backpropagation": ({"update": "backprop", "jvp_limit": 1.0}, "leave out jvp_limit"),
     "zero order of each example": (
         {"update": "zero_order"},
-        'directions = "per_example" would need batches of one',
+        'directions = "one_slice" would need batches of one',
     ),
     "candidates without a filter": ({"candidates": 10}, 'belongs to directions = "filtered"'),
     "an unknown update": ({"update": "sideways"}, "update"),
