@@ -28,7 +28,7 @@ demo-shakespeare: setup
 	$(BIN)/python -m examples.tinyshakespeare.demo --checkpoint "$(CHECKPOINT)"
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

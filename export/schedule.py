@@ -89,6 +89,7 @@ class _Step:
     workspace: Bytes
     frees: tuple[_Freed, ...]
     overwrites: _Freed | None
+    can_be_free: bool  # it makes no more than it frees if nobody else reads that
 
 
 @dataclass
@@ -172,6 +173,8 @@ class _Problem:
         waiting = list(state.ready)
         while waiting:
             index = waiting.pop()
+            if not self.steps[index].can_be_free:
+                continue
             live, during = self._change(state, index)
             if all(map(float.__le__, during, state.peak)) and all(map(float.__le__, live, state.live)):
                 state = self._run(state, index)
@@ -210,13 +213,16 @@ def _step(memory: NodeMemory, needs: int, followers: tuple[int, ...]) -> _Step:
     made = tuple(sum(sizes) for sizes in zip(*map(_bytes, memory.makes), strict=True))
     # What nothing reads is gone as soon as it is made.
     unread = tuple(_freed(buffer) for buffer in memory.makes if not buffer.users and not buffer.escapes)
+    freed = (*frees.values(), *unread)
+    made = made or (0.0,) * len(REFERENCE)
     return _Step(
         needs,
         followers,
-        made or (0.0,) * len(REFERENCE),
+        made,
         tuple(evaluate(memory.workspace, *size) for size in REFERENCE),
-        (*frees.values(), *unread),
+        freed,
         frees.get(memory.overwrites) if memory.overwrites is not None else None,
+        all(size <= sum(each.size[i] for each in freed) for i, size in enumerate(made)),
     )
 
 

@@ -62,7 +62,11 @@ def test_the_error_names_the_thing_and_the_key() -> None:
     assert "fetch it again" in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "not base64!", "AAAA", KEY.public_key + "=="])
+@pytest.mark.parametrize(
+    "text",
+    ["", "not base64!", "AAAA", KEY.public_key + "=="],
+    ids=["empty", "not base64", "short", "padded twice"],
+)
 def test_malformed_keys_and_signatures_are_signature_errors(text: str) -> None:
     """Text that is not a key or a signature never reaches the cryptography."""
     with pytest.raises(SignatureError):

@@ -183,11 +183,12 @@ def test_refused_code_does_not_run_and_trusted_code_does(folder: Path, tmp_path:
 
 
 def test_an_operator_without_rule_is_named_with_its_module(tmp_path: Path) -> None:
-    """Mish has no tangent rule: operator, node, module and what to do are in the message."""
+    """Mish has no tangent rule: operator, node, module and what to do are in the message, and no file remains."""
     model = tiny.write_model(tmp_path / "model", hidden_act="mish")
     message = refuse(model, tmp_path / "out" / "package", MissingRuleError)
-    assert "no tangent rule for operator aten.log1p.default" in message
+    assert "no tangent rule for operator aten.log1p.default (node log1p of module " in message
     assert "of module encoder.encoder.layer.0.intermediate" in message
+    assert "MishActivation)" in message
     assert "add one to export/dual_rules.py" in message
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -57,13 +59,25 @@ def own_loss(model: Path, task: TaskKind, batch: dict[str, torch.Tensor]) -> tor
     return losses.sum(1) / (labels >= 0).sum(1)
 
 
+@pytest.fixture(scope="module")
+def export_family(tmp_path_factory) -> Callable[[str, TaskKind], tuple[Path, tiny.Exported]]:
+    """Model and float package of a family; each is made once, when first asked for."""
+
+    @cache
+    def export(family: str, task: TaskKind) -> tuple[Path, tiny.Exported]:
+        folder = tmp_path_factory.mktemp(family)
+        model = family_model(folder / family, family, task)
+        labels = tiny.LABELS if task == "classification" else ()
+        return model, tiny.export(model, folder / "out", task=task, labels=labels, quantisation="none")
+
+    return export
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "task", "programs"), PARITY, ids=str)
-def test_a_family_agrees_with_torch(tmp_path, family: str, task: TaskKind, programs: int) -> None:
+def test_a_family_agrees_with_torch(export_family, family: str, task: TaskKind, programs: int) -> None:
     """Loss and jvp of the programs are torch's, equal blocks share programs, and the loss is the model's own."""
-    model = family_model(tmp_path / family, family, task)
-    labels = tiny.LABELS if task == "classification" else ()
-    exported = tiny.export(model, tmp_path / "out", task=task, labels=labels, quantisation="none")
+    model, exported = export_family(family, task)
     check = exported.package.manifest.self_checks["float"]
     assert max(check.loss, check.jvp) < LIMIT
     assert check.segments == len(exported.package.manifest.segments)
@@ -79,10 +93,9 @@ def test_a_family_agrees_with_torch(tmp_path, family: str, task: TaskKind, progr
 
 
 @pytest.mark.slow
-def test_a_shared_block_is_stored_once_and_its_slices_serve_every_call(tmp_path) -> None:
+def test_a_shared_block_is_stored_once_and_its_slices_serve_every_call(export_family) -> None:
     """ALBERT calls one block three times: three segments on one weight file, and one slice for each target in all."""
-    model = tiny.write_model(tmp_path / "albert", "albert")
-    manifest = tiny.export(model, tmp_path / "out", quantisation="none").package.manifest
+    manifest = export_family("albert", "classification")[1].package.manifest
     blocks = manifest.segments[1:-1]
     assert len(blocks) == 3
     assert {tensor.file for block in blocks for tensor in block.weights.values()} == {"weights/block_0.bin"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -54,12 +55,25 @@ DECODERS = ("llama", "qwen2", "qwen3", "mistral", "opt", "gpt2")
 
 @dataclass(frozen=True)
 class Exported:
-    """A package beside what it was made from."""
+    """A package beside what it was made from; the model is captured again when a test first compares with torch."""
 
     package: Package
-    reference: TorchReference
-    stored: StoredModel
     key: PrivateKey
+    chosen: ExportOptions
+
+    @property
+    def stored(self) -> StoredModel:
+        """The segments that were lowered."""
+        return self._captured[0]
+
+    @property
+    def reference(self) -> TorchReference:
+        """Torch on the same stored weights."""
+        return self._captured[1]
+
+    @cached_property
+    def _captured(self) -> tuple[StoredModel, TorchReference]:
+        return store_model(self.chosen)
 
 
 def write_model(
@@ -150,8 +164,7 @@ def store_model(chosen: ExportOptions) -> tuple[StoredModel, TorchReference]:
 def export(model: Path, output: Path, **changes: object) -> Exported:
     """Export a model folder."""
     chosen, key = options(model, output, **changes), generate_key()
-    stored, reference = store_model(chosen)
-    return Exported(export_package(chosen, key, lambda _: None), reference, stored, key)
+    return Exported(export_package(chosen, key, lambda _: None), key, chosen)
 
 
 def make_task(package: Package, **changes: object) -> Task:
