@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.learning_arms import ARMS, CHOICES, PACKAGES, RATES, BenchArm
+from benchmarks.learning_arms import ARMS, CHOICES, HEAD_RATE, PACKAGES, RATES, REPORTS, BenchArm
 from benchmarks.learning_data import TASKS, prepare
 from benchmarks.learning_table import write_tables
 from benchmarks.model_folder import packaged_model
@@ -30,10 +30,10 @@ from export.cli import main as export_command
 
 #: Rows of each device, by task: TREC has 4,452 training rows for 100 devices.
 ROWS_PER_DEVICE = {"trec": 44, "sst2": 64, "ag_news": 64, "banking77": 64}
-ROUNDS, QUICK_ROUNDS, RATE_ROUNDS = 60, 6, 16
+ROUNDS, QUICK_ROUNDS, RATE_ROUNDS = 20, 6, 16
 #: The grid runs on a seed that no result is told of.
 RATE_SEED = 100
-EVALUATIONS = 12
+EVALUATIONS = 5
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Sweep:
             "split": "whole",
             "rate_decay": "linear",
             "local_optimizer": {"name": "accumulate", "slice_rate": 0.2, "head_rate": 0.2},
-            "server_optimizer": {"head": {"name": "adam", "rate": RATES["head"], "tau": 1e-3}},
+            "server_optimizer": {"head": {"name": "adam", "rate": HEAD_RATE, "tau": 1e-3}},
             "evaluation": {"every_rounds": max(1, self.rounds // EVALUATIONS)},
         }
         data = {
@@ -136,10 +136,14 @@ def _arm_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[Sweep]:
     seeds = tuple(int(seed) for seed in arguments.seeds.split(","))
     rounds = QUICK_ROUNDS if arguments.quick else arguments.rounds
     kind = "quick" if arguments.quick else "arms"
+    reports = {name: (arm, RATES["ours"]) for name, arm in REPORTS.items()}
     return [
         Sweep(arguments.output / f"{kind}-{task}-{alpha}", task, float(alpha), seeds, rounds, arms, True)
         for task in tasks
         for alpha in arguments.alphas.split(",")
+    ] + [
+        Sweep(arguments.output / f"reports-{task}", task, 1.0, seeds[:1], 2, reports, compared=False)
+        for task in tasks
     ]
 
 

@@ -15,6 +15,8 @@ from benchmarks.learning_arms import ARMS, RATES
 from benchmarks.result_file import RESULTS, Figure, write_result
 from coordinator.simulation.record import Record
 
+OURS = ("ours", "ours16")
+DRAWS = {"ours": "8 draws", "ours16": "16 draws"}
 ZERO_ORDER = ("mezo", "baffle", "fwdllm")
 TITLES = {"trec": "TREC", "sst2": "SST-2", "ag_news": "AG News", "banking77": "banking77"}
 #: Wanted of gain kept by Dirichlet alpha; against LoRA r=8; points a denominator must have.
@@ -73,7 +75,7 @@ def rows_of(title: str, alpha: str, curves: dict[str, Curve]) -> list[Figure]:
         return rows
     rows += _kept(title, "backprop", "", KEPT[alpha], curves)
     if "lora8" in curves:
-        rows += _kept(title, "lora8", " (LoRA r=8)", KEPT_OF_LORA, curves)
+        rows += _kept(title, "lora8", " with LoRA r=8", KEPT_OF_LORA, curves)
     if "spry" in curves:
         rows += _against_spry(title, curves)
     if any(name in curves for name in ZERO_ORDER):
@@ -107,13 +109,12 @@ def write_tables(output: Path, command: str) -> None:
 
 
 def _kept(title: str, name: str, words: str, reach: float, curves: dict[str, Curve]) -> list[Figure]:
-    """The denominator, and the share of it that is kept: ratio of means, range over seeds."""
-    head, full, ours = curves["head"], curves[name], curves["ours"]
-    seeds = sorted(set(head.finals()) & set(full.finals()) & set(ours.finals()))
+    """The denominator, and the share of it that forward mode keeps: ratio of means, range over seeds."""
+    seeds = _common(curves, ("head", name))
     if not seeds:
         return []
-    gains = [full.finals()[s] - head.finals()[s] for s in seeds]
-    gain = full.mean(seeds) - head.mean(seeds)
+    gains = [_gain(curves, name, [seed]) for seed in seeds]
+    gain = _gain(curves, name, seeds)
     rows = [
         _row(
             f"{title}: backpropagation's gain{words}",
@@ -125,17 +126,28 @@ def _kept(title: str, name: str, words: str, reach: float, curves: dict[str, Cur
             max(gains),
         )
     ]
-    if gain > 0:
-        kept = 100 * (ours.mean(seeds) - head.mean(seeds)) / gain
-        shares = [
-            100 * (ours.finals()[s] - head.finals()[s]) / g
-            for s, g in zip(seeds, gains, strict=True)
-            if g > 0
-        ]
-        rows.append(
-            _row(f"{title}: gain kept{words}", kept, "%", reach, kept >= reach, min(shares), max(shares))
-        )
+    for ours in OURS:
+        if ours in curves:
+            rows += _share(f"{title}: of the gain{words}, kept by {DRAWS[ours]}", ours, name, reach, curves)
     return rows
+
+
+def _share(name: str, ours: str, full: str, reach: float, curves: dict[str, Curve]) -> list[Figure]:
+    seeds = _common(curves, ("head", full, ours))
+    if not seeds or _gain(curves, full, seeds) <= 0:
+        return []
+    kept = 100 * _gain(curves, ours, seeds) / _gain(curves, full, seeds)
+    shares = [
+        100 * _gain(curves, ours, [seed]) / _gain(curves, full, [seed])
+        for seed in seeds
+        if _gain(curves, full, [seed]) > 0
+    ]
+    return [_row(name, kept, "%", reach, kept >= reach, min(shares), max(shares))]
+
+
+def _gain(curves: dict[str, Curve], name: str, seeds: Sequence[int]) -> float:
+    """An arm's mean accuracy over head only's, in points."""
+    return curves[name].mean(seeds) - curves["head"].mean(seeds)
 
 
 def _against_spry(title: str, curves: dict[str, Curve]) -> list[Figure]:
