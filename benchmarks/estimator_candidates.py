@@ -5,7 +5,7 @@ taken from exact gradients of other devices' rows at the very same values: more 
 figures here are the most that can be hoped for. v: the runtime's directions per example, entries ±1.
 
 * ``mean control``: m + mean (g_i·v - m·v) v, m the mean gradient of the round before;
-* ``residual control``: the same with h_i = Σ_c r_ic J_c for m, r_i the softmax residual, J fitted by least squares;
+* ``residual control``: the same with h_i = Σ_c r_ic J_c for m, r_i the softmax residual, J fitted by ridge regression;
 * ``coordinate scales``: mean (g_i·D^-½ v) D^½ v with D_j ∝ √E g_j²: of all diagonal D the least error,
   (Σ_j √E g_j²)² instead of d Σ_j E g_j²;
 * ``eigenvector scales``: the same in the eigenvectors of E g gᵀ;
@@ -31,6 +31,9 @@ from edge_runtime.tangents import draw_tangents
 
 #: Of the fitted second moments: added to each before roots are taken, in parts of their mean.
 SOFTENING = 1e-3
+#: Of the least squares, in parts of the residuals' mean second moment: without it, a class that other devices hardly
+#: have gets an arbitrary J.
+RIDGE = 0.1
 QUANTILE = 0.99
 #: Above so many dimensions their matrix is left alone.
 MOST_EIGENVECTORS = 1000
@@ -84,7 +87,7 @@ def orthogonal_over(step: StepInput, each: int) -> DoubleArray:
 def candidates(checkpoint: Checkpoint) -> dict[str, Method]:
     """All of them, fitted on the checkpoint's other rows."""
     other = checkpoint.other
-    maps = np.linalg.lstsq(checkpoint.other_residuals, other, rcond=None)[0]
+    maps = residual_maps(checkpoint)
     squares = softened((other**2).mean(axis=0, dtype=np.float64))
 
     @cache
@@ -118,6 +121,15 @@ def candidates(checkpoint: Checkpoint) -> dict[str, Method]:
     if other.shape[1] <= MOST_EIGENVECTORS:
         found["eigenvector scales"] = Method(lambda step: scaled(step, *eigen(tuple(step.columns.tolist()))))
     return found
+
+
+def residual_maps(checkpoint: Checkpoint) -> Matrix:
+    """J, (C, d), fitted on the other rows."""
+    residuals = checkpoint.other_residuals.astype(np.float64)
+    moments = residuals.T @ residuals
+    moments += RIDGE * moments.trace() / len(moments) * np.eye(len(moments))
+    maps: Matrix = np.linalg.solve(moments, residuals.T @ checkpoint.other).astype(np.float32)
+    return maps
 
 
 def softened(moments: DoubleArray) -> DoubleArray:

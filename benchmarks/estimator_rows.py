@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from benchmarks.estimator_candidates import softened
+from benchmarks.estimator_candidates import residual_maps, softened
 from benchmarks.estimator_errors import per_example_error
 from benchmarks.gradient_matrix import BATCH, Checkpoint
 from benchmarks.result_file import Figure, figure
@@ -29,15 +30,15 @@ def signal(checkpoint: Checkpoint) -> dict[str, Any]:
     ``noise``: E‖g_i‖² / ‖ḡ‖² over the round's rows; ``noise_unbiased``: with the part of ‖ḡ‖² that the rows' own
     scatter adds taken off, None where nothing is left. ``*_unexplained``: what a control variate leaves of E‖g_i‖².
     ``*_gain``: how many times less the error is with scales that fit the rows they are judged on. ``slice_shares``:
-    of E‖g_i‖², for each slice. ``step_error_of_one_draw``: of directions per example, by formula.
+    of E‖g_i‖², for each slice. ``last_cosine``: of ḡ to the exact mean gradient of the round before.
+    ``step_error_of_one_draw``: of directions per example, by formula.
     """
     gradients = checkpoint.gradients.astype(np.float64)
     count, size = gradients.shape
     moments = (gradients**2).mean(axis=0)
     total, mean = float(moments.sum()), float((gradients.mean(axis=0) ** 2).sum())
     unbiased = (mean - total / count) / (1 - 1 / count)
-    maps = np.linalg.lstsq(checkpoint.other_residuals, checkpoint.other, rcond=None)[0]
-    left_residual = gradients - checkpoint.residuals @ maps
+    left_residual = gradients - checkpoint.residuals @ residual_maps(checkpoint)
     starts = np.cumsum([0, *(spec.dimensions for spec in checkpoint.specs[:-1])])
     shares = np.add.reduceat(moments, starts) / total
     found: dict[str, Any] = {
@@ -45,6 +46,7 @@ def signal(checkpoint: Checkpoint) -> dict[str, Any]:
         "dimensions": size,
         "noise": total / mean,
         "noise_unbiased": total / unbiased if unbiased > 0 else None,
+        "last_cosine": cosine(checkpoint.last, gradients.mean(axis=0)),
         "mean_unexplained": float(((gradients - checkpoint.last) ** 2).sum(axis=1).mean() / total),
         "residual_unexplained": float((left_residual**2).sum(axis=1).mean() / total),
         "coordinate_gain": float(size * total / np.sqrt(moments).sum() ** 2),
@@ -70,7 +72,7 @@ def table_rows(judged: Sequence[Mapping[str, Any]], signals: Sequence[Mapping[st
     rows.append(figure(f"{BASE}: error after a step, over the formula's", "times", over))
     names = list(dict.fromkeys(each["method"] for each in kept))
     for name in names:
-        if name not in {"exact", BASE}:
+        if name not in {"exact", "filtered (biased)", BASE}:
             rows.append(_ratio(kept, name, "round", "error"))
     for name in names:
         if name in PER_SLICE:
@@ -96,16 +98,7 @@ def _signal_rows(points: Sequence[Mapping[str, Any]]) -> list[Figure]:
         figure(
             "the same with residuals times J for m", "", [each["residual_unexplained"] for each in points]
         ),
-        figure(
-            "least error with scales of coordinates, by formula",
-            "",
-            [1 / each["coordinate_gain"] for each in points],
-        ),
-        figure(
-            "least error with scales of eigenvectors, by formula",
-            "",
-            [1 / each["eigenvector_gain"] for each in points],
-        ),
+        figure("ḡ: cosine to that of the round before", "", [each["last_cosine"] for each in points]),
     ]
 
 
@@ -117,11 +110,10 @@ def _absolute_rows(kept: Sequence[Mapping[str, Any]]) -> list[Figure]:
     ]
     wanted = [
         (BASE, "whole", "step", "cosine"),
-        (BASE, "whole", "task", "cosine"),
         (BASE, "whole", "round", "cosine"),
         (BASE, "whole", "round", "slice_cosine"),
         ("one_slice", "whole", "round", "slice_cosine"),
-        (BASE, "cyclic", "round", "slice_cosine"),
+        ("filtered (biased)", "whole", "round", "cosine"),
         (BASE, "whole", "round", "error"),
         (BASE, "cyclic", "round", "error"),
         ("exact", "cyclic", "round", "error"),
@@ -161,3 +153,9 @@ def _ratio(kept: Sequence[Mapping[str, Any]], name: str, level: str, key: str) -
         "times",
         [a / b for a, b in zip(own, base, strict=True)],
     )
+
+
+def cosine(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> float:
+    """0 where one of them is zero."""
+    scale = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / scale if scale else 0.0

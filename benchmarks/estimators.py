@@ -66,6 +66,8 @@ def main() -> int:
         "--folder", type=Path, default=Path("build/bench-estimators"), help="for packages and points"
     )
     parser.add_argument("--repetitions", type=int, default=10)
+    parser.add_argument("--settings", type=int, default=len(SETTINGS), help="only the first so many of them")
+    parser.add_argument("--rounds", type=int, nargs="+", default=[1, 5, 25], help="only points after these")
     parser.add_argument("--quick", action="store_true", help="TREC after one round alone, 2 repetitions")
     parser.add_argument("--output", type=Path, help=f"default {RESULT.name} in results; none with --quick")
     arguments = parser.parse_args()
@@ -74,7 +76,9 @@ def main() -> int:
     pinned_to_cores(1)
     repetitions = 2 if arguments.quick else arguments.repetitions
     judged, signals = [], []
-    for data_name, type_name, rounds in QUICK_SETTINGS if arguments.quick else SETTINGS:
+    settings = QUICK_SETTINGS if arguments.quick else SETTINGS
+    for data_name, type_name, rounds in settings[: arguments.settings]:
+        rounds = tuple(number for number in rounds if number in arguments.rounds)
         for checkpoint in checkpoints(arguments.folder, arguments.data, data_name, type_name, rounds):
             where = {"data": data_name, "slices": type_name, "rounds": checkpoint.round_number}
             signals.append({**where, **signal(checkpoint)})
