@@ -78,8 +78,10 @@ def main() -> int:
     judged, signals = [], []
     settings = QUICK_SETTINGS if arguments.quick else SETTINGS
     for data_name, type_name, rounds in settings[: arguments.settings]:
-        rounds = tuple(number for number in rounds if number in arguments.rounds)
-        for checkpoint in checkpoints(arguments.folder, arguments.data, data_name, type_name, rounds):
+        wanted = [number for number in rounds if number in arguments.rounds]
+        if not wanted:
+            continue
+        for checkpoint in checkpoints(arguments.folder, arguments.data, data_name, type_name, wanted):
             where = {"data": data_name, "slices": type_name, "rounds": checkpoint.round_number}
             signals.append({**where, **signal(checkpoint)})
             print(json.dumps(signals[-1]), flush=True)
