@@ -5,10 +5,11 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Pages with tables made from benchmarks/results.
-PAGES := README.md docs/decisions/0006-memory-prediction.md docs/decisions/0009-arithmetic-and-weights.md
+PAGES := README.md docs/decisions/0006-memory-prediction.md docs/decisions/0009-arithmetic-and-weights.md \
+	docs/decisions/0019-estimators.md
 
 .PHONY: setup demo demo-shakespeare test lint bench bench-memory bench-opponent bench-large bench-memory-grid bench-arithmetic \
-	bench-placement demo-reference tables constraints clean
+	bench-placement bench-estimators demo-reference tables constraints clean
 
 setup: $(STAMP)
 
@@ -56,6 +57,9 @@ bench-arithmetic: setup
 
 bench-placement: setup
 	$(BIN)/python -m benchmarks.weight_placement
+
+bench-estimators: setup
+	$(BIN)/python -m benchmarks.estimators $(if $(DATA),--data $(DATA))
 
 demo-reference: setup
 	$(BIN)/python -m examples.banking77.reference

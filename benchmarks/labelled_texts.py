@@ -1,0 +1,41 @@
+"""TREC questions and SST-2 sentences as rows to train on, from a folder that the caller names."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from pathlib import Path
+
+from coordinator.simulation.labelled_rows import LabelledRows
+
+
+def read_trec(folder: Path) -> LabelledRows:
+    """TREC's training questions (Li and Roth 2002) with their six coarse classes, from lines "LABEL:fine text"."""
+    path = folder / "trec" / "TREC.train"
+    pairs = [line.split(" ", 1) for line in _text(path, "latin-1").splitlines() if line.strip()]
+    return _rows(path, [text for _, text in pairs], [label.partition(":")[0] for label, _ in pairs])
+
+
+def read_sst2(folder: Path) -> LabelledRows:
+    """SST-2's training sentences (Socher et al. 2013) and phrases of them, negative 0 and positive 1."""
+    path = folder / "sst2" / "train.tsv"
+    lines = csv.DictReader(_text(path, "utf-8").splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
+    pairs = [(line["sentence"].strip(), line["label"]) for line in lines]
+    return _rows(path, [text for text, _ in pairs], [label for _, label in pairs])
+
+
+READERS = {"TREC": read_trec, "SST-2": read_sst2}
+
+
+def _text(path: Path, encoding: str) -> str:
+    try:
+        return path.read_text(encoding)
+    except OSError as error:
+        raise SystemExit(
+            f"error: cannot read {path}: {error.strerror}; name the folder that holds trec and sst2 with --data"
+        ) from None
+
+
+def _rows(path: Path, texts: list[str], labels: list[str]) -> LabelledRows:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return LabelledRows(path, tuple(texts), tuple(labels), None, digest)
