@@ -9,7 +9,7 @@ PAGES := README.md docs/decisions/0006-memory-prediction.md docs/decisions/0009-
 	docs/decisions/0019-estimators.md
 
 .PHONY: setup demo demo-shakespeare test lint bench bench-memory bench-opponent bench-large bench-memory-grid bench-arithmetic \
-	bench-placement bench-estimators demo-reference tables constraints clean
+	bench-placement bench-estimators bench-learning demo-reference tables constraints clean
 
 setup: $(STAMP)
 
@@ -57,6 +57,9 @@ bench-arithmetic: setup
 
 bench-placement: setup
 	$(BIN)/python -m benchmarks.weight_placement
+
+bench-learning: setup
+	$(BIN)/python -m benchmarks.learning $(if $(DATA),--data $(DATA)) $(if $(TASKS),--tasks $(TASKS))
 
 bench-estimators: setup
 	$(BIN)/python -m benchmarks.estimators $(if $(DATA),--data $(DATA))
