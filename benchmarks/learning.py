@@ -22,14 +22,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.learning_arms import ARMS, CHOICES, HEAD_RATE, PACKAGES, RATES, REPORTS, BenchArm
-from benchmarks.learning_data import TASKS, prepare
+from benchmarks.learning_arms import (
+    ARMS,
+    CHOICES,
+    DECODER_PACKAGES,
+    HEAD_RATE,
+    PACKAGES,
+    RATES,
+    REPORTS,
+    BenchArm,
+)
+from benchmarks.learning_data import TASKS, prepare, speakers
 from benchmarks.learning_table import write_tables
 from benchmarks.model_folder import packaged_model
 from export.cli import main as export_command
 
 #: Rows of each device, by task: TREC has 4,452 training rows for 100 devices.
 ROWS_PER_DEVICE = {"trec": 44, "sst2": 64, "ag_news": 64, "banking77": 64}
+#: Speakers of Shakespeare train a decoder of children's stories.
+DECODER = "shakespeare"
 ROUNDS, QUICK_ROUNDS, RATE_ROUNDS = 20, 6, 16
 #: The grid runs on a seed that no result is told of.
 RATE_SEED = 100
@@ -50,7 +61,7 @@ class Sweep:
 
     def config(self) -> str:
         """The simulation's configuration as TOML."""
-        run = {
+        run: dict[str, Any] = {
             "rounds": self.rounds,
             "devices_per_round": 10,
             "steps": 5,
@@ -62,16 +73,16 @@ class Sweep:
             "server_optimizer": {"head": {"name": "adam", "rate": HEAD_RATE, "tau": 1e-3}},
             "evaluation": {"every_rounds": max(1, self.rounds // EVALUATIONS)},
         }
-        data = {
-            "train": f"data/{self.task}/train.jsonl",
-            "dev": f"data/{self.task}/dev.jsonl",
-            "partition": "dirichlet",
-            "alpha": self.alpha,
-            "rows_per_device": ROWS_PER_DEVICE[self.task],
-        }
+        data = {"train": f"data/{self.task}/train.jsonl", "dev": f"data/{self.task}/dev.jsonl"}
+        if self.task == DECODER:
+            run["train_head"] = False
+            data["partition"] = "natural"
+        else:
+            rows = ROWS_PER_DEVICE[self.task]
+            data |= {"partition": "dirichlet", "alpha": self.alpha, "rows_per_device": rows}
         fleet = {"devices": 100, "cap": "512M", "arithmetic": "row_int8", "prefix_cache": "3G"}
         tables: list[tuple[str, dict[str, Any]]] = [("fleet", fleet), ("data", data), ("run", run)]
-        if self.compared:
+        if self.compared and self.task != DECODER:
             tables.append(("comparison", {"head_only": "head", "reference": "backprop"}))
         lines = [f"name = {_toml(self.task)}", f"seeds = {_toml(list(self.seeds))}"]
         for name, table in tables:
@@ -91,9 +102,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     tasks = arguments.tasks.split(",")
     # 1. Rows and packages, made once.
     for task in tasks:
-        files = prepare(task, arguments.data, arguments.output / "data" / task)
-        for name in sorted({ARMS[arm].package for arm in arguments.arms.split(",")}):
-            _export(arguments.output, task, name, files.labels, files.dev)
+        folder = arguments.output / "data" / task
+        packages = sorted({ARMS[arm].package for arm in arguments.arms.split(",")})
+        if task == DECODER:
+            _, dev = speakers(arguments.data, folder)
+            model = _stories(arguments.data, arguments.output)
+            for name in packages:
+                _export(
+                    arguments.output, task, name, model, dev, ["--task", "causal_lm", *DECODER_PACKAGES[name]]
+                )
+            continue
+        files = prepare(task, arguments.data, folder)
+        for name in packages:
+            options = ["--labels", str(files.labels), *PACKAGES[name]]
+            _export(arguments.output, task, name, packaged_model(), files.dev, options)
     # 2. Sweeps, some arms at a time.
     sweeps = {"rates": _rate_sweeps, "choices": _choice_sweeps, "arms": _arm_sweeps}[arguments.stage]
     for sweep in sweeps(arguments, tasks):
@@ -113,7 +135,15 @@ def _rate_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[Sweep]
         for rate in ARMS[name].grid
     }
     return [
-        Sweep(arguments.output / f"rates-{task}", task, 1.0, (RATE_SEED,), RATE_ROUNDS, arms, compared=False)
+        Sweep(
+            arguments.output / f"rates-{task}",
+            task,
+            1.0,
+            (RATE_SEED,),
+            RATE_ROUNDS,
+            _possible(task, arms),
+            compared=False,
+        )
         for task in tasks
     ]
 
@@ -132,31 +162,49 @@ def _choice_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[Swee
 
 
 def _arm_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[Sweep]:
-    arms = {name: (ARMS[name], RATES[name]) for name in arguments.arms.split(",")}
+    chosen = {name: (ARMS[name], RATES[name]) for name in arguments.arms.split(",")}
     seeds = tuple(int(seed) for seed in arguments.seeds.split(","))
     rounds = QUICK_ROUNDS if arguments.quick else arguments.rounds
     kind = "quick" if arguments.quick else "arms"
     reports = {name: (arm, RATES["ours"]) for name, arm in REPORTS.items()}
-    return [
-        Sweep(arguments.output / f"{kind}-{task}-{alpha}", task, float(alpha), seeds, rounds, arms, True)
-        for task in tasks
-        for alpha in arguments.alphas.split(",")
-    ] + [
-        Sweep(arguments.output / f"reports-{task}", task, 1.0, seeds[:1], 2, reports, compared=False)
-        for task in tasks
-    ]
+    sweeps = []
+    for task in tasks:
+        arms = _possible(task, chosen)
+        alphas = arguments.alphas.split(",") if task != DECODER else ["natural"]
+        for alpha in alphas:
+            folder = arguments.output / f"{kind}-{task}-{alpha}"
+            number = 1.0 if task == DECODER else float(alpha)
+            sweeps.append(Sweep(folder, task, number, seeds, rounds, arms, compared=True))
+        if task != DECODER:
+            folder = arguments.output / f"reports-{task}"
+            sweeps.append(Sweep(folder, task, 1.0, seeds[:1], 2, reports, compared=False))
+    return sweeps
 
 
-def _export(output: Path, task: str, name: str, labels: Path, dev: Path) -> None:
+def _possible(task: str, arms: dict[str, tuple[BenchArm, float]]) -> dict[str, tuple[BenchArm, float]]:
+    """A decoder has no head to train alone."""
+    return {name: arm for name, arm in arms.items() if task != DECODER or arm[0] is not ARMS["head"]}
+
+
+def _stories(data: Path, output: Path) -> Path:
+    """stories260K as a Hugging Face folder, made once."""
+    model = output / "stories260k"
+    source = data / "model_stories260k"
+    if not model.exists():
+        files = [str(source / "stories260K.bin"), str(source / "tok512.bin")]
+        if code := export_command(["llama2c", *files, "--output", str(model)]):
+            raise SystemExit(code)
+    return model
+
+
+def _export(output: Path, task: str, name: str, model: Path, dev: Path, options: Sequence[str]) -> None:
     package, key = output / "packages" / f"{task}-{name}", output / "publisher.key"
     if package.exists():
         return
     if not key.exists():
         export_command(["key", str(key)])
-    model = str(packaged_model())
-    files = ["--labels", str(labels), "--check-data", str(dev), "--output", str(package), "--key", str(key)]
-    code = export_command(["package", model, *files, "--sequence-limit", "64", *PACKAGES[name]])
-    if code:
+    files = ["--check-data", str(dev), "--output", str(package), "--key", str(key)]
+    if code := export_command(["package", str(model), *files, "--sequence-limit", "64", *options]):
         raise SystemExit(code)
 
 
@@ -198,7 +246,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=root.parent / "shared" / "data", metavar="DIR")
     parser.add_argument("--output", type=Path, default=root / "build" / "learning", metavar="DIR")
     parser.add_argument("--stage", choices=("rates", "choices", "arms"), default="arms")
-    parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--tasks", default=",".join((*TASKS, DECODER)))
     parser.add_argument("--alphas", default="1.0,0.1", help="of the Dirichlet partitions")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--arms", default=",".join(ARMS))

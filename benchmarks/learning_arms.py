@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from coordinator.simulation.config import merged
+
 #: Linear layers of MiniLM's last two blocks: where the slices are, so that what lies before can be cached.
 LAST_BLOCKS = tuple(
     f"layer.{block}.{layer}"
@@ -28,6 +30,12 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "lora8": ("--slice", "lora", "--rank", "8", "--alpha", "8", "--with-adjoint"),
     "lora1": ("--slice", "lora", "--rank", "1", "--alpha", "1"),
 }
+#: The same for the decoder of children's stories, whose output layer is frozen: there is no head to train.
+DECODER_PACKAGES = {
+    "xs": ("--rank", "4", "--targets", "q_proj,v_proj,o_proj,up_proj,down_proj", "--with-adjoint"),
+    "lora8": PACKAGES["lora8"],
+    "lora1": PACKAGES["lora1"],
+}
 #: The server's rate for the head, in every arm but those that say otherwise.
 HEAD_RATE = 0.01
 #: The best of each grid, by accuracy after 16 rounds on TREC (``--stage rates``).
@@ -44,15 +52,6 @@ RATES = {
 }
 ADAM = {"name": "adam", "tau": 1e-4}
 YOGI = {"name": "yogi", "rate": 0.01, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3}
-
-
-def merged(table: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a table with another laid over it, tables within tables key by key."""
-    result = {key: merged(value, {}) if isinstance(value, dict) else value for key, value in table.items()}
-    for key, value in over.items():
-        before = result.get(key)
-        result[key] = merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
-    return result
 
 
 @dataclass(frozen=True)
@@ -73,13 +72,12 @@ class BenchArm:
 
     def with_rate(self, rate: float) -> dict[str, Any]:
         """Its run configuration at a rate."""
-        table: dict[str, Any] = merged(self.run, {})
+        table = self.run
         for path in self.rate:
-            *parents, last = path.split(".")
-            place = table
-            for parent in parents:
-                place = place.setdefault(parent, {})
-            place[last] = rate
+            over: Any = rate
+            for key in reversed(path.split(".")):
+                over = {key: over}
+            table = merged(table, over)
         return table
 
 

@@ -86,6 +86,19 @@ def rows_of(title: str, alpha: str, curves: dict[str, Curve]) -> list[Figure]:
     return rows
 
 
+def decoder_rows(curves: dict[str, Curve]) -> list[Figure]:
+    """Perplexity on speeches kept back: where all arms begin, and where each ends."""
+    rows = []
+    for name, curve in curves.items():
+        first = [float(record.points[0].perplexity or 0) for record in curve.records]
+        last = [float(record.points[-1].perplexity or 0) for record in curve.records]
+        if not rows:
+            rows.append(_row("Shakespeare by speaker: perplexity before", fmean(first), ""))
+        words = f"Shakespeare by speaker: perplexity, {ARMS[name].kind} ({len(last)} seeds)"
+        rows.append(_row(words, fmean(last), "", low=min(last), high=max(last)))
+    return rows
+
+
 def write_tables(output: Path, command: str) -> None:
     """``benchmarks/results/learning.json`` from all sweeps in ``output``."""
     figures: list[Figure] = []
@@ -97,6 +110,7 @@ def write_tables(output: Path, command: str) -> None:
                 figures += rows_of(f"{title}, Dirichlet {alpha}", alpha, curves)
                 sweeps[f"{task}-{alpha}"] = {name: _summary(curve) for name, curve in curves.items()}
         figures += [*_uplink(title, output, task), *_peaks(title, output, task)]
+    figures += decoder_rows(read_curves(output / "arms-shakespeare-natural"))
     grids = {
         task: {name: curve.finals() for name, curve in read_curves(output / f"rates-{task}").items()}
         for task in TITLES

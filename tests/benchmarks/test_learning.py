@@ -1,0 +1,96 @@
+"""The learning bench's own arithmetic, and the simulations it asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.learning import Sweep
+from benchmarks.learning_arms import ARMS, CHOICES, RATES, REPORTS, BenchArm
+from benchmarks.learning_table import Curve, rows_of
+from coordinator.simulation.config import read_simulation_config
+from coordinator.simulation.record import Point, Record
+
+
+def record(arm: str, seed: int, accuracies: list[float], passes: int) -> Record:
+    """An arm that took ``passes`` a round, evaluated after each."""
+    points = tuple(
+        Point(number - 1, accuracy, 1.0, None, number * passes, 100 * number, 0, 0.0, 0.0)
+        for number, accuracy in enumerate(accuracies)
+    )
+    return Record(
+        arm,
+        "",
+        seed,
+        "finished",
+        None,
+        "",
+        "classification",
+        "",
+        "",
+        1,
+        len(points),
+        10,
+        10,
+        "",
+        "",
+        points,
+        None,
+    )
+
+
+def curve(arm: str, *seeds: list[float], passes: int = 1) -> Curve:
+    return Curve(tuple(record(arm, seed, accuracies, passes) for seed, accuracies in enumerate(seeds)))
+
+
+def test_gain_kept_is_a_ratio_of_means() -> None:
+    """Of gains of 10 and 6 points over head only, 6 and 4 are kept: 10/16, and 60 % to 67 % by seed."""
+    curves = {
+        "head": curve("head", [0, 0.70], [0, 0.74]),
+        "backprop": curve("backprop", [0, 0.80], [0, 0.80]),
+        "ours": curve("ours", [0, 0.76], [0, 0.78]),
+    }
+    rows = {row.name: row for row in rows_of("T", "1.0", curves)}
+    assert rows["T: backpropagation's gain"].value == 8.0
+    kept = rows["T: of the gain, kept by 8 draws"]
+    assert (kept.value, kept.low, kept.high, kept.met) == (62.5, 60.0, 66.67, False)
+
+
+def test_passes_to_the_best_of_another_arm() -> None:
+    """Zero order is best after 2 rounds of 10 passes; ours is as good after 1 round of 4: 4/20."""
+    curves = {
+        "head": curve("head", [0, 0.5, 0.5]),
+        "backprop": curve("backprop", [0, 0.9, 0.9]),
+        "ours": curve("ours", [0, 0.7, 0.8], passes=4),
+        "mezo": curve("mezo", [0, 0.6, 0.7], passes=10),
+    }
+    rows = {row.name: row for row in rows_of("T", "1.0", curves)}
+    row = rows["T: passes to the best of zero order (mezo), over its own"]
+    assert (row.value, row.met) == (0.2, False)
+
+
+def test_a_rate_stays_with_its_arm() -> None:
+    """Arms share tables of settings; giving one a rate changes no other, nor the arm itself."""
+    before = {name: repr(arm.run) for name, arm in ARMS.items()}
+    runs = [arm.with_rate(0.123) for arm in ARMS.values()]
+    assert runs[0]["server_optimizer"]["head"]["rate"] == 0.123
+    assert {name: repr(arm.run) for name, arm in ARMS.items()} == before
+
+
+@pytest.mark.parametrize(
+    "arms",
+    [
+        {name: (arm, RATES[name]) for name, arm in ARMS.items()},
+        {name: (arm, RATES["ours"]) for name, arm in {**CHOICES, **REPORTS}.items()},
+    ],
+    ids=["arms", "choices"],
+)
+def test_every_arm_is_a_simulation_that_is_accepted(
+    tmp_path: Path, arms: dict[str, tuple[BenchArm, float]]
+) -> None:
+    """The configuration that the bench writes is read without complaint, each arm with its rate."""
+    path = tmp_path / "sweep.toml"
+    path.write_text(Sweep(tmp_path, "trec", 1.0, (0, 1), 20, arms, "head" in arms).config())
+    config = read_simulation_config(path)
+    assert [arm.name for arm in config.arms] == list(arms)
