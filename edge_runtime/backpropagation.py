@@ -20,15 +20,13 @@ import numpy as np
 from edge_runtime.data import Batch
 from edge_runtime.engines import Engine
 from edge_runtime.errors import PackageError
-from edge_runtime.executor import BAR, Executor, Flow, Stage, Sweep, swept
+from edge_runtime.executor import BAR, HIDDEN, Executor, Flow, Stage, Sweep, swept
 from edge_runtime.kept_inputs import KeptInputs
 from edge_runtime.package import Program
 from edge_runtime.plan import WeightsMode, adjoint_program, first_segment
 from edge_runtime.prefix_cache import ExampleStore
 from edge_runtime.prepared import PreparedPackage
 from edge_runtime.slices import FloatArray, Values
-
-HIDDEN = "hidden"
 
 
 class Backpropagation(Executor):

@@ -31,6 +31,8 @@ from edge_runtime.slices import FloatArray, Values, key
 from edge_runtime.token_chunks import run_in_chunks
 from edge_runtime.weights import MappedWeights
 
+#: The values that every segment passes on.
+HIDDEN = "hidden"
 DOT = "_dot"
 #: Suffix of a program's input or output that is a cotangent.
 BAR = "_bar"
@@ -212,8 +214,15 @@ class Executor:
         values: Values,
         rows: Sequence[Sequence[int]],
     ) -> list[Flow]:
-        """The same as :meth:`_run` without tangents, computing only the examples the cache does not have."""
+        """The same as :meth:`_run` without tangents, computing only the examples the cache does not have.
+
+        What the first segment gives beside the hidden values (masks, rotary tables) may be one for all examples of a
+        batch, so it is not kept by example: the embedding runs again for the whole batch, for little.
+        """
         kept = stages[-1].needed_later
+        of_batch = frozenset(stages[0].program.outputs) - {HIDDEN}
+        whole = [dict(flow) for flow in flows]
+        self._run(stages[:1], whole, values)
         examples = [
             [(row, flow["input_ids"].shape[1]) for row in group]
             for flow, group in zip(flows, rows, strict=True)
@@ -229,13 +238,19 @@ class Executor:
         for flow, (number, missing) in zip(partial, places, strict=True):
             for index, position in enumerate(missing):
                 arrays = {
-                    name: array[index : index + 1] for name, array in flow.items() if name not in INPUTS
+                    name: array[index : index + 1]
+                    for name, array in flow.items()
+                    if name not in INPUTS and name not in of_batch
                 }
                 cache.store(examples[number][position], arrays)
                 found[number][position] = arrays
         joined: list[Flow] = []
-        for flow, group in zip(flows, found, strict=True):
-            full = {name: array for name, array in flow.items() if name in kept}
+        for flow, made, group in zip(flows, whole, found, strict=True):
+            full = {
+                name: array
+                for name, array in {**flow, **made}.items()
+                if name in kept and (name in flow or name in of_batch)
+            }
             parts = [arrays for arrays in group if arrays is not None]
             full.update({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
             joined.append(full)

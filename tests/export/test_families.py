@@ -6,11 +6,17 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
+from edge_runtime.engines.onnx import OnnxEngine
+from edge_runtime.executor import Executor
 from edge_runtime.package import TaskKind
+from edge_runtime.prefix_cache import PrefixCache
+from edge_runtime.prepared import PreparedPackage
+from edge_runtime.slices import decode_values, shapes
 from export.heads import Head
 from tests.export import tiny
 
@@ -101,6 +107,30 @@ def test_a_shared_block_is_stored_once_and_its_slices_serve_every_call(export_fa
     assert {tensor.file for block in blocks for tensor in block.weights.values()} == {"weights/block_0.bin"}
     assert [spec.segments for spec in manifest.slices] == [(1, 2, 3), (1, 2, 3), (4,)]
     assert [manifest.weights_owner(index) for index in range(5)] == [0, 1, 1, 1, 4]
+
+
+@pytest.mark.slow
+def test_a_prefix_cache_serves_a_decoder(export_family, tmp_path) -> None:
+    """Examples kept one at a time come back as a batch: rotary tables, one for all, are not kept by example."""
+    package = export_family("llama", "causal_lm")[1].package
+    prepared = PreparedPackage.as_stored(package)
+    manifest = package.manifest
+    values = decode_values(package.path(manifest.initial_state).read_bytes(), manifest.slices)
+    specs = [spec for spec in manifest.slices if spec.segment == len(manifest.segments) - 2]
+    names = [spec.name for spec in specs]
+    tangents = {name: np.ones((1, 2, *shape[1:]), np.float32) for name, shape in shapes(specs).items()}
+    alone = {name: array[:, :1] for name, array in tangents.items()}
+    together = tiny.make_text_batch(package, (tiny.SENTENCES[0], tiny.SENTENCES[0]))
+    single = tiny.make_text_batch(package, tiny.SENTENCES[:1])
+    plain = Executor(prepared, OnnxEngine(), names).sweep(values, [together], [tangents])
+    with PrefixCache(tmp_path, 1 << 24) as cache:
+        executor = Executor(prepared, OnnxEngine(), names, cache=cache)
+        for row in (0, 1):
+            executor.sweep(values, [single], [alone], [[row]])
+        cached = executor.sweep(values, [together], [tangents], [[0, 1]])
+        assert cache.hits == 2
+    np.testing.assert_allclose(cached.loss, plain.loss, rtol=1e-5)
+    np.testing.assert_allclose(cached.jvps, plain.jvps, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
