@@ -14,6 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.labelled_texts import read_sst2, read_trec
+from coordinator.simulation.labelled_rows import LabelledRows
+
 DEV_ROWS = 1000
 #: Label and text of a row.
 Pair = tuple[str, str]
@@ -35,12 +38,9 @@ class TaskData:
 def sst2(folder: Path) -> tuple[list[Pair], list[Pair]]:
     """SST-2 (GLUE): training rows and GLUE's own dev split."""
 
-    def read(name: str) -> list[Pair]:
-        lines = _text(folder / "sst2" / name).splitlines()[1:]
-        parts = [line.split("\t", 1) for line in lines]
-        return [(label, text.strip()) for label, text in parts if text.strip()]
-
-    return read("train.tsv"), read("dev.tsv")
+    lines = _text(folder / "sst2" / "dev.tsv").splitlines()[1:]
+    dev = [(label, text.strip()) for label, text in (line.split("\t", 1) for line in lines) if text.strip()]
+    return _pairs(read_sst2(folder)), dev
 
 
 def ag_news(folder: Path) -> tuple[list[Pair], list[Pair]]:
@@ -57,9 +57,7 @@ def banking77(folder: Path) -> tuple[list[Pair], list[Pair]]:
 
 def trec(folder: Path) -> tuple[list[Pair], list[Pair]]:
     """TREC's training rows with their coarse classes."""
-    lines = _text(folder / "trec" / "TREC.train", "latin-1").splitlines()
-    parts = [line.strip().split(" ", 1) for line in lines if " " in line.strip()]
-    return _cut([(label.partition(":")[0], text) for label, text in parts])
+    return _cut(_pairs(read_trec(folder)))
 
 
 TASKS = {"trec": trec, "sst2": sst2, "ag_news": ag_news, "banking77": banking77}
@@ -97,6 +95,10 @@ def speakers(data: Path, output: Path, rows_at_least: int = 8) -> tuple[Path, Pa
     _write(output / "train.jsonl", train)
     _write(output / "dev.jsonl", dev)
     return output / "train.jsonl", output / "dev.jsonl"
+
+
+def _pairs(rows: LabelledRows) -> list[Pair]:
+    return list(zip(rows.labels or (), rows.texts, strict=True))
 
 
 def _cut(rows: list[Pair]) -> tuple[list[Pair], list[Pair]]:
