@@ -114,6 +114,8 @@ def draw_tangents(
     Raises:
         SliceError: the reference lacks a tensor of ``specs``, or has it in another shape.
     """
+    if not specs:
+        return {}
     if task.directions in PER_EXAMPLE:
         flat = draw_flat(task, specs, step, examples, range(task.draws), SIGNS)
         if task.directions == "one_slice":

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import struct
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from edge_runtime.messages import Directions
 from edge_runtime.package import SliceSpec, TensorSpec
 from edge_runtime.philox import words_at
 from edge_runtime.tangents import (
@@ -275,6 +277,12 @@ def test_the_turns_do_not_depend_on_the_micro_batch() -> None:
     together, reordered = draw_tangents(task, SPECS, 1, range(6)), draw_tangents(task, SPECS, 1, [4, 0])
     for name, tangent in together.items():
         assert np.array_equal(reordered[name], tangent[:, [4, 0]])
+
+
+@pytest.mark.parametrize("directions", sorted(get_args(Directions)))
+def test_nothing_to_estimate_has_no_tangents(directions: Directions) -> None:
+    """A task that trains the head alone draws nothing, whatever its directions are."""
+    assert draw_tangents(replace(TASK, directions=directions), [], 0, range(4)) == {}
 
 
 def test_signs_are_balanced_and_uncorrelated() -> None:

@@ -88,13 +88,14 @@ def write_rows(path: Path, chosen: Rows) -> Path:
 def write_model(folder: Path, **changes: object) -> Path:
     """Save a random BERT of two blocks with a WordPiece vocabulary of banking77."""
     import torch
-    from tokenizers import BertWordPieceTokenizer
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    trainer = BertWordPieceTokenizer(lowercase=True)
-    trainer.train_from_iterator((row["text"] for row in rows()), vocab_size=400, show_progress=False)
+    from tests.vocabulary import word_pieces
+
     special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trainer._tokenizer, **special)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=word_pieces((row["text"] for row in rows()), 400), **special
+    )
     tokenizer.save_pretrained(folder)
     sizes = {
         "vocab_size": len(tokenizer),

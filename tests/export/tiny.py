@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import BertWordPieceTokenizer
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -34,6 +33,7 @@ from export.package import ExportOptions, export_package
 from export.reference import TorchReference
 from export.slices import SliceOptions
 from export.stored import StoredModel, store
+from tests.vocabulary import word_pieces
 
 torch.set_num_threads(1)
 
@@ -79,14 +79,12 @@ class Exported:
 def write_model(
     folder: Path, family: str = "bert", task: TaskKind = "classification", **changes: object
 ) -> Path:
-    """Save a random model of a family with a WordPiece tokenizer trained on SENTENCES.
+    """Save a random model of a family with a WordPiece tokenizer of SENTENCES.
 
     For language modelling it is saved with its output layer.
     """
-    trainer = BertWordPieceTokenizer(lowercase=True)
-    trainer.train_from_iterator(SENTENCES, vocab_size=160, show_progress=False)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=trainer._tokenizer,
+        tokenizer_object=word_pieces(SENTENCES, 160),
         pad_token="[PAD]",
         unk_token="[UNK]",
         cls_token="[CLS]",
