@@ -28,13 +28,14 @@ from benchmarks.learning_arms import (
     DECODER_PACKAGES,
     HEAD_RATE,
     PACKAGES,
-    RATES,
     REPORTS,
     BenchArm,
+    rate_of,
 )
 from benchmarks.learning_data import TASKS, prepare, speakers
 from benchmarks.learning_table import write_tables
 from benchmarks.model_folder import packaged_model
+from coordinator.simulation.config import merged
 from export.cli import main as export_command
 
 #: Rows of each device, by task: TREC has 4,452 training rows for 100 devices.
@@ -57,7 +58,6 @@ class Sweep:
     seeds: tuple[int, ...]
     rounds: int
     arms: dict[str, tuple[BenchArm, float]]
-    compared: bool
 
     def config(self) -> str:
         """The simulation's configuration as TOML."""
@@ -71,7 +71,7 @@ class Sweep:
             "rate_decay": "linear",
             "local_optimizer": {"name": "accumulate", "slice_rate": 0.2, "head_rate": 0.2},
             "server_optimizer": {"head": {"name": "adam", "rate": HEAD_RATE, "tau": 1e-3}},
-            "evaluation": {"every_rounds": max(1, self.rounds // EVALUATIONS)},
+            "evaluation": _evaluation(self.rounds),
         }
         data = {"train": f"data/{self.task}/train.jsonl", "dev": f"data/{self.task}/dev.jsonl"}
         if self.task == DECODER:
@@ -82,17 +82,18 @@ class Sweep:
             data |= {"partition": "dirichlet", "alpha": self.alpha, "rows_per_device": rows}
         fleet = {"devices": 100, "cap": "512M", "arithmetic": "row_int8", "prefix_cache": "3G"}
         tables: list[tuple[str, dict[str, Any]]] = [("fleet", fleet), ("data", data), ("run", run)]
-        if self.compared and self.task != DECODER:
+        if {"head", "backprop"} <= self.arms.keys():
             tables.append(("comparison", {"head_only": "head", "reference": "backprop"}))
         lines = [f"name = {_toml(self.task)}", f"seeds = {_toml(list(self.seeds))}"]
         for name, table in tables:
             lines += [f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
         for name, (arm, rate) in self.arms.items():
+            settings = arm.with_rate(rate)
+            if arm.rounds_times > 1:
+                rounds = self.rounds * arm.rounds_times
+                settings = merged(settings, {"rounds": rounds, "evaluation": _evaluation(rounds)})
             lines += ["[[arms]]", f"name = {_toml(name)}", f"kind = {_toml(arm.kind)}"]
-            lines += [
-                f'package = "packages/{self.task}-{arm.package}"',
-                f"run = {_toml(arm.with_rate(rate))}",
-            ]
+            lines += [f'package = "packages/{self.task}-{arm.package}"', f"run = {_toml(settings)}"]
         return "\n".join(lines) + "\n"
 
 
@@ -142,7 +143,6 @@ def _rate_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[Sweep]
             (RATE_SEED,),
             RATE_ROUNDS,
             _possible(task, arms),
-            compared=False,
         )
         for task in tasks
     ]
@@ -150,34 +150,32 @@ def _rate_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[Sweep]
 
 def _choice_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[Sweep]:
     arms = {
-        "ours": (ARMS["ours"], RATES["ours"]),
-        **{name: (arm, RATES["ours"]) for name, arm in CHOICES.items()},
+        "ours": (ARMS["ours"], rate_of("trec", "ours")),
+        **{name: (arm, rate_of("trec", "ours")) for name, arm in CHOICES.items()},
     }
     return [
-        Sweep(
-            arguments.output / f"choices-{task}", task, 1.0, (RATE_SEED,), RATE_ROUNDS, arms, compared=False
-        )
+        Sweep(arguments.output / f"choices-{task}", task, 1.0, (RATE_SEED,), RATE_ROUNDS, arms)
         for task in tasks
     ]
 
 
 def _arm_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[Sweep]:
-    chosen = {name: (ARMS[name], RATES[name]) for name in arguments.arms.split(",")}
+    names = arguments.arms.split(",")
     seeds = tuple(int(seed) for seed in arguments.seeds.split(","))
     rounds = QUICK_ROUNDS if arguments.quick else arguments.rounds
     kind = "quick" if arguments.quick else "arms"
-    reports = {name: (arm, RATES["ours"]) for name, arm in REPORTS.items()}
+    reports = {name: (arm, rate_of("trec", "ours")) for name, arm in REPORTS.items()}
     sweeps = []
     for task in tasks:
-        arms = _possible(task, chosen)
+        arms = _possible(task, {name: (ARMS[name], rate_of(task, name)) for name in names})
         alphas = arguments.alphas.split(",") if task != DECODER else ["natural"]
         for alpha in alphas:
             folder = arguments.output / f"{kind}-{task}-{alpha}"
             number = 1.0 if task == DECODER else float(alpha)
-            sweeps.append(Sweep(folder, task, number, seeds, rounds, arms, compared=True))
+            sweeps.append(Sweep(folder, task, number, seeds, rounds, arms))
         if task != DECODER:
             folder = arguments.output / f"reports-{task}"
-            sweeps.append(Sweep(folder, task, 1.0, seeds[:1], 2, reports, compared=False))
+            sweeps.append(Sweep(folder, task, 1.0, seeds[:1], 2, reports))
     return sweeps
 
 
@@ -228,6 +226,10 @@ def _simulate(config: Path, sweep: Sweep, processes: int) -> None:
     if any(codes):
         raise SystemExit(f"error: a simulation of {config} failed; its lines above tell why")
     subprocess.run([*command, "--page"], check=True)
+
+
+def _evaluation(rounds: int) -> dict[str, int]:
+    return {"every_rounds": max(1, rounds // EVALUATIONS)}
 
 
 def _toml(value: object) -> str:

@@ -1,7 +1,7 @@
 """Arms of the learning bench: packages, methods and the grids from which their rates were chosen.
 
-Every arm of a task meets the same devices, rows, batches and rounds, and has the same exact head and server optimiser
-for it unless its published form says otherwise. Each gets the same effort: three rates, and one beyond an end that won.
+Every arm of a task meets the same devices, rows and batches, and has the same exact head and server optimiser for it
+unless its published form says otherwise. Each gets the same effort: three rates, and one beyond an end that won.
 """
 
 from __future__ import annotations
@@ -38,17 +38,24 @@ DECODER_PACKAGES = {
 }
 #: The server's rate for the head, in every arm but those that say otherwise.
 HEAD_RATE = 0.01
-#: The best of each grid, by accuracy after 16 rounds on TREC (``--stage rates``).
-RATES = {
-    "head": 0.02,
-    "backprop": 0.2,
-    "ours": 0.2,
-    "ours16": 0.2,
-    "lora8": 0.005,
-    "spry": 0.01,
-    "mezo": 0.02,
-    "baffle": 0.05,
-    "fwdllm": 0.05,
+#: The best of each grid, by accuracy after 16 rounds on a seed of its own (``--stage rates``). Arms that a task does
+#: not name have TREC's rate there.
+RATES: dict[str, dict[str, float]] = {
+    "trec": {
+        "head": 0.02,
+        "backprop": 0.2,
+        "ours": 0.2,
+        "ours16": 0.2,
+        "lora8": 0.005,
+        "spry": 0.01,
+        "mezo": 0.02,
+        "baffle": 0.05,
+        "fwdllm": 0.05,
+        "fedavg": 0.01,
+        "fedyogi": 0.01,
+        "fedavgsplit": 0.01,
+        "fedsgd": 1.0,
+    },
 }
 ADAM = {"name": "adam", "tau": 1e-4}
 YOGI = {"name": "yogi", "rate": 0.01, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3}
@@ -62,6 +69,7 @@ class BenchArm:
         kind: what it is, for tables. package: which of :data:`PACKAGES`.
         run: its run configuration, over the common one.
         rate: dotted keys in ``run`` that the grid sets, all to one value. grid: the values.
+        rounds_times: how many times the others' rounds it has.
     """
 
     kind: str
@@ -69,6 +77,7 @@ class BenchArm:
     run: dict[str, Any]
     rate: tuple[str, ...]
     grid: tuple[float, ...]
+    rounds_times: int = 1
 
     def with_rate(self, rate: float) -> dict[str, Any]:
         """Its run configuration at a rate."""
@@ -81,6 +90,24 @@ class BenchArm:
         return table
 
 
+#: Spry's own settings but for the clients' rate, which is its grid's.
+SPRY = {
+    "directions": "gaussian",
+    "head": "perturbed",
+    "split": "cyclic",
+    "rate_decay": "none",
+    "local_optimizer": {"name": "adamw"},
+    "server_optimizer": {"slices": YOGI, "head": YOGI},
+}
+#: Backpropagation's published forms: devices move after each step of their own, and send where they came to.
+LOCAL_RATE = ("local_optimizer.slice_rate", "local_optimizer.head_rate")
+MEAN = {"name": "sgd", "rate": 1.0}
+FEDAVG = {
+    "update": "backprop",
+    "rate_decay": "none",
+    "local_optimizer": {"name": "adamw"},
+    "server_optimizer": {"slices": MEAN, "head": MEAN},
+}
 SLICES_RATE = ("server_optimizer.slices.rate",)
 ZERO_ORDER = {"update": "zero_order", "server_optimizer": {"slices": ADAM}}
 ARMS: dict[str, BenchArm] = {
@@ -118,16 +145,43 @@ ARMS: dict[str, BenchArm] = {
     "spry": BenchArm(
         "Spry as published, LoRA r=1",
         "lora1",
-        {
-            "directions": "gaussian",
-            "head": "perturbed",
-            "split": "cyclic",
-            "rate_decay": "none",
-            "local_optimizer": {"name": "adamw"},
-            "server_optimizer": {"slices": YOGI, "head": YOGI},
-        },
-        ("local_optimizer.slice_rate", "local_optimizer.head_rate"),
+        SPRY,
+        LOCAL_RATE,
         (1e-4, 1e-3, 1e-2),
+    ),
+    "spry8": BenchArm(
+        "Spry as published, 8 times the rounds: the passes of 8 draws",
+        "lora1",
+        SPRY,
+        LOCAL_RATE,
+        (),
+        rounds_times=8,
+    ),
+    "fedavg": BenchArm("FedAvg, the same slices", "xs", FEDAVG, LOCAL_RATE, (3e-3, 1e-2, 3e-2)),
+    "fedyogi": BenchArm(
+        "FedYogi, the same slices",
+        "xs",
+        merged(FEDAVG, {"server_optimizer": {"slices": YOGI, "head": YOGI}}),
+        LOCAL_RATE,
+        (3e-3, 1e-2, 3e-2),
+    ),
+    "fedavgsplit": BenchArm(
+        "FedAvgSplit, the same slices dealt to devices",
+        "xs",
+        merged(FEDAVG, {"split": "cyclic", "server_optimizer": {"slices": YOGI, "head": YOGI}}),
+        LOCAL_RATE,
+        (3e-3, 1e-2, 3e-2),
+    ),
+    "fedsgd": BenchArm(
+        "FedSGD, the same slices",
+        "xs",
+        {
+            "update": "backprop",
+            "rate_decay": "none",
+            "server_optimizer": {"slices": {"name": "sgd"}, "head": {"name": "sgd"}},
+        },
+        ("server_optimizer.slices.rate", "server_optimizer.head.rate"),
+        (0.3, 1.0, 3.0),
     ),
     "mezo": BenchArm(
         "MeZO on our slices, exact head",
@@ -159,10 +213,16 @@ ARMS: dict[str, BenchArm] = {
 }
 
 
+def rate_of(task: str, arm: str) -> float:
+    """The rate that a grid chose for an arm; Spry's for its longer runs too."""
+    name = {"spry8": "spry"}.get(arm, arm)
+    return RATES.get(task, {}).get(name, RATES["trec"][name])
+
+
 def _changed(kind: str, **changes: Any) -> BenchArm:
-    """Ours with some settings changed."""
+    """Ours on TREC with some settings changed."""
     ours = ARMS["ours"]
-    return BenchArm(kind, ours.package, merged(ours.with_rate(RATES["ours"]), changes), (), ())
+    return BenchArm(kind, ours.package, merged(ours.with_rate(rate_of("trec", "ours")), changes), (), ())
 
 
 #: Ours with one thing changed at a time, at ours' rate unless another is named: what the default rests on.

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.learning_arms import ARMS, RATES
+from benchmarks.learning_arms import ARMS, rate_of
 from edge_runtime.jobs import PrepareJob, TrainJob, TrainOutcome, ensure_prepared, run_worker
 from edge_runtime.messages import Task
 from edge_runtime.package import Package
@@ -47,14 +47,14 @@ def _peak(output: Path, task: str, name: str) -> int:
             state_path=str(package.path(package.manifest.initial_state)),
             data_path=str(rows),
             change_path=str(work / "change.safetensors"),
-            task=_task(package, name),
+            task=_task(package, task, name),
             cap_bytes=CAP_BYTES,
         )
         return run_worker(job, TrainOutcome).memory.high_water_bytes
 
 
-def _task(package: Package, name: str) -> Task:
-    run = ARMS[name].with_rate(RATES[name])
+def _task(package: Package, task: str, name: str) -> Task:
+    run = ARMS[name].with_rate(rate_of(task, name))
     available = tuple(spec.name for spec in package.manifest.slices if spec.kind != "head")
     given: dict[str, Any] = {
         "task_id": name,

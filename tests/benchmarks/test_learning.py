@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.learning import Sweep
-from benchmarks.learning_arms import ARMS, CHOICES, RATES, REPORTS, BenchArm
+from benchmarks.learning_arms import ARMS, CHOICES, REPORTS, BenchArm, rate_of
 from benchmarks.learning_table import Curve, rows_of
 from coordinator.simulation.config import read_simulation_config
 from coordinator.simulation.record import Point, Record
@@ -81,8 +81,8 @@ def test_a_rate_stays_with_its_arm() -> None:
 @pytest.mark.parametrize(
     "arms",
     [
-        {name: (arm, RATES[name]) for name, arm in ARMS.items()},
-        {name: (arm, RATES["ours"]) for name, arm in {**CHOICES, **REPORTS}.items()},
+        {name: (arm, rate_of("trec", name)) for name, arm in ARMS.items()},
+        {name: (arm, 0.1) for name, arm in {**CHOICES, **REPORTS}.items()},
     ],
     ids=["arms", "choices"],
 )
@@ -91,6 +91,6 @@ def test_every_arm_is_a_simulation_that_is_accepted(
 ) -> None:
     """The configuration that the bench writes is read without complaint, each arm with its rate."""
     path = tmp_path / "sweep.toml"
-    path.write_text(Sweep(tmp_path, "trec", 1.0, (0, 1), 20, arms, "head" in arms).config())
+    path.write_text(Sweep(tmp_path, "trec", 1.0, (0, 1), 20, arms).config())
     config = read_simulation_config(path)
     assert [arm.name for arm in config.arms] == list(arms)
