@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 
 def test_a_device_that_dies_in_mid_task_is_replaced(start_fleet) -> None:
     """Agent and worker killed in mid-task: another device takes the place, and every round commits in full."""
@@ -13,9 +15,13 @@ def test_a_device_that_dies_in_mid_task_is_replaced(start_fleet) -> None:
     assert len(fleet.events(dead.name, "device_late")) == 1
 
 
-def test_a_coordinator_that_dies_in_mid_round_goes_on(undisturbed, start_fleet) -> None:
-    """Killed in mid-round and started again, the coordinator ends the run with the very bytes of an undisturbed one."""
-    fleet = start_fleet()
+@pytest.mark.parametrize("report", ["weights", "scalars"])
+def test_a_coordinator_that_dies_in_mid_round_goes_on(undisturbed, start_fleet, report: str) -> None:
+    """Killed in mid-round and started again, the coordinator ends the run with the very bytes of an undisturbed one.
+
+    The undisturbed run's devices send weights; a coordinator that replays scalars comes to the same bytes.
+    """
+    fleet = start_fleet(report=report)
     fleet.wait("a committed round", lambda: fleet.run().rounds_committed)
     _, worker = fleet.freeze_a_worker()
     fleet.coordinator.kill(with_children=False)
