@@ -157,20 +157,20 @@ ARMS: dict[str, BenchArm] = {
         (),
         rounds_times=8,
     ),
-    "fedavg": BenchArm("FedAvg, the same slices", "xs", FEDAVG, LOCAL_RATE, (3e-3, 1e-2, 3e-2)),
+    "fedavg": BenchArm("FedAvg, the same slices", "xs", FEDAVG, LOCAL_RATE, (1e-2, 3e-2, 1e-1)),
     "fedyogi": BenchArm(
         "FedYogi, the same slices",
         "xs",
         merged(FEDAVG, {"server_optimizer": {"slices": YOGI, "head": YOGI}}),
         LOCAL_RATE,
-        (3e-3, 1e-2, 3e-2),
+        (1e-2, 3e-2, 1e-1),
     ),
     "fedavgsplit": BenchArm(
         "FedAvgSplit, the same slices dealt to devices",
         "xs",
         merged(FEDAVG, {"split": "cyclic", "server_optimizer": {"slices": YOGI, "head": YOGI}}),
         LOCAL_RATE,
-        (3e-3, 1e-2, 3e-2),
+        (1e-2, 3e-2, 1e-1),
     ),
     "fedsgd": BenchArm(
         "FedSGD, the same slices",
@@ -181,7 +181,7 @@ ARMS: dict[str, BenchArm] = {
             "server_optimizer": {"slices": {"name": "sgd"}, "head": {"name": "sgd"}},
         },
         ("server_optimizer.slices.rate", "server_optimizer.head.rate"),
-        (0.3, 1.0, 3.0),
+        (0.03, 0.1, 0.3),
     ),
     "mezo": BenchArm(
         "MeZO on our slices, exact head",

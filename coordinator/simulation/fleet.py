@@ -16,6 +16,7 @@ from coordinator.simulation.config import DropoutConfig, SpeedConfig
 from coordinator.simulation.cost import forward_passes_per_example
 from coordinator.simulation.partition import Share
 from edge_runtime.messages import Task
+from edge_runtime.training import count_steps
 
 _TICKS = 1024
 #: Keeps this draw apart from others by the same seed.
@@ -78,7 +79,8 @@ class Fleet:
 
     def duration_s(self, task: Task, device: SimulatedDevice) -> float:
         """Virtual seconds between getting a task and handing in its result."""
-        examples = task.steps * min(task.batch_size, len(device.rows))
+        rows = len(device.rows)
+        examples = count_steps(task, rows) * min(task.batch_size, rows)
         work = examples * forward_passes_per_example(task) * self._speed.seconds_per_example
         return tick(self._speed.overhead_s + work * device.factor)
 
