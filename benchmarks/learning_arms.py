@@ -245,6 +245,15 @@ CHOICES: dict[str, BenchArm] = {
     ),
     "yogi": _changed("server Yogi in place of Adam", server_optimizer={"slices": {"name": "yogi"}}),
     "constant-rates": _changed("rates that do not fall", rate_decay="none"),
+    "averaged": _changed(
+        "rates that do not fall, the last rounds' values averaged", rate_decay="none", average_from_round=8
+    ),
+    "filtered": _changed(
+        "directions near the last change (FwdLLM's filter), a quarter of the rate",
+        directions="filtered",
+        candidates=10,
+        server_optimizer={"slices": {"rate": 0.05}},
+    ),
     "head-first": _changed("4 rounds of the head alone", head_warm_up_rounds=4),
     "clamped": _changed("jvps clamped to 3", jvp_limit=3.0),
 }

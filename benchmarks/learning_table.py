@@ -1,4 +1,4 @@
-"""What the learning bench's records say: accuracies, gains kept, and the claims, each with its true value."""
+"""What the learning bench's records say: where every arm ended, and the claims, each with its true value."""
 
 from __future__ import annotations
 
@@ -66,17 +66,22 @@ def read_curves(folder: Path) -> dict[str, Curve]:
     return {name: Curve(tuple(records)) for name, records in found.items()}
 
 
-def rows_of(title: str, alpha: str, curves: dict[str, Curve]) -> list[Figure]:
-    """One task and partition's rows: accuracies, then what they come to; comparisons are over seeds that both have."""
+def ends(title: str, curves: dict[str, Curve]) -> list[Figure]:
+    """Accuracy of each arm after its last round."""
     rows = []
     for name in ARMS:
         if name in curves:
             finals = list(curves[name].finals().values())
             label = f"{title}: {ARMS[name].kind} ({len(finals)} seed{'s' * (len(finals) > 1)})"
             rows.append(_row(label, fmean(finals), "%", low=min(finals), high=max(finals)))
+    return rows
+
+
+def claims(title: str, alpha: str, curves: dict[str, Curve]) -> list[Figure]:
+    """What the ends come to; comparisons are over seeds that both arms have."""
     if not {"head", "backprop", "ours"} <= curves.keys():
-        return rows
-    rows += _kept(title, "backprop", "", KEPT[alpha], curves)
+        return []
+    rows = _kept(title, "backprop", "", KEPT[alpha], curves)
     if "lora8" in curves:
         rows += _kept(title, "lora8", " with LoRA r=8", KEPT_OF_LORA, curves)
     if "spry" in curves:
@@ -86,12 +91,15 @@ def rows_of(title: str, alpha: str, curves: dict[str, Curve]) -> list[Figure]:
     return rows
 
 
-def decoder_rows(curves: dict[str, Curve]) -> list[Figure]:
+def decoder_ends(curves: dict[str, Curve]) -> list[Figure]:
     """Perplexity on speeches kept back: where all arms begin, and where each ends."""
     rows = []
-    for name, curve in curves.items():
-        first = [float(record.points[0].perplexity or 0) for record in curve.records]
-        last = [float(record.points[-1].perplexity or 0) for record in curve.records]
+    for name in ARMS:
+        if name not in curves:
+            continue
+        records = curves[name].records
+        first = [float(record.points[0].perplexity or 0) for record in records]
+        last = [float(record.points[-1].perplexity or 0) for record in records]
         if not rows:
             rows.append(_row("Shakespeare by speaker: perplexity before", fmean(first), ""))
         words = f"Shakespeare by speaker: perplexity, {ARMS[name].kind} ({len(last)} seeds)"
@@ -99,18 +107,49 @@ def decoder_rows(curves: dict[str, Curve]) -> list[Figure]:
     return rows
 
 
+def decoder_claims(curves: dict[str, Curve]) -> list[Figure]:
+    """Of the loss that backpropagation takes off the model as it came, what forward mode takes off.
+
+    There is no head to train alone, so the model as it came stands where head only stands elsewhere.
+    """
+    rows = []
+    for full, words, reach in (("backprop", "", KEPT["1.0"]), ("lora8", " with LoRA r=8", KEPT_OF_LORA)):
+        for ours in OURS:
+            if not {full, ours} <= curves.keys():
+                continue
+            seeds = _common(curves, (full, ours))
+            drops = {
+                name: {
+                    r.seed: float(r.points[0].loss or 0) - float(r.points[-1].loss or 0)
+                    for r in curves[name].records
+                }
+                for name in (full, ours)
+            }
+            shares = [100 * drops[ours][seed] / drops[full][seed] for seed in seeds]
+            kept = 100 * sum(drops[ours][seed] for seed in seeds) / sum(drops[full][seed] for seed in seeds)
+            label = (
+                f"Shakespeare by speaker: of the loss that backpropagation takes off{words}, by {DRAWS[ours]}"
+            )
+            rows.append(_row(label, kept, "%", reach, kept >= reach, min(shares), max(shares)))
+    return rows
+
+
 def write_tables(output: Path, command: str) -> None:
-    """``benchmarks/results/learning.json`` from all sweeps in ``output``."""
-    figures: list[Figure] = []
+    """``learning.json`` (the claims) and ``learning-arms.json`` (every arm's end) from all sweeps in ``output``."""
+    claimed: list[Figure] = []
+    ended: list[Figure] = []
     sweeps: dict[str, Any] = {}
     for task, title in TITLES.items():
         for alpha in KEPT:
             curves = read_curves(output / f"arms-{task}-{alpha}")
             if curves:
-                figures += rows_of(f"{title}, Dirichlet {alpha}", alpha, curves)
+                ended += ends(f"{title}, Dirichlet {alpha}", curves)
+                claimed += claims(f"{title}, Dirichlet {alpha}", alpha, curves)
                 sweeps[f"{task}-{alpha}"] = {name: _summary(curve) for name, curve in curves.items()}
-        figures += [*_uplink(title, output, task), *_peaks(title, output, task)]
-    figures += decoder_rows(read_curves(output / "arms-shakespeare-natural"))
+        claimed += [*_uplink(title, output, task), *_peaks(title, output, task)]
+    decoder = read_curves(output / "arms-shakespeare-natural")
+    ended += decoder_ends(decoder)
+    claimed += decoder_claims(decoder)
     grids = {
         task: {name: curve.finals() for name, curve in read_curves(output / f"rates-{task}").items()}
         for task in TITLES
@@ -123,7 +162,8 @@ def write_tables(output: Path, command: str) -> None:
         },
         "sweeps": sweeps,
     }
-    write_result(RESULTS / "learning.json", command, 1, figures, json.loads(json.dumps(conditions)))
+    write_result(RESULTS / "learning.json", command, 1, claimed, {})
+    write_result(RESULTS / "learning-arms.json", command, 1, ended, json.loads(json.dumps(conditions)))
 
 
 def _kept(title: str, name: str, words: str, reach: float, curves: dict[str, Curve]) -> list[Figure]:

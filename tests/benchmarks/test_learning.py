@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from benchmarks.learning import Sweep
 from benchmarks.learning_arms import ARMS, CHOICES, REPORTS, BenchArm, rate_of
-from benchmarks.learning_table import Curve, rows_of
+from benchmarks.learning_table import Curve, claims, decoder_claims
 from coordinator.simulation.config import read_simulation_config
 from coordinator.simulation.record import Point, Record
 
@@ -40,6 +41,22 @@ def record(arm: str, seed: int, accuracies: list[float], passes: int) -> Record:
     )
 
 
+def losses(arm: str, *seeds: list[float]) -> Curve:
+    """An arm of a decoder."""
+    curves = curve(arm, *([0.0] * len(each) for each in seeds))
+    return Curve(
+        tuple(
+            replace(
+                record,
+                points=tuple(
+                    replace(p, loss=float(loss)) for p, loss in zip(record.points, each, strict=True)
+                ),
+            )
+            for record, each in zip(curves.records, seeds, strict=True)
+        )
+    )
+
+
 def curve(arm: str, *seeds: list[float], passes: int = 1) -> Curve:
     return Curve(tuple(record(arm, seed, accuracies, passes) for seed, accuracies in enumerate(seeds)))
 
@@ -51,7 +68,7 @@ def test_gain_kept_is_a_ratio_of_means() -> None:
         "backprop": curve("backprop", [0, 0.80], [0, 0.80]),
         "ours": curve("ours", [0, 0.76], [0, 0.78]),
     }
-    rows = {row.name: row for row in rows_of("T", "1.0", curves)}
+    rows = {row.name: row for row in claims("T", "1.0", curves)}
     assert rows["T: backpropagation's gain"].value == 8.0
     kept = rows["T: of the gain, kept by 8 draws"]
     assert (kept.value, kept.low, kept.high, kept.met) == (62.5, 60.0, 66.67, False)
@@ -65,9 +82,16 @@ def test_passes_to_the_best_of_another_arm() -> None:
         "ours": curve("ours", [0, 0.7, 0.8], passes=4),
         "mezo": curve("mezo", [0, 0.6, 0.7], passes=10),
     }
-    rows = {row.name: row for row in rows_of("T", "1.0", curves)}
+    rows = {row.name: row for row in claims("T", "1.0", curves)}
     row = rows["T: passes to the best of zero order (mezo), over its own"]
     assert (row.value, row.met) == (0.2, False)
+
+
+def test_a_decoder_is_measured_by_the_loss_taken_off() -> None:
+    """Of losses of 4 and 2 nats taken off by backpropagation, 3 and 1.5 are taken off by forward mode: 75 %."""
+    curves = {"backprop": losses("backprop", [5, 1], [5, 3]), "ours": losses("ours", [5, 2], [5, 3.5])}
+    (row,) = decoder_claims(curves)
+    assert (row.value, row.low, row.high, row.met) == (75.0, 75.0, 75.0, False)
 
 
 def test_a_rate_stays_with_its_arm() -> None:
