@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +29,7 @@ from edge_runtime.messages import (
 )
 from edge_runtime.methods import check_method
 from edge_runtime.package import Arithmetic
+from edge_runtime.toml_file import read_toml
 
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
 Wait = Annotated[float, Meta(gt=0, le=1e6)]
@@ -136,12 +136,7 @@ def read_run_config(path: Path) -> RunConfig:
     Raises:
         ConfigError: unreadable, not TOML, an unknown key, or a value out of range; names file and key.
     """
-    try:
-        table: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
+    table = read_toml(path)
     try:
         config = run_config(table)
     except ConfigError as error:

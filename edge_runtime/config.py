@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-import tomllib
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -20,8 +19,8 @@ from msgspec import Meta, Struct
 from edge_runtime.errors import ConfigError
 from edge_runtime.messages import Identifier, PublicKey
 from edge_runtime.package import Arithmetic, EngineName
+from edge_runtime.toml_file import read_toml
 
-MAX_CONFIG_BYTES = 1 << 20
 MAX_TOKEN_BYTES = 1024
 #: Beyond any device this is written for; catches a slip of the unit.
 MAX_SIZE_BYTES = 1 << 50
@@ -119,17 +118,7 @@ def load_config(path: Path) -> DeviceConfig:
         ConfigError: the file cannot be read, is not TOML, or a key is missing, unknown or out of its
             limits; names the file and the key.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-    if len(data) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path} has more than {MAX_CONFIG_BYTES} bytes; is this a configuration file?")
-    try:
-        table = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
+    table = read_toml(path)
 
     def resolve(kind: type, value: object) -> Path:
         return _path(kind, value, path.parent)

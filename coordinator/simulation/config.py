@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,8 +13,8 @@ from edge_runtime.config import MAX_SIZE_BYTES, parse_bytes
 from edge_runtime.errors import ConfigError
 from edge_runtime.messages import Seconds, Seed
 from edge_runtime.package import Arithmetic
+from edge_runtime.toml_file import read_toml
 
-MAX_CONFIG_BYTES = 1 << 20
 #: Keys of a run that the simulation sets itself, and where their values come from.
 SET_HERE = {
     "name": "from the arm's name and the seed",
@@ -162,17 +161,7 @@ def read_simulation_config(path: Path) -> SimulationConfig:
     Raises:
         ConfigError: unreadable, not TOML, or a key is missing, unknown or out of range; names file and key.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    if len(data) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path} has more than {MAX_CONFIG_BYTES} bytes; is this a configuration file?")
-    try:
-        table = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
+    table = read_toml(path)
     try:
         fleet = table.get("fleet")
         if isinstance(fleet, dict):

@@ -9,6 +9,7 @@ import pytest
 
 from coordinator.config import read_run_config, run_config
 from edge_runtime.errors import ConfigError
+from edge_runtime.toml_file import MAX_CONFIG_BYTES
 from tests.coordinator.conftest import RUN
 
 GOOD: dict[str, Any] = {**RUN, "package": "package", "publisher_key": "A" * 43 + "="}
@@ -138,9 +139,12 @@ def test_toml(tmp_path: Path) -> None:
 
 
 def test_file_errors_name_the_file(tmp_path: Path) -> None:
-    """A missing file, broken TOML and a bad key all name the file."""
+    """A missing file, one far too large, broken TOML and a bad key all name the file."""
     path = tmp_path / "run.toml"
     with pytest.raises(ConfigError, match=r"cannot read .*run\.toml"):
+        read_run_config(path)
+    path.write_bytes(b"#" * (MAX_CONFIG_BYTES + 1))
+    with pytest.raises(ConfigError, match=r"run\.toml has more than 1048576 bytes"):
         read_run_config(path)
     path.write_text("name = ")
     with pytest.raises(ConfigError, match=r"run\.toml is not TOML"):
