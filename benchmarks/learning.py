@@ -26,7 +26,7 @@ from benchmarks.learning_arms import (
     ARMS,
     CHOICES,
     DECODER_PACKAGES,
-    HEAD_RATE,
+    HEAD_RATES,
     PACKAGES,
     REPORTS,
     BenchArm,
@@ -70,7 +70,6 @@ class Sweep:
             "split": "whole",
             "rate_decay": "linear",
             "local_optimizer": {"name": "accumulate", "slice_rate": 0.2, "head_rate": 0.2},
-            "server_optimizer": {"head": {"name": "adam", "rate": HEAD_RATE, "tau": 1e-3}},
             "evaluation": _evaluation(self.rounds),
         }
         data = {"train": f"data/{self.task}/train.jsonl", "dev": f"data/{self.task}/dev.jsonl"}
@@ -80,6 +79,7 @@ class Sweep:
         else:
             rows = ROWS_PER_DEVICE[self.task]
             data |= {"partition": "dirichlet", "alpha": self.alpha, "rows_per_device": rows}
+            run["server_optimizer"] = {"head": {"name": "adam", "rate": HEAD_RATES[self.task], "tau": 1e-3}}
         fleet = {"devices": 100, "cap": "512M", "arithmetic": "row_int8", "prefix_cache": "3G"}
         tables: list[tuple[str, dict[str, Any]]] = [("fleet", fleet), ("data", data), ("run", run)]
         if {"head", "backprop"} <= self.arms.keys():
