@@ -6,19 +6,23 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import msgspec
 
 from benchmarks.learning_arms import ARMS, RATES, REPORTS
-from benchmarks.learning_memory import peaks
+from benchmarks.learning_memory import at_equal_memory, peaks, with_ample_memory
 from benchmarks.result_file import RESULTS, Figure, write_result
 from coordinator.simulation.record import Record
 
 OURS = ("ours", "ours16")
 DRAWS = {"ours": "8 draws", "ours16": "16 draws"}
 ZERO_ORDER = ("mezo", "baffle", "fwdllm")
+#: Arms whose memory is measured; the others do on a device what one of these does.
+MEASURED = ("head", "backprop", "ours", "ours16", "lora8", "spry", "mezo", "baffle", "fwdllm")
+#: The task whose workers are measured: bytes and times follow the shapes, which all share but for the head.
+COSTS_TASK = "trec"
 TITLES = {"trec": "TREC", "sst2": "SST-2", "ag_news": "AG News", "banking77": "banking77"}
 #: Wanted of gain kept by Dirichlet alpha; against LoRA r=8; points a denominator must have.
 KEPT = {"1.0": 90.0, "0.1": 80.0}
@@ -146,7 +150,8 @@ def write_tables(output: Path, command: str) -> None:
                 ended += ends(f"{title}, Dirichlet {alpha}", curves)
                 claimed += claims(f"{title}, Dirichlet {alpha}", alpha, curves)
                 sweeps[f"{task}-{alpha}"] = {name: _summary(curve) for name, curve in curves.items()}
-        claimed += [*_uplink(title, output, task), *_peaks(title, output, task)]
+        claimed += _uplink(title, output, task)
+    claimed += _costs(output, COSTS_TASK)
     decoder = read_curves(output / "arms-shakespeare-natural")
     ended += decoder_ends(decoder)
     claimed += decoder_claims(decoder)
@@ -262,12 +267,22 @@ def _uplink(title: str, output: Path, task: str) -> list[Figure]:
     return rows
 
 
-def _peaks(title: str, output: Path, task: str) -> list[Figure]:
-    names = ("backprop", "ours", "ours16", "lora8")
-    measured = peaks(output, task, names) if (output / f"arms-{task}-1.0").is_dir() else {}
-    return [
+def _costs(output: Path, task: str) -> list[Figure]:
+    """Memory of each arm's worker, and forward mode's time beside backpropagation's under the same cap."""
+    title = TITLES[task]
+    measured = peaks(output, task, MEASURED)
+    rows = [
         _row(f"{title}: worker's peak, {ARMS[name].kind}", peak, "bytes") for name, peak in measured.items()
     ]
+    for name in OURS:
+        for words, cap in (
+            ("", at_equal_memory(output, task, name, measured["backprop"])),
+            (" (ample)", with_ample_memory(output, task, name)),
+        ):
+            capped = f"both capped at {cap.cap_bytes / 1e6:.0f} MB{words}"
+            label = f"{title}: {DRAWS[name]} over backpropagation, time a step, {capped}"
+            rows.append(_row(label, median(cap.times), "times", low=min(cap.times), high=max(cap.times)))
+    return rows
 
 
 def _bytes_up(curve: Curve) -> int:
