@@ -47,6 +47,8 @@ RATES: dict[str, dict[str, float]] = {
         "backprop": 0.2,
         "ours": 0.2,
         "ours16": 0.2,
+        "every": 0.2,
+        "every16": 0.2,
         "lora8": 0.005,
         "spry": 0.01,
         "mezo": 0.02,
@@ -60,7 +62,7 @@ RATES: dict[str, dict[str, float]] = {
     "sst2": {"head": 0.01, "backprop": 0.1, "ours": 0.1, "ours16": 0.1},
     "ag_news": {"head": 0.01, "backprop": 0.05, "ours": 0.05, "ours16": 0.05},
     "banking77": {"head": 0.02, "backprop": 0.1, "ours": 0.1, "ours16": 0.1},
-    "shakespeare": {"backprop": 0.1, "ours": 0.05, "ours16": 0.05},
+    "shakespeare": {"backprop": 0.1, "ours": 0.02, "ours16": 0.02, "every": 0.02, "every16": 0.02},
 }
 ADAM = {"name": "adam", "tau": 1e-4}
 YOGI = {"name": "yogi", "rate": 0.01, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3}
@@ -137,6 +139,20 @@ ARMS: dict[str, BenchArm] = {
         "forward mode, one slice a draw, 16 draws",
         "xs",
         {"directions": "one_slice", "draws": 16, "server_optimizer": {"slices": ADAM}},
+        SLICES_RATE,
+        (0.1, 0.2, 0.4),
+    ),
+    "every": BenchArm(
+        "forward mode, every slice a draw, 8 draws",
+        "xs",
+        {"directions": "per_example", "draws": 8, "server_optimizer": {"slices": ADAM}},
+        SLICES_RATE,
+        (0.1, 0.2, 0.4),
+    ),
+    "every16": BenchArm(
+        "forward mode, every slice a draw, 16 draws",
+        "xs",
+        {"directions": "per_example", "draws": 16, "server_optimizer": {"slices": ADAM}},
         SLICES_RATE,
         (0.1, 0.2, 0.4),
     ),
