@@ -9,11 +9,16 @@ from pathlib import Path
 from coordinator.simulation.labelled_rows import LabelledRows
 
 
-def read_trec(folder: Path) -> LabelledRows:
-    """TREC's training questions (Li and Roth 2002) with their six coarse classes, from lines "LABEL:fine text"."""
+def read_trec(folder: Path, *, fine: bool = False) -> LabelledRows:
+    """TREC's training questions (Li and Roth 2002) with their six coarse classes, from lines "LABEL:fine text".
+
+    ``fine``: with the whole label, of which there are 50.
+    """
     path = folder / "trec" / "TREC.train"
     pairs = [line.split(" ", 1) for line in _text(path, "latin-1").splitlines() if line.strip()]
-    return _rows(path, [text for _, text in pairs], [label.partition(":")[0] for label, _ in pairs])
+    return _rows(
+        path, [text for _, text in pairs], [label if fine else label.partition(":")[0] for label, _ in pairs]
+    )
 
 
 def read_sst2(folder: Path) -> LabelledRows:

@@ -39,7 +39,7 @@ from coordinator.simulation.config import merged
 from export.cli import main as export_command
 
 #: Rows of each device, by task: TREC has 4,452 training rows for 100 devices.
-ROWS_PER_DEVICE = {"trec": 44, "sst2": 64, "ag_news": 64, "banking77": 64}
+ROWS_PER_DEVICE = {"trec": 44, "trec_fine": 44, "sst2": 64, "ag_news": 64, "banking77": 64}
 #: Speakers of Shakespeare train a decoder of children's stories.
 DECODER = "shakespeare"
 ROUNDS, QUICK_ROUNDS, RATE_ROUNDS = 20, 6, 16

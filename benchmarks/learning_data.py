@@ -1,4 +1,4 @@
-"""Data of the learning bench: four classification tasks as JSON lines, and speakers of Shakespeare for a decoder.
+"""Data of the learning bench: classification tasks as JSON lines, and speakers of Shakespeare for a decoder.
 
 Test splits are never touched: where a data set has no dev split, 1,000 training rows are cut off by a fixed seed.
 """
@@ -60,7 +60,12 @@ def trec(folder: Path) -> tuple[list[Pair], list[Pair]]:
     return _cut(_pairs(read_trec(folder)))
 
 
-TASKS = {"trec": trec, "sst2": sst2, "ag_news": ag_news, "banking77": banking77}
+def trec_fine(folder: Path) -> tuple[list[Pair], list[Pair]]:
+    """TREC's training rows with their fine classes."""
+    return _cut(_pairs(read_trec(folder, fine=True)))
+
+
+TASKS = {"trec": trec, "trec_fine": trec_fine, "sst2": sst2, "ag_news": ag_news, "banking77": banking77}
 
 
 def prepare(task: str, data: Path, output: Path) -> TaskData:

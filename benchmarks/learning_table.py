@@ -23,7 +23,13 @@ ZERO_ORDER = ("mezo", "baffle", "fwdllm")
 MEASURED = ("head", "backprop", "ours", "ours16", "lora8", "spry", "mezo", "baffle", "fwdllm")
 #: The task whose workers are measured: bytes and times follow the shapes, which all share but for the head.
 COSTS_TASK = "trec"
-TITLES = {"trec": "TREC", "sst2": "SST-2", "ag_news": "AG News", "banking77": "banking77"}
+TITLES = {
+    "trec": "TREC",
+    "trec_fine": "TREC, fine types",
+    "sst2": "SST-2",
+    "ag_news": "AG News",
+    "banking77": "banking77",
+}
 #: Wanted of gain kept by Dirichlet alpha; against LoRA r=8; points a denominator must have.
 KEPT = {"1.0": 90.0, "0.1": 80.0}
 KEPT_OF_LORA, DENOMINATOR = 75.0, 5.0
