@@ -172,7 +172,7 @@ ARMS: dict[str, BenchArm] = {
         (1e-4, 1e-3, 1e-2),
     ),
     "spry8": BenchArm(
-        "Spry as published, 8 times the rounds: the passes of 8 draws",
+        "Spry as published, 8 times the rounds",
         "lora1",
         SPRY,
         LOCAL_RATE,

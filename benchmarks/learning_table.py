@@ -18,6 +18,8 @@ from coordinator.simulation.record import Record
 
 OURS = ("ours", "ours16")
 DRAWS = {"ours": "8 draws", "ours16": "16 draws"}
+#: Spry's arms, the one with most passes first.
+SPRY = ("spry8", "spry")
 ZERO_ORDER = ("mezo", "baffle", "fwdllm")
 #: Arms whose memory is measured; the others do on a device what one of these does.
 MEASURED = ("head", "backprop", "ours", "ours16", "lora8", "spry", "mezo", "baffle", "fwdllm")
@@ -94,8 +96,9 @@ def claims(title: str, alpha: str, curves: dict[str, Curve]) -> list[Figure]:
     rows = _kept(title, "backprop", "", KEPT[alpha], curves)
     if "lora8" in curves:
         rows += _kept(title, "lora8", " with LoRA r=8", KEPT_OF_LORA, curves)
-    if "spry" in curves:
-        rows += _against_spry(title, curves)
+    longest = next((name for name in SPRY if name in curves), None)
+    if longest is not None:
+        rows += _against_spry(title, longest, curves)
     if any(name in curves for name in ZERO_ORDER):
         rows += _against_zero_order(title, curves)
     return rows
@@ -178,7 +181,10 @@ def write_tables(output: Path, command: str) -> None:
 
 
 def _kept(title: str, name: str, words: str, reach: float, curves: dict[str, Curve]) -> list[Figure]:
-    """The denominator, and the share of it that forward mode keeps: ratio of means, range over seeds."""
+    """The denominator, and the share of it that forward mode keeps: ratio of means, range over seeds.
+
+    A share of less than ``DENOMINATOR`` points is chance, and is not told.
+    """
     seeds = _common(curves, ("head", name))
     if not seeds:
         return []
@@ -196,14 +202,14 @@ def _kept(title: str, name: str, words: str, reach: float, curves: dict[str, Cur
         )
     ]
     for ours in OURS:
-        if ours in curves:
+        if ours in curves and gain >= DENOMINATOR:
             rows += _share(f"{title}: of the gain{words}, kept by {DRAWS[ours]}", ours, name, reach, curves)
     return rows
 
 
 def _share(name: str, ours: str, full: str, reach: float, curves: dict[str, Curve]) -> list[Figure]:
     seeds = _common(curves, ("head", full, ours))
-    if not seeds or _gain(curves, full, seeds) <= 0:
+    if not seeds:
         return []
     kept = 100 * _gain(curves, ours, seeds) / _gain(curves, full, seeds)
     shares = [
@@ -219,13 +225,13 @@ def _gain(curves: dict[str, Curve], name: str, seeds: Sequence[int]) -> float:
     return curves[name].mean(seeds) - curves["head"].mean(seeds)
 
 
-def _against_spry(title: str, curves: dict[str, Curve]) -> list[Figure]:
+def _against_spry(title: str, name: str, curves: dict[str, Curve]) -> list[Figure]:
     """Both at the most passes that both took; a gain of Spry's is compared only where it has one."""
-    seeds = _common(curves, ("head", "ours", "spry"))
+    seeds = _common(curves, ("head", "ours", name))
     if not seeds:
         return []
     head = curves["head"].mean(seeds)
-    ours, spry = (curves[name].mean_curve(seeds) for name in ("ours", "spry"))
+    ours, spry = curves["ours"].mean_curve(seeds), curves[name].mean_curve(seeds)
     passes = min(ours[-1][0], spry[-1][0])
     ours_best, spry_best = (max(a for p, a in curve if p <= passes) for curve in (ours, spry))
     rows = [

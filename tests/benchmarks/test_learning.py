@@ -74,6 +74,16 @@ def test_gain_kept_is_a_ratio_of_means() -> None:
     assert (kept.value, kept.low, kept.high, kept.met) == (62.5, 60.0, 66.67, False)
 
 
+def test_a_share_of_a_small_gain_is_not_told() -> None:
+    """Where backpropagation gains 2 points, the row says so and no share of it is given."""
+    curves = {
+        name: curve(name, [0, end]) for name, end in (("head", 0.7), ("backprop", 0.72), ("ours", 0.74))
+    }
+    rows = {row.name: row for row in claims("T", "1.0", curves)}
+    assert (rows["T: backpropagation's gain"].value, rows["T: backpropagation's gain"].met) == (2.0, False)
+    assert "T: of the gain, kept by 8 draws" not in rows
+
+
 def test_passes_to_the_best_of_another_arm() -> None:
     """Zero order is best after 2 rounds of 10 passes; ours is as good after 1 round of 4: 4/20."""
     curves = {
