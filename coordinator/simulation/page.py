@@ -68,7 +68,7 @@ def _lead(comparison: Comparison) -> str:
 
 def _table(comparison: Comparison) -> str:
     names = columns(comparison)
-    kinds = ['class="t"' if name == "status" else "" if name in WORDS else 'class="n"' for name in names]
+    kinds = [_cell_class(name) for name in names]
     head = "".join(f"<th {kind}>{escape(name)}</th>" for name, kind in zip(names, kinds, strict=True))
     rows = []
     for arm in comparison.arms:
@@ -82,6 +82,13 @@ def _table(comparison: Comparison) -> str:
         f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+def _cell_class(column: str) -> str:
+    """Prose wraps, names stay whole, numbers stand right."""
+    if column in ("kind", "status"):
+        return 'class="t"'
+    return "" if column in WORDS else 'class="n"'
 
 
 def _key(comparison: Comparison) -> str:
