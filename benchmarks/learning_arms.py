@@ -258,7 +258,7 @@ CHOICES: dict[str, BenchArm] = {
     "4-draws": _changed("4 draws", draws=4),
     "local-adamw": _changed(
         "normalised on the device: AdamW, then the mean",
-        local_optimizer={"name": "adamw", "slice_rate": 0.02, "head_rate": 0.002},
+        local_optimizer={"name": "adamw", "slice_rate": 0.03, "head_rate": 0.03},
         server_optimizer={"slices": {"name": "sgd", "rate": 1.0}, "head": {"name": "sgd", "rate": 1.0}},
     ),
     "local-sgd": _changed("moves after every local step", local_optimizer={"name": "sgd"}),
