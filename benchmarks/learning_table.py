@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -50,6 +50,10 @@ class Curve:
     def finals(self) -> dict[int, float]:
         """Seed to accuracy after the last round, in percent; a diverged arm counts as it last was."""
         return {record.seed: 100 * float(record.points[-1].accuracy or 0) for record in self.records}
+
+    def perplexities(self) -> dict[int, float]:
+        """Seed to perplexity after the last round, of a decoder."""
+        return {record.seed: round(float(record.points[-1].perplexity or 0), 2) for record in self.records}
 
     def mean(self, seeds: Sequence[int]) -> float:
         """Of the finals over some seeds."""
@@ -112,7 +116,7 @@ def decoder_ends(curves: dict[str, Curve]) -> list[Figure]:
             continue
         records = curves[name].records
         first = [float(record.points[0].perplexity or 0) for record in records]
-        last = [float(record.points[-1].perplexity or 0) for record in records]
+        last = list(curves[name].perplexities().values())
         if not rows:
             rows.append(_row("Shakespeare by speaker: perplexity before", fmean(first), ""))
         words = f"Shakespeare by speaker: perplexity, {ARMS[name].kind} ({len(last)} seeds)"
@@ -148,7 +152,11 @@ def decoder_claims(curves: dict[str, Curve]) -> list[Figure]:
 
 
 def write_tables(output: Path, command: str) -> None:
-    """``learning.json`` (the claims) and ``learning-arms.json`` (every arm's end) from all sweeps in ``output``."""
+    """Results from all sweeps in ``output``.
+
+    ``learning.json`` has the claims, ``learning-arms.json`` where every arm ended, with its grid and curve, and
+    ``learning-costs.json`` bytes, memory and time.
+    """
     claimed: list[Figure] = []
     ended: list[Figure] = []
     sweeps: dict[str, Any] = {}
@@ -159,25 +167,30 @@ def write_tables(output: Path, command: str) -> None:
                 ended += ends(f"{title}, Dirichlet {alpha}", curves)
                 claimed += claims(f"{title}, Dirichlet {alpha}", alpha, curves)
                 sweeps[f"{task}-{alpha}"] = {name: _summary(curve) for name, curve in curves.items()}
-        claimed += _uplink(title, output, task)
-    claimed += _costs(output, COSTS_TASK)
     decoder = read_curves(output / "arms-shakespeare-natural")
     ended += decoder_ends(decoder)
     claimed += decoder_claims(decoder)
-    grids = {
-        task: {name: curve.finals() for name, curve in read_curves(output / f"rates-{task}").items()}
-        for task in TITLES
-    }
+    costs = [*_uplink(TITLES[COSTS_TASK], output, COSTS_TASK), *_costs(output, COSTS_TASK)]
+    claimed += [row for row in costs if row.reach is not None]
     conditions = {
-        "rates": RATES,
+        "rates, by task": RATES,
         "grids": {name: arm.grid for name, arm in ARMS.items()},
-        "accuracy of each rate in percent, by seed of the grid": {
-            t: found for t, found in grids.items() if found
-        },
+        "accuracy of each rate in percent, by seed of the grid": _grids(output, Curve.finals, *TITLES),
+        "perplexity of each rate, by seed of the grid": _grids(output, Curve.perplexities, "shakespeare"),
         "sweeps": sweeps,
     }
     write_result(RESULTS / "learning.json", command, 1, claimed, {})
     write_result(RESULTS / "learning-arms.json", command, 1, ended, json.loads(json.dumps(conditions)))
+    write_result(RESULTS / "learning-costs.json", command, 1, costs, {})
+
+
+def _grids(output: Path, end: Callable[[Curve], dict[int, float]], *tasks: str) -> dict[str, Any]:
+    """Task to arm and rate to where it ended, by seed; tasks without a grid are left out."""
+    found = {
+        task: {name: end(curve) for name, curve in read_curves(output / f"rates-{task}").items()}
+        for task in tasks
+    }
+    return {task: ended for task, ended in found.items() if ended}
 
 
 def _kept(title: str, name: str, words: str, reach: float, curves: dict[str, Curve]) -> list[Figure]:
