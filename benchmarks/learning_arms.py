@@ -283,6 +283,9 @@ CHOICES: dict[str, BenchArm] = {
 REPORTS: dict[str, BenchArm] = {
     "weights": _changed("ours, weights", report="weights"),
     "scalars": _changed("ours, scalars", report="scalars"),
+    "weights-frozen-head": _changed(
+        "ours, weights, the head trained no more", report="weights", train_head=False
+    ),
     "scalars-frozen-head": _changed(
         "ours, scalars, the head trained no more", report="scalars", train_head=False
     ),

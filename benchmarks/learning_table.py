@@ -284,7 +284,7 @@ def _uplink(title: str, output: Path, task: str) -> list[Figure]:
         return rows
     whole = _bytes_up(lora)
     rows.append(_row(f"{title}: bytes up a task, LoRA r=8, weights", whole, "B"))
-    for name in ("scalars", "scalars-frozen-head"):
+    for name in ("scalars", "weights-frozen-head", "scalars-frozen-head"):
         if name in sizes:
             share = 100 * sizes[name] / whole
             words = f"{title}: {REPORTS[name].kind}, over LoRA r=8 in weights"
