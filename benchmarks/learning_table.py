@@ -148,7 +148,28 @@ def decoder_claims(curves: dict[str, Curve]) -> list[Figure]:
                 f"Shakespeare by speaker: of the loss that backpropagation takes off{words}, by {DRAWS[ours]}"
             )
             rows.append(_row(label, kept, "%", reach, kept >= reach, min(shares), max(shares)))
+    if {"ours", "spry"} <= curves.keys():
+        ours_off, spry_off = _loss_off(curves["ours"]), _loss_off(curves["spry"])
+        passes = min(ours_off[-1][0], spry_off[-1][0])
+        times = _best_within(ours_off, passes) / _best_within(spry_off, passes)
+        label = "Shakespeare by speaker: loss taken off by 8 draws over Spry's, at equal passes"
+        rows.append(_row(label, times, "times", TWICE, times >= TWICE))
+        label = "Shakespeare by speaker: passes of 8 draws to Spry's best, over its own"
+        rows += _passes_to(label, ours_off, spry_off, FIFTH)
     return rows
+
+
+def _loss_off(curve: Curve) -> list[tuple[float, float]]:
+    """(passes, loss taken off since the start) after each evaluated round, means over seeds."""
+    started = fmean(float(record.points[0].loss or 0) for record in curve.records)
+    return [
+        (fmean(p.forward_passes for p in points), started - fmean(float(p.loss or 0) for p in points))
+        for points in zip(*(record.points for record in curve.records), strict=False)
+    ]
+
+
+def _best_within(curve: list[tuple[float, float]], passes: float) -> float:
+    return max(value for taken, value in curve if taken <= passes)
 
 
 def write_tables(output: Path, command: str) -> None:
@@ -246,7 +267,7 @@ def _against_spry(title: str, name: str, curves: dict[str, Curve]) -> list[Figur
     head = curves["head"].mean(seeds)
     ours, spry = curves["ours"].mean_curve(seeds), curves[name].mean_curve(seeds)
     passes = min(ours[-1][0], spry[-1][0])
-    ours_best, spry_best = (max(a for p, a in curve if p <= passes) for curve in (ours, spry))
+    ours_best, spry_best = _best_within(ours, passes), _best_within(spry, passes)
     rows = [
         _row(f"{title}: ours, best within {passes:,.0f} passes", ours_best, "%"),
         _row(

@@ -104,6 +104,16 @@ def test_a_decoder_is_measured_by_the_loss_taken_off() -> None:
     assert (row.value, row.low, row.high, row.met) == (75.0, 75.0, 75.0, False)
 
 
+def test_a_decoder_beside_spry_at_equal_passes() -> None:
+    """Within Spry's 2 passes ours takes 1 nat off where Spry takes 2; we are as good after 4 passes, twice its own."""
+    curves = {"backprop": losses("backprop", [5, 1, 1]), "ours": losses("ours", [5, 4.5, 4, 3.5, 3])}
+    curves["spry"] = losses("spry", [5, 4, 3])
+    rows = {row.name.partition(": ")[2]: row for row in decoder_claims(curves)}
+    equal = rows["loss taken off by 8 draws over Spry's, at equal passes"]
+    assert (equal.value, equal.met) == (0.5, False)
+    assert rows["passes of 8 draws to Spry's best, over its own"].value == 2.0
+
+
 def test_a_rate_stays_with_its_arm() -> None:
     """Arms share tables of settings; giving one a rate changes no other, nor the arm itself."""
     before = {name: repr(arm.run) for name, arm in ARMS.items()}
