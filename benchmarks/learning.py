@@ -25,11 +25,13 @@ from typing import Any
 from benchmarks.learning_arms import (
     ARMS,
     CHOICES,
+    DECODER,
     DECODER_PACKAGES,
     HEAD_RATES,
     PACKAGES,
     REPORTS,
     BenchArm,
+    arms_of,
     rate_of,
 )
 from benchmarks.learning_data import TASKS, prepare, speakers
@@ -40,8 +42,6 @@ from export.cli import main as export_command
 
 #: Rows of each device, by task: TREC has 4,452 training rows for 100 devices.
 ROWS_PER_DEVICE = {"trec": 44, "trec_fine": 44, "sst2": 64, "ag_news": 64, "banking77": 64}
-#: Speakers of Shakespeare train a decoder of children's stories.
-DECODER = "shakespeare"
 ROUNDS, QUICK_ROUNDS, RATE_ROUNDS = 20, 6, 16
 #: The grid runs on a seed that no result is told of.
 RATE_SEED = 100
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # 1. Rows and packages, made once.
     for task in tasks:
         folder = arguments.output / "data" / task
-        packages = sorted({ARMS[arm].package for arm in arguments.arms.split(",")})
+        packages = sorted({arm.package for arm in _chosen(arguments, task).values()})
         if task == DECODER:
             _, dev = speakers(arguments.data, folder)
             model = _stories(arguments.data, arguments.output)
@@ -130,22 +130,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _rate_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[Sweep]:
-    arms = {
-        f"{name}-{rate:g}": (ARMS[name], rate)
-        for name in arguments.arms.split(",")
-        for rate in ARMS[name].grid
-    }
-    return [
-        Sweep(
-            arguments.output / f"rates-{task}",
-            task,
-            1.0,
-            (RATE_SEED,),
-            RATE_ROUNDS,
-            _possible(task, arms),
-        )
-        for task in tasks
-    ]
+    sweeps = []
+    for task in tasks:
+        grid = {
+            f"{name}-{rate:g}": (arm, rate)
+            for name, arm in _chosen(arguments, task).items()
+            for rate in arm.grid
+        }
+        folder = arguments.output / f"rates-{task}"
+        sweeps.append(Sweep(folder, task, 1.0, (RATE_SEED,), RATE_ROUNDS, grid))
+    return sweeps
 
 
 def _choice_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[Sweep]:
@@ -160,14 +154,13 @@ def _choice_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[Swee
 
 
 def _arm_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[Sweep]:
-    names = arguments.arms.split(",")
     seeds = tuple(int(seed) for seed in arguments.seeds.split(","))
     rounds = QUICK_ROUNDS if arguments.quick else arguments.rounds
     kind = "quick" if arguments.quick else "arms"
     reports = {name: (arm, rate_of("trec", "ours")) for name, arm in REPORTS.items()}
     sweeps = []
     for task in tasks:
-        arms = _possible(task, {name: (ARMS[name], rate_of(task, name)) for name in names})
+        arms = {name: (arm, rate_of(task, name)) for name, arm in _chosen(arguments, task).items()}
         alphas = arguments.alphas.split(",") if task != DECODER else ["natural"]
         for alpha in alphas:
             folder = arguments.output / f"{kind}-{task}-{alpha}"
@@ -179,9 +172,11 @@ def _arm_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[Sweep]:
     return sweeps
 
 
-def _possible(task: str, arms: dict[str, tuple[BenchArm, float]]) -> dict[str, tuple[BenchArm, float]]:
-    """A decoder has no head to train alone."""
-    return {name: arm for name, arm in arms.items() if task != DECODER or arm[0] is not ARMS["head"]}
+def _chosen(arguments: argparse.Namespace, task: str) -> dict[str, BenchArm]:
+    """The task's arms that are asked for."""
+    asked = arguments.arms.split(",") if arguments.arms else None
+    arms = arms_of(task)
+    return {name: arm for name, arm in arms.items() if asked is None or name in asked}
 
 
 def _stories(data: Path, output: Path) -> Path:
@@ -251,7 +246,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tasks", default=",".join((*TASKS, DECODER)))
     parser.add_argument("--alphas", default="1.0,0.1", help="of the Dirichlet partitions")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--arms", default="", help="only these; a task passes over those that it has not")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--quick", action="store_true", help="TREC, seed 0, the three arms of the measure")

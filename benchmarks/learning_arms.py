@@ -6,7 +6,7 @@ unless its published form says otherwise. Each gets the same effort: three rates
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from coordinator.simulation.config import merged
@@ -30,11 +30,14 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "lora8": ("--slice", "lora", "--rank", "8", "--alpha", "8", "--with-adjoint"),
     "lora1": ("--slice", "lora", "--rank", "1", "--alpha", "1"),
 }
-#: The same for the decoder of children's stories, whose output layer is frozen: there is no head to train.
+#: Speakers of Shakespeare train a decoder of children's stories.
+DECODER = "shakespeare"
+#: Options of its packages. Its output layer is frozen: there is no head to train.
 DECODER_PACKAGES = {
     "xs": ("--rank", "4", "--targets", "q_proj,v_proj,o_proj,up_proj,down_proj", "--with-adjoint"),
     "lora8": PACKAGES["lora8"],
     "lora1": PACKAGES["lora1"],
+    "lora1-adjoint": (*PACKAGES["lora1"], "--with-adjoint"),
 }
 #: The server's rate for the head in every arm but those that say otherwise: head only's best, but for TREC's two, where
 #: it was set before the grid ran (head only has its own best there, twice as much).
@@ -73,6 +76,9 @@ RATES: dict[str, dict[str, float]] = {
         "spry": 0.03,
         "mezo": 0.02,
         "fwdllm": 0.02,
+        "backprop-lora1": 0.02,
+        "ours-lora1": 0.02,
+        "ours-lora1-1": 0.02,
     },
 }
 ADAM = {"name": "adam", "tau": 1e-4}
@@ -244,11 +250,38 @@ ARMS: dict[str, BenchArm] = {
     ),
 }
 
+#: Arms that the decoder has besides: its small matrices bear larger slices, the very ones that Spry is published with.
+DECODER_ARMS: dict[str, BenchArm] = {
+    "backprop-lora1": replace(
+        ARMS["backprop"], kind="backpropagation, LoRA r=1", package="lora1-adjoint", grid=(0.01, 0.02, 0.05)
+    ),
+    "ours-lora1": replace(
+        ARMS["ours"],
+        kind="forward mode on LoRA r=1, one slice a draw, 8 draws",
+        package="lora1-adjoint",
+        grid=(0.01, 0.02, 0.05),
+    ),
+    "ours-lora1-1": replace(
+        ARMS["ours"],
+        kind="forward mode on LoRA r=1, one slice a draw, 1 draw",
+        package="lora1-adjoint",
+        run=merged(ARMS["ours"].run, {"draws": 1}),
+        grid=(0.01, 0.02, 0.05),
+    ),
+}
+
+
+def arms_of(task: str) -> dict[str, BenchArm]:
+    """The arms that a task can have: a decoder has no head to train alone."""
+    if task != DECODER:
+        return ARMS
+    return {**{name: arm for name, arm in ARMS.items() if name != "head"}, **DECODER_ARMS}
+
 
 def rate_of(task: str, arm: str) -> float:
     """The rate that a grid chose for an arm; Spry's for its longer runs too."""
     name = {"spry8": "spry"}.get(arm, arm)
-    return RATES.get(task, {}).get(name, RATES["trec"][name])
+    return {**RATES["trec"], **RATES.get(task, {})}[name]
 
 
 def _changed(kind: str, **changes: Any) -> BenchArm:

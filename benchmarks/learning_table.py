@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.learning_arms import ARMS, RATES, REPORTS
+from benchmarks.learning_arms import ARMS, DECODER, RATES, REPORTS, arms_of
 from benchmarks.learning_memory import at_equal_memory, peaks, with_ample_memory
 from benchmarks.result_file import RESULTS, Figure, write_result
 from coordinator.simulation.record import Record
@@ -32,9 +32,18 @@ TITLES = {
     "ag_news": "AG News",
     "banking77": "banking77",
 }
+SPEAKERS = "Shakespeare by speaker"
 #: Wanted of gain kept by Dirichlet alpha; against LoRA r=8; points a denominator must have.
 KEPT = {"1.0": 90.0, "0.1": 80.0}
 KEPT_OF_LORA, DENOMINATOR = 75.0, 5.0
+#: The same of a decoder: an arm, backpropagation, what is wanted.
+DECODER_SHARES = (
+    ("ours", "backprop", KEPT["1.0"]),
+    ("ours16", "backprop", KEPT["1.0"]),
+    ("ours-lora1", "backprop-lora1", KEPT["1.0"]),
+    ("ours", "lora8", KEPT_OF_LORA),
+    ("ours-lora1", "lora8", KEPT_OF_LORA),
+)
 #: Wanted of gains over Spry's at equal passes, of passes to its best, and to the best of zero order.
 TWICE, FIFTH, TENTH = 2.0, 0.2, 0.1
 #: Percent of LoRA r=8's uplink.
@@ -111,15 +120,15 @@ def claims(title: str, alpha: str, curves: dict[str, Curve]) -> list[Figure]:
 def decoder_ends(curves: dict[str, Curve]) -> list[Figure]:
     """Perplexity on speeches kept back: where all arms begin, and where each ends."""
     rows = []
-    for name in ARMS:
+    for name, arm in arms_of(DECODER).items():
         if name not in curves:
             continue
         records = curves[name].records
         first = [float(record.points[0].perplexity or 0) for record in records]
         last = list(curves[name].perplexities().values())
         if not rows:
-            rows.append(_row("Shakespeare by speaker: perplexity before", fmean(first), ""))
-        words = f"Shakespeare by speaker: perplexity, {ARMS[name].kind} ({len(last)} seeds)"
+            rows.append(_row(f"{SPEAKERS}: perplexity before", fmean(first), ""))
+        words = f"{SPEAKERS}: perplexity, {arm.kind} ({len(last)} seeds)"
         rows.append(_row(words, fmean(last), "", low=min(last), high=max(last)))
     return rows
 
@@ -130,33 +139,33 @@ def decoder_claims(curves: dict[str, Curve]) -> list[Figure]:
     There is no head to train alone, so the model as it came stands where head only stands elsewhere.
     """
     rows = []
-    for full, words, reach in (("backprop", "", KEPT["1.0"]), ("lora8", " with LoRA r=8", KEPT_OF_LORA)):
-        for ours in OURS:
-            if not {full, ours} <= curves.keys():
-                continue
+    for ours, full, reach in DECODER_SHARES:
+        if {full, ours} <= curves.keys():
             seeds = _common(curves, (full, ours))
-            drops = {
-                name: {
-                    r.seed: float(r.points[0].loss or 0) - float(r.points[-1].loss or 0)
-                    for r in curves[name].records
-                }
-                for name in (full, ours)
-            }
-            shares = [100 * drops[ours][seed] / drops[full][seed] for seed in seeds]
-            kept = 100 * sum(drops[ours][seed] for seed in seeds) / sum(drops[full][seed] for seed in seeds)
-            label = (
-                f"Shakespeare by speaker: of the loss that backpropagation takes off{words}, by {DRAWS[ours]}"
-            )
+            off, whole = (_losses_off(curves[name], seeds) for name in (ours, full))
+            shares = [100 * part / all_of_it for part, all_of_it in zip(off, whole, strict=True)]
+            kept = 100 * sum(off) / sum(whole)
+            label = f"{SPEAKERS}: loss off by {_kind(ours)}, over {_kind(full)}"
             rows.append(_row(label, kept, "%", reach, kept >= reach, min(shares), max(shares)))
-    if {"ours", "spry"} <= curves.keys():
-        ours_off, spry_off = _loss_off(curves["ours"]), _loss_off(curves["spry"])
-        passes = min(ours_off[-1][0], spry_off[-1][0])
-        times = _best_within(ours_off, passes) / _best_within(spry_off, passes)
-        label = "Shakespeare by speaker: loss taken off by 8 draws over Spry's, at equal passes"
-        rows.append(_row(label, times, "times", TWICE, times >= TWICE))
-        label = "Shakespeare by speaker: passes of 8 draws to Spry's best, over its own"
-        rows += _passes_to(label, ours_off, spry_off, FIFTH)
+    for ours in ("ours", "ours-lora1", "ours-lora1-1"):
+        if {ours, "spry"} <= curves.keys():
+            our_off, spry_off = _loss_off(curves[ours]), _loss_off(curves["spry"])
+            passes = min(our_off[-1][0], spry_off[-1][0])
+            times = _best_within(our_off, passes) / _best_within(spry_off, passes)
+            label = f"{SPEAKERS}: loss off by {_kind(ours)}, over Spry's, at equal passes"
+            rows.append(_row(label, times, "times", TWICE, times >= TWICE))
+            rows += _passes_to(f"{SPEAKERS}: passes to Spry's best, {_kind(ours)}", our_off, spry_off, FIFTH)
     return rows
+
+
+def _kind(name: str) -> str:
+    return arms_of(DECODER)[name].kind
+
+
+def _losses_off(curve: Curve, seeds: Sequence[int]) -> list[float]:
+    """Start to end, by seed."""
+    ends = {record.seed: (record.points[0].loss, record.points[-1].loss) for record in curve.records}
+    return [float(first or 0) - float(last or 0) for first, last in (ends[seed] for seed in seeds)]
 
 
 def _loss_off(curve: Curve) -> list[tuple[float, float]]:
@@ -188,7 +197,7 @@ def write_tables(output: Path, command: str) -> None:
                 ended += ends(f"{title}, Dirichlet {alpha}", curves)
                 claimed += claims(f"{title}, Dirichlet {alpha}", alpha, curves)
                 sweeps[f"{task}-{alpha}"] = {name: _summary(curve) for name, curve in curves.items()}
-    decoder = read_curves(output / "arms-shakespeare-natural")
+    decoder = read_curves(output / f"arms-{DECODER}-natural")
     ended += decoder_ends(decoder)
     claimed += decoder_claims(decoder)
     costs = [*_uplink(TITLES[COSTS_TASK], output, COSTS_TASK), *_costs(output, COSTS_TASK)]
@@ -197,7 +206,7 @@ def write_tables(output: Path, command: str) -> None:
         "rates, by task": RATES,
         "grids": {name: arm.grid for name, arm in ARMS.items()},
         "accuracy of each rate in percent, by seed of the grid": _grids(output, Curve.finals, *TITLES),
-        "perplexity of each rate, by seed of the grid": _grids(output, Curve.perplexities, "shakespeare"),
+        "perplexity of each rate, by seed of the grid": _grids(output, Curve.perplexities, DECODER),
         "sweeps": sweeps,
     }
     write_result(RESULTS / "learning.json", command, 1, claimed, {})

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from benchmarks.learning import Sweep
-from benchmarks.learning_arms import ARMS, CHOICES, REPORTS, BenchArm, rate_of
+from benchmarks.learning_arms import ARMS, CHOICES, DECODER, DECODER_ARMS, REPORTS, BenchArm, rate_of
 from benchmarks.learning_table import Curve, claims, decoder_claims
 from coordinator.simulation.config import read_simulation_config
 from coordinator.simulation.record import Point, Record
@@ -109,9 +109,9 @@ def test_a_decoder_beside_spry_at_equal_passes() -> None:
     curves = {"backprop": losses("backprop", [5, 1, 1]), "ours": losses("ours", [5, 4.5, 4, 3.5, 3])}
     curves["spry"] = losses("spry", [5, 4, 3])
     rows = {row.name.partition(": ")[2]: row for row in decoder_claims(curves)}
-    equal = rows["loss taken off by 8 draws over Spry's, at equal passes"]
+    equal = rows["loss off by forward mode, one slice a draw, 8 draws, over Spry's, at equal passes"]
     assert (equal.value, equal.met) == (0.5, False)
-    assert rows["passes of 8 draws to Spry's best, over its own"].value == 2.0
+    assert rows["passes to Spry's best, forward mode, one slice a draw, 8 draws"].value == 2.0
 
 
 def test_a_rate_stays_with_its_arm() -> None:
@@ -126,9 +126,10 @@ def test_a_rate_stays_with_its_arm() -> None:
     "arms",
     [
         {name: (arm, rate_of("trec", name)) for name, arm in ARMS.items()},
+        {name: (arm, rate_of(DECODER, name)) for name, arm in DECODER_ARMS.items()},
         {name: (arm, 0.1) for name, arm in {**CHOICES, **REPORTS}.items()},
     ],
-    ids=["arms", "choices"],
+    ids=["arms", "decoder", "choices"],
 )
 def test_every_arm_is_a_simulation_that_is_accepted(
     tmp_path: Path, arms: dict[str, tuple[BenchArm, float]]
