@@ -76,9 +76,9 @@ RATES: dict[str, dict[str, float]] = {
         "spry": 0.03,
         "mezo": 0.02,
         "fwdllm": 0.02,
-        "backprop-lora1": 0.02,
+        "backprop-lora1": 0.05,
         "ours-lora1": 0.02,
-        "ours-lora1-1": 0.02,
+        "ours-lora1-1": 0.01,
     },
 }
 ADAM = {"name": "adam", "tau": 1e-4}
