@@ -70,13 +70,17 @@ def _shown(value: float) -> float:
 
 
 def _commit() -> str:
-    """The commit measured, marked where tracked files differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The commit measured, marked where tracked files differ from it; results may, one written after another."""
+    known = _git("describe", "--always", "--abbrev=40", "--exclude=*")
+    changed = _git("diff", "--name-only", "HEAD", "--", ":/", f":(exclude){RESULTS.name}")
+    return f"{known}-dirty" if changed else known or "unknown"
+
+
+def _git(*arguments: str) -> str:
+    """What git answers in this folder; nothing where there is no repository."""
+    command = ["git", *arguments]
     folder = Path(__file__).parent
-    return (
-        subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
-        or "unknown"
-    )
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _machine() -> dict[str, Any]:
