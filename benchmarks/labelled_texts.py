@@ -15,7 +15,7 @@ def read_trec(folder: Path, *, fine: bool = False) -> LabelledRows:
     ``fine``: with the whole label, of which there are 50.
     """
     path = folder / "trec" / "TREC.train"
-    pairs = [line.split(" ", 1) for line in _text(path, "latin-1").splitlines() if line.strip()]
+    pairs = [line.split(" ", 1) for line in read_text(path, "latin-1").splitlines() if line.strip()]
     return _rows(
         path, [text for _, text in pairs], [label if fine else label.partition(":")[0] for label, _ in pairs]
     )
@@ -24,7 +24,7 @@ def read_trec(folder: Path, *, fine: bool = False) -> LabelledRows:
 def read_sst2(folder: Path) -> LabelledRows:
     """SST-2's training sentences (Socher et al. 2013) and phrases of them, negative 0 and positive 1."""
     path = folder / "sst2" / "train.tsv"
-    lines = csv.DictReader(_text(path, "utf-8").splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
+    lines = csv.DictReader(read_text(path, "utf-8").splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
     pairs = [(line["sentence"].strip(), line["label"]) for line in lines]
     return _rows(path, [text for text, _ in pairs], [label for _, label in pairs])
 
@@ -32,12 +32,13 @@ def read_sst2(folder: Path) -> LabelledRows:
 READERS = {"TREC": read_trec, "SST-2": read_sst2}
 
 
-def _text(path: Path, encoding: str) -> str:
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """A data set's file; exits with a line that names it and the option if it cannot be read."""
     try:
         return path.read_text(encoding)
     except OSError as error:
         raise SystemExit(
-            f"error: cannot read {path}: {error.strerror}; name the folder that holds trec and sst2 with --data"
+            f"error: cannot read {path}: {error.strerror}; name the folder of the data sets with --data"
         ) from None
 
 

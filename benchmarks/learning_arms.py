@@ -134,67 +134,35 @@ FEDAVG = {
 }
 SLICES_RATE = ("server_optimizer.slices.rate",)
 ZERO_ORDER = {"update": "zero_order", "server_optimizer": {"slices": ADAM}}
+
+
+def _exact(kind: str, package: str, grid: tuple[float, ...]) -> BenchArm:
+    """Exact gradients, averaged before the server's Adam."""
+    return BenchArm(
+        kind, package, {"update": "backprop", "server_optimizer": {"slices": ADAM}}, SLICES_RATE, grid
+    )
+
+
+def _forward(kind: str, directions: str, draws: int, grid: tuple[float, ...]) -> BenchArm:
+    """Forward mode on our slices, averaged alike."""
+    run = {"directions": directions, "draws": draws, "server_optimizer": {"slices": ADAM}}
+    return BenchArm(f"forward mode, {kind}", "xs", run, SLICES_RATE, grid)
+
+
 ARMS: dict[str, BenchArm] = {
     "head": BenchArm(
         "head only", "xs", {"slices": "none"}, ("server_optimizer.head.rate",), (0.005, 0.01, 0.02)
     ),
-    "backprop": BenchArm(
-        "backpropagation, the same slices",
-        "xs",
-        {"update": "backprop", "server_optimizer": {"slices": ADAM}},
-        SLICES_RATE,
-        (0.05, 0.1, 0.2),
+    "backprop": _exact("backpropagation, the same slices", "xs", (0.05, 0.1, 0.2)),
+    "ours": _forward("one slice a draw, 8 draws", "one_slice", 8, (0.05, 0.1, 0.2)),
+    "ours16": _forward("one slice a draw, 16 draws", "one_slice", 16, (0.1, 0.2, 0.4)),
+    "every": _forward("every slice a draw, 8 draws", "per_example", 8, (0.1, 0.2, 0.4)),
+    "every16": _forward("every slice a draw, 16 draws", "per_example", 16, (0.1, 0.2, 0.4)),
+    "lora8": _exact(
+        "backpropagation, LoRA r=8 on query and value of all blocks", "lora8", (0.002, 0.005, 0.01)
     ),
-    "ours": BenchArm(
-        "forward mode, one slice a draw, 8 draws",
-        "xs",
-        {"directions": "one_slice", "draws": 8, "server_optimizer": {"slices": ADAM}},
-        SLICES_RATE,
-        (0.05, 0.1, 0.2),
-    ),
-    "ours16": BenchArm(
-        "forward mode, one slice a draw, 16 draws",
-        "xs",
-        {"directions": "one_slice", "draws": 16, "server_optimizer": {"slices": ADAM}},
-        SLICES_RATE,
-        (0.1, 0.2, 0.4),
-    ),
-    "every": BenchArm(
-        "forward mode, every slice a draw, 8 draws",
-        "xs",
-        {"directions": "per_example", "draws": 8, "server_optimizer": {"slices": ADAM}},
-        SLICES_RATE,
-        (0.1, 0.2, 0.4),
-    ),
-    "every16": BenchArm(
-        "forward mode, every slice a draw, 16 draws",
-        "xs",
-        {"directions": "per_example", "draws": 16, "server_optimizer": {"slices": ADAM}},
-        SLICES_RATE,
-        (0.1, 0.2, 0.4),
-    ),
-    "lora8": BenchArm(
-        "backpropagation, LoRA r=8 on query and value of all blocks",
-        "lora8",
-        {"update": "backprop", "server_optimizer": {"slices": ADAM}},
-        SLICES_RATE,
-        (0.002, 0.005, 0.01),
-    ),
-    "spry": BenchArm(
-        "Spry as published, LoRA r=1",
-        "lora1",
-        SPRY,
-        LOCAL_RATE,
-        (1e-4, 1e-3, 1e-2),
-    ),
-    "spry8": BenchArm(
-        "Spry as published, 8 times the rounds",
-        "lora1",
-        SPRY,
-        LOCAL_RATE,
-        (),
-        rounds_times=8,
-    ),
+    "spry": BenchArm("Spry as published, LoRA r=1", "lora1", SPRY, LOCAL_RATE, (1e-4, 1e-3, 1e-2)),
+    "spry8": BenchArm("Spry as published, 8 times the rounds", "lora1", SPRY, LOCAL_RATE, (), rounds_times=8),
     "fedavg": BenchArm("FedAvg, the same slices", "xs", FEDAVG, LOCAL_RATE, (1e-2, 3e-2, 1e-1)),
     "fedyogi": BenchArm(
         "FedYogi, the same slices",
@@ -250,24 +218,18 @@ ARMS: dict[str, BenchArm] = {
     ),
 }
 
+
+def _on_lora1(kind: str, draws: int) -> BenchArm:
+    """Forward mode on the slices that Spry is published with."""
+    arm = _forward(kind, "one_slice", draws, (0.01, 0.02, 0.05))
+    return replace(arm, kind=f"forward mode on LoRA r=1, {kind}", package="lora1-adjoint")
+
+
 #: Arms that the decoder has besides: its small matrices bear larger slices, the very ones that Spry is published with.
 DECODER_ARMS: dict[str, BenchArm] = {
-    "backprop-lora1": replace(
-        ARMS["backprop"], kind="backpropagation, LoRA r=1", package="lora1-adjoint", grid=(0.01, 0.02, 0.05)
-    ),
-    "ours-lora1": replace(
-        ARMS["ours"],
-        kind="forward mode on LoRA r=1, one slice a draw, 8 draws",
-        package="lora1-adjoint",
-        grid=(0.01, 0.02, 0.05),
-    ),
-    "ours-lora1-1": replace(
-        ARMS["ours"],
-        kind="forward mode on LoRA r=1, one slice a draw, 1 draw",
-        package="lora1-adjoint",
-        run=merged(ARMS["ours"].run, {"draws": 1}),
-        grid=(0.01, 0.02, 0.05),
-    ),
+    "backprop-lora1": _exact("backpropagation, LoRA r=1", "lora1-adjoint", (0.01, 0.02, 0.05)),
+    "ours-lora1": _on_lora1("one slice a draw, 8 draws", draws=8),
+    "ours-lora1-1": _on_lora1("one slice a draw, 1 draw", draws=1),
 }
 
 

@@ -14,16 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.labelled_texts import read_sst2, read_trec
+from benchmarks.labelled_texts import read_sst2, read_text, read_trec
 from coordinator.simulation.labelled_rows import LabelledRows
 
 DEV_ROWS = 1000
 #: Label and text of a row.
 Pair = tuple[str, str]
-
-
-class MissingDataError(SystemExit):
-    """A data set is not where it is looked for; the message says where."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +34,20 @@ class TaskData:
 def sst2(folder: Path) -> tuple[list[Pair], list[Pair]]:
     """SST-2 (GLUE): training rows and GLUE's own dev split."""
 
-    lines = _text(folder / "sst2" / "dev.tsv").splitlines()[1:]
+    lines = read_text(folder / "sst2" / "dev.tsv").splitlines()[1:]
     dev = [(label, text.strip()) for label, text in (line.split("\t", 1) for line in lines) if text.strip()]
     return _pairs(read_sst2(folder)), dev
 
 
 def ag_news(folder: Path) -> tuple[list[Pair], list[Pair]]:
     """AG News, the pool of training rows."""
-    lines = _text(folder / "ag_news" / "train_pool.csv").splitlines(keepends=True)
+    lines = read_text(folder / "ag_news" / "train_pool.csv").splitlines(keepends=True)
     return _cut([(row["label"], row["text"].strip()) for row in csv.DictReader(lines)])
 
 
 def banking77(folder: Path) -> tuple[list[Pair], list[Pair]]:
     """banking77's training rows."""
-    lines = _text(folder / "banking77" / "train.csv").splitlines(keepends=True)
+    lines = read_text(folder / "banking77" / "train.csv").splitlines(keepends=True)
     return _cut([(row["category"], row["text"].strip()) for row in csv.DictReader(lines)])
 
 
@@ -72,7 +68,7 @@ def prepare(task: str, data: Path, output: Path) -> TaskData:
     """Write a task's files; the same data give the same bytes.
 
     Raises:
-        MissingDataError: the data set is not under ``data``.
+        SystemExit: the data set is not under ``data``.
     """
     train, dev = TASKS[task](data)
     output.mkdir(parents=True, exist_ok=True)
@@ -85,7 +81,7 @@ def prepare(task: str, data: Path, output: Path) -> TaskData:
 
 def speakers(data: Path, output: Path, rows_at_least: int = 8) -> tuple[Path, Path]:
     """TinyShakespeare's speeches with their speakers as owners: training rows, and every tenth speech as dev rows."""
-    text = _text(data / "tinyshakespeare" / "input.txt")
+    text = read_text(data / "tinyshakespeare" / "input.txt")
     said: dict[str, list[str]] = {}
     for part in re.split(r"\n\s*\n", text):
         name, _, speech = part.strip().partition(":\n")
@@ -115,12 +111,3 @@ def _cut(rows: list[Pair]) -> tuple[list[Pair], list[Pair]]:
 def _write(path: Path, rows: Iterable[dict[str, str]]) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _text(path: Path, encoding: str = "utf-8") -> str:
-    try:
-        return path.read_text(encoding=encoding)
-    except OSError as error:
-        raise MissingDataError(
-            f"error: cannot read {path}: {error.strerror}; name the folder of the data sets with --data"
-        ) from error
