@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import msgspec
 
 from benchmarks.learning_arms import ARMS, rate_of
+from benchmarks.model_folder import packaged_model
+from benchmarks.subjects import opened
+from coordinator.simulation.config import merged
 from edge_runtime.errors import CapExceededError
-from edge_runtime.jobs import PrepareJob, TrainJob, TrainOutcome, ensure_prepared, run_worker
+from edge_runtime.jobs import TrainJob, TrainOutcome, run_worker
 from edge_runtime.messages import Task
-from edge_runtime.package import Package
 
 AMPLE_BYTES = 512 << 20
 STEPS, BATCH, SEQUENCE = 5, 8, 64
@@ -26,15 +23,7 @@ REPETITIONS = 5
 #: What a common cap begins with over backpropagation's peak, and grows by until both arms have a plan.
 ROOM = 1.05
 #: Settings of a run that a task has under another name, or not at all.
-OF_THE_SERVER = (
-    "slices",
-    "split",
-    "server_optimizer",
-    "rate_decay",
-    "local_optimizer",
-    "average_from_round",
-    "head_warm_up_rounds",
-)
+OF_THE_SERVER = ("slices", "split", "server_optimizer", "rate_decay", "local_optimizer")
 
 
 @dataclass(frozen=True)
@@ -50,8 +39,8 @@ def peaks(output: Path, task: str, names: tuple[str, ...]) -> dict[str, int]:
     found = {}
     for name in names:
         if (output / _package(task, name)).is_dir():
-            with _job(output, task, name, AMPLE_BYTES) as job:
-                found[name] = run_worker(job, TrainOutcome).memory.high_water_bytes
+            job = _job(output, task, name, AMPLE_BYTES)
+            found[name] = run_worker(job, TrainOutcome).memory.high_water_bytes
     return found
 
 
@@ -75,8 +64,8 @@ def with_ample_memory(output: Path, task: str, name: str) -> SameCap:
 
 
 def _side_by_side(output: Path, task: str, name: str, cap_bytes: int) -> tuple[float, ...]:
-    with _job(output, task, name, cap_bytes) as ours, _job(output, task, "backprop", cap_bytes) as theirs:
-        return tuple(_step_seconds(ours) / _step_seconds(theirs) for _ in range(REPETITIONS))
+    ours, theirs = (_job(output, task, arm, cap_bytes) for arm in (name, "backprop"))
+    return tuple(_step_seconds(ours) / _step_seconds(theirs) for _ in range(REPETITIONS))
 
 
 def _step_seconds(job: TrainJob) -> float:
@@ -89,53 +78,23 @@ def _package(task: str, name: str) -> str:
     return f"packages/{task}-{ARMS[name].package}"
 
 
-@contextmanager
-def _job(output: Path, task: str, name: str, cap_bytes: int) -> Iterator[TrainJob]:
+def _job(output: Path, task: str, name: str, cap_bytes: int) -> TrainJob:
     """A task of an arm, ready to be run."""
-    package = Package.open_unsigned(output / _package(task, name))
-    with tempfile.TemporaryDirectory() as temporary:
-        work = Path(temporary)
-        rows = work / "rows.jsonl"
-        lines = (output / "data" / task / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-        rows.write_text("".join(lines[: STEPS * BATCH]), encoding="utf-8")
-        prepared = work / "prepared"
-        ensure_prepared(
-            PrepareJob(str(package.folder), package.sha256, str(prepared), AMPLE_BYTES, arithmetic="row_int8")
-        )
-        yield TrainJob(
-            package_folder=str(package.folder),
-            package_sha256=package.sha256,
-            prepared_folder=str(prepared),
-            state_path=str(package.path(package.manifest.initial_state)),
-            data_path=str(rows),
-            change_path=str(work / "change.safetensors"),
-            task=_task(package, task, name),
-            cap_bytes=cap_bytes,
-        )
-
-
-def _task(package: Package, task: str, name: str) -> Task:
+    rows = output / f"rows-{task}.jsonl"
+    lines = (output / "data" / task / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    rows.write_text("".join(lines[: STEPS * BATCH]), encoding="utf-8")
+    subject = opened(name, packaged_model(), output / _package(task, name), rows, threads=1)
     run = ARMS[name].with_rate(rate_of(task, name))
-    available = tuple(spec.name for spec in package.manifest.slices if spec.kind != "head")
-    given: dict[str, Any] = {
-        "task_id": name,
-        "run_id": "bench",
-        "round": 0,
-        "slot": 0,
-        "seed": 0,
-        "package": package.sha256,
-        "package_signature": "A" * 86 + "==",
-        "state": "0" * 64,
-        "slices": () if run.get("slices") == "none" else available,
-        "train_head": package.manifest.head is not None,
-        "steps": STEPS,
-        "batch_size": BATCH,
-        "draws": 1,
-        "sequence_limit": SEQUENCE,
-        "optimizer": {"name": "accumulate", "slice_rate": 1 / STEPS, "head_rate": 1 / STEPS}
-        | run.get("local_optimizer", {}),
-        "required_bytes": 0,
-        "deadline_s": 0.0,
-        **{key: value for key, value in run.items() if key not in OF_THE_SERVER},
-    }
-    return msgspec.json.decode(json.dumps(given), type=Task)
+    job = subject.job(
+        None,
+        steps=STEPS,
+        batch_size=BATCH,
+        sequence=SEQUENCE,
+        slices=() if run.get("slices") == "none" else None,
+        cap_bytes=cap_bytes,
+        arithmetic="row_int8",
+    )
+    own = {key: value for key, value in run.items() if key not in OF_THE_SERVER}
+    optimizer = {"slice_rate": 1 / STEPS, "head_rate": 1 / STEPS, **run.get("local_optimizer", {})}
+    changed = merged(msgspec.to_builtins(job.task), {**own, "optimizer": optimizer})
+    return msgspec.structs.replace(job, task=msgspec.convert(changed, Task))
