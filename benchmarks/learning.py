@@ -26,6 +26,7 @@ from benchmarks.learning_arms import (
     ARMS,
     CHOICES,
     DECODER,
+    DECODER_ARMS,
     DECODER_PACKAGES,
     HEAD_RATES,
     PACKAGES,
@@ -251,6 +252,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--quick", action="store_true", help="TREC, seed 0, the three arms of the measure")
     arguments = parser.parse_args(argv)
+    unknown = set(arguments.arms.split(",")) - {"", *ARMS, *DECODER_ARMS}
+    if unknown:
+        parser.error(f"no arm is called {min(unknown)!r}; there are {', '.join((*ARMS, *DECODER_ARMS))}")
     if arguments.quick:
         arguments.tasks, arguments.alphas, arguments.seeds = "trec", "1.0", "0"
         arguments.arms = "head,backprop,ours"

@@ -14,10 +14,10 @@ import msgspec
 from benchmarks.learning_arms import ARMS, DECODER, RATES, REPORTS, arms_of
 from benchmarks.learning_memory import at_equal_memory, peaks, with_ample_memory
 from benchmarks.result_file import RESULTS, Figure, write_result
-from coordinator.simulation.record import Record
+from coordinator.simulation.record import Point, Record
 
-OURS = ("ours", "ours16")
-DRAWS = {"ours": "8 draws", "ours16": "16 draws"}
+#: Our arms, by their draws.
+OURS = {"ours": "8 draws", "ours16": "16 draws"}
 #: Spry's arms, the one with most passes first.
 SPRY = ("spry8", "spry")
 ZERO_ORDER = ("mezo", "baffle", "fwdllm")
@@ -71,12 +71,20 @@ class Curve:
 
     def mean_curve(self, seeds: Sequence[int]) -> list[tuple[float, float]]:
         """(passes, accuracy in percent) after each evaluated round, means over seeds."""
+        return self._means(seeds, lambda _, point: 100 * float(point.accuracy or 0))
+
+    def losses_off(self, seeds: Sequence[int]) -> list[tuple[float, float]]:
+        """(passes, loss taken off since the start) after each evaluated round, means over seeds."""
+        return self._means(seeds, lambda start, point: float(start.loss or 0) - float(point.loss or 0))
+
+    def _means(
+        self, seeds: Sequence[int], value: Callable[[Point, Point], float]
+    ) -> list[tuple[float, float]]:
+        """(passes, value of the start and the point) at each point that all of the seeds have."""
         chosen = [record.points for record in self.records if record.seed in seeds]
+        starts = [points[0] for points in chosen]
         return [
-            (
-                fmean(point.forward_passes for point in points),
-                fmean(100 * float(p.accuracy or 0) for p in points),
-            )
+            (fmean(point.forward_passes for point in points), fmean(map(value, starts, points)))
             for points in zip(*chosen, strict=False)
         ]
 
@@ -97,7 +105,7 @@ def ends(title: str, curves: dict[str, Curve]) -> list[Figure]:
     for name in ARMS:
         if name in curves:
             finals = list(curves[name].finals().values())
-            label = f"{title}: {ARMS[name].kind} ({len(finals)} seed{'s' * (len(finals) > 1)})"
+            label = f"{title}: {ARMS[name].kind} ({_seeds(len(finals))})"
             rows.append(_row(label, fmean(finals), "%", low=min(finals), high=max(finals)))
     return rows
 
@@ -128,7 +136,7 @@ def decoder_ends(curves: dict[str, Curve]) -> list[Figure]:
         last = list(curves[name].perplexities().values())
         if not rows:
             rows.append(_row(f"{SPEAKERS}: perplexity before", fmean(first), ""))
-        words = f"{SPEAKERS}: perplexity, {arm.kind} ({len(last)} seeds)"
+        words = f"{SPEAKERS}: perplexity, {arm.kind} ({_seeds(len(last))})"
         rows.append(_row(words, fmean(last), "", low=min(last), high=max(last)))
     return rows
 
@@ -142,43 +150,38 @@ def decoder_claims(curves: dict[str, Curve]) -> list[Figure]:
     for ours, full, reach in DECODER_SHARES:
         if {full, ours} <= curves.keys():
             seeds = _common(curves, (full, ours))
-            off, whole = (_losses_off(curves[name], seeds) for name in (ours, full))
-            shares = [100 * part / all_of_it for part, all_of_it in zip(off, whole, strict=True)]
-            kept = 100 * sum(off) / sum(whole)
+            off, whole = ([curves[name].losses_off([seed])[-1][1] for seed in seeds] for name in (ours, full))
             label = f"{SPEAKERS}: loss off by {_kind(ours)}, over {_kind(full)}"
-            rows.append(_row(label, kept, "%", reach, kept >= reach, min(shares), max(shares)))
+            rows.append(_share(label, off, whole, reach))
     for ours in ("ours", "ours-lora1", "ours-lora1-1"):
         if {ours, "spry"} <= curves.keys():
-            our_off, spry_off = _loss_off(curves[ours]), _loss_off(curves["spry"])
-            passes = min(our_off[-1][0], spry_off[-1][0])
-            times = _best_within(our_off, passes) / _best_within(spry_off, passes)
+            seeds = _common(curves, (ours, "spry"))
+            our_off, spry_off = curves[ours].losses_off(seeds), curves["spry"].losses_off(seeds)
+            _, our_best, spry_best = _at_equal_passes(our_off, spry_off)
+            times = our_best / spry_best
             label = f"{SPEAKERS}: loss off by {_kind(ours)}, over Spry's, at equal passes"
             rows.append(_row(label, times, "times", TWICE, times >= TWICE))
             rows += _passes_to(f"{SPEAKERS}: passes to Spry's best, {_kind(ours)}", our_off, spry_off, FIFTH)
     return rows
 
 
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count > 1)}"
+
+
 def _kind(name: str) -> str:
     return arms_of(DECODER)[name].kind
 
 
-def _losses_off(curve: Curve, seeds: Sequence[int]) -> list[float]:
-    """Start to end, by seed."""
-    ends = {record.seed: (record.points[0].loss, record.points[-1].loss) for record in curve.records}
-    return [float(first or 0) - float(last or 0) for first, last in (ends[seed] for seed in seeds)]
-
-
-def _loss_off(curve: Curve) -> list[tuple[float, float]]:
-    """(passes, loss taken off since the start) after each evaluated round, means over seeds."""
-    started = fmean(float(record.points[0].loss or 0) for record in curve.records)
-    return [
-        (fmean(p.forward_passes for p in points), started - fmean(float(p.loss or 0) for p in points))
-        for points in zip(*(record.points for record in curve.records), strict=False)
-    ]
-
-
-def _best_within(curve: list[tuple[float, float]], passes: float) -> float:
-    return max(value for taken, value in curve if taken <= passes)
+def _at_equal_passes(
+    ours: list[tuple[float, float]], theirs: list[tuple[float, float]]
+) -> tuple[float, float, float]:
+    """The most passes that both took, and the best of each until then."""
+    passes = min(ours[-1][0], theirs[-1][0])
+    our_best, their_best = (
+        max(value for taken, value in curve if taken <= passes) for curve in (ours, theirs)
+    )
+    return passes, our_best, their_best
 
 
 def write_tables(output: Path, command: str) -> None:
@@ -244,23 +247,19 @@ def _kept(title: str, name: str, words: str, reach: float, curves: dict[str, Cur
             max(gains),
         )
     ]
-    for ours in OURS:
-        if ours in curves and gain >= DENOMINATOR:
-            rows += _share(f"{title}: of the gain{words}, kept by {DRAWS[ours]}", ours, name, reach, curves)
+    for ours, draws in OURS.items():
+        seeds = _common(curves, ("head", name, ours)) if ours in curves else []
+        if seeds and gain >= DENOMINATOR:
+            kept, whole = ([_gain(curves, arm, [seed]) for seed in seeds] for arm in (ours, name))
+            rows.append(_share(f"{title}: of the gain{words}, kept by {draws}", kept, whole, reach))
     return rows
 
 
-def _share(name: str, ours: str, full: str, reach: float, curves: dict[str, Curve]) -> list[Figure]:
-    seeds = _common(curves, ("head", full, ours))
-    if not seeds:
-        return []
-    kept = 100 * _gain(curves, ours, seeds) / _gain(curves, full, seeds)
-    shares = [
-        100 * _gain(curves, ours, [seed]) / _gain(curves, full, [seed])
-        for seed in seeds
-        if _gain(curves, full, [seed]) > 0
-    ]
-    return [_row(name, kept, "%", reach, kept >= reach, min(shares), max(shares))]
+def _share(name: str, parts: Sequence[float], wholes: Sequence[float], reach: float) -> Figure:
+    """Percent that the parts, one a seed, are of the wholes; the range is over seeds whose whole is a gain."""
+    share = 100 * sum(parts) / sum(wholes)
+    shares = [100 * part / whole for part, whole in zip(parts, wholes, strict=True) if whole > 0]
+    return _row(name, share, "%", reach, share >= reach, min(shares), max(shares))
 
 
 def _gain(curves: dict[str, Curve], name: str, seeds: Sequence[int]) -> float:
@@ -275,8 +274,7 @@ def _against_spry(title: str, name: str, curves: dict[str, Curve]) -> list[Figur
         return []
     head = curves["head"].mean(seeds)
     ours, spry = curves["ours"].mean_curve(seeds), curves[name].mean_curve(seeds)
-    passes = min(ours[-1][0], spry[-1][0])
-    ours_best, spry_best = _best_within(ours, passes), _best_within(spry, passes)
+    passes, ours_best, spry_best = _at_equal_passes(ours, spry)
     rows = [
         _row(f"{title}: ours, best within {passes:,.0f} passes", ours_best, "%"),
         _row(
@@ -329,13 +327,13 @@ def _costs(output: Path, task: str) -> list[Figure]:
     rows = [
         _row(f"{title}: worker's peak, {ARMS[name].kind}", peak, "bytes") for name, peak in measured.items()
     ]
-    for name in OURS:
+    for name, draws in OURS.items():
         for words, cap in (
             ("", at_equal_memory(output, task, name, measured["backprop"])),
             (" (ample)", with_ample_memory(output, task, name)),
         ):
             capped = f"both capped at {cap.cap_bytes / 1e6:.0f} MB{words}"
-            label = f"{title}: {DRAWS[name]} over backpropagation, time a step, {capped}"
+            label = f"{title}: {draws} over backpropagation, time a step, {capped}"
             rows.append(_row(label, median(cap.times), "times", low=min(cap.times), high=max(cap.times)))
     return rows
 
@@ -347,7 +345,7 @@ def _bytes_up(curve: Curve) -> int:
 def _passes_to(
     name: str, ours: list[tuple[float, float]], theirs: list[tuple[float, float]], reach: float
 ) -> list[Figure]:
-    """How many passes we took to be as good as they ever were, over theirs; no row if we never were."""
+    """How many passes we took to be as good as they ever were, over theirs; infinite if we never were."""
     best = max(accuracy for _, accuracy in theirs)
     own = next(passes for passes, accuracy in theirs if accuracy == best)
     taken = next((passes for passes, accuracy in ours if accuracy >= best), None)
