@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.learning_arms import ARMS, DECODER, RATES, REPORTS, arms_of
+from benchmarks.learning_arms import ARMS, DECODER, DECODER_ARMS, RATES, REPORTS, arms_of
 from benchmarks.learning_memory import at_equal_memory, peaks, with_ample_memory
 from benchmarks.result_file import RESULTS, Figure, write_result
 from coordinator.simulation.record import Point, Record
@@ -207,7 +207,7 @@ def write_tables(output: Path, command: str) -> None:
     claimed += [row for row in costs if row.reach is not None]
     conditions = {
         "rates, by task": RATES,
-        "grids": {name: arm.grid for name, arm in ARMS.items()},
+        "grids": {name: arm.grid for name, arm in {**ARMS, **DECODER_ARMS}.items()},
         "accuracy of each rate in percent, by seed of the grid": _grids(output, Curve.finals, *TITLES),
         "perplexity of each rate, by seed of the grid": _grids(output, Curve.perplexities, DECODER),
         "sweeps": sweeps,
