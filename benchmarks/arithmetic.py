@@ -23,15 +23,16 @@ from benchmarks.measured_process import pinned_to_cores
 from benchmarks.result_file import RESULTS, Figure, figure, write_result
 from benchmarks.subjects import MINILM, TOKENS, Subject, make_subjects
 from benchmarks.tables import table
-from edge_runtime.data import Batch, Tokenizer, load_rows, make_batch
-from edge_runtime.engines.onnx import OnnxEngine
-from edge_runtime.executor import Executor
-from edge_runtime.gradient import estimate
-from edge_runtime.package import ARITHMETICS, Arithmetic, Package
-from edge_runtime.prepared import PreparedPackage
-from edge_runtime.process_memory import keep_freed_memory
-from edge_runtime.slices import Values
-from edge_runtime.tangents import draw_tangents
+from edge_runtime.data.batches import Batch, Tokenizer, load_rows, make_batch
+from edge_runtime.engines.onnxruntime_engine import OnnxEngine
+from edge_runtime.execution.executor import Executor
+from edge_runtime.memory.allocator import keep_freed_memory
+from edge_runtime.package.manifest import ARITHMETICS, Arithmetic
+from edge_runtime.package.package import Package
+from edge_runtime.package.prepared import PreparedPackage
+from edge_runtime.package.slices import Values
+from edge_runtime.training.gradient import estimate
+from edge_runtime.training.tangents import draw_tangents
 
 RESULT = RESULTS / "arithmetic.json"
 BATCH = 8
@@ -132,7 +133,7 @@ def _batch(subject: Subject) -> Batch:
 
 
 def _values(subject: Subject) -> Values:
-    from edge_runtime.slices import decode_values
+    from edge_runtime.package.slices import decode_values
 
     start = decode_values(
         (subject.package / subject.manifest.initial_state).read_bytes(), subject.manifest.slices

@@ -14,16 +14,16 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edge_runtime.data import Tokenizer, load_rows, make_batch
-from edge_runtime.engines import Array, LoadedProgram
-from edge_runtime.engines.onnx import OnnxEngine
-from edge_runtime.executor import Executor
-from edge_runtime.jobs import TrainJob
-from edge_runtime.package import Package
-from edge_runtime.prepared import PreparedPackage
-from edge_runtime.process_memory import keep_freed_memory
-from edge_runtime.slices import decode_values
-from edge_runtime.tangents import draw_tangents
+from edge_runtime.data.batches import Tokenizer, load_rows, make_batch
+from edge_runtime.engines.engine import Array, LoadedProgram
+from edge_runtime.engines.onnxruntime_engine import OnnxEngine
+from edge_runtime.execution.executor import Executor
+from edge_runtime.memory.allocator import keep_freed_memory
+from edge_runtime.package.package import Package
+from edge_runtime.package.prepared import PreparedPackage
+from edge_runtime.package.slices import decode_values
+from edge_runtime.training.tangents import draw_tangents
+from edge_runtime.worker.jobs import TrainJob
 
 #: A program and its inputs.
 Run = tuple[LoadedProgram, dict[str, Array]]
@@ -53,7 +53,7 @@ class RecordingEngine:
         self.runs: list[Run] = []
 
     def load(self, program: Path, weights: Mapping[str, Array], outputs: Sequence[str]) -> Recorded:
-        """See :class:`edge_runtime.engines.Engine`."""
+        """See :class:`edge_runtime.engines.engine.Engine`."""
         return Recorded(self._engine.load(program, weights, outputs), self.runs)
 
 

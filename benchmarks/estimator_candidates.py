@@ -25,9 +25,9 @@ import numpy as np
 from benchmarks.estimator_errors import DoubleArray
 from benchmarks.estimator_methods import Method, StepInput, directions, flattened, jvps_along
 from benchmarks.gradient_matrix import BATCH, STEPS, Checkpoint, Matrix
-from edge_runtime.gradient import clamped
-from edge_runtime.slices import FloatArray
-from edge_runtime.tangents import draw_tangents
+from edge_runtime.package.slices import FloatArray
+from edge_runtime.training.gradient import clamped
+from edge_runtime.training.tangents import draw_tangents
 
 #: Of the fitted second moments: added to each before roots are taken, in parts of their mean.
 SOFTENING = 1e-3

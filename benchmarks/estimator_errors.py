@@ -62,7 +62,7 @@ def mean_errors(repeated: Sequence[Errors]) -> Errors:
 
 
 def per_example_error(gradients: DoubleArray, draws: int) -> float:
-    """What the error of directions per example comes to, by edge_runtime.gradient's formula.
+    """What the error of directions per example comes to, by edge_runtime.training.gradient's formula.
 
     Σ(d - 1)/(K·B)·mean_i‖g_i‖² / Σ‖ḡ‖²
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from benchmarks.estimator_errors import DoubleArray
 from benchmarks.gradient_matrix import BATCH, STEPS, Matrix
-from edge_runtime.gradient import estimate, shared_jvps
-from edge_runtime.messages import PER_EXAMPLE, Directions, LocalOptimizer, Task
-from edge_runtime.package import SliceSpec
-from edge_runtime.slices import FloatArray, Values, shapes
-from edge_runtime.tangents import draw_tangents
+from edge_runtime.package.manifest import SliceSpec
+from edge_runtime.package.slices import FloatArray, Values, shapes
+from edge_runtime.protocol.messages import PER_EXAMPLE, Directions, LocalOptimizer, Task
+from edge_runtime.training.gradient import estimate, shared_jvps
+from edge_runtime.training.tangents import draw_tangents
 
 #: Normal candidates for each filtered direction.
 CANDIDATES = 10

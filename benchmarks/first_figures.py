@@ -27,19 +27,13 @@ from benchmarks.measured_process import Measured, pinned_to_cores, python_progra
 from benchmarks.model_folder import packaged_model
 from benchmarks.result_file import RESULTS, Figure, figure, write_result
 from benchmarks.tables import table
-from edge_runtime.jobs import (
-    EvaluateJob,
-    EvaluateOutcome,
-    PrepareJob,
-    TrainJob,
-    TrainOutcome,
-    ensure_prepared,
-)
-from edge_runtime.messages import LocalOptimizer, Task
-from edge_runtime.package import Package
-from edge_runtime.plan import Choice, preferred_micro_batch
-from edge_runtime.prepared import read_prepared
-from edge_runtime.signing import generate_key
+from edge_runtime.memory.plan import Choice, preferred_micro_batch
+from edge_runtime.package.package import Package
+from edge_runtime.package.prepared import read_prepared
+from edge_runtime.protocol.messages import LocalOptimizer, Task
+from edge_runtime.protocol.signing import generate_key
+from edge_runtime.worker.jobs import EvaluateJob, EvaluateOutcome, PrepareJob, TrainJob, TrainOutcome
+from edge_runtime.worker.process import ensure_prepared
 
 RESULT = RESULTS / "bench.json"
 BATCH, TOKENS, ROWS = 8, 128, 64
@@ -112,7 +106,7 @@ class Bench:
         """(c): the worker itself gives memory, under its cap; the same job with a clock gives time."""
         job = self.train_job(draws, rows_at_a_time)
         given = msgspec.json.encode(job)
-        measured = self._run(python_program("edge_runtime.worker"), given, limit_bytes=CAP_BYTES)
+        measured = self._run(python_program("edge_runtime.worker.main"), given, limit_bytes=CAP_BYTES)
         memory = msgspec.json.decode(measured.output.splitlines()[-1], type=TrainOutcome).memory
         timed = json.loads(self._run(python_program("benchmarks.timed_worker"), given).output)
         if timed["group_rows"] != [rows_at_a_time]:
@@ -139,7 +133,7 @@ class Bench:
             threads=self.threads,
         )
         given = msgspec.json.encode(job)
-        measured = self._run(python_program("edge_runtime.worker"), given, limit_bytes=CAP_BYTES)
+        measured = self._run(python_program("edge_runtime.worker.main"), given, limit_bytes=CAP_BYTES)
         memory = msgspec.json.decode(measured.output.splitlines()[-1], type=EvaluateOutcome).memory
         timed = json.loads(self._run(python_program("benchmarks.timed_worker"), given).output)
         groups = BATCH // timed["group_rows"][0]

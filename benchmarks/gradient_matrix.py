@@ -26,15 +26,16 @@ from coordinator.config import ServerOptimizerConfig
 from coordinator.server_optimizers import Moments, step
 from coordinator.simulation.config import DataConfig
 from coordinator.simulation.partition import Share, partition
-from edge_runtime.backpropagation import Backpropagation
-from edge_runtime.data import Batch, Tokenizer, draw_batches
-from edge_runtime.engines.onnx import OnnxEngine
-from edge_runtime.executor import Executor
-from edge_runtime.gradient import head_gradient
-from edge_runtime.package import MANIFEST, Package, SliceSpec
-from edge_runtime.prepared import PreparedPackage
-from edge_runtime.slices import HEAD_PREFIX, FloatArray, Values, decode_values, shapes
-from edge_runtime.step import Examples, group_by_length
+from edge_runtime.data.batches import Batch, Tokenizer, draw_batches
+from edge_runtime.data.examples import Examples, group_by_length
+from edge_runtime.engines.onnxruntime_engine import OnnxEngine
+from edge_runtime.execution.backpropagation import Backpropagation
+from edge_runtime.execution.executor import Executor
+from edge_runtime.package.manifest import MANIFEST, SliceSpec
+from edge_runtime.package.package import Package
+from edge_runtime.package.prepared import PreparedPackage
+from edge_runtime.package.slices import HEAD_PREFIX, FloatArray, Values, decode_values, shapes
+from edge_runtime.training.gradient import head_gradient
 
 DEVICES, ROWS_PER_DEVICE, PLACES, STEPS, BATCH, SEED = 100, 44, 10, 5, 8, 0
 SEQUENCE = 64

@@ -32,9 +32,10 @@ from benchmarks.shapes import (
 from benchmarks.subjects import Subject, export_command, opened, without_labels
 from benchmarks.tables import table
 from edge_runtime.errors import CapExceededError, OutOfMemoryError
-from edge_runtime.jobs import TrainOutcome, run_worker
-from edge_runtime.package import MANIFEST, Arithmetic
-from edge_runtime.plan import Planner, Work
+from edge_runtime.memory.plan import Planner, Work
+from edge_runtime.package.manifest import MANIFEST, Arithmetic
+from edge_runtime.worker.jobs import TrainOutcome
+from edge_runtime.worker.process import run_worker
 
 RESULT = RESULTS / "large-models.json"
 #: The largest first.

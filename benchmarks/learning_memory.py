@@ -14,8 +14,9 @@ from benchmarks.model_folder import packaged_model
 from benchmarks.subjects import opened
 from coordinator.simulation.config import merged
 from edge_runtime.errors import CapExceededError
-from edge_runtime.jobs import TrainJob, TrainOutcome, run_worker
-from edge_runtime.messages import Task
+from edge_runtime.protocol.messages import Task
+from edge_runtime.worker.jobs import TrainJob, TrainOutcome
+from edge_runtime.worker.process import run_worker
 
 AMPLE_BYTES = 512 << 20
 STEPS, BATCH, SEQUENCE = 5, 8, 64

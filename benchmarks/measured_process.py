@@ -2,8 +2,8 @@
 
 The cgroup's peak is the kernel's charge for the process and all its children: private memory, and pages of files
 that nobody had read before. An enforced limit makes it a promise, since the kernel kills what exceeds it. The group
-is a child of this process's own, made as for the agent's worker (``edge_runtime.enforcement``); where none can be
-made, the peak is the kernel's ``ru_maxrss`` instead and :attr:`Measured.note` says why.
+is a child of this process's own, made as for the agent's worker (``edge_runtime.memory.enforcement``); where none can
+be made, the peak is the kernel's ``ru_maxrss`` instead and :attr:`Measured.note` says why.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_runtime.enforcement import memory_limit
+from edge_runtime.memory.enforcement import memory_limit
 
 #: How often a running program is looked at: rarely enough not to disturb what it measures.
 POLL_SECONDS = 0.05

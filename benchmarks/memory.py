@@ -26,9 +26,10 @@ from benchmarks.shapes import BERT_BASE, BERT_LARGE
 from benchmarks.subjects import MINILM, TOKENS, Subject, make_subjects
 from benchmarks.tables import table
 from edge_runtime.errors import OutOfMemoryError
-from edge_runtime.jobs import TrainOutcome, run_worker
-from edge_runtime.package import Arithmetic
-from edge_runtime.plan import Choice
+from edge_runtime.memory.plan import Choice
+from edge_runtime.package.manifest import Arithmetic
+from edge_runtime.worker.jobs import TrainOutcome
+from edge_runtime.worker.process import run_worker
 
 RESULT = RESULTS / "memory.json"
 BATCH, WARM_UP_STEPS = 8, 1

@@ -17,8 +17,9 @@ from benchmarks.result_file import RESULTS, Figure, figure, write_result
 from benchmarks.shapes import BERT_BASE, BERT_LARGE
 from benchmarks.subjects import MINILM, Subject, make_subjects
 from benchmarks.tables import table
-from edge_runtime.jobs import TrainOutcome, run_worker
-from edge_runtime.plan import Choice, Planner, WeightsMode, Work
+from edge_runtime.memory.plan import Choice, Planner, WeightsMode, Work
+from edge_runtime.worker.jobs import TrainOutcome
+from edge_runtime.worker.process import run_worker
 
 RESULT = RESULTS / "memory-grid.json"
 #: (batch, sequence, micro-batch, draws, draws at a time)

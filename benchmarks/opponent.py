@@ -23,10 +23,11 @@ from benchmarks.shapes import BERT_BASE, LLAMA_1B
 from benchmarks.subjects import AMPLE_BYTES, MINILM, ROWS, TOKENS, Subject, make_subjects
 from benchmarks.tables import table
 from edge_runtime.errors import CapExceededError, OutOfMemoryError
-from edge_runtime.jobs import TrainOutcome, run_worker
-from edge_runtime.messages import Update
-from edge_runtime.package import Arithmetic
-from edge_runtime.plan import Planner, Work
+from edge_runtime.memory.plan import Planner, Work
+from edge_runtime.package.manifest import Arithmetic
+from edge_runtime.protocol.messages import Update
+from edge_runtime.worker.jobs import TrainOutcome
+from edge_runtime.worker.process import run_worker
 
 RESULT = RESULTS / "opponent.json"
 SUBJECTS = (MINILM, BERT_BASE.name, LLAMA_1B.name)

@@ -13,11 +13,13 @@ from benchmarks.full_rows import LABELS, write_full_rows
 from benchmarks.measured_process import python_program
 from benchmarks.model_folder import packaged_model
 from benchmarks.shapes import BERT_BASE, BERT_LARGE, LLAMA_1B, write_decoder, write_shape
-from edge_runtime.jobs import PrepareJob, TrainJob, ensure_prepared
-from edge_runtime.messages import LocalOptimizer, Task, Update
-from edge_runtime.package import MANIFEST, Arithmetic, Manifest, Package
-from edge_runtime.plan import Choice
-from edge_runtime.signing import generate_key
+from edge_runtime.memory.plan import Choice
+from edge_runtime.package.manifest import MANIFEST, Arithmetic, Manifest
+from edge_runtime.package.package import Package
+from edge_runtime.protocol.messages import LocalOptimizer, Task, Update
+from edge_runtime.protocol.signing import generate_key
+from edge_runtime.worker.jobs import PrepareJob, TrainJob
+from edge_runtime.worker.process import ensure_prepared
 
 MINILM = "MiniLM"
 TOKENS, ROWS = 128, 64

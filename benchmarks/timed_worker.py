@@ -1,6 +1,6 @@
 """Child program: the worker's own job, with a clock beside its loop.
 
-Takes a job from standard input as ``edge_runtime.worker`` does. Writes JSON: the seconds of every training step
+Takes a job from standard input as ``edge_runtime.worker.main`` does. Writes JSON: the seconds of every training step
 (whole: tangents, batches, sweep, gradient, optimiser) or of every evaluated group, and the rows of each group run.
 Memory is measured with the worker itself, never with this program.
 """
@@ -16,13 +16,13 @@ from typing import Any
 
 import msgspec
 
-from edge_runtime import worker
-from edge_runtime.data import Batch
-from edge_runtime.executor import Executor, Sweep
-from edge_runtime.jobs import Job, TrainJob
-from edge_runtime.messages import LocalOptimizer
-from edge_runtime.optimizers import Optimizer, make_optimizer
-from edge_runtime.slices import Values
+from edge_runtime.data.batches import Batch
+from edge_runtime.execution.executor import Executor, Sweep
+from edge_runtime.package.slices import Values
+from edge_runtime.protocol.messages import LocalOptimizer
+from edge_runtime.training.optimizers import Optimizer, make_optimizer
+from edge_runtime.worker import main as worker
+from edge_runtime.worker.jobs import Job, TrainJob
 
 step_ends: list[float] = []
 sweep_seconds: list[float] = []
@@ -55,7 +55,7 @@ class TimedOptimizer:
 
 
 def timed_optimizer(settings: LocalOptimizer, start: Values, trained: list[str]) -> Optimizer:
-    """See :func:`edge_runtime.optimizers.make_optimizer`."""
+    """See :func:`edge_runtime.training.optimizers.make_optimizer`."""
     return TimedOptimizer(make_optimizer(settings, start, trained))
 
 

@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def _high_water_bytes() -> int:
-    from edge_runtime.meter import status_bytes
+    from edge_runtime.memory.meter import status_bytes
 
     return status_bytes("VmHWM")
 

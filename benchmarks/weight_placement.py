@@ -86,9 +86,9 @@ def _rewritten(subject: Subject, arithmetic: str, place: str, folder: Path) -> P
     import onnxruntime as ort
     from onnx import helper, numpy_helper
 
-    from edge_runtime.package import Package
-    from edge_runtime.prepared import PreparedPackage
-    from edge_runtime.weights import MappedWeights
+    from edge_runtime.execution.weights import MappedWeights
+    from edge_runtime.package.package import Package
+    from edge_runtime.package.prepared import PreparedPackage
 
     package = Package.open_known(subject.package, subject.sha256)
     prepared = PreparedPackage.open(package, subject.prepared(arithmetic), f"onnxruntime {ort.__version__}")
@@ -147,8 +147,8 @@ def child() -> None:
     """Load one program, run it, and answer what that took."""
     import onnxruntime as ort
 
-    from edge_runtime.meter import status_bytes
-    from edge_runtime.process_memory import keep_freed_memory
+    from edge_runtime.memory.allocator import keep_freed_memory
+    from edge_runtime.memory.meter import status_bytes
 
     keep_freed_memory()
     settings = json.load(sys.stdin)

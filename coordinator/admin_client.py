@@ -14,7 +14,7 @@ from coordinator.config import RunConfig
 from coordinator.serve import ADDRESS
 from coordinator.summary import EventSummary, RunSummary
 from edge_runtime.errors import ConfigError, ProtocolError, RefusedError, UnreachableError
-from edge_runtime.messages import Refusal
+from edge_runtime.protocol.messages import Refusal
 
 T = TypeVar("T")
 

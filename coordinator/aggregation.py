@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from coordinator.config import ServerOptimizers
 from coordinator.server_optimizers import DoubleArray, Moments, step
-from edge_runtime.slices import FloatArray, Values
+from edge_runtime.package.slices import FloatArray, Values
 
 
 @dataclass(frozen=True)

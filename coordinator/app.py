@@ -25,7 +25,7 @@ from coordinator.refusals import RefusalError
 from coordinator.stores import open_stores
 from coordinator.traffic import attribute
 from edge_runtime import __version__ as runtime_version
-from edge_runtime.messages import MAX_RESULT_BYTES, Refusal
+from edge_runtime.protocol.messages import MAX_RESULT_BYTES, Refusal
 
 log = logging.getLogger("coordinator")
 

@@ -14,8 +14,8 @@ from coordinator.events import record
 from coordinator.refusals import RefusalError
 from edge_runtime.durable import write_durably
 from edge_runtime.errors import ConfigError, SignatureError
-from edge_runtime.messages import PROTOCOL_VERSION, EnrolRequest
-from edge_runtime.signing import RequestSignature, parse_request_signature, verify_request
+from edge_runtime.protocol.messages import PROTOCOL_VERSION, EnrolRequest
+from edge_runtime.protocol.signing import RequestSignature, parse_request_signature, verify_request
 
 #: Largest difference between a device's clock and ours.
 MAX_CLOCK_OFF_S = 300

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edge_runtime.durable import TEMPORARY_SUFFIX, rename_durably, write_durably, write_whole
 from edge_runtime.errors import DigestError
-from edge_runtime.package import sha256_of
+from edge_runtime.package.package import sha256_of
 
 
 class BlobStore:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from edge_runtime.messages import Task
-from edge_runtime.package import Manifest, SliceSpec
-from edge_runtime.replay import decode_report, replay
-from edge_runtime.slices import Values, decode_values, shapes
-from edge_runtime.trained import estimated, exact
+from edge_runtime.package.manifest import Manifest, SliceSpec
+from edge_runtime.package.slices import Values, decode_values, shapes
+from edge_runtime.protocol.messages import Task
+from edge_runtime.training.replay import decode_report, replay
+from edge_runtime.training.trainable import estimated, exact
 
 
 def trained_specs(manifest: Manifest, task: Task) -> list[SliceSpec]:

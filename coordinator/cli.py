@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_runtime.command_line import exit_code_of
 from edge_runtime.durable import write_durably
+from edge_runtime.exit_status import exit_code_of
 
 if TYPE_CHECKING:
     from coordinator.admin_client import AdminClient

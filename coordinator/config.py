@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from edge_runtime.config_file import read_toml
 from edge_runtime.errors import ConfigError
-from edge_runtime.messages import (
+from edge_runtime.package.manifest import Arithmetic
+from edge_runtime.protocol.messages import (
     Candidates,
     Count,
     Difference,
@@ -27,9 +29,7 @@ from edge_runtime.messages import (
     Tau,
     Update,
 )
-from edge_runtime.methods import check_method
-from edge_runtime.package import Arithmetic
-from edge_runtime.toml_file import read_toml
+from edge_runtime.training.methods import check_method
 
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
 Wait = Annotated[float, Meta(gt=0, le=1e6)]
@@ -77,7 +77,7 @@ class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
     for so long is not asked. ``deadline_s`` counts from when a device got its task. ``train_head`` must be false
     for a package without a head (language modelling).
 
-    Fields of the same name in :class:`edge_runtime.messages.Task` say what devices do. On the coordinator:
+    Fields of the same name in :class:`edge_runtime.protocol.messages.Task` say what devices do. On the coordinator:
     ``split`` deals the slices to the places of a round or gives every place all of them, ``head_split`` deals the
     head like a slice; the first ``head_warm_up_rounds`` rounds train the head alone; ``normalise_steps`` is FedNova;
     ``average_from_round`` evaluates and hands over the mean of the values after each round from that number on (SWA);

@@ -21,7 +21,7 @@ from coordinator.desk import Desk
 from coordinator.gate import DEVICE
 from coordinator.refusals import RefusalError
 from edge_runtime.errors import DigestError
-from edge_runtime.messages import (
+from edge_runtime.protocol.messages import (
     CheckInRequest,
     CheckInResponse,
     DeviceEvent,

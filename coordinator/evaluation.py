@@ -16,17 +16,9 @@ from coordinator.events import record
 from coordinator.runs import end_run, run_of
 from coordinator.stores import Stores
 from edge_runtime.errors import EdgeError, WorkerError
-from edge_runtime.jobs import (
-    EvaluateJob,
-    EvaluateOutcome,
-    Job,
-    OutcomeT,
-    PrepareJob,
-    PrepareOutcome,
-    finish_worker,
-    start_worker,
-)
-from edge_runtime.prepared import is_current
+from edge_runtime.package.prepared import is_current
+from edge_runtime.worker.jobs import EvaluateJob, EvaluateOutcome, Job, OutcomeT, PrepareJob, PrepareOutcome
+from edge_runtime.worker.process import finish_worker, start_worker
 
 #: The "round" of the evaluation of the values a run starts from.
 INITIAL = -1

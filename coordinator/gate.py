@@ -15,7 +15,7 @@ import msgspec
 from coordinator.auth import Device, authenticate, identify
 from coordinator.desk import Desk
 from coordinator.refusals import RefusalError
-from edge_runtime.messages import MAX_CONTROL_BYTES, MAX_RESULT_BYTES, Refusal
+from edge_runtime.protocol.messages import MAX_CONTROL_BYTES, MAX_RESULT_BYTES, Refusal
 
 log = logging.getLogger("coordinator")
 

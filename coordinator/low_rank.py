@@ -17,8 +17,8 @@ import numpy as np
 
 from coordinator.aggregation import Contribution
 from coordinator.server_optimizers import DoubleArray
-from edge_runtime.package import SliceSpec
-from edge_runtime.slices import FloatArray, Values, key
+from edge_runtime.package.manifest import SliceSpec
+from edge_runtime.package.slices import FloatArray, Values, key
 
 #: Stands in a contribution's change for the tensors A and B of a slice.
 PRODUCT = "product"

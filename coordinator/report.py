@@ -8,7 +8,7 @@ import msgspec
 
 from coordinator.summary import EventSummary, RoundSummary, RunSummary
 from edge_runtime.durable import write_durably
-from edge_runtime.package import TaskKind
+from edge_runtime.package.manifest import TaskKind
 
 COLUMNS = (
     "round",

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from coordinator.config import RunConfig
-from edge_runtime.package import Manifest
-from edge_runtime.plan import Planner, Work
+from edge_runtime.memory.plan import Planner, Work
+from edge_runtime.package.manifest import Manifest
 
 
 def required_bytes(manifest: Manifest, config: RunConfig, slices: Sequence[str], floor_bytes: int) -> int:

@@ -14,7 +14,7 @@ from coordinator.refusals import RefusalError
 from coordinator.runs import Run, find_run
 from coordinator.stores import Stores
 from edge_runtime.errors import SliceError
-from edge_runtime.messages import MemoryReport, Result, ResultReceipt, Task
+from edge_runtime.protocol.messages import MemoryReport, Result, ResultReceipt, Task
 
 
 def accept(

@@ -27,8 +27,8 @@ from coordinator.server_step import move
 from coordinator.stores import Stores
 from coordinator.tasks import lapse, reserve
 from edge_runtime.errors import EdgeError, SliceError
-from edge_runtime.messages import Task
-from edge_runtime.slices import Values, decode_values, encode_values
+from edge_runtime.package.slices import Values, decode_values, encode_values
+from edge_runtime.protocol.messages import Task
 
 log = logging.getLogger("coordinator")
 

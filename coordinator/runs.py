@@ -16,8 +16,9 @@ from coordinator.refusals import RefusalError
 from coordinator.requirements import required_bytes
 from coordinator.stores import Stores
 from edge_runtime.errors import ConfigError
-from edge_runtime.package import MANIFEST, SIGNATURE, Manifest, Package
-from edge_runtime.slices import decode_values
+from edge_runtime.package.manifest import MANIFEST, SIGNATURE, Manifest
+from edge_runtime.package.package import Package
+from edge_runtime.package.slices import decode_values
 
 ACTIVE = ("running", "evaluating")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import uvicorn
 
 from coordinator.app import create_app
-from edge_runtime.config import is_loopback
 from edge_runtime.durable import write_durably
 from edge_runtime.errors import ConfigError
+from edge_runtime.protocol.addresses import is_loopback
 
 log = logging.getLogger("coordinator")
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.config import ServerOptimizerConfig
-from edge_runtime.slices import FloatArray
+from edge_runtime.package.slices import FloatArray
 
 DoubleArray = NDArray[np.float64]
 

@@ -17,7 +17,7 @@ from safetensors.numpy import load, save
 from coordinator.aggregation import Sum, Sums
 from coordinator.server_optimizers import DoubleArray, Moments
 from edge_runtime.errors import DigestError
-from edge_runtime.slices import Values
+from edge_runtime.package.slices import Values
 
 Array = NDArray[Any]
 HALVES = ("even", "odd")

@@ -12,8 +12,8 @@ from coordinator.config import RunConfig
 from coordinator.low_rank import factor_changes, with_products
 from coordinator.server_state import ServerState
 from coordinator.variance_gate import disagreement
-from edge_runtime.package import SliceSpec
-from edge_runtime.slices import Values, shapes
+from edge_runtime.package.manifest import SliceSpec
+from edge_runtime.package.slices import Values, shapes
 
 
 @dataclass(frozen=True)

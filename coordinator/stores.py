@@ -16,8 +16,8 @@ from pathlib import Path
 from coordinator.blobs import BlobStore
 from coordinator.storage import Storage
 from edge_runtime.errors import ConfigError
-from edge_runtime.package import Manifest, parse_manifest
-from edge_runtime.signing import PrivateKey, generate_key
+from edge_runtime.package.manifest import Manifest, parse_manifest
+from edge_runtime.protocol.signing import PrivateKey, generate_key
 
 DATABASE = "coordinator.db"
 TASK_KEY = "task.key"

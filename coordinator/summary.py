@@ -10,7 +10,7 @@ from msgspec import Struct
 from coordinator.config import RunConfig
 from coordinator.results import memory_of
 from coordinator.runs import Run
-from edge_runtime.package import TaskKind
+from edge_runtime.package.manifest import TaskKind
 
 
 class RoundSummary(Struct, frozen=True):

@@ -11,8 +11,8 @@ from coordinator.refusals import RefusalError
 from coordinator.requirements import required_bytes
 from coordinator.runs import Run, active_run
 from coordinator.stores import Stores
-from edge_runtime import messages
-from edge_runtime.messages import (
+from edge_runtime.protocol import messages
+from edge_runtime.protocol.messages import (
     PROTOCOL_VERSION,
     CheckInRequest,
     CheckInResponse,

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_runtime import __version__
-from edge_runtime.command_line import exit_code_of
+from edge_runtime.exit_status import exit_code_of
 
 if TYPE_CHECKING:
-    from edge_runtime.asked import Asked
+    from edge_runtime.profile.request import Asked
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,7 +123,7 @@ def _add_work(sub: argparse.ArgumentParser) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from edge_runtime.plan_text import plan_lines
+    from edge_runtime.profile.plan_text import plan_lines
 
     print("\n".join(plan_lines(_asked(arguments, arguments.prepared), with_options=arguments.what_if)))
     return 0
@@ -133,8 +133,9 @@ def _profile(arguments: argparse.Namespace) -> int:
     import os
     import shlex
 
-    from edge_runtime.profile import Settings, profile_package
-    from edge_runtime.profile_text import difference_line
+    from edge_runtime.profile.measure import Settings
+    from edge_runtime.profile.run import profile_package
+    from edge_runtime.profile.text import difference_line
 
     report = profile_package(
         Settings(
@@ -165,7 +166,7 @@ def _profile(arguments: argparse.Namespace) -> int:
 
 
 def _asked(arguments: argparse.Namespace, prepared_folder: Path | None) -> Asked:
-    from edge_runtime.asked import ask
+    from edge_runtime.profile.request import ask
 
     return ask(
         arguments.package,
@@ -182,14 +183,14 @@ def _asked(arguments: argparse.Namespace, prepared_folder: Path | None) -> Asked
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from edge_runtime.agent import Agent
-    from edge_runtime.client import Client
-    from edge_runtime.config import load_config
-    from edge_runtime.engine_choice import engine_version
-    from edge_runtime.enrolment import ensure_identity
-    from edge_runtime.journal import start_logging
-    from edge_runtime.store import Store
-    from edge_runtime.transport import HttpTransport
+    from edge_runtime.agent.client import Client
+    from edge_runtime.agent.config import load_config
+    from edge_runtime.agent.daemon import Agent
+    from edge_runtime.agent.enrolment import ensure_identity
+    from edge_runtime.agent.store import Store
+    from edge_runtime.agent.transport import HttpTransport
+    from edge_runtime.engines.choice import engine_version
+    from edge_runtime.log import start_logging
 
     config = load_config(arguments.config)
     engine_version(config.engine)  # a device without its engine must not take tasks
@@ -203,10 +204,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _enrol(arguments: argparse.Namespace) -> int:
-    from edge_runtime.config import load_config
-    from edge_runtime.enrolment import ensure_identity
-    from edge_runtime.store import Store
-    from edge_runtime.transport import HttpTransport
+    from edge_runtime.agent.config import load_config
+    from edge_runtime.agent.enrolment import ensure_identity
+    from edge_runtime.agent.store import Store
+    from edge_runtime.agent.transport import HttpTransport
 
     config = load_config(arguments.config)
     store = Store(config.state_folder, disk_quota_bytes=config.disk_quota)
@@ -217,10 +218,10 @@ def _enrol(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from edge_runtime.check import check_device
-    from edge_runtime.config import load_config
-    from edge_runtime.store import Store
-    from edge_runtime.transport import HttpTransport
+    from edge_runtime.agent.check import check_device
+    from edge_runtime.agent.config import load_config
+    from edge_runtime.agent.store import Store
+    from edge_runtime.agent.transport import HttpTransport
 
     config = load_config(arguments.config)
     print(f"ok     config: {arguments.config}")
@@ -234,9 +235,9 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from edge_runtime.config import load_config
-    from edge_runtime.messages import decode_result
-    from edge_runtime.store import Store
+    from edge_runtime.agent.config import load_config
+    from edge_runtime.agent.store import Store
+    from edge_runtime.protocol.messages import decode_result
 
     config = load_config(arguments.config)
     store = Store(config.state_folder, disk_quota_bytes=config.disk_quota)

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from edge_runtime.durable import rename_durably, write_durably
 from edge_runtime.errors import ModelError
-from edge_runtime.package import Package, SliceSpec
-from edge_runtime.prepared import PreparedPackage
-from edge_runtime.slices import FloatArray, Values, key
-from edge_runtime.weights import MappedWeights
+from edge_runtime.execution.weights import MappedWeights
+from edge_runtime.package.manifest import SliceSpec
+from edge_runtime.package.package import Package
+from edge_runtime.package.prepared import PreparedPackage
+from edge_runtime.package.slices import FloatArray, Values, key
 from export.peft_names import A_SUFFIX, B_SUFFIX, CONV1D_FAMILIES, ROOT
 from export.quantise import dequantise
 

@@ -27,9 +27,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from edge_runtime.engines.onnx_names import OUTPUT_SUFFIX
+from edge_runtime.engines.names import OUTPUT_SUFFIX
 from edge_runtime.errors import ModelError
-from edge_runtime.package import (
+from edge_runtime.package.manifest import (
     BLOCK_ARITHMETICS,
     FLOAT_SUFFIX,
     INT8_SCALES_SUFFIX,

@@ -1,6 +1,6 @@
 """Child program: what training the same slices by backpropagation takes, for ``edge-runtime profile`` to compare with.
 
-Reads :class:`edge_runtime.profile_comparisons.BackpropagationSettings` as JSON from standard input, takes AdamW steps
+Reads :class:`edge_runtime.profile.comparisons.BackpropagationSettings` as JSON from standard input, takes AdamW steps
 in PyTorch on the very batches that the profiled task takes, and writes its peak and step time as JSON.
 """
 
@@ -15,13 +15,14 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from edge_runtime.command_line import exit_code_of
-from edge_runtime.data import Tokenizer, draw_batches, load_rows
+from edge_runtime.data.batches import Tokenizer, draw_batches, load_rows
+from edge_runtime.data.examples import Examples
 from edge_runtime.errors import ModelError
-from edge_runtime.meter import status_bytes
-from edge_runtime.package import Manifest, Package
-from edge_runtime.profile_comparisons import BackpropagationOutcome, BackpropagationSettings
-from edge_runtime.step import Examples
+from edge_runtime.exit_status import exit_code_of
+from edge_runtime.memory.meter import status_bytes
+from edge_runtime.package.manifest import Manifest
+from edge_runtime.package.package import Package
+from edge_runtime.profile.comparisons import BackpropagationOutcome, BackpropagationSettings
 from export.heads import HEAD
 from export.model import load_model
 from export.slices import SliceOptions

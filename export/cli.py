@@ -10,13 +10,15 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_runtime.command_line import exit_code_of
 from edge_runtime.errors import ConfigError
+from edge_runtime.exit_status import exit_code_of
 
 if TYPE_CHECKING:
-    from edge_runtime.package import EngineName, Manifest, Package
-    from edge_runtime.signing import PrivateKey
-    from edge_runtime.slices import Values
+    from edge_runtime.engines.names import EngineName
+    from edge_runtime.package.manifest import Manifest
+    from edge_runtime.package.package import Package
+    from edge_runtime.package.slices import Values
+    from edge_runtime.protocol.signing import PrivateKey
     from export.slices import SliceOptions
 
 #: Sizes (batch, sequence, draws) for which the summary predicts memory.
@@ -110,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _package(arguments: argparse.Namespace) -> int:
-    from edge_runtime.rows import load_rows
+    from edge_runtime.data.rows import load_rows
 
     started = time.monotonic()
     labels = _labels(arguments)
@@ -146,7 +148,7 @@ def _package(arguments: argparse.Namespace) -> int:
 
 
 def _key(arguments: argparse.Namespace) -> int:
-    from edge_runtime.signing import generate_key
+    from edge_runtime.protocol.signing import generate_key
 
     if arguments.file.exists():
         raise ConfigError(f"{arguments.file} exists already; a key is never overwritten")
@@ -178,8 +180,8 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 
 def _trained(arguments: argparse.Namespace) -> tuple[Package, Values]:
-    from edge_runtime.package import Package
-    from edge_runtime.slices import decode_values
+    from edge_runtime.package.package import Package
+    from edge_runtime.package.slices import decode_values
 
     package = Package.open(arguments.package, arguments.publisher_key)
     package.verify_files()
@@ -229,7 +231,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
 def read_engines(text: str) -> tuple[EngineName, ...]:
     """The engines to export for, from a list with commas; :class:`ConfigError` if one is unknown or ONNX is missing."""
-    from edge_runtime.package import ENGINES
+    from edge_runtime.engines.names import ENGINES
 
     names = {name.strip() for name in text.split(",")}
     if not names <= set(ENGINES) or "onnxruntime" not in names:
@@ -287,7 +289,7 @@ def _executorch_lines(manifest: Manifest) -> list[str]:
 
 
 def _predictions(manifest: Manifest) -> list[str]:
-    from edge_runtime.plan import Planner, Work, choices
+    from edge_runtime.memory.plan import Planner, Work, choices
 
     slices = tuple(spec.name for spec in manifest.slices if spec.kind != "head")
     planner, lines = Planner(manifest), []
@@ -315,7 +317,7 @@ def _quieten_libraries() -> None:
 
 
 def _read_key(path: Path) -> PrivateKey:
-    from edge_runtime.signing import PrivateKey
+    from edge_runtime.protocol.signing import PrivateKey
 
     return PrivateKey.load(path)
 

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from edge_runtime.errors import ModelError
-from edge_runtime.package import FLOAT_SUFFIX, LEVELS_SUFFIX, SCALES_SUFFIX, ZERO_POINTS_SUFFIX
+from edge_runtime.package.manifest import FLOAT_SUFFIX, LEVELS_SUFFIX, SCALES_SUFFIX, ZERO_POINTS_SUFFIX
 from export.quantise import BLOCK, ZERO_POINT, frozen_embedding, frozen_linear
 
 aten = torch.ops.aten

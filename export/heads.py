@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edge_runtime.data import NOT_PREDICTED
-from edge_runtime.package import TaskKind
+from edge_runtime.data.batches import NOT_PREDICTED
+from edge_runtime.package.manifest import TaskKind
 
 HEAD = "head"
 #: Outputs of the last segment, by task.

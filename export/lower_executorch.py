@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from edge_runtime.engines.executorch_names import INPUTS_METHOD, NAME_SEPARATOR, OUTPUTS_METHOD
+from edge_runtime.engines.names import INPUTS_METHOD, NAME_SEPARATOR, OUTPUTS_METHOD
 from edge_runtime.errors import ModelError
-from edge_runtime.package import Axis
+from edge_runtime.package.manifest import Axis
 from export.executorch_graph import equal_ranks, feed_float_weights
 from export.executorch_library import (
     ALL_PARTITIONER_CONFIGS,

@@ -19,7 +19,7 @@ import torch
 from onnxscript import opset20 as op
 from torch import Tensor, fx
 
-from edge_runtime.engines.onnx_names import OUTPUT_SUFFIX
+from edge_runtime.engines.names import OUTPUT_SUFFIX
 from edge_runtime.errors import ModelError
 from export.program import TracedProgram
 from export.quantise import BLOCK, frozen_embedding, frozen_linear, frozen_linear_transposed

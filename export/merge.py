@@ -20,8 +20,8 @@ from torch import Tensor
 
 from edge_runtime.durable import rename_durably
 from edge_runtime.errors import ModelError
-from edge_runtime.package import Package
-from edge_runtime.slices import FloatArray, Values
+from edge_runtime.package.package import Package
+from edge_runtime.package.slices import FloatArray, Values
 from export.adapter import CONFIG, HEAD_DESCRIBED, HEAD_TENSORS, WEIGHTS, adapted, lora_pair, write_head
 from export.model import LoadedModel, Place, load_model
 from export.model_folder import require_finite

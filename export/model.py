@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.pytorch_utils import Conv1D
 
 from edge_runtime.errors import ModelError
-from edge_runtime.package import TaskKind
+from edge_runtime.package.manifest import TaskKind
 from export.checkpoint import Checkpoint
 from export.heads import HEAD, Classifier, Head, LanguageModel
 from export.model_folder import read_config, require_finite

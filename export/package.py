@@ -15,18 +15,17 @@ import onnx_ir as ir
 from torch import Tensor
 
 from edge_runtime.durable import rename_durably, write_durably
-from edge_runtime.engine_choice import engine_version
+from edge_runtime.engines.choice import engine_version
+from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import ModelError
-from edge_runtime.package import (
+from edge_runtime.package.manifest import (
     FORMAT_VERSION,
     MANIFEST,
     SIGNATURE,
     Arithmetic,
     Base,
-    EngineName,
     FileEntry,
     Manifest,
-    Package,
     Program,
     Quantisation,
     Segment,
@@ -35,10 +34,10 @@ from edge_runtime.package import (
     TensorRef,
     TensorSpec,
     Variant,
-    sha256_of,
 )
-from edge_runtime.signing import PrivateKey
-from edge_runtime.slices import FloatArray, Values, encode_values, key
+from edge_runtime.package.package import Package, sha256_of
+from edge_runtime.package.slices import FloatArray, Values, encode_values, key
+from edge_runtime.protocol.signing import PrivateKey
 from export.adapter import whole_factor
 from export.arithmetic import has_frozen_products, probe, with_arithmetic
 from export.capture import SegmentGraph, structure_of

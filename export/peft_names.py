@@ -10,7 +10,7 @@ from __future__ import annotations
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-from edge_runtime.package import TaskKind
+from edge_runtime.package.manifest import TaskKind
 
 #: Where peft puts the modules of the model it wraps.
 ROOT = "base_model.model"

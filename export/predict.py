@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from edge_runtime.package import PeakTensor, SizeTerm
+from edge_runtime.package.manifest import PeakTensor, SizeTerm
 from export.program import BATCH, DRAWS, SEQUENCE
 
 #: Operators whose output is their input's memory under another shape.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from edge_runtime.package import QuantisationEffect
+from edge_runtime.package.manifest import QuantisationEffect
 from export.reference import TorchReference
 
 

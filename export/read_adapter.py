@@ -18,8 +18,8 @@ from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 
 from edge_runtime.errors import ModelError
-from edge_runtime.package import TaskKind
-from edge_runtime.slices import FloatArray
+from edge_runtime.package.manifest import TaskKind
+from edge_runtime.package.slices import FloatArray
 from export.adapter import CONFIG, FEATURES, HEAD_DESCRIBED, HEAD_TENSORS, WEIGHTS
 from export.model_folder import read_json_object, require_finite
 from export.peft_names import A_SUFFIX, B_SUFFIX, CONV1D_FAMILIES, ROOT, in_package

@@ -17,19 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edge_runtime.backpropagation import Backpropagation
-from edge_runtime.data import Batch, Row, Tokenizer, make_batch
-from edge_runtime.engine_choice import engine_maker
-from edge_runtime.engines import Engine
+from edge_runtime.data.batches import Batch, Row, Tokenizer, make_batch
+from edge_runtime.data.rows import NO_LABEL
+from edge_runtime.engines.choice import engine_maker
+from edge_runtime.engines.engine import Engine
+from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import ModelError
-from edge_runtime.executor import Executor, Sweep
-from edge_runtime.messages import LocalOptimizer, Task
-from edge_runtime.package import Arithmetic, EngineName, Manifest, Package, QuantisationEffect, SelfCheck
-from edge_runtime.preparation import prepare
-from edge_runtime.prepared import PreparedPackage
-from edge_runtime.rows import NO_LABEL
-from edge_runtime.slices import Values, key
-from edge_runtime.tangents import draw_tangents
+from edge_runtime.execution.backpropagation import Backpropagation
+from edge_runtime.execution.executor import Executor, Sweep
+from edge_runtime.execution.prepare import prepare
+from edge_runtime.package.manifest import Arithmetic, Manifest, QuantisationEffect, SelfCheck
+from edge_runtime.package.package import Package
+from edge_runtime.package.prepared import PreparedPackage
+from edge_runtime.package.slices import Values, key
+from edge_runtime.protocol.messages import LocalOptimizer, Task
+from edge_runtime.training.tangents import draw_tangents
 from export.quantisation_effect import quantisation_effect
 from export.reference import TorchReference
 

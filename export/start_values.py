@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.errors import ModelError
-from edge_runtime.package import SliceSpec
-from edge_runtime.slices import FloatArray, Values, key
+from edge_runtime.package.manifest import SliceSpec
+from edge_runtime.package.slices import FloatArray, Values, key
 from export.read_adapter import Adapter, Pair
 
 #: Largest part of an update, by Frobenius norm, that may lie outside a LoRA-XS slice's span.

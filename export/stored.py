@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edge_runtime.package import TensorRef
+from edge_runtime.package.manifest import TensorRef
 from export.capture import SegmentGraph, capture
 from export.model import LoadedModel
 from export.quantise import quantise

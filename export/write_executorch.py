@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from edge_runtime.package import Axis, Undelegated, Variant
-from edge_runtime.plan import preferred_micro_batch
+from edge_runtime.memory.plan import preferred_micro_batch
+from edge_runtime.package.manifest import Axis, Undelegated, Variant
 from export.lower_executorch import lower_executorch
 from export.program import TracedProgram
 from export.quantise import frozen_embedding

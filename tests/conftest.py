@@ -85,8 +85,8 @@ def exported_plain(tiny_model, tmp_path_factory):
 @pytest.fixture(scope="session")
 def prepared_in(exported, tmp_path_factory):
     """The int8 package prepared for this machine, by arithmetic."""
-    from edge_runtime.engines.onnx import OnnxEngine
-    from edge_runtime.preparation import prepare
+    from edge_runtime.engines.onnxruntime_engine import OnnxEngine
+    from edge_runtime.execution.prepare import prepare
 
     folder = tmp_path_factory.mktemp("prepared")
     return {

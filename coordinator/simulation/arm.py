@@ -27,8 +27,8 @@ from coordinator.simulation.fleet import Fleet
 from coordinator.stores import Stores, open_stores
 from edge_runtime.durable import write_durably
 from edge_runtime.errors import ConfigError
-from edge_runtime.messages import EnrolRequest, Sha256
-from edge_runtime.package import Package
+from edge_runtime.package.package import Package
+from edge_runtime.protocol.messages import EnrolRequest, Sha256
 
 STATE, LOCK, IDENTITY, WALL = "state", "lock", "arm.json", "wall.jsonl"
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from coordinator.simulation.config import SimulationConfig
 from coordinator.simulation.record import Record
-from edge_runtime.package import TaskKind
+from edge_runtime.package.manifest import TaskKind
 
 #: Status of an arm whose seeds all finished.
 FINISHED = "finished"

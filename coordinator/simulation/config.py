@@ -9,11 +9,10 @@ import msgspec
 from msgspec import Meta, Struct
 
 from coordinator.config import Fraction, RunConfig, run_config
-from edge_runtime.config import MAX_SIZE_BYTES, parse_bytes
+from edge_runtime.config_file import MAX_SIZE_BYTES, parse_bytes, read_toml
 from edge_runtime.errors import ConfigError
-from edge_runtime.messages import Seconds, Seed
-from edge_runtime.package import Arithmetic
-from edge_runtime.toml_file import read_toml
+from edge_runtime.package.manifest import Arithmetic
+from edge_runtime.protocol.messages import Seconds, Seed
 
 #: Keys of a run that the simulation sets itself, and where their values come from.
 SET_HERE = {

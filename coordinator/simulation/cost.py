@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edge_runtime.messages import Task
+from edge_runtime.protocol.messages import Task
 
 #: Backpropagation runs the model forwards, computes each segment again on the way back, and a backward of about two.
 BACKPROP_PASSES = 4

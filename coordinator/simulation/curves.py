@@ -9,7 +9,7 @@ from statistics import fmean
 from coordinator.simulation.comparison import Comparison, score
 from coordinator.simulation.record import Point, Record
 from coordinator.simulation.table import count_text
-from edge_runtime.profile_charts import points_text, svg, svg_text, ticks
+from edge_runtime.html.svg import points_text, svg, svg_text, ticks
 
 #: Colours of the page's style sheet, taken in turn; with dashes, more arms than colours can be told apart.
 COLOURS = 8

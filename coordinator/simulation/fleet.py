@@ -15,8 +15,8 @@ import numpy as np
 from coordinator.simulation.config import DropoutConfig, SpeedConfig
 from coordinator.simulation.cost import forward_passes_per_example
 from coordinator.simulation.partition import Share
-from edge_runtime.messages import Task
-from edge_runtime.training import count_steps
+from edge_runtime.protocol.messages import Task
+from edge_runtime.training.loop import count_steps
 
 _TICKS = 1024
 #: Keeps this draw apart from others by the same seed.

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 
-from edge_runtime.engines import Array
-from edge_runtime.prefix_cache import Example
+from edge_runtime.engines.engine import Array
+from edge_runtime.execution.prefix_cache import Example
 
 
 class KeptPrefixes:
@@ -60,7 +60,7 @@ class DevicePrefixes:
         self._entries, self._rows = self._kept.enter(context), rows
 
     def load(self, example: Example) -> dict[str, Array] | None:
-        """See :class:`edge_runtime.prefix_cache.ExampleStore`."""
+        """See :class:`edge_runtime.execution.prefix_cache.ExampleStore`."""
         row, tokens = example
         arrays = self._entries.get((self._rows[row], tokens))
         if arrays is None:
@@ -70,7 +70,7 @@ class DevicePrefixes:
         return arrays
 
     def store(self, example: Example, arrays: Mapping[str, Array]) -> None:
-        """See :class:`edge_runtime.prefix_cache.ExampleStore`."""
+        """See :class:`edge_runtime.execution.prefix_cache.ExampleStore`."""
         row, tokens = example
         entry = (self._rows[row], tokens)
         if entry not in self._entries and self._kept.make_room(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from edge_runtime.engines import Array, Engine, LoadedProgram
+from edge_runtime.engines.engine import Array, Engine, LoadedProgram
 
 
 class KeptPrograms:
@@ -17,11 +17,11 @@ class KeptPrograms:
 
     @property
     def version(self) -> str:
-        """See :class:`edge_runtime.engines.Engine`."""
+        """See :class:`edge_runtime.engines.engine.Engine`."""
         return self._engine.version
 
     def load(self, program: Path, weights: Mapping[str, Array], outputs: Sequence[str]) -> LoadedProgram:
-        """See :class:`edge_runtime.engines.Engine`."""
+        """See :class:`edge_runtime.engines.engine.Engine`."""
         if weights:
             return self._engine.load(program, weights, outputs)
         known = (program, tuple(outputs))

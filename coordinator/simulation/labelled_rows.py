@@ -10,8 +10,8 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from edge_runtime.data.rows import MAX_LABEL_CHARACTERS, MAX_ROW_BYTES, MAX_ROWS, NO_LABEL, Row
 from edge_runtime.errors import DataError
-from edge_runtime.rows import MAX_LABEL_CHARACTERS, MAX_ROW_BYTES, MAX_ROWS, NO_LABEL, Row
 
 _FORM = (
     'an object {"text": "…", "label": "…"}, or without the label for language modelling, "owner" beside them'

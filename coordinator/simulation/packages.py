@@ -8,11 +8,12 @@ from pathlib import Path
 
 from coordinator.simulation.arm import locked
 from edge_runtime.durable import rename_durably
-from edge_runtime.engine_choice import engine_maker
-from edge_runtime.package import MANIFEST, SIGNATURE, Arithmetic, Package
-from edge_runtime.preparation import prepare
-from edge_runtime.prepared import is_current
-from edge_runtime.signing import PrivateKey, generate_key
+from edge_runtime.engines.choice import engine_maker
+from edge_runtime.execution.prepare import prepare
+from edge_runtime.package.manifest import MANIFEST, SIGNATURE, Arithmetic
+from edge_runtime.package.package import Package
+from edge_runtime.package.prepared import is_current
+from edge_runtime.protocol.signing import PrivateKey, generate_key
 
 KEY, PACKAGES, PREPARED = "publisher.key", "packages", "prepared"
 

@@ -7,7 +7,7 @@ from html import escape
 from coordinator.simulation.comparison import Comparison
 from coordinator.simulation.curves import AXES, COLOURS, chart, dash
 from coordinator.simulation.table import WORDS, cells, columns, denominator_text
-from edge_runtime.profile_style import STYLE
+from edge_runtime.html.style import STYLE
 
 _WIDE, _NARROW = 900, 380
 _LIGHT = ("#0f766e", "#b3261e", "#3d57b8", "#b07a16", "#8a4b9c", "#17683a", "#5b6670", "#a8326a")

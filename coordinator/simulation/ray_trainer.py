@@ -18,7 +18,7 @@ from coordinator.simulation.labelled_rows import LabelledRows
 from coordinator.simulation.trainers import Pending
 from coordinator.simulation.workbench import BenchSettings, Job, Workbench
 from edge_runtime.errors import ConfigError, EdgeError, WorkerError
-from edge_runtime.jobs import Failure, describe_failure, rebuild_error
+from edge_runtime.worker.jobs import Failure, describe_failure, rebuild_error
 
 #: How long a cluster's head may take to answer at all.
 CONNECT_S = 3.0

@@ -19,8 +19,8 @@ from coordinator.simulation.verdict import Ending, Status
 from coordinator.summary import RoundSummary, summarise
 from edge_runtime.durable import write_durably
 from edge_runtime.errors import ConfigError
-from edge_runtime.messages import Task
-from edge_runtime.package import TaskKind
+from edge_runtime.package.manifest import TaskKind
+from edge_runtime.protocol.messages import Task
 
 ARMS = "arms"
 

@@ -26,9 +26,9 @@ from coordinator.simulation.verdict import RESULT_REFUSED, Ending, judge_evaluat
 from coordinator.simulation.workbench import Job, Workbench
 from coordinator.traffic import attribute
 from edge_runtime import __version__ as runtime_version
-from edge_runtime.decisions import open_task
+from edge_runtime.agent.decisions import open_task
 from edge_runtime.errors import DeviceError
-from edge_runtime.messages import (
+from edge_runtime.protocol.messages import (
     CheckInRequest,
     DeviceEvent,
     MemoryReport,

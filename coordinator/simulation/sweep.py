@@ -27,7 +27,8 @@ from coordinator.simulation.simulate import Simulation
 from coordinator.simulation.trainers import HereTrainer, Trainer
 from coordinator.simulation.workbench import BenchSettings, Workbench
 from edge_runtime.errors import CapExceededError, ConfigError, EdgeError, PackageError
-from edge_runtime.package import Manifest, Package
+from edge_runtime.package.manifest import Manifest
+from edge_runtime.package.package import Package
 
 
 @dataclass(frozen=True)

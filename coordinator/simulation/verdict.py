@@ -11,7 +11,7 @@ from coordinator.evaluation import INITIAL
 from coordinator.runs import end_run
 from coordinator.simulation.arm import Arm
 from edge_runtime.errors import CoordinatorError
-from edge_runtime.jobs import EvaluateOutcome
+from edge_runtime.worker.jobs import EvaluateOutcome
 
 #: A loss above this many times the larger of the initial one and that of guessing has run away.
 RUNAWAY = 10.0

@@ -18,24 +18,24 @@ from coordinator.simulation.kept_prefixes import DevicePrefixes, KeptPrefixes
 from coordinator.simulation.kept_programs import KeptPrograms
 from coordinator.simulation.labelled_rows import LabelledRows
 from coordinator.simulation.partition import Share
-from edge_runtime.data import Tokenizer
-from edge_runtime.decisions import build_result
-from edge_runtime.engine_choice import engine_maker
-from edge_runtime.executor import Executor
-from edge_runtime.filtered import decode_reference
-from edge_runtime.jobs import EvaluateOutcome, TrainOutcome
-from edge_runtime.messages import MemoryReport, Task
-from edge_runtime.methods import check_package
-from edge_runtime.package import Package
-from edge_runtime.plan import Choice, Plan, Planner, Work, first_segment, preferred_micro_batch
-from edge_runtime.prepared import PreparedPackage
-from edge_runtime.rows import Row
-from edge_runtime.scoring import score
-from edge_runtime.slices import Values, decode_values, encode_values
-from edge_runtime.step import Examples
-from edge_runtime.trained import estimated
-from edge_runtime.training import executor_of, train_locally
-from edge_runtime.worker import FIRST_BLOCK_BEHIND_A_BLOCK
+from edge_runtime.agent.decisions import build_result
+from edge_runtime.data.batches import Tokenizer
+from edge_runtime.data.examples import Examples
+from edge_runtime.data.rows import Row
+from edge_runtime.engines.choice import engine_maker
+from edge_runtime.execution.executor import Executor
+from edge_runtime.memory.plan import Choice, Plan, Planner, Work, first_segment, preferred_micro_batch
+from edge_runtime.package.package import Package
+from edge_runtime.package.prepared import PreparedPackage
+from edge_runtime.package.slices import Values, decode_values, encode_values
+from edge_runtime.protocol.messages import MemoryReport, Task
+from edge_runtime.training.evaluation import score
+from edge_runtime.training.filtered_directions import decode_reference
+from edge_runtime.training.loop import executor_of, train_locally
+from edge_runtime.training.methods import check_package
+from edge_runtime.training.trainable import estimated
+from edge_runtime.worker.jobs import EvaluateOutcome, TrainOutcome
+from edge_runtime.worker.main import FIRST_BLOCK_BEHIND_A_BLOCK
 
 #: Executors kept of one package. One whose programs carry their own weights is as large as the model.
 MOST_EXECUTORS, MOST_WEIGHTY_EXECUTORS = 128, 4

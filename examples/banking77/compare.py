@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_runtime.data import Tokenizer, load_rows, make_batch
-from edge_runtime.engines.onnx import OnnxEngine
-from edge_runtime.executor import Executor
-from edge_runtime.package import Package
-from edge_runtime.preparation import prepare
-from edge_runtime.slices import decode_values
+from edge_runtime.data.batches import Tokenizer, load_rows, make_batch
+from edge_runtime.engines.onnxruntime_engine import OnnxEngine
+from edge_runtime.execution.executor import Executor
+from edge_runtime.execution.prepare import prepare
+from edge_runtime.package.package import Package
+from edge_runtime.package.slices import decode_values
 from export.quiet import quiet
 
 with quiet():

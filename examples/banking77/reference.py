@@ -31,18 +31,18 @@ from coordinator.assignment import assign
 from coordinator.config import RunConfig, run_config
 from coordinator.requirements import required_bytes
 from coordinator.selection import Candidate, draw_order, fit
-from edge_runtime.data import Tokenizer, draw_batches, load_rows, make_batch
-from edge_runtime.engines.onnx import OnnxEngine
-from edge_runtime.gradient import head_gradient
-from edge_runtime.jobs import EvaluateJob, TrainJob
-from edge_runtime.messages import Task
-from edge_runtime.meter import Meter
-from edge_runtime.optimizers import make_optimizer
-from edge_runtime.package import ARITHMETICS, Arithmetic
-from edge_runtime.preparation import prepare as prepare_package
-from edge_runtime.signing import generate_key
-from edge_runtime.slices import Values, decode_values, encode_values, shapes
-from edge_runtime.worker import evaluate, train
+from edge_runtime.data.batches import Tokenizer, draw_batches, load_rows, make_batch
+from edge_runtime.engines.onnxruntime_engine import OnnxEngine
+from edge_runtime.execution.prepare import prepare as prepare_package
+from edge_runtime.memory.meter import Meter
+from edge_runtime.package.manifest import ARITHMETICS, Arithmetic
+from edge_runtime.package.slices import Values, decode_values, encode_values, shapes
+from edge_runtime.protocol.messages import Task
+from edge_runtime.protocol.signing import generate_key
+from edge_runtime.training.gradient import head_gradient
+from edge_runtime.training.optimizers import make_optimizer
+from edge_runtime.worker.jobs import EvaluateJob, TrainJob
+from edge_runtime.worker.main import evaluate, train
 from examples.banking77.demo import packaged_model
 from examples.banking77.prepare import HERE, prepare
 from export.cli import read_labels

@@ -6,7 +6,7 @@ import math
 import warnings
 from pathlib import Path
 
-from edge_runtime.data import Tokenizer, load_rows, make_batch
+from edge_runtime.data.batches import Tokenizer, load_rows, make_batch
 from export.quiet import quiet
 
 with quiet():

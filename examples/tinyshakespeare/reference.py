@@ -21,7 +21,7 @@ from torch.func import functional_call
 
 from coordinator.config import ServerOptimizerConfig
 from coordinator.server_optimizers import Moments, step
-from edge_runtime.data import Batch, Tokenizer, draw_batches, load_rows, make_batch
+from edge_runtime.data.batches import Batch, Tokenizer, draw_batches, load_rows, make_batch
 from examples.tinyshakespeare.demo import SEQUENCE_LIMIT, TARGETS
 from examples.tinyshakespeare.prepare import HERE, prepare
 from export.model import is_trainable, load_model

@@ -8,7 +8,7 @@ from benchmarks.estimator_methods import SHIPPED, Method, exact
 from benchmarks.estimators import judge_method
 from benchmarks.gradient_matrix import BATCH, PLACES, STEPS, Checkpoint, load, save
 from benchmarks.labelled_texts import read_sst2, read_trec
-from edge_runtime.package import SliceSpec, TensorSpec
+from edge_runtime.package.manifest import SliceSpec, TensorSpec
 
 SLICES, SIDE = 12, 2
 SIZE = SLICES * SIDE * SIDE

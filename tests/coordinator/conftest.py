@@ -15,9 +15,7 @@ from litestar.testing import TestClient
 
 from coordinator.app import create_app
 from coordinator.stores import Stores
-from edge_runtime import messages
-from edge_runtime.messages import CheckInRequest, EnrolRequest, MemoryReport, Result, SignedTask, Task
-from edge_runtime.package import (
+from edge_runtime.package.manifest import (
     FORMAT_VERSION,
     Base,
     FileEntry,
@@ -30,8 +28,17 @@ from edge_runtime.package import (
     TensorSpec,
     Variant,
 )
-from edge_runtime.signing import PrivateKey, generate_key, sign_request
-from edge_runtime.slices import encode_values, shapes
+from edge_runtime.package.slices import encode_values, shapes
+from edge_runtime.protocol import messages
+from edge_runtime.protocol.messages import (
+    CheckInRequest,
+    EnrolRequest,
+    MemoryReport,
+    Result,
+    SignedTask,
+    Task,
+)
+from edge_runtime.protocol.signing import PrivateKey, generate_key, sign_request
 
 CAP_BYTES = 1 << 30
 RUN: dict[str, Any] = {

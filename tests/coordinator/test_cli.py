@@ -17,14 +17,21 @@ import urllib3
 from coordinator import evaluation, rounds
 from coordinator.cli import main
 from coordinator.serve import CoordinatorServer, ServeOptions, bind
-from edge_runtime import messages
-from edge_runtime.client import Client, enrol
+from edge_runtime.agent.client import Client, enrol
+from edge_runtime.agent.transport import HttpTransport
 from edge_runtime.errors import ConfigError
-from edge_runtime.jobs import EvaluateOutcome
-from edge_runtime.messages import CheckInRequest, EnrolRequest, MemoryReport, ResultReceipt, SignedTask, Task
-from edge_runtime.package import parse_manifest
-from edge_runtime.signing import generate_key
-from edge_runtime.transport import HttpTransport
+from edge_runtime.package.manifest import parse_manifest
+from edge_runtime.protocol import messages
+from edge_runtime.protocol.messages import (
+    CheckInRequest,
+    EnrolRequest,
+    MemoryReport,
+    ResultReceipt,
+    SignedTask,
+    Task,
+)
+from edge_runtime.protocol.signing import generate_key
+from edge_runtime.worker.jobs import EvaluateOutcome
 from tests.coordinator.conftest import SPECS, FakeDevice, World, write_package
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from coordinator.config import read_run_config, run_config
+from edge_runtime.config_file import MAX_CONFIG_BYTES
 from edge_runtime.errors import ConfigError
-from edge_runtime.toml_file import MAX_CONFIG_BYTES
 from tests.coordinator.conftest import RUN
 
 GOOD: dict[str, Any] = {**RUN, "package": "package", "publisher_key": "A" * 43 + "="}

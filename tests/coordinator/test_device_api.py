@@ -10,8 +10,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_runtime import messages
-from edge_runtime.messages import (
+from edge_runtime.package.slices import decode_values, encode_values
+from edge_runtime.protocol import messages
+from edge_runtime.protocol.messages import (
     MAX_CONTROL_BYTES,
     MAX_RESULT_BYTES,
     CheckInRequest,
@@ -24,9 +25,8 @@ from edge_runtime.messages import (
     SignedTask,
     Task,
 )
-from edge_runtime.replay import replay
-from edge_runtime.signing import generate_key, verify
-from edge_runtime.slices import decode_values, encode_values
+from edge_runtime.protocol.signing import generate_key, verify
+from edge_runtime.training.replay import replay
 from tests.coordinator.conftest import SPECS, FakeDevice, World
 
 CHECK_IN = messages.encode(CheckInRequest("test", 1 << 30, 1 << 20, 10))

@@ -19,9 +19,9 @@ from coordinator.report import columns, headline, text_table, write_report
 from coordinator.storage import apply_migrations
 from coordinator.summary import RunSummary
 from coordinator.watch import table
-from edge_runtime.data import Tokenizer, make_batch
-from edge_runtime.rows import Row
-from edge_runtime.slices import encode_values
+from edge_runtime.data.batches import Tokenizer, make_batch
+from edge_runtime.data.rows import Row
+from edge_runtime.package.slices import encode_values
 from tests.coordinator.conftest import World
 from tests.edge_runtime.bigram import CORE, HIDDEN, Bigram, write_bigram
 

@@ -15,8 +15,8 @@ from coordinator.config import run_config
 from coordinator.low_rank import factorise
 from coordinator.server_state import ServerState
 from coordinator.server_step import move
-from edge_runtime.package import SliceSpec
-from edge_runtime.slices import Values, decode_values, shapes
+from edge_runtime.package.manifest import SliceSpec
+from edge_runtime.package.slices import Values, decode_values, shapes
 from tests.coordinator.conftest import LORA_SPECS, RUN, SPECS, World, lora_spec
 
 OUT, IN = 6, 4

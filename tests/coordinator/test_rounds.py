@@ -10,12 +10,12 @@ import pytest
 from msgspec.structs import replace
 
 from coordinator import rounds
-from edge_runtime import messages
 from edge_runtime.errors import WorkerError
-from edge_runtime.jobs import EvaluateOutcome
-from edge_runtime.messages import DeviceEvent, MemoryReport, Task
-from edge_runtime.signing import generate_key
-from edge_runtime.slices import decode_values
+from edge_runtime.package.slices import decode_values
+from edge_runtime.protocol import messages
+from edge_runtime.protocol.messages import DeviceEvent, MemoryReport, Task
+from edge_runtime.protocol.signing import generate_key
+from edge_runtime.worker.jobs import EvaluateOutcome
 from tests.coordinator.conftest import LORA_SPECS, SPECS, FakeDevice, World
 from tests.coordinator.test_device_api import reserved
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edge_runtime.slices import Values, decode_values
+from edge_runtime.package.slices import Values, decode_values
 from tests.coordinator.conftest import SPECS, World
 
 

@@ -13,7 +13,7 @@ from coordinator.config import RunConfig, run_config
 from coordinator.server_state import ServerState
 from coordinator.server_step import Moved, move
 from coordinator.variance_gate import disagreement
-from edge_runtime.slices import Values, decode_values
+from edge_runtime.package.slices import Values, decode_values
 from tests.coordinator.conftest import RUN, SPECS, World, slice_spec
 
 HEAD = frozenset({"head/core"})

@@ -15,15 +15,14 @@ import numpy as np
 import onnx.parser
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from edge_runtime.data import NOT_PREDICTED, Batch
-from edge_runtime.package import (
+from edge_runtime.data.batches import NOT_PREDICTED, Batch
+from edge_runtime.package.manifest import (
     FORMAT_VERSION,
     MANIFEST,
     SIGNATURE,
     Base,
     FileEntry,
     Manifest,
-    Package,
     Program,
     Segment,
     SelfCheck,
@@ -33,8 +32,9 @@ from edge_runtime.package import (
     TensorSpec,
     Variant,
 )
-from edge_runtime.signing import PrivateKey
-from edge_runtime.slices import encode_values
+from edge_runtime.package.package import Package
+from edge_runtime.package.slices import encode_values
+from edge_runtime.protocol.signing import PrivateKey
 
 WORDS = ("<pad>", "<unk>", "the", "cat", "dog", "sat", "ran", "home")
 HIDDEN = 6

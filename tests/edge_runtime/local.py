@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from edge_runtime.backpropagation import Backpropagation
-from edge_runtime.data import Row, Tokenizer
-from edge_runtime.engines.onnx import OnnxEngine
-from edge_runtime.executor import Executor
-from edge_runtime.messages import Task
-from edge_runtime.plan import Choice
-from edge_runtime.prepared import PreparedPackage
-from edge_runtime.slices import Values
-from edge_runtime.step import Examples
-from edge_runtime.training import Trained, train_locally
+from edge_runtime.data.batches import Row, Tokenizer
+from edge_runtime.data.examples import Examples
+from edge_runtime.engines.onnxruntime_engine import OnnxEngine
+from edge_runtime.execution.backpropagation import Backpropagation
+from edge_runtime.execution.executor import Executor
+from edge_runtime.memory.plan import Choice
+from edge_runtime.package.prepared import PreparedPackage
+from edge_runtime.package.slices import Values
+from edge_runtime.protocol.messages import Task
+from edge_runtime.training.loop import Trained, train_locally
 from tests.export import tiny
 
 

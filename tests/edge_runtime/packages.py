@@ -7,8 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from edge_runtime.engine_choice import engine_version
-from edge_runtime.package import (
+from edge_runtime.engines.choice import engine_version
+from edge_runtime.package.manifest import (
     FORMAT_VERSION,
     MANIFEST,
     SIGNATURE,
@@ -23,7 +23,7 @@ from edge_runtime.package import (
     TensorSpec,
     Variant,
 )
-from edge_runtime.prepared import (
+from edge_runtime.package.prepared import (
     PREPARED,
     PREPARED_VERSION,
     Calibration,
@@ -31,7 +31,7 @@ from edge_runtime.prepared import (
     PreparedSegment,
     cpu_type,
 )
-from edge_runtime.signing import PrivateKey
+from edge_runtime.protocol.signing import PrivateKey
 
 FILES = {
     "programs/block.onnx": b"a graph",

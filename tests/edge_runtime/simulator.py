@@ -7,8 +7,9 @@ from collections import deque
 
 import msgspec
 
+from edge_runtime.agent.transport import Request, Response
 from edge_runtime.errors import ProtocolError, SignatureError, UnreachableError
-from edge_runtime.messages import (
+from edge_runtime.protocol.messages import (
     CheckInRequest,
     CheckInResponse,
     ComeBack,
@@ -24,8 +25,7 @@ from edge_runtime.messages import (
     decode_result,
     encode,
 )
-from edge_runtime.signing import generate_key, parse_request_signature, verify_request
-from edge_runtime.transport import Request, Response
+from edge_runtime.protocol.signing import generate_key, parse_request_signature, verify_request
 
 TOKEN = "one-time-token-0001"
 DEVICE_ID = "d-1"
@@ -65,7 +65,7 @@ class CoordinatorSimulator:
         self.answers.append(SignedTask(text, self.key.sign(text.encode())))
 
     def send(self, request: Request) -> Response:
-        """See :class:`edge_runtime.transport.Transport`."""
+        """See :class:`edge_runtime.agent.transport.Transport`."""
         self.requests.append(request)
         planned = self.planned.popleft() if self.planned else None
         if planned is not None:

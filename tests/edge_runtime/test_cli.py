@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from edge_runtime import __version__, cli
-from edge_runtime.messages import ComeBack, EnrolResponse, Refusal, encode
-from edge_runtime.signing import generate_key
-from edge_runtime.store import Store
+from edge_runtime.agent.store import Store
+from edge_runtime.protocol.messages import ComeBack, EnrolResponse, Refusal, encode
+from edge_runtime.protocol.signing import generate_key
 from tests.edge_runtime.golden.generate import FOLDER
 
 COORDINATOR_KEY = generate_key().public_key

@@ -104,7 +104,7 @@ class Program:
         with suppress(psutil.Error):
             for child in psutil.Process(self._process.pid).children():
                 with suppress(psutil.Error):
-                    if "edge_runtime.worker" in child.cmdline():
+                    if "edge_runtime.worker.main" in child.cmdline():
                         found.append(child)
         return found
 

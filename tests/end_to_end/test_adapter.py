@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_runtime.data import Batch, Tokenizer, load_rows, make_batch
-from edge_runtime.engines.onnx import OnnxEngine
-from edge_runtime.executor import Executor
-from edge_runtime.package import Package
-from edge_runtime.prepared import PreparedPackage
-from edge_runtime.slices import decode_values
+from edge_runtime.data.batches import Batch, Tokenizer, load_rows, make_batch
+from edge_runtime.engines.onnxruntime_engine import OnnxEngine
+from edge_runtime.execution.executor import Executor
+from edge_runtime.package.package import Package
+from edge_runtime.package.prepared import PreparedPackage
+from edge_runtime.package.slices import decode_values
 from tests.end_to_end.harness import Fleet, command
 from tests.end_to_end.workshop import Exported, rows, write_rows
 

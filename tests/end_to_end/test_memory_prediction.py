@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.jobs import PrepareJob, TrainJob, TrainOutcome, ensure_prepared, run_worker
-from edge_runtime.messages import Update
-from edge_runtime.package import Package
-from edge_runtime.plan import Choice, Planner, Work
+from edge_runtime.memory.plan import Choice, Planner, Work
+from edge_runtime.package.package import Package
+from edge_runtime.protocol.messages import Update
+from edge_runtime.worker.jobs import PrepareJob, TrainJob, TrainOutcome
+from edge_runtime.worker.process import ensure_prepared, run_worker
 from tests.export import tiny
 
 MIB = 1 << 20

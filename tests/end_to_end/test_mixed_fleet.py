@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_runtime.package import Package
-from edge_runtime.slices import decode_values
+from edge_runtime.package.package import Package
+from edge_runtime.package.slices import decode_values
 from tests.end_to_end.conftest import device_rows
 from tests.end_to_end.harness import Fleet
 from tests.end_to_end.workshop import Exported

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.package import Package
-from edge_runtime.slices import shapes
+from edge_runtime.package.package import Package
+from edge_runtime.package.slices import shapes
 from tests.end_to_end.conftest import add_devices
 from tests.end_to_end.harness import RUN, Fleet
 

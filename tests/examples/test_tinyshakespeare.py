@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from coordinator.config import read_run_config
-from edge_runtime.rows import load_rows
-from edge_runtime.signing import generate_key
+from edge_runtime.data.rows import load_rows
+from edge_runtime.protocol.signing import generate_key
 from examples.fleet import complete_run_config
 from examples.tinyshakespeare.prepare import DEV_ROWS, HERE, prepare
 

@@ -12,12 +12,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
-from edge_runtime.data import NOT_PREDICTED, Batch
-from edge_runtime.engines.onnx import OnnxEngine
-from edge_runtime.executor import Executor, Sweep
-from edge_runtime.package import Package, TaskKind
-from edge_runtime.prepared import PreparedPackage
-from edge_runtime.slices import Values, decode_values, shapes
+from edge_runtime.data.batches import NOT_PREDICTED, Batch
+from edge_runtime.engines.onnxruntime_engine import OnnxEngine
+from edge_runtime.execution.executor import Executor, Sweep
+from edge_runtime.package.manifest import TaskKind
+from edge_runtime.package.package import Package
+from edge_runtime.package.prepared import PreparedPackage
+from edge_runtime.package.slices import Values, decode_values, shapes
 
 #: peft asks transformers for a property by its old name (peft 0.21, transformers 5.23).
 OLD_NAME = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"

@@ -10,8 +10,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from edge_runtime.errors import ConfigError, ModelError
-from edge_runtime.package import Package
-from edge_runtime.signing import generate_key
+from edge_runtime.package.package import Package
+from edge_runtime.protocol.signing import generate_key
 from export.adapter import whole_factor, write_adapter
 from export.cli import main
 from export.package import export_package

@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from edge_runtime.engines.onnx import OnnxEngine
+from edge_runtime.engines.onnxruntime_engine import OnnxEngine
 from edge_runtime.errors import ModelError
-from edge_runtime.executor import Executor
-from edge_runtime.package import Arithmetic, Package
-from edge_runtime.preparation import prepare
-from edge_runtime.prepared import PreparedPackage
-from edge_runtime.tangents import draw_tangents
+from edge_runtime.execution.executor import Executor
+from edge_runtime.execution.prepare import prepare
+from edge_runtime.package.manifest import Arithmetic
+from edge_runtime.package.package import Package
+from edge_runtime.package.prepared import PreparedPackage
+from edge_runtime.training.tangents import draw_tangents
 from export import package as export_package_module
 from export.arithmetic import BAND_BYTES, has_frozen_products, probe, with_arithmetic
 from export.lower_onnx import TRANSPOSED

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
 from edge_runtime.errors import ModelError
-from edge_runtime.signing import generate_key
+from edge_runtime.protocol.signing import generate_key
 from export.dual import MissingRuleError
 from export.model_folder import check_model_folder, require_finite
 from export.package import export_package

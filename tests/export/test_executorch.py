@@ -8,14 +8,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge_runtime.data import Batch
-from edge_runtime.engine_choice import engine_maker
+from edge_runtime.data.batches import Batch
+from edge_runtime.engines.choice import engine_maker
+from edge_runtime.engines.names import ENGINES
 from edge_runtime.errors import ConfigError, PackageError
-from edge_runtime.executor import Executor, Sweep
-from edge_runtime.package import ENGINES, Package
-from edge_runtime.plan import Planner, Work
-from edge_runtime.preparation import prepare
-from edge_runtime.tangents import draw_tangents
+from edge_runtime.execution.executor import Executor, Sweep
+from edge_runtime.execution.prepare import prepare
+from edge_runtime.memory.plan import Planner, Work
+from edge_runtime.package.package import Package
+from edge_runtime.training.tangents import draw_tangents
 from export import package as package_module
 from export.cli import read_engines, summary
 from export.write_executorch import MOST_DRAWS, bounds_for

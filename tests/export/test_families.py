@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
-from edge_runtime.engines.onnx import OnnxEngine
-from edge_runtime.executor import Executor
-from edge_runtime.package import TaskKind
-from edge_runtime.prefix_cache import PrefixCache
-from edge_runtime.prepared import PreparedPackage
-from edge_runtime.slices import decode_values, shapes
+from edge_runtime.engines.onnxruntime_engine import OnnxEngine
+from edge_runtime.execution.executor import Executor
+from edge_runtime.execution.prefix_cache import PrefixCache
+from edge_runtime.package.manifest import TaskKind
+from edge_runtime.package.prepared import PreparedPackage
+from edge_runtime.package.slices import decode_values, shapes
 from export.heads import Head
 from tests.export import tiny
 

@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from edge_runtime.engines.onnx import OnnxEngine
+from edge_runtime.engines.onnxruntime_engine import OnnxEngine
 from edge_runtime.errors import ModelError
-from edge_runtime.jobs import EvaluateJob, EvaluateOutcome, TrainJob, TrainOutcome, run_worker
-from edge_runtime.messages import LocalOptimizer
-from edge_runtime.preparation import prepare
-from edge_runtime.slices import decode_values, encode_values
+from edge_runtime.execution.prepare import prepare
+from edge_runtime.package.slices import decode_values, encode_values
+from edge_runtime.protocol.messages import LocalOptimizer
+from edge_runtime.worker.jobs import EvaluateJob, EvaluateOutcome, TrainJob, TrainOutcome
+from edge_runtime.worker.process import run_worker
 from export.cli import main
 from export.llama2c import HEADER, convert, read_checkpoint
 from export.llama2c_tokenizer import BEGIN, FIRST_BYTE, FIRST_TEXT, MAX_TOKEN_BYTES

@@ -10,12 +10,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from edge_runtime.data import Batch
-from edge_runtime.engines.onnx import OnnxEngine
-from edge_runtime.executor import Executor, Sweep
-from edge_runtime.package import Arithmetic, Package, Program, Variant
-from edge_runtime.prepared import PreparedPackage
-from edge_runtime.tangents import draw_tangents
+from edge_runtime.data.batches import Batch
+from edge_runtime.engines.onnxruntime_engine import OnnxEngine
+from edge_runtime.execution.executor import Executor, Sweep
+from edge_runtime.package.manifest import Arithmetic, Program, Variant
+from edge_runtime.package.package import Package
+from edge_runtime.package.prepared import PreparedPackage
+from edge_runtime.training.tangents import draw_tangents
 from tests.export import tiny
 
 #: Relative difference allowed between ONNX Runtime and torch with float activations.

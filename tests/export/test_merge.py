@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 
 from edge_runtime.errors import ModelError
-from edge_runtime.package import Package
-from edge_runtime.signing import generate_key
-from edge_runtime.slices import Values, encode_values
+from edge_runtime.package.package import Package
+from edge_runtime.package.slices import Values, encode_values
+from edge_runtime.protocol.signing import generate_key
 from export.adapter import write_adapter
 from export.cli import main
 from export.merge import merge

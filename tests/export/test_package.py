@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from edge_runtime.errors import ModelError
-from edge_runtime.package import MANIFEST, Package
-from edge_runtime.signing import generate_key
-from edge_runtime.slices import decode_values
+from edge_runtime.package.manifest import MANIFEST
+from edge_runtime.package.package import Package
+from edge_runtime.package.slices import decode_values
+from edge_runtime.protocol.signing import generate_key
 from export.model import find_blocks, load_model
 from export.package import ExportOptions, export_package
 from export.reference import TorchReference

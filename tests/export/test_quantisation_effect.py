@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edge_runtime.package import QuantisationEffect
+from edge_runtime.package.manifest import QuantisationEffect
 from export.capture import SegmentGraph
 from export.model import load_model
 from export.quantisation_effect import quantisation_effect

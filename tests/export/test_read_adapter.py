@@ -12,7 +12,7 @@ from peft import LoraConfig
 from safetensors.numpy import load_file, save_file
 
 from edge_runtime.errors import ModelError
-from edge_runtime.package import SliceSpec, TensorSpec
+from edge_runtime.package.manifest import SliceSpec, TensorSpec
 from export.read_adapter import NEUTRAL, Pair, Wanted, read_adapter
 from export.start_values import fit_core, start_values
 from tests.export import peft_models, tiny

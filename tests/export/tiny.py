@@ -23,11 +23,12 @@ from transformers import (
     RobertaModel,
 )
 
-from edge_runtime.data import Batch, Row, Tokenizer, make_batch
-from edge_runtime.messages import LocalOptimizer, Task
-from edge_runtime.package import Package, TaskKind
-from edge_runtime.rows import NO_LABEL
-from edge_runtime.signing import PrivateKey, generate_key
+from edge_runtime.data.batches import Batch, Row, Tokenizer, make_batch
+from edge_runtime.data.rows import NO_LABEL
+from edge_runtime.package.manifest import TaskKind
+from edge_runtime.package.package import Package
+from edge_runtime.protocol.messages import LocalOptimizer, Task
+from edge_runtime.protocol.signing import PrivateKey, generate_key
 from export.model import load_model
 from export.package import ExportOptions, export_package
 from export.reference import TorchReference

@@ -57,7 +57,10 @@ import numpy as np
 import pytest
 import urllib3
 
-from edge_runtime.messages import (
+from edge_runtime.package.manifest import FORMAT_VERSION
+from edge_runtime.package.package import Package
+from edge_runtime.package.slices import encode_values, shapes
+from edge_runtime.protocol.messages import (
     CheckInRequest,
     DeviceEvent,
     EnrolRequest,
@@ -71,9 +74,7 @@ from edge_runtime.messages import (
     encode,
     encode_result,
 )
-from edge_runtime.package import FORMAT_VERSION, Package
-from edge_runtime.signing import PrivateKey, generate_key, sign_request
-from edge_runtime.slices import encode_values, shapes
+from edge_runtime.protocol.signing import PrivateKey, generate_key, sign_request
 from tests.end_to_end.harness import Fleet, command
 from tests.end_to_end.workshop import Workshop, rows, write_model
 

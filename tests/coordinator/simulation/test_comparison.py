@@ -22,7 +22,7 @@ from coordinator.simulation.cost import forward_passes_per_example
 from coordinator.simulation.page import comparison_page
 from coordinator.simulation.record import Point, Record, read_records, write_record
 from coordinator.simulation.table import text_table
-from edge_runtime.messages import LocalOptimizer, Task
+from edge_runtime.protocol.messages import LocalOptimizer, Task
 from tests.coordinator.simulation.conftest import Workshop
 
 NASTY = '<script>alert("x")</script> & <b>'

@@ -21,12 +21,12 @@ from coordinator.simulation.fleet import Fleet
 from coordinator.simulation.labelled_rows import read_labelled_rows
 from coordinator.simulation.partition import partition
 from edge_runtime.errors import ConfigError
-from edge_runtime.jobs import TrainJob
-from edge_runtime.messages import Task
-from edge_runtime.meter import Meter
-from edge_runtime.package import Package
-from edge_runtime.slices import decode_values, encode_values
-from edge_runtime.worker import train
+from edge_runtime.memory.meter import Meter
+from edge_runtime.package.package import Package
+from edge_runtime.package.slices import decode_values, encode_values
+from edge_runtime.protocol.messages import Task
+from edge_runtime.worker.jobs import TrainJob
+from edge_runtime.worker.main import train
 from tests.coordinator.simulation.conftest import Workshop, timeless
 
 DROPS = {"dropout": {"rate": 0.3}}

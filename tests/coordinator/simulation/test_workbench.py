@@ -13,8 +13,8 @@ from coordinator.simulation.kept_prefixes import DevicePrefixes, KeptPrefixes
 from coordinator.simulation.labelled_rows import LabelledRows, read_labelled_rows
 from coordinator.simulation.workbench import BenchSettings, Job, Workbench
 from edge_runtime.errors import DataError
-from edge_runtime.messages import decode_result
-from edge_runtime.slices import decode_values, encode_values
+from edge_runtime.package.slices import decode_values, encode_values
+from edge_runtime.protocol.messages import decode_result
 from tests.export import tiny
 
 QUERY = "encoder.layer.1.attention.self.query"

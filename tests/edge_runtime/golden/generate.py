@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge_runtime.messages import (
+from edge_runtime.protocol.messages import (
     CheckInRequest,
     ComeBack,
     DeviceEvent,

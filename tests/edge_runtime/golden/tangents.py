@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from msgspec.structs import replace
 
-from edge_runtime.messages import LocalOptimizer, Task
-from edge_runtime.package import SliceSpec, TensorSpec
-from edge_runtime.slices import shapes
-from edge_runtime.tangents import GRAIN, draw_tangents
+from edge_runtime.package.manifest import SliceSpec, TensorSpec
+from edge_runtime.package.slices import shapes
+from edge_runtime.protocol.messages import LocalOptimizer, Task
+from edge_runtime.training.tangents import GRAIN, draw_tangents
 
 FILE = Path(__file__).with_name("tangents.json")
 STEP, EXAMPLES = 3, (0, 5)

@@ -1,0 +1,117 @@
+"""``edge-runtime check``: is this device fit to serve? One finding a line, in the order a cure would take."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from email.utils import parsedate_to_datetime
+
+from msgspec import Struct
+
+from edge_runtime.agent.client import Client
+from edge_runtime.agent.config import DeviceConfig
+from edge_runtime.agent.store import Store
+from edge_runtime.agent.transport import Request, Response, Transport
+from edge_runtime.data.rows import check_rows
+from edge_runtime.engines.choice import engine_version
+from edge_runtime.errors import DeviceError, EdgeError, RefusedError, UnreachableError
+from edge_runtime.protocol.messages import Refusal, decode
+
+#: Largest clock difference that coordinators accept; see docs/protocol.md.
+MAX_CLOCK_OFF_S = 300.0
+#: The worker must have at least this much to load an engine at all.
+MIN_CAP_BYTES = 64 << 20
+
+
+class Finding(Struct, frozen=True):
+    """Outcome of one check; ``error`` is None where all is well."""
+
+    name: str
+    detail: str
+    error: EdgeError | None = None
+
+
+def check_device(config: DeviceConfig, store: Store, transport: Transport) -> Iterator[Finding]:
+    """Run all checks; none stops the others, and none changes anything at the coordinator."""
+    yield _finding("data", lambda: f"{check_rows(config.data)} rows in {config.data}")
+    yield _finding("engine", lambda: engine_version(config.engine))
+    yield _finding("cap", lambda: _check_cap(config))
+    yield _finding("disk", lambda: _check_disk(config, store))
+    yield _finding("key", lambda: _check_key(store))
+    yield _finding("enrolment", lambda: _check_enrolment(config, store))
+    answers: list[Response] = []
+    yield _finding("coordinator", lambda: _check_coordinator(store, transport, answers))
+    yield _finding("clock", lambda: _check_clock(answers))
+
+
+def _finding(name: str, run: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, run())
+    except EdgeError as error:
+        return Finding(name, str(error), error)
+
+
+def _check_cap(config: DeviceConfig) -> str:
+    if config.cap < MIN_CAP_BYTES:
+        raise DeviceError(
+            f"cap is {config.cap} bytes, under {MIN_CAP_BYTES}, the least an engine loads in; raise it"
+        )
+    return f"{config.cap} bytes for the training process"
+
+
+def _check_disk(config: DeviceConfig, store: Store) -> str:
+    free_bytes = shutil.disk_usage(config.state_folder).free
+    used_bytes = store.blobs.used_bytes()
+    if free_bytes + used_bytes < config.disk_quota:
+        raise DeviceError(
+            f"disk_quota is {config.disk_quota} bytes and only {free_bytes + used_bytes} can be had "
+            f"on the disk of {config.state_folder}; free some space or lower disk_quota"
+        )
+    return f"{free_bytes} bytes free, {used_bytes} of a quota of {config.disk_quota} used"
+
+
+def _check_key(store: Store) -> str:
+    """A missing key is no fault, and is not made here: a check may run as another user than the agent."""
+    return f"public key {store.key().public_key}" if store.has_key() else "none yet; enrolment makes one"
+
+
+def _check_enrolment(config: DeviceConfig, store: Store) -> str:
+    identity = store.identity()
+    if identity is None:
+        config.read_enrolment_token()
+        return "not enrolled yet; a token is at hand"
+    return f"enrolled as {identity.device_id}"
+
+
+def _check_coordinator(store: Store, transport: Transport, answers: list[Response]) -> str:
+    identity = store.identity()
+    if identity is None:
+        answers.append(transport.send(Request("GET", f"/v1/blobs/{'0' * 64}")))
+        return f"answers with status {answers[0].status}"
+    answer = Client(transport, store.key(), identity.device_id).probe()
+    answers.append(answer)
+    if answer.status >= 500:
+        raise UnreachableError(f"the coordinator answered {answer.status}; try again later")
+    if answer.status != 404:
+        refusal = decode(answer.body, Refusal)
+        raise RefusedError(
+            f"the coordinator does not accept this device ({refusal.code}): {refusal.message}",
+            code=refusal.code,
+        )
+    return "answers, and accepts this device's signature"
+
+
+def _check_clock(answers: list[Response]) -> str:
+    if not answers:
+        return "not compared: the coordinator did not answer"
+    try:
+        theirs = parsedate_to_datetime(answers[0].headers.get("date", ""))
+    except ValueError:
+        return "not compared: the coordinator's answer has no date"
+    off_s = time.time() - theirs.timestamp()
+    if abs(off_s) > MAX_CLOCK_OFF_S:
+        raise DeviceError(
+            f"the clock is {off_s:.0f} s off the coordinator's, over {MAX_CLOCK_OFF_S:.0f} s; set it"
+        )
+    return f"{off_s:.0f} s off the coordinator's"

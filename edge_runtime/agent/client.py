@@ -1,0 +1,150 @@
+"""The device API as typed calls: signs requests, reads answers, and says whose fault a bad one is.
+
+Statuses mean: 2xx an answer; 408, 425, 429 and 5xx try again later; any other 4xx a refusal with a
+reason code, unless something in between answered in the coordinator's place. Everything else does not
+fit the protocol.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from pathlib import Path
+from secrets import token_urlsafe
+
+import msgspec
+
+from edge_runtime.agent.transport import Request, Response, Transport
+from edge_runtime.errors import ProtocolError, RefusedError, UnreachableError
+from edge_runtime.protocol.messages import (
+    CheckInRequest,
+    CheckInResponse,
+    DeviceEvent,
+    EnrolRequest,
+    EnrolResponse,
+    Refusal,
+    ResultReceipt,
+    decode,
+    encode,
+)
+from edge_runtime.protocol.signing import PrivateKey, sign_request
+
+JSON = "application/json"
+MESSAGE_PACK = "application/msgpack"
+
+_TRY_LATER = {408, 425, 429}
+#: A refusal of a result by one of these is about the device, not about the result.
+_ABOUT_THE_DEVICE = {401, 403}
+_MAX_RETRY_AFTER_S = 24 * 3600.0
+
+
+def enrol(transport: Transport, request: EnrolRequest) -> EnrolResponse:
+    """Join, once; the only unsigned call.
+
+    Raises:
+        CoordinatorError: see the module's description of statuses.
+    """
+    answer = transport.send(Request("POST", "/v1/devices/enrol", encode(request), {"Content-Type": JSON}))
+    _check_status(answer)
+    return decode(answer.body, EnrolResponse)
+
+
+class Client:
+    """Signed calls of one enrolled device."""
+
+    def __init__(
+        self, transport: Transport, key: PrivateKey, device_id: str, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._transport = transport
+        self._key = key
+        self._device_id = device_id
+        self._clock = clock
+
+    def check_in(self, request: CheckInRequest) -> CheckInResponse:
+        """Offer the device for work."""
+        answer = self._send(Request("POST", "/v1/check-in", encode(request), {"Content-Type": JSON}))
+        _check_status(answer)
+        return decode(answer.body, CheckInResponse)  # type: ignore[arg-type] # to msgspec a union is a type
+
+    def fetch_blob(self, sha256: str, part: Path, *, max_bytes: int) -> None:
+        """Download a blob into ``part``, or the rest of it if ``part`` has a beginning.
+
+        Args:
+            sha256: names the blob; the caller checks what came against it.
+            part: where to put it; after an error it holds what came so far.
+            max_bytes: most bytes of the whole blob.
+        """
+        held_bytes = part.stat().st_size if part.exists() else 0
+        headers = {"Range": f"bytes={held_bytes}-", "If-Range": f'"{sha256}"'} if held_bytes else {}
+        answer = self._send(
+            Request("GET", f"/v1/blobs/{sha256}", headers=headers, max_bytes=max_bytes, sink=part)
+        )
+        if answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            part.unlink(missing_ok=True)
+            raise UnreachableError(f"the download of blob {sha256} cannot be continued; it starts over")
+        _check_status(answer)
+
+    def put_result(self, task_id: str, body: bytes) -> ResultReceipt | Refusal:
+        """Hand a result in. A :class:`Refusal` is about this result and final."""
+        path = f"/v1/tasks/{task_id}/result"
+        answer = self._send(Request("PUT", path, body, {"Content-Type": MESSAGE_PACK}))
+        if 400 <= answer.status < 500 and answer.status not in _ABOUT_THE_DEVICE | _TRY_LATER:
+            return _refusal(answer)
+        _check_status(answer)
+        return decode(answer.body, ResultReceipt)
+
+    def send_event(self, event: DeviceEvent) -> None:
+        """Tell operators something."""
+        answer = self._send(Request("POST", "/v1/events", encode(event), {"Content-Type": JSON}))
+        _check_status(answer)
+
+    def probe(self) -> Response:
+        """The answer to a signed request that changes nothing: for a blob that cannot exist."""
+        return self._send(Request("GET", f"/v1/blobs/{'0' * 64}"))
+
+    def _send(self, request: Request) -> Response:
+        signature = sign_request(
+            self._key,
+            device_id=self._device_id,
+            method=request.method,
+            path=request.path,
+            body=request.body,
+            now_s=int(self._clock()),
+            nonce=token_urlsafe(16),
+        )
+        return self._transport.send(
+            msgspec.structs.replace(request, headers={**request.headers, **signature})
+        )
+
+
+def _check_status(answer: Response) -> None:
+    if 200 <= answer.status < 300:
+        return
+    if answer.status >= 500 or answer.status in _TRY_LATER:
+        raise UnreachableError(
+            f"the coordinator answered {answer.status}; it is overloaded or being restarted",
+            retry_after_s=_retry_after_s(answer),
+        )
+    if 400 <= answer.status < 500:
+        refusal = _refusal(answer)
+        raise RefusedError(f"refused ({refusal.code}): {refusal.message}", code=refusal.code)
+    raise ProtocolError(
+        f"the coordinator answered {answer.status}; set coordinator_url to its own address if it redirects"
+    )
+
+
+def _refusal(answer: Response) -> Refusal:
+    """The body of a 4xx; if it is not ours, neither is the answer, and nothing was refused."""
+    try:
+        return decode(answer.body, Refusal)
+    except ProtocolError as error:
+        raise UnreachableError(
+            f"the answer {answer.status} is not the coordinator's; check coordinator_url and the proxy"
+        ) from error
+
+
+def _retry_after_s(answer: Response) -> float | None:
+    """``Retry-After`` in seconds; its date form is not used by coordinators and counts as absent."""
+    text = answer.headers.get("retry-after", "")
+    return min(float(text), _MAX_RETRY_AFTER_S) if text.isdecimal() and len(text) < 12 else None

@@ -1,0 +1,163 @@
+"""The device's configuration file, ``device.toml``: parsed, checked and complete before anything starts.
+
+Example: ``devices/profiles/generic.toml``. An unknown key is an error, so that a typing mistake never
+silently falls back to a default.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta, Struct
+
+from edge_runtime.config_file import MAX_SIZE_BYTES, ByteSize, parse_bytes, read_toml
+from edge_runtime.engines.names import EngineName
+from edge_runtime.errors import ConfigError
+from edge_runtime.package.manifest import Arithmetic
+from edge_runtime.protocol.addresses import is_loopback
+from edge_runtime.protocol.messages import Identifier, PublicKey
+
+MAX_TOKEN_BYTES = 1024
+
+
+#: Keys that hold a number of bytes, which may be written with a unit: ``"256M"``.
+_SIZES = ("cap", "max_blob_bytes", "disk_quota", "prefix_cache")
+
+Token = Annotated[str, Meta(min_length=16, max_length=128)]
+
+
+class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything an operator decides about a device.
+
+    Attributes:
+        coordinator_url: ``https://host[:port]``; plain http only to this machine or with
+            ``allow_insecure_http``.
+        state_folder: where key, identity, downloads and unsent results are kept.
+        data: this device's examples, one JSON object a line: ``{"text": …, "label": …}``, or ``{"text": …}`` alone for
+            language modelling.
+        device_name: what operators call this device.
+        device_class: devices of one class have comparable memory, e.g. ``"jetson-orin-nano"``.
+        publisher_key: public key (base64) that packages must be signed by.
+        cap: memory granted to the training process, in bytes.
+        threads: threads of the inference engine; 0 takes as many as this process may use cores.
+        enrolment_token: one-time token, needed until the device has enrolled.
+        enrolment_token_file: a file that holds it instead.
+        coordinator_public_key: key that tasks must be signed by; None accepts the key that the
+            coordinator presents at enrolment, and pins it from then on.
+        allow_insecure_http: accept plain http to other machines.
+        max_blob_bytes: largest single download.
+        disk_quota: most that downloads may take in ``state_folder``, in bytes.
+        arithmetic: in which packages are run; None measures which is best here. Measured times vary, so set it where
+            equal seeds must give equal bits.
+        engine: what runs the programs: ``onnxruntime``, or ``executorch`` where that is installed.
+        prefix_cache: most that hidden states kept for later steps of a task may take there, in bytes; 0 keeps none.
+    """
+
+    coordinator_url: str
+    state_folder: Path
+    data: Path
+    device_name: Identifier
+    device_class: Identifier
+    publisher_key: PublicKey
+    cap: ByteSize
+    threads: Annotated[int, Meta(ge=0, le=256)] = 0
+    enrolment_token: Token | None = None
+    enrolment_token_file: Path | None = None
+    coordinator_public_key: PublicKey | None = None
+    allow_insecure_http: bool = False
+    max_blob_bytes: ByteSize = 4 << 30
+    disk_quota: ByteSize = 8 << 30
+    arithmetic: Arithmetic | None = None
+    prefix_cache: Annotated[int, Meta(ge=0, le=MAX_SIZE_BYTES)] = 256 << 20
+    engine: EngineName = "onnxruntime"
+
+    @property
+    def engine_threads(self) -> int:
+        """Threads of the inference engine, at least one."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+    def read_enrolment_token(self) -> str:
+        """The one-time token, from the configuration or the file it names.
+
+        Raises:
+            ConfigError: neither is set, or the file cannot be read or holds no token.
+        """
+        if self.enrolment_token is not None:
+            return self.enrolment_token
+        if self.enrolment_token_file is None:
+            raise ConfigError(
+                "this device has not enrolled and has no token; "
+                "set enrolment_token or enrolment_token_file to one the coordinator issued"
+            )
+        try:
+            with self.enrolment_token_file.open("rb") as file:
+                text = file.read(MAX_TOKEN_BYTES).decode("ascii", "replace").strip()
+            return msgspec.convert(text, Token)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot read enrolment_token_file {self.enrolment_token_file}: {error.strerror}"
+            ) from error
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"{self.enrolment_token_file} holds no enrolment token: {error}") from error
+
+
+def load_config(path: Path) -> DeviceConfig:
+    """Read ``device.toml``. Relative paths in it count from the folder it lies in.
+
+    Raises:
+        ConfigError: the file cannot be read, is not TOML, or a key is missing, unknown or out of its
+            limits; names the file and the key.
+    """
+    table = read_toml(path)
+
+    def resolve(kind: type, value: object) -> Path:
+        return _path(kind, value, path.parent)
+
+    try:
+        sizes = {name: _size(name, table[name]) for name in _SIZES if name in table}
+        config = msgspec.convert({**table, **sizes}, DeviceConfig, dec_hook=resolve)
+        _check_url(config.coordinator_url, allow_insecure_http=config.allow_insecure_http)
+    except (msgspec.ValidationError, ConfigError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if config.enrolment_token is not None and config.enrolment_token_file is not None:
+        raise ConfigError(f"{path}: set enrolment_token or enrolment_token_file, not both")
+    return config
+
+
+def _size(name: str, value: object) -> int:
+    if not isinstance(value, str | int):
+        raise ConfigError(f"{name} is a {type(value).__name__}, not a size")
+    try:
+        return 0 if name == "prefix_cache" and value == 0 else parse_bytes(value)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _path(kind: type, value: object, folder: Path) -> Path:
+    """The one type that msgspec leaves to us."""
+    if kind is not Path:
+        raise NotImplementedError(kind)
+    if not isinstance(value, str) or not value:
+        raise ValueError("expected a path")
+    return folder / Path(value).expanduser()
+
+
+def _check_url(url: str, *, allow_insecure_http: bool) -> None:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise ConfigError(f"coordinator_url {url!r} is not a URL: {error}") from error
+    if parts.scheme not in {"http", "https"} or not host:
+        raise ConfigError(f"coordinator_url {url!r} must read https://host or https://host:port")
+    if parts.path not in {"", "/"} or parts.query or parts.fragment or parts.username is not None:
+        raise ConfigError(f"coordinator_url {url!r} must have no path, query or credentials")
+    if parts.scheme == "http" and not allow_insecure_http and not is_loopback(host):
+        raise ConfigError(
+            f"coordinator_url {url!r} would send results in the clear; "
+            "use https, or set allow_insecure_http = true if the network is trusted"
+        )

@@ -1,0 +1,327 @@
+"""The device's daemon: asks for work, has a worker do it, hands the result in.
+
+One turn reads top to bottom in :meth:`Agent._turn`. What to do is decided in
+:mod:`edge_runtime.agent.decisions`; this module moves bytes and processes. It loads neither numpy nor an engine:
+it must stay small while it waits, which is nearly always.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from edge_runtime import __version__
+from edge_runtime.agent import decisions
+from edge_runtime.agent.client import Client
+from edge_runtime.agent.config import DeviceConfig
+from edge_runtime.agent.store import Identity, Store
+from edge_runtime.data.rows import count_rows
+from edge_runtime.errors import (
+    CapExceededError,
+    CoordinatorError,
+    DeviceError,
+    EdgeError,
+    OutOfMemoryError,
+    ProtocolError,
+    RefusedError,
+    UnreachableError,
+)
+from edge_runtime.log import note, warn
+from edge_runtime.package.manifest import MAX_MANIFEST_BYTES
+from edge_runtime.package.package import Package
+from edge_runtime.package.prepared import is_current
+from edge_runtime.protocol.messages import (
+    MAX_RESULT_BYTES,
+    CheckInRequest,
+    DeviceEvent,
+    NotEligible,
+    Refusal,
+    SignedTask,
+    Task,
+    decode_result,
+)
+from edge_runtime.worker.jobs import Job, PrepareJob, PrepareOutcome, TrainJob, TrainOutcome
+from edge_runtime.worker.process import RunningWorker, finish_worker, start_worker
+
+#: Pause before a download that broke off is continued.
+RESUME_PAUSE_S = 1.0
+
+
+class Agent:
+    """One device's daemon. All its waiting goes through ``sleep``, all its chance through ``source``."""
+
+    def __init__(
+        self,
+        config: DeviceConfig,
+        store: Store,
+        client: Client,
+        identity: Identity,
+        *,
+        launch: Callable[[Job], RunningWorker] = start_worker,
+        sleep: Callable[[float], None] = time.sleep,
+        source: random.Random | None = None,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._client = client
+        self._identity = identity
+        self._launch = launch
+        self._sleep = sleep
+        self._pace = decisions.Pace(source or random.SystemRandom())
+        self._floor_bytes = 0
+        #: What plans may use: the cap, until a worker met it.
+        self._budget_bytes = config.cap
+
+    def run(self) -> None:
+        """Take turns until SIGTERM or SIGINT, then stop the worker and return; a pending result is kept."""
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        note("started", device_id=self._identity.device_id, version=__version__, cap_bytes=self._config.cap)
+        try:
+            while True:
+                self._sleep(self.turn())
+        except KeyboardInterrupt:
+            note("stopped", pending=self._store.pending() is not None)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def turn(self) -> float:
+        """One turn; whatever goes wrong in it is logged and turned into a wait. Returns seconds to wait."""
+        try:
+            wait_s = self._turn()
+        except UnreachableError as error:
+            wait_s = self._pace.failed(error.retry_after_s)
+            warn("unreachable", error=error, wait_s=wait_s)
+        except CoordinatorError as error:
+            passing = isinstance(error, RefusedError) and error.code in decisions.PASSING_REFUSALS
+            wait_s = self._pace.failed() if passing else self._pace.refused()
+            warn("turned_away", error=error, wait_s=wait_s)
+        except (DeviceError, OSError) as error:
+            wait_s = self._pace.failed()
+            self._tell(decisions.describe("device_failed", error, None))
+        return wait_s
+
+    def _turn(self) -> float:
+        self._deliver_pending()
+        answer = self._client.check_in(
+            CheckInRequest(
+                runtime_version=__version__,
+                cap_bytes=self._config.cap,
+                floor_bytes=self._floor_bytes,
+                example_count=count_rows(self._config.data),
+            )
+        )
+        if not isinstance(answer, SignedTask):
+            wait_s = self._pace.asked(answer.after_min_s, answer.after_max_s)
+            if isinstance(answer, NotEligible):
+                warn("not_eligible", code=answer.code, message=answer.message, wait_s=wait_s)
+            else:
+                note("waiting", reason=answer.reason, wait_s=wait_s)
+            return wait_s
+        if not self._serve(answer, received_s=time.monotonic()):
+            return self._pace.failed()
+        self._deliver_pending()
+        return self._pace.done()
+
+    def _serve(self, answer: SignedTask, *, received_s: float) -> bool:
+        """Do a task and keep its result as pending; False, after telling the coordinator, if that failed."""
+        task_id = None
+        try:
+            task = decisions.open_task(answer, self._identity.coordinator_public_key)
+            task_id = task.task_id
+            note("task_received", task_id=task_id, round=task.round, required_bytes=task.required_bytes)
+            decisions.admit_task(task, self._config)
+            deadline_s = received_s + task.deadline_s
+            package, state, reference = self._fetch_all(task)
+            prepared = self._prepare(task, package, deadline_s)
+            result = self._train(task, package, prepared, state, reference, deadline_s)
+            self._store.keep_pending(result)
+        except UnreachableError:
+            raise
+        except CapExceededError as error:
+            self._tell(decisions.describe("task_refused", error, task_id))
+            return False
+        except OutOfMemoryError as error:
+            self._tell(decisions.describe("out_of_memory", error, task_id))
+            return False
+        except (EdgeError, OSError) as error:
+            self._tell(decisions.describe("task_failed" if task_id else "task_untrusted", error, task_id))
+            return False
+        return True
+
+    def _fetch_all(self, task: Task) -> tuple[Package, Path, Path | None]:
+        """Fetch what the task needs and is not here, and lay the package out; its values, and its reference if any."""
+        blobs = self._store.blobs
+        manifest_path = self._fetch(task.package, MAX_MANIFEST_BYTES)
+        manifest_data = manifest_path.read_bytes()
+        manifest = decisions.open_manifest(manifest_data, task, self._config.publisher_key)
+        manifest = manifest.for_engine(self._config.engine)  # only its programs are downloaded
+        decisions.admit_package(task, manifest, self._config)
+
+        sizes = {entry.sha256: entry.bytes for entry in manifest.files.values()}
+        missing_bytes = sum(size - blobs.held_bytes(sha256) for sha256, size in sizes.items())
+        compared = task.reference if task.directions == "filtered" else None
+        keep = {task.package, task.state, *sizes, *([compared] if compared else [])}
+        self._store.packages.clear_except(task.package)
+        blobs.make_room(max(0, missing_bytes), keep)
+        for sha256, size in sizes.items():
+            self._fetch(sha256, size)
+        most_bytes = min(self._config.max_blob_bytes, MAX_RESULT_BYTES)
+        state = self._fetch(task.state, most_bytes)
+        reference = self._fetch(compared, most_bytes) if compared else None
+        blobs.make_room(0, keep)
+        package = self._store.packages.lay_out(
+            manifest_data, manifest, task.package_signature, self._config.publisher_key
+        )
+        note("fetched", task_id=task.task_id, package=task.package, fetched_bytes=missing_bytes)
+        return package, state, reference
+
+    def _prepare(self, task: Task, package: Package, deadline_s: float) -> Path:
+        """The folder of the package laid out for this machine; made by a worker, unless it is there and current."""
+        folder = self._store.prepared_folder(task.package)
+        if is_current(folder, task.package, self._config.arithmetic, self._config.engine):
+            return folder
+        remaining_s = _remaining_s(task, deadline_s)
+        job = PrepareJob(
+            package_folder=str(package.folder),
+            package_sha256=task.package,
+            prepared_folder=str(folder),
+            cap_bytes=self._config.cap,
+            threads=self._config.engine_threads,
+            arithmetic=self._config.arithmetic,
+            engine=self._config.engine,
+        )
+        outcome = finish_worker(self._launch(job), PrepareOutcome, remaining_s)
+        note("prepared", package=task.package, arithmetic=outcome.arithmetic, seconds=outcome.seconds)
+        return folder
+
+    def _fetch(self, sha256: str, max_bytes: int) -> Path:
+        """The file of a blob, downloaded unless it is here. A download goes on as long as it gets on."""
+        blobs = self._store.blobs
+        while not blobs.has(sha256):
+            before_bytes = blobs.held_bytes(sha256)
+            try:
+                if before_bytes < max_bytes or before_bytes == 0:
+                    self._client.fetch_blob(sha256, blobs.part(sha256), max_bytes=max_bytes)
+            except UnreachableError:
+                if blobs.held_bytes(sha256) <= before_bytes:
+                    raise
+                self._sleep(RESUME_PAUSE_S)
+            except ProtocolError:
+                blobs.part(sha256).unlink(missing_ok=True)
+                raise
+            else:
+                blobs.accept(sha256)
+        return blobs.open_path(sha256)
+
+    def _train(
+        self,
+        task: Task,
+        package: Package,
+        prepared: Path,
+        state: Path,
+        reference: Path | None,
+        deadline_s: float,
+    ) -> bytes:
+        """Run a worker on the task and encode what it did."""
+        _remaining_s(task, deadline_s)
+        change = self._store.new_work_folder() / "change.safetensors"
+        job = TrainJob(
+            package_folder=str(package.folder),
+            package_sha256=task.package,
+            prepared_folder=str(prepared),
+            state_path=str(state),
+            data_path=str(self._config.data),
+            change_path=str(change),
+            task=task,
+            cap_bytes=self._config.cap,
+            threads=self._config.engine_threads,
+            budget_bytes=self._budget_bytes,
+            prefix_cache_bytes=self._config.prefix_cache,
+            engine=self._config.engine,
+            reference_path=str(reference) if reference else "",
+        )
+        note("training", task_id=task.task_id, slices=len(task.slices), steps=task.steps)
+        outcome = self._work(job, deadline_s)
+        self._floor_bytes = outcome.memory.floor_bytes
+        note(
+            "trained",
+            task_id=task.task_id,
+            seconds=outcome.seconds,
+            steps_applied=outcome.steps_applied,
+            steps_skipped=outcome.steps_skipped,
+            peak_bytes=outcome.memory.high_water_bytes,
+            judge=outcome.memory.judge,
+        )
+        return decisions.build_result(task, outcome, _read_change(change))
+
+    def _work(self, job: TrainJob, deadline_s: float) -> TrainOutcome:
+        """Have a worker do the job; once more with a smaller plan if it met the cap and time is left for as long.
+
+        The lower budget is kept for later tasks, unless there is no plan for it: then the cap is too small, and
+        telling so is better than refusing everything.
+        """
+        started_s = time.monotonic()
+        try:
+            return finish_worker(self._launch(job), TrainOutcome, deadline_s - started_s)
+        except OutOfMemoryError as error:
+            now_s = time.monotonic()
+            if deadline_s - now_s <= now_s - started_s:
+                raise
+            smaller = msgspec.structs.replace(job, budget_bytes=decisions.smaller_budget(job.budget_bytes))
+            self._tell(decisions.describe_retry(error, smaller.budget_bytes, job.task.task_id))
+            try:
+                outcome = finish_worker(self._launch(smaller), TrainOutcome, deadline_s - now_s)
+            except CapExceededError:
+                raise error from None
+            except OutOfMemoryError:
+                self._budget_bytes = smaller.budget_bytes
+                raise
+            self._budget_bytes = smaller.budget_bytes
+            return outcome
+
+    def _deliver_pending(self) -> None:
+        """Hand in a result that waits, and forget it once the coordinator has decided about it."""
+        body = self._store.pending()
+        if body is None:
+            return
+        try:
+            task_id = decode_result(body).task_id
+        except ProtocolError as error:
+            self._store.drop_pending()
+            warn("result_unreadable", error=error)
+            return
+        answer = self._client.put_result(task_id, body)
+        self._store.drop_pending()
+        if isinstance(answer, Refusal):
+            warn("result_refused", task_id=task_id, code=answer.code, message=answer.message)
+        else:
+            note("result_delivered", task_id=task_id, status=answer.status)
+
+    def _tell(self, event: DeviceEvent) -> None:
+        """Log an event and send it. It is no reason to stop if it does not arrive: it is in the log."""
+        warn(event.code, task_id=event.task_id, message=event.message)
+        try:
+            self._client.send_event(event)
+        except CoordinatorError as error:
+            warn("event_not_sent", error=error)
+
+
+def _remaining_s(task: Task, deadline_s: float) -> float:
+    remaining_s = deadline_s - time.monotonic()
+    if remaining_s <= 0:
+        raise DeviceError(f"the deadline of {task.deadline_s:.0f} s passed before training could start")
+    return remaining_s
+
+
+def _read_change(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size > MAX_RESULT_BYTES:
+        raise DeviceError(
+            f"the change has {size} bytes, over the limit of {MAX_RESULT_BYTES}; assign fewer slices"
+        )
+    return path.read_bytes()

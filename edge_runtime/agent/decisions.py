@@ -1,0 +1,190 @@
+"""What the agent decides, apart from how it moves bytes: no clock, file, socket or process here."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+from edge_runtime.agent.config import DeviceConfig
+from edge_runtime.errors import (
+    CapExceededError,
+    DeviceError,
+    EdgeError,
+    OutOfMemoryError,
+    PackageError,
+    ProtocolError,
+)
+from edge_runtime.package.manifest import Manifest, parse_manifest
+from edge_runtime.protocol.messages import (
+    MAX_RESULT_BYTES,
+    DeviceEvent,
+    Result,
+    SignedTask,
+    Task,
+    decode,
+    encode_result,
+)
+from edge_runtime.protocol.signing import verify
+from edge_runtime.training.methods import check_method, check_package
+from edge_runtime.worker.jobs import TrainOutcome
+
+FIRST_BACK_OFF_S = 5.0
+LONGEST_BACK_OFF_S = 15 * 60.0
+#: After a clear no, which only a person can change; spread by a fifth either way.
+REFUSED_WAIT_S = 3600.0
+#: Refusals that pass by themselves: the clock gets set, the next request has another nonce.
+PASSING_REFUSALS = frozenset({"clock_off", "replayed"})
+#: After an out-of-memory kill the next plan may use this share of what the killed one was planned for.
+SMALLER_PLAN = 0.75
+_MAX_MESSAGE_CHARACTERS = 2000
+
+
+def open_task(answer: SignedTask, coordinator_key: str) -> Task:
+    """The task, if the pinned coordinator signed it.
+
+    Raises:
+        SignatureError: somebody else did.
+        ProtocolError: it is malformed.
+    """
+    data = answer.task.encode()
+    verify(coordinator_key, data, answer.signature, what="the task")
+    return decode(data, Task)
+
+
+def open_manifest(data: bytes, task: Task, publisher_key: str) -> Manifest:
+    """The manifest, if its publisher signed it; unsigned bytes are never parsed.
+
+    Raises:
+        SignatureError: somebody else signed it.
+        PackageError: it is malformed.
+        FormatVersionError: it is newer than this program.
+    """
+    verify(publisher_key, data, task.package_signature, what=f"package {task.package}")
+    return parse_manifest(data)
+
+
+def admit_task(task: Task, config: DeviceConfig) -> None:
+    """Check what the task states against what the operator grants.
+
+    Raises:
+        CapExceededError: it needs more memory than the cap.
+    """
+    if task.required_bytes > config.cap:
+        raise CapExceededError(
+            f"task {task.task_id} needs {task.required_bytes} bytes and the cap is {config.cap}; "
+            "raise cap, or let the run assign less to this class of device",
+            required_bytes=task.required_bytes,
+            cap_bytes=config.cap,
+        )
+
+
+def admit_package(task: Task, manifest: Manifest, config: DeviceConfig) -> None:
+    """Check the task against its package, and the package against the device's limits.
+
+    Raises:
+        PackageError: the task asks for what the package does not have.
+        ConfigError: the task asks for what does not go together, with or without this package.
+        DeviceError: a file, or all together, are over a limit.
+    """
+    check_method(task)
+    check_package(task, manifest)
+    if task.sequence_limit > manifest.sequence_limit:
+        raise PackageError(
+            f"task {task.task_id} asks for {task.sequence_limit} tokens a row "
+            f"and package {manifest.name} takes {manifest.sequence_limit}; correct the run"
+        )
+    for name, entry in manifest.files.items():
+        if entry.bytes > config.max_blob_bytes:
+            raise DeviceError(
+                f"{name} of package {manifest.name} has {entry.bytes} bytes "
+                f"and max_blob_bytes is {config.max_blob_bytes}; raise it, or export a smaller package"
+            )
+    total_bytes = sum(entry.bytes for entry in manifest.files.values())
+    if total_bytes > config.disk_quota:
+        raise DeviceError(
+            f"package {manifest.name} has {total_bytes} bytes and disk_quota is {config.disk_quota}; "
+            "raise it, or export a smaller package"
+        )
+
+
+def smaller_budget(budget_bytes: int) -> int:
+    """What the next plan may use, in bytes, after one for ``budget_bytes`` met the cap."""
+    return int(budget_bytes * SMALLER_PLAN)
+
+
+def build_result(task: Task, outcome: TrainOutcome, change: bytes) -> bytes:
+    """The encoded result of a task.
+
+    Raises:
+        ProtocolError: it would be over the protocol's limit.
+    """
+    body = encode_result(
+        Result(
+            task_id=task.task_id,
+            run_id=task.run_id,
+            round=task.round,
+            examples=outcome.examples,
+            steps_applied=outcome.steps_applied,
+            steps_skipped=outcome.steps_skipped,
+            mean_loss=outcome.mean_loss,
+            seconds=outcome.seconds,
+            memory=outcome.memory,
+            change_sha256=hashlib.sha256(change).hexdigest(),
+            change=change,
+        )
+    )
+    if len(body) > MAX_RESULT_BYTES:
+        raise ProtocolError(
+            f"the result of task {task.task_id} has {len(body)} bytes, over the limit of {MAX_RESULT_BYTES}; "
+            "assign fewer or smaller slices"
+        )
+    return body
+
+
+def describe(code: str, error: Exception, task_id: str | None) -> DeviceEvent:
+    """The event that tells operators why a task was refused or failed.
+
+    The reason leads the message: ``cap`` for memory, else the error's class. Errors of this project never
+    quote data; of any other only the class is told.
+    """
+    reason = "cap" if isinstance(error, CapExceededError) else type(error).__name__
+    detail = f": {error}" if isinstance(error, EdgeError) else ""
+    return DeviceEvent(code=code, message=f"{reason}{detail}"[:_MAX_MESSAGE_CHARACTERS], task_id=task_id)
+
+
+def describe_retry(error: OutOfMemoryError, budget_bytes: int, task_id: str) -> DeviceEvent:
+    """The event that tells operators of a smaller plan after an out-of-memory kill; the task goes on."""
+    message = f"{error}; trying once more with a plan for {budget_bytes} bytes"
+    return DeviceEvent("plan_reduced", message[:_MAX_MESSAGE_CHARACTERS], task_id)
+
+
+class Pace:
+    """How long to wait between turns, in seconds. Drawn at random, so that a fleet never moves in step."""
+
+    def __init__(self, source: random.Random) -> None:
+        self._random = source
+        self._failures = 0
+
+    def asked(self, after_min_s: float, after_max_s: float) -> float:
+        """Within the window that the coordinator named."""
+        self._failures = 0
+        return self._random.uniform(after_min_s, max(after_min_s, after_max_s))
+
+    def done(self) -> float:
+        """After a task that went well: at once."""
+        self._failures = 0
+        return 0.0
+
+    def failed(self, retry_after_s: float | None = None) -> float:
+        """After a failure that may pass: exponential back-off with full jitter.
+
+        Args:
+            retry_after_s: the least wait that the coordinator asked for, if it did; the jitter comes on top.
+        """
+        longest_s = min(LONGEST_BACK_OFF_S, FIRST_BACK_OFF_S * 2.0 ** min(self._failures, 16))
+        self._failures += 1
+        return (retry_after_s or 0.0) + self._random.uniform(0.0, longest_s)
+
+    def refused(self) -> float:
+        """After a clear no."""
+        return REFUSED_WAIT_S * self._random.uniform(0.8, 1.2)

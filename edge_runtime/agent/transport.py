@@ -1,0 +1,176 @@
+"""How bytes reach the coordinator and come back. Whoever sends decides what they mean.
+
+``HttpTransport`` is the real one; tests put an in-memory coordinator behind the same protocol. Three
+rules hold for every answer: it is read up to a byte cap and no further, redirects are handed back and
+never followed (a signature covers one path on one host), and nothing is decompressed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import urllib3
+from msgspec import Struct, field
+from urllib3.exceptions import HTTPError
+
+from edge_runtime.errors import ProtocolError, UnreachableError
+from edge_runtime.protocol.messages import MAX_CONTROL_BYTES
+
+CONNECT_TIMEOUT_S = 15.0
+#: Longest silence within an answer, not its whole length: a slow line may take its time.
+READ_TIMEOUT_S = 60.0
+CHUNK_BYTES = 1 << 16
+
+_CONTENT_RANGE_FORM = re.compile(r"bytes (?P<start>[0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)")
+
+
+class Request(Struct, frozen=True):
+    """One request.
+
+    Attributes:
+        method: in capitals.
+        path: with the leading slash, without host and query.
+        body: empty for GET.
+        headers: as sent.
+        max_bytes: most bytes of the answer's body; with ``sink``, of the whole file.
+        sink: file that takes the body of a 200 (which replaces it) or a 206 (which continues it, and
+            must start where it ends); other answers go to :attr:`Response.body`.
+    """
+
+    method: str
+    path: str
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    max_bytes: int = MAX_CONTROL_BYTES
+    sink: Path | None = None
+
+
+class Response(Struct, frozen=True):
+    """One answer; header names are in lower case."""
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+
+class Transport(Protocol):
+    """Sends a request to the coordinator."""
+
+    def send(self, request: Request) -> Response:
+        """The answer, whatever its status.
+
+        Raises:
+            UnreachableError: no answer, or it broke off; a sink keeps what had come.
+            ProtocolError: the answer is longer than allowed, or continues a file at another place.
+        """
+        ...
+
+
+class HttpTransport:
+    """HTTP/1.1 with TLS verification against the system's certificates, through the environment's proxy.
+
+    ``http_proxy``, ``https_proxy`` and ``no_proxy`` are honoured, except for addresses of this machine.
+    """
+
+    def __init__(self, base_url: str) -> None:
+        self._base_url = base_url.rstrip("/")
+        timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S)
+        proxy = _proxy_for(self._base_url)
+        if proxy is None:
+            self._pool: urllib3.PoolManager = urllib3.PoolManager(num_pools=1, timeout=timeout)
+        else:
+            self._pool = urllib3.ProxyManager(
+                proxy, num_pools=1, timeout=timeout, proxy_headers=_proxy_headers(proxy)
+            )
+
+    def send(self, request: Request) -> Response:
+        """See :meth:`Transport.send`."""
+        try:
+            answer = self._pool.request(
+                request.method,
+                self._base_url + request.path,
+                body=request.body or None,
+                headers={"Accept-Encoding": "identity", **request.headers},
+                redirect=False,
+                retries=False,
+                preload_content=False,
+                decode_content=False,
+            )
+            try:
+                return _read(answer, request)
+            except BaseException:
+                answer.close()
+                raise
+            finally:
+                answer.release_conn()
+        except HTTPError as error:
+            raise UnreachableError(
+                f"no usable answer from {self._base_url} ({error}); "
+                "check the address, the network and the proxy"
+            ) from error
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self._pool.clear()
+
+
+def _read(answer: urllib3.BaseHTTPResponse, request: Request) -> Response:
+    headers = {name.lower(): value for name, value in answer.headers.items()}
+    if request.sink is None or answer.status not in {200, 206}:
+        limit_bytes = request.max_bytes if request.sink is None else MAX_CONTROL_BYTES
+        return Response(answer.status, headers, b"".join(_bounded_chunks(answer, limit_bytes)))
+    start = 0
+    if answer.status == 206:
+        start = _continuation(headers, request.sink)
+    with request.sink.open("ab" if start else "wb") as file:
+        for chunk in _bounded_chunks(answer, request.max_bytes - start):
+            file.write(chunk)
+    return Response(answer.status, headers)
+
+
+def _bounded_chunks(answer: urllib3.BaseHTTPResponse, limit_bytes: int) -> Iterator[bytes]:
+    total = 0
+    for chunk in answer.stream(CHUNK_BYTES, decode_content=False):
+        total += len(chunk)
+        if total > limit_bytes:
+            raise ProtocolError(
+                f"the answer exceeds {limit_bytes} bytes, the most allowed here; it was dropped"
+            )
+        yield chunk
+
+
+def _continuation(headers: Mapping[str, str], sink: Path) -> int:
+    match = _CONTENT_RANGE_FORM.fullmatch(headers.get("content-range", ""))
+    held_bytes = sink.stat().st_size if sink.exists() else 0
+    if match is None or int(match["start"]) != held_bytes:
+        raise ProtocolError(f"the answer does not continue at byte {held_bytes}, as was asked")
+    return held_bytes
+
+
+def _proxy_for(url: str) -> str | None:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if _is_this_machine(host) or urllib.request.proxy_bypass(host):
+        return None
+    proxies = urllib.request.getproxies()
+    return proxies.get(parts.scheme) or proxies.get("all")
+
+
+def _proxy_headers(proxy: str) -> dict[str, str]:
+    parts = urlsplit(proxy)
+    if parts.username is None:
+        return {}
+    return urllib3.make_headers(proxy_basic_auth=f"{parts.username}:{parts.password or ''}")
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

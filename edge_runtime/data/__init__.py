@@ -1,0 +1,1 @@
+"""A device's rows: read, tokenised, batched."""

@@ -1,0 +1,85 @@
+"""ONNX Runtime as engine.
+
+Options, each measured (docs/decisions/0003-engine.md, 0011-live-sets.md): all sessions share one arena, since segments
+run one after another and arenas of their own would each keep what they once took; spinning is off because several
+sessions share the process; weights that the engine repacks are bound as external initialisers, all others are inputs,
+whose mapped pages it reads in place; nodes run in the order of the file, which the exporter chose for memory, and
+without fusions or planned reuse, which would change it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import onnxruntime as ort
+
+from edge_runtime.engines.engine import Array
+from edge_runtime.engines.names import OUTPUT_SUFFIX
+from edge_runtime.errors import PackageError, WorkerError
+
+
+@cache
+def _share_one_arena() -> None:
+    """Register one arena for all sessions of this process; without a configuration of its own, which crashes."""
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, None)
+
+
+class OnnxEngine:
+    """Loads ``.onnx`` programs for the CPU.
+
+    Args:
+        threads: threads one operator may use.
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        self.threads = threads
+        _share_one_arena()
+
+    @property
+    def version(self) -> str:
+        """Name and version, as :func:`edge_runtime.package.prepared.engine_version` gives them."""
+        return f"onnxruntime {ort.__version__}"
+
+    def load(self, program: Path, weights: Mapping[str, Array], outputs: Sequence[str]) -> OnnxProgram:
+        """See :class:`edge_runtime.engines.engine.Engine`."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.enable_mem_pattern = False
+        options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.enable_mem_reuse = False
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        bound = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()}
+        options.add_external_initializers(list(bound), list(bound.values()))
+        try:
+            session = ort.InferenceSession(str(program), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the library's exceptions have no narrower root
+            reason = str(error).splitlines()[0]
+            raise PackageError(f"onnxruntime {ort.__version__} cannot load {program}: {reason}") from error
+        return OnnxProgram(session, outputs, bound)
+
+
+class OnnxProgram:
+    """One session; holds its bound weights alive."""
+
+    def __init__(
+        self, session: ort.InferenceSession, outputs: Sequence[str], bound: Mapping[str, ort.OrtValue]
+    ) -> None:
+        self._session = session
+        self._outputs = list(outputs)
+        self._bound = bound
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See :class:`edge_runtime.engines.engine.LoadedProgram`."""
+        try:
+            results = self._session.run([name + OUTPUT_SUFFIX for name in self._outputs], dict(inputs))
+        except Exception as error:  # the library's exceptions have no narrower root
+            raise WorkerError(f"onnxruntime failed: {str(error).splitlines()[0]}") from error
+        # Copied, so that nothing of this run stays in the arena: results there would lie in the way of the next run.
+        return {name: result.copy() for name, result in zip(self._outputs, results, strict=True)}

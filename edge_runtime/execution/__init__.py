@@ -1,0 +1,1 @@
+"""Running a package's programs: prepared weights, sweeps through the segments, caches between steps."""

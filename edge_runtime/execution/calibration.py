@@ -1,0 +1,163 @@
+"""One block of a package run on this machine: how long its programs take, and how exact its arithmetic is here."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.engines.engine import Array, Engine, LoadedProgram
+from edge_runtime.errors import PreparationError
+from edge_runtime.execution.layout import lay_out
+from edge_runtime.execution.weights import MappedWeights
+from edge_runtime.package.manifest import Arithmetic, Program
+from edge_runtime.package.package import Package
+from edge_runtime.package.prepared import Calibration, PreparedPackage
+
+#: Rows and tokens of the runs, and how many are timed.
+CALIBRATION_ROWS, CALIBRATION_TOKENS, CALIBRATION_RUNS = 1, 128, 5
+#: Levels of int8 weights, and what keeps sums of two products of a saturating kernel within 16 bits.
+FULL_LIMIT, HALF_LIMIT = 127, 63
+#: Random tokens are drawn from the first ids, which every vocabulary has.
+SAMPLE_VOCABULARY = 32
+
+
+def weight_limit(package: Package, engine: Engine) -> int:
+    """127 if this CPU's int8 kernel is exact at the extremes, else 63."""
+    activations = np.full((8, 64), 255, np.uint8)
+    matrix = np.full((64, 32), FULL_LIMIT, np.int8)
+    probe = engine.load(package.path(package.manifest.probe), {}, ("product",))
+    product = probe.run({"x": activations, "matrix": matrix})["product"]
+    exact = float(255 * FULL_LIMIT * 64)
+    return FULL_LIMIT if bool(np.all(product == exact)) else HALF_LIMIT
+
+
+def calibrate(
+    package: Package, work: Path, engine: Engine, arithmetic: Arithmetic, limit: int, *, four_draws: bool
+) -> tuple[NDArray[np.float32], Calibration]:
+    """Run the programs of the first block that may carry tangents on what the embedding gives for seeded random tokens.
+
+    Args:
+        package: as exported. work: a folder for the block's weights; empty afterwards.
+        engine: of this machine. arithmetic: to run in. limit: the largest level of int8 weights.
+        four_draws: whether four draws may be run, which takes most memory; else their time is extrapolated.
+
+    Returns:
+        The primal program's output, (1, T, H), and the times.
+    """
+    block = _first_dual_block(package)
+    segment = package.manifest.segments[block]
+    work.mkdir()
+    prepared = _two_segments(package, work, block, arithmetic, limit)
+    flow = _embedded(prepared, engine)
+    weights = MappedWeights(prepared, block)
+    dual_name = str(segment.dual)
+    programs = {name: package.manifest.programs[name] for name in (segment.primal, dual_name)}
+    primal = _load(prepared, engine, programs[segment.primal], weights)
+    output, primal_s = _time(prepared, primal, programs[segment.primal], weights, flow, 1)
+    del primal
+    dual = _load(prepared, engine, programs[dual_name], weights)
+    _, dual_1_s = _time(prepared, dual, programs[dual_name], weights, flow, 1)
+    dual_4_s = dual_1_s + 3 * max(0.0, dual_1_s - primal_s)
+    if four_draws:
+        _, dual_4_s = _time(prepared, dual, programs[dual_name], weights, flow, 4)
+    shutil.rmtree(work)
+    tokens = _tokens(package)
+    return output["hidden"], Calibration(CALIBRATION_ROWS, tokens, primal_s, dual_1_s, dual_4_s)
+
+
+def _first_dual_block(package: Package) -> int:
+    """Index of the first block that may carry tangents; those before the first slice never do.
+
+    Raises:
+        PreparationError: there is none.
+    """
+    segments = package.manifest.segments
+    for index, segment in enumerate(segments[:-1]):
+        if segment.dual is not None:
+            return index
+    raise PreparationError(f"no block of package {package.manifest.name} has a dual program; export it again")
+
+
+def _two_segments(
+    package: Package, work: Path, block: int, arithmetic: Arithmetic, limit: int
+) -> PreparedPackage:
+    """The embedding and a block, laid out in an arithmetic; in the places between them the embedding stands again."""
+    embedding = lay_out(package, work, 0, arithmetic, limit)
+    laid_out = (*[embedding] * block, lay_out(package, work, block, arithmetic, limit))
+    stored = PreparedPackage.as_stored(package).prepared
+    files = {path.name: path.stat().st_size for path in work.iterdir()}
+    prepared = msgspec.structs.replace(stored, arithmetic=arithmetic, segments=laid_out, files=files)
+    return PreparedPackage(package, work, prepared)
+
+
+def _embedded(prepared: PreparedPackage, engine: Engine) -> dict[str, Array]:
+    """What the embedding gives for random tokens, none of them padding: hidden values, masks, rotary tables."""
+    manifest = prepared.manifest
+    program = manifest.programs[manifest.segments[0].primal]
+    variant = prepared.variant(program)
+    weights = MappedWeights(prepared, 0, variant.gathered)
+    tokens = _tokens(prepared.package)
+    ids = np.random.default_rng(0).integers(0, SAMPLE_VOCABULARY, (CALIBRATION_ROWS, tokens), dtype=np.int64)
+    flow: dict[str, Array] = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    for name, rows in variant.gathered.items():
+        weights.gather(name, flow[rows])
+    feeds = {name: weights.arrays[name] for name in variant.fed} | {
+        name: flow[name] for name in program.inputs
+    }
+    return _load(prepared, engine, program, weights).run(feeds)
+
+
+def _load(
+    prepared: PreparedPackage, engine: Engine, program: Program, weights: MappedWeights
+) -> LoadedProgram:
+    variant = prepared.variant(program)
+    bound = {name: weights.arrays[name] for name in variant.bound}
+    return engine.load(prepared.package.path(variant.file), bound, program.outputs)
+
+
+def _time(
+    prepared: PreparedPackage,
+    loaded: LoadedProgram,
+    program: Program,
+    weights: MappedWeights,
+    flow: Mapping[str, Array],
+    draws: int,
+) -> tuple[dict[str, Array], float]:
+    """Outputs of one run, and the shortest of some runs in seconds; the first only warms up."""
+    feeds: dict[str, Array] = {name: weights.arrays[name] for name in prepared.variant(program).fed}
+    feeds.update(_sample_inputs(prepared.package, program.inputs, flow, draws))
+    seconds = []
+    for _ in range(CALIBRATION_RUNS + 1):
+        started = time.perf_counter()
+        outputs = loaded.run(feeds)
+        seconds.append(time.perf_counter() - started)
+    return outputs, min(seconds[1:])
+
+
+def _tokens(package: Package) -> int:
+    return min(CALIBRATION_TOKENS, package.manifest.sequence_limit)
+
+
+def _sample_inputs(
+    package: Package, names: Sequence[str], flow: Mapping[str, Array], draws: int
+) -> dict[str, Array]:
+    """Inputs of a block: what the embedding gave, and seeded normal slices and tangents."""
+    generator = np.random.default_rng(0)
+    shapes = {t.input: t.shape for spec in package.manifest.slices for t in spec.tensors}
+    feeds: dict[str, Array] = {}
+    for name in names:
+        stem = name.removesuffix("_dot")
+        if name in flow:
+            feeds[name] = flow[name]
+            continue
+        shape = shapes[stem] if stem in shapes else flow[stem].shape
+        if stem != name:
+            shape = (draws, CALIBRATION_ROWS, *shape[1:])
+        feeds[name] = generator.standard_normal(shape, dtype=np.float32)
+    return feeds

@@ -1,0 +1,348 @@
+"""Run a package's segments over micro-batches, segment by segment.
+
+Segment-major order: one segment is run for every micro-batch before the next, so each weight is read once
+a step. Segments before the first trained slice run their primal program; the segment that holds it the entry
+program; those after it the dual program, which carries the tangent of the hidden state along.
+
+Weights are mapped files. *Resident*, their pages stay once they are touched. *Streamed*, a segment's pages are
+given back after its last micro-batch, while the kernel already reads the next segment's file ahead: the process
+holds one segment at a time.
+
+What the segments before the first trained slice give can be kept (:mod:`edge_runtime.execution.prefix_cache`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+
+from edge_runtime.data.batches import Batch, IntArray
+from edge_runtime.engines.engine import Array, Engine, LoadedProgram
+from edge_runtime.errors import PackageError
+from edge_runtime.execution.prefix_cache import ExampleStore
+from edge_runtime.execution.token_chunks import run_in_chunks
+from edge_runtime.execution.weights import MappedWeights
+from edge_runtime.memory.plan import HEAD_TOKENS, WeightsMode, first_segment
+from edge_runtime.package.manifest import Program, Variant
+from edge_runtime.package.prepared import PreparedPackage
+from edge_runtime.package.slices import FloatArray, Values, key
+
+#: The values that every segment passes on.
+HIDDEN = "hidden"
+DOT = "_dot"
+#: Suffix of a program's input or output that is a cotangent.
+BAR = "_bar"
+#: What a batch brings; everything else in a flow is made by a segment.
+INPUTS = ("input_ids", "attention_mask", "labels")
+#: Named values of one micro-batch on their way through the segments.
+Flow = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What one pass over a batch gives.
+
+    Attributes:
+        loss: (B,) cross-entropy of each example; for language modelling the mean over its predicted tokens.
+        jvps: (K, B) directional derivatives, or None where no slice carried a tangent.
+        logits: (B, C). residual: (B, C) softmax minus one-hot. features: (B, H), the head's input. Of a
+            classification; None for language modelling.
+        correct: (B,) int64, how many tokens were predicted right; None for classification.
+    """
+
+    loss: FloatArray
+    jvps: FloatArray | None
+    logits: FloatArray | None = None
+    residual: FloatArray | None = None
+    features: FloatArray | None = None
+    correct: IntArray | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A segment: its program, its weights, and what of its surroundings is still needed after it.
+
+    Attributes:
+        slice_inputs: program input to flat tensor name. loaded: None where the program is loaded at each use.
+        weight_bytes: what the program reads of its weights, gathered rows not counted.
+        by_tokens: whether it is a language model's output layer, which runs some tokens at a time.
+    """
+
+    program: Program
+    variant: Variant
+    weights: MappedWeights
+    slice_inputs: Mapping[str, str]
+    needed_later: frozenset[str]
+    loaded: LoadedProgram | None
+    weight_bytes: int
+    by_tokens: bool
+
+
+class Executor:
+    """The programs and weights of one task.
+
+    Args:
+        prepared: a package, prepared for this machine.
+        engine: loads the programs.
+        trained: names of the slices that are trained; empty for evaluation and for head-only training.
+        weights: whether weights stay in memory or pass through it.
+        cache: keeps what the segments before the first trained slice give; None computes it every time.
+        carries_tangents: whether segments from the first trained slice on run their dual programs; otherwise all run
+            the primal ones, and values are moved instead (:mod:`edge_runtime.training.zero_order`).
+
+    Attributes:
+        first_trained: index of the first segment with a trained slice; None if there is none.
+        observe: called after each segment with the values that wait, while its weights are still there.
+        weights_read_bytes: what sweeps have read of the weights so far, once for each segment and sweep.
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedPackage,
+        engine: Engine,
+        trained: Sequence[str] = (),
+        weights: WeightsMode = "resident",
+        cache: ExampleStore | None = None,
+        *,
+        carries_tangents: bool = True,
+    ) -> None:
+        self.manifest = prepared.manifest
+        self._carries_tangents = carries_tangents
+        self._prepared = prepared
+        self._engine = engine
+        self._streams = weights == "streamed"
+        self.first_trained = first_segment(prepared.manifest, tuple(trained))
+        self._cache = cache
+        self.observe: Callable[[Sequence[Flow]], None] | None = None
+        self.weights_read_bytes = 0
+        self._shared: dict[str, LoadedProgram] = {}
+        self._mapped: dict[int, MappedWeights] = {}
+        programs = [self._program_of(i) for i in range(len(self.manifest.segments))]
+        self._stages = [self._stage(i, programs[i], programs[i + 1 :]) for i in range(len(programs))]
+
+    def sweep(
+        self,
+        values: Values,
+        micro_batches: Sequence[Batch],
+        tangents: Sequence[Mapping[str, FloatArray]] | None = None,
+        rows: Sequence[Sequence[int]] | None = None,
+    ) -> Sweep:
+        """Run all segments over a batch.
+
+        Args:
+            values: of every slice, by flat name.
+            micro_batches: the batch, cut into groups that are padded alike.
+            tangents: for each micro-batch the trained slices' tangents, (K, b, *s) by flat name. Slices of
+                dual segments that are not named get zeros.
+            rows: for each micro-batch the device's row of each example, by which a prefix cache knows it.
+
+        Returns:
+            Results for all examples, in the order of the micro-batches.
+        """
+        flows = self._begin(values, micro_batches, rows)
+        self._run(self._stages[self.first_trained or 0 :], flows, values, tangents)
+        return swept(flows)
+
+    def _begin(
+        self, values: Values, micro_batches: Sequence[Batch], rows: Sequence[Sequence[int]] | None
+    ) -> list[Flow]:
+        """Flows of a batch after the segments before the first trained slice; arguments as of :meth:`sweep`."""
+        flows: list[Flow] = [
+            {"input_ids": b.input_ids, "attention_mask": b.attention_mask, "labels": b.labels}
+            for b in micro_batches
+        ]
+        prefix = self._stages[: self.first_trained or 0]
+        if self._cache is None or rows is None:
+            self._run(prefix, flows, values)
+            return flows
+        return self._run_prefix(self._cache, prefix, flows, values, rows)
+
+    def _run(
+        self,
+        stages: Sequence[Stage],
+        flows: Sequence[Flow],
+        values: Values,
+        tangents: Sequence[Mapping[str, FloatArray]] | None = None,
+    ) -> None:
+        """Run some segments over all micro-batches; each flow ends with what is needed later."""
+        for stage, following in zip_longest(stages, stages[1:]):
+            self._run_stage(stage, flows, values, tangents, following)
+
+    def _run_stage(
+        self,
+        stage: Stage,
+        flows: Sequence[Flow],
+        values: Values,
+        tangents: Sequence[Mapping[str, FloatArray]] | None,
+        following: Stage | None,
+    ) -> None:
+        """Run one segment over all micro-batches; the one that follows is read ahead where weights are streamed."""
+        if self._streams and following is not None and following.weights is not stage.weights:
+            following.weights.prefetch()
+        loaded = stage.loaded or self._load(stage.program, stage.variant, stage.weights)
+        for number, flow in enumerate(flows):
+            given = tangents[number] if tangents is not None else {}
+            for name, rows in stage.variant.gathered.items():
+                stage.weights.gather(name, flow[rows])
+            inputs = _inputs(stage, flow, values, given)
+            outputs = (
+                run_in_chunks(loaded.run, inputs, HEAD_TOKENS) if stage.by_tokens else loaded.run(inputs)
+            )
+            stage.weights.drop_rows()
+            for name in [name for name in flow if name not in stage.needed_later]:
+                del flow[name]
+            flow.update(outputs)
+        self.weights_read_bytes += stage.weight_bytes
+        if self.observe is not None:
+            self.observe(self._waiting(flows))
+        if self._streams and (following is None or following.weights is not stage.weights):
+            stage.weights.release()
+
+    def _waiting(self, flows: Sequence[Flow]) -> Sequence[Flow]:
+        """All values that wait between segments."""
+        return flows
+
+    def _run_prefix(
+        self,
+        cache: ExampleStore,
+        stages: Sequence[Stage],
+        flows: Sequence[Flow],
+        values: Values,
+        rows: Sequence[Sequence[int]],
+    ) -> list[Flow]:
+        """The same as :meth:`_run` without tangents, computing only the examples the cache does not have.
+
+        What the first segment gives beside the hidden values (masks, rotary tables) may be one for all examples of a
+        batch, so it is not kept by example: the embedding runs again for the whole batch, for little.
+        """
+        kept = stages[-1].needed_later
+        of_batch = frozenset(stages[0].program.outputs) - {HIDDEN}
+        whole = [dict(flow) for flow in flows]
+        self._run(stages[:1], whole, values)
+        examples = [
+            [(row, flow["input_ids"].shape[1]) for row in group]
+            for flow, group in zip(flows, rows, strict=True)
+        ]
+        found = [[cache.load(example) for example in group] for group in examples]
+        partial, places = [], []
+        for number, group in enumerate(found):
+            missing = [position for position, arrays in enumerate(group) if arrays is None]
+            if missing:
+                partial.append({name: array[missing] for name, array in flows[number].items()})
+                places.append((number, missing))
+        self._run(stages, partial, values)
+        for flow, (number, missing) in zip(partial, places, strict=True):
+            for index, position in enumerate(missing):
+                arrays = {
+                    name: array[index : index + 1]
+                    for name, array in flow.items()
+                    if name not in INPUTS and name not in of_batch
+                }
+                cache.store(examples[number][position], arrays)
+                found[number][position] = arrays
+        joined: list[Flow] = []
+        for flow, made, group in zip(flows, whole, found, strict=True):
+            full = {
+                name: array
+                for name, array in {**flow, **made}.items()
+                if name in kept and (name in flow or name in of_batch)
+            }
+            parts = [arrays for arrays in group if arrays is not None]
+            full.update({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+            joined.append(full)
+        return joined
+
+    def _program_of(self, index: int) -> Program:
+        segment = self.manifest.segments[index]
+        name = segment.primal
+        if self._carries_tangents and self.first_trained is not None and index >= self.first_trained:
+            wanted = segment.entry if index == self.first_trained else segment.dual
+            if wanted is None:
+                raise PackageError(f"segment {segment.name} has no program that carries tangents")
+            name = wanted
+        return self.manifest.programs[name]
+
+    def _stage(self, index: int, program: Program, later: Sequence[Program]) -> Stage:
+        """A segment's program with its weights; ``later`` are the programs that run after it."""
+        variant = self._prepared.variant(program)
+        weights = self._weights(index, variant)
+        loaded: LoadedProgram | None = None
+        if not variant.bound:  # one load serves every segment of this structure
+            if variant.file not in self._shared:
+                self._shared[variant.file] = self._load(program, variant, weights)
+            loaded = self._shared[variant.file]
+        elif not self._streams:
+            loaded = self._load(program, variant, weights)
+            weights.release()  # the engine has repacked them
+        needed = frozenset(name for other in later for name in other.inputs)
+        read = [name for name in (*variant.fed, *variant.bound) if name not in variant.gathered]
+        size = sum(weights.arrays[name].nbytes for name in read)
+        ends_text = index == len(self.manifest.segments) - 1 and self.manifest.task == "causal_lm"
+        return Stage(program, variant, weights, self._slice_inputs(index), needed, loaded, size, ends_text)
+
+    def _weights(self, index: int, variant: Variant) -> MappedWeights:
+        """A segment's weights, mapped once however many segments and programs share them."""
+        owner = self.manifest.weights_owner(index)
+        if owner not in self._mapped:
+            self._mapped[owner] = MappedWeights(self._prepared, index, variant.gathered)
+        return self._mapped[owner]
+
+    def _load(self, program: Program, variant: Variant, weights: MappedWeights) -> LoadedProgram:
+        bound = {name: weights.arrays[name] for name in variant.bound}
+        return self._engine.load(self._prepared.package.path(variant.file), bound, program.outputs)
+
+    def _slice_inputs(self, index: int) -> dict[str, str]:
+        """Program input to flat tensor name, for the slices of one segment."""
+        return {
+            tensor.input: key(spec.name, tensor.name)
+            for spec in self.manifest.slices
+            if index in spec.segments
+            for tensor in spec.tensors
+        }
+
+
+def _inputs(
+    stage: Stage, flow: Mapping[str, Array], values: Values, tangents: Mapping[str, FloatArray]
+) -> dict[str, Array]:
+    feeds: dict[str, Array] = {name: stage.weights.arrays[name] for name in stage.variant.fed}
+    for name in stage.program.inputs:
+        base = name.removesuffix(DOT)
+        if name in flow:
+            feeds[name] = flow[name]
+        elif name in stage.slice_inputs:
+            feeds[name] = values[stage.slice_inputs[name]]
+        elif base in stage.slice_inputs:
+            feeds[name] = _tangent(stage.slice_inputs[base], values, tangents)
+        else:
+            raise PackageError(f"program {stage.variant.file} wants {name!r}, which nothing provides")
+    return feeds
+
+
+def _tangent(name: str, values: Values, tangents: Mapping[str, FloatArray]) -> FloatArray:
+    """The tangent of a slice tensor; zeros if the task does not train it."""
+    if name in tangents:
+        return tangents[name]
+    like = next(iter(tangents.values()))
+    return np.zeros((*like.shape[:2], *values[name].shape[1:]), dtype=np.float32)
+
+
+def swept(flows: Sequence[Flow]) -> Sweep:
+    """What the last segment left in the flows."""
+    return Sweep(
+        loss=_join(flows, "loss", 0),
+        jvps=_join(flows, "loss" + DOT, 1) if "loss" + DOT in flows[0] else None,
+        **{
+            name: _join(flows, name, 0)
+            for name in ("logits", "residual", "features", "correct")
+            if name in flows[0]
+        },
+    )
+
+
+def _join(flows: Sequence[Mapping[str, Array]], name: str, axis: int) -> Any:
+    """An output of the head over all micro-batches; its dtype is the program's."""
+    return np.concatenate([flow[name] for flow in flows], axis=axis)

@@ -1,0 +1,68 @@
+"""The output layer of a language model, some tokens at a time.
+
+It is the same for every token, and its logits, tokens times vocabulary, would be the largest tensors of a step. The
+loss of an example is a mean over its predicted tokens, so that of the whole is the mean of its parts', weighted by how
+many tokens each predicts; jvps and cotangents are linear and follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from edge_runtime.data.batches import NOT_PREDICTED
+from edge_runtime.engines.engine import Array
+
+#: Inputs and outputs that have a token axis, and which it is.
+TOKEN_AXIS = {"hidden": 1, "hidden_dot": 2, "hidden_bar": 1, "labels": 1}
+
+
+def run_in_chunks(
+    run: Callable[[Mapping[str, Array]], dict[str, Array]], inputs: Mapping[str, Array], tokens: int
+) -> dict[str, Array]:
+    """What a program of an output layer gives for a micro-batch, computed ``tokens`` tokens at a time.
+
+    Args:
+        run: the program. inputs: ``hidden`` (B, T, H), ``labels`` (B, T), perhaps ``hidden_dot`` (K, B, T, H), weights.
+        tokens: of a chunk, at least one.
+
+    Returns:
+        ``loss`` (B,), ``correct`` (B,), and where the program gives them ``loss_dot`` (K, B), ``hidden_bar`` (B, T, H).
+    """
+    labels = inputs["labels"]
+    total = np.count_nonzero(labels != NOT_PREDICTED, axis=1)
+    outputs: dict[str, Array] = {}
+    for start in range(0, labels.shape[1], tokens):
+        part = slice(start, start + tokens)
+        counts = np.count_nonzero(labels[:, part] != NOT_PREDICTED, axis=1)
+        if not counts.any():
+            continue
+        given = run({name: _part(name, array, part) for name, array in inputs.items()})
+        _add(outputs, given, counts, (counts / total).astype(np.float32), part, inputs["hidden"])
+    return outputs
+
+
+def _part(name: str, array: Array, part: slice) -> Array:
+    axis = TOKEN_AXIS.get(name)
+    return array if axis is None else np.ascontiguousarray(array[(slice(None),) * axis + (part,)])
+
+
+def _add(
+    outputs: dict[str, Array],
+    given: dict[str, Array],
+    counts: Array,
+    share: Array,
+    part: slice,
+    hidden: Array,
+) -> None:
+    """Add a chunk's part; an example of which nothing is predicted here has no loss, whatever the program gave."""
+    counted = counts > 0
+    for name, value in given.items():
+        if name == "hidden_bar":
+            bar = outputs.setdefault(name, np.zeros_like(hidden))
+            bar[:, part] = np.where(counted[:, None, None], value, 0) * share[:, None, None]
+        elif name == "correct":
+            outputs[name] = outputs.get(name, 0) + value
+        else:  # loss (B,), loss_dot (K, B)
+            outputs[name] = outputs.get(name, np.float32(0)) + np.where(counted, value, 0) * share

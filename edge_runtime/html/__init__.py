@@ -1,0 +1,1 @@
+"""What the project's self-contained pages share: style and SVG."""

@@ -1,0 +1,176 @@
+"""The cap enforced by the kernel: the worker is born in a memory control group of its own.
+
+Three judges, the best that the machine offers:
+
+- ``cgroup_v2``, ``cgroup_v1``: the kernel charges every page to the group and kills the worker at the cap.
+- ``rlimit``: the kernel refuses private writable mappings (RLIMIT_DATA). What is mapped is more than what is
+  resident, so the limit follows the worker: see :meth:`Cage.follow`.
+- ``none``: this system has none of them.
+
+Reasons and figures: docs/decisions/0010-enforcement.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import resource
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from edge_runtime.log import warn
+from edge_runtime.memory.cgroups import (
+    Hierarchies,
+    make_group,
+    parent_v1,
+    parent_v2,
+    remove_group,
+    remove_stale,
+)
+from edge_runtime.memory.meter import ProcessMemory
+
+Judge = Literal["cgroup_v2", "cgroup_v1", "rlimit", "none"]
+
+#: Enters the group named first, then becomes the program, so that all of its memory is charged there.
+ENTER = 'echo $$ > "$0" && exec "$@"'
+#: What RLIMIT_DATA allows beyond the cap. At the start: mappings that libraries never touch, mostly OpenBLAS's 42 MB
+#: for each core. Later: what threads may map as their stacks, 8 MB each, between two looks.
+START_SLACK_BYTES = (1 + (os.cpu_count() or 1)) * (64 << 20)
+LATER_SLACK_BYTES = 32 << 20
+#: How onnxruntime words a refused allocation; its exceptions for it have no class in common.
+REFUSED_MEMORY_WORDS = ("bad_alloc", "Failed to allocate memory", "Cannot allocate memory")
+
+
+@dataclass(frozen=True)
+class Cage:
+    """What holds one program to ``cap_bytes`` (None: it is only measured).
+
+    Attributes:
+        judge: who enforces.
+        note: why no control group does, empty if one does.
+        group: the control group's folder, if there is one.
+    """
+
+    judge: Judge
+    cap_bytes: int | None
+    group: Path | None = None
+    note: str = ""
+
+    def command(self, command: Sequence[str]) -> list[str]:
+        """``command`` such that the program is in its group before its own first page."""
+        return ["sh", "-c", ENTER, str(self.group / "cgroup.procs"), *command] if self.group else [*command]
+
+    def follow(self, process_id: int, memory: ProcessMemory | None = None) -> None:
+        """Let a program under RLIMIT_DATA map what it may still take; others need no following.
+
+        Allowed are the cap, what is mapped and not resident, and a slack. Without ``memory`` (at the start) the
+        slack is :data:`START_SLACK_BYTES`, later :data:`LATER_SLACK_BYTES`.
+        """
+        if self.judge != "rlimit" or self.cap_bytes is None:
+            return
+        limit_bytes = self.cap_bytes + START_SLACK_BYTES
+        if memory is not None:
+            untouched_bytes = max(0, memory.data_bytes - memory.resident_bytes)
+            limit_bytes = self.cap_bytes + untouched_bytes + LATER_SLACK_BYTES
+        try:
+            _, hard = resource.prlimit(process_id, resource.RLIMIT_DATA)
+            soft = limit_bytes if hard == resource.RLIM_INFINITY else min(limit_bytes, hard)
+            resource.prlimit(process_id, resource.RLIMIT_DATA, (soft, hard))
+        except ProcessLookupError:  # it has ended
+            return
+
+    def peak_bytes(self) -> int | None:
+        """The largest charge of the whole group, files it was first to read included; None without a group.
+
+        Version 2 offers it from Linux 5.19.
+        """
+        for name in ("memory.peak", "memory.max_usage_in_bytes"):
+            if self.group and (self.group / name).is_file():
+                return int((self.group / name).read_text())
+        return None
+
+    def killed_for_memory(self) -> bool:
+        """Whether the kernel killed in this group for memory.
+
+        Version 1 counts kills from Linux 4.13; before, that the limit was hit is all there is to go by.
+        """
+        if self.group is None:
+            return False
+        for name in ("memory.events", "memory.oom_control"):
+            kills = _counter(self.group / name, "oom_kill")
+            if kills is not None:
+                return kills > 0
+        failures = self.group / "memory.failcnt"
+        return failures.is_file() and int(failures.read_text()) > 0
+
+
+def make_cage(cap_bytes: int | None, tree: Hierarchies | None = None) -> Cage:
+    """A cage by the best judge that can be had; pass it to :func:`remove_cage` at the end.
+
+    Args:
+        cap_bytes: what the program may take; None to measure it only.
+        tree: where control groups are, the machine's own by default.
+    """
+    tree = tree or Hierarchies()
+    reasons = []
+    makers: tuple[tuple[Judge, Callable[[Hierarchies], Path]], ...] = (
+        ("cgroup_v2", parent_v2),
+        ("cgroup_v1", parent_v1),
+    )
+    for judge, parent_of in makers:
+        try:
+            parent = parent_of(tree)
+            remove_stale(parent, tree)
+            return Cage(judge, cap_bytes, make_group(parent, cap_bytes, tree, unified=judge == "cgroup_v2"))
+        except OSError as error:
+            reasons.append(f"{judge}: {error.strerror or error}")
+    note = f"no memory control group ({'; '.join(reasons)})"
+    judge = "rlimit" if cap_bytes is not None and hasattr(resource, "prlimit") else "none"
+    if cap_bytes is not None:
+        _warn_once(judge, note)
+    return Cage(judge, cap_bytes, note=note)
+
+
+def remove_cage(cage: Cage, tree: Hierarchies | None = None) -> None:
+    """Remove a cage's group, and whatever still runs in it."""
+    if cage.group:
+        remove_group(cage.group, tree or Hierarchies())
+
+
+@contextmanager
+def memory_limit(cap_bytes: int | None, tree: Hierarchies | None = None) -> Iterator[Cage]:
+    """A cage for the time of a ``with`` block; see :func:`make_cage`."""
+    cage = make_cage(cap_bytes, tree)
+    try:
+        yield cage
+    finally:
+        remove_cage(cage, tree)
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether an exception, or one it was raised from, says that an allocation failed.
+
+    Python and numpy raise MemoryError, onnxruntime errors that are told by their words alone.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError) or any(words in str(cause) for words in REFUSED_MEMORY_WORDS):
+            return True
+        cause = cause.__cause__
+    return False
+
+
+def _counter(path: Path, name: str) -> int | None:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name} ")), None)
+
+
+@functools.cache
+def _warn_once(judge: Judge, note: str) -> None:
+    warn("cap_enforcement", judge=judge, note=note)

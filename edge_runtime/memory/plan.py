@@ -1,0 +1,534 @@
+"""How much memory a task will take and how long its steps, from the manifest alone; and which plan fits a cap.
+
+The prediction adds up, in resident bytes: libraries, tokenizer, engine, weights (all that stay, or the largest segment
+that passes through), the largest live set of any program, values that wait between segments, slices. Constants were
+measured over a grid of shapes (docs/decisions/0006-memory-prediction.md). This module uses no engine and no
+numpy, so agent and coordinator can call it.
+
+Backpropagation (``Work.update``) runs primal programs forwards and adjoint programs back; the inputs of its segments
+wait in memory or in a file, and that is a rung of its own. Zero order is inference, once or twice a draw: its draws
+cost time and, but for the directions themselves, no memory.
+
+A plan is chosen by time among those that fit; what it gives up against the fastest is said. Four rungs leave the
+estimate as it is: streamed weights, layer inputs on disk, fewer examples at a time, fewer draws at a time. Two change
+the work and are taken only where the caller says so: shorter sequences, fewer slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
+
+from edge_runtime.errors import CapExceededError, PackageError
+from edge_runtime.package.manifest import (
+    ARITHMETICS,
+    BLOCK_ARITHMETICS,
+    LEVELS_SUFFIX,
+    SCALES_SUFFIX,
+    ZERO_POINTS_SUFFIX,
+    Arithmetic,
+    Axis,
+    Manifest,
+    Segment,
+    SizeTerm,
+    TensorRef,
+    Variant,
+)
+from edge_runtime.package.prepared import Calibration
+from edge_runtime.protocol.messages import Update
+
+WeightsMode = Literal["resident", "streamed"]
+#: Where backpropagation keeps the inputs of its segments; forward mode has none to keep.
+InputsMode = Literal["memory", "disk"]
+
+#: Resident size of a worker that has imported its libraries and done nothing; a device that has run a task
+#: reports its own figure. ExecuTorch's binding loads torch.
+DEFAULT_FLOOR_BYTES, EXECUTORCH_FLOOR_BYTES = 58 << 20, 228 << 20
+#: Of that, code that ran only while libraries were loaded: given back for good, and while the tokenizer works.
+RELEASED_BYTES, RELEASED_AT_LOAD_BYTES = 2 << 20, 8 << 20
+#: The same of torch, measured on one model.
+EXECUTORCH_RELEASED_BYTES = 40 << 20
+#: What the engine sets up with its sessions: operator registries and threads.
+ENGINE_BYTES = 2 << 20
+#: One more loaded program: its graph and kernels.
+PROGRAM_BYTES = 400 << 10
+#: A loaded tokenizer over the size of its file; nearly all of it is given back before the engine starts.
+TOKENIZER_FACTOR, TOKENIZER_REST_BYTES = 26, 2 << 20
+#: Matrices that the engine repacks, over their stored size; a session for each segment included.
+PACKED_FACTOR: dict[Arithmetic, float] = {"block_int8": 1.5, "block_int4": 1.8}
+#: Tensors as the engine's arena holds them: over their sum, for gaps between reused blocks; and what it starts with.
+ARENA_FACTOR, ARENA_BYTES = 1.55, 3 << 20
+#: What XNNPACK takes at run time over the planned memory of the largest program: packed operands and temporaries.
+WORKSPACE_FACTOR = 0.5
+#: Values, their change, one gradient, and the encoded blobs in and out.
+SLICE_COPIES = 5
+FLOAT_BYTES = 4
+#: Tokens that a language model's output layer runs at a time: its logits are the largest tensors there are.
+HEAD_TOKENS = 16
+#: Tokens of a group: more take memory and save little time.
+PREFERRED_TOKENS = 256
+#: A plan may use this share of the cap; the rest is for what a prediction cannot know.
+USABLE_SHARE = 0.95
+#: Time of a streamed step over a resident one, with the weights in the page cache; and of one more program run.
+STREAMED_TIME, RUN_SECONDS = 1.05, 4e-4
+#: Time of a block's adjoint program over its primal one (docs/decisions/0014-backpropagation.md). What a file of layer
+#: inputs costs did not show there; the factor keeps them in memory where both fit.
+ADJOINT_TIME, SPILLED_TIME = 4.0, 1.01
+#: Passes of a zero-order draw, at most.
+DIFFERENCE_PASSES = 2
+SHORTEST_SEQUENCE = 16
+_ITEM_BYTES = {"float32": 4, "uint8": 1, "int8": 1, "int64": 8, "int32": 4, "bool": 1}
+
+
+class Work(Struct, frozen=True):
+    """What a step is asked to do.
+
+    Attributes:
+        sequence: tokens of the longest example. draws: tangents per example. slices: trained as ``update`` says;
+            none for evaluation and for training the head alone. A head is named only where it is perturbed.
+        update: whether the slices' gradient is estimated forwards, computed backwards, or estimated from differences.
+    """
+
+    batch_size: int
+    sequence: int
+    draws: int
+    slices: tuple[str, ...]
+    update: Update = "forward"
+
+
+class PeakPrediction(Struct, frozen=True):
+    """Predicted peak of a worker by part, in bytes. ``load_bytes`` is the peak before the first step."""
+
+    libraries_bytes: int
+    tokenizer_bytes: int
+    engine_bytes: int
+    weights_bytes: int
+    live_bytes: int
+    waiting_bytes: int
+    slices_bytes: int
+    load_bytes: int
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """What adds up to the peak of a step, by name."""
+        return {
+            name.removesuffix("_bytes"): size for name, size in asdict(self).items() if name != "load_bytes"
+        }
+
+    @property
+    def total_bytes(self) -> int:
+        """The predicted peak."""
+        return max(sum(self.parts.values()), self.load_bytes)
+
+
+class Choice(Struct, frozen=True):
+    """How a step's work is done: where weights and layer inputs are, and how much runs at a time."""
+
+    weights: WeightsMode
+    micro_batch: int
+    draws_at_a_time: int
+    inputs: InputsMode = "memory"
+
+
+class Plan(Struct, frozen=True):
+    """Work, how it is done, and what that takes.
+
+    Attributes:
+        step_s: predicted seconds of a step; None where the machine was not measured.
+        gave_up: sentences, one for each rung the plan stands below the fastest.
+    """
+
+    work: Work
+    choice: Choice
+    peak: PeakPrediction
+    step_s: float | None
+    gave_up: tuple[str, ...] = ()
+
+
+class Planner:
+    """Plans for one package on one machine.
+
+    Args:
+        manifest: of the package, as :meth:`edge_runtime.package.manifest.Manifest.for_engine` gives it for the
+            machine's engine.
+        arithmetic: the one the package is prepared in; None takes the package's first.
+        floor_bytes: measured on the device; 0 takes the constant of this module.
+        calibration: of this machine, by which time is predicted.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        arithmetic: Arithmetic | None = None,
+        floor_bytes: int = 0,
+        calibration: Calibration | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self.arithmetic = arithmetic or manifest.arithmetics[0]
+        planned = any(v.planned_bytes for p in manifest.programs.values() for v in p.variants.values())
+        self._floor_bytes = floor_bytes or (EXECUTORCH_FLOOR_BYTES if planned else DEFAULT_FLOOR_BYTES)
+        self._released_bytes = EXECUTORCH_RELEASED_BYTES if planned else RELEASED_BYTES
+        self._calibration = calibration
+
+    def choose(self, work: Work, budget_bytes: int, *, may_change_work: bool = False) -> Plan:
+        """The fastest plan whose predicted peak is within ``USABLE_SHARE`` of the budget.
+
+        Raises:
+            CapExceededError: none fits; the message gives the smallest cap that would, and what would fit in this
+                one.
+        """
+        usable = int(budget_bytes * USABLE_SHARE)
+        for candidate in self._works(work) if may_change_work else (work,):
+            plans = [self.plan(candidate, choice) for choice in self.choices(candidate)]
+            fitting = [plan for plan in plans if plan.peak.total_bytes <= usable]
+            if fitting:
+                best = min(fitting, key=lambda plan: self._seconds(candidate, plan.choice))
+                return replace(best, gave_up=(*changed_work(work, candidate), *gave_up(plans[0], best)))
+        raise self._refusal(work, budget_bytes)
+
+    def plan(self, work: Work, choice: Choice) -> Plan:
+        """Work done in one given way."""
+        seconds = self._seconds(work, choice) if self._calibration is not None else None
+        return Plan(work, choice, self.predict(work, choice), seconds)
+
+    def choices(self, work: Work) -> Iterator[Choice]:
+        """Every way to do the work that the programs' bounds allow, the fastest and largest first.
+
+        Raises:
+            PackageError: its sequences are longer than a program was planned for.
+        """
+        bounds = self._bounds(work)
+        if work.sequence > bounds.get("sequence", work.sequence):
+            raise PackageError(
+                f"the programs of package {self.manifest.name} take {bounds['sequence']} tokens, the work has "
+                f"{work.sequence}; ask for shorter sequences"
+            )
+        return choices(work, bounds.get("batch"), bounds.get("draws"))
+
+    def _bounds(self, work: Work) -> dict[Axis, int]:
+        """The least of the bounds of all programs the work runs."""
+        least: dict[Axis, int] = {}
+        for variant in self._variants(work):
+            for axis, size in variant.bounds.items():
+                least[axis] = min(size, least.get(axis, size))
+        return least
+
+    def planned_bytes(self, work: Work) -> int:
+        """Memory that the engine plans ahead for all programs the work loads; 0 where it allocates as it runs."""
+        loaded = {variant.file: variant.planned_bytes for variant in self._variants(work)}
+        return sum(loaded.values())
+
+    def smallest(self, work: Work) -> Plan:
+        """The plan with the least predicted peak."""
+        return min(
+            (self.plan(work, choice) for choice in self.choices(work)), key=lambda plan: plan.peak.total_bytes
+        )
+
+    def smallest_cap(self, work: Work) -> int:
+        """The least cap under which :meth:`choose` finds a plan, in whole MiB, in bytes."""
+        needed = self.smallest(work).peak.total_bytes / USABLE_SHARE
+        return (int(needed) // (1 << 20) + 1) << 20
+
+    def predict(self, work: Work, choice: Choice) -> PeakPrediction:
+        """Predicted peak of a worker that does the work in the given way."""
+        manifest, first = self.manifest, first_segment(self.manifest, work.slices)
+        programs = {variant.file for variant in self._variants(work)}
+        tokens = work.batch_size * work.sequence
+        repacked = [repacked_bytes(segment, self.arithmetic) for segment in manifest.segments]
+        hidden = tokens * manifest.base.hidden_size * FLOAT_BYTES * self._waiting_rows(first, work, choice)
+        masks = tokens * work.sequence * FLOAT_BYTES
+        labels = tokens * _ITEM_BYTES["int64"] if manifest.task == "causal_lm" else 0
+        trained = sum(spec.dimensions for spec in manifest.slices) * FLOAT_BYTES
+        tangents = (
+            sum(manifest.slice_named(name).dimensions for name in work.slices)
+            * FLOAT_BYTES
+            * _directions_kept(work)
+        )
+        tokenizer = manifest.files[manifest.tokenizer].bytes * TOKENIZER_FACTOR
+        return PeakPrediction(
+            libraries_bytes=self._floor_bytes - self._released_bytes,
+            tokenizer_bytes=TOKENIZER_REST_BYTES,
+            engine_bytes=ENGINE_BYTES
+            + PROGRAM_BYTES * len(programs)
+            + self.planned_bytes(work)
+            + (sum(repacked) if choice.weights == "resident" else max(repacked)),
+            weights_bytes=self._weights_bytes(choice),
+            live_bytes=self._live_bytes(work, choice),
+            waiting_bytes=hidden + masks + labels,
+            slices_bytes=SLICE_COPIES * trained + 2 * tangents,
+            load_bytes=self._floor_bytes + max(0, tokenizer - RELEASED_AT_LOAD_BYTES),
+        )
+
+    def program_names(self, work: Work) -> list[str]:
+        """The programs that a step runs, in order; those of one structure occur repeatedly.
+
+        Raises:
+            PackageError: the work is backpropagation and the package has no adjoint programs for it.
+        """
+        segments, first = self.manifest.segments, first_segment(self.manifest, work.slices)
+        if work.update == "zero_order":
+            first = None
+        if work.update != "backprop" or first is None:
+            return [program_name(segment, index, first) for index, segment in enumerate(segments)]
+        # The head's adjoint gives the head's values too.
+        forwards = [segment.primal for segment in segments[:-1]]
+        indices = reversed(range(first, len(segments)))
+        return [*forwards, *(adjoint_program(self.manifest, index, self.arithmetic) for index in indices)]
+
+    def _waiting_rows(self, first: int | None, work: Work, choice: Choice) -> int:
+        """How many times the batch's hidden states wait between segments, at most."""
+        if first is None or work.update == "zero_order":
+            return 1
+        if work.update == "forward":
+            return 1 + choice.draws_at_a_time
+        kept = len(self.manifest.segments) - 1 - first if choice.inputs == "memory" else 1
+        return 1 + kept
+
+    def _live_bytes(self, work: Work, choice: Choice) -> int:
+        """The largest live set of any program; of those planned ahead, what they take beside their plan."""
+        variants = self._variants(work)
+        if self.planned_bytes(work):
+            return int(WORKSPACE_FACTOR * max(variant.planned_bytes for variant in variants))
+        sequences = [work.sequence] * len(variants)
+        if (
+            self.manifest.task == "causal_lm"
+        ):  # the output layer, which comes last, runs some tokens at a time
+            head = self.manifest.segments[-1]
+            runs_head = {head.primal, head.entry, head.dual, head.adjoint}
+            names = self.program_names(work)
+            sequences = [min(work.sequence, HEAD_TOKENS) if n in runs_head else work.sequence for n in names]
+        live = max(
+            live_bytes(variant, choice.micro_batch, sequence, choice.draws_at_a_time)
+            for variant, sequence in zip(variants, sequences, strict=True)
+        )
+        return int(live * ARENA_FACTOR) + ARENA_BYTES
+
+    def _variants(self, work: Work) -> list[Variant]:
+        """The programs that a step runs, in order."""
+        return [self.manifest.programs[name].variants[self.arithmetic] for name in self.program_names(work)]
+
+    def _weights_bytes(self, choice: Choice) -> int:
+        """All blocks, or the largest; and what the embedding maps. Rows it gathers are gone before a block runs."""
+        embedding = self.manifest.segments[0]
+        owned = [
+            segment
+            for index, segment in enumerate(self.manifest.segments)
+            if index and self.manifest.weights_owner(index) == index
+        ]
+        gathered = self.manifest.programs[embedding.primal].variants[self.arithmetic].gathered
+        mapped = sum(
+            stored_bytes(tensor) for name, tensor in embedding.weights.items() if name not in gathered
+        )
+        sizes = [segment_bytes(segment, self.arithmetic) for segment in owned]
+        return mapped + sum(sizes) if choice.weights == "resident" else max([mapped, *sizes])
+
+    def _seconds(self, work: Work, choice: Choice) -> float:
+        """Predicted seconds of a step, from the calibration of one block; proportions alone without one."""
+        measured = self._calibration or Calibration(1, PREFERRED_TOKENS, 1.0, 2.1, 4.8)
+        first = first_segment(self.manifest, work.slices)
+        per_draw = (measured.dual_4_s - measured.dual_1_s) / 3
+        back = work.update == "backprop" and first is not None
+        sweeps = 1
+        if work.update == "zero_order":
+            sweeps, first = DIFFERENCE_PASSES * max(1, work.draws), None
+        elif first is not None and not back:
+            sweeps = -(-work.draws // choice.draws_at_a_time)
+        runs = -(-work.batch_size // choice.micro_batch)
+        seconds = 0.0
+        for index in range(1, len(self.manifest.segments)):
+            carries = first is not None and index >= first
+            block, programs = measured.primal_s, 1
+            if carries and back:
+                block, programs = measured.primal_s * (1 + ADJOINT_TIME), 2
+            elif carries:
+                block = measured.dual_1_s + per_draw * (choice.draws_at_a_time - 1)
+            seconds += block * work.batch_size * work.sequence / (measured.rows * measured.tokens)
+            seconds += RUN_SECONDS * runs * programs
+        seconds *= sweeps * (STREAMED_TIME if choice.weights == "streamed" else 1.0)
+        return seconds * (SPILLED_TIME if choice.inputs == "disk" else 1.0)
+
+    def _works(self, work: Work) -> Iterator[Work]:
+        """The work as asked, then with shorter sequences, then with fewer slices as well, nearest the head."""
+        lengths = [work.sequence]
+        while lengths[-1] > SHORTEST_SEQUENCE:
+            lengths.append(max(SHORTEST_SEQUENCE, lengths[-1] // 2))
+        ordered = sorted(work.slices, key=lambda name: self.manifest.slice_named(name).segment)
+        counts = [len(ordered)]
+        while counts[-1] > 1:
+            counts.append(counts[-1] // 2)
+        for count, length in product(counts, lengths):
+            yield replace(work, sequence=length, slices=tuple(ordered[len(ordered) - count :]))
+
+    def _refusal(self, work: Work, budget_bytes: int) -> CapExceededError:
+        cap, offers = self.smallest_cap(work), []
+        for candidate in self._works(work):
+            if self.smallest_cap(candidate) <= budget_bytes:
+                offers = list(changed_work(work, candidate))
+                break
+        least = {
+            "forward": "streamed, one example and one draw at a time",
+            "backprop": "streamed, layer inputs on disk, one example at a time",
+            "zero_order": "streamed, one example at a time",
+        }[work.update]
+        would = f"would fit here with {' and '.join(offers)}" if offers else "nothing smaller would fit here"
+        return CapExceededError(
+            f"the task needs a cap of {cap >> 20} MiB ({least}), "
+            f"the cap is {budget_bytes >> 20} MiB; {would}",
+            required_bytes=cap,
+            cap_bytes=budget_bytes,
+        )
+
+
+def choices(work: Work, most_examples: int | None = None, most_draws: int | None = None) -> Iterator[Choice]:
+    """Every way to do the work, the fastest and largest first; with so many examples and draws at a time at most."""
+    examples, together = preferred_micro_batch(work.batch_size, work.sequence), max(1, work.draws)
+    sizes = _halved(min(examples, most_examples or examples))
+    back = work.update == "backprop" and bool(work.slices)
+    draws = [1] if back or work.update == "zero_order" else _halved(min(together, most_draws or together))
+    modes: tuple[WeightsMode, ...] = ("resident", "streamed")
+    places: tuple[InputsMode, ...] = ("memory", "disk") if back else ("memory",)
+    for weights, inputs, at_a_time, micro_batch in product(modes, places, draws, sizes):
+        yield Choice(weights, micro_batch, at_a_time, inputs)
+
+
+def gave_up(fastest: Plan, chosen: Plan) -> tuple[str, ...]:
+    """What a choice gives up against the fastest one, a sentence each."""
+    sentences = []
+    if chosen.choice.weights != fastest.choice.weights:
+        sentences.append("weights pass through memory a segment at a time")
+    if chosen.choice.inputs != fastest.choice.inputs:
+        sentences.append("layer inputs wait on disk")
+    if chosen.choice.micro_batch != fastest.choice.micro_batch:
+        sentences.append(
+            f"{_count(chosen.choice.micro_batch, 'example')} at a time instead of {fastest.choice.micro_batch}"
+        )
+    if chosen.choice.draws_at_a_time != fastest.choice.draws_at_a_time:
+        sentences.append(
+            f"{_count(chosen.choice.draws_at_a_time, 'draw')} at a time instead of {fastest.choice.draws_at_a_time}"
+        )
+    return tuple(sentences)
+
+
+def changed_work(asked: Work, done: Work) -> tuple[str, ...]:
+    """What of the work itself was given up."""
+    sentences = []
+    if done.sequence != asked.sequence:
+        sentences.append(f"sequences of {done.sequence} tokens instead of {asked.sequence}")
+    if done.slices != asked.slices:
+        sentences.append(f"the {len(done.slices)} slices nearest the head instead of {len(asked.slices)}")
+    return tuple(sentences)
+
+
+def first_segment(manifest: Manifest, slices: tuple[str, ...]) -> int | None:
+    """Index of the first segment that must carry tangents; None if no slice is trained by forward mode."""
+    specs = [manifest.slice_named(name) for name in slices]
+    return min((spec.segment for spec in specs if spec.kind != "head"), default=None)
+
+
+def program_name(segment: Segment, index: int, first: int | None) -> str:
+    """Which of a segment's programs runs, as :class:`edge_runtime.execution.executor.Executor` chooses it."""
+    if first is None or index < first:
+        return segment.primal
+    return (segment.entry if index == first else segment.dual) or segment.primal
+
+
+def adjoint_program(manifest: Manifest, index: int, arithmetic: Arithmetic) -> str:
+    """Name of a segment's adjoint program.
+
+    Raises:
+        PackageError: the package has none, or none in this arithmetic; says which and what to do.
+    """
+    name = manifest.segments[index].adjoint
+    if name is None:
+        raise PackageError(
+            f"package {manifest.name} has no adjoint programs, which backpropagation runs; "
+            "export it again with --with-adjoint, or train with forward gradients"
+        )
+    offered = manifest.programs[name].variants
+    if arithmetic not in offered:
+        others = " or ".join(name for name in ARITHMETICS if name in offered)
+        raise PackageError(
+            f"package {manifest.name} is prepared in {arithmetic}, whose products cannot be transposed; prepare it in "
+            f"{others} for backpropagation, or train with forward gradients"
+        )
+    return name
+
+
+def live_bytes(variant: Variant, batch: int, sequence: int, draws: int) -> float:
+    """Largest live set of a program at a size: the largest of its polynomials."""
+    return max(
+        (sum(_term(term, batch, sequence, draws) for term in candidate) for candidate in variant.live),
+        default=0.0,
+    )
+
+
+def segment_bytes(segment: Segment, arithmetic: Arithmetic) -> int:
+    """Bytes of a segment's weights as an arithmetic maps them; without what the engine repacks."""
+    total = 0
+    for name, tensor in segment.weights.items():
+        if not _is_quantised(name, segment):
+            total += stored_bytes(tensor)
+        elif name.endswith(LEVELS_SUFFIX) and arithmetic not in BLOCK_ARITHMETICS:
+            total += matrix_numbers(name, segment) * (1 if arithmetic == "row_int8" else FLOAT_BYTES)
+    return total
+
+
+def matrix_numbers(levels: str, segment: Segment) -> int:
+    """How many weights the matrix of these levels has: two a byte where it has zero points."""
+    four_bits = levels.removesuffix(LEVELS_SUFFIX) + ZERO_POINTS_SUFFIX in segment.weights
+    return stored_bytes(segment.weights[levels]) * (2 if four_bits else 1)
+
+
+def stored_bytes(tensor: TensorRef) -> int:
+    """Bytes of a tensor in its file."""
+    total = _ITEM_BYTES[tensor.dtype]
+    for side in tensor.shape:
+        total *= side
+    return total
+
+
+def repacked_bytes(segment: Segment, arithmetic: Arithmetic) -> int:
+    """Bytes that the engine makes of a segment's matrices for itself."""
+    if arithmetic not in PACKED_FACTOR:
+        return 0
+    stored = sum(stored_bytes(t) for name, t in segment.weights.items() if _is_quantised(name, segment))
+    return int(stored * PACKED_FACTOR[arithmetic])
+
+
+def _is_quantised(name: str, segment: Segment) -> bool:
+    """Whether a tensor is levels, scales or zero points of a quantised matrix (not of an embedding)."""
+    for suffix in (LEVELS_SUFFIX, SCALES_SUFFIX, ZERO_POINTS_SUFFIX):
+        levels = segment.weights.get(name.removesuffix(suffix) + LEVELS_SUFFIX)
+        if name.endswith(suffix) and levels is not None and len(levels.shape) == 3:
+            return True
+    return False
+
+
+def preferred_micro_batch(batch_size: int, sequence: int) -> int:
+    """Examples to run at a time where memory does not matter: about ``PREFERRED_TOKENS`` tokens."""
+    return min(batch_size, max(1, PREFERRED_TOKENS // sequence))
+
+
+def _directions_kept(work: Work) -> int:
+    """How many directions of its slices a step holds: of zero order the batch shares them."""
+    return {"forward": work.draws * work.batch_size, "zero_order": work.draws, "backprop": 0}[work.update]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _halved(largest: int) -> list[int]:
+    sizes = [largest]
+    while sizes[-1] > 1:
+        sizes.append(-(-sizes[-1] // 2))
+    return sizes
+
+
+def _term(term: SizeTerm, batch: int, sequence: int, draws: int) -> float:
+    scale = batch**term.batch_power * sequence**term.sequence_power * draws**term.draws_power
+    return float(term.coefficient * scale)

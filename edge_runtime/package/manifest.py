@@ -1,0 +1,385 @@
+"""The package: what the exporter writes, the coordinator serves and the device opens.
+
+A package is a folder::
+
+    manifest.json       this module's Manifest, as canonical JSON; its sha256 names the package
+    manifest.sig        Ed25519 signature over the manifest's bytes, in base64
+    programs/*.onnx     graphs without weights, for ONNX Runtime
+    programs/*.pte      the same for ExecuTorch, where the package was exported for it
+    weights/*.bin       raw little-endian tensors, aligned so that they can be memory-mapped
+    tokenizer.json      the tokenizer, as ``tokenizers`` reads it
+    slices.safetensors  initial values of all trainable tensors
+
+The manifest lists every other file with size and sha256; the signature therefore covers everything.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from edge_runtime.engines.names import ENGINES, EngineName
+from edge_runtime.errors import FormatVersionError, PackageError
+from edge_runtime.protocol.messages import Bytes, Count, Identifier, PositiveCount, Sha256, Text
+
+FORMAT_VERSION = 3
+MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"
+MAX_MANIFEST_BYTES = 16 << 20
+HASH_CHUNK_BYTES = 1 << 20
+
+#: A path inside the package: no absolute paths, no way up.
+PackagePath = Annotated[
+    str, Meta(pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*/){0,3}[A-Za-z0-9_-][A-Za-z0-9._-]*$")
+]
+Shape = tuple[Count, ...]
+#: How frozen products are computed (export/arithmetic.py holds the formulas).
+Arithmetic = Literal["row_int8", "block_int8", "block_int4", "float"]
+ARITHMETICS: tuple[Arithmetic, ...] = ("row_int8", "block_int8", "block_int4", "float")
+#: What a package is trained for. ``classification``: one label a text, and a head. ``causal_lm``: the next token.
+TaskKind = Literal["classification", "causal_lm"]
+#: The dynamic sides of a program's inputs.
+Axis = Literal["draws", "batch", "sequence"]
+Quantisation = Literal["int8", "int4", "none"]
+#: Arithmetics whose layout is the package's own: the engine repacks the matrices when it loads a program.
+BLOCK_ARITHMETICS: frozenset[Arithmetic] = frozenset({"block_int8", "block_int4"})
+#: A quantised matrix X (N outputs, K inputs) is stored as levels and scales: uint8 (N, K/32, 32), float32 (N, K/32).
+#: One with zero points has 4 bits: levels uint8 (N, K/B, B/2), zero points uint8 (N, ceil(K/B/2)), two in a byte.
+LEVELS_SUFFIX, SCALES_SUFFIX, ZERO_POINTS_SUFFIX = "_levels", "_scales", "_zero_points"
+#: What a device makes of it: int8 (K, N) with float32 (N) scales, or float32 (K, N).
+INT8_SUFFIX, INT8_SCALES_SUFFIX, FLOAT_SUFFIX = "_int8", "_int8_scales", "_float"
+
+
+class FileEntry(Struct, frozen=True):
+    """Size and digest of one file of the package."""
+
+    bytes: Bytes
+    sha256: Sha256
+
+
+class TensorRef(Struct, frozen=True):
+    """Where a frozen tensor lies: raw bytes in ``file`` from ``offset``."""
+
+    file: PackagePath
+    offset: Bytes
+    dtype: Literal["float32", "uint8", "int8", "int64", "int32", "bool"]
+    shape: Shape
+
+
+class SizeTerm(Struct, frozen=True, array_like=True):
+    """``coefficient · batch^batch_power · sequence^sequence_power · draws^draws_power`` bytes."""
+
+    coefficient: float
+    batch_power: int = 0
+    sequence_power: int = 0
+    draws_power: int = 0
+
+
+class PeakTensor(Struct, frozen=True):
+    """A tensor alive where a program's live set is largest.
+
+    ``operator`` made it; ``shape`` has numbers, and names of dynamic sides such as ``batch`` or ``batch*sequence``.
+    """
+
+    name: Text
+    operator: Text
+    shape: tuple[Text, ...]
+    size: SizeTerm
+
+
+class Undelegated(Struct, frozen=True, array_like=True):
+    """An operator of an ExecuTorch program that its fast backend did not take: name, how many nodes, why."""
+
+    operator: Text
+    nodes: PositiveCount
+    reason: Text
+
+
+class Variant(Struct, frozen=True):
+    """A program in one arithmetic.
+
+    ``bound`` names the frozen tensors that the engine repacks when it loads the program, so that each segment
+    needs a load of its own; ``fed`` those it takes as inputs, so that one load serves every segment of equal
+    structure. ``gathered`` names those of the fed ones of which only the rows given by a program input are read.
+    ``live`` holds the largest live sets as polynomials, of which the largest value at a given size is the
+    prediction; ``peak_tensors`` the largest tensors of that set at the exporter's reference size.
+
+    ExecuTorch plans memory ahead instead of at run time: ``planned_bytes`` is what a loaded program holds, whatever
+    it is run on, ``bounds`` the largest sizes it was planned for, ``undelegated`` what its own kernels compute.
+    """
+
+    file: PackagePath
+    fed: tuple[Text, ...]
+    bound: tuple[Text, ...] = ()
+    gathered: dict[Text, Text] = {}
+    live: tuple[tuple[SizeTerm, ...], ...] = ()
+    peak_tensors: tuple[PeakTensor, ...] = ()
+    planned_bytes: Bytes = 0
+    bounds: dict[Axis, PositiveCount] = {}
+    undelegated: Annotated[tuple[Undelegated, ...], Meta(max_length=1000)] = ()
+
+
+class Program(Struct, frozen=True):
+    """One graph. Values flow by name: an output named ``hidden`` feeds a later input ``hidden``.
+
+    ``variants`` holds the graph once for each arithmetic the package offers on ONNX Runtime, ``executorch`` the same
+    for ExecuTorch, if the package was exported for it.
+    """
+
+    inputs: tuple[Text, ...]
+    outputs: tuple[Text, ...]
+    variants: dict[Arithmetic, Variant]
+    executorch: dict[Arithmetic, Variant] = {}
+
+
+class TensorSpec(Struct, frozen=True):
+    """A trainable tensor; ``input`` is the program input it feeds."""
+
+    name: Identifier
+    shape: Shape
+    input: Text
+
+
+class SliceSpec(Struct, frozen=True):
+    """A named set of trainable tensors attached to one place of the base.
+
+    ``segments`` are those that use it, ascending: one, or several where blocks share their weights (ALBERT).
+    """
+
+    name: Identifier
+    kind: Literal["lora_xs", "lora", "head"]
+    segments: Annotated[tuple[Count, ...], Meta(min_length=1)]
+    target: Text
+    tensors: tuple[TensorSpec, ...]
+
+    @property
+    def segment(self) -> int:
+        """The first segment that uses the slice: from there on a sweep carries tangents."""
+        return self.segments[0]
+
+    @property
+    def dimensions(self) -> int:
+        """Number of trainable scalars."""
+        total = 0
+        for tensor in self.tensors:
+            size = 1
+            for side in tensor.shape:
+                size *= side
+            total += size
+        return total
+
+
+class Segment(Struct, frozen=True):
+    """A run of layers: which programs run it, and which frozen tensor each initialiser is.
+
+    ``entry`` is the dual program for the first segment that holds an assigned slice: its incoming hidden
+    state has no tangent, so it takes none. Segments that hold no slice and precede all slices have
+    neither ``entry`` nor ``dual``. ``adjoint`` is the vector-Jacobian product, for backpropagation.
+    """
+
+    name: Identifier
+    primal: Identifier
+    entry: Identifier | None
+    dual: Identifier | None
+    weights: dict[Text, TensorRef]
+    adjoint: Identifier | None = None
+
+
+class Base(Struct, frozen=True):
+    """What the package was made from; ``causal``: attention looks back only."""
+
+    architecture: Text
+    source: Text
+    parameters: Count
+    hidden_size: PositiveCount
+    quantisation: Quantisation
+    causal: bool = False
+
+
+class SelfCheck(Struct, frozen=True):
+    """Largest relative differences of one arithmetic from torch on real text, measured before the package was written.
+
+    ``jvp_cosine`` is the cosine between all directional derivatives of the check and torch's; ``gradient_cosine``
+    that of the gradients of the adjoint programs, None where the package or the arithmetic has none. ``segments`` were
+    run: all of them, or of a large package enough to use every program.
+    """
+
+    rows: Count
+    loss: float
+    jvp: float
+    jvp_cosine: float
+    segments: Count = 0
+    gradient: float | None = None
+    gradient_cosine: float | None = None
+
+
+class QuantisationEffect(Struct, frozen=True):
+    """What storing the model in few bits does to it, in torch on real text; float arithmetic on both sides.
+
+    ``loss`` is the mean over rows of the absolute difference, relative to the float model's mean loss; ``jvp_cosine``
+    that between all directional derivatives of the two.
+    """
+
+    rows: Count
+    loss: float
+    jvp_cosine: float
+
+
+class Manifest(Struct, frozen=True):
+    """Everything a device needs to know of a package; ``labels`` are empty unless the task is classification."""
+
+    format_version: PositiveCount
+    name: Identifier
+    task: TaskKind
+    labels: Annotated[tuple[Text, ...], Meta(max_length=100_000)]
+    sequence_limit: PositiveCount
+    pad_token_id: Count
+    base: Base
+    files: dict[PackagePath, FileEntry]
+    programs: dict[Identifier, Program]
+    segments: Annotated[tuple[Segment, ...], Meta(min_length=2)]
+    slices: tuple[SliceSpec, ...]
+    tokenizer: PackagePath
+    initial_state: PackagePath
+    self_checks: dict[Arithmetic, SelfCheck]
+    probe: PackagePath
+    quantisation_effect: QuantisationEffect | None = None
+    executorch_checks: dict[Arithmetic, SelfCheck] = {}
+
+    def slice_named(self, name: str) -> SliceSpec:
+        """The slice of that name; :class:`PackageError` if there is none."""
+        for spec in self.slices:
+            if spec.name == name:
+                return spec
+        raise PackageError(
+            f"package {self.name} has no slice {name!r}; it has {', '.join(s.name for s in self.slices)}"
+        )
+
+    def weights_owner(self, index: int) -> int:
+        """The first segment that has a segment's frozen tensors: itself, or another block that shares them (ALBERT)."""
+        weights = self.segments[index].weights
+        if not weights:
+            return index
+        return next(i for i, segment in enumerate(self.segments) if segment.weights == weights)
+
+    @property
+    def engines(self) -> tuple[EngineName, ...]:
+        """Those that every program but the adjoints was lowered for."""
+        both = all(program.executorch for program in self._forward_programs())
+        return ENGINES if both else ENGINES[:1]
+
+    def for_engine(self, engine: EngineName) -> Manifest:
+        """The package as a device on that engine sees it: only that engine's variants, and the files it needs.
+
+        Raises:
+            PackageError: the package has no programs for the engine.
+        """
+        if engine not in self.engines:
+            raise PackageError(
+                f"package {self.name} has no programs for {engine}, only for {', '.join(self.engines)}; "
+                f"export it with --engine {','.join(ENGINES)}, or set the device's engine"
+            )
+        seen = {
+            name: msgspec.structs.replace(
+                program,
+                variants=program.executorch if engine == "executorch" else program.variants,
+                executorch={},
+            )
+            for name, program in self.programs.items()
+        }
+        kept = {variant.file for program in seen.values() for variant in program.variants.values()}
+        all_programs = {variant.file for program in self.programs.values() for variant in _all(program)}
+        files = {
+            name: entry for name, entry in self.files.items() if name in kept or name not in all_programs
+        }
+        checks = self.executorch_checks if engine == "executorch" else self.self_checks
+        return msgspec.structs.replace(
+            self, programs=seen, files=files, self_checks=checks, executorch_checks={}
+        )
+
+    @property
+    def arithmetics(self) -> tuple[Arithmetic, ...]:
+        """Those that every program but the adjoints offers, in order of preference."""
+        forward = self._forward_programs()
+        return tuple(name for name in ARITHMETICS if all(name in program.variants for program in forward))
+
+    def _forward_programs(self) -> list[Program]:
+        names = {name for each in self.segments for name in (each.primal, each.entry, each.dual)}
+        return [self.programs[name] for name in names if name is not None]
+
+    @property
+    def head(self) -> SliceSpec | None:
+        """The classification head, whose gradient is exact; None for a causal language model: its head is frozen."""
+        return next((spec for spec in self.slices if spec.kind == "head"), None)
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Parse manifest bytes, version first, so that a newer format is named as such."""
+    try:
+        version = msgspec.json.decode(data, type=_VersionOnly).format_version
+    except msgspec.DecodeError as error:
+        raise PackageError(f"malformed manifest: {error}") from error
+    if version > FORMAT_VERSION:
+        raise FormatVersionError(
+            f"package format {version} is newer than {FORMAT_VERSION}, the newest this program reads; "
+            "upgrade edge-runtime or export with the older version"
+        )
+    if version < FORMAT_VERSION:
+        raise FormatVersionError(
+            f"package format {version} is older than {FORMAT_VERSION}, the only one this program reads; export it again"
+        )
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise PackageError(f"malformed manifest: {error}") from error
+    _check_references(manifest)
+    return manifest
+
+
+class _VersionOnly(Struct):
+    format_version: PositiveCount
+
+
+def _all(program: Program) -> tuple[Variant, ...]:
+    return (*program.variants.values(), *program.executorch.values())
+
+
+def _check_references(manifest: Manifest) -> None:
+    """Whatever the manifest names must be in it, so that nothing later meets a dangling name."""
+    files = set(manifest.files)
+    for name, program in manifest.programs.items():
+        for variant in _all(program):
+            if variant.file not in files:
+                raise PackageError(f"program {name} names an unlisted file {variant.file}")
+    for segment in manifest.segments:
+        for program_name in (segment.primal, segment.entry, segment.dual, segment.adjoint):
+            if program_name is not None and program_name not in manifest.programs:
+                raise PackageError(f"segment {segment.name} names an unknown program {program_name}")
+        for tensor in segment.weights.values():
+            if tensor.file not in files:
+                raise PackageError(f"segment {segment.name} names an unlisted file {tensor.file}")
+    if not manifest.arithmetics:
+        raise PackageError("the package's programs have no arithmetic in common; export it again")
+    for path in (manifest.tokenizer, manifest.initial_state, manifest.probe):
+        if path not in files:
+            raise PackageError(f"the manifest names an unlisted file {path}")
+    _check_slices(manifest)
+
+
+def _check_slices(manifest: Manifest) -> None:
+    names = [spec.name for spec in manifest.slices]
+    if len(set(names)) != len(names):
+        raise PackageError("two slices of the package share a name")
+    heads = sum(spec.kind == "head" for spec in manifest.slices)
+    if manifest.task == "classification" and (heads != 1 or len(manifest.labels) < 2):
+        raise PackageError("a classification package needs exactly one head slice, and at least two labels")
+    if manifest.task == "causal_lm" and (heads or manifest.labels):
+        raise PackageError("a package for causal language modelling has neither a head slice nor labels")
+    for spec in manifest.slices:
+        if spec.segments[-1] >= len(manifest.segments) or list(spec.segments) != sorted(set(spec.segments)):
+            raise PackageError(
+                f"slice {spec.name} names segments {spec.segments} of {len(manifest.segments)}; "
+                "they must exist and ascend"
+            )

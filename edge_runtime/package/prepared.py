@@ -1,0 +1,203 @@
+"""A package prepared for one machine: which arithmetic it runs in there, and its weights in that layout.
+
+Preparing (:mod:`edge_runtime.execution.prepare`) happens once, when a package is installed. A prepared folder holds
+``prepared.json`` and one file of weights for each block, laid out so that the engine uses the mapped pages as they
+are. It belongs to a package, an engine version and a CPU type; on another it is made again, never used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from edge_runtime.engines.choice import engine_version
+from edge_runtime.engines.names import EngineName
+from edge_runtime.errors import PreparationError
+from edge_runtime.package.manifest import Arithmetic, PackagePath, Program, TensorRef, Variant
+from edge_runtime.package.package import Package
+from edge_runtime.protocol.messages import Bytes, PositiveCount, Sha256, Text
+
+PREPARED = "prepared.json"
+PREPARED_VERSION = 1
+MAX_PREPARED_BYTES = 16 << 20
+_CPU_INFO = Path("/proc/cpuinfo")
+#: Lines of /proc/cpuinfo that tell CPU types apart, on x86-64 and on arm64.
+_CPU_FIELDS = ("model name", "flags", "CPU implementer", "CPU part", "Features")
+
+
+class Candidate(Struct, frozen=True):
+    """One arithmetic as measured on this machine, on one block of the package.
+
+    Attributes:
+        seconds: primal program plus dual program with one draw, at the calibration's rows and tokens.
+        error: relative difference of the block's output from the most exact arithmetic's that was measured.
+        jvp_cosine: from the package's own check, on real text.
+    """
+
+    arithmetic: Arithmetic
+    seconds: float
+    error: float
+    jvp_cosine: float
+
+
+class Calibration(Struct, frozen=True):
+    """Seconds that one block takes here for ``rows × tokens`` tokens, by which plans predict time."""
+
+    rows: PositiveCount
+    tokens: PositiveCount
+    primal_s: float
+    dual_1_s: float
+    dual_4_s: float
+
+
+class PreparedSegment(Struct, frozen=True):
+    """Where a segment's tensors lie: in files of the package, or of the prepared folder."""
+
+    in_package: bool
+    tensors: dict[Text, TensorRef]
+
+
+class Prepared(Struct, frozen=True):
+    """What ``prepared.json`` says.
+
+    ``weight_limit`` is the largest level of int8 weights: 127, or 63 where the CPU's kernel would saturate.
+    """
+
+    version: PositiveCount
+    package_sha256: Sha256
+    engine: Text
+    cpu: Text
+    arithmetic: Arithmetic
+    weight_limit: PositiveCount
+    candidates: tuple[Candidate, ...]
+    calibration: Calibration
+    segments: tuple[PreparedSegment, ...]
+    files: dict[PackagePath, Bytes]
+
+
+class PreparedPackage:
+    """A package with its prepared weights."""
+
+    def __init__(self, package: Package, folder: Path, prepared: Prepared) -> None:
+        self.package = package
+        self.manifest = package.manifest
+        self.folder = folder
+        self.prepared = prepared
+
+    @classmethod
+    def open(cls, package: Package, folder: Path, engine: str) -> PreparedPackage:
+        """Open a prepared folder.
+
+        Args:
+            package: what it was prepared from. folder: the prepared folder.
+            engine: name and version of the engine in use, as ``Engine.version`` gives it.
+
+        Raises:
+            PreparationError: it is missing, damaged, or made for something else; says which.
+        """
+        prepared = read_prepared(folder)
+        reason = stale_reason(folder, prepared, package.sha256, engine)
+        if reason is not None:
+            raise PreparationError(f"{folder} {reason}; prepare the package again")
+        if len(prepared.segments) != len(package.manifest.segments):
+            raise PreparationError(f"{folder} has another number of segments; prepare the package again")
+        return cls(package, folder, prepared)
+
+    @classmethod
+    def as_stored(cls, package: Package) -> PreparedPackage:
+        """A package's own tensors, as the exporter stored them, by the interface of prepared ones."""
+        segments = tuple(PreparedSegment(True, segment.weights) for segment in package.manifest.segments)
+        nothing = Calibration(1, 1, 0.0, 0.0, 0.0)
+        prepared = Prepared(
+            PREPARED_VERSION,
+            package.sha256,
+            "",
+            "",
+            package.manifest.arithmetics[0],
+            1,
+            (),
+            nothing,
+            segments,
+            {},
+        )
+        return cls(package, package.folder, prepared)
+
+    def variant(self, program: Program) -> Variant:
+        """A program in the arithmetic chosen for this machine."""
+        return program.variants[self.prepared.arithmetic]
+
+    def weight_path(self, segment: int, file: str) -> tuple[Path, int]:
+        """Location of a weight file of a segment, and the size it must have, in bytes."""
+        if self.prepared.segments[segment].in_package:
+            return self.package.path(file), self.manifest.files[file].bytes
+        return self.folder / file, self.prepared.files[file]
+
+
+def read_prepared(folder: Path) -> Prepared:
+    """Parse ``prepared.json``; raises :class:`PreparationError` if it is missing or malformed."""
+    path = folder / PREPARED
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_PREPARED_BYTES + 1)
+        if len(data) > MAX_PREPARED_BYTES:
+            raise PreparationError(f"{path} has more than {MAX_PREPARED_BYTES} bytes; prepare again")
+        return msgspec.json.decode(data, type=Prepared)
+    except OSError as error:
+        raise PreparationError(f"cannot read {path}: {error.strerror}; prepare the package first") from error
+    except msgspec.DecodeError as error:
+        raise PreparationError(f"malformed {path}: {error}; prepare the package again") from error
+
+
+def stale_reason(folder: Path, prepared: Prepared, package_sha256: str, engine: str) -> str | None:
+    """Why a prepared folder cannot be used here, or None if it can."""
+    if prepared.version != PREPARED_VERSION:
+        return f"was prepared in form {prepared.version}, this program reads {PREPARED_VERSION}"
+    if prepared.package_sha256 != package_sha256:
+        return "was prepared from another package"
+    if prepared.engine != engine:
+        return f"was prepared for {prepared.engine}, this is {engine}"
+    if prepared.cpu != cpu_type():
+        return f"was prepared for the CPU {prepared.cpu}, this is {cpu_type()}"
+    for name, size in prepared.files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            return f"lacks {name}, or it is not {size} bytes long"
+    return None
+
+
+def is_current(
+    folder: Path,
+    package_sha256: str,
+    arithmetic: Arithmetic | None = None,
+    engine: EngineName = "onnxruntime",
+) -> bool:
+    """Whether a folder holds this package, prepared for this machine and engine; in ``arithmetic``, if one is given.
+
+    Raises:
+        ConfigError: the engine is not installed.
+    """
+    try:
+        prepared = read_prepared(folder)
+    except PreparationError:
+        return False
+    if arithmetic not in (None, prepared.arithmetic):
+        return False
+    return stale_reason(folder, prepared, package_sha256, engine_version(engine)) is None
+
+
+def cpu_type() -> str:
+    """The CPU's type: machine, model and a digest of its instruction sets. Kernels are chosen by these."""
+    found: dict[str, str] = {}
+    try:
+        for line in _CPU_INFO.read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in _CPU_FIELDS:
+                found.setdefault(name.strip(), value.strip())
+    except OSError:
+        return platform.machine()
+    digest = hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()[:12]
+    return f"{platform.machine()} {found.get('model name', found.get('CPU part', ''))} {digest}"

@@ -1,0 +1,68 @@
+"""Values of trainable tensors: checked against their specification, carried as safetensors.
+
+Values are a flat dict ``"slice/tensor" -> float32 array``. The flat form is what travels, what is
+hashed and what optimisers walk over; one naming rule serves all three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from edge_runtime.errors import SliceError
+from edge_runtime.package.manifest import SliceSpec
+
+FloatArray = NDArray[np.float32]
+Values = dict[str, FloatArray]
+#: What flat names of the head's tensors start with.
+HEAD_PREFIX = "head/"
+
+
+def key(slice_name: str, tensor_name: str) -> str:
+    """Flat name of a trainable tensor."""
+    return f"{slice_name}/{tensor_name}"
+
+
+def shapes(specs: Iterable[SliceSpec]) -> dict[str, tuple[int, ...]]:
+    """Flat name to shape, over the given slices, in their order."""
+    return {key(spec.name, tensor.name): tensor.shape for spec in specs for tensor in spec.tensors}
+
+
+def encode_values(values: Mapping[str, FloatArray]) -> bytes:
+    """Safetensors bytes; equal values give equal bytes (tensors in name order)."""
+    return bytes(
+        save({name: np.ascontiguousarray(values[name], dtype=np.float32) for name in sorted(values)})
+    )
+
+
+def decode_values(data: bytes, specs: Iterable[SliceSpec]) -> Values:
+    """Parse and check values.
+
+    Args:
+        data: safetensors bytes from outside.
+        specs: the slices that must be present, all of them and no other.
+
+    Raises:
+        SliceError: not safetensors, or a tensor is missing, unknown, of another shape or dtype, or holds
+            a value that is not finite; names the tensor.
+    """
+    try:
+        values = load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise SliceError(f"slice values are not a safetensors file: {error}") from error
+    expected = shapes(specs)
+    if unknown := sorted(set(values) - set(expected)):
+        raise SliceError(f"unknown slice tensor {unknown[0]}; expected {', '.join(sorted(expected))}")
+    for name, shape in expected.items():
+        if name not in values:
+            raise SliceError(f"slice tensor {name} is missing")
+        array = values[name]
+        if array.dtype != np.float32 or array.shape != shape:
+            raise SliceError(f"slice tensor {name} is {array.dtype}{array.shape}, expected float32{shape}")
+        if not np.isfinite(array).all():
+            raise SliceError(f"slice tensor {name} holds a value that is not finite")
+    return {name: values[name] for name in expected}

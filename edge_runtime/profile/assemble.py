@@ -1,0 +1,104 @@
+"""What was measured, as the records of the profile document."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from edge_runtime.profile.document import (
+    Comparison,
+    Measuring,
+    Profile,
+    Sample,
+    Work,
+    thin,
+)
+from edge_runtime.profile.facts import FEWEST_CHECKED_STEPS, bins, growth, phase_peaks, step_seconds, tensors
+from edge_runtime.profile.identity import identify
+from edge_runtime.profile.measure import Observer, Run
+from edge_runtime.profile.text import duration
+from edge_runtime.profile.what_if import what_if
+
+#: Samples of the timeline that a report keeps.
+MOST_SAMPLES = 400
+
+
+def fill_profile(run: Run, command: str, ways: list[Comparison]) -> Profile:
+    """The report of a finished or killed task."""
+    plan, asked, outcome, watch = run.plan, run.asked, run.outcome, run.observer
+    steps = outcome.steps_applied + outcome.steps_skipped if outcome else 0
+    kept = outcome.steps if outcome else ()
+    phases = outcome.memory.phases if outcome else _sampled_peaks(watch)
+    peak_bytes = outcome.memory.high_water_bytes if outcome else max([1, *phases.values()])
+    step_s = step_seconds(kept, steps)
+    checked = growth(kept, steps)
+    if checked is None and outcome is not None:
+        run.notes.append(
+            f"No leak check: it needs {FEWEST_CHECKED_STEPS} steps after the warm-up, so at least "
+            f"{FEWEST_CHECKED_STEPS * 5 // 4} steps."
+        )
+    samples = tuple(
+        Sample(s.seconds, s.phase, s.resident_bytes, s.anonymous_bytes, s.file_bytes) for s in watch.samples
+    )
+    this = Comparison(
+        "this task", peak_bytes, step_s, "killed by the kernel" if run.killed else "measured above"
+    )
+    return Profile(
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        identity=identify(asked.package, run.planner.arithmetic, command, asked.engine),
+        work=Work(
+            batch_size=plan.work.batch_size,
+            micro_batch=plan.choice.micro_batch,
+            sequence=plan.work.sequence,
+            draws=plan.work.draws,
+            slices=plan.work.slices,
+            weights=plan.choice.weights,
+            steps=steps,
+            threads=run.job.threads,
+            gave_up=plan.gave_up,
+            update=plan.work.update,
+        ),
+        cap_bytes=asked.cap_bytes,
+        peak_bytes=peak_bytes,
+        charged_peak_bytes=_charged(run),
+        judge=run.judge,
+        judge_note=f"{run.judge_note[:1].upper()}{run.judge_note[1:]}." if run.judge_note else "",
+        predicted_peak_bytes=plan.peak.total_bytes,
+        bins=bins(plan.peak, outcome.bins if outcome else (), phases),
+        timeline=thin(samples, MOST_SAMPLES),
+        phases=phase_peaks(phases, watch.entered_s, run.ended_s),
+        tensors=tensors(run.planner, plan),
+        what_if=what_if(run.planner, asked.work, plan, asked.cap_bytes),
+        growth=checked,
+        comparisons=(this, *ways),
+        step_s=step_s,
+        measuring=_measuring(watch, steps),
+        killed=run.killed is not None,
+        notes=tuple(note[:1000] for note in run.notes),
+    )
+
+
+def _sampled_peaks(watch: Observer) -> dict[str, int]:
+    """The largest sample of each phase: all that is known of a worker that was killed."""
+    peaks: dict[str, int] = {}
+    for sample in watch.samples:
+        peaks[sample.phase] = max(peaks.get(sample.phase, 0), sample.resident_bytes)
+    return peaks
+
+
+def _charged(run: Run) -> int | None:
+    """The kernel's largest charge; a control group that killed had been charged its whole cap."""
+    if run.outcome is not None:
+        return run.outcome.memory.cgroup_peak_bytes
+    return run.asked.cap_bytes if run.judge in {"cgroup_v1", "cgroup_v2"} else None
+
+
+def _measuring(watch: Observer, steps: int) -> Measuring:
+    inside = (
+        f" The worker looks at itself as briefly after each of {steps} steps, and at all its mappings in the first "
+        "step, which is not timed."
+    )
+    return Measuring(
+        samples=watch.looks,
+        seconds=watch.looks * watch.look_s,
+        note=f"One look at the worker from outside takes {duration(watch.look_s)}.{inside if steps else ''}",
+    )

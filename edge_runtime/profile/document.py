@@ -1,0 +1,497 @@
+"""The memory-budget report as one typed document: what was measured, what was predicted, and what follows.
+
+Measured facts are fields; everything that can be worked out from them (verdict, headroom, unexplained rest,
+prediction error) is a property, so that a report cannot contradict itself. The JSON form carries the derived
+values as well, for programs that only want the verdict; reading it back ignores and recomputes them.
+
+An earlier report comes from outside: every size, count and text in it is bounded here, and what breaks a
+bound is named. All sizes are in bytes, all times in seconds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from edge_runtime.errors import ConfigError
+from edge_runtime.protocol.messages import Bytes, Count, PositiveCount, Seconds, Sha256, Update
+
+FORMAT_VERSION = 1
+#: Largest report that is read back.
+MAX_DOCUMENT_BYTES = 4 << 20
+#: Most samples a report holds; :func:`thin` brings a longer timeline below it.
+MAX_SAMPLES = 4096
+#: Up to this share of the peak may lie outside all bins before the report calls it a fault of its own.
+UNEXPLAINED_SHARE = 0.05
+#: How much the peak may grow over an earlier report's before that counts as a regression.
+TOLERANCE = 0.05
+#: The row that closes the bins: what was measured (or predicted) and belongs to none of them.
+UNEXPLAINED = "unexplained"
+
+# Reports are printed on terminals: neither control characters nor marks that turn the writing direction.
+_PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]*\Z"
+Name = Annotated[str, Meta(min_length=1, max_length=120, pattern=_PRINTABLE)]
+Note = Annotated[str, Meta(max_length=1000, pattern=_PRINTABLE)]
+Moment = Annotated[
+    str, Meta(pattern=r"^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}(\.[0-9]{1,6})?(Z|\+00:00)\Z")
+]
+PositiveBytes = Annotated[int, Meta(ge=1, le=1 << 50)]
+#: A slope may be negative: memory that was given back.
+BytesPerStep = Annotated[float, Meta(ge=-1e15, le=1e15)]
+Judge = Literal["cgroup_v2", "cgroup_v1", "rlimit", "none"]
+Weights = Literal["resident", "streamed"]
+Failure = Literal["killed", "over_cap", "charge_over_cap", "leak"]
+
+
+class Identity(Struct, frozen=True):
+    """On what, of what and by what the figures were measured; ``command`` repeats the measurement."""
+
+    device: Name
+    kernel: Name
+    cpu: Name
+    page_size_bytes: PositiveBytes
+    memory_bytes: PositiveBytes
+    runtime_version: Name
+    engine: Name
+    package_name: Name
+    package_sha256: Sha256
+    arithmetic: Name
+    command: Note
+
+
+class Work(Struct, frozen=True):
+    """What the worker did: ``micro_batch`` examples of ``batch_size`` at a time, ``sequence`` tokens long.
+
+    ``gave_up`` says what the planner's ladder let go of to fit the cap, in its own order.
+    """
+
+    batch_size: PositiveCount
+    micro_batch: PositiveCount
+    sequence: PositiveCount
+    draws: Count
+    slices: Annotated[tuple[Name, ...], Meta(max_length=512)]
+    weights: Weights
+    steps: Count
+    threads: PositiveCount
+    gave_up: Annotated[tuple[Name, ...], Meta(max_length=16)] = ()
+    update: Update = "forward"
+
+
+class Bin(Struct, frozen=True):
+    """One part of the peak. ``measured_bytes`` is None where it could not be told from its neighbours."""
+
+    name: Name
+    predicted_bytes: Bytes
+    measured_bytes: Bytes | None
+    note: Note = ""
+
+
+class Sample(Struct, frozen=True):
+    """Memory at one moment, ``seconds`` after the worker started."""
+
+    seconds: Seconds
+    phase: Name
+    resident_bytes: Bytes
+    anonymous_bytes: Bytes
+    file_bytes: Bytes
+
+
+class PhasePeak(Struct, frozen=True):
+    """High-water mark within one phase (start, load, step, serialise, upload), and how long it took."""
+
+    name: Name
+    peak_bytes: Bytes
+    seconds: Seconds
+
+
+class LiveTensor(Struct, frozen=True):
+    """A tensor alive at the peak; ``shape`` is text such as ``1 × 128 × 3072``."""
+
+    name: Name
+    program: Name
+    operator: Name
+    shape: Name
+    bytes: Bytes
+
+
+class WhatIf(Struct, frozen=True):
+    """Another size of the work, as the planner predicts it; ``chosen`` marks the one that was run.
+
+    ``draws_at_a_time`` of its draws run together; 0 in a report that does not tell.
+    """
+
+    batch_size: PositiveCount
+    micro_batch: PositiveCount
+    sequence: PositiveCount
+    draws: Count
+    slices: Count
+    weights: Weights
+    predicted_peak_bytes: Bytes
+    predicted_step_s: Seconds | None
+    fits: bool
+    chosen: bool
+    draws_at_a_time: Count = 0
+
+
+class Growth(Struct, frozen=True):
+    """The leak check: anonymous memory at the first and last of ``steps`` steps, and the slope between.
+
+    ``warm_up`` steps before them are left out.
+    """
+
+    steps: PositiveCount
+    first_bytes: Bytes
+    last_bytes: Bytes
+    per_step_bytes: BytesPerStep
+    limit_per_step_bytes: BytesPerStep
+    warm_up: Count = 0
+
+    @property
+    def leaks(self) -> bool:
+        """Whether memory grew by more than the limit with each step."""
+        return self.per_step_bytes > self.limit_per_step_bytes
+
+
+class Comparison(Struct, frozen=True):
+    """The same batch done another way; ``step_s`` is None where no step was timed."""
+
+    name: Name
+    peak_bytes: PositiveBytes
+    step_s: Seconds | None
+    note: Note = ""
+
+
+class Measuring(Struct, frozen=True):
+    """What measuring cost: ``seconds`` spent on taking all ``samples``."""
+
+    samples: Count
+    seconds: Seconds
+    note: Note = ""
+
+
+class LedgerRow(Struct, frozen=True):
+    """A bin, or the rest that closes the sum; a rest is negative where the bins overlap."""
+
+    name: str
+    predicted_bytes: int
+    measured_bytes: int | None
+    note: str
+
+
+class Profile(Struct, frozen=True, kw_only=True):
+    """One measured run against its cap.
+
+    ``peak_bytes`` is the worker's high-water mark (VmHWM), ``charged_peak_bytes`` what the kernel charged
+    to its cgroup (None where there was none); ``judge`` is what held the worker to the cap. ``killed``
+    says that the kernel ended the worker; ``step_s`` is None if it finished no step. ``growth`` is None
+    if no leak check was run. ``notes`` are what a reader should know besides, a sentence or two each.
+    """
+
+    format_version: PositiveCount = FORMAT_VERSION
+    created: Moment
+    identity: Identity
+    work: Work
+    cap_bytes: PositiveBytes
+    peak_bytes: PositiveBytes
+    charged_peak_bytes: Bytes | None
+    judge: Judge
+    judge_note: Note = ""
+    predicted_peak_bytes: PositiveBytes
+    bins: Annotated[tuple[Bin, ...], Meta(max_length=32)]
+    timeline: Annotated[tuple[Sample, ...], Meta(max_length=MAX_SAMPLES)]
+    phases: Annotated[tuple[PhasePeak, ...], Meta(max_length=32)]
+    tensors: Annotated[tuple[LiveTensor, ...], Meta(max_length=64)]
+    what_if: Annotated[tuple[WhatIf, ...], Meta(max_length=256)]
+    growth: Growth | None
+    comparisons: Annotated[tuple[Comparison, ...], Meta(max_length=16)]
+    step_s: Seconds | None
+    measuring: Measuring
+    killed: bool = False
+    notes: Annotated[tuple[Note, ...], Meta(max_length=16)] = ()
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """Every reason why the run did not keep to its budget; empty if it passed."""
+        return tuple(self._failures())
+
+    def _failures(self) -> Iterator[Failure]:
+        if self.killed:
+            yield "killed"
+        if self.peak_bytes > self.cap_bytes:
+            yield "over_cap"
+        if self.charged_peak_bytes is not None and self.charged_peak_bytes > self.cap_bytes:
+            yield "charge_over_cap"
+        if self.growth is not None and self.growth.leaks:
+            yield "leak"
+
+    @property
+    def verdict(self) -> Literal["PASS", "FAIL"]:
+        """Whether the run kept to its budget."""
+        return "FAIL" if self.failures else "PASS"
+
+    @property
+    def headroom_bytes(self) -> int:
+        """What the cap leaves above the high-water mark; negative if the mark lies above the cap."""
+        return self.cap_bytes - self.peak_bytes
+
+    @property
+    def headroom_share(self) -> float:
+        """Headroom as a share of the cap."""
+        return self.headroom_bytes / self.cap_bytes
+
+    @property
+    def unexplained_bytes(self) -> int:
+        """The peak less all measured bins; negative if the bins overlap."""
+        return self.peak_bytes - sum(bin_.measured_bytes or 0 for bin_ in self.bins)
+
+    @property
+    def unexplained_share(self) -> float:
+        """The unexplained rest as a share of the peak."""
+        return self.unexplained_bytes / self.peak_bytes
+
+    @property
+    def is_split(self) -> bool:
+        """Whether any bin was measured: a worker that was ended cannot tell."""
+        return any(bin_.measured_bytes is not None for bin_ in self.bins)
+
+    @property
+    def is_explained(self) -> bool:
+        """Whether the bins account for the peak closely enough to be trusted."""
+        return abs(self.unexplained_share) < UNEXPLAINED_SHARE
+
+    @property
+    def prediction_error(self) -> float:
+        """The prediction's error as a share of the measured peak; positive if it was too high."""
+        return (self.predicted_peak_bytes - self.peak_bytes) / self.peak_bytes
+
+    @property
+    def owner(self) -> PhasePeak | None:
+        """The phase that owns the peak, the first of equals; None if no phase was measured."""
+        return max(self.phases, key=lambda phase: phase.peak_bytes, default=None)
+
+    @property
+    def highest_sample(self) -> Sample | None:
+        """The sample with the most resident memory, the first of equals; None without a timeline."""
+        return max(self.timeline, key=lambda sample: sample.resident_bytes, default=None)
+
+    @property
+    def ledger(self) -> tuple[LedgerRow, ...]:
+        """All bins and the unexplained rest: either column sums up to its peak exactly."""
+        rows = [LedgerRow(b.name, b.predicted_bytes, b.measured_bytes, b.note) for b in self.bins]
+        unpredicted = self.predicted_peak_bytes - sum(b.predicted_bytes for b in self.bins)
+        return (*rows, LedgerRow(UNEXPLAINED, unpredicted, self.unexplained_bytes, ""))
+
+
+def thin(samples: tuple[Sample, ...], count: int) -> tuple[Sample, ...]:
+    """At most ``count`` samples (at least 3) of a timeline: its ends, and the highest of each stretch.
+
+    The highest sample of all is always among them, the first of equals.
+    """
+    if len(samples) <= count:
+        return samples
+    inner, stretches = samples[1:-1], max(1, count - 2)
+    edges = [len(inner) * i // stretches for i in range(stretches + 1)]
+    highest = (max(inner[a:b], key=lambda sample: sample.resident_bytes) for a, b in pairwise(edges) if a < b)
+    return (samples[0], *highest, samples[-1])
+
+
+def encode_profile(profile: Profile) -> bytes:
+    """Indented JSON with the derived values beside the measured ones, ending with a newline.
+
+    Raises:
+        ConfigError: the profile breaks one of this module's bounds, so that it could not be read back.
+    """
+    content = msgspec.to_builtins(profile)
+    try:
+        _check(msgspec.convert(content, Profile))
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"the memory report cannot be written: {error}") from error
+    owner = profile.owner
+    content["derived"] = {
+        "verdict": profile.verdict,
+        "failures": profile.failures,
+        "headroom_bytes": profile.headroom_bytes,
+        "headroom_share": profile.headroom_share,
+        "unexplained_bytes": profile.unexplained_bytes,
+        "unexplained_share": profile.unexplained_share,
+        "prediction_error": profile.prediction_error,
+        "peak_phase": None if owner is None else owner.name,
+    }
+    return msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
+
+
+def decode_profile(data: bytes) -> Profile:
+    """Read a report that was written earlier, perhaps elsewhere.
+
+    Raises:
+        ConfigError: it is too large, no report, from a newer version, or a field breaks its bound; one
+            line that names the field.
+    """
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise ConfigError(
+            f"the memory report has {len(data)} bytes, more than the limit of {MAX_DOCUMENT_BYTES}"
+        )
+    try:
+        version = msgspec.json.decode(data, type=_Version).format_version
+        if version > FORMAT_VERSION:
+            raise ConfigError(
+                f"the memory report has format {version}, this program reads up to {FORMAT_VERSION}: "
+                f"read it with the newer edge-runtime that wrote it"
+            )
+        profile = msgspec.json.decode(data, type=Profile)
+        _check(profile)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        # A message may quote what it found: one line of it is enough.
+        raise ConfigError(f"malformed memory report: {' '.join(str(error).split())[:300]}") from error
+    return profile
+
+
+class _Version(Struct):
+    format_version: PositiveCount
+
+
+def _check(profile: Profile) -> None:
+    """Bounds that span fields; raises the same error as those of a single field."""
+    _refuse_doubles("bins", [bin_.name for bin_ in profile.bins] + [UNEXPLAINED])
+    _refuse_doubles("phases", [phase.name for phase in profile.phases])
+    for index, (earlier, later) in enumerate(pairwise(profile.timeline)):
+        if later.seconds < earlier.seconds:
+            raise msgspec.ValidationError(f"Time runs backwards - at `$.timeline[{index + 1}].seconds`")
+    if sum(option.chosen for option in profile.what_if) > 1:
+        raise msgspec.ValidationError("More than one option is chosen - at `$.what_if`")
+
+
+def _refuse_doubles(field: str, names: list[str]) -> None:
+    name, count = max(Counter(names).items(), key=lambda item: item[1], default=("", 0))
+    if count > 1:
+        raise msgspec.ValidationError(f"The name {name!r} is taken twice - at `$.{field}`")
+
+
+class Change(Struct, frozen=True):
+    """One figure before and now; None where that report does not have it."""
+
+    name: str
+    unit: Literal["bytes", "seconds"]
+    old: float | None
+    new: float | None
+
+    @property
+    def share(self) -> float | None:
+        """Growth as a share of the old figure; None where there is nothing to divide by."""
+        return None if self.old is None or self.new is None or not self.old else self._growth / abs(self.old)
+
+    def grew(self, tolerance: float) -> bool:
+        """Whether both reports have the figure and it grew by more than ``tolerance`` of the old one."""
+        return self.old is not None and self._growth > abs(self.old) * tolerance
+
+    @property
+    def _growth(self) -> float:
+        return 0.0 if self.old is None or self.new is None else self.new - self.old
+
+
+class Difference(Struct, frozen=True):
+    """A report against an earlier one.
+
+    ``notes`` say in a line each what else differs between the two, so that nobody takes a change of
+    device or settings for one of the program.
+    """
+
+    old_created: str
+    new_created: str
+    tolerance: float
+    peak: Change
+    others: tuple[Change, ...]
+    bins: tuple[Change, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """The peak first, then the other figures, then the bins."""
+        return (self.peak, *self.others, *self.bins)
+
+    @property
+    def grown(self) -> tuple[Change, ...]:
+        """What grew by more than the tolerance."""
+        return tuple(change for change in self.changes if change.grew(self.tolerance))
+
+    @property
+    def regressed(self) -> bool:
+        """Whether the peak grew by more than the tolerance."""
+        return self.peak.grew(self.tolerance)
+
+
+#: What was asked for; the rest of the work (micro-batch, weights, threads) is how it was done.
+_ASKED = ("batch_size", "sequence", "draws", "slices", "update")
+_DONE = ("micro_batch", "weights", "threads", "steps", "gave_up")
+_PLACE = (
+    "package_sha256",
+    "arithmetic",
+    "device",
+    "kernel",
+    "cpu",
+    "page_size_bytes",
+    "engine",
+    "runtime_version",
+)
+
+
+def compare(old: Profile, new: Profile, tolerance: float = TOLERANCE, *, unlike: bool = False) -> Difference:
+    """Compare a report with an earlier one.
+
+    Args:
+        old, new: the two reports.
+        tolerance: growth, as a share of the old figure, that is not worth mentioning; 0 to 10.
+        unlike: compare although the package's name or the work asked for differs; the notes then say so.
+
+    Raises:
+        ConfigError: the tolerance is out of range; or the reports are of different packages or work.
+    """
+    if not 0 <= tolerance <= 10:
+        raise ConfigError(f"a tolerance of {tolerance} is not between 0 and 10")
+    apart = [
+        *_differing(old.identity, new.identity, ("package_name",)),
+        *_differing(old.work, new.work, _ASKED),
+    ]
+    if apart and not unlike:
+        raise ConfigError(
+            f"the earlier report is of other work ({'; '.join(apart)}): compare reports of the same package "
+            f"and work"
+        )
+    before = {bin_.name: bin_.measured_bytes for bin_ in old.bins} | {UNEXPLAINED: old.unexplained_bytes}
+    now = {bin_.name: bin_.measured_bytes for bin_ in new.bins} | {UNEXPLAINED: new.unexplained_bytes}
+    return Difference(
+        old_created=old.created,
+        new_created=new.created,
+        tolerance=tolerance,
+        peak=Change("peak (VmHWM)", "bytes", old.peak_bytes, new.peak_bytes),
+        others=(
+            Change("kernel's charge", "bytes", old.charged_peak_bytes, new.charged_peak_bytes),
+            Change("predicted peak", "bytes", old.predicted_peak_bytes, new.predicted_peak_bytes),
+            Change("step", "seconds", old.step_s, new.step_s),
+        ),
+        bins=tuple(
+            Change(name, "bytes", before.get(name), now.get(name))
+            for name in [*(row.name for row in new.ledger), *(name for name in before if name not in now)]
+        ),
+        notes=(
+            *(f"other work: {text}" for text in apart),
+            *_differing(old.identity, new.identity, _PLACE),
+            *_differing(old.work, new.work, _DONE),
+            *_differing(old, new, ("cap_bytes", "judge")),
+        ),
+    )
+
+
+def _differing(old: Struct, new: Struct, fields: tuple[str, ...]) -> list[str]:
+    pairs = [(field.replace("_", " "), getattr(old, field), getattr(new, field)) for field in fields]
+    return [f"{name} was {_short(a)}, is {_short(b)}" for name, a, b in pairs if a != b]
+
+
+def _short(value: object) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return text if len(text) <= 40 else text[:39] + "…"

@@ -1,0 +1,253 @@
+"""The measured half of a profile: prepare the package, train in a worker under the cap, compare other ways."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import msgspec
+
+from edge_runtime.errors import (
+    OutOfMemoryError,
+)
+from edge_runtime.memory.meter import ProcessMemory, read_memory
+from edge_runtime.memory.plan import USABLE_SHARE, Choice, Plan, Planner, WeightsMode
+from edge_runtime.memory.sampler import Watch
+from edge_runtime.package.prepared import read_prepared
+from edge_runtime.profile.comparisons import backpropagation, inference_alone
+from edge_runtime.profile.document import (
+    Comparison,
+    Judge,
+)
+from edge_runtime.profile.request import Asked, beside
+from edge_runtime.protocol.messages import LocalOptimizer, Task
+from edge_runtime.worker.jobs import PrepareJob, TrainJob, TrainOutcome
+from edge_runtime.worker.process import RunningWorker, ensure_prepared, finish_worker
+
+#: As devices have it by default (``prefix_cache`` in device.toml).
+PREFIX_CACHE_BYTES = 256 << 20
+
+
+#: In the place of a signature that the worker does not look at: no coordinator sends this task.
+_UNSIGNED = "A" * 86 + "=="
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to profile, and where the report goes.
+
+    Attributes:
+        data: rows as a device has them. steps: of the task. threads: of the engine.
+        weights, micro_batch: force how the work is done; None leaves it to the plan.
+        output: path of the report without its ending.
+        against: an earlier report. tolerance: growth of the peak over it that is accepted, as a share.
+        model: the Hugging Face folder the package was made from, to compare with backpropagation.
+        prepared_folder: where the package is, or will be, prepared; None takes the place beside it.
+        command: repeats the measurement.
+    """
+
+    asked: Asked
+    data: Path
+    steps: int
+    threads: int
+    output: Path
+    command: str
+    weights: WeightsMode | None = None
+    micro_batch: int | None = None
+    against: Path | None = None
+    tolerance: float = 0.05
+    model: Path | None = None
+    prepared_folder: Path | None = None
+
+
+class Observer(Watch):
+    """A watch that also notes when each phase began, and what looking costs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.process_id = os.getpid()
+        self.looks = 0
+        self.entered_s: dict[str, float] = {}
+        self._costs_s: list[float] = []
+
+    def add(self, seconds: float, memory: ProcessMemory) -> None:
+        """Take in one look; at the first of each phase, time another."""
+        super().add(seconds, memory)
+        self.looks += 1
+        if self.phase not in self.entered_s:
+            self.entered_s[self.phase] = seconds
+            started = time.perf_counter()
+            read_memory(self.process_id)
+            self._costs_s.append(time.perf_counter() - started)
+
+    @property
+    def look_s(self) -> float:
+        """Seconds that a look takes, the mean of those timed."""
+        return sum(self._costs_s) / max(1, len(self._costs_s))
+
+
+@dataclass
+class Run:
+    """One profiled task and what came of it.
+
+    Attributes:
+        outcome: None if the worker was ``killed`` for memory.
+        judge, judge_note: who held it to the cap, and why none better.
+        ended_s: when the worker had ended, after its start.
+        notes: what a reader should know.
+    """
+
+    job: TrainJob
+    planner: Planner
+    asked: Asked
+    observer: Observer = field(default_factory=Observer)
+    outcome: TrainOutcome | None = None
+    killed: OutOfMemoryError | None = None
+    judge: Judge = "none"
+    judge_note: str = ""
+    ended_s: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def plan(self) -> Plan:
+        """As the worker chose it; where it was killed, as it must have chosen for the sequence that was asked."""
+        if self.outcome is not None:
+            return self.outcome.plan
+        if self.job.choice is not None:
+            return self.planner.plan(self.asked.work, self.job.choice)
+        return self.planner.choose(self.asked.work, self.asked.cap_bytes)
+
+
+def prepared_folder(settings: Settings) -> Path:
+    return settings.prepared_folder or beside(settings.asked.package.folder)
+
+
+def prepare_and_ask(settings: Settings) -> Asked:
+    """What was asked, with the package prepared for this machine."""
+    package, folder = settings.asked.package, prepared_folder(settings)
+    ensure_prepared(
+        PrepareJob(
+            package_folder=str(package.folder.resolve()),
+            package_sha256=package.sha256,
+            prepared_folder=str(folder.resolve()),
+            cap_bytes=settings.asked.cap_bytes,
+            threads=settings.threads,
+            engine=settings.asked.engine,
+        )
+    )
+    return replace(settings.asked, prepared=read_prepared(folder), unprepared="")
+
+
+def new_run(settings: Settings, asked: Asked, rows: int, folder: Path) -> Run:
+    """The task as a coordinator would have sent it, not started yet; ``folder`` is for what it writes."""
+    package, work, notes = asked.package, asked.work, []
+    if rows < work.batch_size:
+        notes.append(f"The data has {rows} rows: they are the batch, instead of {work.batch_size}.")
+        work = msgspec.structs.replace(work, batch_size=rows)
+        asked = replace(asked, work=work)
+    planner = asked.planner()
+    choice = _forced(planner, asked, settings.weights, settings.micro_batch)
+    if choice is not None:
+        notes.append("How the work is done was forced by the command line, not chosen to fit.")
+    task = Task(
+        task_id="profile",
+        run_id="profile",
+        round=0,
+        slot=0,
+        seed=0,
+        package=package.sha256,
+        package_signature=_UNSIGNED,
+        state=package.manifest.files[package.manifest.initial_state].sha256,
+        slices=work.slices,
+        train_head=package.manifest.head is not None,
+        steps=settings.steps,
+        batch_size=work.batch_size,
+        draws=work.draws,
+        sequence_limit=work.sequence,
+        optimizer=LocalOptimizer(),
+        required_bytes=0,
+        deadline_s=0.0,
+        update=work.update,
+    )
+    job = TrainJob(
+        package_folder=str(package.folder.resolve()),
+        package_sha256=package.sha256,
+        prepared_folder=str(prepared_folder(settings).resolve()),
+        state_path=str(package.path(package.manifest.initial_state).resolve()),
+        data_path=str(settings.data.resolve()),
+        change_path=str(folder / "change.safetensors"),
+        task=task,
+        cap_bytes=asked.cap_bytes,
+        threads=settings.threads,
+        choice=choice,
+        prefix_cache_bytes=PREFIX_CACHE_BYTES,
+        engine=asked.engine,
+    )
+    return Run(job, planner, asked, notes=notes)
+
+
+def _forced(
+    planner: Planner, asked: Asked, weights: WeightsMode | None, micro_batch: int | None
+) -> Choice | None:
+    """The fastest way with what is forced that fits, or the smallest if none does; None if nothing is forced."""
+    if weights is None and micro_batch is None:
+        return None
+    ways = {
+        msgspec.structs.replace(
+            way, weights=weights or way.weights, micro_batch=micro_batch or way.micro_batch
+        ): None
+        for way in planner.choices(asked.work)
+    }
+    plans = [planner.plan(asked.work, way) for way in ways]
+    usable = int(asked.cap_bytes * USABLE_SHARE)
+    fitting = [plan for plan in plans if plan.peak.total_bytes <= usable]
+    if fitting:
+        return min(fitting, key=lambda plan: plan.step_s or 0.0).choice
+    return min(plans, key=lambda plan: plan.peak.total_bytes).choice
+
+
+def train_measured(run: Run, launch: Callable[[TrainJob], RunningWorker]) -> None:
+    """Run the task and take note of how it went."""
+    worker = launch(run.job)
+    run.observer.process_id = worker.process.pid
+    run.judge, run.judge_note = worker.cage.judge, worker.cage.note
+    try:
+        run.outcome = finish_worker(worker, TrainOutcome, watch=run.observer)
+    except OutOfMemoryError as error:
+        run.killed = error
+        run.notes.append(f"{str(error)[:1].upper()}{str(error)[1:]}.")
+        return
+    finally:
+        run.ended_s = time.monotonic() - worker.started_s
+    work, asked = run.outcome.plan.work, run.asked.work
+    if work.sequence < asked.sequence:
+        run.notes.append(
+            f"The longest row has {work.sequence} tokens: that is the sequence, instead of the {asked.sequence} "
+            f"asked for."
+        )
+    shared = run.outcome.proportional_anonymous_bytes, run.outcome.proportional_file_bytes
+    if any(shared):
+        anonymous, file = (f"{size / (1 << 20):.1f} MiB" for size in shared)
+        run.notes.append(
+            f"Proportional set size when the steps had ended: {anonymous} anonymous and {file} of files, where a "
+            f"page that other processes hold as well counts by its share."
+        )
+    floor_bytes = run.outcome.memory.floor_bytes
+    run.planner = run.asked.planner(floor_bytes)
+
+
+def compare_ways(run: Run, model: Path | None, folder: Path) -> list[Comparison]:
+    """Other ways to do the same work; notes tell of those that could not be had."""
+    found = []
+    for way, note in (
+        inference_alone(run.job, folder),
+        backpropagation(run.job, model),
+    ):
+        if way is not None:
+            found.append(way)
+        if note:
+            run.notes.append(note)
+    return found

@@ -1,0 +1,79 @@
+"""``edge-runtime plan``: the chosen plan and its predicted peak in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from edge_runtime.memory.plan import USABLE_SHARE, Plan
+from edge_runtime.profile.request import Asked
+from edge_runtime.profile.text import column_mib, duration, gradient_words, option_lines, plural, size, table
+from edge_runtime.profile.what_if import what_if
+
+PREDICTED_PARTS = {
+    "libraries": "interpreter and libraries",
+    "tokenizer": "what the tokenizer leaves behind",
+    "engine": "sessions, and what the engine repacks or plans ahead",
+    "weights": "frozen weights in memory at a time",
+    "live": "largest live set of any program",
+    "waiting": "values that wait between segments",
+    "slices": "trained values, their change and tangents",
+}
+
+
+def plan_lines(asked: Asked, *, with_options: bool = False) -> Iterator[str]:
+    """The plan that fits the cap, line by line; ``with_options`` adds the table of other sizes.
+
+    Raises:
+        CapExceededError: nothing fits; gives the smallest cap that would.
+    """
+    return (line.rstrip() for line in _lines(asked, with_options=with_options))
+
+
+def _lines(asked: Asked, *, with_options: bool) -> Iterator[str]:
+    planner = asked.planner()
+    plan = planner.choose(asked.work, asked.cap_bytes, may_change_work=True)
+    arithmetic = planner.arithmetic + ("" if asked.prepared else ", unless preparing finds another better")
+    work, choice = plan.work, plan.choice
+    yield f"package   {asked.package.manifest.name}, arithmetic {arithmetic}"
+    yield (
+        f"work      {plural(work.batch_size, 'example')} of {plural(work.sequence, 'token')}, "
+        f"{gradient_words(work.update, work.draws)}, {plural(len(work.slices), 'slice')} and the head"
+    )
+    yield f"plan      weights {choice.weights}, {_at_a_time(plan)}"
+    if planned := planner.planned_bytes(work):
+        yield f"planned   {size(planned)} ahead of time by {asked.engine}, for all programs of this work"
+    yield f"given up  {'; '.join(plan.gave_up) or 'nothing'}"
+    yield f"step      {_step(asked, plan)}"
+    yield ""
+    yield from _peak(plan, asked.cap_bytes)
+    if with_options:
+        yield ""
+        yield "other sizes, peaks in MiB:"
+        yield from option_lines(what_if(planner, asked.work, plan, asked.cap_bytes))
+
+
+def _at_a_time(plan: Plan) -> str:
+    choice = plan.choice
+    if plan.work.update == "backprop":
+        place = "on disk" if choice.inputs == "disk" else "in memory"
+        return f"layer inputs {place}, {plural(choice.micro_batch, 'example')} at a time"
+    return f"{plural(choice.micro_batch, 'example')} and {plural(choice.draws_at_a_time, 'draw')} at a time"
+
+
+def _step(asked: Asked, plan: Plan) -> str:
+    if plan.step_s is None:
+        return f"time not known: {asked.unprepared}; edge-runtime profile prepares it"
+    return f"{duration(plan.step_s)}, predicted"
+
+
+def _peak(plan: Plan, cap_bytes: int) -> Iterator[str]:
+    peak, parts = plan.peak, plan.peak.parts
+    rows = [(name, column_mib(count), PREDICTED_PARTS.get(name, "")) for name, count in parts.items()]
+    passing = peak.total_bytes - sum(parts.values())
+    if passing > 0:
+        rows.append(("loading", column_mib(passing), "the tokenizer at work, before the first step"))
+    usable = int(cap_bytes * USABLE_SHARE)
+    end = f"a plan may use {size(usable)}, {USABLE_SHARE:.0%} of the cap".replace("%", " %")
+    yield from table(
+        ("part", "MiB", ""), [*rows, ("peak", column_mib(peak.total_bytes), f"predicted; {end}")], "lrl"
+    )

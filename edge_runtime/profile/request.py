@@ -1,0 +1,159 @@
+"""What a command line asks to be planned or profiled: a package, a cap and a step's work, checked before anything runs.
+
+Everything here needs the manifest alone: no engine and no numpy.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_runtime.config_file import parse_bytes
+from edge_runtime.engines.choice import engine_version
+from edge_runtime.engines.names import EngineName
+from edge_runtime.errors import CapExceededError, ConfigError, PreparationError
+from edge_runtime.memory.plan import Planner, Work
+from edge_runtime.package.manifest import Manifest
+from edge_runtime.package.package import Package
+from edge_runtime.package.prepared import Prepared, read_prepared, stale_reason
+from edge_runtime.protocol.messages import Update
+
+#: Beyond any step this is written for; catches a slip of the hand.
+MAX_BATCH, MAX_DRAWS, MAX_STEPS, MAX_THREADS = 4096, 1024, 1_000_000, 256
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A package, and what is asked of it.
+
+    Attributes:
+        work: ``slices`` without the head, which is always trained, by its exact gradient.
+        prepared: the package as prepared for this machine; None if it is not.
+        unprepared: why it is not, empty if it is.
+        engine: what runs the programs; ``package`` is as that engine sees it.
+    """
+
+    package: Package
+    cap_bytes: int
+    work: Work
+    prepared: Prepared | None
+    unprepared: str
+    engine: EngineName = "onnxruntime"
+
+    def planner(self, floor_bytes: int = 0) -> Planner:
+        """Plans for this package here; ``floor_bytes`` as :class:`edge_runtime.memory.plan.Planner` takes it."""
+        if self.prepared is None:
+            return Planner(self.package.manifest, None, floor_bytes)
+        return Planner(
+            self.package.manifest, self.prepared.arithmetic, floor_bytes, self.prepared.calibration
+        )
+
+
+def ask(
+    folder: Path,
+    cap: str,
+    *,
+    batch: int,
+    sequence: int | None,
+    draws: int,
+    slices: str | None,
+    update: Update,
+    publisher_key: str | None,
+    prepared_folder: Path | None,
+    engine: EngineName = "onnxruntime",
+) -> Asked:
+    """Open a package and check what is asked of it.
+
+    Args:
+        folder: of the package.
+        cap: a size as :func:`edge_runtime.agent.config.parse_bytes` reads it.
+        batch: examples of a step. sequence: tokens; None takes the package's limit. draws: tangents per example.
+        slices: names with commas between them; None takes all.
+        update: how their gradient is found; backpropagation makes no draws.
+        publisher_key: must have signed the package; None warns on standard error that nobody checked.
+        prepared_folder: where the package is prepared; None looks beside it (:func:`beside`) and takes what it finds.
+        engine: what is to run the programs.
+
+    Raises:
+        ConfigError: an option is out of its limits; names option and limit.
+        CapExceededError: the libraries alone take more than the cap.
+        PreparationError: ``prepared_folder`` holds no package prepared for this machine.
+        ArtefactError: the package cannot be read, is not signed by the key, or has no such slice.
+    """
+    cap_bytes = parse_bytes(cap)
+    check_range("--batch", batch, MAX_BATCH)
+    check_range("--draws", draws, MAX_DRAWS)
+    if update == "backprop" and draws != 1:
+        raise ConfigError(f"--update backprop makes no draws: --draws is {draws}, leave it at 1")
+    package = open_package(folder, publisher_key).for_engine(engine)
+    manifest = package.manifest
+    limit = manifest.sequence_limit
+    if sequence is not None and not 1 <= sequence <= limit:
+        raise ConfigError(f"--sequence is {sequence}; package {manifest.name} takes 1 to {limit} tokens")
+    work = Work(batch, limit if sequence is None else sequence, draws, _trained(manifest, slices), update)
+    prepared, unprepared = _find_prepared(package, prepared_folder, engine)
+    asked = Asked(package, cap_bytes, work, prepared, unprepared, engine)
+    _require_floor(asked)
+    return asked
+
+
+def check_range(option: str, value: int, largest: int) -> None:
+    """Refuse a number outside 1 to ``largest`` with a ConfigError that names the option."""
+    if not 1 <= value <= largest:
+        raise ConfigError(f"{option} is {value}; it may be 1 to {largest}")
+
+
+def open_package(folder: Path, publisher_key: str | None) -> Package:
+    """The package of a folder; without a key, standard error says that its signature was not checked."""
+    if publisher_key is not None:
+        return Package.open(folder, publisher_key)
+    package = Package.open_unsigned(folder)
+    sys.stderr.write(
+        f"note: the signature of {folder} was not checked; --publisher-key KEY checks it\n",
+    )
+    return package
+
+
+def beside(package_folder: Path) -> Path:
+    """Where a package is prepared if no folder is named: beside it, ``-prepared`` added to its name."""
+    resolved = package_folder.resolve()
+    return resolved.with_name(f"{resolved.name}-prepared")
+
+
+def _trained(manifest: Manifest, slices: str | None) -> tuple[str, ...]:
+    if slices is None:
+        return tuple(spec.name for spec in manifest.slices if spec.kind != "head")
+    names = dict.fromkeys(name.strip() for name in slices.split(","))
+    specs = [manifest.slice_named(name) for name in names]
+    return tuple(spec.name for spec in specs if spec.kind != "head")
+
+
+def _find_prepared(package: Package, folder: Path | None, engine: EngineName) -> tuple[Prepared | None, str]:
+    place = beside(package.folder) if folder is None else folder
+    try:
+        prepared = read_prepared(place)
+    except PreparationError:
+        if folder is not None:
+            raise
+        return None, "it is not prepared for this machine"
+    reason = stale_reason(place, prepared, package.sha256, engine_version(engine))
+    if reason is None:
+        return prepared, ""
+    if folder is not None:
+        raise PreparationError(f"{place} {reason}; prepare the package again")
+    return None, f"{place} {reason}"
+
+
+def _require_floor(asked: Asked) -> None:
+    planner = asked.planner()
+    smallest = planner.smallest(asked.work)
+    if asked.cap_bytes < smallest.peak.libraries_bytes:
+        needed = planner.smallest_cap(asked.work)
+        raise CapExceededError(
+            f"the cap is {asked.cap_bytes / MIB:.1f} MiB, and Python with the libraries alone takes "
+            f"{smallest.peak.libraries_bytes / MIB:.0f} MiB; this work needs a cap of {needed // MIB} MiB",
+            required_bytes=needed,
+            cap_bytes=asked.cap_bytes,
+        )

@@ -1,0 +1,441 @@
+"""The memory-budget report in words: its sentences, and the whole of it as plain text for a terminal.
+
+The page uses the same sentences, so that both say the same. Sizes are printed in MiB (2^20 bytes), small
+ones in KiB (2^10 bytes). No line of the text is longer than :data:`COLUMNS`.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from edge_runtime.profile.document import (
+    UNEXPLAINED,
+    UNEXPLAINED_SHARE,
+    Change,
+    Difference,
+    Failure,
+    LedgerRow,
+    Profile,
+    WhatIf,
+    thin,
+)
+from edge_runtime.protocol.messages import Update
+
+COLUMNS = 100
+_JUDGES = {
+    "cgroup_v2": "the kernel held the worker to the cap (cgroup v2, memory.max)",
+    "cgroup_v1": "the kernel held the worker to the cap (cgroup v1, memory.limit_in_bytes)",
+    "rlimit": "a limit of the process held the worker to the cap (RLIMIT)",
+    "none": "nothing held the worker to the cap: it was only compared with it afterwards",
+}
+_LEVELS = "▁▂▃▄▅▆▇█"
+
+
+def size(count: float) -> str:
+    """A size in bytes as text: MiB, or KiB below a tenth of a MiB."""
+    mib = count / (1 << 20)
+    if abs(mib) >= 10:
+        return f"{mib:.1f} MiB"
+    return f"{mib:.2f} MiB" if abs(mib) >= 0.1 else f"{count / 1024:.1f} KiB"
+
+
+def column_mib(count: float | None) -> str:
+    """A size in bytes as a bare number of MiB for a table; a dash where there is none."""
+    if count is None:
+        return "–"
+    mib = count / (1 << 20)
+    return f"{mib:.2f}" if count == 0 or abs(mib) >= 0.005 else "< 0.01" if mib > 0 else "> -0.01"
+
+
+def duration(seconds: float | None) -> str:
+    """A time in seconds as text; a dash where there is none."""
+    if seconds is None:
+        return "–"
+    if 0 < seconds < 0.0009995:
+        return f"{seconds * 1e6:.0f} µs"
+    if 0 < seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:.0f} s"
+
+
+def share(part: float, *, signed: bool = False) -> str:
+    """A share as per cent, with one digit after the point where the number is small."""
+    percent = 100 * part
+    digits = 0 if abs(percent) >= 9.95 or part == 0 else 1
+    signed = signed and part != 0
+    return f"{percent:+.{digits}f} %" if signed else f"{percent:.{digits}f} %"
+
+
+def verdict_line(profile: Profile) -> str:
+    """Measured peak, cap and headroom in one line."""
+    return f"measured {size(profile.peak_bytes)} of a cap of {size(profile.cap_bytes)}, {headroom(profile)}"
+
+
+def headroom(profile: Profile) -> str:
+    """What the cap leaves, or by how much it was broken."""
+    if profile.headroom_bytes < 0:
+        return f"{size(-profile.headroom_bytes)} over the cap"
+    return f"{share(profile.headroom_share)} headroom"
+
+
+def failure_lines(profile: Profile) -> list[str]:
+    """A sentence for each reason why the run did not keep to its budget."""
+    charged, growth = profile.charged_peak_bytes or 0, profile.growth
+    sentences: dict[Failure, str] = {
+        "killed": "The kernel ended the worker: the figures are those up to that moment.",
+        "over_cap": f"The high-water mark lies {size(-profile.headroom_bytes)} above the cap.",
+        "charge_over_cap": f"The kernel's charge lies {size(charged - profile.cap_bytes)} above the cap.",
+        "leak": "" if growth is None else growth_line(profile),
+    }
+    return [sentences[failure] for failure in profile.failures]
+
+
+def judge_line(profile: Profile) -> str:
+    """Who held the worker to the cap."""
+    note = f" {profile.judge_note}" if profile.judge_note else ""
+    return f"Judge: {_JUDGES[profile.judge]}.{note}"
+
+
+def charge_line(profile: Profile) -> str:
+    """The kernel's charge as a second figure, and where the gap between the two comes from."""
+    charged = profile.charged_peak_bytes
+    if charged is None:
+        return (
+            "There is no second figure: the kernel's own charge was not available here, so the peak rests "
+            "on the high-water mark (VmHWM) alone."
+        )
+    gap = charged - profile.peak_bytes
+    start = f"The kernel charged {size(charged)} at the most"
+    if gap == 0:
+        return f"{start}, exactly the high-water mark."
+    if gap < 0:
+        return (
+            f"{start}, {size(-gap)} less than the high-water mark. As a rule these are resident pages "
+            f"of files that another process read first, such as libraries: they count in the mark and are "
+            f"charged elsewhere."
+        )
+    return (
+        f"{start}, {size(gap)} more than the high-water mark. As a rule this is what the kernel keeps "
+        f"for the worker: cached file pages, page tables and socket buffers."
+    )
+
+
+def prediction_line(profile: Profile) -> str:
+    """How far the prediction was off."""
+    if profile.killed:
+        return f"Predicted {size(profile.predicted_peak_bytes)}; the worker was ended before it was done."
+    error = profile.prediction_error
+    side = "above" if error >= 0 else "below"
+    return f"Predicted {size(profile.predicted_peak_bytes)}: {share(abs(error))} {side} the measured peak."
+
+
+def unexplained_line(profile: Profile) -> str:
+    """Whether the bins account for the peak."""
+    if not profile.is_split:
+        return "No bin was measured."
+    rest, part = profile.unexplained_bytes, abs(profile.unexplained_share)
+    limit = f"{UNEXPLAINED_SHARE:.0%}".replace("%", " %")
+    kind = "lies outside all bins" if rest >= 0 else "is counted in more than one bin"
+    text = f"{size(abs(rest))} of the peak ({share(part)}) {kind}"
+    if profile.is_explained:
+        return f"{text}: below {limit}, the bins account for the peak."
+    return f"{text}: {limit} or more, so the bins do not account for the peak. Read them with care."
+
+
+def timeline_line(profile: Profile) -> str:
+    """What sampling saw of the peak, and what it missed."""
+    highest = profile.highest_sample
+    if highest is None:
+        return "No timeline was taken."
+    missed = profile.peak_bytes - highest.resident_bytes
+    line = (
+        f"Highest sample: {size(highest.resident_bytes)} after {duration(highest.seconds)}, "
+        f"in phase {highest.phase}."
+    )
+    if missed <= 0:
+        return line
+    return f"{line} The high-water mark is {size(missed)} above it: no sample fell on the peak."
+
+
+def growth_line(profile: Profile) -> str:
+    """The outcome of the leak check."""
+    growth = profile.growth
+    if growth is None:
+        return "No leak check was run."
+    found = "Memory grows with each step" if growth.leaks else "No leak"
+    slope = growth.per_step_bytes / 1024
+    return (
+        f"{found}: {size(growth.first_bytes)} anonymous memory after the first of {growth.steps} steps, "
+        f"{size(growth.last_bytes)} after the last; {slope:+.2f} KiB a step, "
+        f"limit {growth.limit_per_step_bytes / 1024:.2f} KiB."
+        + (f" The {growth.warm_up} steps before them are warm-up." if growth.warm_up else "")
+    )
+
+
+def measuring_line(profile: Profile) -> str:
+    """What measuring cost."""
+    cost = profile.measuring
+    note = f" {cost.note}" if cost.note else ""
+    return f"{cost.samples} samples took {duration(cost.seconds)} in all.{note}"
+
+
+def identity_rows(profile: Profile) -> list[tuple[str, str]]:
+    """What was measured, and on what, as (name, value)."""
+    identity, work = profile.identity, profile.work
+    return [
+        ("device", f"{identity.device}, {size(identity.memory_bytes)} memory"),
+        ("processor", f"{identity.cpu}, {plural(work.threads, 'thread')}"),
+        ("kernel", f"{identity.kernel}, pages of {identity.page_size_bytes} bytes"),
+        ("runtime", f"edge-runtime {identity.runtime_version}, {identity.engine}"),
+        ("package", f"{identity.package_name}, sha256 {identity.package_sha256}"),
+        ("arithmetic", identity.arithmetic),
+        (
+            "work",
+            f"{plural(work.steps, 'step')} of {plural(work.batch_size, 'example')}, {work.micro_batch} at a time; "
+            f"{plural(work.sequence, 'token')}; {gradient_words(work.update, work.draws)}; weights {work.weights}",
+        ),
+        ("slices", ", ".join(work.slices) or "none"),
+        ("given up to fit", ", ".join(work.gave_up) or "nothing"),
+        ("step", duration(profile.step_s) if profile.step_s is not None else "no step was finished"),
+        ("measured", profile.created),
+        *(("note", note) for note in profile.notes),
+    ]
+
+
+def gradient_words(update: Update, draws: int) -> str:
+    """How the slices' gradient is found."""
+    return "backpropagation" if update == "backprop" else plural(draws, "draw")
+
+
+def option_verdict(option: WhatIf) -> str:
+    """Whether an option fits the cap, and whether it is the one that was run."""
+    return ("fits" if option.fits else "does not fit") + (", chosen" if option.chosen else "")
+
+
+def difference_line(difference: Difference) -> str:
+    """Whether the peak grew by more than the tolerance."""
+    peak, tolerance = difference.peak, share(difference.tolerance)
+    change = f"{change_size(peak.old, 'bytes')} before, {change_size(peak.new, 'bytes')} now"
+    grown = "" if peak.share is None else f" ({share(peak.share, signed=True)})"
+    if difference.regressed:
+        return f"REGRESSED: the peak grew by more than {tolerance}: {change}{grown}."
+    return f"No regression: the peak stays within {tolerance}: {change}{grown}."
+
+
+def change_size(value: float | None, unit: str) -> str:
+    """One figure of a change."""
+    if value is None:
+        return "–"
+    return size(value) if unit == "bytes" else duration(value)
+
+
+def change_verdict(change: Change, tolerance: float) -> str:
+    """What became of a figure, in a word or two."""
+    if change.old is None or change.new is None:
+        return "not in both"
+    if change.grew(tolerance):
+        return "grew"
+    return "shrank" if change.old - change.new > abs(change.old) * tolerance else "same"
+
+
+def row_note(profile: Profile, row: LedgerRow) -> str:
+    """A bin's own note; for the rest, its share of the peak."""
+    if row.name != UNEXPLAINED:
+        return row.note
+    if not profile.is_split:
+        return "no bin was measured"
+    return f"{share(profile.unexplained_share)} of the peak" + ("" if profile.is_explained else ": too much")
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def render_text(profile: Profile, difference: Difference | None = None) -> str:
+    """The whole report as plain text that ends with a newline; no line is longer than 100 columns.
+
+    Args:
+        profile: the report. difference: against an earlier one, from ``profile_document.compare``.
+    """
+    return "\n".join(line.rstrip() for line in _lines(profile, difference)) + "\n"
+
+
+def _lines(profile: Profile, difference: Difference | None) -> Iterator[str]:
+    yield from _verdict(profile)
+    if difference is not None:
+        yield from _difference(difference)
+    yield from _identity(profile)
+    yield from _bins(profile)
+    yield from _timeline(profile)
+    yield from _phases(profile)
+    yield from _tensors(profile)
+    yield from _what_if(profile)
+    yield from _heading("Leak check")
+    yield from _wrapped(growth_line(profile), "  ", first="  ")
+    yield from _comparisons(profile)
+    yield from _heading("What measuring cost")
+    yield from _wrapped(measuring_line(profile), "  ", first="  ")
+
+
+def _verdict(profile: Profile) -> Iterator[str]:
+    yield from _wrapped(f"{profile.verdict}  {verdict_line(profile)}", "      ")
+    lines = (
+        *failure_lines(profile),
+        judge_line(profile),
+        charge_line(profile),
+        prediction_line(profile),
+    )
+    for line in lines:
+        yield from _wrapped(line, "      ", first="      ")
+
+
+def _identity(profile: Profile) -> Iterator[str]:
+    yield from _heading("What was measured (1 MiB is 2^20 bytes, 1 KiB is 2^10 bytes)")
+    for name, value in identity_rows(profile):
+        yield from _wrapped(value, " " * 19, first=f"  {name:<17}")
+    yield from _command(profile.identity.command)
+
+
+def _bins(profile: Profile) -> Iterator[str]:
+    yield from _heading("Predicted against measured, in MiB")
+    rows = [
+        (row.name, column_mib(row.predicted_bytes), column_mib(row.measured_bytes), row_note(profile, row))
+        for row in profile.ledger
+    ]
+    peak = ("peak", column_mib(profile.predicted_peak_bytes), column_mib(profile.peak_bytes), "")
+    yield from table(("part", "predicted", "measured", "note"), [*rows, peak], "lrrl")
+    yield from _wrapped(unexplained_line(profile), "  ", first="  ")
+
+
+def _timeline(profile: Profile) -> Iterator[str]:
+    """One character a stretch: an eighth of the cap for each level."""
+    yield from _heading("Over time, against the cap")
+    samples = thin(profile.timeline, COLUMNS - 10)
+    if samples:
+        levels = [min(7, 8 * s.resident_bytes // profile.cap_bytes) for s in samples]
+        yield "  " + "".join(_LEVELS[level] for level in levels)
+    yield from _wrapped(timeline_line(profile), "  ", first="  ")
+
+
+def _phases(profile: Profile) -> Iterator[str]:
+    if not profile.phases:
+        return
+    yield from _heading("Peak of each phase, in MiB")
+    rows = [
+        (
+            phase.name,
+            column_mib(phase.peak_bytes),
+            share(phase.peak_bytes / profile.cap_bytes),
+            duration(phase.seconds),
+            "owns the peak" if phase is profile.owner else "",
+        )
+        for phase in profile.phases
+    ]
+    yield from table(("phase", "peak", "of the cap", "took", ""), rows, "lrrrl")
+
+
+def _tensors(profile: Profile) -> Iterator[str]:
+    if not profile.tensors:
+        return
+    yield from _heading("Largest tensors at the peak, in MiB")
+    rows = [(t.name, column_mib(t.bytes), t.shape, t.operator, t.program) for t in profile.tensors]
+    yield from table(("tensor", "MiB", "shape", "operator", "program"), rows, "lrlll")
+
+
+def _what_if(profile: Profile) -> Iterator[str]:
+    if not profile.what_if:
+        return
+    yield from _heading("What if: other sizes, as predicted, in MiB")
+    yield from option_lines(profile.what_if)
+
+
+def _comparisons(profile: Profile) -> Iterator[str]:
+    if not profile.comparisons:
+        return
+    yield from _heading("Compared with other ways, in MiB")
+    rows = [(c.name, column_mib(c.peak_bytes), duration(c.step_s), c.note) for c in profile.comparisons]
+    yield from table(("way", "peak", "step", "note"), rows, "lrrl")
+
+
+def option_lines(options: Sequence[WhatIf]) -> Iterator[str]:
+    """Options as a table, a line each below its header; peaks in MiB."""
+    rows = [(*map(str, option_cells(option)), option_verdict(option)) for option in options]
+    header = ("batch", "at a time", "tokens", "draws", "slices", "weights", "peak", "step", "")
+    yield from table(header, rows, "rrrrrlrrl")
+
+
+def option_cells(option: WhatIf) -> tuple[int | str, ...]:
+    """An option's sizes, predicted peak in MiB and predicted step."""
+    return (
+        option.batch_size,
+        option.micro_batch,
+        option.sequence,
+        option.draws
+        if option.draws_at_a_time in {0, option.draws}
+        else f"{option.draws} by {option.draws_at_a_time}",
+        option.slices,
+        option.weights,
+        column_mib(option.predicted_peak_bytes),
+        duration(option.predicted_step_s),
+    )
+
+
+def _difference(difference: Difference) -> Iterator[str]:
+    yield from _heading(f"Against the report of {difference.old_created}")
+    yield from _wrapped(difference_line(difference), "  ", first="  ")
+    for note in difference.notes:
+        yield from _wrapped(note, "    ", first="  ! ")
+    yield from table(
+        ("", "before", "now", "change", ""),
+        [
+            (
+                change.name,
+                change_size(change.old, change.unit),
+                change_size(change.new, change.unit),
+                "–" if change.share is None else share(change.share, signed=True),
+                change_verdict(change, difference.tolerance),
+            )
+            for change in difference.changes
+        ],
+        "lrrrl",
+    )
+
+
+def _heading(title: str) -> Iterator[str]:
+    yield ""
+    yield title
+    yield "-" * len(title)
+
+
+def _command(command: str) -> list[str]:
+    """The command in lines that a shell takes as one."""
+    *lines, last = _wrapped(command, " " * 19, first="  to repeat        ", columns=COLUMNS - 2)
+    return [*(line + " \\" for line in lines), last]
+
+
+def _wrapped(text: str, indent: str, *, first: str = "", columns: int = COLUMNS) -> list[str]:
+    wrapper = textwrap.TextWrapper(
+        columns, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False
+    )
+    return wrapper.wrap(text) or [first]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> Iterator[str]:
+    """Aligned columns, ``sides`` a letter l or r each; where they are too wide, the widest columns of text are cut."""
+    lines = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    while sum(widths) + 2 * len(widths) > COLUMNS:
+        widest = max(range(len(widths)), key=lambda index: widths[index])
+        widths[widest] -= 1
+    for line in lines:
+        cells = (
+            _cut(cell, width).rjust(width) if side == "r" else _cut(cell, width).ljust(width)
+            for cell, width, side in zip(line, widths, sides, strict=True)
+        )
+        yield "  " + "  ".join(cells)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"

@@ -1,0 +1,267 @@
+"""Wire messages between device and coordinator: one frozen msgspec Struct each.
+
+Rules of evolution: new fields go last and have a default; a field is never renamed or given another
+meaning; recorded bytes of every released version must decode forever (tests/edge_runtime/golden).
+Control messages travel as JSON, results as MessagePack because they carry tensors.
+Sizes and counts are bounded here, so that whatever decodes can be used without further checks of range.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from edge_runtime.errors import ProtocolError
+
+PROTOCOL_VERSION = 1
+
+#: Largest body of a control message, and of a result, that either side accepts.
+MAX_CONTROL_BYTES = 1 << 20
+MAX_RESULT_BYTES = 64 << 20
+
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+#: 32 bytes of an Ed25519 public key, or 64 of a signature, in standard base64.
+PublicKey = Annotated[str, Meta(pattern="^[A-Za-z0-9+/]{43}=$")]
+SignatureText = Annotated[str, Meta(pattern="^[A-Za-z0-9+/]{86}==$")]
+Identifier = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+Text = Annotated[str, Meta(max_length=2000)]
+Bytes = Annotated[int, Meta(ge=0, le=1 << 50)]
+Count = Annotated[int, Meta(ge=0, le=1 << 40)]
+PositiveCount = Annotated[int, Meta(ge=1, le=1 << 31)]
+Seed = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+Rate = Annotated[float, Meta(gt=0, le=1e6)]
+#: How the slices' gradient is found: estimated by forward mode, computed by checkpointed backpropagation, or
+#: estimated from differences of losses (zero order), for comparison.
+Update = Literal["forward", "backprop", "zero_order"]
+#: See :mod:`edge_runtime.training.tangents`.
+Directions = Literal["per_example", "shared", "orthogonal", "gaussian", "filtered", "one_slice"]
+#: Kinds of which each example has its own; the others share a draw's direction over the batch.
+PER_EXAMPLE: tuple[Directions, ...] = ("per_example", "one_slice")
+Loss = Literal["cross_entropy", "phuber"]
+#: What a result brings: the change of the trained values, or the numbers from which it is computed again.
+Report = Literal["weights", "scalars"]
+#: How a trained head moves: by its exact gradient, or perturbed like a slice, as published methods do.
+HeadUpdate = Literal["exact", "perturbed"]
+#: Zero order: (ℓ(θ+hv) - ℓ(θ-hv)) / 2h, or (ℓ(θ+hv) - ℓ(θ)) / h.
+Difference = Literal["central", "forward"]
+#: The knot of the partially Huberised cross-entropy: it is linear in p below p = 1/τ.
+Tau = Annotated[float, Meta(gt=1, le=1e6)]
+Candidates = Annotated[int, Meta(ge=1, le=1000)]
+
+
+class EnrolRequest(Struct, frozen=True):
+    """A device asks to join, once, with a one-time token and the public half of its own key."""
+
+    token: Annotated[str, Meta(min_length=16, max_length=128)]
+    device_name: Identifier
+    device_class: Identifier
+    public_key: PublicKey
+    protocol: PositiveCount = PROTOCOL_VERSION
+
+
+class EnrolResponse(Struct, frozen=True):
+    """The device's identity, and the key that will sign its tasks (pinned by the device)."""
+
+    device_id: Identifier
+    coordinator_public_key: PublicKey
+
+
+class CheckInRequest(Struct, frozen=True):
+    """A device offers itself for work.
+
+    ``cap_bytes`` is the memory its operator grants to the worker process; ``floor_bytes`` what an empty
+    worker takes there (0 if not measured yet).
+    """
+
+    runtime_version: Text
+    cap_bytes: Bytes
+    floor_bytes: Bytes
+    example_count: Count
+    protocol: PositiveCount = PROTOCOL_VERSION
+
+
+class LocalOptimizer(Struct, frozen=True):
+    """How a device turns gradient estimates into a change of its slices.
+
+    ``accumulate`` sums estimates at the values the task came with; ``sgd`` moves after every step;
+    ``adamw`` normalises on the device, kept for comparison.
+    """
+
+    name: Literal["accumulate", "sgd", "adamw"] = "accumulate"
+    slice_rate: Rate = 1.0
+    head_rate: Rate = 1.0
+
+
+class Task(Struct, frozen=True):
+    """One device's share of a round.
+
+    ``slot`` is the device's place in the round; tangents are keyed by (seed, round, slot, step, example,
+    draw, slice), so they depend on nothing a machine could differ in. ``slices`` are trained by forward
+    mode, or as ``update`` says; the head, if ``train_head``, by its exact gradient. ``package`` and ``state``
+    are blobs: the manifest and the current values of all slices.
+
+    ``epochs`` above 0 asks for that many passes over the device's rows, ``steps`` then being the most steps.
+    ``freeze_a`` trains LoRA's B alone. ``tau`` belongs to the loss ``phuber``; ``difference`` and ``difference_step``
+    to ``zero_order``; ``candidates`` and ``reference``, a blob of values that directions are compared with, to
+    the directions ``filtered``. ``jvp_limit`` clamps each directional derivative to [-limit, limit].
+    """
+
+    task_id: Identifier
+    run_id: Identifier
+    round: Count
+    slot: Count
+    seed: Seed
+    package: Sha256
+    package_signature: SignatureText
+    state: Sha256
+    slices: tuple[Identifier, ...]
+    train_head: bool
+    steps: PositiveCount
+    batch_size: PositiveCount
+    draws: PositiveCount
+    sequence_limit: PositiveCount
+    optimizer: LocalOptimizer
+    required_bytes: Bytes
+    deadline_s: Seconds
+    directions: Directions = "per_example"
+    loss: Loss = "cross_entropy"
+    update: Update = "forward"
+    report: Report = "weights"
+    tau: Tau = 10.0
+    head: HeadUpdate = "exact"
+    epochs: Count = 0
+    freeze_a: bool = False
+    difference: Difference = "central"
+    difference_step: Rate = 1e-3
+    candidates: Candidates = 1
+    reference: Sha256 | None = None
+    jvp_limit: Rate | None = None
+
+
+class SignedTask(Struct, frozen=True, tag_field="answer", tag="task"):
+    """``task`` holds the JSON bytes of a :class:`Task`; the signature is over exactly those bytes."""
+
+    task: str
+    signature: SignatureText
+
+
+class ComeBack(Struct, frozen=True, tag_field="answer", tag="come_back"):
+    """No work now: check in again after a uniformly drawn time in this window."""
+
+    after_min_s: Seconds
+    after_max_s: Seconds
+    reason: Text = ""
+
+
+class NotEligible(Struct, frozen=True, tag_field="answer", tag="not_eligible"):
+    """The device cannot serve the current run; ``code`` is stable, ``message`` is for people."""
+
+    code: Identifier
+    message: Text
+    after_min_s: Seconds = 60.0
+    after_max_s: Seconds = 120.0
+
+
+CheckInResponse = SignedTask | ComeBack | NotEligible
+
+
+class MemoryReport(Struct, frozen=True):
+    """Predicted beside measured memory of one worker, in bytes.
+
+    ``high_water_bytes`` is VmHWM; ``cgroup_peak_bytes`` the kernel's charge where a cgroup was at hand
+    (None elsewhere); ``phases`` the high-water mark within each phase. ``judge`` is who enforced the cap:
+    ``cgroup_v2``, ``cgroup_v1``, ``rlimit`` or ``none``; empty from a device that does not tell.
+    """
+
+    predicted_peak_bytes: Bytes
+    high_water_bytes: Bytes
+    cap_bytes: Bytes
+    cgroup_peak_bytes: Bytes | None = None
+    anonymous_bytes: Bytes = 0
+    file_bytes: Bytes = 0
+    floor_bytes: Bytes = 0
+    phases: dict[Identifier, Bytes] = {}
+    judge: Text = ""
+
+
+class Result(Struct, frozen=True):
+    """What comes back from a task: the change of the trained values, and what it took.
+
+    ``change`` is a safetensors blob with one float32 tensor per ``slice/tensor``: values after the task
+    minus values before. With ``report = "scalars"`` it holds, in place of the slices, what
+    :mod:`edge_runtime.training.replay` makes the same change of. ``examples`` counts rows that entered applied steps
+    and weighs the mean; ``mean_loss`` is over the same rows, None if no step was applied.
+    """
+
+    task_id: Identifier
+    run_id: Identifier
+    round: Count
+    examples: Count
+    steps_applied: Count
+    steps_skipped: Count
+    mean_loss: float | None
+    seconds: Seconds
+    memory: MemoryReport
+    change_sha256: Sha256
+    change: Annotated[bytes, Meta(max_length=MAX_RESULT_BYTES)]
+
+
+class ResultReceipt(Struct, frozen=True):
+    """``counted`` the first time, ``duplicate`` when the same result arrives again."""
+
+    status: Literal["counted", "duplicate"]
+
+
+class DeviceEvent(Struct, frozen=True):
+    """Something a device wants operators to know; never holds data values."""
+
+    code: Identifier
+    message: Text
+    task_id: Identifier | None = None
+
+
+class Refusal(Struct, frozen=True):
+    """Body of every 4xx answer."""
+
+    code: Identifier
+    message: Text
+
+
+def encode(message: Struct) -> bytes:
+    """JSON bytes of a control message."""
+    return msgspec.json.encode(message)
+
+
+MessageT = TypeVar("MessageT")
+
+
+def decode(data: bytes, kind: type[MessageT]) -> MessageT:
+    """Parse a JSON control message; raises :class:`ProtocolError` naming the field."""
+    if len(data) > MAX_CONTROL_BYTES:
+        raise ProtocolError(f"message of {len(data)} bytes exceeds the limit of {MAX_CONTROL_BYTES}")
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"malformed {_name(kind)}: {error}") from error
+
+
+def encode_result(result: Result) -> bytes:
+    """MessagePack bytes of a result."""
+    return msgspec.msgpack.encode(result)
+
+
+def decode_result(data: bytes) -> Result:
+    """Parse a result; raises :class:`ProtocolError` naming the field."""
+    if len(data) > MAX_RESULT_BYTES:
+        raise ProtocolError(f"result of {len(data)} bytes exceeds the limit of {MAX_RESULT_BYTES}")
+    try:
+        return msgspec.msgpack.decode(data, type=Result)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"malformed Result: {error}") from error
+
+
+def _name(kind: object) -> str:
+    return getattr(kind, "__name__", str(kind))

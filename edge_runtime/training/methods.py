@@ -1,0 +1,87 @@
+"""Which ways to train go together: checked where a run is configured, and again where a task is done.
+
+Nothing here needs numpy: the agent and the coordinator's configuration call it.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from edge_runtime.errors import ConfigError, PackageError
+from edge_runtime.package.manifest import Manifest
+from edge_runtime.protocol.messages import PER_EXAMPLE, Directions, HeadUpdate, Loss, Report, Task, Update
+
+
+class Method(Protocol):
+    """What a task and a run's configuration both say."""
+
+    @property
+    def update(self) -> Update: ...
+    @property
+    def directions(self) -> Directions: ...
+    @property
+    def draws(self) -> int: ...
+    @property
+    def head(self) -> HeadUpdate: ...
+    @property
+    def report(self) -> Report: ...
+    @property
+    def loss(self) -> Loss: ...
+    @property
+    def candidates(self) -> int: ...
+    @property
+    def jvp_limit(self) -> float | None: ...
+
+
+def check_method(method: Method) -> None:
+    """Refuse what does not go together.
+
+    Raises:
+        ConfigError: names the two settings and what to do.
+    """
+    if method.update == "backprop":
+        if method.draws != 1:
+            raise ConfigError(f'update = "backprop" makes no draws, so draws = {method.draws} must be 1')
+        if method.head == "perturbed":
+            raise ConfigError('update = "backprop" perturbs nothing: head = "perturbed" must be "exact"')
+        if method.report == "scalars":
+            raise ConfigError(
+                'update = "backprop" has no directional derivatives to replay: report = "scalars" must be "weights"'
+            )
+        if method.jvp_limit is not None:
+            raise ConfigError(
+                f'update = "backprop" has no directional derivatives: leave out jvp_limit = {method.jvp_limit}'
+            )
+    if method.update == "zero_order" and method.directions in PER_EXAMPLE:
+        raise ConfigError(
+            f'update = "zero_order" moves the values for a whole batch: directions = "{method.directions}" would need '
+            'batches of one; take "shared", "gaussian", "orthogonal" or "filtered"'
+        )
+    if method.candidates > 1 and method.directions != "filtered":
+        raise ConfigError(
+            f'candidates = {method.candidates} belongs to directions = "filtered", not to "{method.directions}"'
+        )
+
+
+def check_package(task: Task, manifest: Manifest) -> None:
+    """Check a task's method against its package.
+
+    Raises:
+        ConfigError: what is frozen or Huberised is not there.
+        PackageError: a head is to be trained that the package does not have, or a slice is unknown.
+    """
+    if task.train_head and manifest.head is None:
+        raise PackageError(
+            f"package {manifest.name} has no head to train, the task asks for it; set train_head = false"
+        )
+    if task.loss == "phuber" and manifest.task == "causal_lm":
+        raise ConfigError(
+            f'loss = "phuber" is of one prediction an example, package {manifest.name} makes one a token; '
+            'take loss = "cross_entropy"'
+        )
+    kinds = {manifest.slice_named(name).kind for name in task.slices}
+    if task.freeze_a and "lora_xs" in kinds:
+        raise ConfigError(
+            f"freeze_a trains LoRA's B alone, and slices of package {manifest.name} are lora_xs, which have none; "
+            "set freeze_a = false or export with --slice lora"
+        )

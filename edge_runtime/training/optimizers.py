@@ -1,0 +1,101 @@
+"""Local optimisers: from gradient estimates to a change of the slices' values.
+
+``accumulate`` and ``sgd`` are linear in the estimates, so noise averages out over devices before anything
+is normalised; ``adamw`` normalises on the device and is here for comparison.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from edge_runtime.package.slices import HEAD_PREFIX, FloatArray, Values
+from edge_runtime.protocol.messages import LocalOptimizer
+
+
+class Optimizer(Protocol):
+    """Holds the values of a task and moves them."""
+
+    def values(self) -> Values:
+        """The values at which the next gradient is to be taken."""
+        ...
+
+    def step(self, gradient: Values) -> None:
+        """Take one gradient; tensors it does not name stay as they are."""
+        ...
+
+    def change(self) -> Values:
+        """What the task did to each trained tensor."""
+        ...
+
+
+def make_optimizer(settings: LocalOptimizer, start: Values, trained: list[str]) -> Optimizer:
+    """The optimiser a task asks for.
+
+    Args:
+        settings: of the task.
+        start: all values, by flat name; not modified.
+        trained: flat names the task trains.
+    """
+    kinds: dict[str, type[Accumulate] | type[Sgd] | type[AdamW]]
+    kinds = {"accumulate": Accumulate, "sgd": Sgd, "adamw": AdamW}
+    return kinds[settings.name](settings, start, trained)
+
+
+class _Base:
+    def __init__(self, settings: LocalOptimizer, start: Values, trained: list[str]) -> None:
+        self._settings = settings
+        self._start = start
+        self._change: Values = {name: np.zeros_like(start[name]) for name in trained}
+
+    def _rate(self, name: str) -> np.float32:
+        rate = self._settings.head_rate if name.startswith(HEAD_PREFIX) else self._settings.slice_rate
+        return np.float32(rate)
+
+    def change(self) -> Values:
+        return self._change
+
+
+class Accumulate(_Base):
+    """change = -rate · Σ gradients, all taken at the values the task came with."""
+
+    def values(self) -> Values:
+        return self._start
+
+    def step(self, gradient: Values) -> None:
+        for name, slope in gradient.items():
+            self._change[name] -= self._rate(name) * slope
+
+
+class Sgd(Accumulate):
+    """The same sum, but each gradient is taken where the last step led."""
+
+    def values(self) -> Values:
+        return {**self._start, **{name: self._start[name] + moved for name, moved in self._change.items()}}
+
+
+class AdamW(_Base):
+    """Adam without weight decay on such small slices (Kingma & Ba 2015, Algorithm 1), state fresh per task."""
+
+    BETA1, BETA2, EPSILON = np.float32(0.9), np.float32(0.999), np.float32(1e-8)
+
+    def __init__(self, settings: LocalOptimizer, start: Values, trained: list[str]) -> None:
+        super().__init__(settings, start, trained)
+        # Running products: a library's power may differ in its last bit from CPU to CPU, a product does not.
+        self._power1, self._power2 = 1.0, 1.0
+        self._first: dict[str, FloatArray] = {name: np.zeros_like(start[name]) for name in trained}
+        self._second: dict[str, FloatArray] = {name: np.zeros_like(start[name]) for name in trained}
+
+    def values(self) -> Values:
+        return {**self._start, **{name: self._start[name] + moved for name, moved in self._change.items()}}
+
+    def step(self, gradient: Values) -> None:
+        self._power1 *= float(self.BETA1)
+        self._power2 *= float(self.BETA2)
+        first_scale, second_scale = np.float32(1 - self._power1), np.float32(1 - self._power2)
+        for name, slope in gradient.items():
+            self._first[name] = self.BETA1 * self._first[name] + (1 - self.BETA1) * slope
+            self._second[name] = self.BETA2 * self._second[name] + (1 - self.BETA2) * slope * slope
+            root = np.sqrt(self._second[name] / second_scale) + self.EPSILON
+            self._change[name] -= self._rate(name) * (self._first[name] / first_scale) / root

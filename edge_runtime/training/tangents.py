@@ -1,0 +1,216 @@
+"""Directions for forward gradients: reproducible on any machine, never stored.
+
+Entries are Rademacher, ±1 with equal chance: E[v vᵀ] = I as for a Gaussian, smaller variance of the
+estimate, one random bit each; or, to compare with published methods, standard normal. Words come from Philox
+(:mod:`edge_runtime.training.philox`).
+
+* key (128 bits): the first 16 bytes of SHA-256 over ``"edge tangents 1"``, run seed, round, slot and slice name;
+* counter (4 × 64 bits): (block, draw, example, step); blocks count from 1;
+* signs: bit j of word w is entry 64·w + j; a set bit is +1;
+* normal: words 2p and 2p + 1 make entries 2p and 2p + 1 (:func:`normals`).
+
+Kinds of directions:
+
+* ``per_example``: every example and draw has its own;
+* ``one_slice``: the same, but it moves one slice alone, by ±√S of S slices; draws and examples take the slices in
+  turn, from one drawn anew in each step. E[v vᵀ] = I as ever, but a slice's error is S·d_s/(K·B) times its own squared
+  gradient: a slice of small gradients is not drowned in the noise of others;
+* ``shared``: a draw has one direction for the whole batch (drawn as example 0);
+* ``orthogonal``: shared, and the draws of a step are rows of a randomly signed Hadamard matrix of order n, the
+  smallest power of two ≥ d. Its columns are orthogonal, so n draws give Σ v vᵀ = n·I: the exact gradient;
+* ``gaussian``: shared, with standard normal entries, as Spry is published (arXiv 2405.15551);
+* ``filtered``: of normal candidates those nearest to a reference (:mod:`edge_runtime.training.filtered_directions`);
+  candidate c is drawn as draw c.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.package.manifest import SliceSpec
+from edge_runtime.package.slices import FloatArray, Values, shapes
+from edge_runtime.protocol.messages import PER_EXAMPLE, Task
+from edge_runtime.training.filtered_directions import draw_filtered
+from edge_runtime.training.philox import BLOCK, MANY_BLOCKS, Words, words_at
+
+_DOMAIN = b"edge tangents 1"
+#: Normal entries are multiples of this.
+GRAIN = 2.0**-12
+
+
+@dataclass(frozen=True)
+class Entries:
+    """How a direction's entries are made of random words: ``make(words (..., n), count)`` gives (..., count) floats."""
+
+    words: Callable[[int], int]
+    make: Callable[[Words, int], FloatArray]
+
+
+def philox_key(seed: int, round_number: int, slot: int, slice_name: str) -> Words:
+    """The 128-bit key as two words."""
+    packed = struct.pack("<QQQ", seed, round_number, slot) + slice_name.encode()
+    key: Words = np.frombuffer(hashlib.sha256(_DOMAIN + packed).digest()[:16], dtype="<u8").astype(np.uint64)
+    return key
+
+
+def random_words(key: Words, step: int, example: int, draw: int, count: int) -> Words:
+    """``count`` random 64-bit words for one (step, example, draw)."""
+    words: Words = words_at(key[None], step, [example], [draw], count)[0, 0, 0]
+    return words
+
+
+def signs(words: Words, count: int) -> FloatArray:
+    """The first ``count`` bits of the last axis of ``words`` as ±1."""
+    octets = np.ascontiguousarray(words, dtype="<u8").view(np.uint8)
+    bits = np.unpackbits(octets, axis=-1, bitorder="little", count=count)
+    return bits.astype(np.float32) * 2 - 1
+
+
+def normals(words: Words, count: int) -> FloatArray:
+    """The first ``count`` standard normal numbers of the last axis of ``words``, by Box and Muller's transform.
+
+    Words (a, b) make u = (a's upper 53 bits + 1)/2⁵³ and w = (b's upper 53 bits)/2⁵³, and √(-2 ln u)·cos 2πw and
+    √(-2 ln u)·sin 2πw. Both are rounded to multiples of 2⁻¹²: the last bits of a C library's logarithm and sine may
+    differ from CPU to CPU, and show only where they straddle half a multiple, about once in 10¹² numbers.
+    """
+    upper = (words >> np.uint64(11)).astype(np.float64)
+    radius = np.sqrt(-2.0 * np.log((upper[..., 0::2] + 1.0) * 2.0**-53))
+    angle = upper[..., 1::2] * (2.0 * np.pi * 2.0**-53)
+    made = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+    flat = made.reshape(*words.shape[:-1], words.shape[-1])[..., :count]
+    return (np.rint(flat / GRAIN) * GRAIN).astype(np.float32)
+
+
+SIGNS = Entries(lambda count: -(-count // 64), signs)
+NORMALS = Entries(lambda count: count + count % 2, normals)
+
+
+def draw_tangents(
+    task: Task,
+    specs: Sequence[SliceSpec],
+    step: int,
+    examples: Sequence[int],
+    reference: Values | None = None,
+) -> dict[str, FloatArray]:
+    """All tangents of one step.
+
+    Args:
+        task: gives seed, round, slot, draws K and the kind of directions.
+        specs: what is estimated.
+        step: number of the local step.
+        examples: positions of the examples in the step's batch, B of them.
+        reference: what ``filtered`` directions are compared with; None if there is nothing yet.
+
+    Returns:
+        For each flat tensor name of shape (1, *s) an array (K, B, *s); of the head, whose tensors are not
+        repeated, (K, B, *shape).
+
+    Raises:
+        SliceError: the reference lacks a tensor of ``specs``, or has it in another shape.
+    """
+    if not specs:
+        return {}
+    if task.directions in PER_EXAMPLE:
+        flat = draw_flat(task, specs, step, examples, range(task.draws), SIGNS)
+        if task.directions == "one_slice":
+            flat *= _turns(task, specs, step, examples)
+        return split(flat, specs)
+    if task.directions == "orthogonal":
+        flat = _orthogonal(task, specs, step)
+    elif task.directions == "filtered":
+
+        def candidate(number: int) -> FloatArray:
+            drawn: FloatArray = draw_flat(task, specs, step, [0], [number], NORMALS)[0, 0]
+            return drawn
+
+        flat = draw_filtered(candidate, specs, task.draws, task.candidates, reference, GRAIN)
+    else:
+        entries = SIGNS if task.directions == "shared" else NORMALS
+        flat = draw_flat(task, specs, step, [0], range(task.draws), entries)
+    return split(flat.repeat(len(examples), axis=1), specs)
+
+
+def _turns(task: Task, specs: Sequence[SliceSpec], step: int, examples: Sequence[int]) -> FloatArray:
+    """(K, B, d): √S on the entries of the slice whose turn it is, 0 on those of the others.
+
+    Draw k of example i moves slice (start + i·K + k) mod S: an example's draws take different slices.
+    """
+    key = philox_key(task.seed, task.round, task.slot, "/".join(spec.name for spec in specs))
+    start = int(random_words(key, step, 0, 0, 1)[0] % np.uint64(len(specs)))
+    places = np.arange(task.draws)[:, None] + np.asarray(examples) * task.draws
+    owners = np.repeat(np.arange(len(specs)), [spec.dimensions for spec in specs])
+    mine: FloatArray = ((start + places)[:, :, None] % len(specs) == owners).astype(np.float32)
+    mine *= np.float32(len(specs) ** 0.5)
+    return mine
+
+
+def draw_flat(
+    task: Task,
+    specs: Sequence[SliceSpec],
+    step: int,
+    examples: Sequence[int],
+    draws: Sequence[int],
+    entries: Entries,
+) -> FloatArray:
+    """Independent directions (K, B, d), all slices side by side, of the given draws and examples."""
+    ends = np.cumsum([0, *(spec.dimensions for spec in specs)])
+    flat = np.empty((len(draws), len(examples), ends[-1]), dtype=np.float32)
+    alike: dict[int, list[int]] = {}
+    for index, spec in enumerate(specs):
+        alike.setdefault(spec.dimensions, []).append(index)
+    for size, members in alike.items():
+        keys = np.stack([philox_key(task.seed, task.round, task.slot, specs[i].name) for i in members])
+        count = entries.words(size)
+        # Draw by draw where there are many words: they would take more memory than the directions.
+        together = 1 if count >= BLOCK * MANY_BLOCKS else len(draws)
+        for first in range(0, len(draws), together):
+            some = slice(first, first + together)
+            made = entries.make(words_at(keys, step, examples, draws[some], count), size)
+            for row, index in enumerate(members):
+                flat[some, :, ends[index] : ends[index + 1]] = made[row]
+    return flat
+
+
+def split(flat: FloatArray, specs: Sequence[SliceSpec]) -> dict[str, FloatArray]:
+    """Cut directions (K, B, d) into the tensors of the slices, in order; shapes as of :func:`draw_tangents`."""
+    result: dict[str, FloatArray] = {}
+    start = 0
+    for spec in specs:
+        for name, shape in shapes([spec]).items():
+            count = int(np.prod(shape))
+            part = flat[:, :, start : start + count]
+            own = shape if spec.kind == "head" else shape[1:]
+            result[name] = np.ascontiguousarray(part.reshape(*flat.shape[:2], *own))
+            start += count
+    return result
+
+
+def hadamard_rows(rows: NDArray[np.int64], columns: int) -> FloatArray:
+    """Rows of the Sylvester–Hadamard matrix: entry (i, j) is -1 to the number of common bits of i and j."""
+    common = rows[:, None] & np.arange(columns)[None, :]
+    parity = np.zeros_like(common)
+    while common.any():
+        parity ^= common & 1
+        common >>= 1
+    return (1 - 2 * parity).astype(np.float32)
+
+
+def _orthogonal(task: Task, specs: Sequence[SliceSpec], step: int) -> FloatArray:
+    """Directions (K, 1, d)."""
+    size = sum(spec.dimensions for spec in specs)
+    order = 1 << max(size - 1, 0).bit_length()
+    key = philox_key(task.seed, task.round, task.slot, "/".join(spec.name for spec in specs))
+    made = []
+    for cycle in range(-(-task.draws // order)):
+        # Each full set of rows gets its own column signs and row order.
+        column_signs = signs(random_words(key, step, 0, 2 * cycle, -(-size // 64)), size)
+        row_order = np.argsort(random_words(key, step, 0, 2 * cycle + 1, order), kind="stable")
+        wanted = row_order[: task.draws - cycle * order]
+        made.append(hadamard_rows(wanted, size) * column_signs)
+    return np.concatenate(made)[:, None, :]

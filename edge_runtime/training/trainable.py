@@ -1,0 +1,38 @@
+"""What of a task's slices moves, and how: device and coordinator must agree to the last tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from edge_runtime.package.manifest import SliceSpec
+from edge_runtime.protocol.messages import Task
+
+
+def estimated(task: Task, specs: Sequence[SliceSpec]) -> list[SliceSpec]:
+    """The slices whose gradient a task estimates (or computes by backpropagation), in the task's order.
+
+    LoRA's A is left out where it is frozen; the head comes last where it is perturbed like a slice.
+
+    Args:
+        task: what is asked. specs: of its slices, and of the head if there is one; others are passed over.
+    """
+    named = {spec.name: spec for spec in specs}
+    slices = [named[name] for name in task.slices if named[name].kind != "head"]
+    if task.freeze_a:
+        slices = [_without_a(spec) for spec in slices]
+    return [*slices, *(_heads(task, specs) if task.head == "perturbed" else ())]
+
+
+def exact(task: Task, specs: Sequence[SliceSpec]) -> list[SliceSpec]:
+    """The head, if the task trains it by its exact gradient; ``specs`` as of :func:`estimated`."""
+    return _heads(task, specs) if task.head == "exact" else []
+
+
+def _heads(task: Task, specs: Sequence[SliceSpec]) -> list[SliceSpec]:
+    return [spec for spec in specs if spec.kind == "head" and task.train_head]
+
+
+def _without_a(spec: SliceSpec) -> SliceSpec:
+    return replace(spec, tensors=tuple(tensor for tensor in spec.tensors if tensor.name != "A"))

@@ -1,0 +1,280 @@
+"""The worker process: one job in, one outcome out (see ``edge_runtime.worker.jobs``).
+
+Training a task is :func:`train`, readable top to bottom; evaluation is :func:`evaluate`, preparing a package
+:func:`prepare_package`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from edge_runtime.data.batches import Tokenizer, load_rows
+from edge_runtime.data.examples import Examples
+from edge_runtime.durable import write_durably
+from edge_runtime.engines.choice import engine_maker
+from edge_runtime.engines.engine import Engine
+from edge_runtime.errors import EdgeError, OutOfMemoryError, WorkerError
+from edge_runtime.execution.executor import Executor
+from edge_runtime.execution.prefix_cache import PrefixCache
+from edge_runtime.execution.prepare import prepare
+from edge_runtime.memory.allocator import keep_freed_memory, release_library_code, return_freed_memory
+from edge_runtime.memory.enforcement import ran_out_of_memory
+from edge_runtime.memory.meter import Meter, proportional_bytes, status_bytes
+from edge_runtime.memory.plan import PeakPrediction, Planner, Work, first_segment, preferred_micro_batch
+from edge_runtime.package.package import Package
+from edge_runtime.package.prepared import PreparedPackage
+from edge_runtime.package.slices import Values, decode_values, encode_values
+from edge_runtime.protocol.messages import MemoryReport
+from edge_runtime.training.evaluation import score
+from edge_runtime.training.filtered_directions import decode_reference
+from edge_runtime.training.loop import executor_of, train_locally
+from edge_runtime.training.methods import check_method, check_package
+from edge_runtime.training.trainable import estimated
+from edge_runtime.worker.jobs import (
+    EvaluateJob,
+    EvaluateOutcome,
+    Job,
+    PhaseEntered,
+    PrepareJob,
+    PrepareOutcome,
+    TrainJob,
+    TrainOutcome,
+    describe_failure,
+)
+from edge_runtime.worker.memory_breakdown import Account
+from edge_runtime.worker.process import FAILURE_EXIT_CODE
+
+#: Segment 0 is the embedding: cheaper to run than to read back. From here on a prefix holds a block.
+FIRST_BLOCK_BEHIND_A_BLOCK = 2
+
+
+def train(job: TrainJob, meter: Meter) -> TrainOutcome:
+    """Run a task's local steps and write the change of its slices to ``job.change_path``.
+
+    Raises:
+        CapExceededError: no plan fits the cap, with both figures.
+        ConfigError: the task asks for what does not go together (:mod:`edge_runtime.training.methods`).
+        EdgeError: package, state or data cannot be used.
+    """
+    task, started, engine = job.task, time.monotonic(), engine_maker(job.engine)(job.threads)
+    check_method(task)
+
+    # 1. Open what the task names; everything is verified before it is used.
+    meter.enter("load")
+    account = Account(meter.floor_bytes, (Path(job.package_folder), Path(job.prepared_folder)))
+    prepared, values, examples = _load(job, engine, task.sequence_limit)
+    account.tokenised()
+    check_package(task, prepared.manifest)
+
+    # 2. Choose a plan that fits, or refuse with numbers.
+    planner = Planner(
+        prepared.manifest, prepared.prepared.arithmetic, meter.floor_bytes, prepared.prepared.calibration
+    )
+    reference = _reference(job, prepared)
+    perturbed = [spec.name for spec in estimated(task, prepared.manifest.slices)]
+    work = Work(task.batch_size, examples.longest, task.draws, tuple(perturbed), task.update)
+    plan = (
+        planner.plan(work, job.choice)
+        if job.choice
+        else planner.choose(work, job.budget_bytes or job.cap_bytes)
+    )
+    with _prefix_cache(job, prepared, work) as cache:
+        spill_folder = Path(job.change_path).parent if plan.choice.inputs == "disk" else None
+        executor = executor_of(task, prepared, engine, plan.choice, cache, spill_folder)
+        release_library_code()
+        account.loaded(executor)
+
+        # 3. Local steps.
+        meter.enter("step")
+        trained = train_locally(
+            executor,
+            task,
+            prepared.manifest.slices,
+            values,
+            examples,
+            plan.choice,
+            account.stepped,
+            reference,
+        )
+        bins = account.bins(values)
+        proportional_anonymous_bytes, proportional_file_bytes = proportional_bytes()
+
+        # 4. Hand over the change.
+        meter.enter("serialise")
+        write_durably(Path(job.change_path), encode_values(trained.change))
+        meter.close()
+        return TrainOutcome(
+            examples=trained.examples,
+            steps_applied=trained.steps_applied,
+            steps_skipped=trained.steps_skipped,
+            mean_loss=trained.loss_sum / trained.examples if trained.examples else None,
+            seconds=time.monotonic() - started,
+            memory=_report(meter, plan.peak, job.cap_bytes),
+            plan=plan,
+            bins=bins,
+            steps=account.steps,
+            prefix_hits=cache.hits if cache else 0,
+            prefix_misses=cache.misses if cache else 0,
+            proportional_anonymous_bytes=proportional_anonymous_bytes,
+            proportional_file_bytes=proportional_file_bytes,
+            weights_read_bytes=executor.weights_read_bytes,
+        )
+
+
+def evaluate(job: EvaluateJob, meter: Meter) -> EvaluateOutcome:
+    """Accuracy and mean loss of the given values over a data file, by the primal programs alone.
+
+    Both are over rows for classification, over predicted tokens for language modelling.
+    """
+    started, engine = time.monotonic(), engine_maker(job.engine)(job.threads)
+    meter.enter("load")
+    account = Account(meter.floor_bytes, (Path(job.package_folder), Path(job.prepared_folder)))
+    prepared, values, examples = _load(job, engine, job.sequence_limit)
+    planner = Planner(
+        prepared.manifest, prepared.prepared.arithmetic, meter.floor_bytes, prepared.prepared.calibration
+    )
+    together = preferred_micro_batch(len(examples.ids), examples.longest)
+    plan = planner.choose(Work(together, examples.longest, 0, ()), job.cap_bytes)
+    executor = Executor(prepared, engine, (), plan.choice.weights)
+    release_library_code()
+
+    meter.enter("evaluate")
+    scores = score(executor, values, examples, plan.choice.micro_batch, account.stepped)
+    meter.close()
+    return EvaluateOutcome(
+        rows=len(examples.ids),
+        accuracy=scores.accuracy,
+        mean_loss=scores.mean_loss,
+        seconds=time.monotonic() - started,
+        memory=_report(meter, plan.peak, job.cap_bytes),
+        steps=account.steps,
+        tokens=scores.predicted if prepared.manifest.task == "causal_lm" else 0,
+    )
+
+
+def prepare_package(job: PrepareJob, meter: Meter) -> PrepareOutcome:
+    """Lay a package out for this machine, once."""
+    started = time.monotonic()
+    meter.enter("prepare")
+    package = Package.open_known(Path(job.package_folder), job.package_sha256).for_engine(job.engine)
+    engine = engine_maker(job.engine)(job.threads)
+    folder = Path(job.prepared_folder)
+    prepared = prepare(package, folder, engine, job.arithmetic, job.cap_bytes).prepared
+    meter.close()
+    return PrepareOutcome(
+        arithmetic=prepared.arithmetic,
+        candidates=prepared.candidates,
+        seconds=time.monotonic() - started,
+        memory=MemoryReport(0, meter.peak_bytes, job.cap_bytes, phases=meter.phases),
+    )
+
+
+def run(
+    job: Job, announce: Callable[[str], None] | None = None
+) -> TrainOutcome | EvaluateOutcome | PrepareOutcome:
+    """Do one job in this process; ``announce`` is called with each phase as it is entered."""
+    keep_freed_memory()
+    engine_maker(job.engine)  # its library is part of the floor
+    meter = Meter(announce)
+    if isinstance(job, TrainJob):
+        return train(job, meter)
+    return evaluate(job, meter) if isinstance(job, EvaluateJob) else prepare_package(job, meter)
+
+
+def main() -> int:
+    """Read a job from standard input, do it, write phases and the outcome to standard output."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    try:
+        job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+    except msgspec.DecodeError as error:
+        answer, code = msgspec.json.encode(describe_failure(WorkerError(f"malformed job: {error}"))), 1
+    else:
+        try:
+            answer, code = msgspec.json.encode(run(job, _announce)), 0
+        except Exception as error:
+            if ran_out_of_memory(error):
+                failure = describe_failure(OutOfMemoryError(f"{type(error).__name__}: {error}"))
+            elif isinstance(error, EdgeError):
+                failure = describe_failure(error)
+            else:
+                raise
+            answer, code = msgspec.json.encode(failure), 1
+    sys.stdout.buffer.write(answer)
+    sys.stdout.buffer.flush()
+    return FAILURE_EXIT_CODE if code else 0
+
+
+def _announce(phase: str) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(PhaseEntered(phase)) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _load(
+    job: TrainJob | EvaluateJob, engine: Engine, sequence_limit: int
+) -> tuple[PreparedPackage, Values, Examples]:
+    """Package, slice values and tokenised rows of a job; the tokenizer is gone before any program is loaded."""
+    package = Package.open_known(Path(job.package_folder), job.package_sha256).for_engine(job.engine)
+    prepared = PreparedPackage.open(package, Path(job.prepared_folder), engine.version)
+    manifest = package.manifest
+    values = decode_values(_read(job.state_path, "slice values"), manifest.slices)
+    rows = load_rows(Path(job.data_path), manifest.labels)
+    limit = min(sequence_limit, manifest.sequence_limit)
+    release_library_code()  # imports have run
+    predicts_text = manifest.task == "causal_lm"
+    ids = Tokenizer(package.path(manifest.tokenizer), limit).encode(rows, 2 if predicts_text else 1)
+    return_freed_memory()
+    release_library_code()
+    labels = None if predicts_text else [row.label for row in rows]
+    return prepared, values, Examples(ids, labels, manifest.pad_token_id, limit)
+
+
+def _reference(job: TrainJob, prepared: PreparedPackage) -> Values | None:
+    """What the task's filtered directions are compared with; None if there is nothing yet."""
+    task = job.task
+    if task.directions != "filtered" or task.reference is None:
+        return None
+    if not job.reference_path:
+        raise WorkerError(f"task {task.task_id} names a reference, and the job has no file of it")
+    data = _read(job.reference_path, "reference")
+    return decode_reference(data, estimated(task, prepared.manifest.slices))
+
+
+def _read(path: str, what: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise WorkerError(f"cannot read the {what} {path}: {error.strerror}") from error
+
+
+@contextmanager
+def _prefix_cache(job: TrainJob, prepared: PreparedPackage, work: Work) -> Iterator[PrefixCache | None]:
+    """A prefix cache, where there are blocks before the first slice and they would run more than once."""
+    first = first_segment(prepared.manifest, work.slices)
+    if first is None or first < FIRST_BLOCK_BEHIND_A_BLOCK or job.prefix_cache_bytes == 0:
+        yield None
+        return
+    with PrefixCache(Path(job.change_path).parent, job.prefix_cache_bytes) as cache:
+        yield cache
+
+
+def _report(meter: Meter, prediction: PeakPrediction, cap_bytes: int) -> MemoryReport:
+    return MemoryReport(
+        predicted_peak_bytes=prediction.total_bytes,
+        high_water_bytes=meter.peak_bytes,
+        cap_bytes=cap_bytes,
+        anonymous_bytes=status_bytes("RssAnon"),
+        file_bytes=status_bytes("RssFile"),
+        floor_bytes=meter.floor_bytes,
+        phases=meter.phases,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

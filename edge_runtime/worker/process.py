@@ -1,0 +1,267 @@
+"""A worker's process: started under a memory limit, watched, and its ending told apart."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from edge_runtime.errors import OutOfMemoryError, WorkerError
+from edge_runtime.memory.enforcement import Cage, make_cage, remove_cage
+from edge_runtime.memory.meter import read_memory
+from edge_runtime.memory.sampler import FIRST_PHASE, FOLLOW_INTERVAL_S, SAMPLE_INTERVAL_S, Watch
+from edge_runtime.package.prepared import is_current
+from edge_runtime.worker.jobs import (
+    Failure,
+    Job,
+    OutcomeT,
+    PhaseEntered,
+    PrepareJob,
+    PrepareOutcome,
+    rebuild_error,
+)
+
+#: Exit code by which the worker says that standard output holds a Failure.
+FAILURE_EXIT_CODE = 3
+
+
+#: What a worker may write to standard output, and how many phases it may enter.
+MAX_OUTPUT_BYTES = 1 << 20
+
+
+MAX_PHASES = 1000
+
+
+#: How much of a library's own words about a refused allocation is passed on.
+MAX_HOW_CHARACTERS = 300
+
+
+WORKER_COMMAND = (sys.executable, "-m", "edge_runtime.worker.main")
+
+
+#: How a program ends whose allocation was refused where no exception can be raised: abort(3).
+REFUSED_MEMORY_SIGNAL = signal.SIGABRT
+
+
+@dataclass(frozen=True)
+class RunningWorker:
+    """A worker and the cage it is in; :func:`finish_worker` waits for it and clears both away."""
+
+    process: subprocess.Popen[bytes]
+    cage: Cage
+    started_s: float
+
+    def kill(self) -> None:
+        """Stop the worker at once; nothing happens if it has ended."""
+        self.process.kill()
+
+    def close(self) -> None:
+        """Stop the worker if it still runs, and remove its control group. May be called again."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdout:
+            self.process.stdout.close()
+        remove_cage(self.cage)
+
+
+def start_worker(job: Job, command: Sequence[str] = WORKER_COMMAND) -> RunningWorker:
+    """Start a worker on ``job``, held to its ``cap_bytes``; pass it to :func:`finish_worker`."""
+    cage = make_cage(job.cap_bytes)
+    try:
+        process = subprocess.Popen(
+            cage.command(command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+    except OSError:
+        remove_cage(cage)
+        raise
+    worker = RunningWorker(process, cage, time.monotonic())
+    try:
+        cage.follow(process.pid)
+        _hand_over(process, msgspec.json.encode(job))
+    except BaseException:
+        worker.close()
+        raise
+    return worker
+
+
+def finish_worker(
+    worker: RunningWorker,
+    outcome: type[OutcomeT],
+    timeout_s: float | None = None,
+    watch: Watch | None = None,
+) -> OutcomeT:
+    """Wait for a worker, clear it away and read its outcome.
+
+    The outcome's memory report tells who enforced the cap and, under a control group, the kernel's peak charge.
+
+    Args:
+        worker: from :func:`start_worker`.
+        outcome: what the job's kind answers.
+        timeout_s: after this long it is stopped; None to wait for ever.
+        watch: collects phases and memory over time, for callers who want to see them.
+
+    Raises:
+        OutOfMemoryError: the kernel killed it at its cap, or refused it memory.
+        EdgeError: the very class the worker raised, with its message.
+        WorkerError: it was killed, timed out, or answered nonsense.
+    """
+    watch = watch or Watch()
+    try:
+        output = _listen(worker, watch, timeout_s)
+        answer = _read(worker, watch, output, outcome)
+        memory = msgspec.structs.replace(answer.memory, judge=worker.cage.judge)
+        if worker.cage.group:
+            memory = msgspec.structs.replace(memory, cgroup_peak_bytes=worker.cage.peak_bytes())
+        return msgspec.structs.replace(answer, memory=memory)
+    finally:
+        worker.close()
+
+
+def run_worker(
+    job: Job, outcome: type[OutcomeT], timeout_s: float | None = None, watch: Watch | None = None
+) -> OutcomeT:
+    """Start a worker and wait for its outcome; arguments and errors as in :func:`finish_worker`."""
+    return finish_worker(start_worker(job), outcome, timeout_s, watch)
+
+
+def ensure_prepared(job: PrepareJob, timeout_s: float | None = None) -> None:
+    """Have a worker prepare a package, unless the folder holds it already, prepared for this machine.
+
+    Raises:
+        EdgeError: as :func:`finish_worker`; the folder is then as it was.
+    """
+    if not is_current(Path(job.prepared_folder), job.package_sha256, job.arithmetic, job.engine):
+        run_worker(job, PrepareOutcome, timeout_s)
+
+
+def _hand_over(process: subprocess.Popen[bytes], data: bytes) -> None:
+    """Give the worker its job; how it ended is told by :func:`finish_worker` if it no longer listens."""
+    if process.stdin is None:
+        raise WorkerError("the worker has no standard input")
+    try:
+        with process.stdin as stdin:
+            stdin.write(data)
+    except BrokenPipeError:
+        pass
+    process.stdin = None
+
+
+def _listen(worker: RunningWorker, watch: Watch, timeout_s: float | None) -> bytes:
+    """Wait for the worker's end, looking at it now and then; returns the last line it wrote."""
+    stdout = worker.process.stdout
+    if stdout is None:
+        raise WorkerError("the worker has no standard output")
+    deadline_s = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+    interval_s = FOLLOW_INTERVAL_S if worker.cage.judge == "rlimit" else SAMPLE_INTERVAL_S
+    answer, unread, written, phases = b"", b"", 0, 0
+    with selectors.DefaultSelector() as selector:
+        selector.register(stdout, selectors.EVENT_READ)
+        look_s = 0.0
+        while True:
+            now_s = time.monotonic()
+            if now_s >= deadline_s:
+                raise WorkerError(f"the worker ran past its limit of {timeout_s:.0f} s and was stopped")
+            if now_s >= look_s:
+                _look(worker, watch)
+                look_s = now_s + interval_s
+            ended = worker.process.poll() is not None
+            if not selector.select(0.0 if ended else max(0.0, min(look_s, deadline_s) - now_s)):
+                if ended:  # a process it left behind holds its output open
+                    break
+                continue
+            data = os.read(stdout.fileno(), 1 << 16)
+            if not data:
+                break
+            written += len(data)
+            *lines, unread = (unread + data).split(b"\n")
+            for line in lines:
+                answer = line or answer
+                phase = _phase(line)
+                if phase is not None:
+                    phases += 1
+                    watch.phase = phase
+                    _look(worker, watch)
+            if written > MAX_OUTPUT_BYTES or phases > MAX_PHASES:
+                raise WorkerError(
+                    f"the worker wrote over {MAX_OUTPUT_BYTES} bytes or {MAX_PHASES} phases and was stopped"
+                )
+    try:
+        worker.process.wait(None if timeout_s is None else max(0.0, deadline_s - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        raise WorkerError(f"the worker ran past its limit of {timeout_s:.0f} s and was stopped") from None
+    return unread or answer
+
+
+def _look(worker: RunningWorker, watch: Watch) -> None:
+    memory = read_memory(worker.process.pid)
+    if memory is not None:
+        watch.add(time.monotonic() - worker.started_s, memory)
+        if watch.phase != FIRST_PHASE:  # while libraries load, they map much that they never touch
+            worker.cage.follow(worker.process.pid, memory)
+
+
+def _phase(line: bytes) -> str | None:
+    """The phase that a line announces, None if it is part of the answer."""
+    try:
+        return msgspec.json.decode(line, type=PhaseEntered).phase
+    except msgspec.DecodeError:
+        return None
+
+
+def _read(worker: RunningWorker, watch: Watch, output: bytes, outcome: type[OutcomeT]) -> OutcomeT:
+    """The outcome of a worker that has ended; errors as in :func:`finish_worker`."""
+    code = worker.process.returncode
+    if code < 0:
+        killed = code == -signal.SIGKILL and worker.cage.killed_for_memory()
+        refused = code == -REFUSED_MEMORY_SIGNAL and worker.cage.judge == "rlimit"
+        name = signal.Signals(-code).name
+        if killed or refused:
+            raise _out_of_memory(worker, watch, f"ended by {name}")
+        if code == -signal.SIGBUS:
+            raise WorkerError(
+                "the worker was killed by SIGBUS: a weight file was truncated, or could not be read, while it was "
+                "mapped; check the disk, and let nothing change package folders while a worker runs"
+            )
+        why = "not by its cap" if worker.cage.group else "perhaps the whole machine ran out of memory"
+        raise WorkerError(
+            f"the worker was killed by {name}, {why}; the kernel's log or the worker's tells more"
+        )
+    try:
+        if code == FAILURE_EXIT_CODE:
+            failure = msgspec.json.decode(output, type=Failure)
+            if failure.kind == OutOfMemoryError.__name__:
+                raise _out_of_memory(worker, watch, failure.message)
+            raise rebuild_error(failure)
+        if code == 0:
+            return msgspec.json.decode(output, type=outcome)
+    except msgspec.DecodeError as error:
+        raise WorkerError(f"the worker's answer cannot be read: {error}") from error
+    raise WorkerError(f"the worker stopped with exit code {code}; its log tells why")
+
+
+def _out_of_memory(worker: RunningWorker, watch: Watch, how: str) -> OutOfMemoryError:
+    cap_bytes, judge, last = worker.cage.cap_bytes or 0, worker.cage.judge, watch.last
+    seen = (
+        f"{last.resident_bytes} bytes resident, {last.anonymous_bytes} its own," if last else "nothing known"
+    )
+    return OutOfMemoryError(
+        f"the worker ran out of memory in phase {watch.phase} ({how[:MAX_HOW_CHARACTERS]}): {seen} when last looked "
+        f"at, the cap is {cap_bytes} ({judge}); grant a larger cap, or ask for shorter sequences, fewer draws or "
+        "fewer slices",
+        phase=watch.phase,
+        last_bytes=last.resident_bytes if last else 0,
+        cap_bytes=cap_bytes,
+        judge=judge,
+    )

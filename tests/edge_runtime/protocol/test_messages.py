@@ -1,0 +1,159 @@
+import inspect
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_runtime.errors import ProtocolError
+from edge_runtime.protocol import messages
+from edge_runtime.protocol.messages import (
+    MAX_CONTROL_BYTES,
+    CheckInRequest,
+    CheckInResponse,
+    Result,
+    SignedTask,
+    Task,
+    decode,
+    decode_result,
+    encode,
+    encode_result,
+)
+from tests.edge_runtime.golden.generate import FOLDER, FULL_TASK, MESSAGES, TASK, recording
+
+IDS = [type(message).__name__ for message in MESSAGES]
+#: Parts of other messages, recorded inside them.
+PARTS = {"LocalOptimizer", "MemoryReport"}
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=IDS)
+def test_recorded_bytes_decode_and_encode_again(message: msgspec.Struct) -> None:
+    """Recorded bytes decode to the message they were made from, and it encodes to the same bytes."""
+    name, encoded = recording(message)
+    recorded = (FOLDER / name).read_bytes()
+    decoded = decode_result(recorded) if isinstance(message, Result) else decode(recorded, type(message))
+    assert decoded == message
+    assert encoded == recorded
+
+
+def test_a_result_from_before_judges_still_decodes() -> None:
+    """A memory report recorded without ``judge`` decodes to an empty one, and to the same figures."""
+    old = decode_result((FOLDER / "Result-without-judge.msgpack").read_bytes())
+    new = decode_result((FOLDER / "Result.msgpack").read_bytes())
+    assert old.memory.judge == ""
+    assert msgspec.structs.replace(old.memory, judge=new.memory.judge) == new.memory
+
+
+@pytest.mark.parametrize("missing", ["update", "report"])
+def test_a_task_from_before_a_field_still_decodes(missing: str) -> None:
+    """A task recorded without ``update``, or without ``report`` and what came with it, asks for what it always did."""
+    assert decode((FOLDER / f"Task-without-{missing}.json").read_bytes(), Task) == TASK
+    signed = decode((FOLDER / f"SignedTask-without-{missing}.json").read_bytes(), SignedTask)
+    assert decode(signed.task.encode(), Task) == TASK
+    assert (TASK.update, TASK.report, TASK.head, TASK.loss) == (
+        "forward",
+        "weights",
+        "exact",
+        "cross_entropy",
+    )
+
+
+def test_every_field_of_a_task_is_recorded() -> None:
+    """A recording with no field at its default decodes and encodes to the same bytes."""
+    recorded = (FOLDER / "Task-every-field.json").read_bytes()
+    assert decode(recorded, Task) == FULL_TASK
+    assert encode(FULL_TASK) == recorded
+    fields = zip(Task.__struct_fields__[::-1], Task.__struct_defaults__[::-1], strict=False)
+    assert all(getattr(FULL_TASK, name) != default for name, default in fields)
+
+
+def test_every_message_is_recorded() -> None:
+    """A message without a recording would be free to change under released devices."""
+    structs = {
+        name
+        for name, value in vars(messages).items()
+        if inspect.isclass(value) and issubclass(value, msgspec.Struct) and value is not msgspec.Struct
+    }
+    assert structs == set(IDS) | PARTS
+
+
+def test_every_message_is_frozen() -> None:
+    """What was decoded and checked cannot be changed afterwards."""
+    assert all(type(message).__struct_config__.frozen for message in MESSAGES)
+
+
+@pytest.mark.parametrize("name", ["SignedTask", "ComeBack", "NotEligible"])
+def test_answers_to_a_check_in_are_told_apart(name: str) -> None:
+    """The answer's tag decides which message it is."""
+    decoded = decode((FOLDER / f"{name}.json").read_bytes(), CheckInResponse)
+    assert type(decoded).__name__ == name
+
+
+def test_fields_of_a_later_version_are_ignored() -> None:
+    """A device reads a newer coordinator's message, since fields are only ever added."""
+    table = {**msgspec.to_builtins(TASK), "brand_new": [1, 2]}
+    assert decode(msgspec.json.encode(table), Task) == TASK
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("task_id", "../../etc"),
+        ("task_id", ""),
+        ("slices", ["a b"]),
+        ("seed", 1 << 63),
+        ("seed", -1),
+        ("steps", 0),
+        ("batch_size", 1 << 40),
+        ("required_bytes", (1 << 50) + 1),
+        ("package", "A" * 64),
+        ("package_signature", "short"),
+        ("deadline_s", -1.0),
+        ("directions", "sideways"),
+        ("tau", 1.0),
+        ("candidates", 1001),
+        ("jvp_limit", 0.0),
+        ("reference", "A" * 64),
+        ("round", 1.5),
+    ],
+)
+def test_values_out_of_bounds_are_refused_by_name(field: str, value: object) -> None:
+    """A value out of its bounds is a ProtocolError that names the field."""
+    table = {**msgspec.to_builtins(TASK), field: value}
+    with pytest.raises(ProtocolError, match=rf"malformed Task.*\$\.{field}"):
+        decode(msgspec.json.encode(table), Task)
+
+
+def test_huge_messages_are_not_parsed() -> None:
+    """The size is checked first, and both figures are stated."""
+    with pytest.raises(ProtocolError, match=str(MAX_CONTROL_BYTES)):
+        decode(b" " * (MAX_CONTROL_BYTES + 1), Task)
+
+
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_never_raise_anything_else(data: bytes) -> None:
+    """Whatever arrives, decoding ends in a ProtocolError."""
+    with pytest.raises(ProtocolError):
+        decode(data, Task)
+    with pytest.raises(ProtocolError):
+        decode_result(data)
+
+
+@given(
+    cap=st.integers(0, 1 << 50),
+    floor=st.integers(0, 1 << 50),
+    count=st.integers(0, 1 << 40),
+    text=st.text(max_size=50),
+)
+def test_any_message_within_bounds_survives_the_wire(cap: int, floor: int, count: int, text: str) -> None:
+    """Encoding and decoding is the identity on all that the bounds allow."""
+    message = CheckInRequest(text, cap, floor, count)
+    assert decode(encode(message), CheckInRequest) == message
+
+
+@given(st.binary(max_size=500), st.none() | st.floats(allow_nan=False))
+def test_any_change_survives_the_wire(change: bytes, loss: float | None) -> None:
+    """Results carry their bytes and losses through MessagePack unchanged."""
+    (recorded,) = (message for message in MESSAGES if isinstance(message, Result))
+    result = msgspec.structs.replace(recorded, change=change, mean_loss=loss)
+    assert decode_result(encode_result(result)) == result
