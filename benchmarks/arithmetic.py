@@ -149,11 +149,11 @@ def _exact(subject: Subject, batch: Batch, values: Values) -> tuple[float, np.nd
     """Mean loss, and the gradient of all slices as one vector, by torch."""
     import torch
 
-    from export.model import load_model
-    from export.reference import TorchReference
-    from export.self_check import flat_values, torch_inputs
-    from export.slices import SliceOptions
-    from export.stored import store
+    from export.model.load import load_model
+    from export.model.slices import SliceOptions
+    from export.packaging.self_check import flat_values, torch_inputs
+    from export.packaging.torch_reference import TorchReference
+    from export.quantisation.stored import store
 
     labels = json.loads(LABELS.read_text())
     stored = store(load_model(subject.model, len(labels), SliceOptions()), "int8")

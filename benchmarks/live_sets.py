@@ -24,8 +24,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from export.predict import evaluate, live_sets
-from export.program import BATCH, DRAWS, SEQUENCE
+from export.lowering.live_sets import evaluate, live_sets
+from export.lowering.trace import BATCH, DRAWS, SEQUENCE
 
 #: mallopt(3)'s option numbers, and a threshold above which tensors get mappings of their own.
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _OWN_MAPPING_BYTES = -3, -1, 1 << 14

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edge_runtime.package.package import Package
     from edge_runtime.package.slices import Values
     from edge_runtime.protocol.signing import PrivateKey
-    from export.slices import SliceOptions
+    from export.model.slices import SliceOptions
 
 #: Sizes (batch, sequence, draws) for which the summary predicts memory.
 SUMMARY_SIZES = ((1, 64, 1), (8, 64, 1), (8, 128, 1), (8, 128, 4))
@@ -125,7 +125,7 @@ def _package(arguments: argparse.Namespace) -> int:
 
     progress("Loading torch")
     _quieten_libraries()
-    from export.package import ExportOptions, export_package
+    from export.packaging.export_package import ExportOptions, export_package
 
     options = ExportOptions(
         model=arguments.model,
@@ -160,7 +160,7 @@ def _key(arguments: argparse.Namespace) -> int:
 
 def _adapter(arguments: argparse.Namespace) -> int:
     _quieten_libraries()
-    from export.adapter import write_adapter
+    from export.adapters.write import write_adapter
 
     package, values = _trained(arguments)
     print(write_adapter(package, values, arguments.output, arguments.base_model))
@@ -169,7 +169,7 @@ def _adapter(arguments: argparse.Namespace) -> int:
 
 def _merge(arguments: argparse.Namespace) -> int:
     _quieten_libraries()
-    from export.merge import merge
+    from export.adapters.merge import merge
 
     package, values = _trained(arguments)
     merged = merge(package, values, arguments.model, arguments.output)
@@ -200,7 +200,7 @@ def _labels(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 def _llama2c(arguments: argparse.Namespace) -> int:
     _quieten_libraries()
-    from export.llama2c import convert
+    from export.llama2c.convert import convert
 
     shape = convert(arguments.checkpoint, arguments.tokenizer, arguments.output)
     print(
@@ -337,7 +337,7 @@ def _check_ranges(arguments: argparse.Namespace) -> None:
 
 
 def _slice_options(arguments: argparse.Namespace) -> SliceOptions:
-    from export.slices import SliceOptions
+    from export.model.slices import SliceOptions
 
     return SliceOptions(
         kind=arguments.slice or ("lora_xs" if arguments.adapter is None else "lora"),

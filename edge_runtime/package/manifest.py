@@ -35,7 +35,7 @@ PackagePath = Annotated[
     str, Meta(pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*/){0,3}[A-Za-z0-9_-][A-Za-z0-9._-]*$")
 ]
 Shape = tuple[Count, ...]
-#: How frozen products are computed (export/arithmetic.py holds the formulas).
+#: How frozen products are computed (export/lowering/arithmetic.py holds the formulas).
 Arithmetic = Literal["row_int8", "block_int8", "block_int4", "float"]
 ARITHMETICS: tuple[Arithmetic, ...] = ("row_int8", "block_int8", "block_int4", "float")
 #: What a package is trained for. ``classification``: one label a text, and a head. ``causal_lm``: the next token.

@@ -23,7 +23,7 @@ from edge_runtime.worker.process import run_worker
 
 #: Rows that inference alone runs over: enough to time it, and bounded for a large data file.
 MOST_COMPARED_ROWS = 1024
-BACKPROPAGATION = "export.backpropagation"
+BACKPROPAGATION = "export.torch_baseline"
 BACKPROPAGATION_STEPS, BACKPROPAGATION_TIMEOUT_S = 6, 900.0
 _MOST_REASON_CHARACTERS = 300
 

@@ -16,7 +16,7 @@ from edge_runtime.execution.executor import Executor
 from edge_runtime.execution.prepare import prepare
 from edge_runtime.package.package import Package
 from edge_runtime.package.slices import decode_values
-from export.quiet import quiet
+from export.lowering.quiet import quiet
 
 with quiet():
     import torch

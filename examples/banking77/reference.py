@@ -46,12 +46,12 @@ from edge_runtime.worker.main import evaluate, train
 from examples.banking77.demo import packaged_model
 from examples.banking77.prepare import HERE, prepare
 from export.cli import read_labels
-from export.model import load_model
-from export.package import ExportOptions, export_package
-from export.reference import TorchReference
-from export.self_check import flat_values, torch_inputs
-from export.slices import SliceOptions
-from export.stored import store
+from export.model.load import load_model
+from export.model.slices import SliceOptions
+from export.packaging.export_package import ExportOptions, export_package
+from export.packaging.self_check import flat_values, torch_inputs
+from export.packaging.torch_reference import TorchReference
+from export.quantisation.stored import store
 
 ARMS = ("head_only", "backpropagation", "forward")
 RESULT = HERE.parents[1] / "benchmarks" / "results" / "demo-reference.json"

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 
 from edge_runtime.data.batches import Tokenizer, load_rows, make_batch
-from export.quiet import quiet
+from export.lowering.quiet import quiet
 
 with quiet():
     import torch

@@ -24,8 +24,8 @@ from coordinator.server_optimizers import Moments, step
 from edge_runtime.data.batches import Batch, Tokenizer, draw_batches, load_rows, make_batch
 from examples.tinyshakespeare.demo import SEQUENCE_LIMIT, TARGETS
 from examples.tinyshakespeare.prepare import HERE, prepare
-from export.model import is_trainable, load_model
-from export.slices import SliceOptions
+from export.model.load import is_trainable, load_model
+from export.model.slices import SliceOptions
 
 BATCH = 32
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, fx, nn
 from transformers import LlamaConfig, LlamaModel
 
-from export.capture import KEPT_WHOLE, SegmentGraph
+from export.capture.record import KEPT_WHOLE
+from export.capture.segment import SegmentGraph
 
 aten = torch.ops.aten
 HIDDEN, INNER, HEADS, GROUPS = 32, 48, 4, 2
@@ -51,7 +52,7 @@ def inputs(model: LlamaModel, rows: int, tokens: int) -> tuple[Tensor, ...]:
 
 
 def segment() -> tuple[SegmentGraph, dict[str, Tensor]]:
-    """The block as ``export.capture`` would cut it, and its tensors."""
+    """The block as ``export.capture.record`` would cut it, and its tensors."""
     module, model = block()
     batch, sequence = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("sequence", min=2, max=64)
     rotary = {0: batch, 1: sequence}

@@ -29,11 +29,11 @@ from edge_runtime.package.manifest import TaskKind
 from edge_runtime.package.package import Package
 from edge_runtime.protocol.messages import LocalOptimizer, Task
 from edge_runtime.protocol.signing import PrivateKey, generate_key
-from export.model import load_model
-from export.package import ExportOptions, export_package
-from export.reference import TorchReference
-from export.slices import SliceOptions
-from export.stored import StoredModel, store
+from export.model.load import load_model
+from export.model.slices import SliceOptions
+from export.packaging.export_package import ExportOptions, export_package
+from export.packaging.torch_reference import TorchReference
+from export.quantisation.stored import StoredModel, store
 from tests.vocabulary import word_pieces
 
 torch.set_num_threads(1)

@@ -13,8 +13,8 @@ import torch
 from edge_runtime.engines.choice import engine_maker, engine_version
 from edge_runtime.engines.executorch_engine import ExecutorchEngine
 from edge_runtime.errors import ConfigError, FormatVersionError, PackageError, WorkerError
-from export.lower_executorch import ExecutorchProgram, lower_executorch
-from export.program import TracedProgram
+from export.lowering.executorch import ExecutorchProgram, lower_executorch
+from export.lowering.trace import TracedProgram
 
 MOST = 4
 WEIGHT = np.array([[1, 2], [3, 4]], dtype=np.float32)

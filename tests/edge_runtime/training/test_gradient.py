@@ -174,7 +174,7 @@ def test_the_head_gradient_is_autograds() -> None:
     """The closed form equals automatic differentiation of the mean cross-entropy."""
     import torch
 
-    from export.heads import Head
+    from export.model.heads import Head
 
     torch.manual_seed(0)
     head = Head(8, 3, pools_last=False)

@@ -1,0 +1,1 @@
+"""peft adapters, in and out, and merging into the base."""

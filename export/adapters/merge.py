@@ -1,0 +1,166 @@
+"""A finished run merged into the float model folder it came from: every adapted weight becomes W + scale·B·A.
+
+Weight files are copied as they are and the adapted tensors rewritten in place: names, sharding, dtypes, tied tensors
+and metadata stay, and memory holds one tensor at a time. Everything else in the folder is copied, but for weights in
+formats that would still be unmerged.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edge_runtime.durable import rename_durably
+from edge_runtime.errors import ModelError
+from edge_runtime.package.package import Package
+from edge_runtime.package.slices import FloatArray, Values
+from export.adapters.write import (
+    CONFIG,
+    HEAD_DESCRIBED,
+    HEAD_TENSORS,
+    WEIGHTS,
+    adapted,
+    lora_pair,
+    write_head,
+)
+from export.model.folder import require_finite
+from export.model.load import LoadedModel, Place, load_model
+from export.model.slices import SliceOptions
+
+#: safetensors' names of the dtypes that a merge can add to.
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+#: Files that hold weights, or a training's state; beside the model's own they would be stale.
+WEIGHT_SUFFIXES = frozenset(
+    (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".gguf", ".onnx", ".onnx_data")
+)
+STALE_FOLDERS = frozenset({"onnx", "openvino", "coreml", ".git", ".cache"})
+LEFTOVERS = frozenset({CONFIG, WEIGHTS, HEAD_TENSORS, HEAD_DESCRIBED})
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged folder: which of its weight files changed, and what of the model folder was not taken over."""
+
+    folder: Path
+    changed: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def merge(package: Package, values: Values, model_folder: Path, output: Path) -> Merged:
+    """Write a model folder with the slices merged in, or nothing.
+
+    Args:
+        package: the package the values belong to.
+        values: of every slice, by flat name.
+        model_folder: the float model the package was made from; its weights must be safetensors.
+        output: folder to create. A package's head goes beside the weights, as in an adapter.
+
+    Raises:
+        ModelError: ``output`` exists or lies in the model folder, the folder is of another model than the package, or
+            a weight cannot be added to.
+    """
+    if output.exists():
+        raise ModelError(f"{output} exists already; choose another --output or remove it")
+    if output.resolve().is_relative_to(model_folder.resolve()):
+        raise ModelError(f"{output} lies in the model folder; choose another --output")
+    model = _load(package, model_folder)
+    places = {spec.name: model.place(f"encoder.{spec.target}.linear.weight") for spec in adapted(package)}
+    for place in places.values():
+        if place.file.suffix != ".safetensors":
+            raise ModelError(
+                f"{place.file} is no safetensors file; load the model with transformers, save it with "
+                "save_pretrained, and merge into that folder"
+            )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".merge-") as temporary:
+        folder = Path(temporary) / "model"
+        left_out = _copy(model_folder, folder, {path.name for path in model.weight_files})
+        for spec in adapted(package):
+            place = places[spec.name]
+            _add(folder / place.file.name, place, lora_pair(package, spec, values))
+        write_head(package, values, folder)
+        rename_durably(folder, output)
+    return Merged(output, tuple(sorted({place.file.name for place in places.values()})), left_out)
+
+
+def _load(package: Package, folder: Path) -> LoadedModel:
+    """The folder's model without values, which must be the package's."""
+    manifest = package.manifest
+    targets = tuple(spec.target for spec in adapted(package))
+    options = SliceOptions(kind="lora", rank=1, alpha=1.0, targets=targets)
+    model = load_model(folder, max(2, len(manifest.labels)), options, manifest.task)
+    found = (model.architecture, model.parameters)
+    expected = (manifest.base.architecture, manifest.base.parameters)
+    if found != expected:
+        raise ModelError(
+            f"{folder} is {found[0]} with {found[1]} parameters, the package was made from {expected[0]} with "
+            f"{expected[1]}; name the folder it was exported from"
+        )
+    return model
+
+
+def _copy(source: Path, target: Path, weights: set[str]) -> tuple[str, ...]:
+    """Copy a folder's files, links followed; returns those left out."""
+    left_out = []
+    for path in sorted(source.rglob("*")):
+        relative = path.relative_to(source)
+        if not path.is_file():
+            continue
+        top = len(relative.parts) == 1
+        stale = top and path.name not in weights and path.suffix in WEIGHT_SUFFIXES
+        if stale or (top and path.name in LEFTOVERS) or relative.parts[0] in STALE_FOLDERS:
+            left_out.append(str(relative))
+            continue
+        (target / relative).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target / relative)
+    return tuple(left_out)
+
+
+def _add(path: Path, place: Place, pair: tuple[FloatArray, FloatArray, float]) -> None:
+    """Add scale·B·A to one tensor of a safetensors file, in place."""
+    dtype, shape, start, end = _span(path, place.stored)
+    if dtype not in DTYPES:
+        raise ModelError(
+            f"{path.name} holds {place.stored} as {dtype}; a merge needs a model in {', '.join(DTYPES)}"
+        )
+    update = _update(pair).T if place.transposed else _update(pair)
+    if update.shape != shape:
+        raise ModelError(
+            f"{path.name} holds {place.stored} as {tuple(shape)}, the package's slice adds {tuple(update.shape)}; "
+            "name the folder it was exported from"
+        )
+    with path.open("r+b") as file:
+        file.seek(start)
+        weight = torch.frombuffer(bytearray(file.read(end - start)), dtype=DTYPES[dtype]).reshape(shape)
+        merged = (weight.to(torch.promote_types(weight.dtype, torch.float32)) + update).to(weight.dtype)
+        require_finite(place.stored, merged)
+        file.seek(start)
+        file.write(merged.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _update(pair: tuple[FloatArray, FloatArray, float]) -> Tensor:
+    a, b, scale = pair
+    return torch.from_numpy(np.float32(scale) * (b @ a))
+
+
+def _span(path: Path, name: str) -> tuple[str, torch.Size, int, int]:
+    """dtype, shape, and first and past-the-last byte of a tensor.
+
+    A safetensors file is eight bytes with the length of a JSON header, the header, and the data that its offsets
+    count from (safetensors' README, "Format"). The file was opened by the library before, which checks all that.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(length))[name]
+    first, last = entry["data_offsets"]
+    return entry["dtype"], torch.Size(entry["shape"]), 8 + length + first, 8 + length + last

@@ -1,0 +1,1 @@
+"""Dual and adjoint programs from primal graphs: one rule an operator."""

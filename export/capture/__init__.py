@@ -1,0 +1,1 @@
+"""Recording the model and cutting it into segments."""

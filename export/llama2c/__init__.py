@@ -1,0 +1,1 @@
+"""llama2.c checkpoints as model folders."""

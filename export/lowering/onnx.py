@@ -1,0 +1,250 @@
+"""Lower a recorded program to ONNX: weights stay outside, shapes stay dynamic, quantised stays quantised.
+
+``torch.onnx.export`` does the translation; this module adds what the project needs: the quantised
+operators map to single nodes, and reshapes name their dynamic axes by position instead of
+computing them (a program of one block otherwise carries a hundred Shape and Gather nodes). Frozen tensors stay
+inputs; ``export.lowering.arithmetic`` decides which of them are bound when the program is loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import onnxscript
+import torch
+from onnxscript import opset20 as op
+from torch import Tensor, fx
+
+from edge_runtime.engines.names import OUTPUT_SUFFIX
+from edge_runtime.errors import ModelError
+from export.lowering.trace import TracedProgram
+from export.quantisation.quantise import BLOCK, frozen_embedding, frozen_linear, frozen_linear_transposed
+
+aten = torch.ops.aten
+#: Name of the product with a frozen matrix transposed: (..., N) to (..., K).
+TRANSPOSED = "FrozenLinearTransposed"
+
+
+def _engine_operator(name: str, inputs: dict[str, str], attributes: tuple[str, ...]) -> onnxscript.values.Op:
+    """An operator of ONNX Runtime's own domain; ``onnx`` carries no schema for these.
+
+    Args:
+        name: of the operator. inputs: name to element type, ``?`` at the end marks an optional one.
+        attributes: names of its integer attributes.
+    """
+    schema = onnx.defs.OpSchema
+    parameters = [
+        schema.FormalParameter(
+            key,
+            kind.rstrip("?"),
+            param_option=schema.FormalParameterOption.Optional
+            if kind.endswith("?")
+            else schema.FormalParameterOption.Single,
+        )
+        for key, kind in inputs.items()
+    ]
+    signature = schema(
+        name,
+        "com.microsoft",
+        1,
+        inputs=parameters,
+        outputs=[schema.FormalParameter("Y", "tensor(float)")],
+        attributes=[schema.Attribute(key, schema.AttrType.INT) for key in attributes],
+    )
+    return onnxscript.values.Op(onnxscript.values.Opset("com.microsoft", 1), name, signature)
+
+
+_MATMUL_NBITS = _engine_operator(
+    "MatMulNBits",
+    {
+        "A": "tensor(float)",
+        "B": "tensor(uint8)",
+        "scales": "tensor(float)",
+        "zero_points": "tensor(uint8)?",
+        "g_idx": "tensor(int32)?",
+        "bias": "tensor(float)?",
+    },
+    ("K", "N", "bits", "block_size", "accuracy_level"),
+)
+#: Not the engine's: stands for a product with the transposed weight until ``export.lowering.arithmetic`` replaces it.
+_FROZEN_TRANSPOSED = _engine_operator(
+    TRANSPOSED,
+    {
+        "Y": "tensor(float)",
+        "B": "tensor(uint8)",
+        "scales": "tensor(float)",
+        "zero_points": "tensor(uint8)?",
+    },
+    ("K", "N"),
+)
+_GATHER_BLOCK_QUANTIZED = _engine_operator(
+    "GatherBlockQuantized",
+    {"data": "tensor(uint8)", "indices": "tensor(int64)", "scales": "tensor(float)"},
+    ("bits", "block_size", "gather_axis", "quantize_axis"),
+)
+
+
+@torch.library.custom_op("edge::reshape_by_position", mutates_args=())
+def _reshape_by_position(x: Tensor, shape: list[int]) -> Tensor:
+    sizes = [x.shape[axis] if side == 0 else side for axis, side in enumerate(shape)]
+    return x.reshape(sizes).clone()
+
+
+@_reshape_by_position.register_fake
+def _(x: Tensor, shape: list[int]) -> Tensor:
+    return torch.empty_like(x).reshape(
+        [x.shape[axis] if side == 0 else side for axis, side in enumerate(shape)]
+    )
+
+
+def lower(program: TracedProgram) -> ir.Model:
+    """Translate a program.
+
+    Args:
+        program: recorded by ``export.lowering.trace.trace``.
+
+    Returns:
+        An ONNX model whose inputs and outputs carry the program's names; frozen tensors are inputs too.
+    """
+    graph_module = program.exported.graph_module
+    _name_reshapes_by_position(graph_module.graph)
+    _drop_copies(graph_module.graph)
+    graph_module.recompile()
+    # The translator warns about libraries that are not installed and not needed.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exported = torch.onnx.export(
+            program.exported,
+            dynamo=True,
+            custom_translation_table={
+                frozen_linear: _to_matmul_nbits,
+                frozen_linear_transposed: _to_frozen_transposed,
+                frozen_embedding: _to_gather_block_quantized,
+                torch.ops.edge.reshape_by_position.default: _to_reshape,
+                aten.gelu.default: _to_gelu,
+            },
+            input_names=list(program.inputs),
+            output_names=[name + OUTPUT_SUFFIX for name in program.outputs],
+            optimize=True,
+            verbose=False,
+        )
+    if exported is None:
+        raise ModelError("torch.onnx.export gave no program")
+    model = exported.model
+    _name_axes(model, program)
+    _shed_debug_data(model)
+    return model
+
+
+def _to_matmul_nbits(
+    x: Any, levels: Any, scales: Any, zero_points: Any, bias: Any, accuracy_level: int
+) -> Any:
+    rows, blocks, block_bytes = map(int, levels.shape)
+    bits = 8 if zero_points is None else 4
+    block_size = block_bytes * 8 // bits
+    return _MATMUL_NBITS(
+        x,
+        levels,
+        scales,
+        zero_points,
+        None,
+        bias,
+        K=blocks * block_size,
+        N=rows,
+        bits=bits,
+        block_size=block_size,
+        accuracy_level=accuracy_level,
+    )
+
+
+def _to_frozen_transposed(gradient: Any, levels: Any, scales: Any, zero_points: Any) -> Any:
+    rows, blocks, block_bytes = map(int, levels.shape)
+    inputs = blocks * block_bytes * (1 if zero_points is None else 2)
+    return _FROZEN_TRANSPOSED(gradient, levels, scales, zero_points, K=inputs, N=rows)
+
+
+def _to_gather_block_quantized(levels: Any, scales: Any, index: Any) -> Any:
+    return _GATHER_BLOCK_QUANTIZED(
+        levels, index, scales, bits=8, block_size=BLOCK, gather_axis=0, quantize_axis=1
+    )
+
+
+def _to_reshape(x: Any, shape: list[int]) -> Any:
+    return op.Reshape(x, op.Constant(value_ints=list(shape)))
+
+
+def _to_gelu(x: Any, approximate: str = "none") -> Any:
+    return op.Gelu(x, approximate=approximate)
+
+
+def _name_reshapes_by_position(graph: fx.Graph) -> None:
+    """Pass: a reshape whose sizes are the input's own sizes, constants and at most one other becomes positional.
+
+    ONNX Reshape reads 0 as "same as the input's axis here" and -1 as "the rest". Reshapes that need more
+    than that are left as they are.
+    """
+    for node in list(graph.nodes):
+        if node.target not in (aten.view.default, aten.reshape.default, aten._unsafe_view.default):
+            continue
+        source, result = node.args[0].meta["val"].shape, node.meta["val"].shape
+        sides: list[int] = []
+        for axis, side in enumerate(result):
+            if not isinstance(side, torch.SymInt):
+                sides.append(int(side))
+            elif axis < len(source) and str(source[axis]) == str(side):
+                sides.append(0)
+            else:
+                sides.append(-1)
+        if sides.count(-1) > 1 or any(
+            side == 0 for side in map(int, filter(lambda s: isinstance(s, int), result))
+        ):
+            continue
+        with graph.inserting_before(node):
+            new = graph.call_function(torch.ops.edge.reshape_by_position.default, (node.args[0], sides))
+        new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _drop_copies(graph: fx.Graph) -> None:
+    """Pass: copies that only hint at memory layout mean nothing to the engine."""
+    for node in list(graph.nodes):
+        if node.target is aten.clone.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _name_axes(model: ir.Model, program: TracedProgram) -> None:
+    """Call dynamic axes draws, batch and sequence everywhere, as the program's inputs name them."""
+    names: dict[str, str] = {}
+    for value in model.graph.inputs:
+        for axis, name in program.axes[str(value.name)].items():
+            names[_symbol(value, axis)] = name
+    values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
+    for value in values:
+        if value.shape is None:
+            continue
+        sides = [names.get(str(getattr(side, "value", None)), side) for side in value.shape]
+        value.shape = ir.Shape(sides)
+
+
+def _symbol(value: ir.Value, axis: int) -> str:
+    return str(getattr(value.shape[axis], "value", None)) if value.shape is not None else ""
+
+
+def _shed_debug_data(model: ir.Model) -> None:
+    """Node metadata names source files of the exporting machine; a package carries none."""
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in [*model.graph.inputs, *model.graph.outputs]:
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
+    model.producer_name, model.producer_version = "edge-export", None

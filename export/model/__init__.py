@@ -1,0 +1,1 @@
+"""The model: its folder, checkpoint, head and attached slices."""

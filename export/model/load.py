@@ -1,0 +1,305 @@
+"""Load a Hugging Face folder without its weights, and give it slices and what it is trained for.
+
+The model is built from its configuration alone; its parameters have shapes but no values. What is frozen keeps its
+name from the folder, and :meth:`LoadedModel.tensor` reads it when it is needed, one tensor at a time. What is trained
+is added beside it, so that the result can go back to ``peft`` under the names ``peft`` expects.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from edge_runtime.errors import ModelError
+from edge_runtime.package.manifest import TaskKind
+from export.model.checkpoint import Checkpoint
+from export.model.folder import read_config, require_finite
+from export.model.heads import HEAD, Classifier, Head, LanguageModel
+from export.model.slices import FACTORS, TRAINABLE, SlicedLinear, SliceOptions, attach_slices, factors
+
+#: Part of encoder classes that is not exported, and that folders may lack.
+UNUSED = "pooler."
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a parameter's values come from: a name of the base model, and whether its matrix lies transposed there."""
+
+    name: str
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a folder keeps a parameter: the file, the name there, and whether its matrix lies transposed."""
+
+    file: Path
+    stored: str
+    transposed: bool
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready for capture.
+
+    Attributes:
+        module: takes (input_ids, attention_mask, labels); frozen parameters have no values.
+        blocks: dotted path of its list of blocks.
+        causal: whether attention looks back only.
+    """
+
+    task: TaskKind
+    module: Classifier | LanguageModel
+    blocks: str
+    architecture: str
+    hidden_size: int
+    position_limit: int
+    parameters: int
+    causal: bool
+    sliced: tuple[str, ...]
+    _checkpoint: Checkpoint
+    _origins: dict[str, _Origin]
+    _factors: dict[str, tuple[Tensor, Tensor]]
+
+    def tensor(self, name: str) -> Tensor:
+        """Values of a parameter or buffer of ``module``, in float32 where it is a float; frozen ones are read anew.
+
+        Raises:
+            ModelError: the folder's weights lack it, or hold a value that is not finite.
+        """
+        if name in self._origins:
+            return self._read(self._origins[name])
+        owner, _, last = name.rpartition(".")
+        if last in FACTORS and isinstance(module := self.module.get_submodule(owner), SlicedLinear):
+            if owner not in self._factors:
+                weight = self.tensor(f"{owner}.linear.weight")
+                self._factors[owner] = factors(weight, module.core.shape[-1], module.scale_value)
+            return self._factors[owner][FACTORS.index(last)]
+        value: Tensor = getattr(self.module.get_submodule(owner), last)
+        return value.detach()
+
+    def place(self, name: str) -> Place:
+        """Where the folder keeps a frozen parameter of ``module``.
+
+        Raises:
+            ModelError: it is not one tensor there.
+        """
+        origin = self._origins[name]
+        file, stored = self._checkpoint.place(origin.name)
+        return Place(file, stored, origin.transposed)
+
+    @property
+    def weight_files(self) -> frozenset[Path]:
+        """The folder's weight files."""
+        return self._checkpoint.files
+
+    def materialise(self) -> nn.Module:
+        """The module with all its values, as an ordinary model; for comparisons with torch."""
+        for owner, module in self.module.named_modules():
+            for table in (module._parameters, module._buffers):
+                for name, value in table.items():
+                    full = f"{owner}.{name}".lstrip(".")
+                    if value is None or not value.is_meta:
+                        continue
+                    unused = full.startswith(f"encoder.{UNUSED}")
+                    loaded = torch.zeros(value.shape) if unused else self.tensor(full)
+                    table[name] = (
+                        nn.Parameter(loaded, requires_grad=False) if table is module._parameters else loaded
+                    )
+        return self.module
+
+    def _read(self, origin: _Origin) -> Tensor:
+        tensor = self._checkpoint.tensor(origin.name)
+        require_finite(origin.name, tensor)
+        return tensor.T.contiguous() if origin.transposed else tensor
+
+
+def load_model(
+    folder: Path,
+    classes: int,
+    options: SliceOptions,
+    task: TaskKind = "classification",
+    *,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Build a folder's model without weights and attach slices, and a zero head for classification.
+
+    Args:
+        folder: with config.json and weights. classes: size of the label set. options: which slices.
+        task: ``causal_lm`` takes the model with its own output layer, frozen.
+        trust_remote_code: whether Python code of the folder's own may run.
+
+    Raises:
+        ModelError: not a model folder, no recognisable block structure, no module matches the targets, or weights
+            are missing; the message says what was looked for and what was found.
+    """
+    base, config = _build(folder, task, trust_remote_code)
+    checkpoint = Checkpoint(folder, base)
+    names = {parameter: name for name, parameter in base.named_parameters()}
+    tied = _names_of_tied(base)
+    transposed = _as_linear_layers(base, names)
+    parameters = sum(parameter.numel() for parameter in base.parameters())
+    blocks = find_blocks(base)
+    sliced = attach_slices(base, blocks, options)
+    causal = is_causal(base)
+    arguments = {"use_cache": False} if "use_cache" in inspect.signature(base.forward).parameters else {}
+    module: Classifier | LanguageModel
+    if task == "causal_lm":
+        if not causal:
+            raise ModelError(
+                f"{config.model_type} looks at what follows a token, so it cannot be trained to predict it; "
+                "choose a decoder, or --task classification"
+            )
+        module = LanguageModel(base, arguments)
+    else:
+        width = int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
+        module = Classifier(base, Head(width, classes, pools_last=causal), arguments)
+    module.eval()
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(is_trainable(name))
+    origins = {
+        name: _Origin(_present(names[parameter], tied, checkpoint), parameter in transposed)
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+        if parameter in names
+    }
+    _require_all(folder, origins, checkpoint)
+    return LoadedModel(
+        task=task,
+        module=module,
+        blocks=f"encoder.{blocks}",
+        architecture=str(config.model_type),
+        hidden_size=int(config.hidden_size),
+        position_limit=_position_limit(base, config),
+        parameters=parameters,
+        causal=causal,
+        sliced=sliced,
+        _checkpoint=checkpoint,
+        _origins=origins,
+        _factors={},
+    )
+
+
+def is_trainable(name: str) -> bool:
+    """Whether a parameter of a loaded module belongs to a slice or the head."""
+    return name.startswith(f"{HEAD}.") or name.rsplit(".", 1)[-1] in TRAINABLE
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Whether attention looks back only."""
+    return any(getattr(module, "is_causal", False) for module in model.modules())
+
+
+def find_blocks(model: nn.Module) -> str:
+    """Dotted path of the list of equal blocks that holds most of the parameters, the innermost of several.
+
+    Raises:
+        ModelError: there is no list of modules of one class.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) > 0 and len({type(m) for m in module}) == 1:
+            found[name] = (sum(p.numel() for p in module.parameters()), name.count("."))
+    if not found:
+        kinds = ", ".join(sorted({type(m).__name__ for m in model.children()}))
+        raise ModelError(
+            f"{type(model).__name__} has no block structure this exporter recognises: looked for a ModuleList "
+            f"of blocks of one class, found only {kinds}"
+        )
+    return max(found, key=lambda name: found[name])
+
+
+def _build(folder: Path, task: TaskKind, trust_remote_code: bool) -> tuple[PreTrainedModel, Any]:
+    kind = AutoModelForCausalLM if task == "causal_lm" else AutoModel
+    read_config(folder)
+    try:
+        config = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+        with _parameters_without_values():
+            base = kind.from_config(
+                config,
+                attn_implementation="eager",
+                dtype=torch.float32,
+                trust_remote_code=trust_remote_code,
+            )
+    except Exception as error:  # the libraries raise nothing narrower for damaged files and unknown models
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{folder} cannot be loaded by transformers: {reason}") from error
+    return base.eval(), config
+
+
+@contextmanager
+def _parameters_without_values() -> Iterator[None]:
+    """Within, modules are made with parameters that have a shape but no memory; buffers keep their values."""
+    original = nn.Module.register_parameter
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        original(module, name, parameter)
+
+    nn.Module.register_parameter = register  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = original  # type: ignore[method-assign]
+
+
+def _as_linear_layers(model: nn.Module, names: dict[nn.Parameter, str]) -> set[nn.Parameter]:
+    """Replace GPT-2's Conv1D by the linear layer it is.
+
+    Returns the new weights, which lie transposed in the folder; ``names`` learns what they are called there.
+    """
+    transposed = set()
+    for path, module in list(model.named_modules()):
+        if not isinstance(module, Conv1D):
+            continue
+        inputs, outputs = module.weight.shape
+        linear = nn.Linear(inputs, outputs, device="meta")
+        linear.bias = module.bias
+        weight = linear.get_parameter("weight")
+        names[weight] = names[module.get_parameter("weight")]
+        transposed.add(weight)
+        parent, _, child = path.rpartition(".")
+        setattr(model.get_submodule(parent), child, linear)
+    return transposed
+
+
+def _names_of_tied(model: nn.Module) -> dict[str, list[str]]:
+    """First name of a parameter that has several, to all of them."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    return {group[0]: group for group in names.values() if len(group) > 1}
+
+
+def _present(name: str, tied: dict[str, list[str]], checkpoint: Checkpoint) -> str:
+    """The name under which the folder holds a parameter, of the several that a tied one has."""
+    return next((other for other in tied.get(name, ()) if other in checkpoint), name)
+
+
+def _require_all(folder: Path, origins: dict[str, _Origin], checkpoint: Checkpoint) -> None:
+    needed = {origin.name for origin in origins.values() if not origin.name.startswith(UNUSED)}
+    if missing := sorted(name for name in needed if name not in checkpoint):
+        raise ModelError(
+            f"{folder} lacks {len(missing)} tensors of its architecture, the first is {missing[0]}; "
+            "download or save the model again"
+        )
+
+
+def _position_limit(model: nn.Module, config: Any) -> int:
+    """Longest sequence with a position for each token; RoBERTa counts positions from after its padding id."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            skipped = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - skipped
+    return int(getattr(config, "max_position_embeddings", 512))

@@ -1,0 +1,1 @@
+"""Writing a package: programs, weights, tokenizer, self-check, manifest."""

@@ -1,0 +1,308 @@
+"""Build a package: the exporter's main flow, :func:`export_package`, readable top to bottom."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import onnx_ir as ir
+
+from edge_runtime.durable import rename_durably, write_durably
+from edge_runtime.engines.choice import engine_version
+from edge_runtime.engines.names import EngineName
+from edge_runtime.errors import ModelError
+from edge_runtime.package.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    SIGNATURE,
+    Base,
+    FileEntry,
+    Manifest,
+    Program,
+    Quantisation,
+    Segment,
+    SliceSpec,
+    TaskKind,
+    TensorRef,
+    TensorSpec,
+)
+from edge_runtime.package.package import Package, sha256_of
+from edge_runtime.package.slices import FloatArray, Values, encode_values, key
+from edge_runtime.protocol.signing import PrivateKey
+from export.adapters.read import Adapter, Wanted, read_adapter
+from export.adapters.start_values import start_values
+from export.adapters.write import whole_factor
+from export.lowering.arithmetic import probe
+from export.model.folder import check_model_folder, read_config
+from export.model.heads import HEAD
+from export.model.load import LoadedModel, load_model
+from export.model.slices import FACTORS, SliceKind, SliceOptions
+from export.packaging.programs import OFFERED, Progress, write_programs
+from export.packaging.self_check import (
+    COSINE_LIMIT,
+    check_package,
+    chosen_segments,
+    draw_sample,
+    measure_effect,
+    shortened,
+)
+from export.packaging.tokenizer import write_tokenizer
+from export.packaging.torch_reference import TorchReference
+from export.packaging.weights import write_segments
+from export.quantisation.stored import StoredModel, WrittenTensors, store
+
+TOKENIZER = "tokenizer.json"
+STATE = "slices.safetensors"
+PROBE = "programs/probe.onnx"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export.
+
+    Attributes:
+        model: Hugging Face folder. labels: the label set, in order; none for a causal language model.
+        output: folder to create. slices: which slices.
+        sequence_limit: longest sequence the package will train, in tokens.
+        quantisation: of frozen matrices; ``none`` keeps float32 for comparison.
+        check_texts: real text for the self-check, at least one. task: what the model is trained for.
+        adapter: ``peft`` adapter folder that the slices start from; rank and targets are its own, for ``lora`` the
+            scale too.
+        trust_remote_code: whether Python code of the model folder's own may run.
+        with_adjoint: also write the adjoint programs that backpropagation runs.
+        engines: what devices may run the package on; ONNX Runtime is always among them.
+    """
+
+    model: Path
+    labels: tuple[str, ...]
+    output: Path
+    slices: SliceOptions
+    sequence_limit: int
+    quantisation: Quantisation
+    check_texts: tuple[str, ...]
+    task: TaskKind = "classification"
+    adapter: Path | None = None
+    trust_remote_code: bool = False
+    with_adjoint: bool = False
+    engines: tuple[EngineName, ...] = ("onnxruntime",)
+
+
+def export_package(options: ExportOptions, signer: PrivateKey, progress: Progress) -> Package:
+    """Write a package, or nothing.
+
+    Args:
+        options: what to export.
+        signer: key that signs the manifest.
+        progress: called with a sentence as each stage begins.
+
+    Returns:
+        The opened package.
+
+    Raises:
+        ConfigError: an engine is not installed; gives the install command.
+        ModelError: the model cannot be exported, or the programs disagree with torch.
+    """
+    for engine in options.engines:
+        engine_version(engine)  # refuses what is not installed
+    if options.output.exists():
+        raise ModelError(f"{options.output} exists already; choose another --output or remove it")
+    check_model_folder(options.model, options.labels, trust_remote_code=options.trust_remote_code)
+
+    # 1. Build the model without its weights and attach slices.
+    progress(f"Loading {options.model.name} and attaching {options.slices.kind} slices")
+    adapter = None if options.adapter is None else _read_adapter(options, options.adapter)
+    slices = options.slices if adapter is None else adapter.slice_options(options.slices)
+    model = load_model(
+        options.model,
+        len(options.labels),
+        slices,
+        options.task,
+        trust_remote_code=options.trust_remote_code,
+    )
+    sequence_limit = min(options.sequence_limit, model.position_limit)
+
+    # 2. Capture as one graph, cut into segments, quantise frozen matrices: all of it on shapes alone.
+    progress("Capturing the model and cutting it into segments")
+    stored = store(model, options.quantisation)
+
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.output.parent, prefix=".export-") as temporary:
+        folder = Path(temporary) / "package"
+        (folder / "programs").mkdir(parents=True)
+        (folder / "weights").mkdir()
+
+        # 3. Write slices and tokenizer: what is wrong with them is told before the long part begins.
+        specs = _slice_specs(stored, options.slices.kind)
+        (folder / STATE).write_bytes(encode_values(_initial_values(stored, specs, adapter)))
+        pad_token_id, note = write_tokenizer(
+            options.model, folder / TOKENIZER, trust_remote_code=options.trust_remote_code
+        )
+        if note is not None:
+            progress(note)
+
+        # 4. Trace and lower each distinct structure once.
+        programs, names = write_programs(
+            folder,
+            stored,
+            model.position_limit,
+            OFFERED[options.quantisation],
+            options.with_adjoint,
+            progress,
+            sequence_limit if "executorch" in options.engines else None,
+        )
+        ir.save(probe(), folder / PROBE)
+
+        # 5. Write weights, one matrix at a time.
+        manifest_segments = write_segments(folder, stored, names, progress)
+
+        # 6. Compare with torch on real text, then describe and sign.
+        manifest = _describe(
+            options, model, sequence_limit, pad_token_id, folder, programs, manifest_segments, specs
+        )
+        chosen = chosen_segments(manifest)
+        progress(
+            "Comparing the programs with torch on real text"
+            + (f", over {len(chosen) - 2} of the blocks" if len(chosen) < len(manifest.segments) else "")
+        )
+        compared = shortened(Package(folder, manifest, ""), chosen)
+        reference = _reference(folder, stored, manifest, chosen)
+        sample = draw_sample(compared, reference, options.check_texts)
+        checks = check_package(compared, reference, sample)
+        if "executorch" in options.engines:
+            on_executorch = check_package(compared, reference, sample, "executorch")
+            manifest = msgspec.structs.replace(manifest, executorch_checks=on_executorch)
+        manifest = _without_poor_arithmetics(msgspec.structs.replace(manifest, self_checks=checks), folder)
+        if options.quantisation != "none":
+            progress("Comparing the quantised weights with the model's own")
+            plain = TorchReference(tuple(stored.plain[index] for index in chosen), stored.tensors)
+            effect = measure_effect(plain, reference, sample)
+            manifest = msgspec.structs.replace(manifest, quantisation_effect=effect)
+        data = msgspec.json.encode(manifest, order="sorted")
+        write_durably(folder / MANIFEST, data)
+        write_durably(folder / SIGNATURE, signer.sign(data).encode())
+        rename_durably(folder, options.output)
+    return Package.open(options.output, signer.public_key)
+
+
+def _describe(
+    options: ExportOptions,
+    model: LoadedModel,
+    sequence_limit: int,
+    pad_token_id: int,
+    folder: Path,
+    programs: dict[str, Program],
+    segments: tuple[Segment, ...],
+    slices: tuple[SliceSpec, ...],
+) -> Manifest:
+    """The manifest, without self-checks."""
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        name=_safe_name(options.model.name),
+        task=options.task,
+        labels=options.labels,
+        sequence_limit=sequence_limit,
+        pad_token_id=pad_token_id,
+        base=Base(
+            architecture=model.architecture,
+            source=options.model.name,
+            parameters=model.parameters,
+            hidden_size=model.hidden_size,
+            quantisation=options.quantisation,
+            causal=model.causal,
+        ),
+        files=_list_files(folder),
+        programs=programs,
+        segments=segments,
+        slices=slices,
+        tokenizer=TOKENIZER,
+        initial_state=STATE,
+        self_checks={},
+        probe=PROBE,
+    )
+
+
+def _reference(
+    folder: Path, stored: StoredModel, manifest: Manifest, chosen: tuple[int, ...]
+) -> TorchReference:
+    """The chosen segments in torch, on the weights as they were written."""
+    references: dict[str, TensorRef] = {}
+    for index in chosen:
+        graph, written = stored.segments[index], manifest.segments[index].weights
+        references.update({source: written[name] for name, source in graph.weights.items()})
+    segments = tuple(stored.segments[index] for index in chosen)
+    return TorchReference(segments, WrittenTensors(folder, references, stored.tensors))
+
+
+def _without_poor_arithmetics(manifest: Manifest, folder: Path) -> Manifest:
+    """The manifest, and the folder, without arithmetics whose jvps point elsewhere on this model."""
+    good = {name for name, check in manifest.self_checks.items() if check.jvp_cosine > COSINE_LIMIT}
+    programs = {
+        name: msgspec.structs.replace(
+            program, variants={a: variant for a, variant in program.variants.items() if a in good}
+        )
+        for name, program in manifest.programs.items()
+    }
+    used = {variant.file for program in programs.values() for variant in program.variants.values()}
+    for program in manifest.programs.values():
+        for variant in program.variants.values():
+            if variant.file not in used:
+                (folder / variant.file).unlink(missing_ok=True)
+    checks = {name: check for name, check in manifest.self_checks.items() if name in good}
+    return msgspec.structs.replace(manifest, programs=programs, self_checks=checks, files=_list_files(folder))
+
+
+def _flat_name(source: str) -> tuple[str, str]:
+    """Slice and tensor name of a trainable parameter of the classifier."""
+    slice_name, tensor = source.rsplit(".", 1)
+    return slice_name.removeprefix("encoder."), tensor
+
+
+def _slice_specs(stored: StoredModel, kind: SliceKind) -> tuple[SliceSpec, ...]:
+    tensors: dict[str, dict[str, TensorSpec]] = {}
+    segments: dict[str, list[int]] = {}
+    for index, segment in enumerate(stored.segments):
+        for placeholder, source in segment.slices.items():
+            name, tensor = _flat_name(source)
+            shape = tuple(stored.shapes[source].shape)
+            tensors.setdefault(name, {})[tensor] = TensorSpec(tensor, shape, placeholder)
+            segments.setdefault(name, []).append(index)
+    specs = []
+    for name, parts in tensors.items():
+        chosen: SliceKind | Literal["head"] = "head" if name == HEAD else kind
+        used = tuple(sorted(set(segments[name])))
+        specs.append(SliceSpec(name, chosen, used, target=name, tensors=tuple(parts.values())))
+    return tuple(specs)
+
+
+def _read_adapter(options: ExportOptions, folder: Path) -> Adapter:
+    architecture = str(read_config(options.model).get("model_type"))
+    return read_adapter(folder, Wanted(architecture, options.task, options.labels))
+
+
+def _initial_values(stored: StoredModel, specs: tuple[SliceSpec, ...], adapter: Adapter | None) -> Values:
+    sources = [source for segment in stored.segments for source in segment.slices.values()]
+    values = {key(*_flat_name(source)): stored.tensors[source].numpy() for source in sources}
+    if adapter is None:
+        return values
+
+    def frozen(spec: SliceSpec) -> tuple[FloatArray, FloatArray]:
+        up, down = (whole_factor(stored.tensors, f"encoder.{spec.target}.{name}", ".") for name in FACTORS)
+        return up.numpy(), down.numpy()
+
+    return values | start_values(adapter, specs, frozen)
+
+
+def _list_files(folder: Path) -> dict[str, FileEntry]:
+    return {
+        str(path.relative_to(folder)): FileEntry(path.stat().st_size, sha256_of(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _safe_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip("-.") or "model"

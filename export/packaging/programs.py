@@ -1,0 +1,146 @@
+"""A package's program files: each segment in each form and arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+
+from edge_runtime.package.manifest import (
+    Arithmetic,
+    Program,
+    Quantisation,
+    Variant,
+)
+from export.capture.segment import SegmentGraph, structure_of
+from export.lowering.arithmetic import has_frozen_products, with_arithmetic
+from export.lowering.live_sets import live_sets, peak_tensors
+from export.lowering.onnx import lower
+from export.lowering.schedule import REFERENCE, order_for_memory
+from export.lowering.trace import ProgramKind, TracedProgram, trace
+from export.model.heads import HEAD
+from export.quantisation.stored import StoredModel
+
+#: Which arithmetics a package can offer, by how its weights are stored.
+OFFERED: dict[Quantisation, tuple[Arithmetic, ...]] = {
+    "int8": ("row_int8", "block_int8", "float"),
+    "int4": ("row_int8", "block_int4", "float"),
+    "none": ("float",),
+}
+
+
+#: Those in which a frozen product can be read transposed.
+ADJOINT_ARITHMETICS: tuple[Arithmetic, ...] = ("row_int8", "float")
+
+
+#: Tensors of a program's largest live set that the manifest names.
+PEAK_TENSORS = 8
+
+
+Progress = Callable[[str], None]
+
+
+def _kinds(segment: SegmentGraph, with_adjoint: bool, behind_slices: bool) -> tuple[ProgramKind, ...]:
+    """The programs a segment needs; ``behind_slices``: one of its own or of a segment before it may carry tangents."""
+    if not segment.slices and not behind_slices:
+        return ("primal",)
+    enters = bool(segment.slices) and segment.name != HEAD
+    forward: tuple[ProgramKind, ...] = ("primal", "entry", "dual") if enters else ("primal", "dual")
+    return (*forward, "adjoint") if with_adjoint else forward
+
+
+def write_programs(
+    folder: Path,
+    stored: StoredModel,
+    position_limit: int,
+    arithmetics: tuple[Arithmetic, ...],
+    with_adjoint: bool,
+    progress: Progress,
+    executorch_limit: int | None,
+) -> tuple[dict[str, Program], list[dict[ProgramKind, str]]]:
+    """Trace and lower; returns programs by name, and for each segment the names of its programs by kind.
+
+    ``executorch_limit`` is the longest sequence of ExecuTorch's programs; None writes none.
+    """
+    programs: dict[str, Program] = {}
+    by_structure: dict[object, dict[ProgramKind, str]] = {}
+    names = []
+    behind_slices = False
+    for segment in stored.segments:
+        behind_slices = behind_slices or bool(segment.slices)
+        structure = (structure_of(segment, stored.shapes), behind_slices)
+        if structure not in by_structure:
+            made: dict[ProgramKind, str] = {}
+            for kind in _kinds(segment, with_adjoint, behind_slices):
+                name = f"{segment.name}.{kind}"
+                progress(f"Lowering {name}")
+                traced = trace(segment, kind, stored.shapes, position_limit)
+                flowing = tuple(n for n in traced.inputs if n not in segment.weights)
+                limit = executorch_limit if kind != "adjoint" else None
+                executorch = _write_executorch(folder, name, traced, limit)
+                lowered = lower(traced)  # rewrites what was traced
+                order_for_memory(lowered)  # arithmetics replace nodes where they stand
+                offered = tuple(a for a in arithmetics if kind != "adjoint" or a in ADJOINT_ARITHMETICS)
+                variants = _write_variants(folder, name, lowered, flowing, offered)
+                programs[name] = Program(flowing, traced.outputs, variants, executorch)
+                made[kind] = name
+            by_structure[structure] = made
+        names.append(by_structure[structure])
+    return programs, names
+
+
+def _write_executorch(
+    folder: Path, name: str, traced: TracedProgram, sequence_limit: int | None
+) -> dict[Arithmetic, Variant]:
+    if sequence_limit is None:
+        return {}
+    from export.lowering.write_executorch import write_executorch  # noqa: PLC0415 - an extra, loaded where it is asked for
+
+    return {"float": write_executorch(folder, name, traced, sequence_limit)}
+
+
+def _write_variants(
+    folder: Path, name: str, model: ir.Model, flowing: tuple[str, ...], arithmetics: tuple[Arithmetic, ...]
+) -> dict[Arithmetic, Variant]:
+    """Write a lowered program in each arithmetic; once, where they do not differ."""
+    if not has_frozen_products(model):
+        return dict.fromkeys(arithmetics, _write_variant(folder, name, model, flowing))
+    return {
+        arithmetic: _write_variant(
+            folder, f"{name}.{arithmetic}", with_arithmetic(model, arithmetic), flowing
+        )
+        for arithmetic in arithmetics
+    }
+
+
+def _write_variant(folder: Path, name: str, model: ir.Model, flowing: tuple[str, ...]) -> Variant:
+    file = f"programs/{name}.onnx"
+    ir.save(model, folder / file)
+    return Variant(
+        file=file,
+        fed=tuple(str(value.name) for value in model.graph.inputs if value.name not in flowing),
+        bound=tuple(
+            str(value.name)
+            for value in model.graph.initializers.values()
+            if isinstance(value.const_value, ir.ExternalTensor)
+        ),
+        gathered=dict(_gathered_rows(model)),
+        live=live_sets(model),
+        peak_tensors=peak_tensors(model, REFERENCE[0], PEAK_TENSORS),
+    )
+
+
+def _gathered_rows(model: ir.Model) -> Iterator[tuple[str, str]]:
+    """Tables of which a program reads only the rows that one of its inputs names: (table, input)."""
+    tables = {"GatherBlockQuantized": (0, 2), "Gather": (0,)}
+    for node in model.graph:
+        if node.op_type not in tables:
+            continue
+        rows = node.inputs[1]
+        for position in tables[node.op_type]:
+            table = node.inputs[position]
+            if table is None or rows is None:
+                continue
+            if table in model.graph.inputs and rows in model.graph.inputs and len(table.uses()) == 1:
+                yield str(table.name), str(rows.name)
