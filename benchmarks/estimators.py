@@ -43,7 +43,7 @@ from benchmarks.gradient_matrix import (
 from benchmarks.measured_process import pinned_to_cores
 from benchmarks.result_file import RESULTS, write_result
 from benchmarks.tables import table
-from coordinator.assignment import deal
+from coordinator.rounds.assignment import deal
 
 RESULT = RESULTS / "estimators.json"
 LAST_BLOCKS, QUERY_VALUE, LORA = SLICE_TYPES

@@ -22,8 +22,8 @@ from safetensors.numpy import save_file
 from benchmarks.labelled_texts import READERS
 from benchmarks.model_folder import packaged_model
 from benchmarks.subjects import Subject, export_command, opened
+from coordinator.aggregation.server_optimizers import Moments, step
 from coordinator.config import ServerOptimizerConfig
-from coordinator.server_optimizers import Moments, step
 from coordinator.simulation.config import DataConfig
 from coordinator.simulation.partition import Share, partition
 from edge_runtime.data.batches import Batch, Tokenizer, draw_batches

@@ -12,7 +12,7 @@ from edge_runtime.durable import write_durably
 from edge_runtime.exit_status import exit_code_of
 
 if TYPE_CHECKING:
-    from coordinator.admin_client import AdminClient
+    from coordinator.admin.client import AdminClient
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -100,8 +100,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    from coordinator.api.serve import ServeOptions, bind
     from coordinator.auth import ADMIN_TOKEN
-    from coordinator.serve import ServeOptions, bind
 
     logging.basicConfig(
         stream=sys.stderr,
@@ -157,7 +157,7 @@ def _create_run(arguments: argparse.Namespace) -> int:
 
 
 def _list_runs(arguments: argparse.Namespace) -> int:
-    from coordinator.report import headline
+    from coordinator.admin.report import headline
 
     for run in _client(arguments).list_runs():
         print(headline(run))
@@ -165,7 +165,7 @@ def _list_runs(arguments: argparse.Namespace) -> int:
 
 
 def _show_run(arguments: argparse.Namespace) -> int:
-    from coordinator.report import headline, text_table
+    from coordinator.admin.report import headline, text_table
 
     run = _client(arguments).run(arguments.run_id)
     print(headline(run), text_table(run), sep="\n\n")
@@ -173,7 +173,7 @@ def _show_run(arguments: argparse.Namespace) -> int:
 
 
 def _watch_run(arguments: argparse.Namespace) -> int:
-    from coordinator.watch import watch
+    from coordinator.admin.watch import watch
 
     return 0 if watch(_client(arguments), arguments.run_id).state == "finished" else 1
 
@@ -184,7 +184,7 @@ def _stop_run(arguments: argparse.Namespace) -> int:
 
 
 def _report_run(arguments: argparse.Namespace) -> int:
-    from coordinator.report import write_report
+    from coordinator.admin.report import write_report
 
     client = _client(arguments)
     run = client.run(arguments.run_id)
@@ -200,7 +200,7 @@ def _fetch_slices(arguments: argparse.Namespace) -> int:
 
 
 def _client(arguments: argparse.Namespace) -> AdminClient:
-    from coordinator.admin_client import connect
+    from coordinator.admin.client import connect
 
     return connect(arguments.state, arguments.url, arguments.admin_token_file, arguments.ca)
 

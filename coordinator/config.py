@@ -37,7 +37,7 @@ Places = Annotated[int, Meta(ge=1, le=10_000)]
 
 
 class ServerOptimizerConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """The server's step on an averaged change; see :mod:`coordinator.server_optimizers`.
+    """The server's step on an averaged change; see :mod:`coordinator.aggregation.server_optimizers`.
 
     ``sgd`` with rate 1 is FedAvg. ``beta1`` is the momentum of all but ``sgd``; ``beta2`` and ``tau`` are
     read by ``adagrad`` (tau only), ``yogi`` and ``adam``.

@@ -21,10 +21,10 @@ from msgspec import Struct
 
 from coordinator.auth import Device, create_token, enrol
 from coordinator.config import RunConfig
-from coordinator.runs import create_run
+from coordinator.rounds.runs import create_run
 from coordinator.simulation.config import NO_KEY, ArmConfig, SimulationConfig
 from coordinator.simulation.fleet import Fleet
-from coordinator.stores import Stores, open_stores
+from coordinator.storage.stores import Stores, open_stores
 from edge_runtime.durable import write_durably
 from edge_runtime.errors import ConfigError
 from edge_runtime.package.package import Package

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from coordinator.simulation.comparison import Comparison, compare
 from coordinator.simulation.config import read_simulation_config
-from coordinator.simulation.page import comparison_page
-from coordinator.simulation.progress import progress_for
 from coordinator.simulation.record import Record, read_records
+from coordinator.simulation.report.comparison import Comparison, compare
+from coordinator.simulation.report.page import comparison_page
+from coordinator.simulation.report.progress import progress_for
+from coordinator.simulation.report.table import text_table
 from coordinator.simulation.sweep import Options, make_plan, sweep
-from coordinator.simulation.table import text_table
 from edge_runtime.durable import write_durably
 from edge_runtime.errors import EdgeError
 

@@ -11,12 +11,12 @@ import msgspec
 from msgspec import Struct
 
 from coordinator.config import RunConfig
-from coordinator.runs import find_run
+from coordinator.rounds.runs import find_run
+from coordinator.rounds.summary import RoundSummary, summarise
 from coordinator.simulation.arm import Arm
 from coordinator.simulation.config import NO_KEY
 from coordinator.simulation.cost import forward_passes_per_example
 from coordinator.simulation.verdict import Ending, Status
-from coordinator.summary import RoundSummary, summarise
 from edge_runtime.durable import write_durably
 from edge_runtime.errors import ConfigError
 from edge_runtime.package.manifest import TaskKind
@@ -29,7 +29,7 @@ class Point(Struct, frozen=True):
     """The global model after a round, and what it took to get there; ``round`` -1 is where the arm began.
 
     Attributes:
-        accuracy, loss, perplexity: on the dev rows, as :class:`coordinator.summary.RoundSummary` has them.
+        accuracy, loss, perplexity: on the dev rows, as :class:`coordinator.rounds.summary.RoundSummary` has them.
         forward_passes: of one example through the model, by all devices whose results counted, so far.
         bytes_up, bytes_down: over the wire so far. virtual_s: of the simulated clock. wall_s: spent here.
         train_loss: mean over the round's examples, as the devices reported it. devices: whose results counted.

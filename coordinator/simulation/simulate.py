@@ -14,17 +14,17 @@ from dataclasses import dataclass
 
 import msgspec
 
-from coordinator import evaluation, results, tasks
+from coordinator.api.traffic import attribute
 from coordinator.auth import Device
 from coordinator.refusals import RefusalError
-from coordinator.rounds import play
-from coordinator.runs import find_run
+from coordinator.rounds import evaluation, results, tasks
+from coordinator.rounds.runs import find_run
+from coordinator.rounds.state_machine import play
 from coordinator.simulation.arm import Arm
 from coordinator.simulation.fleet import SimulatedDevice, tick, tick_after, tick_from
 from coordinator.simulation.trainers import Pending, Trainer
 from coordinator.simulation.verdict import RESULT_REFUSED, Ending, judge_evaluation, judge_run, stop
 from coordinator.simulation.workbench import Job, Workbench
-from coordinator.traffic import attribute
 from edge_runtime import __version__ as runtime_version
 from edge_runtime.agent.decisions import open_task
 from edge_runtime.errors import DeviceError

@@ -12,17 +12,17 @@ from pathlib import Path
 import msgspec
 
 from coordinator.config import RunConfig
-from coordinator.requirements import required_bytes
-from coordinator.runs import trained_slices
+from coordinator.rounds.memory_requirements import required_bytes
+from coordinator.rounds.runs import trained_slices
 from coordinator.simulation.arm import STATE, fingerprint_of, label, open_arm
 from coordinator.simulation.config import NO_KEY, ArmConfig, SimulationConfig
 from coordinator.simulation.fleet import Fleet
 from coordinator.simulation.labelled_rows import LabelledRows, read_labelled_rows
 from coordinator.simulation.packages import PACKAGES, PREPARED, PackageShelf, open_shelf
 from coordinator.simulation.partition import Share, partition
-from coordinator.simulation.progress import Progress
 from coordinator.simulation.ray_trainer import ray_trainer
 from coordinator.simulation.record import Record, failed, path_of, read_record, record_of, write_record
+from coordinator.simulation.report.progress import Progress
 from coordinator.simulation.simulate import Simulation
 from coordinator.simulation.trainers import HereTrainer, Trainer
 from coordinator.simulation.workbench import BenchSettings, Workbench

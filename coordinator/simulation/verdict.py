@@ -7,8 +7,8 @@ from typing import Literal
 
 from msgspec import Struct
 
-from coordinator.evaluation import INITIAL
-from coordinator.runs import end_run
+from coordinator.rounds.evaluation import INITIAL
+from coordinator.rounds.runs import end_run
 from coordinator.simulation.arm import Arm
 from edge_runtime.errors import CoordinatorError
 from edge_runtime.worker.jobs import EvaluateOutcome

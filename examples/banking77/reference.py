@@ -26,11 +26,11 @@ from typing import Any
 import msgspec
 import torch
 
-from coordinator.aggregation import Contribution, apply_changes, mean_change
-from coordinator.assignment import assign
+from coordinator.aggregation.mean import Contribution, apply_changes, mean_change
 from coordinator.config import RunConfig, run_config
-from coordinator.requirements import required_bytes
-from coordinator.selection import Candidate, draw_order, fit
+from coordinator.rounds.assignment import assign
+from coordinator.rounds.memory_requirements import required_bytes
+from coordinator.rounds.selection import Candidate, draw_order, fit
 from edge_runtime.data.batches import Tokenizer, draw_batches, load_rows, make_batch
 from edge_runtime.engines.onnxruntime_engine import OnnxEngine
 from edge_runtime.execution.prepare import prepare as prepare_package

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from coordinator.aggregation.server_optimizers import Moments, step
 from coordinator.config import ServerOptimizerConfig
-from coordinator.server_optimizers import Moments, step
 from edge_runtime.data.batches import Batch, Tokenizer, draw_batches, load_rows, make_batch
 from examples.tinyshakespeare.demo import SEQUENCE_LIMIT, TARGETS
 from examples.tinyshakespeare.prepare import HERE, prepare

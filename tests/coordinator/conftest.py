@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from litestar.testing import TestClient
 
-from coordinator.app import create_app
-from coordinator.stores import Stores
+from coordinator.api.app import create_app
+from coordinator.storage.stores import Stores
 from edge_runtime.package.manifest import (
     FORMAT_VERSION,
     Base,
@@ -279,7 +279,7 @@ class World:
 
     def play(self, passes: int = 1) -> None:
         """What the loop behind the API does, at the present time."""
-        from coordinator.rounds import play
+        from coordinator.rounds.state_machine import play
 
         for _ in range(passes):
             play(self.stores, self.clock.now_s)

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import urllib3
 
-from coordinator import evaluation, rounds
+from coordinator.api.serve import CoordinatorServer, ServeOptions, bind
 from coordinator.cli import main
-from coordinator.serve import CoordinatorServer, ServeOptions, bind
+from coordinator.rounds import evaluation, state_machine
 from edge_runtime.agent.client import Client, enrol
 from edge_runtime.agent.transport import HttpTransport
 from edge_runtime.errors import ConfigError
@@ -157,10 +157,10 @@ def test_a_run_from_the_command_line(
 
     command("run", "report", "--output", str(tmp_path / "report"))
     report = json.loads((tmp_path / "report/report.json").read_bytes())
-    rounds = report["run"]["rounds"]
-    assert [entry["accuracy"] for entry in rounds] == [0.75] * 3
-    assert all(entry["bytes_up"] > 500 and entry["bytes_down"] > 1000 for entry in rounds)
-    assert all(len(entry["devices"]) == 2 for entry in rounds)
+    state_machine = report["run"]["rounds"]
+    assert [entry["accuracy"] for entry in state_machine] == [0.75] * 3
+    assert all(entry["bytes_up"] > 500 and entry["bytes_down"] > 1000 for entry in state_machine)
+    assert all(len(entry["devices"]) == 2 for entry in state_machine)
     assert (tmp_path / "report/curve.svg").read_text().startswith("<?xml")
     assert run_id in (tmp_path / "report/report.txt").read_text()
 
@@ -225,7 +225,7 @@ def test_crashed_loop_stops_the_server(tmp_path: Path, monkeypatch: pytest.Monke
     def broken(*_: object) -> None:
         raise RuntimeError("bug")
 
-    monkeypatch.setattr(rounds, "play", broken)
+    monkeypatch.setattr(state_machine, "play", broken)
     server = bind(ServeOptions(tmp_path / "state", port=0))
     server.run()
     assert server.crashed

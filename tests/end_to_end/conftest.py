@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.summary import RunSummary
+from coordinator.rounds.summary import RunSummary
 from tests.end_to_end.harness import Fleet
 from tests.end_to_end.recorder import Recorder
 from tests.end_to_end.workshop import Exported, Workshop, open_workshop, rows, write_rows

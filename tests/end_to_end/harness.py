@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, TypeVar
 import psutil
 import urllib3
 
-from coordinator.admin_client import AdminClient, connect
+from coordinator.admin.client import AdminClient, connect
 from edge_runtime.errors import CoordinatorError
 
 if TYPE_CHECKING:
-    from coordinator.summary import EventSummary, RunSummary
+    from coordinator.rounds.summary import EventSummary, RunSummary
     from tests.end_to_end.workshop import Exported, Rows
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from coordinator.simulation.config import read_simulation_config
-from coordinator.simulation.progress import Lines
 from coordinator.simulation.record import Record
+from coordinator.simulation.report.progress import Lines
 from coordinator.simulation.sweep import Options, make_plan, sweep
 from edge_runtime.protocol.signing import generate_key
 from tests.edge_runtime.bigram import WORDS, write_bigram

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from coordinator.simulation.config import read_simulation_config
-from coordinator.simulation.progress import Lines
 from coordinator.simulation.record import Record
+from coordinator.simulation.report.progress import Lines
 from coordinator.simulation.sweep import Options, make_plan, sweep
 from edge_runtime.errors import ConfigError
 from tests.coordinator.simulation.conftest import Workshop, timeless

@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from coordinator.aggregation import Contribution, apply_changes, mean_change
-from coordinator.runs import trained_slices
+from coordinator.aggregation.mean import Contribution, apply_changes, mean_change
+from coordinator.rounds.runs import trained_slices
 from coordinator.simulation.config import read_simulation_config
 from coordinator.simulation.fleet import Fleet
 from coordinator.simulation.labelled_rows import read_labelled_rows

@@ -1,0 +1,129 @@
+"""The command line's side of the admin API."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import urllib3
+
+from coordinator.api.serve import ADDRESS
+from coordinator.auth import ADMIN_TOKEN
+from coordinator.config import RunConfig
+from coordinator.rounds.summary import EventSummary, RunSummary
+from edge_runtime.errors import ConfigError, ProtocolError, RefusedError, UnreachableError
+from edge_runtime.protocol.messages import Refusal
+
+T = TypeVar("T")
+
+
+class AdminClient:
+    """Calls of one coordinator's admin API; every method may raise a ``CoordinatorError``.
+
+    Args:
+        url: the coordinator's address, without a trailing slash.
+        token: the operator's bearer token.
+        ca: certificates to trust for https, PEM; None: those of the system.
+    """
+
+    def __init__(self, url: str, token: str, ca: Path | None = None) -> None:
+        self.url = url.rstrip("/")
+        self._pool = urllib3.PoolManager(
+            ca_certs=None if ca is None else str(ca),
+            timeout=urllib3.Timeout(connect=5, read=300),
+            retries=False,
+            headers={"Authorization": f"Bearer {token}"},
+        )
+
+    def create_token(self, valid_s: float = 86400.0) -> str:
+        """A fresh one-time enrolment token."""
+        answer = self._call("POST", "/tokens", {"valid_s": valid_s})
+        return str(_decode(answer, dict[str, str | float])["token"])
+
+    def create_run(self, config: RunConfig) -> str:
+        """Queue a run and return its id."""
+        answer = self._call("POST", "/runs", msgspec.to_builtins(config))
+        return str(_decode(answer, dict[str, str])["run_id"])
+
+    def list_runs(self) -> list[RunSummary]:
+        """All runs, oldest first, without their rounds."""
+        return _decode(self._call("GET", "/runs"), list[RunSummary])
+
+    def run(self, run_id: str = "latest") -> RunSummary:
+        """A run with its rounds."""
+        return _decode(self._call("GET", f"/runs/{run_id}"), RunSummary)
+
+    def events(self, run_id: str = "latest") -> list[EventSummary]:
+        """All events of a run, oldest first."""
+        events: list[EventSummary] = []
+        while True:
+            after = events[-1].event_id if events else 0
+            page = _decode(self._call("GET", f"/runs/{run_id}/events?after={after}"), list[EventSummary])
+            if not page:
+                return events
+            events += page
+
+    def slices(self, run_id: str = "latest") -> bytes:
+        """The run's current slice values as safetensors bytes."""
+        return self._call("GET", f"/runs/{run_id}/slices")
+
+    def stop_run(self, run_id: str = "latest") -> None:
+        """Stop a run."""
+        self._call("POST", f"/runs/{run_id}/stop")
+
+    def revoke_device(self, name: str) -> None:
+        """Refuse all further requests of a device."""
+        self._call("POST", f"/devices/{name}/revoke")
+
+    def _call(self, method: str, path: str, body: object = None) -> bytes:
+        try:
+            answer = self._pool.request(
+                method,
+                f"{self.url}/v1/admin{path}",
+                body=None if body is None else json.dumps(body).encode(),
+                headers={**self._pool.headers, "Content-Type": "application/json"},
+            )
+        except urllib3.exceptions.HTTPError as error:
+            raise UnreachableError(
+                f"no answer from {self.url}: {error}; is the coordinator running?"
+            ) from error
+        if 400 <= answer.status < 500:
+            refusal = _decode(answer.data, Refusal)
+            raise RefusedError(refusal.message, code=refusal.code)
+        if answer.status >= 300:
+            raise UnreachableError(f"{self.url} answered {answer.status}; its log tells why")
+        return answer.data
+
+
+def connect(state: Path | None, url: str | None, token_file: Path | None, ca: Path | None) -> AdminClient:
+    """A client from a state folder on this machine, or from an address and a token file.
+
+    Raises:
+        ConfigError: neither is given, or a file cannot be read.
+    """
+    if state is not None:
+        url = url or _read(state / ADDRESS)
+        token_file = token_file or state / ADMIN_TOKEN
+    if url is None or token_file is None:
+        raise ConfigError(
+            "give --state DIR on the coordinator's machine, or --url URL and --admin-token-file FILE"
+        )
+    return AdminClient(url, _read(token_file), ca)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8").strip()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror}; was the coordinator ever started there?"
+        ) from error
+
+
+def _decode(data: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"the coordinator's answer cannot be read: {error}") from error

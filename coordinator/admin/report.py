@@ -1,0 +1,136 @@
+"""A run's report: report.json for programs, report.txt for people, curve.svg for pages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from coordinator.rounds.summary import EventSummary, RoundSummary, RunSummary
+from edge_runtime.durable import write_durably
+from edge_runtime.package.manifest import TaskKind
+
+COLUMNS = (
+    "round",
+    "accuracy",
+    "loss",
+    "up",
+    "up a task",
+    "down",
+    "seconds",
+    "peak predicted",
+    "peak measured",
+)
+#: What a run is judged by, where it is not accuracy.
+JUDGED_BY: dict[TaskKind, str] = {"causal_lm": "perplexity"}
+
+
+def columns(task: TaskKind) -> tuple[str, ...]:
+    """Names of the columns for a task: perplexity stands where classification has accuracy."""
+    return tuple(JUDGED_BY.get(task, name) if name == "accuracy" else name for name in COLUMNS)
+
+
+def row(summary: RoundSummary, task: TaskKind) -> tuple[str, ...]:
+    """One round as texts, in the order of :func:`columns`; a dash for what was not measured."""
+    state = " gated" if summary.gated else "" if summary.state == "committed" else f" {summary.state}"
+    return (
+        f"{summary.round}{state}",
+        _score(task, summary.accuracy, summary.perplexity) or "-",
+        "-" if summary.loss is None else f"{summary.loss:.4f}",
+        human_bytes(summary.bytes_up),
+        human_bytes(summary.bytes_up_per_task),
+        human_bytes(summary.bytes_down),
+        "-" if summary.seconds is None else f"{summary.seconds:.1f}",
+        human_bytes(summary.predicted_peak_bytes),
+        human_bytes(summary.measured_peak_bytes),
+    )
+
+
+def headline(run: RunSummary) -> str:
+    """The run in one line."""
+    first = _score(run.task, run.initial_accuracy, run.initial_perplexity)
+    start = first and f", from {first}{' perplexity' * (run.task == 'causal_lm')}"
+    reason = f" ({run.reason})" if run.reason else ""
+    return f"{run.run_id}: {run.state}{reason}, {run.rounds_committed} of {run.rounds_wanted} rounds{start}"
+
+
+def _score(task: TaskKind, accuracy: float | None, perplexity: float | None) -> str:
+    """What a model is judged by, as a text; empty if it was not measured."""
+    if task == "causal_lm":
+        return "" if perplexity is None else f"{perplexity:.3f}"
+    return "" if accuracy is None else f"{100 * accuracy:.1f} %"
+
+
+def human_bytes(count: float | None) -> str:
+    """Bytes in the largest binary unit that leaves a digit before the point."""
+    if count is None:
+        return "-"
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.2f} GiB"
+
+
+def text_table(run: RunSummary) -> str:
+    """All rounds of a run as aligned plain text."""
+    rows = [columns(run.task), *(row(entry, run.task) for entry in run.rounds)]
+    widths = [max(len(cells[column]) for cells in rows) for column in range(len(COLUMNS))]
+    lines = [
+        "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)) for cells in rows
+    ]
+    return "\n".join(lines)
+
+
+def write_report(run: RunSummary, events: list[EventSummary], folder: Path) -> None:
+    """Write the three files into ``folder``, made if missing.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {"run": run, "events": events}
+    write_durably(
+        folder / "report.json", msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+    )
+    troubles = [
+        f"  round {event.round}  {event.device or '-'}  {event.code}: {event.message}"
+        for event in events
+        if event.round is not None or event.code == "cap_too_small"
+    ]
+    lines = [headline(run), "", text_table(run), "", "events:", *(troubles or ["  none"]), ""]
+    write_durably(folder / "report.txt", "\n".join(lines).encode())
+    _draw_curve(run, folder / "curve.svg")
+
+
+def _draw_curve(run: RunSummary, path: Path) -> None:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: PLC0415 - slow to import, only reports draw
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    points = [
+        (entry.round + 1, _height(run.task, entry.accuracy, entry.perplexity), entry.loss)
+        for entry in run.rounds
+        if entry.accuracy is not None
+    ]
+    if run.initial_accuracy is not None:
+        first = _height(run.task, run.initial_accuracy, run.initial_perplexity)
+        points.insert(0, (0, first, run.initial_loss))
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    score_axes = figure.add_subplot()
+    label = JUDGED_BY.get(run.task, "accuracy, %")
+    score_axes.set(xlabel="rounds", ylabel=label, title=run.run_id)
+    scores = [(x, score) for x, score, _ in points if score is not None]
+    score_axes.plot([x for x, _ in scores], [score for _, score in scores], "o-", color="tab:blue")
+    loss_axes = score_axes.twinx()
+    loss_axes.set_ylabel("loss")
+    loss_points = [(x, loss) for x, _, loss in points if loss is not None]
+    loss_axes.plot([x for x, _ in loss_points], [loss for _, loss in loss_points], ".--", color="tab:orange")
+    FigureCanvasSVG(figure).print_svg(path, metadata={"Date": None})
+
+
+def _height(task: TaskKind, accuracy: float | None, perplexity: float | None) -> float | None:
+    """Where a curve passes: perplexity, or accuracy in per cent."""
+    if task == "causal_lm":
+        return perplexity
+    return None if accuracy is None else 100 * accuracy

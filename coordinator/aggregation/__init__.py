@@ -1,0 +1,1 @@
+"""From results to new slices: means and server optimisers."""

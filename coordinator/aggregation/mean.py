@@ -1,0 +1,126 @@
+"""The mean change of a round: example-weighted, for each slice over exactly the devices that trained it.
+
+Memory is O(slices), whatever the number of devices: changes are read one at a time, in the order of their
+places, and summed in float64. So the order in which results arrived cannot show, not even in the last bit.
+
+Devices that take more local steps pull the mean towards their own optimum. FedNova (Wang et al. 2020, "Tackling the
+Objective Inconsistency Problem", arXiv 2007.07481) divides each change by its steps and multiplies the mean by the mean
+number of steps; n: examples, D: changes, s: steps::
+
+    mean = (sum n D / s) / (sum n) * (sum n s) / (sum n)
+
+With s = 1 throughout this is the plain mean (sum n D) / (sum n), to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from msgspec.structs import replace
+
+from coordinator.aggregation.server_optimizers import DoubleArray, Moments, step
+from coordinator.config import ServerOptimizers
+from edge_runtime.package.slices import FloatArray, Values
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One device's change.
+
+    Attributes:
+        examples: behind the change. change: by flat name.
+        steps: by which the change is normalised; 1 leaves it as it is.
+        place: of the round.
+    """
+
+    examples: int
+    change: Mapping[str, FloatArray | DoubleArray]
+    steps: int = 1
+    place: int = 0
+
+
+@dataclass(frozen=True)
+class Sum:
+    """What came in for one tensor: sum of n D / s, of n, and of n s."""
+
+    total: DoubleArray
+    examples: float
+    steps: float
+
+    def __add__(self, other: Sum) -> Sum:
+        return Sum(self.total + other.total, self.examples + other.examples, self.steps + other.steps)
+
+    @property
+    def mean(self) -> DoubleArray:
+        """The mean change."""
+        return self.total / self.examples * (self.steps / self.examples)
+
+
+Sums = Mapping[str, Sum]
+
+
+def add(sums: dict[str, Sum], contribution: Contribution) -> None:
+    """Add a contribution in place; one without examples or steps weighs nothing."""
+    examples, steps = contribution.examples, contribution.steps
+    if examples == 0 or steps == 0:
+        return
+    for name, change in contribution.change.items():
+        more = Sum(change.astype(np.float64) * examples / steps, examples, examples * steps)
+        sums[name] = sums[name] + more if name in sums else more
+
+
+def mean_change(contributions: Iterable[Contribution]) -> dict[str, DoubleArray]:
+    """The mean change of each tensor over those who sent it.
+
+    Args:
+        contributions: in the order of their places; consumed one at a time.
+
+    Returns:
+        float64 means by flat name. A tensor that nobody trained on at least one example is missing.
+    """
+    sums: dict[str, Sum] = {}
+    for contribution in contributions:
+        add(sums, contribution)
+    return means(sums)
+
+
+def merged(first: Sums, second: Sums) -> dict[str, Sum]:
+    """Both together."""
+    both = dict(first)
+    for name, each in second.items():
+        both[name] = both[name] + each if name in both else each
+    return both
+
+
+def means(sums: Sums) -> dict[str, DoubleArray]:
+    """The mean of each sum."""
+    return {name: each.mean for name, each in sums.items()}
+
+
+def apply_changes(
+    values: Values,
+    moments: Mapping[str, Moments],
+    changes: Mapping[str, DoubleArray],
+    *,
+    head: frozenset[str],
+    optimizers: ServerOptimizers,
+    rate_share: float = 1.0,
+) -> tuple[Values, dict[str, Moments]]:
+    """One server step on every tensor that has a change; the others keep values and optimiser state.
+
+    Args:
+        values: current values of all slices.
+        moments: optimiser state by flat name; a missing entry is the initial state.
+        changes: from :func:`mean_change`.
+        head: flat names of the head's tensors.
+        optimizers: the run's configuration. rate_share: of its rates, what this round takes.
+    """
+    new_values, new_moments = dict(values), dict(moments)
+    for name in sorted(changes):
+        config = optimizers.head if name in head else optimizers.slices
+        config = replace(config, rate=config.rate * rate_share)
+        before = moments.get(name) or Moments.initial(values[name].shape, config)
+        new_values[name], new_moments[name] = step(values[name], changes[name], before, config)
+    return new_values, new_moments

@@ -1,0 +1,108 @@
+"""What the server keeps from one round to the next beside the values: one object, one blob.
+
+Restored from its bytes it continues with the very same bits: everything is stored in the precision it is computed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from coordinator.aggregation.mean import Sum, Sums
+from coordinator.aggregation.server_optimizers import DoubleArray, Moments
+from edge_runtime.errors import DigestError
+from edge_runtime.package.slices import Values
+
+Array = NDArray[Any]
+HALVES = ("even", "odd")
+
+
+@dataclass(frozen=True)
+class Average:
+    """Equal-weight mean of the values after several rounds (SWA: Izmailov et al. 2018, arXiv 1803.05407, section 3).
+
+    Attributes:
+        totals: sums of the values in float64, by flat name. rounds: how many were added; 0: there is no mean.
+    """
+
+    totals: Mapping[str, DoubleArray] = field(default_factory=dict)
+    rounds: int = 0
+
+    def plus(self, values: Values) -> Average:
+        """With the values after one more round."""
+        more = {name: array.astype(np.float64) for name, array in values.items()}
+        totals = {name: self.totals[name] + more[name] for name in more} if self.rounds else more
+        return Average(totals, self.rounds + 1)
+
+    @property
+    def values(self) -> Values:
+        """The mean, rounded to float32."""
+        return {name: (total / self.rounds).astype(np.float32) for name, total in self.totals.items()}
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """State of a run's server.
+
+    Attributes:
+        moments: of the server's optimisers, by flat name; a missing one is initial.
+        average: of the values after each round from ``average_from_round`` on.
+        reference: the latest mean change of each tensor that was ever trained, for directions that are
+            compared with it.
+        kept: what a gate holds back, of places of even and of odd number.
+    """
+
+    moments: Mapping[str, Moments] = field(default_factory=dict)
+    average: Average = Average()
+    reference: Values = field(default_factory=dict)
+    kept: tuple[Sums, Sums] = field(default_factory=lambda: ({}, {}))
+
+    def encode(self) -> bytes:
+        """Safetensors bytes, a part in front of each tensor's name; equal states, equal bytes."""
+        flat: dict[str, Array] = {
+            **_named("m", {name: each.m for name, each in self.moments.items()}),
+            **_named("v", {name: each.v for name, each in self.moments.items()}),
+            **_named("average", self.average.totals),
+            "averaged rounds": np.array([self.average.rounds]),
+            **_named("reference", self.reference),
+        }
+        for half, sums in zip(HALVES, self.kept, strict=True):
+            flat |= _named(half, {name: each.total for name, each in sums.items()})
+            weights = {name: np.array([each.examples, each.steps]) for name, each in sums.items()}
+            flat |= _named(f"{half} weights", weights)
+        return bytes(save({name: np.ascontiguousarray(flat[name]) for name in sorted(flat)}))
+
+    @classmethod
+    def decode(cls, data: bytes) -> ServerState:
+        """Inverse of :meth:`encode`; :class:`DigestError` if these are other bytes."""
+        try:
+            flat = load(data)
+            v = _part(flat, "v")
+            rounds = flat.get("averaged rounds")
+            return cls(
+                moments={name: Moments(m, v[name]) for name, m in _part(flat, "m").items()},
+                average=Average(_part(flat, "average"), 0 if rounds is None else int(rounds[0])),
+                reference=_part(flat, "reference"),
+                kept=(_sums(flat, HALVES[0]), _sums(flat, HALVES[1])),
+            )
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise DigestError(f"the stored server state cannot be read: {error}") from error
+
+
+def _named(part: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    return {f"{part}:{name}": array for name, array in arrays.items()}
+
+
+def _sums(flat: Mapping[str, Array], half: str) -> Sums:
+    weights = _part(flat, f"{half} weights")
+    return {name: Sum(total, *weights[name].tolist()) for name, total in _part(flat, half).items()}
+
+
+def _part(flat: Mapping[str, Array], part: str) -> dict[str, Array]:
+    return {name[len(part) + 1 :]: array for name, array in flat.items() if name.startswith(f"{part}:")}

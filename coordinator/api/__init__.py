@@ -1,0 +1,1 @@
+"""HTTP: the application, its middleware, the device's and the operator's routes."""

@@ -1,0 +1,184 @@
+"""The operators' API under /v1/admin, for holders of the bearer token."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Annotated, Any
+
+from litestar import Request, Response, Router, get, post
+from litestar.connection import ASGIConnection
+from litestar.datastructures import State
+from litestar.di import NamedDependency
+from litestar.handlers.base import BaseRouteHandler
+from litestar.params import FromPath, JSONBody, QueryParameter
+from litestar.response import Stream
+from msgspec import Meta, Struct
+
+from coordinator import auth
+from coordinator.api.app_state import Desk
+from coordinator.api.device_api import serve_file
+from coordinator.config import run_config
+from coordinator.refusals import RefusalError
+from coordinator.rounds import runs
+from coordinator.rounds.summary import EventSummary, RunSummary, events_of, summarise
+from edge_runtime.errors import EdgeError
+
+MAX_EVENTS = 1000
+
+
+class TokenRequest(Struct, frozen=True):
+    """How long a new enrolment token may be used, in seconds."""
+
+    valid_s: Annotated[float, Meta(gt=0, le=365 * 86400)] = 86400.0
+
+
+class TokenResponse(Struct, frozen=True):
+    """A one-time enrolment token; it is shown once and kept as a digest only."""
+
+    token: str
+    expires_s: float
+
+
+class DeviceSummary(Struct, frozen=True):
+    """A device; times in seconds since 1970."""
+
+    device_id: str
+    name: str
+    device_class: str
+    enrolled_s: float
+    revoked_s: float | None
+    seen_s: float | None
+    cap_bytes: int | None
+    example_count: int | None
+
+
+class RunCreated(Struct, frozen=True):
+    """The new run's id."""
+
+    run_id: str
+
+
+async def require_admin(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Guard of every handler here."""
+    del handler
+    desk: Desk = connection.app.state.desk
+    auth.check_admin(connection.headers.get("authorization", ""), desk.admin_token)
+
+
+@post("/tokens")
+async def create_token(data: JSONBody[TokenRequest], desk: NamedDependency[Desk]) -> TokenResponse:
+    """Make a one-time enrolment token."""
+    now_s = desk.clock()
+    token: str = await desk.write(partial(auth.create_token, valid_s=data.valid_s, now_s=now_s))
+    return TokenResponse(token, now_s + data.valid_s)
+
+
+@get("/devices")
+async def list_devices(desk: NamedDependency[Desk]) -> list[DeviceSummary]:
+    """All devices that ever enrolled, by name."""
+    rows = await desk.read(
+        lambda connection: connection.execute(
+            "SELECT device_id, name, class, enrolled_s, revoked_s, seen_s, cap_bytes, example_count"
+            " FROM devices ORDER BY name, enrolled_s"
+        ).fetchall()
+    )
+    return [DeviceSummary(*row) for row in rows]
+
+
+@post("/devices/{name:str}/revoke", status_code=204)
+async def revoke_device(name: FromPath[str], desk: NamedDependency[Desk]) -> None:
+    """Refuse all further requests of a device, named by name or id."""
+    await desk.write(partial(auth.revoke, name=name, now_s=desk.clock()))
+    desk.wake.set()
+
+
+@post("/runs")
+async def create_run(data: JSONBody[dict[str, Any]], desk: NamedDependency[Desk]) -> RunCreated:
+    """Queue a run; the body is a RunConfig, its paths are of the coordinator's machine."""
+    try:
+        config = run_config(data)
+        run_id = await asyncio.to_thread(runs.create_run, desk.stores, config, now_s=desk.clock())
+    except EdgeError as error:
+        raise RefusalError(422, type(error).__name__, str(error)) from error
+    desk.wake.set()
+    return RunCreated(run_id)
+
+
+@get("/runs")
+async def list_runs(desk: NamedDependency[Desk]) -> list[RunSummary]:
+    """All runs, oldest first, without their rounds."""
+    return await desk.read(
+        lambda connection: [
+            summarise(connection, runs.run_of(desk.stores, row), with_rounds=False)
+            for row in connection.execute("SELECT * FROM runs ORDER BY position").fetchall()
+        ]
+    )
+
+
+@get("/runs/{run_id:str}")
+async def show_run(run_id: FromPath[str], desk: NamedDependency[Desk]) -> RunSummary:
+    """A run with its rounds; ``latest`` names the newest."""
+    return await desk.read(
+        lambda connection: summarise(connection, runs.find_run(desk.stores, connection, run_id))
+    )
+
+
+@get("/runs/{run_id:str}/events")
+async def list_events(
+    run_id: FromPath[str],
+    desk: NamedDependency[Desk],
+    after: Annotated[int, QueryParameter(ge=0)] = 0,
+    limit: Annotated[int, QueryParameter(ge=1, le=MAX_EVENTS)] = MAX_EVENTS,
+) -> list[EventSummary]:
+    """Events with an id above ``after``, oldest first."""
+    return await desk.read(
+        lambda connection: events_of(
+            connection, runs.find_run(desk.stores, connection, run_id).run_id, after, limit
+        )
+    )
+
+
+@get("/runs/{run_id:str}/slices")
+async def fetch_slices(
+    run_id: FromPath[str], desk: NamedDependency[Desk], request: Request[None, None, State]
+) -> Response[None] | Stream:
+    """The run's slice values as safetensors: with ``average_from_round`` the mean, once there is one.
+
+    They are those that evaluations met. Devices go on from the current ones, which ``state`` of their tasks names.
+    """
+    run = await desk.read(lambda connection: runs.find_run(desk.stores, connection, run_id))
+    path = desk.stores.blobs.find(run.result_sha256)
+    if path is None:
+        raise RefusalError(404, "unknown_blob", f"the values of run {run.run_id} are missing on the disk")
+    return serve_file(
+        path,
+        etag=f'"{run.result_sha256}"',
+        asked=request.headers.get("range"),
+        if_range=request.headers.get("if-range"),
+    )
+
+
+@post("/runs/{run_id:str}/stop", status_code=204)
+async def stop_run(run_id: FromPath[str], desk: NamedDependency[Desk]) -> None:
+    """Stop a run; its open round is abandoned and its values stay as of the last commit."""
+    await desk.write(lambda connection: runs.stop_run(desk.stores, connection, run_id, now_s=desk.clock()))
+    desk.wake.set()
+
+
+ROUTER = Router(
+    "/v1/admin",
+    guards=[require_admin],
+    route_handlers=[
+        create_token,
+        list_devices,
+        revoke_device,
+        create_run,
+        list_runs,
+        show_run,
+        list_events,
+        fetch_slices,
+        stop_run,
+    ],
+    tags=["admin"],
+)

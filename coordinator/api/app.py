@@ -1,0 +1,153 @@
+"""The ASGI application: gate, device API, admin API, and the two loops behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from litestar import Litestar, Request, Response, get
+from litestar.di import Provide
+from litestar.exceptions import HTTPException
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
+
+from coordinator.api import admin_api, device_api
+from coordinator.api.app_state import Clock, Desk
+from coordinator.api.middleware import Gate
+from coordinator.api.traffic import attribute
+from coordinator.auth import load_admin_token
+from coordinator.refusals import RefusalError
+from coordinator.rounds import evaluation, state_machine
+from coordinator.storage.stores import open_stores
+from edge_runtime import __version__ as runtime_version
+from edge_runtime.protocol.messages import MAX_RESULT_BYTES, Refusal
+
+log = logging.getLogger("coordinator")
+
+#: Longest time between two looks at the open round; requests that may move it wake the loop at once.
+TICK_S = 0.2
+
+
+def create_app(state: Path, *, clock: Clock = time.time, on_crash: Callable[[], None] = lambda: None) -> Gate:
+    """The application on a state folder.
+
+    Args:
+        state: the state folder; created and filled on first use.
+        clock: seconds since 1970.
+        on_crash: called if a loop behind the API ends by an error nobody foresaw; the server should stop.
+
+    Raises:
+        ConfigError: the state folder cannot be used.
+    """
+    desk = Desk(open_stores(state), load_admin_token(state), clock)
+
+    @asynccontextmanager
+    async def loops(app: Litestar) -> AsyncIterator[None]:
+        del app
+        await asyncio.to_thread(state_machine.resume, desk.stores, desk.clock())
+        running = [asyncio.create_task(play_rounds(desk)), asyncio.create_task(evaluate_models(desk))]
+        for loop in running:
+            loop.add_done_callback(partial(_report_crash, on_crash=on_crash))
+        try:
+            yield
+        finally:
+            for loop in running:
+                loop.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+            desk.close()
+
+    async def provide_desk() -> Desk:
+        return desk
+
+    app = Litestar(
+        [health, *device_api.HANDLERS, admin_api.ROUTER],
+        dependencies={"desk": Provide(provide_desk)},
+        exception_handlers={
+            RefusalError: answer_refusal,
+            HTTPException: answer_http_error,
+            Exception: answer_crash,
+        },
+        lifespan=[loops],
+        openapi_config=OpenAPIConfig(
+            title="Edge coordinator",
+            version=runtime_version,
+            render_plugins=[SwaggerRenderPlugin(), JsonRenderPlugin()],
+        ),
+        request_max_body_size=MAX_RESULT_BYTES,
+        logging_config=None,
+        signature_namespace={"Desk": Desk},
+    )
+    app.state.desk = desk
+    return Gate(app, desk)
+
+
+async def play_rounds(desk: Desk) -> None:
+    """Move the open round whenever something happened, and at least every tick."""
+    while True:
+        desk.wake.clear()
+        up_bytes, down_bytes = desk.traffic.take()
+        if up_bytes or down_bytes:
+            await desk.write(partial(attribute, up_bytes=up_bytes, down_bytes=down_bytes))
+        await asyncio.to_thread(state_machine.play, desk.stores, desk.clock())
+        try:
+            await asyncio.wait_for(desk.wake.wait(), TICK_S)
+        except TimeoutError:
+            continue
+
+
+async def evaluate_models(desk: Desk) -> None:
+    """Make the evaluations that are waiting, one at a time."""
+    while True:
+        waiting = await asyncio.to_thread(evaluation.next_evaluation, desk.stores)
+        if waiting is None:
+            await asyncio.sleep(TICK_S)
+            continue
+        outcome = await evaluation.evaluate(waiting)
+        await desk.write(
+            partial(evaluation.store_evaluation, evaluation=waiting, outcome=outcome, now_s=desk.clock())
+        )
+
+
+@get("/healthz", sync_to_thread=False)
+def health() -> dict[str, str]:
+    """The process serves; open to anybody, says nothing else."""
+    return {"status": "ok"}
+
+
+def answer_refusal(request: Request[Any, Any, Any], refusal: RefusalError) -> Response[Refusal]:
+    """A refusal in the protocol's own form."""
+    log.info("refused method=%s code=%s status=%d", request.method, refusal.code, refusal.status)
+    return Response(Refusal(refusal.code, refusal.message[:2000]), status_code=refusal.status)
+
+
+def answer_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Refusal]:
+    """What the framework refused (routes, methods, bodies), in the protocol's own form."""
+    codes = {400: "malformed", 404: "unknown_path", 405: "unknown_method", 413: "too_large"}
+    code = codes.get(error.status_code, f"http_{error.status_code}")
+    fields = error.extra if isinstance(error.extra, list) else []
+    named = [
+        f"{entry.get('key', 'body')}: {entry.get('message', '')}"
+        for entry in fields
+        if isinstance(entry, dict)
+    ]
+    message = "; ".join([error.detail, *named])[:2000]
+    return answer_refusal(request, RefusalError(error.status_code, code, message))
+
+
+def answer_crash(request: Request[Any, Any, Any], error: Exception) -> Response[Refusal]:
+    """An error nobody foresaw: the traceback goes to the log, a bare 500 to the other side."""
+    log.error("crashed method=%s path=%s", request.method, request.url.path, exc_info=error)
+    return Response(Refusal("internal", "the coordinator failed; its log tells why"), status_code=500)
+
+
+def _report_crash(loop: asyncio.Task[None], on_crash: Callable[[], None]) -> None:
+    if loop.cancelled():
+        return
+    log.critical("loop_ended name=%s", loop.get_name(), exc_info=loop.exception())
+    on_crash()

@@ -1,0 +1,159 @@
+"""The device API: enrol, check in, fetch blobs, deliver results, report events. See docs/protocol.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+
+import anyio
+from litestar import Request, Response, get, post, put
+from litestar.datastructures import State
+from litestar.di import NamedDependency
+from litestar.params import FromPath, JSONBody, MsgPackBody
+from litestar.response import Stream
+from litestar.status_codes import HTTP_200_OK, HTTP_204_NO_CONTENT
+
+from coordinator import auth
+from coordinator.api.app_state import Desk
+from coordinator.api.middleware import DEVICE
+from coordinator.auth import Device
+from coordinator.refusals import RefusalError
+from coordinator.rounds import results, tasks
+from edge_runtime.errors import DigestError
+from edge_runtime.protocol.messages import (
+    CheckInRequest,
+    CheckInResponse,
+    DeviceEvent,
+    EnrolRequest,
+    EnrolResponse,
+    Result,
+    ResultReceipt,
+)
+
+CHUNK_BYTES = 256 << 10
+DeviceRequest = Request[None, None, State]
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+
+
+@post("/v1/devices/enrol", tags=["device"])
+async def enrol(data: JSONBody[EnrolRequest], desk: NamedDependency[Desk]) -> EnrolResponse:
+    """Join with a one-time token."""
+    device_id = await desk.write(partial(auth.enrol, request=data, now_s=desk.clock()))
+    return EnrolResponse(device_id, desk.stores.key.public_key)
+
+
+@post("/v1/check-in", tags=["device"], status_code=HTTP_200_OK)
+async def check_in(
+    data: JSONBody[CheckInRequest], desk: NamedDependency[Desk], request: DeviceRequest
+) -> CheckInResponse:
+    """Offer the device for work."""
+    answer: CheckInResponse = await desk.write(
+        lambda connection: tasks.check_in(desk.stores, connection, _device(request), data, now_s=desk.clock())
+    )
+    desk.wake.set()
+    return answer
+
+
+@put("/v1/tasks/{task_id:str}/result", tags=["device"])
+async def deliver(
+    task_id: FromPath[str],
+    data: MsgPackBody[Result],
+    desk: NamedDependency[Desk],
+    request: DeviceRequest,
+) -> ResultReceipt:
+    """Deliver a task's result; repeating it is harmless."""
+    receipt = await desk.write(
+        lambda connection: results.accept(
+            desk.stores, connection, _device(request), task_id, data, now_s=desk.clock()
+        )
+    )
+    desk.wake.set()
+    return receipt
+
+
+@post("/v1/events", tags=["device"], status_code=HTTP_204_NO_CONTENT)
+async def report(data: JSONBody[DeviceEvent], desk: NamedDependency[Desk], request: DeviceRequest) -> None:
+    """Tell operators something, or give a task back."""
+    await desk.write(partial(tasks.report_event, device=_device(request), event=data, now_s=desk.clock()))
+    desk.wake.set()
+
+
+@get("/v1/blobs/{sha256:str}", tags=["device"])
+async def fetch_blob(
+    sha256: FromPath[str], desk: NamedDependency[Desk], request: DeviceRequest
+) -> Response[None] | Stream:
+    """Bytes of a blob, whole or one range of them."""
+    try:
+        path = desk.stores.blobs.find(sha256)
+    except DigestError as error:
+        raise RefusalError(404, "unknown_blob", str(error)) from error
+    if path is None:
+        raise RefusalError(404, "unknown_blob", f"no blob {sha256}")
+    etag = f'"{sha256}"'
+    if request.headers.get("if-none-match") == etag:
+        return Response(None, status_code=304, headers={"ETag": etag})
+    return serve_file(
+        path, etag=etag, asked=request.headers.get("range"), if_range=request.headers.get("if-range")
+    )
+
+
+def serve_file(path: Path, *, etag: str, asked: str | None, if_range: str | None) -> Response[None] | Stream:
+    """Answer 200, 206 or 416 with the file's bytes (RFC 9110, section 14; one range at most).
+
+    Args:
+        path: the file.
+        etag: its strong validator.
+        asked: the ``Range`` header; a form that is not understood is ignored, as the RFC has it.
+        if_range: the ``If-Range`` header; unless it is the ``etag``, the whole file is answered.
+    """
+    size = path.stat().st_size
+    headers = {"ETag": etag, "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
+    span = _span(asked, size) if asked is not None and if_range in (None, etag) else (0, size)
+    if span is None:
+        return Response(None, status_code=416, headers={**headers, "Content-Range": f"bytes */{size}"})
+    first, end = span
+    headers["Content-Length"] = str(end - first)
+    if (first, end) == (0, size):
+        return Stream(_chunks(path, first, end), headers=headers)
+    headers["Content-Range"] = f"bytes {first}-{end - 1}/{size}"
+    return Stream(_chunks(path, first, end), headers=headers, status_code=206)
+
+
+def _span(asked: str, size: int) -> tuple[int, int] | None:
+    """Byte range [first, end) of a ``Range`` header; None if it cannot be satisfied."""
+    match = _RANGE.fullmatch(asked.strip())
+    if match is None or match.group(0) == "bytes=-":
+        return 0, size
+    first_text, last_text = match.groups()
+    if not first_text:
+        length = min(int(last_text), size)
+        return (size - length, size) if length > 0 else None
+    first = int(first_text)
+    end = min(int(last_text) + 1, size) if last_text else size
+    if last_text and int(last_text) < first:
+        return 0, size
+    return (first, end) if first < size else None
+
+
+async def _chunks(path: Path, first: int, end: int) -> AsyncIterator[bytes]:
+    async with await anyio.open_file(path, "rb") as file:
+        await file.seek(first)
+        left = end - first
+        while left > 0:
+            chunk = await file.read(min(CHUNK_BYTES, left))
+            if not chunk:
+                return
+            left -= len(chunk)
+            yield chunk
+
+
+def _device(request: DeviceRequest) -> Device:
+    device = request.scope["state"].get(DEVICE)
+    if not isinstance(device, Device):
+        raise RefusalError(401, "unsigned", "this request must be signed by an enrolled device")
+    return device
+
+
+HANDLERS = [enrol, check_in, deliver, report, fetch_blob]

@@ -1,0 +1,142 @@
+"""The ASGI layer before every handler: bounds bodies, verifies devices, counts bytes.
+
+It sits below the framework because a signature is over the exact path and body bytes, which only exist here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from coordinator.api.app_state import Desk
+from coordinator.auth import Device, authenticate, identify
+from coordinator.refusals import RefusalError
+from edge_runtime.protocol.messages import MAX_CONTROL_BYTES, MAX_RESULT_BYTES, Refusal
+
+log = logging.getLogger("coordinator")
+
+# The interface as the ASGI specification has it: open dictionaries.
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
+
+API = "/v1/"
+ADMIN = "/v1/admin/"
+ENROL = "/v1/devices/enrol"
+#: Key of the verified device in the request's scope.
+DEVICE = "edge_device"
+
+
+class Gate:
+    """Wraps the framework's application; the device API behind it sees verified requests only."""
+
+    def __init__(self, app: ASGIApp, desk: Desk) -> None:
+        self._app = app
+        self.desk = desk
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection (ASGI)."""
+        if scope["type"] != "http" or not scope["path"].startswith(API):
+            await self._app(scope, receive, send)
+            return
+        for_operators = scope["path"].startswith(ADMIN)
+        counted = send if for_operators else self._counting(send)
+        try:
+            if for_operators:
+                body = await _read_body(scope, receive)
+            else:
+                body = await self._admit_device(scope, receive)
+        except RefusalError as refusal:
+            log.info("refused method=%s code=%s status=%d", scope["method"], refusal.code, refusal.status)
+            await send_refusal(counted, refusal)
+            return
+        await self._app(scope, _replaying(body, receive), counted)
+
+    async def _admit_device(self, scope: Scope, receive: Receive) -> bytes:
+        """The body, read within bounds and verified; the device is then in ``scope``."""
+        if scope["query_string"]:
+            raise RefusalError(400, "query_refused", "the device API takes no query: it would not be signed")
+        path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1").partition("?")[0]
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        now_s = self.desk.clock()
+        if path != ENROL:
+            await self.desk.read(partial(identify, headers=headers, now_s=now_s))
+        body = await _read_body(scope, receive)
+        self.desk.traffic.add(up_bytes=len(body))
+        if path != ENROL:
+            device: Device = await self.desk.write(
+                partial(
+                    authenticate, headers=headers, method=scope["method"], path=path, body=body, now_s=now_s
+                )
+            )
+            scope["state"][DEVICE] = device
+        return body
+
+    def _counting(self, send: Send) -> Send:
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                self.desk.traffic.add(down_bytes=len(message.get("body", b"")))
+            await send(message)
+
+        return counted
+
+
+async def send_refusal(send: Send, refusal: RefusalError) -> None:
+    """Answer without the framework; the connection is closed, since the body may not have been read."""
+    body = msgspec.json.encode(Refusal(refusal.code, refusal.message[:2000]))
+    await send(
+        {
+            "type": "http.response.start",
+            "status": refusal.status,
+            "headers": [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(body)).encode()),
+                (b"connection", b"close"),
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def _read_body(scope: Scope, receive: Receive) -> bytes:
+    limit = (
+        MAX_RESULT_BYTES
+        if scope["method"] == "PUT" and scope["path"].endswith("/result")
+        else MAX_CONTROL_BYTES
+    )
+    announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+    if not announced.isdigit() or int(announced) > limit:
+        raise RefusalError(
+            413, "too_large", f"the body is announced with more than the limit of {limit} bytes"
+        )
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise RefusalError(400, "malformed", "the connection closed before the body was complete")
+        chunk: bytes = message.get("body", b"")
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > limit:
+            raise RefusalError(413, "too_large", f"the body exceeds the limit of {limit} bytes")
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+def _replaying(body: bytes, receive: Receive) -> Receive:
+    """A ``receive`` that hands the body out again, then waits for the connection as before."""
+    waiting = [body]
+
+    async def replay() -> Message:
+        if waiting:
+            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+        return await receive()
+
+    return replay

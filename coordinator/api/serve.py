@@ -1,0 +1,123 @@
+"""The application on a socket: plain HTTP on loopback, TLS elsewhere unless told otherwise."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import uvicorn
+
+from coordinator.api.app import create_app
+from edge_runtime.durable import write_durably
+from edge_runtime.errors import ConfigError
+from edge_runtime.protocol.addresses import is_loopback
+
+log = logging.getLogger("coordinator")
+
+#: File in the state folder with the address of the running coordinator, for the command line.
+ADDRESS = "url"
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Where and how to listen. ``port`` 0 takes any free one."""
+
+    state: Path
+    host: str = "127.0.0.1"
+    port: int = 8440
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    insecure_http: bool = False
+
+    @property
+    def tls(self) -> bool:
+        """Whether both halves of a certificate were given."""
+        return self.tls_cert is not None and self.tls_key is not None
+
+
+@dataclass
+class CoordinatorServer:
+    """A server bound to its address; :meth:`run` blocks until it is stopped."""
+
+    url: str
+    state: Path
+    server: uvicorn.Server
+    listener: socket.socket
+    crashed: bool = field(default=False)
+
+    def run(self) -> None:
+        """Serve until SIGINT, SIGTERM or :meth:`stop`."""
+        log.info("serving url=%s state=%s", self.url, self.state)
+        self.server.run(sockets=[self.listener])
+
+    def stop(self) -> None:
+        """Ask the server to finish open requests and end; may be called from any thread."""
+        self.server.should_exit = True
+
+
+def bind(options: ServeOptions) -> CoordinatorServer:
+    """Open the state folder and the port.
+
+    Raises:
+        ConfigError: the address is not loopback and there is neither TLS nor ``insecure_http``; half a
+            certificate; the port is taken; the state folder cannot be used.
+    """
+    check_transport(options)
+    try:
+        listener = socket.create_server((options.host, options.port))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {options.host}:{options.port}: {error.strerror}; choose another --port"
+        ) from error
+    crash_hook: list[CoordinatorServer] = []
+
+    def on_crash() -> None:
+        for server in crash_hook:
+            server.crashed = True
+            server.stop()
+
+    try:
+        app = create_app(options.state, on_crash=on_crash)
+        config = uvicorn.Config(
+            app,
+            ssl_certfile=options.tls_cert,
+            ssl_keyfile=options.tls_key,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="on",
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=5,
+        )
+        config.load()
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"cannot read the TLS certificate or key: {error}") from error
+    except BaseException:
+        listener.close()
+        raise
+    url = f"{'https' if options.tls else 'http'}://{options.host}:{listener.getsockname()[1]}"
+    write_durably(options.state / ADDRESS, f"{url}\n".encode())
+    server = CoordinatorServer(url, options.state, uvicorn.Server(config), listener)
+    crash_hook.append(server)
+    return server
+
+
+def check_transport(options: ServeOptions) -> None:
+    """Refuse to speak plain HTTP to other machines unless the operator asked for it aloud.
+
+    Raises:
+        ConfigError: says which options are missing.
+    """
+    if (options.tls_cert is None) != (options.tls_key is None):
+        raise ConfigError("--tls-cert and --tls-key belong together; give both")
+    if options.tls or is_loopback(options.host):
+        return
+    if not options.insecure_http:
+        raise ConfigError(
+            f"{options.host} is not loopback: give --tls-cert and --tls-key,"
+            " or --insecure-http if something else encrypts the way (a VPN, a proxy)"
+        )
+    log.warning("insecure_http host=%s message='requests are signed but not encrypted'", options.host)

@@ -1,0 +1,1 @@
+"""Rounds: the state machine, tasks, results, selection, assignment, evaluation."""

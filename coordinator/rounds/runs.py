@@ -1,0 +1,220 @@
+"""Runs: created from a configuration and a package, taking turns, stopped by the operator."""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from coordinator.config import RunConfig
+from coordinator.events import record
+from coordinator.refusals import RefusalError
+from coordinator.rounds.assignment import deal
+from coordinator.rounds.memory_requirements import required_bytes
+from coordinator.storage.stores import Stores
+from edge_runtime.errors import ConfigError
+from edge_runtime.package.manifest import MANIFEST, SIGNATURE, Manifest
+from edge_runtime.package.package import Package
+from edge_runtime.package.slices import decode_values
+
+ACTIVE = ("running", "evaluating")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as the database has it at one moment, with its configuration and manifest.
+
+    Attributes:
+        values_sha256: from which training goes on. optimizer_sha256: the server's state beside them.
+        average_sha256: mean of the values after several rounds, once there is one.
+        reference_sha256: what the next round's directions are compared with, once there is such a thing.
+    """
+
+    run_id: str
+    config: RunConfig
+    manifest: Manifest
+    package_sha256: str
+    package_signature: str
+    state: str
+    values_sha256: str
+    optimizer_sha256: str | None
+    next_round: int
+    committed: int
+    abandoned_in_a_row: int
+    average_sha256: str | None
+    reference_sha256: str | None
+
+    @property
+    def result_sha256(self) -> str:
+        """The values that are evaluated and handed over: the mean once there is one, until then the current ones."""
+        return self.average_sha256 or self.values_sha256
+
+    @property
+    def slices(self) -> tuple[str, ...]:
+        """Names of the slices the run trains by forward mode, in the package's order, without the head."""
+        return trained_slices(self.config, self.manifest)
+
+    def deal(self, places: int) -> list[tuple[str, ...]]:
+        """What each place of the next round trains, the head included where it trains that too.
+
+        While the head warms up, it alone. The deal turns with the rounds' numbers, those of the warm-up too.
+        """
+        head = self.manifest.head
+        if head is not None and self.committed < self.config.head_warm_up_rounds:
+            return [(head.name,)] * places
+        return deal(
+            self.slices,
+            [head.name] if head is not None and self.config.train_head else [],
+            places,
+            self.next_round,
+            split=self.config.split,
+            head_split=self.config.head_split,
+        )
+
+
+def trained_slices(config: RunConfig, manifest: Manifest) -> tuple[str, ...]:
+    """The slices a configuration names.
+
+    Raises:
+        ConfigError: the package has no such slice, or it is the head.
+    """
+    available = tuple(spec.name for spec in manifest.slices if spec.kind != "head")
+    if config.slices == "all":
+        return available
+    if config.slices == "none":
+        return ()
+    if unknown := sorted(set(config.slices) - set(available)):
+        raise ConfigError(
+            f"slices names {unknown[0]!r}; package {manifest.name} has {', '.join(available) or 'none'}"
+            " (the head is switched by train_head)"
+        )
+    return tuple(name for name in available if name in config.slices)
+
+
+def create_run(stores: Stores, config: RunConfig, *, now_s: float) -> str:
+    """Verify and import the package, then queue the run; returns its id. Nothing changes if this raises.
+
+    Raises:
+        ConfigError: configuration and package do not fit together, or the evaluation data is missing.
+        ArtefactError: the package is malformed, damaged or not signed by ``publisher_key``.
+    """
+    # 1. Verify.
+    package = Package.open(Path(config.package), config.publisher_key)
+    package.verify_files()
+    slices = trained_slices(config, package.manifest)
+    if config.train_head and package.manifest.head is None:
+        raise ConfigError(
+            f"train_head is true, and package {package.manifest.name} has no head to train: it is for language "
+            "modelling; set train_head = false"
+        )
+    if not slices and not config.train_head:
+        raise ConfigError(
+            f"package {package.manifest.name} has no slice but the head, and train_head is false"
+        )
+    _check_lora(config, package.manifest, slices)
+    required_bytes(package.manifest, config, slices, 0)  # raises if the package cannot train as asked
+    if config.evaluation is not None and not Path(config.evaluation.data).is_file():
+        raise ConfigError(f"evaluation.data names {config.evaluation.data}, which is no file here")
+    # 2. Import, every file under its sha256.
+    for name, entry in package.manifest.files.items():
+        stores.blobs.put_file(package.path(name), entry.sha256)
+    stores.blobs.put_file(package.folder / MANIFEST, package.sha256)
+    signature = (package.folder / SIGNATURE).read_text("ascii").strip()
+    values = package.manifest.files[package.manifest.initial_state].sha256
+    decode_values(stores.blobs.get(values), package.manifest.slices)
+    # 3. Queue.
+    run_id = f"{config.name}-{secrets.token_hex(3)}"
+    with stores.storage.transaction() as connection:
+        connection.execute(
+            "INSERT INTO runs (run_id, config, package_sha256, package_signature, state, created_s,"
+            " values_sha256) VALUES (?, ?, ?, ?, 'queued', ?, ?)",
+            (run_id, msgspec.json.encode(config).decode(), package.sha256, signature, now_s, values),
+        )
+        record(connection, now_s, "run_created", f"package {package.manifest.name}", run_id=run_id)
+    return run_id
+
+
+def _check_lora(config: RunConfig, manifest: Manifest, slices: tuple[str, ...]) -> None:
+    """Only plain LoRA has an A and a B that could be averaged in another way than tensor by tensor."""
+    if config.lora_aggregation == "factors":
+        return
+    for spec in map(manifest.slice_named, slices):
+        if spec.kind != "lora":
+            raise ConfigError(
+                f'lora_aggregation = "{config.lora_aggregation}" needs plain LoRA, slice {spec.name} of package '
+                f"{manifest.name} is {spec.kind}: export it with --slice lora, or leave lora_aggregation at "
+                '"factors"'
+            )
+
+
+def active_run(stores: Stores, connection: sqlite3.Connection) -> Run | None:
+    """The one run that is training or awaits its last evaluation."""
+    row = connection.execute(
+        "SELECT * FROM runs WHERE state IN (?, ?) ORDER BY position LIMIT 1", ACTIVE
+    ).fetchone()
+    return None if row is None else run_of(stores, row)
+
+
+def find_run(stores: Stores, connection: sqlite3.Connection, run_id: str) -> Run:
+    """A run by id, or the newest for ``latest``; :class:`RefusalError` 404 ``unknown_run`` if none."""
+    if run_id == "latest":
+        row = connection.execute("SELECT * FROM runs ORDER BY position DESC LIMIT 1").fetchone()
+    else:
+        row = connection.execute("SELECT * FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+    if row is None:
+        raise RefusalError(404, "unknown_run", f"no run {run_id}; list them with: edge-coordinator run list")
+    return run_of(stores, row)
+
+
+def run_of(stores: Stores, row: sqlite3.Row) -> Run:
+    """A row of ``runs`` with its configuration and manifest parsed."""
+    return Run(
+        run_id=row["run_id"],
+        config=msgspec.json.decode(row["config"], type=RunConfig),
+        manifest=stores.manifest(row["package_sha256"]),
+        package_sha256=row["package_sha256"],
+        package_signature=row["package_signature"],
+        state=row["state"],
+        values_sha256=row["values_sha256"],
+        optimizer_sha256=row["optimizer_sha256"],
+        next_round=row["next_round"],
+        committed=row["committed"],
+        abandoned_in_a_row=row["abandoned_in_a_row"],
+        average_sha256=row["average_sha256"],
+        reference_sha256=row["reference_sha256"],
+    )
+
+
+def end_run(connection: sqlite3.Connection, run_id: str, state: str, reason: str, *, now_s: float) -> None:
+    """Close a run: its open round is abandoned, its open tasks lapse, its pending evaluations are dropped."""
+    connection.execute(
+        "UPDATE runs SET state = ?, reason = ?, finished_s = ? WHERE run_id = ?",
+        (state, reason, now_s, run_id),
+    )
+    connection.execute(
+        "UPDATE rounds SET state = 'abandoned', reason = ?, closed_s = ?"
+        " WHERE run_id = ? AND state IN ('selecting', 'collecting', 'aggregating')",
+        (reason, now_s, run_id),
+    )
+    connection.execute(
+        "UPDATE tasks SET state = 'lapsed', reason = 'closed'"
+        " WHERE run_id = ? AND state IN ('reserved', 'working')",
+        (run_id,),
+    )
+    connection.execute("DELETE FROM evaluations WHERE run_id = ? AND state = 'pending'", (run_id,))
+    record(connection, now_s, f"run_{state}", reason, run_id=run_id)
+
+
+def stop_run(stores: Stores, connection: sqlite3.Connection, run_id: str, *, now_s: float) -> str:
+    """Stop a run at the operator's word; a run that has ended already stays as it is. Returns its id.
+
+    Raises:
+        RefusalError: 404 ``unknown_run``.
+    """
+    run = find_run(stores, connection, run_id)
+    if run.state in ("queued", *ACTIVE):
+        end_run(connection, run.run_id, "stopped", "stopped by the operator", now_s=now_s)
+    return run.run_id

@@ -1,0 +1,1 @@
+"""What a simulation leaves to look at: progress, tables, curves, pages."""

@@ -1,0 +1,88 @@
+"""The comparison as rows of texts, and as an aligned plain-text table."""
+
+from __future__ import annotations
+
+from coordinator.admin.report import human_bytes
+from coordinator.simulation.report.comparison import ArmFigures, Comparison
+
+#: Columns that hold words; all others hold figures.
+WORDS = frozenset({"arm", "kind", "status"})
+
+
+def columns(comparison: Comparison) -> tuple[str, ...]:
+    """Names of the columns; gains only where there is a head-only arm to measure them from."""
+    gain: tuple[str, ...] = ("gain", "kept") if comparison.denominator is not None else ()
+    if comparison.denominator is None and any(arm.gain is not None for arm in comparison.arms):
+        gain = ("gain",)
+    final = f"final {comparison.measure}"
+    return ("arm", "kind", "seeds", final, "range", "best", *gain, "passes", "to best", "up a task", "status")
+
+
+def cells(comparison: Comparison, arm: ArmFigures) -> tuple[str, ...]:
+    """One arm as texts, in the order of :func:`columns`; a dash for what was not measured."""
+    spread = "-" if arm.low is None else f"{_score(comparison, arm.low)} – {_score(comparison, arm.high)}"
+    texts = {
+        "arm": arm.name,
+        "kind": arm.kind or "-",
+        "seeds": str(len(arm.seeds)),
+        f"final {comparison.measure}": _score(comparison, arm.final),
+        "range": spread,
+        "best": _score(comparison, arm.best),
+        "gain": "-" if arm.gain is None else gain_text(comparison, arm.gain),
+        "kept": "-" if arm.kept is None else f"{100 * arm.kept:.0f} %",
+        "passes": count_text(arm.passes),
+        "to best": count_text(arm.passes_to_best),
+        "up a task": human_bytes(None if arm.bytes_up_per_task is None else round(arm.bytes_up_per_task)),
+        "status": arm.status,
+    }
+    return tuple(texts[name] for name in columns(comparison))
+
+
+def denominator_text(comparison: Comparison) -> str:
+    """What ``kept`` is a share of, in one sentence; empty if there is nothing to say."""
+    if comparison.head_only is None:
+        return ""
+    if comparison.denominator is None:
+        return f"Gains are over {comparison.head_only}."
+    gain = gain_text(comparison, comparison.denominator)
+    said = f"Gains are over {comparison.head_only}; the denominator is the gain of {comparison.reference}: {gain}."
+    if comparison.denominator <= 0:
+        said += " It gained nothing, so there is no share to keep."
+    return said
+
+
+def text_table(comparison: Comparison) -> str:
+    """All arms, aligned, with a line on what gains are measured from."""
+    names = columns(comparison)
+    rows = [names, *(cells(comparison, arm) for arm in comparison.arms)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(names))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if name in WORDS else cell.rjust(width)
+            for name, cell, width in zip(names, row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+    said = denominator_text(comparison)
+    return "\n".join([*lines, *(["", said] if said else [])]) + "\n"
+
+
+def gain_text(comparison: Comparison, gain: float) -> str:
+    """A difference of scores: points of accuracy, or of perplexity."""
+    return f"{gain:+.3f}" if comparison.measure == "perplexity" else f"{100 * gain:+.1f} pt"
+
+
+def count_text(count: float | None) -> str:
+    """A large number in few digits."""
+    if count is None:
+        return "-"
+    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count:.0f}"
+
+
+def _score(comparison: Comparison, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if comparison.measure == "perplexity" else f"{100 * value:.1f} %"

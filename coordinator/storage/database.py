@@ -1,0 +1,113 @@
+"""The coordinator's SQLite database: explicit transactions, and named migrations.
+
+A migration is a function; its name is recorded in the very transaction that runs it, so that a crash
+leaves it either done or not begun. Asking what is pending writes nothing.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from coordinator.storage import migrations
+from edge_runtime.errors import ConfigError
+
+Migration = Callable[[sqlite3.Connection], None]
+Row = sqlite3.Row
+
+
+class Storage:
+    """One connection to one database file; transactions from several threads take turns.
+
+    Args:
+        path: the database file; created if missing.
+        durable: whether a transaction is on the disk when it ends. If not, killing the process still loses nothing,
+            and a power cut may lose the last transactions: for simulations, which can be run again.
+
+    Raises:
+        ConfigError: the file cannot be opened, or was written by a newer coordinator.
+    """
+
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
+        self._turn = threading.RLock()
+        try:
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._connection.row_factory = sqlite3.Row
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._connection.execute("PRAGMA foreign_keys = ON")
+            self._connection.execute("PRAGMA busy_timeout = 5000")
+            apply_migrations(self._connection)
+        except sqlite3.DatabaseError as error:
+            raise ConfigError(f"cannot use the database {path}: {error}") from error
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All statements inside take effect together, or none if the block raises."""
+        with self._turn:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """A consistent view over several queries; writes nothing."""
+        with self._turn:
+            self._connection.execute("BEGIN")
+            try:
+                yield self._connection
+            finally:
+                self._connection.execute("ROLLBACK")
+
+    def dump(self) -> list[str]:
+        """The whole content as SQL statements; for tests and for operators' questions."""
+        with self._turn:
+            return list(self._connection.iterdump())
+
+    def close(self) -> None:
+        """Close the connection; leaving this out loses nothing."""
+        with self._turn:
+            self._connection.close()
+
+
+def pending_migrations(connection: sqlite3.Connection) -> list[Migration]:
+    """Migrations that have not run yet, in order; read-only.
+
+    Raises:
+        ConfigError: the database holds a migration this program does not know.
+    """
+    exists = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'migrations'").fetchone()
+    applied = (
+        {str(row[0]) for row in connection.execute("SELECT name FROM migrations")} if exists else set[str]()
+    )
+    if unknown := sorted(applied - {step.__name__ for step in migrations.ALL}):
+        raise ConfigError(
+            f"the database was written by a newer coordinator (migration {unknown[0]}); upgrade this one"
+        )
+    return [step for step in migrations.ALL if step.__name__ not in applied]
+
+
+def apply_migrations(connection: sqlite3.Connection) -> list[str]:
+    """Run what is pending, each in its own transaction; returns the names that ran."""
+    done = []
+    for step in pending_migrations(connection):
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY, applied_s REAL NOT NULL)"
+            )
+            step(connection)
+            connection.execute("INSERT INTO migrations VALUES (?, unixepoch())", (step.__name__,))
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+        done.append(step.__name__)
+    return done

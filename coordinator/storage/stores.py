@@ -1,0 +1,69 @@
+"""The state folder: database, blobs, results that wait for their round, and the coordinator's key.
+
+coordinator.db   everything but bytes
+blobs/           what devices may fetch: package files and slice values
+private/         results of open rounds, and optimiser state; never served
+packages/        packages as folders of links into blobs/, for the evaluation worker
+task.key         Ed25519 key that signs tasks
+admin.token      the operator's bearer token
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from coordinator.storage.blob_store import BlobStore
+from coordinator.storage.database import Storage
+from edge_runtime.errors import ConfigError
+from edge_runtime.package.manifest import Manifest, parse_manifest
+from edge_runtime.protocol.signing import PrivateKey, generate_key
+
+DATABASE = "coordinator.db"
+TASK_KEY = "task.key"
+
+
+@dataclass(frozen=True)
+class Stores:
+    """Handles on the state folder; holds no state of its own but a cache of manifests."""
+
+    folder: Path
+    storage: Storage
+    blobs: BlobStore
+    private_blobs: BlobStore
+    key: PrivateKey
+    _manifests: dict[str, Manifest] = field(default_factory=dict)
+
+    def manifest(self, package_sha256: str) -> Manifest:
+        """A package's manifest, parsed once."""
+        manifest = self._manifests.get(package_sha256)
+        if manifest is None:
+            manifest = parse_manifest(self.blobs.get(package_sha256))
+            self._manifests[package_sha256] = manifest
+        return manifest
+
+
+def open_stores(folder: Path, *, durable: bool = True) -> Stores:
+    """Open a state folder, made and filled on first use.
+
+    Args:
+        folder: the state folder.
+        durable: whether what is stored survives a power cut; if not, it still survives the end of the process.
+
+    Raises:
+        ConfigError: it cannot be created, read or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        key_path = folder / TASK_KEY
+        if not key_path.exists():
+            generate_key().save(key_path)
+        return Stores(
+            folder=folder,
+            storage=Storage(folder / DATABASE, durable=durable),
+            blobs=BlobStore(folder / "blobs", durable=durable),
+            private_blobs=BlobStore(folder / "private", durable=durable),
+            key=PrivateKey.load(key_path),
+        )
+    except OSError as error:
+        raise ConfigError(f"cannot use the state folder {folder}: {error.strerror}") from error
