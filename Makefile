@@ -37,38 +37,38 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python -m benchmarks.first_figures
+	$(BIN)/python -m benchmarks.memory.first_figures
 
 bench-memory: setup
-	$(BIN)/python -m benchmarks.memory
-	$(BIN)/python -m benchmarks.memory_grid
+	$(BIN)/python -m benchmarks.memory.against_torch
+	$(BIN)/python -m benchmarks.memory.prediction_grid
 
 bench-opponent: setup
-	$(BIN)/python -m benchmarks.opponent
+	$(BIN)/python -m benchmarks.memory.against_backpropagation
 
 bench-large: setup
-	$(BIN)/python -m benchmarks.large_models
+	$(BIN)/python -m benchmarks.memory.large_models
 
 bench-memory-grid: setup
-	$(BIN)/python -m benchmarks.memory_grid
+	$(BIN)/python -m benchmarks.memory.prediction_grid
 
 bench-arithmetic: setup
-	$(BIN)/python -m benchmarks.arithmetic
+	$(BIN)/python -m benchmarks.kernels.arithmetic
 
 bench-placement: setup
-	$(BIN)/python -m benchmarks.weight_placement
+	$(BIN)/python -m benchmarks.kernels.weight_placement
 
 bench-learning: setup
-	$(BIN)/python -m benchmarks.learning $(if $(DATA),--data $(DATA)) $(if $(TASKS),--tasks $(TASKS))
+	$(BIN)/python -m benchmarks.learning.run $(if $(DATA),--data $(DATA)) $(if $(TASKS),--tasks $(TASKS))
 
 bench-estimators: setup
-	$(BIN)/python -m benchmarks.estimators $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m benchmarks.estimators.run $(if $(DATA),--data $(DATA))
 
 demo-reference: setup
 	$(BIN)/python -m examples.banking77.reference
 
 tables: setup
-	for page in $(PAGES); do $(BIN)/python -m benchmarks.tables $$page || exit 1; done
+	for page in $(PAGES); do $(BIN)/python -m benchmarks.harness.tables $$page || exit 1; done
 
 constraints:
 	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --no-annotate --no-header \

@@ -1,0 +1,137 @@
+"""Estimators that were thought of, judged beside those that the package offers, which has none of them.
+
+What they have to know beforehand (mean gradient, directions of large gradients, how gradients follow from residuals) is
+taken from exact gradients of other devices' rows at the very same values: more than a fleet could know, so their
+figures here are the most that can be hoped for. v: the runtime's directions per example, entries ±1.
+
+* ``mean control``: m + mean (g_i·v - m·v) v, m the mean gradient of the round before;
+* ``residual control``: the same with h_i = Σ_c r_ic J_c for m, r_i the softmax residual, J fitted by ridge regression;
+* ``coordinate scales``: mean (g_i·D^-½ v) D^½ v with D_j ∝ √E g_j²: of all diagonal D the least error,
+  (Σ_j √E g_j²)² instead of d Σ_j E g_j²;
+* ``eigenvector scales``: the same in the eigenvectors of E g gᵀ;
+* ``momentum direction``: the first draw is m/‖m‖, the others are orthogonal to it and make up for the rest;
+* ``orthogonal over steps``: shared directions, rows of one Hadamard matrix over all of a task's draws and steps;
+* ``orthogonal over examples``: the same over its draws, steps and examples, each its own;
+* ``clamped`` (biased): jvps beyond their 99 % quantile are cut to it; a task's ``jvp_limit``, with a limit that fits.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import msgspec
+import numpy as np
+
+from benchmarks.estimators.errors import DoubleArray
+from benchmarks.estimators.exact_gradients import BATCH, STEPS, Checkpoint, Matrix
+from benchmarks.estimators.methods import Method, StepInput, directions, flattened, jvps_along
+from edge_runtime.package.slices import FloatArray
+from edge_runtime.training.gradient import clamped
+from edge_runtime.training.tangents import draw_tangents
+
+#: Of the fitted second moments: added to each before roots are taken, in parts of their mean.
+SOFTENING = 1e-3
+#: Of the least squares, in parts of the residuals' mean second moment: without it, a class that other devices hardly
+#: have gets an arbitrary J.
+RIDGE = 0.1
+QUANTILE = 0.99
+#: Above so many dimensions their matrix is left alone.
+MOST_EIGENVECTORS = 1000
+
+
+def gathered(jvps: FloatArray, flat: FloatArray) -> DoubleArray:
+    """mean over draws and examples of jvp·v, in one product."""
+    draws, batch = jvps.shape
+    made: DoubleArray = np.einsum("kb,kbn->n", jvps, flat, dtype=np.float64) / (draws * batch)
+    return made
+
+
+def controlled(step: StepInput, expected: Matrix) -> DoubleArray:
+    """Directions per example on what is left of each gradient after an expected (B, n) or (1, n)."""
+    flat = flattened(directions(step, "per_example"))
+    rest = step.gradients - expected
+    return gathered(jvps_along(rest, flat), flat) + expected.mean(axis=0, dtype=np.float64)
+
+
+def scaled(step: StepInput, scales: FloatArray, basis: Matrix | None = None) -> DoubleArray:
+    """Directions Q s^-½ v for the derivative and Q s^½ v for the estimate, Q (n, n) orthogonal or None for unity."""
+    flat = flattened(directions(step, "per_example"))
+    turned = step.gradients if basis is None else step.gradients @ basis
+    root = np.sqrt(scales)
+    made = gathered(jvps_along(turned / root, flat), flat * root)
+    return made if basis is None else basis @ made
+
+
+def momentum_direction(step: StepInput) -> DoubleArray:
+    """The first draw along the last mean gradient, the others orthogonal to it."""
+    length = np.linalg.norm(step.last)
+    if length == 0:  # the first round of a head of zeros
+        return controlled(step, step.last[None])
+    unit = step.last / length
+    flat = flattened(directions(step, "per_example"))[1:]
+    flat = flat - (flat @ unit)[..., None] * unit
+    along: DoubleArray = (step.gradients.mean(axis=0, dtype=np.float64) @ unit) * unit
+    return along + gathered(jvps_along(step.gradients, flat), flat)
+
+
+def orthogonal_over(step: StepInput, each: int) -> DoubleArray:
+    """Rows of one Hadamard matrix over a task's draws and steps, and over ``each`` examples of a batch (or 1)."""
+    count = step.task.draws * each
+    whole = msgspec.structs.replace(step.task, directions="orthogonal", draws=count * STEPS)
+    rows = flattened(draw_tangents(whole, step.specs, 0, [0]))[:, 0]
+    flat = rows[step.number * count : (step.number + 1) * count].reshape(step.task.draws, each, -1)
+    jvps = jvps_along(step.gradients, flat)
+    return gathered(jvps if each > 1 else jvps.mean(axis=1, keepdims=True), flat)
+
+
+def candidates(checkpoint: Checkpoint) -> dict[str, Method]:
+    """All of them, fitted on the checkpoint's other rows."""
+    other = checkpoint.other
+    maps = residual_maps(checkpoint)
+    squares = softened((other**2).mean(axis=0, dtype=np.float64))
+
+    @cache
+    def eigen(columns: tuple[int, ...]) -> tuple[FloatArray, Matrix]:
+        some = other[:, columns].astype(np.float64)
+        values, vectors = np.linalg.eigh(some.T @ some / len(some))
+        return np.sqrt(softened(values)).astype(np.float32), vectors.astype(np.float32)
+
+    @cache
+    def limit(columns: tuple[int, ...]) -> float:
+        some = other[:, columns]
+        signs = np.random.default_rng(0).choice(np.float32([-1, 1]), (16, *some.shape))
+        return float(np.quantile(np.abs(jvps_along(some, signs)), QUANTILE))
+
+    def clamp(step: StepInput) -> DoubleArray:
+        flat = flattened(directions(step, "per_example"))
+        return gathered(clamped(jvps_along(step.gradients, flat), limit(tuple(step.columns.tolist()))), flat)
+
+    def coordinates(step: StepInput) -> DoubleArray:
+        return scaled(step, np.sqrt(squares[step.columns]).astype(np.float32))
+
+    found = {
+        "mean control": Method(lambda step: controlled(step, step.last[None])),
+        "residual control": Method(lambda step: controlled(step, step.residuals @ maps[:, step.columns])),
+        "coordinate scales": Method(coordinates),
+        "momentum direction": Method(momentum_direction, least_draws=2),
+        "orthogonal over steps": Method(lambda step: orthogonal_over(step, 1)),
+        "orthogonal over examples": Method(lambda step: orthogonal_over(step, BATCH)),
+        "clamped (biased)": Method(clamp, biased=True),
+    }
+    if other.shape[1] <= MOST_EIGENVECTORS:
+        found["eigenvector scales"] = Method(lambda step: scaled(step, *eigen(tuple(step.columns.tolist()))))
+    return found
+
+
+def residual_maps(checkpoint: Checkpoint) -> Matrix:
+    """J, (C, d), fitted on the other rows."""
+    residuals = checkpoint.other_residuals.astype(np.float64)
+    moments = residuals.T @ residuals
+    moments += RIDGE * moments.trace() / len(moments) * np.eye(len(moments))
+    maps: Matrix = np.linalg.solve(moments, residuals.T @ checkpoint.other).astype(np.float32)
+    return maps
+
+
+def softened(moments: DoubleArray) -> DoubleArray:
+    """Second moments without zeros."""
+    return np.maximum(moments, 0) + SOFTENING * moments.mean()

@@ -1,0 +1,161 @@
+"""Which of the bench's many figures the decision page shows, and what the gradients themselves are like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.estimators.candidates import residual_maps, softened
+from benchmarks.estimators.errors import per_example_error
+from benchmarks.estimators.exact_gradients import BATCH, Checkpoint
+from benchmarks.harness.result_file import Figure, figure
+
+#: Forward passes of an example: those of forward mode with 1, 4 and 16 draws.
+BUDGETS = (2, 5, 17)
+#: At every point of the run this budget is tried, and all at one of the points.
+MAIN_PASSES, MAIN_ROUND = BUDGETS[1], 5
+MAIN_SLICES = "LoRA-XS, last 2 blocks"
+BASE = "per_example"
+SPLIT_WORDS = {"whole": "all slices to every device", "cyclic": "slices dealt out"}
+#: Methods that share noise among slices in another way than the rest.
+PER_SLICE = ("one_slice", "coordinate scales", "eigenvector scales")
+
+
+def signal(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What decides how well gradients can be estimated; numbers without unit.
+
+    ``noise``: E‖g_i‖² / ‖ḡ‖² over the round's rows; ``noise_unbiased``: with the part of ‖ḡ‖² that the rows' own
+    scatter adds taken off, None where nothing is left. ``*_unexplained``: what a control variate leaves of E‖g_i‖².
+    ``*_gain``: how many times less the error is with scales that fit the rows they are judged on. ``slice_shares``:
+    of E‖g_i‖², for each slice. ``last_cosine``: of ḡ to the exact mean gradient of the round before.
+    ``step_error_of_one_draw``: of directions per example, by formula.
+    """
+    gradients = checkpoint.gradients.astype(np.float64)
+    count, size = gradients.shape
+    moments = (gradients**2).mean(axis=0)
+    total, mean = float(moments.sum()), float((gradients.mean(axis=0) ** 2).sum())
+    unbiased = (mean - total / count) / (1 - 1 / count)
+    left_residual = gradients - checkpoint.residuals @ residual_maps(checkpoint)
+    starts = np.cumsum([0, *(spec.dimensions for spec in checkpoint.specs[:-1])])
+    shares = np.add.reduceat(moments, starts) / total
+    found: dict[str, Any] = {
+        "loss": checkpoint.loss,
+        "dimensions": size,
+        "noise": total / mean,
+        "noise_unbiased": total / unbiased if unbiased > 0 else None,
+        "last_cosine": cosine(checkpoint.last, gradients.mean(axis=0)),
+        "mean_unexplained": float(((gradients - checkpoint.last) ** 2).sum(axis=1).mean() / total),
+        "residual_unexplained": float((left_residual**2).sum(axis=1).mean() / total),
+        "coordinate_gain": float(size * total / np.sqrt(moments).sum() ** 2),
+        "jvp_difference": checkpoint.jvp_difference,
+        "step_error_of_one_draw": per_example_error(gradients.reshape(-1, BATCH, size), 1),
+    }
+    if size <= 1000:
+        values = softened(np.linalg.eigvalsh(gradients.T @ gradients / count))
+        found["eigenvector_gain"] = float(size * values.sum() / np.sqrt(values).sum() ** 2)
+    rounded = {key: value if value is None else float(f"{value:.4g}") for key, value in found.items()}
+    shown = {spec.target: float(f"{share:.3g}") for spec, share in zip(checkpoint.specs, shares, strict=True)}
+    return {**rounded, "slice_shares": shown}
+
+
+def table_rows(judged: Sequence[Mapping[str, Any]], signals: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    """The page's rows: medians and ranges over data sets and points of the run, LoRA-XS in the last two blocks."""
+    points = [each for each in signals if each["slices"] == MAIN_SLICES]
+    kept = [each for each in judged if each["slices"] == MAIN_SLICES]
+    rows = [*_signal_rows(points), *_absolute_rows(kept)]
+    measured = _found(kept, BASE, "whole", "step", "error")
+    by_formula = [each["step_error_of_one_draw"] / (MAIN_PASSES - 1) for each in points]
+    over = [a / b for a, b in zip(measured, by_formula, strict=True)]
+    rows.append(figure(f"{BASE}: error after a step, over the formula's", "times", over))
+    names = list(dict.fromkeys(each["method"] for each in kept))
+    for name in names:
+        if name not in {"exact", "filtered (biased)", BASE}:
+            rows.append(_ratio(kept, name, "round", "error"))
+    for name in names:
+        if name in PER_SLICE:
+            rows.append(_ratio(kept, name, "round", "slice_error"))
+    return rows
+
+
+def _signal_rows(points: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    rows = [
+        figure(f"{data}, after {each['rounds']} rounds: E‖g_i‖² / ‖ḡ‖²", "", [each["noise"]])
+        for data in dict.fromkeys(each["data"] for each in points)
+        for each in points
+        if each["data"] == data
+    ]
+    shares = [each["slice_shares"].values() for each in points]
+    return [
+        *rows,
+        figure("smallest slice's share of E‖g_i‖²", "", [min(each) for each in shares]),
+        figure("largest slice's share of E‖g_i‖²", "", [max(each) for each in shares]),
+        figure(
+            "E‖g_i - m‖² / E‖g_i‖², m of the round before", "", [each["mean_unexplained"] for each in points]
+        ),
+        figure(
+            "the same with residuals times J for m", "", [each["residual_unexplained"] for each in points]
+        ),
+        figure("ḡ: cosine to that of the round before", "", [each["last_cosine"] for each in points]),
+    ]
+
+
+def _absolute_rows(kept: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    rows = [
+        figure(f"{BASE}, {each} passes: error after a step, round {MAIN_ROUND}", "", values)
+        for each in BUDGETS
+        if (values := _found(kept, BASE, "whole", "step", "error", passes=each, rounds=MAIN_ROUND))
+    ]
+    wanted = [
+        (BASE, "whole", "step", "cosine"),
+        (BASE, "whole", "round", "cosine"),
+        (BASE, "whole", "round", "slice_cosine"),
+        ("one_slice", "whole", "round", "slice_cosine"),
+        ("filtered (biased)", "whole", "round", "cosine"),
+        (BASE, "whole", "round", "error"),
+        (BASE, "cyclic", "round", "error"),
+        ("exact", "cyclic", "round", "error"),
+    ]
+    for name, split, level, key in wanted:
+        values = _found(kept, name, split, level, key)
+        words = {"slice_cosine": "mean cosine of slices"}.get(key, key)
+        rows.append(figure(f"{name}, {SPLIT_WORDS[split]}: {words} after a {level}", "", values))
+    return rows
+
+
+def _found(
+    kept: Sequence[Mapping[str, Any]], name: str, split: str, level: str, key: str, **where: float
+) -> list[float]:
+    """At every point, by default at 5 passes; the exact gradient has no number of passes."""
+    where = where if "passes" in where or name == "exact" else {**where, "passes": MAIN_PASSES}
+    return [
+        each[level][key]
+        for each in kept
+        if each["method"] == name and each["split"] == split and all(each[k] == v for k, v in where.items())
+    ]
+
+
+def _ratio(kept: Sequence[Mapping[str, Any]], name: str, level: str, key: str) -> Figure:
+    """A method's error over that of directions per example, point by point, nobody taking more than 5 passes."""
+    own = [
+        each[level][key]
+        for each in kept
+        if each["method"] == name
+        and each["split"] == "whole"
+        and MAIN_PASSES - 1 <= each["passes"] <= MAIN_PASSES
+    ]
+    base = _found(kept, BASE, "whole", level, key)
+    words = "error" if key == "error" else "mean error of slices"
+    return figure(
+        f"{name}: {words} after a {level}, over {BASE}'s",
+        "times",
+        [a / b for a, b in zip(own, base, strict=True)],
+    )
+
+
+def cosine(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> float:
+    """0 where one of them is zero."""
+    scale = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / scale if scale else 0.0

@@ -1,0 +1,103 @@
+"""Result files: the figures of one benchmark, with everything needed to get them again."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+RESULTS = Path(__file__).parents[1] / "results"
+VERSIONED = ("onnxruntime", "numpy", "tokenizers", "torch", "transformers", "peft")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured figure.
+
+    Attributes:
+        name: what was measured.
+        value: median over the repetitions.
+        unit: ``bytes``, ``seconds`` or ``times``.
+        reach: the value wanted at most; None where nothing is promised.
+        met: whether it was reached; None without ``reach``.
+        low, high: smallest and largest over the repetitions.
+    """
+
+    name: str
+    value: float
+    unit: str
+    reach: float | None
+    met: bool | None
+    low: float
+    high: float
+
+
+def figure(name: str, unit: str, repeated: Sequence[float], reach: float | None = None) -> Figure:
+    """The figure of several repetitions."""
+    value = median(repeated)
+    met = None if reach is None else value <= reach
+    return Figure(name, _shown(value), unit, reach, met, _shown(min(repeated)), _shown(max(repeated)))
+
+
+def write_result(
+    path: Path, command: str, threads: int, figures: Sequence[Figure], conditions: dict[str, Any]
+) -> dict[str, Any]:
+    """Write a result file; returns the document."""
+    document = {
+        "command": command,
+        "commit": _commit(),
+        "machine": _machine(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
+        "threads": threads,
+        "conditions": conditions,
+        "rows": [asdict(row) for row in figures],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2) + "\n")
+    return document
+
+
+def _shown(value: float) -> float:
+    """Bytes stay whole numbers; the rest keeps four digits, which is more than repeats."""
+    return value if isinstance(value, int) else float(f"{value:.4g}") if value < 1e4 else round(value)
+
+
+def _commit() -> str:
+    """The commit measured, marked where tracked files differ from it; results may, one written after another."""
+    known = _git("describe", "--always", "--abbrev=40", "--exclude=*")
+    changed = _git("diff", "--name-only", "HEAD", "--", ":/", f":(exclude){RESULTS.name}")
+    return f"{known}-dirty" if changed else known or "unknown"
+
+
+def _git(*arguments: str) -> str:
+    """What git answers in this folder; nothing where there is no repository."""
+    command = ["git", *arguments]
+    folder = Path(__file__).parent
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "cpu": _first_value(Path("/proc/cpuinfo"), "model name") or platform.processor(),
+        "architecture": platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_bytes": int((_first_value(Path("/proc/meminfo"), "MemTotal") or "0 kB").split()[0]) * 1024,
+        "kernel": platform.release(),
+    }
+
+
+def _first_value(path: Path, key: str) -> str | None:
+    if not path.is_file():
+        return None
+    for line in path.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return None

@@ -1,0 +1,1 @@
+"""Benches of single products and of where weights lie."""

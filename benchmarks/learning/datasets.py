@@ -1,0 +1,113 @@
+"""Data of the learning bench: classification tasks as JSON lines, and speakers of Shakespeare for a decoder.
+
+Test splits are never touched: where a data set has no dev split, 1,000 training rows are cut off by a fixed seed.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.harness.labelled_texts import read_sst2, read_text, read_trec
+from coordinator.simulation.labelled_rows import LabelledRows
+
+DEV_ROWS = 1000
+#: Label and text of a row.
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's files: rows of ``text`` and ``label``, and the label set."""
+
+    train: Path
+    dev: Path
+    labels: Path
+
+
+def sst2(folder: Path) -> tuple[list[Pair], list[Pair]]:
+    """SST-2 (GLUE): training rows and GLUE's own dev split."""
+
+    lines = read_text(folder / "sst2" / "dev.tsv").splitlines()[1:]
+    dev = [(label, text.strip()) for label, text in (line.split("\t", 1) for line in lines) if text.strip()]
+    return _pairs(read_sst2(folder)), dev
+
+
+def ag_news(folder: Path) -> tuple[list[Pair], list[Pair]]:
+    """AG News, the pool of training rows."""
+    lines = read_text(folder / "ag_news" / "train_pool.csv").splitlines(keepends=True)
+    return _cut([(row["label"], row["text"].strip()) for row in csv.DictReader(lines)])
+
+
+def banking77(folder: Path) -> tuple[list[Pair], list[Pair]]:
+    """banking77's training rows."""
+    lines = read_text(folder / "banking77" / "train.csv").splitlines(keepends=True)
+    return _cut([(row["category"], row["text"].strip()) for row in csv.DictReader(lines)])
+
+
+def trec(folder: Path) -> tuple[list[Pair], list[Pair]]:
+    """TREC's training rows with their coarse classes."""
+    return _cut(_pairs(read_trec(folder)))
+
+
+def trec_fine(folder: Path) -> tuple[list[Pair], list[Pair]]:
+    """TREC's training rows with their fine classes."""
+    return _cut(_pairs(read_trec(folder, fine=True)))
+
+
+TASKS = {"trec": trec, "trec_fine": trec_fine, "sst2": sst2, "ag_news": ag_news, "banking77": banking77}
+
+
+def prepare(task: str, data: Path, output: Path) -> TaskData:
+    """Write a task's files; the same data give the same bytes.
+
+    Raises:
+        SystemExit: the data set is not under ``data``.
+    """
+    train, dev = TASKS[task](data)
+    output.mkdir(parents=True, exist_ok=True)
+    files = TaskData(output / "train.jsonl", output / "dev.jsonl", output / "labels.json")
+    files.labels.write_text(json.dumps(sorted({label for label, _ in (*train, *dev)})))
+    for path, rows in ((files.train, train), (files.dev, dev)):
+        _write(path, ({"text": text, "label": label} for label, text in rows if text))
+    return files
+
+
+def speakers(data: Path, output: Path, rows_at_least: int = 8) -> tuple[Path, Path]:
+    """TinyShakespeare's speeches with their speakers as owners: training rows, and every tenth speech as dev rows."""
+    text = read_text(data / "tinyshakespeare" / "input.txt")
+    said: dict[str, list[str]] = {}
+    for part in re.split(r"\n\s*\n", text):
+        name, _, speech = part.strip().partition(":\n")
+        if speech.strip():
+            said.setdefault(name.strip(), []).append(speech.strip())
+    train, dev = [], []
+    for name, speeches in sorted(said.items()):
+        if len(speeches) >= rows_at_least:
+            dev += [{"text": speech} for speech in speeches[::10]]
+            train += [{"text": s, "owner": name} for i, s in enumerate(speeches) if i % 10]
+    output.mkdir(parents=True, exist_ok=True)
+    _write(output / "train.jsonl", train)
+    _write(output / "dev.jsonl", dev)
+    return output / "train.jsonl", output / "dev.jsonl"
+
+
+def _pairs(rows: LabelledRows) -> list[Pair]:
+    return list(zip(rows.labels or (), rows.texts, strict=True))
+
+
+def _cut(rows: list[Pair]) -> tuple[list[Pair], list[Pair]]:
+    """Training and dev rows, by a permutation of seed 0."""
+    order = np.random.Generator(np.random.Philox(0)).permutation(len(rows))
+    return [rows[i] for i in order[DEV_ROWS:]], [rows[i] for i in order[:DEV_ROWS]]
+
+
+def _write(path: Path, rows: Iterable[dict[str, str]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

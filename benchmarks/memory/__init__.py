@@ -1,0 +1,1 @@
+"""Benches of memory and time."""

@@ -1,0 +1,169 @@
+"""What the memory benchmarks run: packages of three shapes, prepared for this machine, and jobs on them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.harness.long_rows import LABELS, write_full_rows
+from benchmarks.harness.measured_process import python_program
+from benchmarks.harness.minilm import packaged_model
+from benchmarks.harness.shapes import BERT_BASE, BERT_LARGE, LLAMA_1B, write_decoder, write_shape
+from edge_runtime.memory.plan import Choice
+from edge_runtime.package.manifest import MANIFEST, Arithmetic, Manifest
+from edge_runtime.package.package import Package
+from edge_runtime.protocol.messages import LocalOptimizer, Task, Update
+from edge_runtime.protocol.signing import generate_key
+from edge_runtime.worker.jobs import PrepareJob, TrainJob
+from edge_runtime.worker.process import ensure_prepared
+
+MINILM = "MiniLM"
+TOKENS, ROWS = 128, 64
+#: What a job may take where a benchmark measures and does not limit.
+AMPLE_BYTES = 4 << 30
+TASK_ID = "benchmark"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model: its Hugging Face folder, its package, and rows that fill its sequences."""
+
+    name: str
+    model: Path
+    package: Path
+    sha256: str
+    manifest: Manifest
+    rows: Path
+    threads: int
+
+    @property
+    def slices(self) -> tuple[str, ...]:
+        """All slices but the head."""
+        return tuple(spec.name for spec in self.manifest.slices if spec.kind != "head")
+
+    def prepared(self, arithmetic: Arithmetic | None = None, cap_bytes: int = AMPLE_BYTES) -> Path:
+        """The package prepared for this machine under a cap; in the arithmetic that is best here, or a given one."""
+        folder = self.package.with_name(f"{self.package.name}-{arithmetic or 'prepared'}")
+        ensure_prepared(
+            PrepareJob(str(self.package), self.sha256, str(folder), cap_bytes, self.threads, arithmetic)
+        )
+        return folder
+
+    def job(
+        self,
+        choice: Choice | None,
+        *,
+        draws: int = 1,
+        steps: int = 3,
+        batch_size: int = 8,
+        sequence: int = TOKENS,
+        slices: tuple[str, ...] | None = None,
+        cap_bytes: int = AMPLE_BYTES,
+        arithmetic: Arithmetic | None = None,
+        prefix_cache_bytes: int = 0,
+        update: Update = "forward",
+    ) -> TrainJob:
+        """A task that trains slices (all by default) and the head."""
+        task = Task(
+            task_id=TASK_ID,
+            run_id=TASK_ID,
+            round=0,
+            slot=0,
+            seed=0,
+            package=self.sha256,
+            package_signature="A" * 86 + "==",
+            state="0" * 64,
+            slices=self.slices if slices is None else slices,
+            train_head=self.manifest.head is not None,
+            steps=steps,
+            batch_size=batch_size,
+            draws=draws,
+            sequence_limit=sequence,
+            optimizer=LocalOptimizer("accumulate", slice_rate=1e-3, head_rate=1e-3),
+            required_bytes=0,
+            deadline_s=0.0,
+            update=update,
+        )
+        return TrainJob(
+            package_folder=str(self.package),
+            package_sha256=self.sha256,
+            prepared_folder=str(self.prepared(arithmetic)),
+            state_path=str(self.package / self.manifest.initial_state),
+            data_path=str(self.rows),
+            change_path=str(self.package.with_name(f"change-{os.getpid()}.safetensors")),
+            task=task,
+            cap_bytes=cap_bytes,
+            threads=self.threads,
+            choice=choice,
+            prefix_cache_bytes=prefix_cache_bytes,
+        )
+
+
+def make_subjects(
+    folder: Path, threads: int, names: tuple[str, ...], *, with_adjoint: bool = False
+) -> dict[str, Subject]:
+    """Models, packages and rows below ``folder``; packages that are there already are taken as they are.
+
+    ``with_adjoint`` exports the programs of backpropagation as well: give such packages a folder of their own.
+    """
+    minilm = packaged_model()
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = folder / "rows.jsonl"
+    write_full_rows(rows, minilm / "tokenizer.json", TOKENS, ROWS)
+    models = {
+        MINILM: lambda: minilm,
+        BERT_BASE.name: lambda: write_shape(folder / "bert-base", BERT_BASE, minilm),
+        BERT_LARGE.name: lambda: write_shape(folder / "bert-large", BERT_LARGE, minilm),
+        LLAMA_1B.name: lambda: write_decoder(folder / "llama-1b", LLAMA_1B, minilm),
+    }
+    extra = ("--with-adjoint",) if with_adjoint else ()
+    made = {}
+    for name in names:
+        if name == LLAMA_1B.name:
+            data, task = without_labels(rows), ("--task", "causal_lm")
+        else:
+            data, task = rows, ("--labels", str(LABELS))
+        made[name] = _subject(folder, name, models[name](), data, threads, (*task, *extra))
+    return made
+
+
+def without_labels(rows: Path) -> Path:
+    """The same texts as language modelling takes them, in a file beside the rows; returns it."""
+    path = rows.with_name("texts.jsonl")
+    texts = [json.loads(line)["text"] for line in rows.read_text("utf-8").splitlines()]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+    return path
+
+
+def _subject(
+    folder: Path, name: str, model: Path, rows: Path, threads: int, options: tuple[str, ...]
+) -> Subject:
+    package = folder / f"{name}.package"
+    if not (package / MANIFEST).exists():
+        print(f"Exporting {name}", flush=True)
+        options = ("--sequence-limit", str(TOKENS), *options)
+        subprocess.run(
+            export_command(folder, model, rows, package, options), check=True, stdout=subprocess.DEVNULL
+        )
+    return opened(name, model, package, rows, threads)
+
+
+def export_command(
+    folder: Path, model: Path, rows: Path, package: Path, options: tuple[str, ...]
+) -> list[str]:
+    """The command that exports a model, signed with the folder's key, which is made if there is none."""
+    key = folder / "publisher.key"
+    if not key.exists():
+        generate_key().save(key)
+    command = python_program("export.cli", "package", model, "--check-data", rows, "--output", package)
+    return [*command, "--key", str(key), *options]
+
+
+def opened(name: str, model: Path, package: Path, rows: Path, threads: int) -> Subject:
+    """The subject of a package that is there."""
+    sha256 = hashlib.sha256((package / MANIFEST).read_bytes()).hexdigest()
+    return Subject(name, model, package, sha256, Package.open_known(package, sha256).manifest, rows, threads)
