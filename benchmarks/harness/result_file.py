@@ -79,7 +79,7 @@ def _commit() -> str:
 def _git(*arguments: str) -> str:
     """What git answers in this folder; nothing where there is no repository."""
     command = ["git", *arguments]
-    folder = Path(__file__).parent
+    folder = RESULTS.parent
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
 
 
