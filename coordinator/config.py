@@ -12,28 +12,22 @@ from edge_runtime.config_file import read_toml
 from edge_runtime.errors import ConfigError
 from edge_runtime.package.manifest import Arithmetic
 from edge_runtime.protocol.messages import (
-    Candidates,
     Count,
-    Difference,
     Directions,
-    HeadUpdate,
     Identifier,
     LocalOptimizer,
-    Loss,
     PositiveCount,
     PublicKey,
     Rate,
-    Report,
     Seconds,
-    Seed,
-    Tau,
-    Update,
+    TrainingSettings,
 )
 from edge_runtime.training.methods import check_method
 
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
 Wait = Annotated[float, Meta(gt=0, le=1e6)]
-Places = Annotated[int, Meta(ge=1, le=10_000)]
+#: Devices of a round.
+Slots = Annotated[int, Meta(ge=1, le=10_000)]
 
 
 class ServerOptimizerConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,57 +63,63 @@ class EvaluationConfig(Struct, frozen=True, forbid_unknown_fields=True):
     arithmetic: Arithmetic | None = None
 
 
-class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything an operator decides about a run. Times in seconds.
+class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything an operator decides about a run; how devices train stands in :class:`TrainingSettings`.
 
-    ``rounds`` counts committed rounds. ``min_devices`` must have checked in before the first one: set it to
-    the whole fleet, and equal seeds ask equal devices. ``seen_window_s``: a device that has not checked in
-    for so long is not asked. ``deadline_s`` counts from when a device got its task. ``train_head`` must be false
-    for a package without a head (language modelling).
+    Four of those settings, which a task always states, may be left out of a configuration. ``directions`` is then
+    ``one_slice``, the least noisy kind, while a task without it was sent by a coordinator that knew only
+    ``per_example``.
 
-    Fields of the same name in :class:`edge_runtime.protocol.messages.Task` say what devices do. On the coordinator:
-    ``split`` deals the slices to the places of a round or gives every place all of them, ``head_split`` deals the
-    head like a slice; the first ``head_warm_up_rounds`` rounds train the head alone; ``normalise_steps`` is FedNova;
-    ``average_from_round`` evaluates and hands over the mean of the values after each round from that number on (SWA);
-    ``lora_aggregation`` averages LoRA's factors, or their product (``product_svd``), or freezes A on devices;
-    ``rate_decay = "linear"`` lets the server's rates fall to zero over the run's rounds; ``gate_variance`` lets a round
-    move the values only once the two halves of what came in differ by no more.
+    Attributes:
+        name: the run's name, for operators.
+        package: the package's folder, from the configuration's own folder.
+        publisher_key: public key that must have signed the package.
+        rounds: committed rounds after which the run ends.
+        devices_per_round: devices asked in a round.
+        min_devices: devices that must have checked in before the first round; with the whole fleet, equal seeds ask
+            equal devices.
+        min_results: results without which a round is abandoned.
+        selection_timeout_s: seconds to wait for enough devices in a round.
+        deadline_s: seconds from when a device got its task until its result must have arrived.
+        poll_min_s: least seconds until an idle device asks again.
+        poll_max_s: most seconds until an idle device asks again.
+        max_abandoned: abandoned rounds in a row after which the run fails.
+        slices: names of the slices to train, all of the package's, or none.
+        local_optimizer: how devices turn gradients into a change.
+        server_optimizer: how the server turns averaged changes into new values.
+        evaluation: the coordinator's own development rows; None evaluates nothing.
+        seen_window_s: seconds after its last check-in during which a device may be asked.
+        split: whether a round's slices are dealt to its slots, or every slot trains all of them.
+        head_split: whether the head is dealt like a slice.
+        head_warm_up_rounds: first rounds that train the head alone.
+        lora_aggregation: whether LoRA's factors are averaged, their product, or B alone with A frozen.
+        normalise_steps: whether changes are divided by their local steps (FedNova).
+        average_from_round: round from which on the mean of all values is evaluated and handed over (SWA); None never.
+        gate_variance: difference between the two halves of what came in up to which the values move; None always.
+        rate_decay: whether the server's rates fall to zero over the run's rounds.
     """
 
     name: Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     package: Annotated[str, Meta(min_length=1, max_length=4096)]
     publisher_key: PublicKey
-    seed: Seed
     rounds: Annotated[int, Meta(ge=1, le=1_000_000)]
-    devices_per_round: Places
-    steps: PositiveCount
-    batch_size: PositiveCount
-    min_devices: Places = 1
-    min_results: Places = 1
+    devices_per_round: Slots
+    train_head: bool = True
+    draws: PositiveCount = 1
+    sequence_limit: PositiveCount = 128
+    directions: Directions = "one_slice"
+    min_devices: Slots = 1
+    min_results: Slots = 1
     selection_timeout_s: Wait = 60.0
     deadline_s: Wait = 3600.0
     poll_min_s: Seconds = 5.0
     poll_max_s: Seconds = 15.0
     max_abandoned: Annotated[int, Meta(ge=1, le=1000)] = 3
     slices: Literal["all", "none"] | tuple[Identifier, ...] = "all"
-    train_head: bool = True
-    draws: PositiveCount = 1
-    sequence_limit: PositiveCount = 128
-    directions: Directions = "one_slice"
-    loss: Loss = "cross_entropy"
     local_optimizer: LocalOptimizer = LocalOptimizer()
     server_optimizer: ServerOptimizers = ServerOptimizers()
     evaluation: EvaluationConfig | None = None
     seen_window_s: Wait = 600.0
-    update: Update = "forward"
-    report: Report = "weights"
-    tau: Tau = 10.0
-    head: HeadUpdate = "exact"
-    epochs: Count = 0
-    difference: Difference = "central"
-    difference_step: Rate = 1e-3
-    candidates: Candidates = 1
-    jvp_limit: Rate | None = None
     split: Literal["cyclic", "whole"] = "whole"
     head_split: bool = False
     head_warm_up_rounds: Count = 0

@@ -16,7 +16,7 @@ from edge_runtime import __version__
 from edge_runtime.exit_status import exit_code_of
 
 if TYPE_CHECKING:
-    from edge_runtime.profile.request import Asked
+    from edge_runtime.profile.request import PlanRequest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,7 +125,7 @@ def _add_work(sub: argparse.ArgumentParser) -> None:
 def _plan(arguments: argparse.Namespace) -> int:
     from edge_runtime.profile.plan_text import plan_lines
 
-    print("\n".join(plan_lines(_asked(arguments, arguments.prepared), with_options=arguments.what_if)))
+    print("\n".join(plan_lines(_request(arguments, arguments.prepared), with_options=arguments.what_if)))
     return 0
 
 
@@ -139,7 +139,7 @@ def _profile(arguments: argparse.Namespace) -> int:
 
     report = profile_package(
         Settings(
-            asked=_asked(arguments, None),  # where it is not prepared, profiling prepares it
+            request=_request(arguments, None),  # where it is not prepared, profiling prepares it
             data=arguments.data,
             steps=arguments.steps,
             threads=len(os.sched_getaffinity(0)) if arguments.threads is None else arguments.threads,
@@ -165,10 +165,10 @@ def _profile(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _asked(arguments: argparse.Namespace, prepared_folder: Path | None) -> Asked:
-    from edge_runtime.profile.request import ask
+def _request(arguments: argparse.Namespace, prepared_folder: Path | None) -> PlanRequest:
+    from edge_runtime.profile.request import parse_request
 
-    return ask(
+    return parse_request(
         arguments.package,
         arguments.cap,
         batch=arguments.batch,

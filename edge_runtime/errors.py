@@ -77,19 +77,19 @@ class OutOfMemoryError(DeviceError):
         phase: what the process was doing, as it said itself.
         last_bytes: its resident memory when it was last looked at; 0 if it never was.
         cap_bytes: what it was held to; 0 if the process that raises this does not know.
-        judge: who held it: ``cgroup_v2``, ``cgroup_v1``, ``rlimit`` or ``none``.
+        enforced_by: who held it: ``cgroup_v2``, ``cgroup_v1``, ``rlimit`` or ``none``.
     """
 
     exit_code = 15
 
     def __init__(
-        self, message: str, *, phase: str = "", last_bytes: int = 0, cap_bytes: int = 0, judge: str = ""
+        self, message: str, *, phase: str = "", last_bytes: int = 0, cap_bytes: int = 0, enforced_by: str = ""
     ) -> None:
         super().__init__(message)
         self.phase = phase
         self.last_bytes = last_bytes
         self.cap_bytes = cap_bytes
-        self.judge = judge
+        self.enforced_by = enforced_by
 
 
 class PreparationError(DeviceError):

@@ -64,14 +64,14 @@ def run_measured(
         ProgramFailedError: it did not end with exit code 0.
     """
     with (
-        memory_limit(limit_bytes) as cage,
+        memory_limit(limit_bytes) as limit,
         tempfile.TemporaryFile() as stdin,
         tempfile.TemporaryFile() as out,
     ):
         stdin.write(given)
         stdin.seek(0)
         with tempfile.TemporaryFile() as err:
-            process = subprocess.Popen(cage.command(command), stdin=stdin, stdout=out, stderr=err)
+            process = subprocess.Popen(limit.command(command), stdin=stdin, stdout=out, stderr=err)
             resident, children = _watch(process, timeout_s)
             out.seek(0)
             err.seek(0)
@@ -81,10 +81,10 @@ def run_measured(
                 )
         return Measured(
             output=out.read(),
-            cgroup_peak_bytes=cage.peak_bytes(),
+            cgroup_peak_bytes=limit.peak_bytes(),
             children_peak_bytes=children,
             max_resident_bytes=resident,
-            note=f"{cage.note}: ru_maxrss instead, and no limit enforced" if cage.note else "",
+            note=f"{limit.note}: ru_maxrss instead, and no limit enforced" if limit.note else "",
         )
 
 

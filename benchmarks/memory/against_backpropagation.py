@@ -49,7 +49,7 @@ class Bench:
         self.turns: dict[str, list[Values]] = defaultdict(list)
         self.largest: dict[str, int] = {}
         self.plans: dict[str, str] = {}
-        self.judges: set[str] = set()
+        self.enforcers: set[str] = set()
 
     def caps(self, subject: Subject) -> list[int]:
         """The smallest cap of either way to train at this batch, and an ample one, in bytes."""
@@ -66,7 +66,7 @@ class Bench:
         except (CapExceededError, OutOfMemoryError) as error:
             print(f"  {key}, batch {batch}: {error}", flush=True)
             return None
-        self.judges.add(outcome.memory.judge)
+        self.enforcers.add(outcome.memory.enforced_by)
         choice = outcome.plan.choice
         self.plans[f"{key}, batch {batch}"] = (
             f"{choice.weights}, inputs in {choice.inputs}, {choice.micro_batch} at a time"
@@ -149,7 +149,7 @@ def main() -> int:
         "repetitions": arguments.repetitions,
         "steps": arguments.steps,
         "cores": len(cores),
-        "judge": ", ".join(sorted(bench.judges)),
+        "judge": ", ".join(sorted(bench.enforcers)),
         "plans": bench.plans,
     }
     command = (

@@ -26,7 +26,7 @@ from benchmarks.harness.shapes import BERT_BASE, BERT_LARGE
 from benchmarks.harness.tables import table
 from benchmarks.memory.subjects import MINILM, TOKENS, Subject, make_subjects
 from edge_runtime.errors import OutOfMemoryError
-from edge_runtime.memory.plan import Choice
+from edge_runtime.memory.plan import ExecutionChoice
 from edge_runtime.package.manifest import Arithmetic
 from edge_runtime.worker.jobs import TrainOutcome
 from edge_runtime.worker.process import run_worker
@@ -36,7 +36,7 @@ BATCH, WARM_UP_STEPS = 8, 1
 MB = 1_000_000
 #: What one arm gave in one turn: ``peak``, ``charged``, ``anonymous`` in bytes, ``step`` in seconds.
 Values = dict[str, float]
-RESIDENT, STREAMED = Choice("resident", 1, 1), Choice("streamed", 1, 1)
+RESIDENT, STREAMED = ExecutionChoice("resident", 1, 1), ExecutionChoice("streamed", 1, 1)
 PEER_SHARE = 1 / 6
 
 
@@ -47,13 +47,13 @@ class Bench:
         self.subjects = subjects
         self.steps = steps
         self.turns: dict[str, list[Values]] = defaultdict(list)
-        self.judges: set[str] = set()
+        self.enforcers: set[str] = set()
 
     def worker(
         self,
         name: str,
         title: str,
-        choice: Choice,
+        choice: ExecutionChoice,
         *,
         draws: int = 1,
         cap_mb: int = 4000,
@@ -78,7 +78,7 @@ class Bench:
             print(f"  {name}, {title}: {error}", flush=True)
             return
         memory = outcome.memory
-        self.judges.add(memory.judge)
+        self.enforcers.add(memory.enforced_by)
         ends = [step.end_s for step in outcome.steps]
         values = {
             "peak": memory.high_water_bytes,
@@ -140,8 +140,8 @@ WORKERS = (
     (MINILM, "streamed", STREAMED, 1, 110),
     (BERT_BASE.name, "resident", RESIDENT, 1, 250),
     (BERT_BASE.name, "streamed", STREAMED, 1, 115),
-    (BERT_BASE.name, "resident, best speed", Choice("resident", 2, 1), 1, None),
-    (BERT_BASE.name, "resident, best speed, 4 draws", Choice("resident", 2, 4), 4, None),
+    (BERT_BASE.name, "resident, best speed", ExecutionChoice("resident", 2, 1), 1, None),
+    (BERT_BASE.name, "resident, best speed, 4 draws", ExecutionChoice("resident", 2, 4), 4, None),
     (BERT_LARGE.name, "resident", RESIDENT, 1, None),
     (BERT_LARGE.name, "streamed", STREAMED, 1, 140),
 )
@@ -182,7 +182,7 @@ def main() -> int:
         "repetitions": arguments.repetitions,
         "steps": arguments.steps,
         "cores": len(cores),
-        "judge": ", ".join(sorted(bench.judges)),
+        "judge": ", ".join(sorted(bench.enforcers)),
     }
     command = (
         " ".join(["python -m benchmarks.memory.against_torch", *sys.argv[1:]])

@@ -27,7 +27,7 @@ from benchmarks.harness.measured_process import Measured, pinned_to_cores, pytho
 from benchmarks.harness.minilm import packaged_model
 from benchmarks.harness.result_file import RESULTS, Figure, figure, write_result
 from benchmarks.harness.tables import table
-from edge_runtime.memory.plan import Choice, preferred_micro_batch
+from edge_runtime.memory.plan import ExecutionChoice, preferred_micro_batch
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import read_prepared
 from edge_runtime.protocol.messages import LocalOptimizer, Task
@@ -181,7 +181,7 @@ class Bench:
             task=task,
             cap_bytes=CAP_BYTES,
             threads=self.threads,
-            choice=Choice("resident", rows_at_a_time, draws),
+            choice=ExecutionChoice("resident", rows_at_a_time, draws),
         )
 
     def _run(self, command: list[str], given: bytes, limit_bytes: int | None = None) -> Measured:

@@ -72,15 +72,15 @@ def main() -> int:
     subjects = {shape.name: _subject(folder, shape, texts, arguments.threads) for shape in SHAPES}
     export = Export(**json.loads(_record_of(folder, LLAMA_7B).read_text()))
     figures += list(_export_figures(export, LLAMA_7B.name))
-    judges = set()
+    enforcers = set()
     for cap_bytes in CAPS:
         name, outcome = _largest(subjects, cap_bytes)
-        judges.add(outcome.memory.judge)
+        enforcers.add(outcome.memory.enforced_by)
         figures += _step_figures(name, outcome, cap_bytes)
     conditions = {
         "step": f"batch {BATCH} x {TOKENS} tokens, LoRA-XS r=4 on query and value of every block, 1 draw, int4 package",
         "arithmetic": ARITHMETIC,
-        "judge": ", ".join(sorted(judges)),
+        "judge": ", ".join(sorted(enforcers)),
     }
     document = write_result(arguments.output, "make bench-large", arguments.threads, figures, conditions)
     print("\n" + table(document))

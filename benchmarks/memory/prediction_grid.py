@@ -17,7 +17,7 @@ from benchmarks.harness.result_file import RESULTS, Figure, figure, write_result
 from benchmarks.harness.shapes import BERT_BASE, BERT_LARGE
 from benchmarks.harness.tables import table
 from benchmarks.memory.subjects import MINILM, Subject, make_subjects
-from edge_runtime.memory.plan import Choice, Planner, WeightsMode, Work
+from edge_runtime.memory.plan import ExecutionChoice, Planner, WeightsMode, Work
 from edge_runtime.worker.jobs import TrainOutcome
 from edge_runtime.worker.process import run_worker
 
@@ -51,12 +51,12 @@ def main() -> int:
     arguments = parser.parse_args()
     pinned_to_cores(arguments.threads)
     subjects = make_subjects(arguments.folder, arguments.threads, (MINILM, BERT_BASE.name, BERT_LARGE.name))
-    rows, errors, judges = [], [], set()
+    rows, errors, enforcers = [], [], set()
     for (name, subject), weights, size in product(subjects.items(), MODES, SIZES):
         predicted, outcome = _measure(subject, weights, size)
         measured = outcome.memory.high_water_bytes
         errors.append(predicted / measured - 1)
-        judges.add(outcome.memory.judge)
+        enforcers.add(outcome.memory.enforced_by)
         batch, sequence, micro_batch, draws, at_a_time = size
         title = f"{name}, {weights}, {batch} × {sequence} by {micro_batch}, {draws} draws by {at_a_time}"
         rows.append(figure(f"{title}: predicted {predicted / 1e6:.1f} MB", "bytes", [measured]))
@@ -73,7 +73,7 @@ def main() -> int:
         figure("largest underestimate", "%", [round(-100 * min(errors), 1)], 100 * LARGEST_SHORTFALL),
     ]
     summary += _growth(subjects[BERT_BASE.name])
-    conditions = {"configurations": len(rows), "judge": ", ".join(sorted(judges))}
+    conditions = {"configurations": len(rows), "judge": ", ".join(sorted(enforcers))}
     document = write_result(
         arguments.output, "make bench-memory-grid", arguments.threads, [*summary, *rows], conditions
     )
@@ -96,7 +96,7 @@ def _growth(subject: Subject) -> list[Figure]:
 def _measure(subject: Subject, weights: WeightsMode, size: tuple[int, ...]) -> tuple[int, TrainOutcome]:
     """Predicted peak in bytes, and what a worker did under a cap just above it."""
     batch, sequence, micro_batch, draws, at_a_time = size
-    choice = Choice(weights, micro_batch, at_a_time)
+    choice = ExecutionChoice(weights, micro_batch, at_a_time)
     work = Work(batch, sequence, draws, subject.slices)
     cap_bytes = int(Planner(subject.manifest).predict(work, choice).total_bytes * CAP_OVER_PREDICTION)
     job = subject.job(choice, draws=draws, steps=2, batch_size=batch, sequence=sequence, cap_bytes=cap_bytes)

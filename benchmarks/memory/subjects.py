@@ -13,7 +13,7 @@ from benchmarks.harness.long_rows import LABELS, write_full_rows
 from benchmarks.harness.measured_process import python_program
 from benchmarks.harness.minilm import packaged_model
 from benchmarks.harness.shapes import BERT_BASE, BERT_LARGE, LLAMA_1B, write_decoder, write_shape
-from edge_runtime.memory.plan import Choice
+from edge_runtime.memory.plan import ExecutionChoice
 from edge_runtime.package.manifest import MANIFEST, Arithmetic, Manifest
 from edge_runtime.package.package import Package
 from edge_runtime.protocol.messages import LocalOptimizer, Task, Update
@@ -55,7 +55,7 @@ class Subject:
 
     def job(
         self,
-        choice: Choice | None,
+        choice: ExecutionChoice | None,
         *,
         draws: int = 1,
         steps: int = 3,

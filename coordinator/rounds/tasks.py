@@ -21,6 +21,7 @@ from edge_runtime.protocol.messages import (
     NotEligible,
     SignedTask,
     Task,
+    training_settings,
 )
 
 #: Seconds between check-ins while there is no run, and after one has ended.
@@ -157,37 +158,24 @@ def _hand_out(
         return _too_small(connection, run, device, needed, request.cap_bytes, now_s=now_s)
     config = run.config
     head = run.manifest.head
+    shared = training_settings(config)
+    shared["train_head"] = head is not None and head.name in dealt
+    shared["sequence_limit"] = min(config.sequence_limit, run.manifest.sequence_limit)
     task = Task(
         task_id=row["task_id"],
         run_id=run.run_id,
         round=row["round"],
         slot=row["slot"],
-        seed=config.seed,
         package=run.package_sha256,
         package_signature=run.package_signature,
         state=run.values_sha256,
         slices=tuple(name for name in dealt if head is None or name != head.name),
-        train_head=head is not None and head.name in dealt,
-        steps=config.steps,
-        batch_size=config.batch_size,
-        draws=config.draws,
-        sequence_limit=min(config.sequence_limit, run.manifest.sequence_limit),
         optimizer=config.local_optimizer,
         required_bytes=needed,
         deadline_s=config.deadline_s,
-        directions=config.directions,
-        loss=config.loss,
-        update=config.update,
-        report=config.report,
-        tau=config.tau,
-        head=config.head,
-        epochs=config.epochs,
         freeze_a=config.lora_aggregation == "frozen_a",
-        difference=config.difference,
-        difference_step=config.difference_step,
-        candidates=config.candidates,
         reference=run.reference_sha256,
-        jvp_limit=config.jvp_limit,
+        **shared,
     )
     data = messages.encode(task)
     signature = stores.key.sign(data)

@@ -24,7 +24,14 @@ from edge_runtime.data.examples import Examples
 from edge_runtime.data.rows import Row
 from edge_runtime.engines.choice import engine_maker
 from edge_runtime.execution.executor import Executor
-from edge_runtime.memory.plan import Choice, Plan, Planner, Work, first_segment, preferred_micro_batch
+from edge_runtime.memory.plan import (
+    ExecutionChoice,
+    Plan,
+    Planner,
+    Work,
+    first_segment,
+    preferred_micro_batch,
+)
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import Values, decode_values, encode_values
@@ -184,7 +191,9 @@ class Workbench:
             )
         return self._packages[sha256]
 
-    def _executor(self, opened: OpenPackage, task: Task, choice: Choice) -> tuple[Executor, DevicePrefixes]:
+    def _executor(
+        self, opened: OpenPackage, task: Task, choice: ExecutionChoice
+    ) -> tuple[Executor, DevicePrefixes]:
         return self._kept(
             opened,
             (task.slices, choice.weights, task.update),

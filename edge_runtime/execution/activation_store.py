@@ -19,7 +19,7 @@ from edge_runtime.engines.engine import Array
 from edge_runtime.errors import DeviceError
 
 
-class KeptInputs:
+class ActivationStore:
     """A stack of groups of arrays.
 
     Args:

@@ -20,7 +20,7 @@ import numpy as np
 from edge_runtime.data.batches import Batch
 from edge_runtime.engines.engine import Engine
 from edge_runtime.errors import PackageError
-from edge_runtime.execution.activation_store import KeptInputs
+from edge_runtime.execution.activation_store import ActivationStore
 from edge_runtime.execution.executor import BAR, HIDDEN, Executor, Flow, Stage, Sweep, swept
 from edge_runtime.execution.prefix_cache import ExampleStore
 from edge_runtime.memory.plan import WeightsMode, adjoint_program, first_segment
@@ -62,7 +62,7 @@ class Backpropagation(Executor):
             for index in range(first, count)
         ]
         self._back = tuple(adjoints)
-        self._kept: KeptInputs | None = None
+        self._kept: ActivationStore | None = None
         super().__init__(prepared, engine, trained, weights, cache)
         self._adjoints = [
             self._adjoint_stage(index, adjoints[index - first], adjoints[: index - first])
@@ -89,7 +89,7 @@ class Backpropagation(Executor):
             (1, *s).
         """
         flows = self._begin(values, micro_batches, rows)
-        with KeptInputs(self._spill_folder) as kept:
+        with ActivationStore(self._spill_folder) as kept:
             self._kept = kept
             blocks = self._stages[self._first : -1]
             for stage, following in zip_longest(blocks, blocks[1:], fillvalue=self._stages[-1]):
@@ -103,7 +103,7 @@ class Backpropagation(Executor):
         self,
         flows: list[Flow],
         values: Values,
-        kept: KeptInputs,
+        kept: ActivationStore,
         slopes: Callable[[FloatArray], FloatArray | None],
     ) -> tuple[Sweep, Values]:
         """The backward sweep; gradients are sums over the batch."""

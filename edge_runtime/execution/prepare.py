@@ -28,7 +28,7 @@ from edge_runtime.execution.calibration import (
     weight_limit,
 )
 from edge_runtime.execution.layout import PAGE_BYTES, is_matrix, lay_out
-from edge_runtime.memory.plan import USABLE_SHARE, Choice, Planner, Work, matrix_numbers
+from edge_runtime.memory.plan import USABLE_SHARE, ExecutionChoice, Planner, Work, matrix_numbers
 from edge_runtime.package.manifest import ARITHMETICS, BLOCK_ARITHMETICS, Arithmetic
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import (
@@ -125,7 +125,9 @@ def _fits(package: Package, arithmetic: Arithmetic, draws: int, cap_bytes: int |
     slices = tuple(spec.name for spec in package.manifest.slices if spec.kind != "head")
     sequence = min(CALIBRATION_TOKENS, package.manifest.sequence_limit)
     work = Work(CALIBRATION_ROWS, sequence, draws, slices)
-    peak = Planner(package.manifest, arithmetic).predict(work, Choice("streamed", CALIBRATION_ROWS, draws))
+    peak = Planner(package.manifest, arithmetic).predict(
+        work, ExecutionChoice("streamed", CALIBRATION_ROWS, draws)
+    )
     return peak.total_bytes <= cap_bytes * USABLE_SHARE
 
 

@@ -1,7 +1,7 @@
 """Memory control groups: finding this process's own, making one below it for a worker, removing it again.
 
 A group carries its owner's process id and start time in its name, so that what a killed owner left behind is
-recognised and removed. Who judges by them, and what else there is: ``edge_runtime.memory.enforcement``.
+recognised and removed. Who chooses among them, and what else there is: ``edge_runtime.memory.enforcement``.
 """
 
 from __future__ import annotations

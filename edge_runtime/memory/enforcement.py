@@ -1,10 +1,10 @@
 """The cap enforced by the kernel: the worker is born in a memory control group of its own.
 
-Three judges, the best that the machine offers:
+One of three enforces the cap, the best that the machine offers:
 
 - ``cgroup_v2``, ``cgroup_v1``: the kernel charges every page to the group and kills the worker at the cap.
 - ``rlimit``: the kernel refuses private writable mappings (RLIMIT_DATA). What is mapped is more than what is
-  resident, so the limit follows the worker: see :meth:`Cage.follow`.
+  resident, so the limit follows the worker: see :meth:`MemoryLimit.follow`.
 - ``none``: this system has none of them.
 
 Reasons and figures: docs/decisions/0010-enforcement.md.
@@ -32,7 +32,7 @@ from edge_runtime.memory.cgroups import (
 )
 from edge_runtime.memory.meter import ProcessMemory
 
-Judge = Literal["cgroup_v2", "cgroup_v1", "rlimit", "none"]
+EnforcedBy = Literal["cgroup_v2", "cgroup_v1", "rlimit", "none"]
 
 #: Enters the group named first, then becomes the program, so that all of its memory is charged there.
 ENTER = 'echo $$ > "$0" && exec "$@"'
@@ -45,16 +45,16 @@ REFUSED_MEMORY_WORDS = ("bad_alloc", "Failed to allocate memory", "Cannot alloca
 
 
 @dataclass(frozen=True)
-class Cage:
+class MemoryLimit:
     """What holds one program to ``cap_bytes`` (None: it is only measured).
 
     Attributes:
-        judge: who enforces.
+        enforced_by: who enforces.
         note: why no control group does, empty if one does.
         group: the control group's folder, if there is one.
     """
 
-    judge: Judge
+    enforced_by: EnforcedBy
     cap_bytes: int | None
     group: Path | None = None
     note: str = ""
@@ -69,7 +69,7 @@ class Cage:
         Allowed are the cap, what is mapped and not resident, and a slack. Without ``memory`` (at the start) the
         slack is :data:`START_SLACK_BYTES`, later :data:`LATER_SLACK_BYTES`.
         """
-        if self.judge != "rlimit" or self.cap_bytes is None:
+        if self.enforced_by != "rlimit" or self.cap_bytes is None:
             return
         limit_bytes = self.cap_bytes + START_SLACK_BYTES
         if memory is not None:
@@ -107,8 +107,8 @@ class Cage:
         return failures.is_file() and int(failures.read_text()) > 0
 
 
-def make_cage(cap_bytes: int | None, tree: Hierarchies | None = None) -> Cage:
-    """A cage by the best judge that can be had; pass it to :func:`remove_cage` at the end.
+def make_memory_limit(cap_bytes: int | None, tree: Hierarchies | None = None) -> MemoryLimit:
+    """A memory limit by the best means that can be had; pass it to :func:`remove_memory_limit` at the end.
 
     Args:
         cap_bytes: what the program may take; None to measure it only.
@@ -116,38 +116,42 @@ def make_cage(cap_bytes: int | None, tree: Hierarchies | None = None) -> Cage:
     """
     tree = tree or Hierarchies()
     reasons = []
-    makers: tuple[tuple[Judge, Callable[[Hierarchies], Path]], ...] = (
+    makers: tuple[tuple[EnforcedBy, Callable[[Hierarchies], Path]], ...] = (
         ("cgroup_v2", parent_v2),
         ("cgroup_v1", parent_v1),
     )
-    for judge, parent_of in makers:
+    for enforced_by, parent_of in makers:
         try:
             parent = parent_of(tree)
             remove_stale(parent, tree)
-            return Cage(judge, cap_bytes, make_group(parent, cap_bytes, tree, unified=judge == "cgroup_v2"))
+            return MemoryLimit(
+                enforced_by,
+                cap_bytes,
+                make_group(parent, cap_bytes, tree, unified=enforced_by == "cgroup_v2"),
+            )
         except OSError as error:
-            reasons.append(f"{judge}: {error.strerror or error}")
+            reasons.append(f"{enforced_by}: {error.strerror or error}")
     note = f"no memory control group ({'; '.join(reasons)})"
-    judge = "rlimit" if cap_bytes is not None and hasattr(resource, "prlimit") else "none"
+    enforced_by = "rlimit" if cap_bytes is not None and hasattr(resource, "prlimit") else "none"
     if cap_bytes is not None:
-        _warn_once(judge, note)
-    return Cage(judge, cap_bytes, note=note)
+        _warn_once(enforced_by, note)
+    return MemoryLimit(enforced_by, cap_bytes, note=note)
 
 
-def remove_cage(cage: Cage, tree: Hierarchies | None = None) -> None:
-    """Remove a cage's group, and whatever still runs in it."""
-    if cage.group:
-        remove_group(cage.group, tree or Hierarchies())
+def remove_memory_limit(memory_limit: MemoryLimit, tree: Hierarchies | None = None) -> None:
+    """Remove the group of a memory limit, and whatever still runs in it."""
+    if memory_limit.group:
+        remove_group(memory_limit.group, tree or Hierarchies())
 
 
 @contextmanager
-def memory_limit(cap_bytes: int | None, tree: Hierarchies | None = None) -> Iterator[Cage]:
-    """A cage for the time of a ``with`` block; see :func:`make_cage`."""
-    cage = make_cage(cap_bytes, tree)
+def memory_limit(cap_bytes: int | None, tree: Hierarchies | None = None) -> Iterator[MemoryLimit]:
+    """A memory limit for the time of a ``with`` block; see :func:`make_memory_limit`."""
+    memory_limit = make_memory_limit(cap_bytes, tree)
     try:
-        yield cage
+        yield memory_limit
     finally:
-        remove_cage(cage, tree)
+        remove_memory_limit(memory_limit, tree)
 
 
 def ran_out_of_memory(error: Exception) -> bool:
@@ -172,5 +176,5 @@ def _counter(path: Path, name: str) -> int | None:
 
 
 @functools.cache
-def _warn_once(judge: Judge, note: str) -> None:
-    warn("cap_enforcement", judge=judge, note=note)
+def _warn_once(enforced_by: EnforcedBy, note: str) -> None:
+    warn("cap_enforcement", enforced_by=enforced_by, note=note)

@@ -125,7 +125,7 @@ class PeakPrediction(Struct, frozen=True):
         return max(sum(self.parts.values()), self.load_bytes)
 
 
-class Choice(Struct, frozen=True):
+class ExecutionChoice(Struct, frozen=True):
     """How a step's work is done: where weights and layer inputs are, and how much runs at a time."""
 
     weights: WeightsMode
@@ -143,7 +143,7 @@ class Plan(Struct, frozen=True):
     """
 
     work: Work
-    choice: Choice
+    choice: ExecutionChoice
     peak: PeakPrediction
     step_s: float | None
     gave_up: tuple[str, ...] = ()
@@ -190,12 +190,12 @@ class Planner:
                 return replace(best, gave_up=(*changed_work(work, candidate), *gave_up(plans[0], best)))
         raise self._refusal(work, budget_bytes)
 
-    def plan(self, work: Work, choice: Choice) -> Plan:
+    def plan(self, work: Work, choice: ExecutionChoice) -> Plan:
         """Work done in one given way."""
         seconds = self._seconds(work, choice) if self._calibration is not None else None
         return Plan(work, choice, self.predict(work, choice), seconds)
 
-    def choices(self, work: Work) -> Iterator[Choice]:
+    def choices(self, work: Work) -> Iterator[ExecutionChoice]:
         """Every way to do the work that the programs' bounds allow, the fastest and largest first.
 
         Raises:
@@ -233,7 +233,7 @@ class Planner:
         needed = self.smallest(work).peak.total_bytes / USABLE_SHARE
         return (int(needed) // (1 << 20) + 1) << 20
 
-    def predict(self, work: Work, choice: Choice) -> PeakPrediction:
+    def predict(self, work: Work, choice: ExecutionChoice) -> PeakPrediction:
         """Predicted peak of a worker that does the work in the given way."""
         manifest, first = self.manifest, first_segment(self.manifest, work.slices)
         programs = {variant.file for variant in self._variants(work)}
@@ -279,7 +279,7 @@ class Planner:
         indices = reversed(range(first, len(segments)))
         return [*forwards, *(adjoint_program(self.manifest, index, self.arithmetic) for index in indices)]
 
-    def _waiting_rows(self, first: int | None, work: Work, choice: Choice) -> int:
+    def _waiting_rows(self, first: int | None, work: Work, choice: ExecutionChoice) -> int:
         """How many times the batch's hidden states wait between segments, at most."""
         if first is None or work.update == "zero_order":
             return 1
@@ -288,7 +288,7 @@ class Planner:
         kept = len(self.manifest.segments) - 1 - first if choice.inputs == "memory" else 1
         return 1 + kept
 
-    def _live_bytes(self, work: Work, choice: Choice) -> int:
+    def _live_bytes(self, work: Work, choice: ExecutionChoice) -> int:
         """The largest live set of any program; of those planned ahead, what they take beside their plan."""
         variants = self._variants(work)
         if self.planned_bytes(work):
@@ -311,7 +311,7 @@ class Planner:
         """The programs that a step runs, in order."""
         return [self.manifest.programs[name].variants[self.arithmetic] for name in self.program_names(work)]
 
-    def _weights_bytes(self, choice: Choice) -> int:
+    def _weights_bytes(self, choice: ExecutionChoice) -> int:
         """All blocks, or the largest; and what the embedding maps. Rows it gathers are gone before a block runs."""
         embedding = self.manifest.segments[0]
         owned = [
@@ -326,7 +326,7 @@ class Planner:
         sizes = [segment_bytes(segment, self.arithmetic) for segment in owned]
         return mapped + sum(sizes) if choice.weights == "resident" else max([mapped, *sizes])
 
-    def _seconds(self, work: Work, choice: Choice) -> float:
+    def _seconds(self, work: Work, choice: ExecutionChoice) -> float:
         """Predicted seconds of a step, from the calibration of one block; proportions alone without one."""
         measured = self._calibration or Calibration(1, PREFERRED_TOKENS, 1.0, 2.1, 4.8)
         first = first_segment(self.manifest, work.slices)
@@ -383,7 +383,9 @@ class Planner:
         )
 
 
-def choices(work: Work, most_examples: int | None = None, most_draws: int | None = None) -> Iterator[Choice]:
+def choices(
+    work: Work, most_examples: int | None = None, most_draws: int | None = None
+) -> Iterator[ExecutionChoice]:
     """Every way to do the work, the fastest and largest first; with so many examples and draws at a time at most."""
     examples, together = preferred_micro_batch(work.batch_size, work.sequence), max(1, work.draws)
     sizes = _halved(min(examples, most_examples or examples))
@@ -392,7 +394,7 @@ def choices(work: Work, most_examples: int | None = None, most_draws: int | None
     modes: tuple[WeightsMode, ...] = ("resident", "streamed")
     places: tuple[InputsMode, ...] = ("memory", "disk") if back else ("memory",)
     for weights, inputs, at_a_time, micro_batch in product(modes, places, draws, sizes):
-        yield Choice(weights, micro_batch, at_a_time, inputs)
+        yield ExecutionChoice(weights, micro_batch, at_a_time, inputs)
 
 
 def gave_up(fastest: Plan, chosen: Plan) -> tuple[str, ...]:

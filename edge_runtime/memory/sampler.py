@@ -27,7 +27,7 @@ class Sample:
     file_bytes: int
 
 
-class Watch:
+class Sampler:
     """The timeline of one worker, filled by :func:`edge_runtime.worker.jobs.finish_worker`.
 
     Attributes:

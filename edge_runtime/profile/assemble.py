@@ -14,7 +14,7 @@ from edge_runtime.profile.document import (
 )
 from edge_runtime.profile.facts import FEWEST_CHECKED_STEPS, bins, growth, phase_peaks, step_seconds, tensors
 from edge_runtime.profile.identity import identify
-from edge_runtime.profile.measure import Observer, Run
+from edge_runtime.profile.measure import Observer, ProfileRun
 from edge_runtime.profile.text import duration
 from edge_runtime.profile.what_if import what_if
 
@@ -22,12 +22,12 @@ from edge_runtime.profile.what_if import what_if
 MOST_SAMPLES = 400
 
 
-def fill_profile(run: Run, command: str, ways: list[Comparison]) -> Profile:
+def fill_profile(run: ProfileRun, command: str, ways: list[Comparison]) -> Profile:
     """The report of a finished or killed task."""
-    plan, asked, outcome, watch = run.plan, run.asked, run.outcome, run.observer
+    plan, request, outcome, sampler = run.plan, run.request, run.outcome, run.observer
     steps = outcome.steps_applied + outcome.steps_skipped if outcome else 0
     kept = outcome.steps if outcome else ()
-    phases = outcome.memory.phases if outcome else _sampled_peaks(watch)
+    phases = outcome.memory.phases if outcome else _sampled_peaks(sampler)
     peak_bytes = outcome.memory.high_water_bytes if outcome else max([1, *phases.values()])
     step_s = step_seconds(kept, steps)
     checked = growth(kept, steps)
@@ -37,14 +37,14 @@ def fill_profile(run: Run, command: str, ways: list[Comparison]) -> Profile:
             f"{FEWEST_CHECKED_STEPS * 5 // 4} steps."
         )
     samples = tuple(
-        Sample(s.seconds, s.phase, s.resident_bytes, s.anonymous_bytes, s.file_bytes) for s in watch.samples
+        Sample(s.seconds, s.phase, s.resident_bytes, s.anonymous_bytes, s.file_bytes) for s in sampler.samples
     )
     this = Comparison(
         "this task", peak_bytes, step_s, "killed by the kernel" if run.killed else "measured above"
     )
     return Profile(
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        identity=identify(asked.package, run.planner.arithmetic, command, asked.engine),
+        identity=identify(request.package, run.planner.arithmetic, command, request.engine),
         work=Work(
             batch_size=plan.work.batch_size,
             micro_batch=plan.choice.micro_batch,
@@ -57,48 +57,50 @@ def fill_profile(run: Run, command: str, ways: list[Comparison]) -> Profile:
             gave_up=plan.gave_up,
             update=plan.work.update,
         ),
-        cap_bytes=asked.cap_bytes,
+        cap_bytes=request.cap_bytes,
         peak_bytes=peak_bytes,
         charged_peak_bytes=_charged(run),
-        judge=run.judge,
-        judge_note=f"{run.judge_note[:1].upper()}{run.judge_note[1:]}." if run.judge_note else "",
+        enforced_by=run.enforced_by,
+        enforcement_note=f"{run.enforcement_note[:1].upper()}{run.enforcement_note[1:]}."
+        if run.enforcement_note
+        else "",
         predicted_peak_bytes=plan.peak.total_bytes,
         bins=bins(plan.peak, outcome.bins if outcome else (), phases),
         timeline=thin(samples, MOST_SAMPLES),
-        phases=phase_peaks(phases, watch.entered_s, run.ended_s),
+        phases=phase_peaks(phases, sampler.entered_s, run.ended_s),
         tensors=tensors(run.planner, plan),
-        what_if=what_if(run.planner, asked.work, plan, asked.cap_bytes),
+        what_if=what_if(run.planner, request.work, plan, request.cap_bytes),
         growth=checked,
         comparisons=(this, *ways),
         step_s=step_s,
-        measuring=_measuring(watch, steps),
+        measuring=_measuring(sampler, steps),
         killed=run.killed is not None,
         notes=tuple(note[:1000] for note in run.notes),
     )
 
 
-def _sampled_peaks(watch: Observer) -> dict[str, int]:
+def _sampled_peaks(sampler: Observer) -> dict[str, int]:
     """The largest sample of each phase: all that is known of a worker that was killed."""
     peaks: dict[str, int] = {}
-    for sample in watch.samples:
+    for sample in sampler.samples:
         peaks[sample.phase] = max(peaks.get(sample.phase, 0), sample.resident_bytes)
     return peaks
 
 
-def _charged(run: Run) -> int | None:
+def _charged(run: ProfileRun) -> int | None:
     """The kernel's largest charge; a control group that killed had been charged its whole cap."""
     if run.outcome is not None:
         return run.outcome.memory.cgroup_peak_bytes
-    return run.asked.cap_bytes if run.judge in {"cgroup_v1", "cgroup_v2"} else None
+    return run.request.cap_bytes if run.enforced_by in {"cgroup_v1", "cgroup_v2"} else None
 
 
-def _measuring(watch: Observer, steps: int) -> Measuring:
+def _measuring(sampler: Observer, steps: int) -> Measuring:
     inside = (
         f" The worker looks at itself as briefly after each of {steps} steps, and at all its mappings in the first "
         "step, which is not timed."
     )
     return Measuring(
-        samples=watch.looks,
-        seconds=watch.looks * watch.look_s,
-        note=f"One look at the worker from outside takes {duration(watch.look_s)}.{inside if steps else ''}",
+        samples=sampler.looks,
+        seconds=sampler.looks * sampler.look_s,
+        note=f"One look at the worker from outside takes {duration(sampler.look_s)}.{inside if steps else ''}",
     )

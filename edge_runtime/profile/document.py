@@ -16,9 +16,10 @@ from itertools import pairwise
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from edge_runtime.errors import ConfigError
+from edge_runtime.memory.enforcement import EnforcedBy
 from edge_runtime.protocol.messages import Bytes, Count, PositiveCount, Seconds, Sha256, Update
 
 FORMAT_VERSION = 1
@@ -43,7 +44,6 @@ Moment = Annotated[
 PositiveBytes = Annotated[int, Meta(ge=1, le=1 << 50)]
 #: A slope may be negative: memory that was given back.
 BytesPerStep = Annotated[float, Meta(ge=-1e15, le=1e15)]
-Judge = Literal["cgroup_v2", "cgroup_v1", "rlimit", "none"]
 Weights = Literal["resident", "streamed"]
 Failure = Literal["killed", "over_cap", "charge_over_cap", "leak"]
 
@@ -187,7 +187,7 @@ class Profile(Struct, frozen=True, kw_only=True):
     """One measured run against its cap.
 
     ``peak_bytes`` is the worker's high-water mark (VmHWM), ``charged_peak_bytes`` what the kernel charged
-    to its cgroup (None where there was none); ``judge`` is what held the worker to the cap. ``killed``
+    to its cgroup (None where there was none); ``enforced_by`` is what held the worker to the cap. ``killed``
     says that the kernel ended the worker; ``step_s`` is None if it finished no step. ``growth`` is None
     if no leak check was run. ``notes`` are what a reader should know besides, a sentence or two each.
     """
@@ -199,8 +199,8 @@ class Profile(Struct, frozen=True, kw_only=True):
     cap_bytes: PositiveBytes
     peak_bytes: PositiveBytes
     charged_peak_bytes: Bytes | None
-    judge: Judge
-    judge_note: Note = ""
+    enforced_by: EnforcedBy = field(name="judge")
+    enforcement_note: Note = field(default="", name="judge_note")
     predicted_peak_bytes: PositiveBytes
     bins: Annotated[tuple[Bin, ...], Meta(max_length=32)]
     timeline: Annotated[tuple[Sample, ...], Meta(max_length=MAX_SAMPLES)]
@@ -482,7 +482,7 @@ def compare(old: Profile, new: Profile, tolerance: float = TOLERANCE, *, unlike:
             *(f"other work: {text}" for text in apart),
             *_differing(old.identity, new.identity, _PLACE),
             *_differing(old.work, new.work, _DONE),
-            *_differing(old, new, ("cap_bytes", "judge")),
+            *_differing(old, new, ("cap_bytes", "enforced_by")),
         ),
     )
 

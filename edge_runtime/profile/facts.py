@@ -51,8 +51,8 @@ def warm_up(steps: int) -> int:
 def after_warm_up(kept: Sequence[StepMeasure], steps: int) -> tuple[list[tuple[int, StepMeasure]], int]:
     """The kept steps after the warm-up, each with its number; and how many steps lie between two of them.
 
-    ``kept`` is what :class:`edge_runtime.worker.memory_breakdown.Account` kept of so many ``steps``: the first and
-    every stride-th, the stride a power of 2.
+    ``kept`` is what :class:`edge_runtime.worker.memory_breakdown.MemoryBreakdown` kept of so many ``steps``: the
+    first and every stride-th, the stride a power of 2.
     """
     stride = 1
     while kept and -(-steps // stride) > len(kept):

@@ -13,16 +13,16 @@ import msgspec
 from edge_runtime.errors import (
     OutOfMemoryError,
 )
+from edge_runtime.memory.enforcement import EnforcedBy
 from edge_runtime.memory.meter import ProcessMemory, read_memory
-from edge_runtime.memory.plan import USABLE_SHARE, Choice, Plan, Planner, WeightsMode
-from edge_runtime.memory.sampler import Watch
+from edge_runtime.memory.plan import USABLE_SHARE, ExecutionChoice, Plan, Planner, WeightsMode
+from edge_runtime.memory.sampler import Sampler
 from edge_runtime.package.prepared import read_prepared
 from edge_runtime.profile.comparisons import backpropagation, inference_alone
 from edge_runtime.profile.document import (
     Comparison,
-    Judge,
 )
-from edge_runtime.profile.request import Asked, beside
+from edge_runtime.profile.request import PlanRequest, prepared_beside
 from edge_runtime.protocol.messages import LocalOptimizer, Task
 from edge_runtime.worker.jobs import PrepareJob, TrainJob, TrainOutcome
 from edge_runtime.worker.process import RunningWorker, ensure_prepared, finish_worker
@@ -49,7 +49,7 @@ class Settings:
         command: repeats the measurement.
     """
 
-    asked: Asked
+    request: PlanRequest
     data: Path
     steps: int
     threads: int
@@ -63,7 +63,7 @@ class Settings:
     prepared_folder: Path | None = None
 
 
-class Observer(Watch):
+class Observer(Sampler):
     """A watch that also notes when each phase began, and what looking costs."""
 
     def __init__(self) -> None:
@@ -90,24 +90,25 @@ class Observer(Watch):
 
 
 @dataclass
-class Run:
+class ProfileRun:
     """One profiled task and what came of it.
 
     Attributes:
         outcome: None if the worker was ``killed`` for memory.
-        judge, judge_note: who held it to the cap, and why none better.
+        enforced_by: who held the worker to the cap.
+        enforcement_note: why nobody better could; empty if the best one did.
         ended_s: when the worker had ended, after its start.
         notes: what a reader should know.
     """
 
     job: TrainJob
     planner: Planner
-    asked: Asked
+    request: PlanRequest
     observer: Observer = field(default_factory=Observer)
     outcome: TrainOutcome | None = None
     killed: OutOfMemoryError | None = None
-    judge: Judge = "none"
-    judge_note: str = ""
+    enforced_by: EnforcedBy = "none"
+    enforcement_note: str = ""
     ended_s: float = 0.0
     notes: list[str] = field(default_factory=list)
 
@@ -117,39 +118,39 @@ class Run:
         if self.outcome is not None:
             return self.outcome.plan
         if self.job.choice is not None:
-            return self.planner.plan(self.asked.work, self.job.choice)
-        return self.planner.choose(self.asked.work, self.asked.cap_bytes)
+            return self.planner.plan(self.request.work, self.job.choice)
+        return self.planner.choose(self.request.work, self.request.cap_bytes)
 
 
 def prepared_folder(settings: Settings) -> Path:
-    return settings.prepared_folder or beside(settings.asked.package.folder)
+    return settings.prepared_folder or prepared_beside(settings.request.package.folder)
 
 
-def prepare_and_ask(settings: Settings) -> Asked:
+def prepare_for_request(settings: Settings) -> PlanRequest:
     """What was asked, with the package prepared for this machine."""
-    package, folder = settings.asked.package, prepared_folder(settings)
+    package, folder = settings.request.package, prepared_folder(settings)
     ensure_prepared(
         PrepareJob(
             package_folder=str(package.folder.resolve()),
             package_sha256=package.sha256,
             prepared_folder=str(folder.resolve()),
-            cap_bytes=settings.asked.cap_bytes,
+            cap_bytes=settings.request.cap_bytes,
             threads=settings.threads,
-            engine=settings.asked.engine,
+            engine=settings.request.engine,
         )
     )
-    return replace(settings.asked, prepared=read_prepared(folder), unprepared="")
+    return replace(settings.request, prepared=read_prepared(folder), unprepared="")
 
 
-def new_run(settings: Settings, asked: Asked, rows: int, folder: Path) -> Run:
+def new_run(settings: Settings, request: PlanRequest, rows: int, folder: Path) -> ProfileRun:
     """The task as a coordinator would have sent it, not started yet; ``folder`` is for what it writes."""
-    package, work, notes = asked.package, asked.work, []
+    package, work, notes = request.package, request.work, []
     if rows < work.batch_size:
         notes.append(f"The data has {rows} rows: they are the batch, instead of {work.batch_size}.")
         work = msgspec.structs.replace(work, batch_size=rows)
-        asked = replace(asked, work=work)
-    planner = asked.planner()
-    choice = _forced(planner, asked, settings.weights, settings.micro_batch)
+        request = replace(request, work=work)
+    planner = request.planner()
+    choice = _forced(planner, request, settings.weights, settings.micro_batch)
     if choice is not None:
         notes.append("How the work is done was forced by the command line, not chosen to fit.")
     task = Task(
@@ -180,18 +181,18 @@ def new_run(settings: Settings, asked: Asked, rows: int, folder: Path) -> Run:
         data_path=str(settings.data.resolve()),
         change_path=str(folder / "change.safetensors"),
         task=task,
-        cap_bytes=asked.cap_bytes,
+        cap_bytes=request.cap_bytes,
         threads=settings.threads,
         choice=choice,
         prefix_cache_bytes=PREFIX_CACHE_BYTES,
-        engine=asked.engine,
+        engine=request.engine,
     )
-    return Run(job, planner, asked, notes=notes)
+    return ProfileRun(job, planner, request, notes=notes)
 
 
 def _forced(
-    planner: Planner, asked: Asked, weights: WeightsMode | None, micro_batch: int | None
-) -> Choice | None:
+    planner: Planner, request: PlanRequest, weights: WeightsMode | None, micro_batch: int | None
+) -> ExecutionChoice | None:
     """The fastest way with what is forced that fits, or the smallest if none does; None if nothing is forced."""
     if weights is None and micro_batch is None:
         return None
@@ -199,33 +200,33 @@ def _forced(
         msgspec.structs.replace(
             way, weights=weights or way.weights, micro_batch=micro_batch or way.micro_batch
         ): None
-        for way in planner.choices(asked.work)
+        for way in planner.choices(request.work)
     }
-    plans = [planner.plan(asked.work, way) for way in ways]
-    usable = int(asked.cap_bytes * USABLE_SHARE)
+    plans = [planner.plan(request.work, way) for way in ways]
+    usable = int(request.cap_bytes * USABLE_SHARE)
     fitting = [plan for plan in plans if plan.peak.total_bytes <= usable]
     if fitting:
         return min(fitting, key=lambda plan: plan.step_s or 0.0).choice
     return min(plans, key=lambda plan: plan.peak.total_bytes).choice
 
 
-def train_measured(run: Run, launch: Callable[[TrainJob], RunningWorker]) -> None:
+def train_measured(run: ProfileRun, launch: Callable[[TrainJob], RunningWorker]) -> None:
     """Run the task and take note of how it went."""
     worker = launch(run.job)
     run.observer.process_id = worker.process.pid
-    run.judge, run.judge_note = worker.cage.judge, worker.cage.note
+    run.enforced_by, run.enforcement_note = worker.memory_limit.enforced_by, worker.memory_limit.note
     try:
-        run.outcome = finish_worker(worker, TrainOutcome, watch=run.observer)
+        run.outcome = finish_worker(worker, TrainOutcome, sampler=run.observer)
     except OutOfMemoryError as error:
         run.killed = error
         run.notes.append(f"{str(error)[:1].upper()}{str(error)[1:]}.")
         return
     finally:
         run.ended_s = time.monotonic() - worker.started_s
-    work, asked = run.outcome.plan.work, run.asked.work
-    if work.sequence < asked.sequence:
+    work, request = run.outcome.plan.work, run.request.work
+    if work.sequence < request.sequence:
         run.notes.append(
-            f"The longest row has {work.sequence} tokens: that is the sequence, instead of the {asked.sequence} "
+            f"The longest row has {work.sequence} tokens: that is the sequence, instead of the {request.sequence} "
             f"asked for."
         )
     shared = run.outcome.proportional_anonymous_bytes, run.outcome.proportional_file_bytes
@@ -236,10 +237,10 @@ def train_measured(run: Run, launch: Callable[[TrainJob], RunningWorker]) -> Non
             f"page that other processes hold as well counts by its share."
         )
     floor_bytes = run.outcome.memory.floor_bytes
-    run.planner = run.asked.planner(floor_bytes)
+    run.planner = run.request.planner(floor_bytes)
 
 
-def compare_ways(run: Run, model: Path | None, folder: Path) -> list[Comparison]:
+def compare_ways(run: ProfileRun, model: Path | None, folder: Path) -> list[Comparison]:
     """Other ways to do the same work; notes tell of those that could not be had."""
     found = []
     for way, note in (

@@ -21,10 +21,10 @@ from edge_runtime.profile.text import (
     column_mib,
     difference_line,
     duration,
+    enforcement_line,
     failure_lines,
     growth_line,
     identity_rows,
-    judge_line,
     measuring_line,
     option_cells,
     option_verdict,
@@ -95,7 +95,7 @@ def _verdict(profile: Profile) -> str:
 {f'<ul class="failures">{failures}</ul>' if failures else ""}
 {gauge(profile)}
 {_key(*_gauge_key(profile))}
-<p class="lead">{_prose(judge_line(profile))} {_prose(charge_line(profile))}</p>
+<p class="lead">{_prose(enforcement_line(profile))} {_prose(charge_line(profile))}</p>
 </div>
 {_tiles(profile)}
 </header>"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from edge_runtime.memory.plan import USABLE_SHARE, Plan
-from edge_runtime.profile.request import Asked
+from edge_runtime.profile.request import PlanRequest
 from edge_runtime.profile.text import column_mib, duration, gradient_words, option_lines, plural, size, table
 from edge_runtime.profile.what_if import what_if
 
@@ -20,36 +20,36 @@ PREDICTED_PARTS = {
 }
 
 
-def plan_lines(asked: Asked, *, with_options: bool = False) -> Iterator[str]:
+def plan_lines(request: PlanRequest, *, with_options: bool = False) -> Iterator[str]:
     """The plan that fits the cap, line by line; ``with_options`` adds the table of other sizes.
 
     Raises:
         CapExceededError: nothing fits; gives the smallest cap that would.
     """
-    return (line.rstrip() for line in _lines(asked, with_options=with_options))
+    return (line.rstrip() for line in _lines(request, with_options=with_options))
 
 
-def _lines(asked: Asked, *, with_options: bool) -> Iterator[str]:
-    planner = asked.planner()
-    plan = planner.choose(asked.work, asked.cap_bytes, may_change_work=True)
-    arithmetic = planner.arithmetic + ("" if asked.prepared else ", unless preparing finds another better")
+def _lines(request: PlanRequest, *, with_options: bool) -> Iterator[str]:
+    planner = request.planner()
+    plan = planner.choose(request.work, request.cap_bytes, may_change_work=True)
+    arithmetic = planner.arithmetic + ("" if request.prepared else ", unless preparing finds another better")
     work, choice = plan.work, plan.choice
-    yield f"package   {asked.package.manifest.name}, arithmetic {arithmetic}"
+    yield f"package   {request.package.manifest.name}, arithmetic {arithmetic}"
     yield (
         f"work      {plural(work.batch_size, 'example')} of {plural(work.sequence, 'token')}, "
         f"{gradient_words(work.update, work.draws)}, {plural(len(work.slices), 'slice')} and the head"
     )
     yield f"plan      weights {choice.weights}, {_at_a_time(plan)}"
     if planned := planner.planned_bytes(work):
-        yield f"planned   {size(planned)} ahead of time by {asked.engine}, for all programs of this work"
+        yield f"planned   {size(planned)} ahead of time by {request.engine}, for all programs of this work"
     yield f"given up  {'; '.join(plan.gave_up) or 'nothing'}"
-    yield f"step      {_step(asked, plan)}"
+    yield f"step      {_step(request, plan)}"
     yield ""
-    yield from _peak(plan, asked.cap_bytes)
+    yield from _peak(plan, request.cap_bytes)
     if with_options:
         yield ""
         yield "other sizes, peaks in MiB:"
-        yield from option_lines(what_if(planner, asked.work, plan, asked.cap_bytes))
+        yield from option_lines(what_if(planner, request.work, plan, request.cap_bytes))
 
 
 def _at_a_time(plan: Plan) -> str:
@@ -60,9 +60,9 @@ def _at_a_time(plan: Plan) -> str:
     return f"{plural(choice.micro_batch, 'example')} and {plural(choice.draws_at_a_time, 'draw')} at a time"
 
 
-def _step(asked: Asked, plan: Plan) -> str:
+def _step(request: PlanRequest, plan: Plan) -> str:
     if plan.step_s is None:
-        return f"time not known: {asked.unprepared}; edge-runtime profile prepares it"
+        return f"time not known: {request.unprepared}; edge-runtime profile prepares it"
     return f"{duration(plan.step_s)}, predicted"
 
 

@@ -25,7 +25,7 @@ MIB = 1 << 20
 
 
 @dataclass(frozen=True)
-class Asked:
+class PlanRequest:
     """A package, and what is asked of it.
 
     Attributes:
@@ -51,7 +51,7 @@ class Asked:
         )
 
 
-def ask(
+def parse_request(
     folder: Path,
     cap: str,
     *,
@@ -63,7 +63,7 @@ def ask(
     publisher_key: str | None,
     prepared_folder: Path | None,
     engine: EngineName = "onnxruntime",
-) -> Asked:
+) -> PlanRequest:
     """Open a package and check what is asked of it.
 
     Args:
@@ -73,7 +73,8 @@ def ask(
         slices: names with commas between them; None takes all.
         update: how their gradient is found; backpropagation makes no draws.
         publisher_key: must have signed the package; None warns on standard error that nobody checked.
-        prepared_folder: where the package is prepared; None looks beside it (:func:`beside`) and takes what it finds.
+        prepared_folder: where the package is prepared; None looks beside it (:func:`prepared_beside`) and takes what
+            it finds.
         engine: what is to run the programs.
 
     Raises:
@@ -94,9 +95,9 @@ def ask(
         raise ConfigError(f"--sequence is {sequence}; package {manifest.name} takes 1 to {limit} tokens")
     work = Work(batch, limit if sequence is None else sequence, draws, _trained(manifest, slices), update)
     prepared, unprepared = _find_prepared(package, prepared_folder, engine)
-    asked = Asked(package, cap_bytes, work, prepared, unprepared, engine)
-    _require_floor(asked)
-    return asked
+    request = PlanRequest(package, cap_bytes, work, prepared, unprepared, engine)
+    _require_floor(request)
+    return request
 
 
 def check_range(option: str, value: int, largest: int) -> None:
@@ -116,7 +117,7 @@ def open_package(folder: Path, publisher_key: str | None) -> Package:
     return package
 
 
-def beside(package_folder: Path) -> Path:
+def prepared_beside(package_folder: Path) -> Path:
     """Where a package is prepared if no folder is named: beside it, ``-prepared`` added to its name."""
     resolved = package_folder.resolve()
     return resolved.with_name(f"{resolved.name}-prepared")
@@ -131,7 +132,7 @@ def _trained(manifest: Manifest, slices: str | None) -> tuple[str, ...]:
 
 
 def _find_prepared(package: Package, folder: Path | None, engine: EngineName) -> tuple[Prepared | None, str]:
-    place = beside(package.folder) if folder is None else folder
+    place = prepared_beside(package.folder) if folder is None else folder
     try:
         prepared = read_prepared(place)
     except PreparationError:
@@ -146,14 +147,14 @@ def _find_prepared(package: Package, folder: Path | None, engine: EngineName) ->
     return None, f"{place} {reason}"
 
 
-def _require_floor(asked: Asked) -> None:
-    planner = asked.planner()
-    smallest = planner.smallest(asked.work)
-    if asked.cap_bytes < smallest.peak.libraries_bytes:
-        needed = planner.smallest_cap(asked.work)
+def _require_floor(request: PlanRequest) -> None:
+    planner = request.planner()
+    smallest = planner.smallest(request.work)
+    if request.cap_bytes < smallest.peak.libraries_bytes:
+        needed = planner.smallest_cap(request.work)
         raise CapExceededError(
-            f"the cap is {asked.cap_bytes / MIB:.1f} MiB, and Python with the libraries alone takes "
+            f"the cap is {request.cap_bytes / MIB:.1f} MiB, and Python with the libraries alone takes "
             f"{smallest.peak.libraries_bytes / MIB:.0f} MiB; this work needs a cap of {needed // MIB} MiB",
             required_bytes=needed,
-            cap_bytes=asked.cap_bytes,
+            cap_bytes=request.cap_bytes,
         )

@@ -34,7 +34,7 @@ from edge_runtime.profile.measure import (
     Settings,
     compare_ways,
     new_run,
-    prepare_and_ask,
+    prepare_for_request,
     prepared_folder,
     train_measured,
 )
@@ -46,7 +46,7 @@ from edge_runtime.worker.process import RunningWorker, start_worker
 
 
 @dataclass(frozen=True)
-class Report:
+class ProfileReport:
     """What was written.
 
     Attributes:
@@ -62,7 +62,9 @@ class Report:
     error: EdgeError | None
 
 
-def profile_package(settings: Settings, launch: Callable[[TrainJob], RunningWorker] = start_worker) -> Report:
+def profile_package(
+    settings: Settings, launch: Callable[[TrainJob], RunningWorker] = start_worker
+) -> ProfileReport:
     """Run a task, compare it with other ways, and write the report.
 
     What can be refused is refused before anything runs. The files are written last, each as a whole.
@@ -79,14 +81,17 @@ def profile_package(settings: Settings, launch: Callable[[TrainJob], RunningWork
     old = _earlier(settings.against)
     rows = _check(settings)
     identify(
-        settings.asked.package, settings.asked.planner().arithmetic, settings.command, settings.asked.engine
+        settings.request.package,
+        settings.request.planner().arithmetic,
+        settings.command,
+        settings.request.engine,
     )
-    settings.asked.package.verify_files()
+    settings.request.package.verify_files()
 
     # 2. Prepare the package, run the task, and what it is compared with.
-    asked = prepare_and_ask(settings)
+    request = prepare_for_request(settings)
     with tempfile.TemporaryDirectory(prefix="edge-profile-") as name:
-        run = new_run(settings, asked, rows, Path(name))
+        run = new_run(settings, request, rows, Path(name))
         train_measured(run, launch)
         ways = compare_ways(run, settings.model, Path(name))
 
@@ -95,7 +100,7 @@ def profile_package(settings: Settings, launch: Callable[[TrainJob], RunningWork
     difference, unlike = _against(old, profile, settings.tolerance)
     text, paths = _write(profile, difference, settings.output)
     error = run.killed or _broken_budget(profile) or unlike or _regression(difference)
-    return Report(profile, difference, text, paths, error)
+    return ProfileReport(profile, difference, text, paths, error)
 
 
 def _earlier(path: Path | None) -> Profile | None:
@@ -113,7 +118,7 @@ def _check(settings: Settings) -> int:
     check_range("--steps", settings.steps, MAX_STEPS)
     check_range("--threads", settings.threads, MAX_THREADS)
     if settings.micro_batch is not None:
-        check_range("--micro-batch", settings.micro_batch, settings.asked.work.batch_size)
+        check_range("--micro-batch", settings.micro_batch, settings.request.work.batch_size)
     if not 0 <= settings.tolerance <= 10:
         raise ConfigError(f"--tolerance is {settings.tolerance}; it may be 0 to 10")
     if not settings.output.name or not settings.output.parent.is_dir():

@@ -23,7 +23,7 @@ from edge_runtime.profile.document import (
 from edge_runtime.protocol.messages import Update
 
 COLUMNS = 100
-_JUDGES = {
+_ENFORCERS = {
     "cgroup_v2": "the kernel held the worker to the cap (cgroup v2, memory.max)",
     "cgroup_v1": "the kernel held the worker to the cap (cgroup v1, memory.limit_in_bytes)",
     "rlimit": "a limit of the process held the worker to the cap (RLIMIT)",
@@ -91,10 +91,10 @@ def failure_lines(profile: Profile) -> list[str]:
     return [sentences[failure] for failure in profile.failures]
 
 
-def judge_line(profile: Profile) -> str:
+def enforcement_line(profile: Profile) -> str:
     """Who held the worker to the cap."""
-    note = f" {profile.judge_note}" if profile.judge_note else ""
-    return f"Judge: {_JUDGES[profile.judge]}.{note}"
+    note = f" {profile.enforcement_note}" if profile.enforcement_note else ""
+    return f"Enforced: {_ENFORCERS[profile.enforced_by]}.{note}"
 
 
 def charge_line(profile: Profile) -> str:
@@ -283,7 +283,7 @@ def _verdict(profile: Profile) -> Iterator[str]:
     yield from _wrapped(f"{profile.verdict}  {verdict_line(profile)}", "      ")
     lines = (
         *failure_lines(profile),
-        judge_line(profile),
+        enforcement_line(profile),
         charge_line(profile),
         prediction_line(profile),
     )

@@ -10,7 +10,15 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
-from edge_runtime.memory.plan import SHORTEST_SEQUENCE, USABLE_SHARE, Choice, Plan, Planner, WeightsMode, Work
+from edge_runtime.memory.plan import (
+    SHORTEST_SEQUENCE,
+    USABLE_SHARE,
+    ExecutionChoice,
+    Plan,
+    Planner,
+    WeightsMode,
+    Work,
+)
 from edge_runtime.profile.document import WhatIf
 
 #: Most rows of a grid: 10 works in 4 ways each, and the chosen one.
@@ -20,12 +28,12 @@ DRAWS = (1, 4)
 MODES: tuple[WeightsMode, ...] = ("resident", "streamed")
 
 
-def what_if(planner: Planner, asked: Work, chosen: Plan, cap_bytes: int) -> tuple[WhatIf, ...]:
+def what_if(planner: Planner, request: Work, chosen: Plan, cap_bytes: int) -> tuple[WhatIf, ...]:
     """Predictions around some work; exactly one of them is the chosen plan.
 
     Args:
         planner: of the package, on this machine.
-        asked: the work as asked.
+        request: the work as asked.
         chosen: the plan that was chosen for it, perhaps with less work.
         cap_bytes: what an option has to fit, with the planner's margin.
 
@@ -33,7 +41,7 @@ def what_if(planner: Planner, asked: Work, chosen: Plan, cap_bytes: int) -> tupl
         At most ``MAX_OPTIONS``, the chosen plan's work first.
     """
     limit = planner.manifest.sequence_limit
-    works = dict.fromkeys([chosen.work, asked, *_around(asked, limit)])
+    works = dict.fromkeys([chosen.work, request, *_around(request, limit)])
     options = [
         (plan := planner.plan(work, choice), _option(plan, cap_bytes, chosen=plan.choice == chosen.choice))
         for work in works
@@ -59,14 +67,18 @@ def _around(work: Work, sequence_limit: int) -> Iterator[Work]:
             yield replace(work, slices=work.slices[-count:])
 
 
-def _ways(planner: Planner, work: Work, chosen: Plan) -> list[Choice]:
+def _ways(planner: Planner, work: Work, chosen: Plan) -> list[ExecutionChoice]:
     """The ways to do a work that are worth a row; among them, for its own work, the chosen one."""
     fastest = next(planner.choices(work))
     largest = fastest.micro_batch
     together = chosen.choice.draws_at_a_time
     draws = min(work.draws, together) if together < chosen.work.draws else fastest.draws_at_a_time
     own = [chosen.choice] if work == chosen.work else []
-    ways = [Choice(weights, size, draws, chosen.choice.inputs) for weights in MODES for size in (largest, 1)]
+    ways = [
+        ExecutionChoice(weights, size, draws, chosen.choice.inputs)
+        for weights in MODES
+        for size in (largest, 1)
+    ]
     return sorted(
         dict.fromkeys([*ways, *own]),
         key=lambda way: (MODES.index(way.weights), -way.micro_batch, -way.draws_at_a_time),

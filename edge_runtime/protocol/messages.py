@@ -8,10 +8,10 @@ Sizes and counts are bounded here, so that whatever decodes can be used without 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from edge_runtime.errors import ProtocolError
 
@@ -42,13 +42,13 @@ Directions = Literal["per_example", "shared", "orthogonal", "gaussian", "filtere
 PER_EXAMPLE: tuple[Directions, ...] = ("per_example", "one_slice")
 Loss = Literal["cross_entropy", "phuber"]
 #: What a result brings: the change of the trained values, or the numbers from which it is computed again.
-Report = Literal["weights", "scalars"]
+ReportKind = Literal["weights", "scalars"]
 #: How a trained head moves: by its exact gradient, or perturbed like a slice, as published methods do.
 HeadUpdate = Literal["exact", "perturbed"]
 #: Zero order: (ℓ(θ+hv) - ℓ(θ-hv)) / 2h, or (ℓ(θ+hv) - ℓ(θ)) / h.
 Difference = Literal["central", "forward"]
 #: The knot of the partially Huberised cross-entropy: it is linear in p below p = 1/τ.
-Tau = Annotated[float, Meta(gt=1, le=1e6)]
+PhuberTau = Annotated[float, Meta(gt=1, le=1e6)]
 Candidates = Annotated[int, Meta(ge=1, le=1000)]
 
 
@@ -95,50 +95,119 @@ class LocalOptimizer(Struct, frozen=True):
     head_rate: Rate = 1.0
 
 
-class Task(Struct, frozen=True):
+class TrainingSettings(Struct, frozen=True, kw_only=True):
+    """How slices are trained: what a run's configuration decides and each of its tasks repeats.
+
+    A new setting is one new field here, with a default that asks for what was done before there was one.
+
+    Attributes:
+        seed: key of everything drawn at random: devices, batches, tangents.
+        train_head: whether the head learns too; must be false for a package without one (language modelling).
+        steps: local steps of a task; with ``epochs`` the most steps.
+        batch_size: rows of a step.
+        draws: directions per step of which a gradient is estimated.
+        sequence_limit: tokens at which a row is cut.
+        directions: kind of the directions that gradients are estimated along.
+        loss: what is minimised: cross-entropy, or its partially Huberised form for noisy labels.
+        update: how the slices' gradient is found: estimated by forward mode or zero order, or exact.
+        report: what a device sends: the change of its values, or the scalars it is computed from again.
+        phuber_tau: knot of the loss ``phuber``, which is linear in p below p = 1/tau.
+        head: how a trained head moves: by its exact gradient, or perturbed like a slice.
+        epochs: passes over a device's rows; 0 counts steps instead.
+        difference: which losses ``zero_order`` takes the difference of.
+        difference_step: how far ``zero_order`` moves along a direction.
+        candidates: directions drawn for each that ``filtered`` keeps.
+        jvp_limit: size to which each directional derivative is clamped; None leaves it.
+    """
+
+    seed: Seed
+    train_head: bool
+    steps: PositiveCount
+    batch_size: PositiveCount
+    draws: PositiveCount
+    sequence_limit: PositiveCount
+    directions: Directions = "per_example"
+    loss: Loss = "cross_entropy"
+    update: Update = "forward"
+    report: ReportKind = "weights"
+    phuber_tau: PhuberTau = field(default=10.0, name="tau")
+    head: HeadUpdate = "exact"
+    epochs: Count = 0
+    difference: Difference = "central"
+    difference_step: Rate = 1e-3
+    candidates: Candidates = 1
+    jvp_limit: Rate | None = None
+
+
+class Task(TrainingSettings, frozen=True, kw_only=True):
     """One device's share of a round.
 
-    ``slot`` is the device's place in the round; tangents are keyed by (seed, round, slot, step, example,
-    draw, slice), so they depend on nothing a machine could differ in. ``slices`` are trained by forward
-    mode, or as ``update`` says; the head, if ``train_head``, by its exact gradient. ``package`` and ``state``
-    are blobs: the manifest and the current values of all slices.
+    ``slices`` are trained as ``update`` says; the head, if ``train_head``, by its exact gradient. Tangents are keyed
+    by (seed, round, slot, step, example, draw, slice), so they depend on nothing a machine could differ in.
 
-    ``epochs`` above 0 asks for that many passes over the device's rows, ``steps`` then being the most steps.
-    ``freeze_a`` trains LoRA's B alone. ``tau`` belongs to the loss ``phuber``; ``difference`` and ``difference_step``
-    to ``zero_order``; ``candidates`` and ``reference``, a blob of values that directions are compared with, to
-    the directions ``filtered``. ``jvp_limit`` clamps each directional derivative to [-limit, limit].
+    Attributes:
+        task_id: name of the task.
+        run_id: name of the run.
+        round: number of the round, from 0.
+        slot: the device's number within the round.
+        package: digest of the package's manifest.
+        package_signature: the publisher's signature of the manifest.
+        state: digest of the blob that holds the current values of all slices.
+        slices: names of the slices to train.
+        optimizer: how gradients become a change.
+        required_bytes: memory that the coordinator expects the task to take.
+        deadline_s: seconds until the result must have arrived.
+        freeze_a: whether LoRA's B alone is trained.
+        reference: digest of the blob of values that ``filtered`` directions are compared with; None without one.
     """
 
     task_id: Identifier
     run_id: Identifier
     round: Count
     slot: Count
-    seed: Seed
     package: Sha256
     package_signature: SignatureText
     state: Sha256
     slices: tuple[Identifier, ...]
-    train_head: bool
-    steps: PositiveCount
-    batch_size: PositiveCount
-    draws: PositiveCount
-    sequence_limit: PositiveCount
     optimizer: LocalOptimizer
     required_bytes: Bytes
     deadline_s: Seconds
-    directions: Directions = "per_example"
-    loss: Loss = "cross_entropy"
-    update: Update = "forward"
-    report: Report = "weights"
-    tau: Tau = 10.0
-    head: HeadUpdate = "exact"
-    epochs: Count = 0
     freeze_a: bool = False
-    difference: Difference = "central"
-    difference_step: Rate = 1e-3
-    candidates: Candidates = 1
     reference: Sha256 | None = None
-    jvp_limit: Rate | None = None
+
+
+#: The order in which released versions write a task's fields; fields that came later follow as they are defined.
+_TASK_ORDER = (
+    *(
+        "task_id",
+        "run_id",
+        "round",
+        "slot",
+        "seed",
+        "package",
+        "package_signature",
+        "state",
+        "slices",
+        "train_head",
+    ),
+    *(
+        "steps",
+        "batch_size",
+        "draws",
+        "sequence_limit",
+        "optimizer",
+        "required_bytes",
+        "deadline_s",
+        "directions",
+    ),
+    *("loss", "update", "report", "tau", "head", "epochs", "freeze_a", "difference", "difference_step"),
+    *("candidates", "reference", "jvp_limit"),
+)
+
+
+def training_settings(of: TrainingSettings) -> dict[str, Any]:
+    """The settings by field name, for another struct that has them too."""
+    return {name: getattr(of, name) for name in TrainingSettings.__struct_fields__}
 
 
 class SignedTask(Struct, frozen=True, tag_field="answer", tag="task"):
@@ -172,7 +241,7 @@ class MemoryReport(Struct, frozen=True):
     """Predicted beside measured memory of one worker, in bytes.
 
     ``high_water_bytes`` is VmHWM; ``cgroup_peak_bytes`` the kernel's charge where a cgroup was at hand
-    (None elsewhere); ``phases`` the high-water mark within each phase. ``judge`` is who enforced the cap:
+    (None elsewhere); ``phases`` the high-water mark within each phase. ``enforced_by`` is who enforced the cap:
     ``cgroup_v2``, ``cgroup_v1``, ``rlimit`` or ``none``; empty from a device that does not tell.
     """
 
@@ -184,7 +253,7 @@ class MemoryReport(Struct, frozen=True):
     file_bytes: Bytes = 0
     floor_bytes: Bytes = 0
     phases: dict[Identifier, Bytes] = {}
-    judge: Text = ""
+    enforced_by: Text = field(default="", name="judge")
 
 
 class Result(Struct, frozen=True):
@@ -232,6 +301,9 @@ class Refusal(Struct, frozen=True):
 
 def encode(message: Struct) -> bytes:
     """JSON bytes of a control message."""
+    if isinstance(message, Task):
+        table = msgspec.to_builtins(message)
+        return msgspec.json.encode({name: table[name] for name in dict.fromkeys((*_TASK_ORDER, *table))})
     return msgspec.json.encode(message)
 
 

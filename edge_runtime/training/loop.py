@@ -15,7 +15,7 @@ from edge_runtime.engines.engine import Engine
 from edge_runtime.execution.backpropagation import Backpropagation
 from edge_runtime.execution.executor import Executor
 from edge_runtime.execution.prefix_cache import ExampleStore
-from edge_runtime.memory.plan import Choice, first_segment
+from edge_runtime.memory.plan import ExecutionChoice, first_segment
 from edge_runtime.package.manifest import SliceSpec
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import FloatArray, Values, shapes
@@ -51,7 +51,7 @@ def train_locally(
     trained: Sequence[SliceSpec],
     values: Values,
     examples: Examples,
-    choice: Choice,
+    choice: ExecutionChoice,
     stepped: Callable[[], None] = lambda: None,
     reference: Values | None = None,
 ) -> Trained:
@@ -108,7 +108,7 @@ def executor_of(
     task: Task,
     prepared: PreparedPackage,
     engine: Engine,
-    choice: Choice,
+    choice: ExecutionChoice,
     cache: ExampleStore | None,
     spill_folder: Path | None = None,
 ) -> Executor:

@@ -35,14 +35,14 @@ def phuber(cross_entropy: FloatArray, tau: float) -> tuple[FloatArray, FloatArra
 
 def slopes(task: Task, cross_entropy: FloatArray) -> FloatArray | None:
     """How much each example's gradient is scaled by the task's loss, (B,); None if by nothing."""
-    return phuber(cross_entropy, task.tau)[1] if task.loss == "phuber" else None
+    return phuber(cross_entropy, task.phuber_tau)[1] if task.loss == "phuber" else None
 
 
-def under_loss(task: Task, sweep: Sweep) -> Sweep:
+def apply_loss(task: Task, sweep: Sweep) -> Sweep:
     """A sweep as of the task's loss instead of cross-entropy."""
     if task.loss == "cross_entropy":
         return sweep
-    loss, slope = phuber(sweep.loss, task.tau)
+    loss, slope = phuber(sweep.loss, task.phuber_tau)
     return replace(
         sweep,
         loss=loss,

@@ -5,61 +5,38 @@ Nothing here needs numpy: the agent and the coordinator's configuration call it.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from edge_runtime.errors import ConfigError, PackageError
 from edge_runtime.package.manifest import Manifest
-from edge_runtime.protocol.messages import PER_EXAMPLE, Directions, HeadUpdate, Loss, Report, Task, Update
+from edge_runtime.protocol.messages import PER_EXAMPLE, Task, TrainingSettings
 
 
-class Method(Protocol):
-    """What a task and a run's configuration both say."""
-
-    @property
-    def update(self) -> Update: ...
-    @property
-    def directions(self) -> Directions: ...
-    @property
-    def draws(self) -> int: ...
-    @property
-    def head(self) -> HeadUpdate: ...
-    @property
-    def report(self) -> Report: ...
-    @property
-    def loss(self) -> Loss: ...
-    @property
-    def candidates(self) -> int: ...
-    @property
-    def jvp_limit(self) -> float | None: ...
-
-
-def check_method(method: Method) -> None:
+def check_method(settings: TrainingSettings) -> None:
     """Refuse what does not go together.
 
     Raises:
         ConfigError: names the two settings and what to do.
     """
-    if method.update == "backprop":
-        if method.draws != 1:
-            raise ConfigError(f'update = "backprop" makes no draws, so draws = {method.draws} must be 1')
-        if method.head == "perturbed":
+    if settings.update == "backprop":
+        if settings.draws != 1:
+            raise ConfigError(f'update = "backprop" makes no draws, so draws = {settings.draws} must be 1')
+        if settings.head == "perturbed":
             raise ConfigError('update = "backprop" perturbs nothing: head = "perturbed" must be "exact"')
-        if method.report == "scalars":
+        if settings.report == "scalars":
             raise ConfigError(
                 'update = "backprop" has no directional derivatives to replay: report = "scalars" must be "weights"'
             )
-        if method.jvp_limit is not None:
+        if settings.jvp_limit is not None:
             raise ConfigError(
-                f'update = "backprop" has no directional derivatives: leave out jvp_limit = {method.jvp_limit}'
+                f'update = "backprop" has no directional derivatives: leave out jvp_limit = {settings.jvp_limit}'
             )
-    if method.update == "zero_order" and method.directions in PER_EXAMPLE:
+    if settings.update == "zero_order" and settings.directions in PER_EXAMPLE:
         raise ConfigError(
-            f'update = "zero_order" moves the values for a whole batch: directions = "{method.directions}" would need '
-            'batches of one; take "shared", "gaussian", "orthogonal" or "filtered"'
+            f'update = "zero_order" moves the values for a whole batch: directions = "{settings.directions}" would '
+            'need batches of one; take "shared", "gaussian", "orthogonal" or "filtered"'
         )
-    if method.candidates > 1 and method.directions != "filtered":
+    if settings.candidates > 1 and settings.directions != "filtered":
         raise ConfigError(
-            f'candidates = {method.candidates} belongs to directions = "filtered", not to "{method.directions}"'
+            f'candidates = {settings.candidates} belongs to directions = "filtered", not to "{settings.directions}"'
         )
 
 

@@ -17,12 +17,12 @@ from edge_runtime.data.examples import Examples, group_by_length
 from edge_runtime.errors import PackageError
 from edge_runtime.execution.backpropagation import Backpropagation
 from edge_runtime.execution.executor import Executor, Sweep
-from edge_runtime.memory.plan import Choice
+from edge_runtime.memory.plan import ExecutionChoice
 from edge_runtime.package.manifest import SliceSpec
 from edge_runtime.package.slices import HEAD_PREFIX, FloatArray, Values, shapes
 from edge_runtime.protocol.messages import PER_EXAMPLE, Task
 from edge_runtime.training.gradient import clamped, estimate, head_gradient, head_jvps, shared_jvps
-from edge_runtime.training.losses import slopes, under_loss
+from edge_runtime.training.losses import apply_loss, slopes
 from edge_runtime.training.tangents import draw_tangents
 from edge_runtime.training.trainable import exact
 
@@ -50,7 +50,7 @@ def take_step(
     values: Values,
     examples: Examples,
     chosen: IntArray,
-    choice: Choice,
+    choice: ExecutionChoice,
     reference: Values | None = None,
 ) -> Step | None:
     """Estimate the gradient of some slices by forward mode, and compute that of a head which is not among them.
@@ -79,7 +79,7 @@ def take_step(
     for first in range(0, task.draws if specs else 1, together):
         drawn = {name: tangent[first : first + together] for name, tangent in tangents.items()}
         some = [_of_examples(drawn, group, shared) for group in groups]
-        sweep = under_loss(task, executor.sweep(values, batches, some, rows))
+        sweep = apply_loss(task, executor.sweep(values, batches, some, rows))
         if not finite(sweep):
             return None
         if specs:
@@ -101,7 +101,7 @@ def take_exact_step(
     values: Values,
     examples: Examples,
     chosen: IntArray,
-    choice: Choice,
+    choice: ExecutionChoice,
 ) -> Step | None:
     """The exact gradient of the assigned slices and of the head; arguments as of :func:`take_step`.
 
@@ -110,14 +110,14 @@ def take_exact_step(
     """
     _, rows, batches = grouped(examples, chosen, choice)
     sweep, gradient = executor.gradient(values, batches, rows, partial(slopes, task))
-    sweep = under_loss(task, sweep)
+    sweep = apply_loss(task, sweep)
     if not finite(sweep) or not all(bool(np.isfinite(array).all()) for array in gradient.values()):
         return None
     return with_head(executor, task, {name: gradient[name] for name in shapes(specs)}, sweep)
 
 
 def grouped(
-    examples: Examples, chosen: IntArray, choice: Choice
+    examples: Examples, chosen: IntArray, choice: ExecutionChoice
 ) -> tuple[list[list[int]], list[list[int]], list[Batch]]:
     """A step's micro-batches: their positions in the batch, their rows, and themselves."""
     groups = group_by_length([examples.ids[row] for row in chosen], choice.micro_batch)

@@ -19,12 +19,12 @@ import numpy as np
 from edge_runtime.data.batches import IntArray
 from edge_runtime.data.examples import Examples
 from edge_runtime.execution.executor import Executor, Sweep
-from edge_runtime.memory.plan import Choice
+from edge_runtime.memory.plan import ExecutionChoice
 from edge_runtime.package.manifest import SliceSpec
 from edge_runtime.package.slices import Values
 from edge_runtime.protocol.messages import Task
 from edge_runtime.training.gradient import clamped, estimate
-from edge_runtime.training.losses import under_loss
+from edge_runtime.training.losses import apply_loss
 from edge_runtime.training.step import Step, finite, grouped, with_head
 from edge_runtime.training.tangents import draw_tangents
 from edge_runtime.training.trainable import exact
@@ -38,7 +38,7 @@ def take_zero_order_step(
     values: Values,
     examples: Examples,
     chosen: IntArray,
-    choice: Choice,
+    choice: ExecutionChoice,
     reference: Values | None = None,
 ) -> Step | None:
     """Estimate the gradient of some slices, and compute that of a head which is not among them.
@@ -55,7 +55,7 @@ def take_zero_order_step(
     tangents = draw_tangents(task, specs, number, [0], reference)
 
     def sweep_at(distance: float, draw: int = 0) -> Sweep:
-        return under_loss(task, executor.sweep(_moved(values, tangents, draw, distance), batches, rows=rows))
+        return apply_loss(task, executor.sweep(_moved(values, tangents, draw, distance), batches, rows=rows))
 
     # 1. One pass at the values: for forward differences, and for the head's exact gradient.
     size, base = task.difference_step, None

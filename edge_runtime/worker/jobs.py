@@ -17,7 +17,7 @@ from msgspec import Struct
 from edge_runtime import errors
 from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import EdgeError, WorkerError
-from edge_runtime.memory.plan import Choice, Plan
+from edge_runtime.memory.plan import ExecutionChoice, Plan
 from edge_runtime.package.manifest import Arithmetic
 from edge_runtime.package.prepared import Candidate
 from edge_runtime.protocol.messages import (
@@ -52,7 +52,7 @@ class TrainJob(Struct, frozen=True, tag="train"):
     cap_bytes: Bytes
     threads: PositiveCount = 1
     budget_bytes: Bytes = 0
-    choice: Choice | None = None
+    choice: ExecutionChoice | None = None
     prefix_cache_bytes: Bytes = 0
     engine: EngineName = "onnxruntime"
     reference_path: str = ""

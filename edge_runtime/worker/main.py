@@ -48,7 +48,7 @@ from edge_runtime.worker.jobs import (
     TrainOutcome,
     describe_failure,
 )
-from edge_runtime.worker.memory_breakdown import Account
+from edge_runtime.worker.memory_breakdown import MemoryBreakdown
 from edge_runtime.worker.process import FAILURE_EXIT_CODE
 
 #: Segment 0 is the embedding: cheaper to run than to read back. From here on a prefix holds a block.
@@ -68,7 +68,7 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
 
     # 1. Open what the task names; everything is verified before it is used.
     meter.enter("load")
-    account = Account(meter.floor_bytes, (Path(job.package_folder), Path(job.prepared_folder)))
+    account = MemoryBreakdown(meter.floor_bytes, (Path(job.package_folder), Path(job.prepared_folder)))
     prepared, values, examples = _load(job, engine, task.sequence_limit)
     account.tokenised()
     check_package(task, prepared.manifest)
@@ -135,7 +135,7 @@ def evaluate(job: EvaluateJob, meter: Meter) -> EvaluateOutcome:
     """
     started, engine = time.monotonic(), engine_maker(job.engine)(job.threads)
     meter.enter("load")
-    account = Account(meter.floor_bytes, (Path(job.package_folder), Path(job.prepared_folder)))
+    account = MemoryBreakdown(meter.floor_bytes, (Path(job.package_folder), Path(job.prepared_folder)))
     prepared, values, examples = _load(job, engine, job.sequence_limit)
     planner = Planner(
         prepared.manifest, prepared.prepared.arithmetic, meter.floor_bytes, prepared.prepared.calibration

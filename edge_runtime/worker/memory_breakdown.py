@@ -23,7 +23,7 @@ from edge_runtime.worker.jobs import BinMeasure, StepMeasure
 MAX_STEPS = 1024
 
 
-class Account:
+class MemoryBreakdown:
     """Takes note at the moments of a job; :meth:`bins` adds up.
 
     Args:

@@ -15,9 +15,9 @@ from pathlib import Path
 import msgspec
 
 from edge_runtime.errors import OutOfMemoryError, WorkerError
-from edge_runtime.memory.enforcement import Cage, make_cage, remove_cage
+from edge_runtime.memory.enforcement import MemoryLimit, make_memory_limit, remove_memory_limit
 from edge_runtime.memory.meter import read_memory
-from edge_runtime.memory.sampler import FIRST_PHASE, FOLLOW_INTERVAL_S, SAMPLE_INTERVAL_S, Watch
+from edge_runtime.memory.sampler import FIRST_PHASE, FOLLOW_INTERVAL_S, SAMPLE_INTERVAL_S, Sampler
 from edge_runtime.package.prepared import is_current
 from edge_runtime.worker.jobs import (
     Failure,
@@ -53,10 +53,10 @@ REFUSED_MEMORY_SIGNAL = signal.SIGABRT
 
 @dataclass(frozen=True)
 class RunningWorker:
-    """A worker and the cage it is in; :func:`finish_worker` waits for it and clears both away."""
+    """A worker and the memory limit it runs under; :func:`finish_worker` waits for it and clears both away."""
 
     process: subprocess.Popen[bytes]
-    cage: Cage
+    memory_limit: MemoryLimit
     started_s: float
 
     def kill(self) -> None:
@@ -70,25 +70,25 @@ class RunningWorker:
             self.process.wait()
         if self.process.stdout:
             self.process.stdout.close()
-        remove_cage(self.cage)
+        remove_memory_limit(self.memory_limit)
 
 
 def start_worker(job: Job, command: Sequence[str] = WORKER_COMMAND) -> RunningWorker:
     """Start a worker on ``job``, held to its ``cap_bytes``; pass it to :func:`finish_worker`."""
-    cage = make_cage(job.cap_bytes)
+    memory_limit = make_memory_limit(job.cap_bytes)
     try:
         process = subprocess.Popen(
-            cage.command(command),
+            memory_limit.command(command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
     except OSError:
-        remove_cage(cage)
+        remove_memory_limit(memory_limit)
         raise
-    worker = RunningWorker(process, cage, time.monotonic())
+    worker = RunningWorker(process, memory_limit, time.monotonic())
     try:
-        cage.follow(process.pid)
+        memory_limit.follow(process.pid)
         _hand_over(process, msgspec.json.encode(job))
     except BaseException:
         worker.close()
@@ -100,7 +100,7 @@ def finish_worker(
     worker: RunningWorker,
     outcome: type[OutcomeT],
     timeout_s: float | None = None,
-    watch: Watch | None = None,
+    sampler: Sampler | None = None,
 ) -> OutcomeT:
     """Wait for a worker, clear it away and read its outcome.
 
@@ -110,30 +110,30 @@ def finish_worker(
         worker: from :func:`start_worker`.
         outcome: what the job's kind answers.
         timeout_s: after this long it is stopped; None to wait for ever.
-        watch: collects phases and memory over time, for callers who want to see them.
+        sampler: collects phases and memory over time, for callers who want to see them.
 
     Raises:
         OutOfMemoryError: the kernel killed it at its cap, or refused it memory.
         EdgeError: the very class the worker raised, with its message.
         WorkerError: it was killed, timed out, or answered nonsense.
     """
-    watch = watch or Watch()
+    sampler = sampler or Sampler()
     try:
-        output = _listen(worker, watch, timeout_s)
-        answer = _read(worker, watch, output, outcome)
-        memory = msgspec.structs.replace(answer.memory, judge=worker.cage.judge)
-        if worker.cage.group:
-            memory = msgspec.structs.replace(memory, cgroup_peak_bytes=worker.cage.peak_bytes())
+        output = _listen(worker, sampler, timeout_s)
+        answer = _read(worker, sampler, output, outcome)
+        memory = msgspec.structs.replace(answer.memory, enforced_by=worker.memory_limit.enforced_by)
+        if worker.memory_limit.group:
+            memory = msgspec.structs.replace(memory, cgroup_peak_bytes=worker.memory_limit.peak_bytes())
         return msgspec.structs.replace(answer, memory=memory)
     finally:
         worker.close()
 
 
 def run_worker(
-    job: Job, outcome: type[OutcomeT], timeout_s: float | None = None, watch: Watch | None = None
+    job: Job, outcome: type[OutcomeT], timeout_s: float | None = None, sampler: Sampler | None = None
 ) -> OutcomeT:
     """Start a worker and wait for its outcome; arguments and errors as in :func:`finish_worker`."""
-    return finish_worker(start_worker(job), outcome, timeout_s, watch)
+    return finish_worker(start_worker(job), outcome, timeout_s, sampler)
 
 
 def ensure_prepared(job: PrepareJob, timeout_s: float | None = None) -> None:
@@ -158,13 +158,13 @@ def _hand_over(process: subprocess.Popen[bytes], data: bytes) -> None:
     process.stdin = None
 
 
-def _listen(worker: RunningWorker, watch: Watch, timeout_s: float | None) -> bytes:
+def _listen(worker: RunningWorker, sampler: Sampler, timeout_s: float | None) -> bytes:
     """Wait for the worker's end, looking at it now and then; returns the last line it wrote."""
     stdout = worker.process.stdout
     if stdout is None:
         raise WorkerError("the worker has no standard output")
     deadline_s = float("inf") if timeout_s is None else time.monotonic() + timeout_s
-    interval_s = FOLLOW_INTERVAL_S if worker.cage.judge == "rlimit" else SAMPLE_INTERVAL_S
+    interval_s = FOLLOW_INTERVAL_S if worker.memory_limit.enforced_by == "rlimit" else SAMPLE_INTERVAL_S
     answer, unread, written, phases = b"", b"", 0, 0
     with selectors.DefaultSelector() as selector:
         selector.register(stdout, selectors.EVENT_READ)
@@ -174,7 +174,7 @@ def _listen(worker: RunningWorker, watch: Watch, timeout_s: float | None) -> byt
             if now_s >= deadline_s:
                 raise WorkerError(f"the worker ran past its limit of {timeout_s:.0f} s and was stopped")
             if now_s >= look_s:
-                _look(worker, watch)
+                _look(worker, sampler)
                 look_s = now_s + interval_s
             ended = worker.process.poll() is not None
             if not selector.select(0.0 if ended else max(0.0, min(look_s, deadline_s) - now_s)):
@@ -191,8 +191,8 @@ def _listen(worker: RunningWorker, watch: Watch, timeout_s: float | None) -> byt
                 phase = _phase(line)
                 if phase is not None:
                     phases += 1
-                    watch.phase = phase
-                    _look(worker, watch)
+                    sampler.phase = phase
+                    _look(worker, sampler)
             if written > MAX_OUTPUT_BYTES or phases > MAX_PHASES:
                 raise WorkerError(
                     f"the worker wrote over {MAX_OUTPUT_BYTES} bytes or {MAX_PHASES} phases and was stopped"
@@ -204,12 +204,12 @@ def _listen(worker: RunningWorker, watch: Watch, timeout_s: float | None) -> byt
     return unread or answer
 
 
-def _look(worker: RunningWorker, watch: Watch) -> None:
+def _look(worker: RunningWorker, sampler: Sampler) -> None:
     memory = read_memory(worker.process.pid)
     if memory is not None:
-        watch.add(time.monotonic() - worker.started_s, memory)
-        if watch.phase != FIRST_PHASE:  # while libraries load, they map much that they never touch
-            worker.cage.follow(worker.process.pid, memory)
+        sampler.add(time.monotonic() - worker.started_s, memory)
+        if sampler.phase != FIRST_PHASE:  # while libraries load, they map much that they never touch
+            worker.memory_limit.follow(worker.process.pid, memory)
 
 
 def _phase(line: bytes) -> str | None:
@@ -220,21 +220,21 @@ def _phase(line: bytes) -> str | None:
         return None
 
 
-def _read(worker: RunningWorker, watch: Watch, output: bytes, outcome: type[OutcomeT]) -> OutcomeT:
+def _read(worker: RunningWorker, sampler: Sampler, output: bytes, outcome: type[OutcomeT]) -> OutcomeT:
     """The outcome of a worker that has ended; errors as in :func:`finish_worker`."""
     code = worker.process.returncode
     if code < 0:
-        killed = code == -signal.SIGKILL and worker.cage.killed_for_memory()
-        refused = code == -REFUSED_MEMORY_SIGNAL and worker.cage.judge == "rlimit"
+        killed = code == -signal.SIGKILL and worker.memory_limit.killed_for_memory()
+        refused = code == -REFUSED_MEMORY_SIGNAL and worker.memory_limit.enforced_by == "rlimit"
         name = signal.Signals(-code).name
         if killed or refused:
-            raise _out_of_memory(worker, watch, f"ended by {name}")
+            raise _out_of_memory(worker, sampler, f"ended by {name}")
         if code == -signal.SIGBUS:
             raise WorkerError(
                 "the worker was killed by SIGBUS: a weight file was truncated, or could not be read, while it was "
                 "mapped; check the disk, and let nothing change package folders while a worker runs"
             )
-        why = "not by its cap" if worker.cage.group else "perhaps the whole machine ran out of memory"
+        why = "not by its cap" if worker.memory_limit.group else "perhaps the whole machine ran out of memory"
         raise WorkerError(
             f"the worker was killed by {name}, {why}; the kernel's log or the worker's tells more"
         )
@@ -242,7 +242,7 @@ def _read(worker: RunningWorker, watch: Watch, output: bytes, outcome: type[Outc
         if code == FAILURE_EXIT_CODE:
             failure = msgspec.json.decode(output, type=Failure)
             if failure.kind == OutOfMemoryError.__name__:
-                raise _out_of_memory(worker, watch, failure.message)
+                raise _out_of_memory(worker, sampler, failure.message)
             raise rebuild_error(failure)
         if code == 0:
             return msgspec.json.decode(output, type=outcome)
@@ -251,17 +251,21 @@ def _read(worker: RunningWorker, watch: Watch, output: bytes, outcome: type[Outc
     raise WorkerError(f"the worker stopped with exit code {code}; its log tells why")
 
 
-def _out_of_memory(worker: RunningWorker, watch: Watch, how: str) -> OutOfMemoryError:
-    cap_bytes, judge, last = worker.cage.cap_bytes or 0, worker.cage.judge, watch.last
+def _out_of_memory(worker: RunningWorker, sampler: Sampler, how: str) -> OutOfMemoryError:
+    cap_bytes, enforced_by, last = (
+        worker.memory_limit.cap_bytes or 0,
+        worker.memory_limit.enforced_by,
+        sampler.last,
+    )
     seen = (
         f"{last.resident_bytes} bytes resident, {last.anonymous_bytes} its own," if last else "nothing known"
     )
     return OutOfMemoryError(
-        f"the worker ran out of memory in phase {watch.phase} ({how[:MAX_HOW_CHARACTERS]}): {seen} when last looked "
-        f"at, the cap is {cap_bytes} ({judge}); grant a larger cap, or ask for shorter sequences, fewer draws or "
+        f"the worker ran out of memory in phase {sampler.phase} ({how[:MAX_HOW_CHARACTERS]}): {seen} when last looked "
+        f"at, the cap is {cap_bytes} ({enforced_by}); grant a larger cap, or ask for shorter sequences, fewer draws or "
         "fewer slices",
-        phase=watch.phase,
+        phase=sampler.phase,
         last_bytes=last.resident_bytes if last else 0,
         cap_bytes=cap_bytes,
-        judge=judge,
+        enforced_by=enforced_by,
     )

@@ -150,5 +150,5 @@ def test_file_errors_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run\.toml is not TOML"):
         read_run_config(path)
     path.write_text("name = 'x'")
-    with pytest.raises(ConfigError, match=r"run\.toml: .*package"):
+    with pytest.raises(ConfigError, match=r"run\.toml: .*seed"):
         read_run_config(path)

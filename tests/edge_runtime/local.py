@@ -9,7 +9,7 @@ from edge_runtime.data.examples import Examples
 from edge_runtime.engines.onnxruntime_engine import OnnxEngine
 from edge_runtime.execution.backpropagation import Backpropagation
 from edge_runtime.execution.executor import Executor
-from edge_runtime.memory.plan import Choice
+from edge_runtime.memory.plan import ExecutionChoice
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import Values
 from edge_runtime.protocol.messages import Task
@@ -36,7 +36,7 @@ def train(
     prepared: PreparedPackage,
     task: Task,
     values: Values,
-    choice: Choice | None = None,
+    choice: ExecutionChoice | None = None,
     reference: Values | None = None,
     examples: Examples | None = None,
 ) -> Trained:
@@ -47,7 +47,7 @@ def train(
         prepared.manifest.slices,
         values,
         examples or examples_of(prepared),
-        choice or Choice("resident", task.batch_size, task.draws),
+        choice or ExecutionChoice("resident", task.batch_size, task.draws),
         reference=reference,
     )
 

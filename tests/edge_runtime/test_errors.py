@@ -35,8 +35,13 @@ def test_errors_carry_their_figures() -> None:
     """Errors that others act upon carry figures and codes as attributes, not only in words."""
     cap = CapExceededError("too much", required_bytes=2, cap_bytes=1)
     assert (cap.required_bytes, cap.cap_bytes) == (2, 1)
-    killed = OutOfMemoryError("killed", phase="step", last_bytes=2, cap_bytes=1, judge="cgroup_v1")
-    assert (killed.phase, killed.last_bytes, killed.cap_bytes, killed.judge) == ("step", 2, 1, "cgroup_v1")
+    killed = OutOfMemoryError("killed", phase="step", last_bytes=2, cap_bytes=1, enforced_by="cgroup_v1")
+    assert (killed.phase, killed.last_bytes, killed.cap_bytes, killed.enforced_by) == (
+        "step",
+        2,
+        1,
+        "cgroup_v1",
+    )
     assert RefusedError("no", code="revoked").code == "revoked"
     assert UnreachableError("later", retry_after_s=3.0).retry_after_s == 3.0
     assert UnreachableError("later").retry_after_s is None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.memory.plan import Choice, Planner, Work
+from edge_runtime.memory.plan import ExecutionChoice, Planner, Work
 from edge_runtime.package.package import Package
 from edge_runtime.protocol.messages import Update
 from edge_runtime.worker.jobs import PrepareJob, TrainJob, TrainOutcome
@@ -42,17 +42,17 @@ def rows(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("choice", "batch_size", "draws", "update"),
     [
-        (Choice("resident", 1, 1), 8, 1, "forward"),
-        (Choice("streamed", 1, 1), 8, 1, "forward"),
-        (Choice("resident", 2, 4), 8, 4, "forward"),
-        (Choice("streamed", 4, 2), 16, 4, "forward"),
-        (Choice("resident", 1, 1), 8, 1, "backprop"),
-        (Choice("streamed", 4, 1), 16, 1, "backprop"),
-        (Choice("streamed", 1, 1, "disk"), 16, 1, "backprop"),
+        (ExecutionChoice("resident", 1, 1), 8, 1, "forward"),
+        (ExecutionChoice("streamed", 1, 1), 8, 1, "forward"),
+        (ExecutionChoice("resident", 2, 4), 8, 4, "forward"),
+        (ExecutionChoice("streamed", 4, 2), 16, 4, "forward"),
+        (ExecutionChoice("resident", 1, 1), 8, 1, "backprop"),
+        (ExecutionChoice("streamed", 4, 1), 16, 1, "backprop"),
+        (ExecutionChoice("streamed", 1, 1, "disk"), 16, 1, "backprop"),
     ],
 )
 def test_the_peak_is_predicted_within_the_bounds_of_the_grid(
-    package, rows, tmp_path_factory, choice: Choice, batch_size: int, draws: int, update: Update
+    package, rows, tmp_path_factory, choice: ExecutionChoice, batch_size: int, draws: int, update: Update
 ) -> None:
     """Under a kernel limit a tenth above it, the prediction is at most 10 % over the peak and 5 % under it."""
     prepared = tmp_path_factory.getbasetemp() / "prepared-grid"

@@ -18,7 +18,7 @@ from edge_runtime.agent.store import Store
 from edge_runtime.agent.transport import Response
 from edge_runtime.errors import ConfigError, RefusedError, SignatureError
 from edge_runtime.log import _line
-from edge_runtime.memory.plan import Choice, PeakPrediction, Work
+from edge_runtime.memory.plan import ExecutionChoice, PeakPrediction, Work
 from edge_runtime.package.prepared import PREPARED
 from edge_runtime.protocol.messages import ComeBack, LocalOptimizer, NotEligible, SignedTask, Task, encode
 from edge_runtime.protocol.signing import PrivateKey, generate_key
@@ -51,7 +51,7 @@ print(json.dumps({
     name: msgspec.json.encode(value).decode()
     for name, value in {
         "work": Work(4, 16, 1, ("block0.query",)),
-        "choice": Choice("resident", 1, 1),
+        "choice": ExecutionChoice("resident", 1, 1),
         "peak": PeakPrediction(0, 0, 0, 0, 0, 0, 0, 0),
     }.items()
 }

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.errors import DeviceError
 from edge_runtime.execution import activation_store
-from edge_runtime.execution.activation_store import KeptInputs
+from edge_runtime.execution.activation_store import ActivationStore
 
 
 def group(seed: int, sizes: list[int]) -> list[np.ndarray]:
@@ -27,7 +27,7 @@ def test_what_was_pushed_last_comes_back_first(tmp_path_factory, on_disk: bool, 
     """However pushes and pops take turns, a pop gives the arrays of the last push that is left, bit for bit."""
     folder = tmp_path_factory.getbasetemp() if on_disk else None
     expected: list[list[np.ndarray]] = []
-    with KeptInputs(folder) as kept:
+    with ActivationStore(folder) as kept:
         for number, push in enumerate(data.draw(st.lists(st.booleans(), max_size=20))):
             if push:
                 expected.append(group(number, data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))))
@@ -40,7 +40,7 @@ def test_what_was_pushed_last_comes_back_first(tmp_path_factory, on_disk: bool, 
 
 def test_the_file_is_a_stack_without_a_name(tmp_path) -> None:
     """Pass after pass the file grows no further than one pass, and the folder shows no file."""
-    with KeptInputs(tmp_path) as kept:
+    with ActivationStore(tmp_path) as kept:
         for _ in range(3):
             for number in range(4):
                 kept.push(group(number, [2, 1]))
@@ -59,7 +59,7 @@ def test_a_full_disk_is_told_with_what_is_free(tmp_path: Path, monkeypatch) -> N
 
     monkeypatch.setattr(activation_store.os, "pwrite", fail)
     with (
-        KeptInputs(tmp_path) as kept,
+        ActivationStore(tmp_path) as kept,
         pytest.raises(DeviceError, match=r"No space left.*MiB are free") as caught,
     ):
         kept.push(group(0, [1]))
@@ -69,7 +69,7 @@ def test_a_full_disk_is_told_with_what_is_free(tmp_path: Path, monkeypatch) -> N
 
 def test_a_file_that_lost_its_end_is_told(tmp_path: Path) -> None:
     """Inputs that cannot be read back are an error, never zeros."""
-    with KeptInputs(tmp_path) as kept:
+    with ActivationStore(tmp_path) as kept:
         kept.push(group(0, [2]))
         assert kept._file is not None
         kept._file.truncate(8)

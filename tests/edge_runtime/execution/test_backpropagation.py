@@ -13,7 +13,7 @@ from edge_runtime.errors import ConfigError, PackageError
 from edge_runtime.execution.backpropagation import Backpropagation
 from edge_runtime.execution.executor import Executor
 from edge_runtime.execution.prefix_cache import PrefixCache
-from edge_runtime.memory.plan import Choice, WeightsMode
+from edge_runtime.memory.plan import ExecutionChoice, WeightsMode
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import Values
 from edge_runtime.protocol.messages import LocalOptimizer
@@ -165,7 +165,12 @@ def test_the_head_alone_has_nothing_to_propagate_back_to(float_prepared) -> None
 
 
 @pytest.mark.parametrize(
-    "choice", [Choice("resident", 4, 1), Choice("streamed", 4, 1, "disk"), Choice("streamed", 4, 1)]
+    "choice",
+    [
+        ExecutionChoice("resident", 4, 1),
+        ExecutionChoice("streamed", 4, 1, "disk"),
+        ExecutionChoice("streamed", 4, 1),
+    ],
 )
 def test_a_worker_takes_exact_steps(
     prepared_in,
@@ -173,7 +178,7 @@ def test_a_worker_takes_exact_steps(
     slices,
     by_torch,
     batch,
-    choice: Choice,
+    choice: ExecutionChoice,
 ) -> None:
     """One step of plain descent over all rows changes slices and head by the rate times torch's gradient."""
     optimizer = LocalOptimizer("sgd", slice_rate=0.5, head_rate=0.25)

@@ -134,7 +134,7 @@ def test_a_process_that_is_killed_leaves_no_file(tmp_path) -> None:
     program = """
 import sys, time, numpy as np
 from pathlib import Path
-from edge_runtime.prefix_cache import PrefixCache
+from edge_runtime.execution.prefix_cache import PrefixCache
 cache = PrefixCache(Path(sys.argv[1]), 1 << 24)
 cache.store((0, 8), {"hidden": np.ones((1, 1 << 20), np.float32)})
 print("stored", flush=True)

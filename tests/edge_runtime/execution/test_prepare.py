@@ -27,7 +27,7 @@ from edge_runtime.execution.calibration import CALIBRATION_ROWS, CALIBRATION_TOK
 from edge_runtime.execution.layout import lay_out
 from edge_runtime.execution.prepare import prepare
 from edge_runtime.execution.weights import MappedWeights
-from edge_runtime.memory.plan import USABLE_SHARE, Choice, Planner, Work
+from edge_runtime.memory.plan import USABLE_SHARE, ExecutionChoice, Planner, Work
 from edge_runtime.package import prepared
 from edge_runtime.package.manifest import ARITHMETICS, Arithmetic, TensorRef
 from edge_runtime.package.package import Package
@@ -468,7 +468,7 @@ def predicted_bytes(exported, arithmetic: Arithmetic, draws: int) -> int:
     slices = tuple(spec.name for spec in manifest.slices if spec.kind != "head")
     work = Work(CALIBRATION_ROWS, min(CALIBRATION_TOKENS, manifest.sequence_limit), draws, slices)
     planner = Planner(manifest, arithmetic)
-    return planner.predict(work, Choice("streamed", CALIBRATION_ROWS, draws)).total_bytes
+    return planner.predict(work, ExecutionChoice("streamed", CALIBRATION_ROWS, draws)).total_bytes
 
 
 def cap_for(bytes_wanted: int) -> int:

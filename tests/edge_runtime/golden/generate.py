@@ -44,7 +44,7 @@ MEMORY = MemoryReport(
     file_bytes=60_000_000,
     floor_bytes=70_000_000,
     phases={"load": 90_000_000, "step": 190_000_000},
-    judge="cgroup_v1",
+    enforced_by="cgroup_v1",
 )
 TASK = Task(
     task_id="t-1",
@@ -73,7 +73,7 @@ FULL_TASK = msgspec.structs.replace(
     loss="phuber",
     update="zero_order",
     report="scalars",
-    tau=2.5,
+    phuber_tau=2.5,
     head="perturbed",
     epochs=2,
     freeze_a=True,

@@ -10,8 +10,8 @@ PROGRAM = """
 import json
 import numpy as np
 import onnxruntime
-from edge_runtime.meter import status_bytes
-from edge_runtime.process_memory import keep_freed_memory, release_library_code, return_freed_memory
+from edge_runtime.memory.meter import status_bytes
+from edge_runtime.memory.allocator import keep_freed_memory, release_library_code, return_freed_memory
 
 keep_freed_memory()
 before = status_bytes("RssFile")

@@ -18,13 +18,13 @@ from edge_runtime.memory import cgroups, enforcement
 from edge_runtime.memory.cgroups import AGENT_GROUP, PREFIX, Hierarchies
 from edge_runtime.memory.enforcement import (
     LATER_SLACK_BYTES,
-    Cage,
-    make_cage,
+    MemoryLimit,
+    make_memory_limit,
     memory_limit,
     ran_out_of_memory,
-    remove_cage,
+    remove_memory_limit,
 )
-from edge_runtime.memory.sampler import Watch
+from edge_runtime.memory.sampler import Sampler
 from edge_runtime.worker import process
 from edge_runtime.worker.jobs import EvaluateJob, EvaluateOutcome
 from edge_runtime.worker.process import RunningWorker, finish_worker, start_worker
@@ -45,7 +45,7 @@ NOWHERE = Hierarchies(v2=Path("/nonexistent"), v1=Path("/nonexistent"))
 #: The real worker's main around a job that does something else in phase "step".
 WORKER = """
 import os, sys, time
-from edge_runtime import worker
+from edge_runtime.worker import main as worker
 def run(job, announce):
     announce("step")
     time.sleep(0.3)
@@ -63,16 +63,18 @@ SMALL_GROWING = f"import time\nif True:\n    {GROWING}"
 @pytest.fixture(scope="module")
 def v1_parent() -> Path:
     """This process's own group of version 1's memory controller."""
-    with memory_limit(CAP_BYTES) as cage:
-        if cage.judge != "cgroup_v1" or cage.group is None:
-            pytest.skip(f"no writable memory controller of cgroup version 1 here; {cage.judge} {cage.note}")
-        return cage.group.parent
+    with memory_limit(CAP_BYTES) as limit:
+        if limit.enforced_by != "cgroup_v1" or limit.group is None:
+            pytest.skip(
+                f"no writable memory controller of cgroup version 1 here; {limit.enforced_by} {limit.note}"
+            )
+        return limit.group.parent
 
 
 @pytest.fixture
 def without_groups(monkeypatch) -> None:
     """A machine on which no control group can be made."""
-    monkeypatch.setattr(process, "make_cage", lambda cap_bytes: make_cage(cap_bytes, NOWHERE))
+    monkeypatch.setattr(process, "make_memory_limit", lambda cap_bytes: make_memory_limit(cap_bytes, NOWHERE))
 
 
 def worker_that(program: str) -> RunningWorker:
@@ -88,14 +90,14 @@ def groups_of_this_process(parent: Path) -> list[Path]:
 
 @pytest.mark.parametrize("body", [GROWING, ONE_BLOCK])
 def test_the_kernel_kills_at_the_cap_and_the_phase_is_known(v1_parent, body: str) -> None:
-    """A worker over its cap is killed: the error has phase, last sample, cap and judge, in one line."""
-    watch = Watch()
+    """A worker over its cap is killed: the error has phase, last sample, cap and enforcer, in one line."""
+    sampler = Sampler()
     with pytest.raises(OutOfMemoryError) as caught:
-        finish_worker(worker_that(WORKER.format(body=body)), EvaluateOutcome, 60, watch)
+        finish_worker(worker_that(WORKER.format(body=body)), EvaluateOutcome, 60, sampler)
     error = caught.value
-    assert (error.phase, error.cap_bytes, error.judge) == ("step", CAP_BYTES, "cgroup_v1")
-    assert watch.last is not None
-    assert error.last_bytes == watch.last.resident_bytes > 16 * MIB
+    assert (error.phase, error.cap_bytes, error.enforced_by) == ("step", CAP_BYTES, "cgroup_v1")
+    assert sampler.last is not None
+    assert error.last_bytes == sampler.last.resident_bytes > 16 * MIB
     assert "ended by SIGKILL" in str(error)
     assert str(error).isprintable()
     assert groups_of_this_process(v1_parent) == []
@@ -103,12 +105,12 @@ def test_the_kernel_kills_at_the_cap_and_the_phase_is_known(v1_parent, body: str
 
 def test_a_slowly_growing_worker_gets_all_of_its_cap(v1_parent) -> None:
     """The last sample before the kill shows own pages near the cap: the limit is neither early nor late."""
-    watch = Watch()
+    sampler = Sampler()
     with pytest.raises(OutOfMemoryError):
         finish_worker(
-            worker_that(f"import sys; sys.stdin.read()\n{SMALL_GROWING}"), EvaluateOutcome, 60, watch
+            worker_that(f"import sys; sys.stdin.read()\n{SMALL_GROWING}"), EvaluateOutcome, 60, sampler
         )
-    largest = max(sample.anonymous_bytes for sample in watch.samples)
+    largest = max(sample.anonymous_bytes for sample in sampler.samples)
     assert 0.6 * CAP_BYTES < largest <= CAP_BYTES
 
 
@@ -122,10 +124,10 @@ def test_a_plain_kill_is_told_apart(v1_parent) -> None:
 
 def test_the_interpreter_itself_is_charged(v1_parent) -> None:
     """The child is in its group before it becomes Python: an empty program is charged some MiB."""
-    with memory_limit(CAP_BYTES) as cage:
-        subprocess.run(cage.command([sys.executable, "-c", ""]), check=True)
-        peak = cage.peak_bytes()
-        assert not cage.killed_for_memory()
+    with memory_limit(CAP_BYTES) as limit:
+        subprocess.run(limit.command([sys.executable, "-c", ""]), check=True)
+        peak = limit.peak_bytes()
+        assert not limit.killed_for_memory()
     assert peak is not None
     assert 2 * MIB < peak < CAP_BYTES
 
@@ -135,7 +137,7 @@ def test_the_report_names_judge_and_the_kernels_peak(v1_parent) -> None:
     outcome = finish_worker(
         worker_that("kept = b'x' * (32 << 20)\nimport sys; sys.stdin.read()\n" + OUTCOME), EvaluateOutcome
     )
-    assert outcome.memory.judge == "cgroup_v1"
+    assert outcome.memory.enforced_by == "cgroup_v1"
     assert outcome.memory.cgroup_peak_bytes is not None
     assert 32 * MIB < outcome.memory.cgroup_peak_bytes < CAP_BYTES
 
@@ -194,14 +196,14 @@ def test_no_group_is_left_behind_by_a_worker_that_cannot_start(v1_parent, monkey
 
 
 def test_what_a_killed_agent_left_behind_is_removed_at_the_next_start(v1_parent) -> None:
-    """Group and orphaned worker of an owner that is no more both go when the next cage is made."""
+    """Group and orphaned worker of an owner that is no more both go when the next limit is made."""
     dying = (
         "import os, subprocess\n"
-        "from edge_runtime.memory.enforcement import make_cage\n"
-        f"cage = make_cage({CAP_BYTES})\n"
-        "child = subprocess.Popen(cage.command(['sleep', '600']), stdout=-3, stderr=-3)\n"
-        "while str(child.pid) not in (cage.group / 'cgroup.procs').read_text().split(): pass\n"
-        "print(cage.group, child.pid, flush=True)\n"
+        "from edge_runtime.memory.enforcement import make_memory_limit\n"
+        f"limit = make_memory_limit({CAP_BYTES})\n"
+        "child = subprocess.Popen(limit.command(['sleep', '600']), stdout=-3, stderr=-3)\n"
+        "while str(child.pid) not in (limit.group / 'cgroup.procs').read_text().split(): pass\n"
+        "print(limit.group, child.pid, flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
     )
     done = subprocess.run([sys.executable, "-c", dying], capture_output=True, text=True, check=False)
@@ -222,9 +224,9 @@ def _state(process_id: str) -> str:
 
 def test_a_cap_the_kernel_does_not_take_falls_back(v1_parent) -> None:
     """A group that cannot be limited is removed, and the note has the kernel's reason."""
-    cage = make_cage(-5)
-    assert cage.judge == "rlimit"
-    assert "cgroup_v1: Invalid argument" in cage.note
+    limit = make_memory_limit(-5)
+    assert limit.enforced_by == "rlimit"
+    assert "cgroup_v1: Invalid argument" in limit.note
     assert groups_of_this_process(v1_parent) == []
 
 
@@ -236,16 +238,20 @@ def test_without_groups_a_refused_allocation_is_the_same_error(without_groups, b
     """What Python or numpy raise when RLIMIT_DATA refuses them arrives as OutOfMemoryError with its phase."""
     with pytest.raises(OutOfMemoryError, match="MemoryError") as caught:
         finish_worker(worker_that(WORKER.format(body=body)), EvaluateOutcome, 60)
-    assert (caught.value.phase, caught.value.cap_bytes, caught.value.judge) == ("step", CAP_BYTES, "rlimit")
+    assert (caught.value.phase, caught.value.cap_bytes, caught.value.enforced_by) == (
+        "step",
+        CAP_BYTES,
+        "rlimit",
+    )
     assert caught.value.last_bytes > 16 * MIB
 
 
 def test_without_groups_resident_memory_is_held_near_the_cap(without_groups) -> None:
     """The limit follows the worker: it gets its cap although it maps more, and at most the slack beyond."""
-    watch = Watch()
+    sampler = Sampler()
     with pytest.raises(OutOfMemoryError):
-        finish_worker(worker_that(WORKER.format(body=GROWING)), EvaluateOutcome, 60, watch)
-    largest = max(sample.resident_bytes for sample in watch.samples)
+        finish_worker(worker_that(WORKER.format(body=GROWING)), EvaluateOutcome, 60, sampler)
+    largest = max(sample.resident_bytes for sample in sampler.samples)
     assert CAP_BYTES - 8 * MIB < largest < CAP_BYTES + LATER_SLACK_BYTES + 8 * MIB
 
 
@@ -258,9 +264,9 @@ def test_without_groups_an_abort_counts_as_refused_memory(without_groups) -> Non
 
 
 def test_without_groups_the_report_says_so(without_groups) -> None:
-    """The judge is named, and there is no kernel's peak to add."""
+    """The enforcer is named, and there is no kernel's peak to add."""
     outcome = finish_worker(worker_that("import sys; sys.stdin.read()\n" + OUTCOME), EvaluateOutcome)
-    assert outcome.memory.judge == "rlimit"
+    assert outcome.memory.enforced_by == "rlimit"
     assert outcome.memory.cgroup_peak_bytes is None
 
 
@@ -273,11 +279,11 @@ def test_a_hard_limit_of_the_operator_is_kept(without_groups) -> None:
     process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()
-    make_cage(1 << 33, NOWHERE).follow(process.pid)
+    make_memory_limit(1 << 33, NOWHERE).follow(process.pid)
     limits = Path(f"/proc/{process.pid}/limits").read_text()
     process.communicate()
     assert f"Max data size             {1 << 28}" in limits
-    make_cage(1 << 33, NOWHERE).follow(process.pid)
+    make_memory_limit(1 << 33, NOWHERE).follow(process.pid)
 
 
 def test_the_reason_is_logged_once(caplog, monkeypatch) -> None:
@@ -285,16 +291,20 @@ def test_the_reason_is_logged_once(caplog, monkeypatch) -> None:
     enforcement._warn_once.cache_clear()
     monkeypatch.setattr(logging.getLogger("edge_runtime"), "propagate", True)
     for _ in range(3):
-        assert "cgroup_v2: not mounted; cgroup_v1: not mounted" in make_cage(CAP_BYTES, NOWHERE).note
-    assert [record.getMessage().split()[1] for record in caplog.records] == ["judge=rlimit"]
+        assert "cgroup_v2: not mounted; cgroup_v1: not mounted" in make_memory_limit(CAP_BYTES, NOWHERE).note
+    assert [record.getMessage().split()[1] for record in caplog.records] == ["enforced_by=rlimit"]
 
 
 def test_measuring_alone_needs_no_judge() -> None:
     """Without a cap and without groups nothing is enforced, and commands are left as they are."""
-    with memory_limit(None, NOWHERE) as cage:
-        assert (cage.judge, cage.group, cage.peak_bytes()) == ("none", None, None)
-        assert cage.command(["a", "b"]) == ["a", "b"]
-        assert not cage.killed_for_memory()
+    with memory_limit(None, NOWHERE) as limit:
+        assert (limit.enforced_by, limit.group, limit.peak_bytes()) == (
+            "none",
+            None,
+            None,
+        )
+        assert limit.command(["a", "b"]) == ["a", "b"]
+        assert not limit.killed_for_memory()
 
 
 @pytest.mark.parametrize(
@@ -339,25 +349,25 @@ class FakeTree:
         return sorted(self.base.glob(f"{PREFIX}*"))
 
 
-def group_of(cage: Cage) -> Path:
-    assert cage.judge == "cgroup_v2", cage.note
-    assert cage.group is not None
-    return cage.group
+def group_of(limit: MemoryLimit) -> Path:
+    assert limit.enforced_by == "cgroup_v2", limit.note
+    assert limit.group is not None
+    return limit.group
 
 
 def test_a_delegated_group_is_divided(tmp_path) -> None:
     """The agent steps into a subgroup, hands the controller down, and the worker gets its limit without swap."""
     fake = FakeTree(tmp_path)
-    with memory_limit(CAP_BYTES, fake.tree) as cage:
-        group = group_of(cage)
+    with memory_limit(CAP_BYTES, fake.tree) as limit:
+        group = group_of(limit)
         assert group.parent == fake.base
         assert (fake.base / AGENT_GROUP / "cgroup.procs").read_text() == str(os.getpid())
         assert (fake.base / "cgroup.subtree_control").read_text() == "+memory"
         assert (group / "memory.max").read_text() == str(CAP_BYTES)
         assert (group / "memory.swap.max").read_text() == "0"
         assert (group / "memory.oom.group").read_text() == "1"
-        assert cage.note == ""
-        assert cage.command(["python"])[-2:] == [str(group / "cgroup.procs"), "python"]
+        assert limit.note == ""
+        assert limit.command(["python"])[-2:] == [str(group / "cgroup.procs"), "python"]
     assert fake.groups() == []
 
 
@@ -366,8 +376,8 @@ def test_an_agent_that_has_stepped_aside_makes_groups_beside_itself(tmp_path) ->
     fake = FakeTree(tmp_path)
     fake.write("cgroup.subtree_control", "memory\n")
     fake.tree.membership.write_text(f"0::/system.slice/edge.service/{AGENT_GROUP}\n")
-    with memory_limit(CAP_BYTES, fake.tree) as cage:
-        assert group_of(cage).parent == fake.base
+    with memory_limit(CAP_BYTES, fake.tree) as limit:
+        assert group_of(limit).parent == fake.base
 
 
 def test_the_machines_root_needs_no_stepping_aside(tmp_path) -> None:
@@ -375,8 +385,8 @@ def test_the_machines_root_needs_no_stepping_aside(tmp_path) -> None:
     fake = FakeTree(tmp_path, "/")
     (fake.base / "cgroup.type").unlink()
     fake.write("cgroup.procs", "1\n2\n")
-    with memory_limit(CAP_BYTES, fake.tree) as cage:
-        assert group_of(cage).parent == fake.base
+    with memory_limit(CAP_BYTES, fake.tree) as limit:
+        assert group_of(limit).parent == fake.base
     assert not (fake.base / AGENT_GROUP).exists()
 
 
@@ -391,9 +401,9 @@ def test_a_group_that_is_not_ours_to_divide_falls_back(tmp_path, file: str, text
     """Without delegation, or beside other processes, nothing is moved and the note says why."""
     fake = FakeTree(tmp_path)
     fake.write(file, text)
-    cage = make_cage(CAP_BYTES, fake.tree)
-    assert cage.judge == "rlimit"
-    assert reason in cage.note
+    limit = make_memory_limit(CAP_BYTES, fake.tree)
+    assert limit.enforced_by == "rlimit"
+    assert reason in limit.note
     assert sorted(path.name for path in fake.base.iterdir() if path.is_dir()) == []
 
 
@@ -401,20 +411,20 @@ def test_a_process_in_no_hierarchy_falls_back(tmp_path) -> None:
     """A membership file without the wanted lines is a reason, not a crash."""
     fake = FakeTree(tmp_path)
     fake.tree.membership.write_text("5:cpu,cpuacct:/\n")
-    assert "no such hierarchy" in make_cage(CAP_BYTES, fake.tree).note
+    assert "no such hierarchy" in make_memory_limit(CAP_BYTES, fake.tree).note
 
 
 def test_kills_and_peak_are_read_from_the_group(tmp_path) -> None:
     """The kernel's counter of kills tells an out-of-memory kill, and its peak is the charge."""
-    cage = make_cage(CAP_BYTES, FakeTree(tmp_path).tree)
-    group = group_of(cage)
+    limit = make_memory_limit(CAP_BYTES, FakeTree(tmp_path).tree)
+    group = group_of(limit)
     (group / "memory.events").write_text("low 0\nhigh 0\nmax 3\noom 1\noom_kill 0\noom_group_kill 0\n")
-    assert not cage.killed_for_memory()
-    assert cage.peak_bytes() is None
+    assert not limit.killed_for_memory()
+    assert limit.peak_bytes() is None
     (group / "memory.events").write_text("low 0\nhigh 0\nmax 3\noom 1\noom_kill 1\noom_group_kill 1\n")
     (group / "memory.peak").write_text("12345\n")
-    assert cage.killed_for_memory()
-    assert cage.peak_bytes() == 12345
+    assert limit.killed_for_memory()
+    assert limit.peak_bytes() == 12345
 
 
 @pytest.mark.parametrize(("failures", "killed"), [("0\n", False), ("7\n", True)])
@@ -424,7 +434,7 @@ def test_a_kernel_without_a_counter_of_kills_tells_by_its_failures(
     """Version 1 before Linux 4.13 only says how often the limit was hit."""
     (tmp_path / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\n")
     (tmp_path / "memory.failcnt").write_text(failures)
-    assert Cage("cgroup_v1", CAP_BYTES, tmp_path).killed_for_memory() is killed
+    assert MemoryLimit("cgroup_v1", CAP_BYTES, tmp_path).killed_for_memory() is killed
 
 
 def test_only_groups_of_dead_owners_are_stale(tmp_path) -> None:
@@ -437,8 +447,8 @@ def test_only_groups_of_dead_owners_are_stale(tmp_path) -> None:
     foreign = fake.base / f"{PREFIX}of-somebody-else"
     for folder in (living, reused, dead, foreign):
         folder.mkdir()
-    cage = make_cage(CAP_BYTES, fake.tree)
-    assert fake.groups() == sorted([living, foreign, group_of(cage)])
+    limit = make_memory_limit(CAP_BYTES, fake.tree)
+    assert fake.groups() == sorted([living, foreign, group_of(limit)])
 
 
 def test_a_group_that_cannot_be_removed_is_logged(tmp_path, caplog, monkeypatch) -> None:
@@ -446,5 +456,5 @@ def test_a_group_that_cannot_be_removed_is_logged(tmp_path, caplog, monkeypatch)
     monkeypatch.setattr(logging.getLogger("edge_runtime"), "propagate", True)
     monkeypatch.setattr(cgroups, "REMOVE_TRIES", 2)
     (tmp_path / "cgroup.procs").write_text(f"0\n{1 << 22}\n")
-    remove_cage(Cage("cgroup_v2", 1, tmp_path), Hierarchies())
+    remove_memory_limit(MemoryLimit("cgroup_v2", 1, tmp_path), Hierarchies())
     assert f"group_left_behind group={tmp_path}" in caplog.text

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not ON_LINUX, reason="memory is measured through
 
 #: A fresh interpreter, so that earlier tests' memory is not in the way.
 PHASES = """
-from edge_runtime.meter import Meter, status_bytes
+from edge_runtime.memory.meter import Meter, status_bytes
 meter = Meter()
 meter.enter("large")
 block = bytearray(b"x") * (64 << 20)

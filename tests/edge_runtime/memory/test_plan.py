@@ -15,7 +15,7 @@ from edge_runtime.execution.executor import Executor
 from edge_runtime.memory import plan as module
 from edge_runtime.memory.plan import (
     USABLE_SHARE,
-    Choice,
+    ExecutionChoice,
     Planner,
     Work,
     choices,
@@ -203,7 +203,7 @@ def test_a_segment_without_dual_falls_back_to_primal() -> None:
 def test_zero_order_is_planned_as_inference() -> None:
     """It runs primal programs alone; draws add their directions, once a batch, and twice their passes."""
     planner = Planner(MODEL, "float", calibration=CALIBRATION)
-    choice = Choice("resident", 4, 1)
+    choice = ExecutionChoice("resident", 4, 1)
     evaluation = planner.plan(Work(8, 64, 0, ()), choice)
     for draws in (1, 20):
         work = Work(8, 64, draws, (*ALL, "head"), "zero_order")
@@ -220,7 +220,7 @@ def test_zero_order_is_planned_as_inference() -> None:
 
 def test_a_perturbed_head_takes_the_memory_of_its_directions() -> None:
     """Named among the slices it adds its directions to the plan, of each example and draw, and no program."""
-    planner, choice = Planner(MODEL, "float"), Choice("resident", 4, 4)
+    planner, choice = Planner(MODEL, "float"), ExecutionChoice("resident", 4, 4)
     exact, perturbed = Work(8, 64, 4, ALL), Work(8, 64, 4, (*ALL, "head"))
     assert planner.program_names(exact) == planner.program_names(perturbed)
     more = planner.predict(perturbed, choice).slices_bytes - planner.predict(exact, choice).slices_bytes
@@ -236,8 +236,8 @@ def test_the_head_alone_moves_no_segment() -> None:
 def test_the_ladder_of_choices() -> None:
     """From all weights resident and the preferred group down to one example and one draw, streamed; each once."""
     ladder = list(choices(Work(8, 64, 4, ALL)))
-    assert ladder[0] == Choice("resident", 4, 4)
-    assert ladder[-1] == Choice("streamed", 1, 1)
+    assert ladder[0] == ExecutionChoice("resident", 4, 4)
+    assert ladder[-1] == ExecutionChoice("streamed", 1, 1)
     assert len(set(map(str, ladder))) == len(ladder) == 2 * 3 * 3
     modes = [choice.weights for choice in ladder]
     assert modes == sorted(modes)
@@ -251,7 +251,7 @@ def test_a_ladder_starts_with_the_most_and_ends_with_the_least(work: Work) -> No
     """No choice takes more at a time than the first or less than the last, and none exceeds the work."""
     ladder = list(choices(work))
     back = work.update == "backprop" and work.slices
-    assert ladder[-1] == Choice("streamed", 1, 1, "disk" if back else "memory")
+    assert ladder[-1] == ExecutionChoice("streamed", 1, 1, "disk" if back else "memory")
     assert ladder[0].micro_batch == preferred_micro_batch(work.batch_size, work.sequence) <= work.batch_size
     for choice in ladder:
         assert 1 <= choice.micro_batch <= ladder[0].micro_batch
@@ -263,9 +263,9 @@ def test_what_is_given_up_is_said() -> None:
     planner, work = Planner(MODEL, "float", calibration=CALIBRATION), Work(8, 64, 4, ALL)
     fastest = planner.choose(work, 4096 * MIB)
     assert fastest.gave_up == ()
-    assert fastest.choice == Choice("resident", 4, 4)
+    assert fastest.choice == ExecutionChoice("resident", 4, 4)
     smallest = planner.choose(work, planner.smallest_cap(work))
-    assert smallest.choice == Choice("streamed", 1, 1)
+    assert smallest.choice == ExecutionChoice("streamed", 1, 1)
     assert smallest.gave_up == (
         "weights pass through memory a segment at a time",
         "1 example at a time instead of 4",
@@ -353,7 +353,7 @@ def test_a_larger_cap_never_means_a_slower_plan(planner: Planner, work: Work, sp
 @given(planner=PLANNERS, work=WORK, field=st.sampled_from(["batch_size", "sequence", "draws"]))
 def test_more_work_never_takes_less(planner: Planner, work: Work, field: str) -> None:
     """Done in the same way, the prediction grows with batch, sequence and draws; its parts add up."""
-    choice = Choice("resident", 1, 1)
+    choice = ExecutionChoice("resident", 1, 1)
     less = planner.predict(work, choice)
     more = planner.predict(replace(work, **{field: getattr(work, field) + 1}), choice)
     assert less.total_bytes <= more.total_bytes
@@ -393,7 +393,9 @@ def test_blocks_that_share_their_weights_hold_them_once() -> None:
     for calls in (1, 6):
         segments = (MODEL.segments[0], *MODEL.segments[1:2] * calls, MODEL.segments[-1])
         manifest = replace(MODEL, segments=segments, slices=(*MODEL.slices[3:],))
-        resident.append(Planner(manifest, "row_int8").predict(work, Choice("resident", 1, 1)).weights_bytes)
+        resident.append(
+            Planner(manifest, "row_int8").predict(work, ExecutionChoice("resident", 1, 1)).weights_bytes
+        )
     assert resident[0] == resident[1]
 
 
@@ -412,7 +414,7 @@ def test_streaming_holds_one_block() -> None:
         middle = [replace(MODEL.segments[1], weights=weights) for weights in own]
         segments = (MODEL.segments[0], *middle, MODEL.segments[-1])
         manifest = replace(MODEL, segments=segments, slices=(*MODEL.slices[3:],))
-        return Planner(manifest, "row_int8").predict(work, Choice(mode, 1, 1)).weights_bytes
+        return Planner(manifest, "row_int8").predict(work, ExecutionChoice(mode, 1, 1)).weights_bytes
 
     block = segment_bytes(MODEL.segments[1], "row_int8")
     resident = [weights(blocks, "resident") for blocks in (4, 5, 6)]
@@ -425,7 +427,7 @@ def test_streaming_holds_one_block() -> None:
 
 def test_the_device_own_floor_replaces_the_constant() -> None:
     """A measured floor moves the prediction by exactly its difference."""
-    work, choice = Work(4, 16, 2, ALL), Choice("resident", 4, 2)
+    work, choice = Work(4, 16, 2, ALL), ExecutionChoice("resident", 4, 2)
     low, high = (Planner(MODEL, floor_bytes=floor * MIB).predict(work, choice) for floor in (40, 90))
     assert high.total_bytes - low.total_bytes == 50 * MIB
 
@@ -433,7 +435,9 @@ def test_the_device_own_floor_replaces_the_constant() -> None:
 def test_a_large_tokenizer_can_be_the_peak() -> None:
     """Loading a tokenizer file of 9 MB takes more than a small step after it."""
     files = {**MODEL.files, "tokenizer.json": FileEntry(9_000_000, "0" * 64)}
-    peak = Planner(replace(MODEL, files=files)).predict(Work(1, 16, 1, ("s3",)), Choice("streamed", 1, 1))
+    peak = Planner(replace(MODEL, files=files)).predict(
+        Work(1, 16, 1, ("s3",)), ExecutionChoice("streamed", 1, 1)
+    )
     assert peak.total_bytes == peak.load_bytes > sum(peak.parts.values())
 
 
@@ -441,7 +445,7 @@ def test_tangents_are_counted_only_where_they_run() -> None:
     """Evaluation takes no more for draws at a time; training does."""
     for slices, grows in (((), False), (ALL, True)):
         few, many = (
-            Planner(MODEL).predict(Work(4, 16, k, slices), Choice("resident", 4, k)).waiting_bytes
+            Planner(MODEL).predict(Work(4, 16, k, slices), ExecutionChoice("resident", 4, k)).waiting_bytes
             for k in (1, 9)
         )
         assert (many > few) == grows
@@ -451,8 +455,8 @@ def test_seconds_follow_the_calibration() -> None:
     """Four draws at once cost what a block was measured to take; one at a time they cost four sweeps."""
     planner = Planner(MODEL, "row_int8", calibration=CALIBRATION)
     work = Work(2, 128, 4, ALL)
-    together = planner.plan(work, Choice("resident", 2, 4)).step_s
-    apart = planner.plan(work, Choice("resident", 2, 1)).step_s
+    together = planner.plan(work, ExecutionChoice("resident", 2, 4)).step_s
+    apart = planner.plan(work, ExecutionChoice("resident", 2, 1)).step_s
     assert together is not None
     assert apart is not None
     blocks = BLOCKS + 1  # the head counts as one
@@ -467,7 +471,7 @@ def test_layer_inputs_wait_for_the_way_back() -> None:
 
     def waiting(inputs: module.InputsMode, *slices: str) -> int:
         work = Work(4, 64, 1, slices, "backprop")
-        return Planner(MODEL).predict(work, Choice("resident", 4, 1, inputs)).waiting_bytes - masks
+        return Planner(MODEL).predict(work, ExecutionChoice("resident", 4, 1, inputs)).waiting_bytes - masks
 
     assert waiting("memory", *ALL) == (1 + BLOCKS) * state
     assert waiting("memory", "s3") == 2 * state
@@ -477,9 +481,9 @@ def test_layer_inputs_wait_for_the_way_back() -> None:
 def test_the_ladder_of_backpropagation() -> None:
     """One draw; layer inputs go to disk before fewer examples run at a time; forward mode has no such rung."""
     ladder = list(choices(Work(4, 64, 3, ALL, "backprop")))
-    assert ladder[0] == Choice("resident", 4, 1, "memory")
-    assert ladder[3] == Choice("resident", 4, 1, "disk")
-    assert ladder[-1] == Choice("streamed", 1, 1, "disk")
+    assert ladder[0] == ExecutionChoice("resident", 4, 1, "memory")
+    assert ladder[3] == ExecutionChoice("resident", 4, 1, "disk")
+    assert ladder[-1] == ExecutionChoice("streamed", 1, 1, "disk")
     assert {choice.draws_at_a_time for choice in ladder} == {1}
     assert {choice.inputs for choice in choices(Work(4, 64, 3, ALL))} == {"memory"}
 

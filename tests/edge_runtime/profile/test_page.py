@@ -29,14 +29,14 @@ BARE = replace(
 CASES: dict[str, tuple[Profile, Difference | None]] = {
     "passed": (PROFILE, None),
     "failed": (FAILED, compare(PROFILE, FAILED)),
-    "bare": (replace(BARE, bins=(), charged_peak_bytes=None, judge="none"), None),
+    "bare": (replace(BARE, bins=(), charged_peak_bytes=None, enforced_by="none"), None),
     "long names": (
         replace(
             PROFILE,
             identity=replace(PROFILE.identity, package_name="p" * 120, device="d" * 120, command="c" * 1000),
             bins=tuple(replace(b, name="b" * 119 + str(i)) for i, b in enumerate(PROFILE.bins)),
             phases=(replace(PROFILE.phases[0], name="h" * 120),),
-            judge_note="n" * 1000,
+            enforcement_note="n" * 1000,
         ),
         None,
     ),
@@ -142,7 +142,7 @@ def _with_text(text: str) -> Profile:
         PROFILE,
         identity=replace(PROFILE.identity, command="run", **dict.fromkeys(fields, text)),
         work=replace(PROFILE.work, slices=(text,), gave_up=(text,)),
-        judge_note=text,
+        enforcement_note=text,
         bins=tuple(replace(b, name=f"{text}{i}", note=text) for i, b in enumerate(PROFILE.bins)),
         timeline=tuple(replace(s, phase=text) for s in PROFILE.timeline[:40]),
         phases=tuple(replace(p, name=f"{text}{i}") for i, p in enumerate(PROFILE.phases)),

@@ -13,7 +13,7 @@ from edge_runtime import cli
 from edge_runtime.errors import ConfigError, PackageError
 from edge_runtime.package.manifest import SizeTerm
 from edge_runtime.package.package import Package
-from edge_runtime.profile.request import beside
+from edge_runtime.profile.request import prepared_beside
 from edge_runtime.protocol.signing import generate_key
 from tests.edge_runtime.packages import make_manifest, write_package, write_prepared
 
@@ -73,7 +73,7 @@ def test_time_is_told_once_the_package_is_prepared(plan, package) -> None:
     """Without a prepared folder the step's time is not known; one beside the package is found by itself."""
     assert "time not known: it is not prepared for this machine" in plan("--cap", "256M").out
     sha256 = Package.open(package, KEY.public_key).sha256
-    folder = write_prepared(beside(package), sha256)
+    folder = write_prepared(prepared_beside(package), sha256)
     assert re.search(r"^step +[0-9.]+ s, predicted$", plan("--cap", "256M").out, flags=re.MULTILINE)
     assert "predicted" in plan("--cap", "256M", "--prepared", str(folder)).out
     write_prepared(folder, sha256, cpu="another")

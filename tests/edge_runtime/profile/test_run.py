@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from edge_runtime import cli
 from edge_runtime.errors import OutOfMemoryError
-from edge_runtime.memory.plan import Choice, Planner, Work
+from edge_runtime.memory.plan import ExecutionChoice, Planner, Work
 from edge_runtime.package.manifest import PeakTensor, SizeTerm
 from edge_runtime.profile.document import Profile, decode_profile
 from edge_runtime.profile.facts import (
@@ -29,7 +29,7 @@ from edge_runtime.profile.facts import (
     tensors,
 )
 from edge_runtime.profile.measure import Observer, Settings
-from edge_runtime.profile.request import ask, beside
+from edge_runtime.profile.request import parse_request, prepared_beside
 from edge_runtime.profile.run import profile_package
 from edge_runtime.profile.text import render_text
 from edge_runtime.protocol.signing import generate_key
@@ -191,7 +191,7 @@ def test_a_folder_that_is_no_model_leaves_the_row_out(profile, tmp_path) -> None
 def test_a_killed_task_is_reported_until_then(exported, prepared_in, data, tmp_path) -> None:
     """A worker that the kernel ends at its cap leaves a report: FAIL, with the timeline up to there."""
     prepared = prepared_in[exported.package.manifest.arithmetics[0]].folder
-    asked = ask(
+    request = parse_request(
         exported.package.folder,
         "160M",
         batch=8,
@@ -203,7 +203,7 @@ def test_a_killed_task_is_reported_until_then(exported, prepared_in, data, tmp_p
         prepared_folder=prepared,
     )
     settings = Settings(
-        asked, data, 5, 1, tmp_path / "report", "edge-runtime profile", prepared_folder=prepared
+        request, data, 5, 1, tmp_path / "report", "edge-runtime profile", prepared_folder=prepared
     )
     program = [sys.executable, "-c", WORKER.format(body=GROWING)]
     report = profile_package(settings, lambda job: start_worker(job, program))
@@ -253,7 +253,7 @@ def test_what_cannot_be_profiled_is_refused_before_anything_runs(
     assert err.count("\n") == 1
     assert named in err
     assert not list(tmp_path.glob("report*"))
-    assert not beside(folder).exists()
+    assert not prepared_beside(folder).exists()
 
 
 def test_a_damaged_package_is_refused(tmp_path, data, capsys) -> None:
@@ -315,7 +315,7 @@ def test_noise_is_no_leak() -> None:
 
 def test_bins_add_up_whichever_phase_owns_the_peak() -> None:
     """Where loading took more than any step, the difference is a bin of its own, predicted and measured."""
-    peak = Planner(make_manifest()).predict(Work(1, 8, 1, ()), Choice("resident", 1, 1))
+    peak = Planner(make_manifest()).predict(Work(1, 8, 1, ()), ExecutionChoice("resident", 1, 1))
     measured = [BinMeasure("libraries", 50), BinMeasure("live", 30)]
     plain = bins(peak, measured, {"load": 60, "step": 80})
     assert [bin_.name for bin_ in plain] == list(peak.parts)
@@ -341,7 +341,7 @@ def test_phases_come_in_the_order_they_were_entered() -> None:
 def test_tensors_are_those_of_the_program_that_holds_most() -> None:
     """Sizes and shapes are the plan's, largest first; a package that does not tell has none."""
     manifest = make_manifest()
-    plan = Planner(manifest).plan(Work(8, 16, 4, ("block0.query",)), Choice("resident", 2, 3))
+    plan = Planner(manifest).plan(Work(8, 16, 4, ("block0.query",)), ExecutionChoice("resident", 2, 3))
     assert tensors(Planner(manifest), plan) == ()
     block = manifest.programs["block"]
     variant = replace(

@@ -20,7 +20,7 @@ NAMES = st.text(
 def test_the_verdict_comes_first() -> None:
     """The first line says whether the run passed, with peak, cap and headroom."""
     assert render_text(PROFILE).startswith(
-        "PASS  measured 97.3 MiB of a cap of 128.0 MiB, 24 % headroom\n      Judge: the kernel held the worker"
+        "PASS  measured 97.3 MiB of a cap of 128.0 MiB, 24 % headroom\n      Enforced: the kernel held the worker"
     )
 
 
@@ -102,7 +102,7 @@ def test_a_comparison_is_part_of_the_text() -> None:
     """Against an earlier report the text gives the outcome, what else differs, and the bins."""
     text = render_text(FAILED, compare(PROFILE, FAILED))
     assert "REGRESSED: the peak grew by more than 5.0 %: 97.3 MiB before, 131.4 MiB now (+35 %)." in text
-    assert "! judge was cgroup_v2, is cgroup_v1" in text
+    assert "! enforced by was cgroup_v2, is cgroup_v1" in text
     assert re.search(r"step +960 ms +– +– +not in both", text)
     assert "No regression" in render_text(PROFILE, compare(PROFILE, PROFILE))
 

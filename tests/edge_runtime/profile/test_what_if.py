@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from edge_runtime.memory.plan import USABLE_SHARE, Choice, Planner, Work
+from edge_runtime.memory.plan import USABLE_SHARE, ExecutionChoice, Planner, Work
 from edge_runtime.package.manifest import SizeTerm
 from edge_runtime.package.prepared import Calibration
 from edge_runtime.profile.text import option_lines
@@ -39,7 +39,7 @@ def test_one_row_is_the_chosen_plan() -> None:
 
 def test_a_way_that_nobody_would_list_is_listed_when_it_was_chosen() -> None:
     """A plan forced upon the runtime has a row of its own."""
-    plan = planner().plan(ASKED, Choice("resident", 3, 1))
+    plan = planner().plan(ASKED, ExecutionChoice("resident", 3, 1))
     (chosen,) = [option for option in what_if(planner(), ASKED, plan, CAP_BYTES) if option.chosen]
     assert (chosen.micro_batch, chosen.draws_at_a_time) == (3, 1)
     assert any("2 by 1" in line for line in option_lines([chosen]))

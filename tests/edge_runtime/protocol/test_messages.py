@@ -22,8 +22,8 @@ from edge_runtime.protocol.messages import (
 from tests.edge_runtime.golden.generate import FOLDER, FULL_TASK, MESSAGES, TASK, recording
 
 IDS = [type(message).__name__ for message in MESSAGES]
-#: Parts of other messages, recorded inside them.
-PARTS = {"LocalOptimizer", "MemoryReport"}
+#: Parts of other messages, recorded inside them, and the base of a task.
+PARTS = {"LocalOptimizer", "MemoryReport", "TrainingSettings"}
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=IDS)
@@ -37,11 +37,11 @@ def test_recorded_bytes_decode_and_encode_again(message: msgspec.Struct) -> None
 
 
 def test_a_result_from_before_judges_still_decodes() -> None:
-    """A memory report recorded without ``judge`` decodes to an empty one, and to the same figures."""
+    """A memory report recorded without ``enforced_by`` decodes to an empty one, and to the same figures."""
     old = decode_result((FOLDER / "Result-without-judge.msgpack").read_bytes())
     new = decode_result((FOLDER / "Result.msgpack").read_bytes())
-    assert old.memory.judge == ""
-    assert msgspec.structs.replace(old.memory, judge=new.memory.judge) == new.memory
+    assert old.memory.enforced_by == ""
+    assert msgspec.structs.replace(old.memory, enforced_by=new.memory.enforced_by) == new.memory
 
 
 @pytest.mark.parametrize("missing", ["update", "report"])

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from edge_runtime.data.batches import draw_batches
 from edge_runtime.execution.prefix_cache import PrefixCache
-from edge_runtime.memory.plan import Choice
+from edge_runtime.memory.plan import ExecutionChoice
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import Values, encode_values
 from edge_runtime.protocol.messages import LocalOptimizer
@@ -127,7 +127,7 @@ def test_zero_order_makes_no_pass_too_many(
         return sweep(*arguments, **more)
 
     monkeypatch.setattr(executor, "sweep", counting)
-    examples, choice = examples_of(float_prepared), Choice("resident", 4, 1)
+    examples, choice = examples_of(float_prepared), ExecutionChoice("resident", 4, 1)
     trained = train_locally(executor, task, float_prepared.manifest.slices, values, examples, choice)
     assert trained.steps_applied == 1
     assert count == passes
@@ -139,7 +139,7 @@ def test_zero_order_finds_its_prefix_in_the_cache(float_prepared, values, tmp_pa
     task = tiny.make_task(
         float_prepared.package, slices=(LAST,), update="zero_order", directions="gaussian", draws=3, steps=2
     )
-    examples, choice = examples_of(float_prepared), Choice("resident", 1, 1)
+    examples, choice = examples_of(float_prepared), ExecutionChoice("resident", 1, 1)
     plain = train(float_prepared, task, values, choice)
     executor = executor_of(float_prepared, task)
     with PrefixCache(tmp_path, 1 << 24) as cache:
@@ -240,10 +240,10 @@ def test_derivatives_are_limited_before_the_estimate(
 def test_how_examples_are_grouped_changes_last_digits_alone(float_prepared, values, settings: dict) -> None:
     """Whatever the micro-batch, an example keeps its direction; draws at a time change no bit."""
     task = tiny.make_task(float_prepared.package, draws=4, **{**ONCE, **settings})
-    wanted = train(float_prepared, task, values, Choice("resident", 8, 4)).change
-    at_a_time = train(float_prepared, task, values, Choice("resident", 8, 3)).change
+    wanted = train(float_prepared, task, values, ExecutionChoice("resident", 8, 4)).change
+    at_a_time = train(float_prepared, task, values, ExecutionChoice("resident", 8, 3)).change
     assert encode_values(at_a_time) == encode_values(wanted)
     for size in (1, 3):
-        got = train(float_prepared, task, values, Choice("resident", size, 2)).change
+        got = train(float_prepared, task, values, ExecutionChoice("resident", size, 2)).change
         for name, array in wanted.items():
             assert np.abs(got[name] - array).max() < 2e-3 * np.abs(array).max(), name

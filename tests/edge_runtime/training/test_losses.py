@@ -13,10 +13,10 @@ from msgspec.structs import replace
 
 from edge_runtime.engines.onnxruntime_engine import OnnxEngine
 from edge_runtime.execution.executor import Executor, Sweep
-from edge_runtime.memory.plan import Choice
+from edge_runtime.memory.plan import ExecutionChoice
 from edge_runtime.package.slices import Values
 from edge_runtime.protocol.messages import LocalOptimizer
-from edge_runtime.training.losses import phuber, slopes, under_loss
+from edge_runtime.training.losses import apply_loss, phuber, slopes
 from edge_runtime.training.replay import SCALARS
 from tests.edge_runtime.golden.tangents import TASK
 from tests.edge_runtime.local import train
@@ -50,11 +50,11 @@ def test_up_to_the_knot_it_is_cross_entropy_to_the_last_bit() -> None:
         generator.uniform(0, 13, size).astype(np.float32) for size in ((50,), (2, 50), (50, 3))
     )
     sweep = Sweep(loss, jvps, residual=residual)
-    same = under_loss(replace(TASK, loss="phuber", tau=1e6), sweep)
+    same = apply_loss(replace(TASK, loss="phuber", phuber_tau=1e6), sweep)
     assert np.array_equal(same.loss, loss)
     assert np.array_equal(same.jvps, jvps)  # type: ignore[arg-type]
     assert np.array_equal(same.residual, residual)  # type: ignore[arg-type]
-    assert under_loss(TASK, sweep) is sweep
+    assert apply_loss(TASK, sweep) is sweep
     assert slopes(TASK, loss) is None
 
 
@@ -127,7 +127,7 @@ def test_directional_derivatives_are_those_of_the_bent_loss(float_prepared, valu
     task = tiny.make_task(
         float_prepared.package,
         loss="phuber",
-        tau=TAU,
+        phuber_tau=TAU,
         head=head,
         directions="shared",
         draws=6,
@@ -152,14 +152,14 @@ def test_backpropagation_of_the_bent_loss_is_autograds(
     task = tiny.make_task(
         float_prepared.package,
         loss="phuber",
-        tau=TAU,
+        phuber_tau=TAU,
         update="backprop",
         draws=1,
         steps=1,
         batch_size=8,
         optimizer=LocalOptimizer("accumulate", 1.0, 1.0),
     )
-    trained = train(float_prepared, task, values, Choice("resident", choice_size, 1))
+    trained = train(float_prepared, task, values, ExecutionChoice("resident", choice_size, 1))
     slices = tiny.moved_slices(exported.reference)
     leaves = {name: slices[name].clone().requires_grad_() for name in slices}
     batch = tiny.torch_batch(tiny.make_text_batch(float_prepared.package))

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from safetensors.numpy import save
 
 from edge_runtime.errors import SliceError
-from edge_runtime.memory.plan import Choice
+from edge_runtime.memory.plan import ExecutionChoice
 from edge_runtime.package.slices import Values, encode_values
 from edge_runtime.protocol.messages import LocalOptimizer, Task
 from edge_runtime.training.replay import SCALARS, STEPS, decode_report
@@ -59,7 +59,7 @@ def test_a_replay_gives_the_devices_own_bytes(float_prepared, values, method: di
     """From task, values and scalars alone come the very bytes of the weights report, uneven micro-batches or not."""
     settings = {"draws": 3, "steps": 3, "batch_size": 4, **method}
     task = tiny.make_task(float_prepared.package, optimizer=LocalOptimizer(optimizer, 0.02, 0.01), **settings)
-    choice = Choice("resident", 3, 2)  # groups of 3 and 1 examples
+    choice = ExecutionChoice("resident", 3, 2)  # groups of 3 and 1 examples
     weights, scalars = both_reports(float_prepared, task, values, choice=choice)
     assert weights.steps_applied == (2 if task.epochs else 3)
     assert replayed(float_prepared, task, values, scalars.change) == encode_values(weights.change)

@@ -14,7 +14,7 @@ from edge_runtime.engines.onnxruntime_engine import OnnxEngine
 from edge_runtime.errors import DataError, PackageError
 from edge_runtime.execution.executor import Executor
 from edge_runtime.execution.prepare import prepare
-from edge_runtime.memory.plan import Choice, Planner, Work
+from edge_runtime.memory.plan import ExecutionChoice, Planner, Work
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import decode_values, encode_values
 from edge_runtime.protocol.messages import LocalOptimizer, Task
@@ -229,6 +229,6 @@ def test_a_head_that_is_not_there_is_not_trained(train_job) -> None:
 def test_labels_that_wait_are_counted(bigram) -> None:
     """The prediction of what waits between segments has room for a label of each token."""
     planner, work = Planner(bigram.package.manifest, "float"), Work(4, 16, 1, (SLICE,))
-    waiting = planner.predict(work, Choice("resident", 4, 1)).waiting_bytes
+    waiting = planner.predict(work, ExecutionChoice("resident", 4, 1)).waiting_bytes
     hidden, masks, labels = 2 * 4 * 16 * HIDDEN * 4, 4 * 16 * 16 * 4, 4 * 16 * 8
     assert waiting == hidden + masks + labels

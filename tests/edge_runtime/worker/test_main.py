@@ -26,8 +26,8 @@ from edge_runtime.errors import (
     SliceError,
     WorkerError,
 )
-from edge_runtime.memory.plan import Choice
-from edge_runtime.memory.sampler import Watch
+from edge_runtime.memory.plan import ExecutionChoice
+from edge_runtime.memory.sampler import Sampler
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import PreparedPackage, is_current
 from edge_runtime.package.slices import decode_values, encode_values
@@ -319,10 +319,10 @@ def test_a_weight_file_truncated_under_a_worker_is_told(prepared_in, train_job, 
     prepared = prepared_in["row_int8"]
     folder = shutil.copytree(prepared.folder, tmp_path / "prepared")
     job = train_job(job={"prepared_folder": str(folder)}, steps=100_000)
-    watch, process = Watch(), start_worker(job)
+    sampler, process = Sampler(), start_worker(job)
 
     def truncate() -> None:
-        while watch.phase != "step" and process.process.poll() is None:
+        while sampler.phase != "step" and process.process.poll() is None:
             time.sleep(0.01)
         time.sleep(0.1)
         for path in folder.glob("*.bin"):
@@ -333,7 +333,7 @@ def test_a_weight_file_truncated_under_a_worker_is_told(prepared_in, train_job, 
     with pytest.raises(
         WorkerError, match=r"killed by SIGBUS: a weight file was truncated.*check the disk"
     ) as caught:
-        finish_worker(process, TrainOutcome, timeout_s=60, watch=watch)
+        finish_worker(process, TrainOutcome, timeout_s=60, sampler=sampler)
     thread.join()
     assert "\n" not in str(caught.value)
     assert not Path(job.change_path).exists()
@@ -378,16 +378,16 @@ def test_how_the_work_is_done_does_not_change_the_result(
     may move an activation to the next of 127 levels, here and there.
     """
 
-    def change(choice: Choice) -> dict[str, np.ndarray]:
+    def change(choice: ExecutionChoice) -> dict[str, np.ndarray]:
         job = train_job(prepared_in[arithmetic], {"choice": choice}, draws=5, steps=1)
         assert run_worker(job, TrainOutcome).plan.choice == choice
         return change_of(job)
 
-    wanted = change(Choice("resident", 4, 5))
+    wanted = change(ExecutionChoice("resident", 4, 5))
     for at_a_time in (1, 2, 5):
-        got = change(Choice(weights, 4, at_a_time))
+        got = change(ExecutionChoice(weights, 4, at_a_time))
         assert all(np.array_equal(got[name], wanted[name]) for name in wanted)
-    split = change(Choice(weights, 1, 5))
+    split = change(ExecutionChoice(weights, 1, 5))
     for name, array in wanted.items():
         limit = 1e-4 if arithmetic == "float" else 0.05
         assert np.abs(split[name] - array).max() < limit * np.abs(array).max()
@@ -396,7 +396,7 @@ def test_how_the_work_is_done_does_not_change_the_result(
 @pytest.mark.parametrize(("arithmetic", "weights"), [("row_int8", "resident"), ("float", "streamed")])
 def test_the_account_adds_up(prepared_in, train_job, arithmetic: str, weights) -> None:
     """The parts that a worker measured are those that were predicted, and add up to its peak within 5 %."""
-    choice = Choice(weights, 8, 4)
+    choice = ExecutionChoice(weights, 8, 4)
     job = train_job(prepared_in[arithmetic], {"choice": choice}, batch_size=8, draws=4, steps=6)
     outcome = run_worker(job, TrainOutcome)
     measured = {part.name: part.measured_bytes for part in outcome.bins}

@@ -9,8 +9,8 @@ import pytest
 
 from edge_runtime import errors
 from edge_runtime.errors import CapExceededError, DataError, EdgeError, RefusedError, WorkerError
-from edge_runtime.memory.plan import Choice
-from edge_runtime.memory.sampler import Watch
+from edge_runtime.memory.plan import ExecutionChoice
+from edge_runtime.memory.sampler import Sampler
 from edge_runtime.worker.jobs import (
     EvaluateJob,
     EvaluateOutcome,
@@ -70,7 +70,7 @@ def test_jobs_survive_the_way_to_the_worker() -> None:
             TASK,
             cap_bytes=2,
             budget_bytes=1,
-            choice=Choice("streamed", 2, 1),
+            choice=ExecutionChoice("streamed", 2, 1),
         ),
         JOB,
         PrepareJob("p", "0" * 64, "q", cap_bytes=1, arithmetic="float"),
@@ -152,7 +152,7 @@ def test_a_worker_that_never_reads_its_job_ends_in_its_own_way() -> None:
 
 def test_phases_and_memory_are_watched() -> None:
     """The timeline has the phases in order, sizes that fit each other, and the larger phase larger."""
-    watch = Watch()
+    sampler = Sampler()
     program = """
 import time
 for phase, size in (("load", 1 << 20), ("step", 64 << 20)):
@@ -160,15 +160,15 @@ for phase, size in (("load", 1 << 20), ("step", 64 << 20)):
     block = b"x" * size
     time.sleep(0.3)
 """
-    outcome = finish_worker(worker_that(program + OUTCOME), EvaluateOutcome, watch=watch)
+    outcome = finish_worker(worker_that(program + OUTCOME), EvaluateOutcome, sampler=sampler)
     assert outcome.rows == 4
-    phases = list(dict.fromkeys(sample.phase for sample in watch.samples))
+    phases = list(dict.fromkeys(sample.phase for sample in sampler.samples))
     assert [phase for phase in phases if phase != "start"] == ["load", "step"]
-    seconds = [sample.seconds for sample in watch.samples]
+    seconds = [sample.seconds for sample in sampler.samples]
     assert seconds == sorted(seconds)
-    largest = {phase: max(s.resident_bytes for s in watch.samples if s.phase == phase) for phase in phases}
+    largest = {phase: max(s.resident_bytes for s in sampler.samples if s.phase == phase) for phase in phases}
     assert largest["step"] > largest["load"] + (56 << 20)
-    assert all(s.resident_bytes == s.anonymous_bytes + s.file_bytes for s in watch.samples)
+    assert all(s.resident_bytes == s.anonymous_bytes + s.file_bytes for s in sampler.samples)
 
 
 def test_lines_that_are_no_answer_are_passed_over() -> None:
