@@ -177,7 +177,7 @@ class Bench:
             prepared_folder=str(self.prepared),
             state_path=str(package.path(package.manifest.initial_state)),
             data_path=str(self.rows),
-            change_path=str(self.folder / "change.safetensors"),
+            delta_path=str(self.folder / "change.safetensors"),
             task=task,
             cap_bytes=CAP_BYTES,
             threads=self.threads,

@@ -94,7 +94,7 @@ class Subject:
             prepared_folder=str(self.prepared(arithmetic)),
             state_path=str(self.package / self.manifest.initial_state),
             data_path=str(self.rows),
-            change_path=str(self.package.with_name(f"change-{os.getpid()}.safetensors")),
+            delta_path=str(self.package.with_name(f"change-{os.getpid()}.safetensors")),
             task=task,
             cap_bytes=cap_bytes,
             threads=self.threads,

@@ -20,6 +20,7 @@ from edge_runtime.data.batches import Batch
 from edge_runtime.execution.executor import Executor, Sweep
 from edge_runtime.package.slices import Values
 from edge_runtime.protocol.messages import LocalOptimizer
+from edge_runtime.training import estimators, loop
 from edge_runtime.training.optimizers import Optimizer, make_optimizer
 from edge_runtime.worker import main as worker
 from edge_runtime.worker.jobs import Job, TrainJob
@@ -46,7 +47,7 @@ class TimedOptimizer:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
-        self.values, self.change = optimizer.values, optimizer.change
+        self.values, self.delta = optimizer.values, optimizer.delta
 
     def step(self, gradient: Values) -> None:
         """See :meth:`Optimizer.step`."""
@@ -62,7 +63,9 @@ def timed_optimizer(settings: LocalOptimizer, start: Values, trained: list[str])
 def main() -> None:
     """Do the job and write the seconds; the first step, whose start is not known, is left out."""
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
-    vars(worker).update(Executor=TimedExecutor, make_optimizer=timed_optimizer)
+    vars(loop).update(make_optimizer=timed_optimizer)
+    for module in (worker, estimators):
+        vars(module).update(Executor=TimedExecutor)
     worker.run(job)
     training = isinstance(job, TrainJob)
     seconds = [end - start for start, end in pairwise(step_ends)] if training else sweep_seconds

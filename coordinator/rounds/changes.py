@@ -6,12 +6,12 @@ from edge_runtime.package.manifest import Manifest, SliceSpec
 from edge_runtime.package.slices import Values, decode_values, shapes
 from edge_runtime.protocol.messages import Task
 from edge_runtime.training.replay import decode_report, replay
-from edge_runtime.training.trainable import estimated, exact
+from edge_runtime.training.trainable import estimated_slices, exact_heads
 
 
 def trained_specs(manifest: Manifest, task: Task) -> list[SliceSpec]:
     """The slices whose change a task must bring: its own, without a frozen A, and the head if it trains it."""
-    return [*estimated(task, manifest.slices), *exact(task, manifest.slices)]
+    return [*estimated_slices(task, manifest.slices), *exact_heads(task, manifest.slices)]
 
 
 def check_change(manifest: Manifest, task: Task, data: bytes) -> None:
@@ -47,4 +47,4 @@ def read_change(
         return decode_values(data, trained_specs(manifest, task))
     report = decode_report(data, task, manifest.slices)
     change = replay(task, manifest.slices, values, report, reference)
-    return change | {name: report[name] for name in shapes(exact(task, manifest.slices))}
+    return change | {name: report[name] for name in shapes(exact_heads(task, manifest.slices))}

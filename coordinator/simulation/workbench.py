@@ -30,19 +30,15 @@ from edge_runtime.memory.plan import (
     Planner,
     Work,
     first_segment,
-    preferred_micro_batch,
 )
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import Values, decode_values, encode_values
 from edge_runtime.protocol.messages import MemoryReport, Task
+from edge_runtime.training.estimators import executor_of
 from edge_runtime.training.evaluation import score
-from edge_runtime.training.filtered_directions import decode_reference
-from edge_runtime.training.loop import executor_of, train_locally
-from edge_runtime.training.methods import check_package
-from edge_runtime.training.trainable import estimated
-from edge_runtime.worker.jobs import EvaluateOutcome, TrainOutcome
-from edge_runtime.worker.main import FIRST_BLOCK_BEHIND_A_BLOCK
+from edge_runtime.worker.jobs import EvaluateOutcome
+from edge_runtime.worker.session import TaskSession, evaluate_outcome, evaluation_work, train_outcome
 
 #: Executors kept of one package. One whose programs carry their own weights is as large as the model.
 MOST_EXECUTORS, MOST_WEIGHTY_EXECUTORS = 128, 4
@@ -130,30 +126,16 @@ class Workbench:
         manifest = opened.prepared.manifest
         values = decode_values(job.state, manifest.slices)
         examples = self._examples(opened, job.rows, task.sequence_limit)
-        check_package(task, manifest)
-        specs = estimated(task, manifest.slices)
-        reference = decode_reference(job.reference, specs) if job.reference else None
+        session = TaskSession.open(task, manifest, values, examples, job.reference or None)
         # 2. Choose a plan that fits; by proportions alone, so that equal seeds choose alike on every machine.
-        perturbed = tuple(spec.name for spec in specs)
-        work = Work(task.batch_size, examples.longest, task.draws, perturbed, task.update)
-        plan = opened.plan(work, job.cap_bytes)
-        executor, prefixes = self._executor(opened, task, plan.choice)
+        plan = opened.plan(session.work, job.cap_bytes)
+        executor, prefixes = self._executor(opened, session, plan.choice)
         prefixes.turn_to(_context(opened, task, values), job.rows)
         # 3. Local steps.
-        done = train_locally(
-            executor, task, manifest.slices, values, examples, plan.choice, reference=reference
-        )
+        trained = session.train(executor, plan.choice)
         # 4. Encode the result.
-        outcome = TrainOutcome(
-            examples=done.examples,
-            steps_applied=done.steps_applied,
-            steps_skipped=done.steps_skipped,
-            mean_loss=done.loss_sum / done.examples if done.examples else None,
-            seconds=job.seconds,
-            memory=_memory(plan, job.cap_bytes),
-            plan=plan,
-        )
-        return build_result(task, outcome, encode_values(done.change))
+        outcome = train_outcome(trained, plan, job.seconds, _memory(plan, job.cap_bytes))
+        return build_result(task, outcome, encode_values(trained.delta))
 
     def evaluate(
         self, package_sha256: str, state: bytes, sequence_limit: int, cap_bytes: int
@@ -163,21 +145,13 @@ class Workbench:
         manifest = opened.prepared.manifest
         values = decode_values(state, manifest.slices)
         examples = self._dev_examples(opened, min(sequence_limit, manifest.sequence_limit))
-        together = preferred_micro_batch(len(examples.ids), examples.longest)
-        plan = opened.plan(Work(together, examples.longest, 0, ()), cap_bytes)
-        kept = ("evaluate", plan.choice.weights)
+        plan = opened.plan(evaluation_work(examples), cap_bytes)
+        wanted = ("evaluate", plan.choice.weights)
         executor, _ = self._kept(
-            opened, kept, (), lambda _: Executor(opened.prepared, self._engine, (), plan.choice.weights)
+            opened, wanted, lambda _: Executor(opened.prepared, self._engine, (), plan.choice.weights)
         )
         scores = score(executor, values, examples, plan.choice.micro_batch)
-        return EvaluateOutcome(
-            rows=len(examples.ids),
-            accuracy=scores.accuracy,
-            mean_loss=scores.mean_loss,
-            seconds=0.0,
-            memory=_memory(plan, cap_bytes),
-            tokens=scores.predicted if manifest.task == "causal_lm" else 0,
-        )
+        return evaluate_outcome(scores, manifest, len(examples.ids), 0.0, _memory(plan, cap_bytes))
 
     def _open(self, sha256: str) -> OpenPackage:
         if sha256 not in self._packages:
@@ -192,28 +166,24 @@ class Workbench:
         return self._packages[sha256]
 
     def _executor(
-        self, opened: OpenPackage, task: Task, choice: ExecutionChoice
+        self, opened: OpenPackage, session: TaskSession, choice: ExecutionChoice
     ) -> tuple[Executor, DevicePrefixes]:
+        task = session.task
         return self._kept(
             opened,
             (task.slices, choice.weights, task.update),
-            task.slices,
-            lambda cache: executor_of(task, opened.prepared, self._engine, choice, cache),
+            lambda prefixes: executor_of(
+                task, opened.prepared, self._engine, choice, prefixes if session.repeats_a_prefix else None
+            ),
         )
 
     def _kept(
-        self,
-        opened: OpenPackage,
-        wanted: tuple[object, ...],
-        slices: tuple[str, ...],
-        make: Callable[[DevicePrefixes | None], Executor],
+        self, opened: OpenPackage, wanted: tuple[object, ...], make: Callable[[DevicePrefixes], Executor]
     ) -> tuple[Executor, DevicePrefixes]:
-        """The executor for these slices, loaded on first use; the one not used for longest makes room."""
+        """The executor that is wanted, loaded on first use; the one not used for longest makes room."""
         if wanted not in opened.executors:
             prefixes = DevicePrefixes(self.prefixes)
-            first = first_segment(opened.prepared.manifest, slices)
-            keeps = first is not None and first >= FIRST_BLOCK_BEHIND_A_BLOCK
-            opened.executors[wanted] = (make(prefixes if keeps else None), prefixes)
+            opened.executors[wanted] = (make(prefixes), prefixes)
             weighty = any(
                 opened.prepared.variant(p).bound for p in opened.prepared.manifest.programs.values()
             )

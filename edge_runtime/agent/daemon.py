@@ -236,7 +236,7 @@ class Agent:
             prepared_folder=str(prepared),
             state_path=str(state),
             data_path=str(self._config.data),
-            change_path=str(change),
+            delta_path=str(change),
             task=task,
             cap_bytes=self._config.cap,
             threads=self._config.engine_threads,

@@ -5,7 +5,7 @@ arXiv 1604.06174, section 3); the backward sweep runs the adjoint programs in re
 segment again and passes the cotangent on. The head's adjoint starts it, so the head runs once. Every weight of a
 segment behind the first trained slice is therefore read twice a step, where forward mode reads it once.
 
-It is the honest opponent of forward mode (docs/decisions/0014-backpropagation.md).
+It is the baseline that forward mode is measured against (docs/decisions/0014-backpropagation.md).
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ def new_run(settings: Settings, request: PlanRequest, rows: int, folder: Path) -
         prepared_folder=str(prepared_folder(settings).resolve()),
         state_path=str(package.path(package.manifest.initial_state).resolve()),
         data_path=str(settings.data.resolve()),
-        change_path=str(folder / "change.safetensors"),
+        delta_path=str(folder / "change.safetensors"),
         task=task,
         cap_bytes=request.cap_bytes,
         threads=settings.threads,

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from edge_runtime.data.batches import draw_batches
-from edge_runtime.data.examples import Examples
-from edge_runtime.engines.engine import Engine
-from edge_runtime.execution.backpropagation import Backpropagation
-from edge_runtime.execution.executor import Executor
-from edge_runtime.execution.prefix_cache import ExampleStore
-from edge_runtime.memory.plan import ExecutionChoice, first_segment
-from edge_runtime.package.manifest import SliceSpec
-from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import FloatArray, Values, shapes
 from edge_runtime.protocol.messages import Task
+from edge_runtime.training.estimators import estimator_of
 from edge_runtime.training.optimizers import make_optimizer
 from edge_runtime.training.replay import SCALARS, STEPS
-from edge_runtime.training.step import take_exact_step, take_step
-from edge_runtime.training.trainable import estimated, exact
-from edge_runtime.training.zero_order import take_zero_order_step
+from edge_runtime.training.step import LocalWork
 
 log = logging.getLogger(__name__)
 
@@ -34,94 +24,62 @@ class Trained:
     """What local training did.
 
     Attributes:
-        change: what the task hands back (see :class:`edge_runtime.protocol.messages.Result`).
-        examples: rows that entered applied steps. loss_sum: over these rows.
+        delta: what the task hands back: values after it minus values before, or scalars that give the same.
+        examples: number of rows that entered applied steps.
+        steps_applied: number of steps whose gradient was taken.
+        steps_skipped: number of steps left out because something was not finite.
+        loss_sum: sum of the losses of these rows.
     """
 
-    change: Values
+    delta: Values
     examples: int
     steps_applied: int
     steps_skipped: int
     loss_sum: float
 
 
-def train_locally(
-    executor: Executor,
-    task: Task,
-    trained: Sequence[SliceSpec],
-    values: Values,
-    examples: Examples,
-    choice: ExecutionChoice,
-    stepped: Callable[[], None] = lambda: None,
-    reference: Values | None = None,
-) -> Trained:
+def train_locally(work: LocalWork, values: Values, stepped: Callable[[], None] = lambda: None) -> Trained:
     """Take a task's local steps.
 
     Args:
-        executor: loaded for the task's slices.
-        trained: the assigned slices, and the head if it is trained.
-        values: of all slices, as the task came with them.
-        examples: the device's rows.
-        choice: how many examples and draws run at a time.
-        stepped: called after each step.
-        reference: what filtered directions are compared with; None if there is nothing yet.
+        work: what all steps share.
+        values: values of all slices, as the task came with them.
+        stepped: function called after each step.
     """
-    specs = estimated(task, trained)
-    optimizer = make_optimizer(task.optimizer, values, list(shapes([*specs, *exact(task, trained)])))
+    task, row_count = work.task, len(work.examples.ids)
+    estimator = estimator_of(work)
+    optimizer = make_optimizer(
+        task.optimizer, values, list(shapes([*work.estimated_slices, *work.exact_heads]))
+    )
     batches = draw_batches(
-        len(examples.ids),
+        row_count,
         seed=task.seed,
         round_number=task.round,
         slot=task.slot,
-        steps=count_steps(task, len(examples.ids)),
+        steps=count_steps(task, row_count),
         batch_size=task.batch_size,
     )
     scalars: list[FloatArray] = []
     applied: list[int] = []
     seen, loss_sum = 0, 0.0
-    for number, chosen in enumerate(batches):
-        now = optimizer.values()
-        if isinstance(executor, Backpropagation):
-            step = take_exact_step(executor, task, specs, now, examples, chosen, choice)
-        else:
-            take = take_zero_order_step if task.update == "zero_order" else take_step
-            step = take(executor, task, number, specs, now, examples, chosen, choice, reference)
+    for number, rows in enumerate(batches):
+        step = estimator.step(number, optimizer.values(), rows)
         stepped()
         if step is None:
             log.warning("event=step_skipped task=%s step=%d reason=not_finite", task.task_id, number)
             continue
         optimizer.step(step.gradient)
         applied.append(number)
-        seen, loss_sum = seen + len(chosen), loss_sum + step.loss_sum
+        seen, loss_sum = seen + len(rows), loss_sum + step.loss_sum
         if step.scalars is not None:
             scalars.append(step.scalars)
-    change = optimizer.change()
+    delta = optimizer.delta()
     if task.report == "scalars":
-        replayed = set(shapes(specs))
-        change = {name: moved for name, moved in change.items() if name not in replayed}
+        replayed = set(shapes(work.estimated_slices))
+        delta = {name: moved for name, moved in delta.items() if name not in replayed}
         if scalars:
-            change |= {SCALARS: np.stack(scalars), STEPS: np.array(applied, np.float32)}
-    return Trained(change, seen, len(applied), len(batches) - len(applied), loss_sum)
-
-
-def executor_of(
-    task: Task,
-    prepared: PreparedPackage,
-    engine: Engine,
-    choice: ExecutionChoice,
-    cache: ExampleStore | None,
-    spill_folder: Path | None = None,
-) -> Executor:
-    """What runs a task's sweeps; the head alone has nothing to propagate back to.
-
-    Args:
-        task: names the slices and how they are updated. choice: whether weights stay in memory.
-        cache: of what the segments before the first slice give. spill_folder: as of :class:`Backpropagation`.
-    """
-    if task.update == "backprop" and first_segment(prepared.manifest, task.slices) is not None:
-        return Backpropagation(prepared, engine, task.slices, choice.weights, cache, spill_folder)
-    carries = task.update == "forward"
-    return Executor(prepared, engine, task.slices, choice.weights, cache, carries_tangents=carries)
+            delta |= {SCALARS: np.stack(scalars), STEPS: np.array(applied, np.float32)}
+    return Trained(delta, seen, len(applied), len(batches) - len(applied), loss_sum)
 
 
 def count_steps(task: Task, row_count: int) -> int:

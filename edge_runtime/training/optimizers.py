@@ -25,7 +25,7 @@ class Optimizer(Protocol):
         """Take one gradient; tensors it does not name stay as they are."""
         ...
 
-    def change(self) -> Values:
+    def delta(self) -> Values:
         """What the task did to each trained tensor."""
         ...
 
@@ -47,14 +47,14 @@ class _Base:
     def __init__(self, settings: LocalOptimizer, start: Values, trained: list[str]) -> None:
         self._settings = settings
         self._start = start
-        self._change: Values = {name: np.zeros_like(start[name]) for name in trained}
+        self._delta: Values = {name: np.zeros_like(start[name]) for name in trained}
 
     def _rate(self, name: str) -> np.float32:
         rate = self._settings.head_rate if name.startswith(HEAD_PREFIX) else self._settings.slice_rate
         return np.float32(rate)
 
-    def change(self) -> Values:
-        return self._change
+    def delta(self) -> Values:
+        return self._delta
 
 
 class Accumulate(_Base):
@@ -65,14 +65,14 @@ class Accumulate(_Base):
 
     def step(self, gradient: Values) -> None:
         for name, slope in gradient.items():
-            self._change[name] -= self._rate(name) * slope
+            self._delta[name] -= self._rate(name) * slope
 
 
 class Sgd(Accumulate):
     """The same sum, but each gradient is taken where the last step led."""
 
     def values(self) -> Values:
-        return {**self._start, **{name: self._start[name] + moved for name, moved in self._change.items()}}
+        return {**self._start, **{name: self._start[name] + moved for name, moved in self._delta.items()}}
 
 
 class AdamW(_Base):
@@ -88,7 +88,7 @@ class AdamW(_Base):
         self._second: dict[str, FloatArray] = {name: np.zeros_like(start[name]) for name in trained}
 
     def values(self) -> Values:
-        return {**self._start, **{name: self._start[name] + moved for name, moved in self._change.items()}}
+        return {**self._start, **{name: self._start[name] + moved for name, moved in self._delta.items()}}
 
     def step(self, gradient: Values) -> None:
         self._power1 *= float(self.BETA1)
@@ -98,4 +98,4 @@ class AdamW(_Base):
             self._first[name] = self.BETA1 * self._first[name] + (1 - self.BETA1) * slope
             self._second[name] = self.BETA2 * self._second[name] + (1 - self.BETA2) * slope * slope
             root = np.sqrt(self._second[name] / second_scale) + self.EPSILON
-            self._change[name] -= self._rate(name) * (self._first[name] / first_scale) / root
+            self._delta[name] -= self._rate(name) * (self._first[name] / first_scale) / root

@@ -23,7 +23,7 @@ from edge_runtime.protocol.messages import PER_EXAMPLE, Task
 from edge_runtime.training.gradient import estimate
 from edge_runtime.training.optimizers import make_optimizer
 from edge_runtime.training.tangents import draw_tangents
-from edge_runtime.training.trainable import estimated, exact
+from edge_runtime.training.trainable import estimated_slices, exact_heads
 
 #: Names in a report: float32 (S, K, b) numbers, and float32 (S,) which steps they are of, ascending.
 SCALARS, STEPS = "scalars/jvps", "scalars/steps"
@@ -47,18 +47,18 @@ def replay(
     Raises:
         SliceError: numbers so large that the change they make is not finite.
     """
-    moved = estimated(task, specs)
+    moved = estimated_slices(task, specs)
     optimizer = make_optimizer(task.optimizer, values, list(shapes(moved)))
     if SCALARS in report:
         with np.errstate(over="ignore", invalid="ignore"):
             for number, scalars in zip(report[STEPS], report[SCALARS], strict=True):
                 tangents = draw_tangents(task, moved, int(number), range(scalars.shape[1]), reference)
                 optimizer.step(estimate(scalars, tangents))
-    change = optimizer.change()
-    for name, array in change.items():
+    delta = optimizer.delta()
+    for name, array in delta.items():
         if not np.isfinite(array).all():
             raise SliceError(f"the change of {name} that a report of scalars makes is not finite")
-    return change
+    return delta
 
 
 def decode_report(data: bytes, task: Task, heads: Sequence[SliceSpec]) -> Values:
@@ -77,7 +77,7 @@ def decode_report(data: bytes, task: Task, heads: Sequence[SliceSpec]) -> Values
         report: Values = load(data)
     except (SafetensorError, ValueError, KeyError) as error:
         raise SliceError(f"a report of scalars is not a safetensors file: {error}") from error
-    wanted = shapes(exact(task, heads))
+    wanted = shapes(exact_heads(task, heads))
     estimates = bool(task.slices) or (task.train_head and task.head == "perturbed")
     if unknown := sorted(set(report) - {*((SCALARS, STEPS) if estimates else ()), *wanted}):
         raise SliceError(f"unknown tensor {unknown[0]} in a report of scalars")

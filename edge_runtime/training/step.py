@@ -1,30 +1,80 @@
-"""One local step of training, from rows to gradients: :func:`take_step`, readable top to bottom.
+"""One local step of training: what it works on, what it gives, and the one interface of all estimators.
 
-:func:`take_exact_step` is the same step by backpropagation,
-:func:`edge_runtime.training.zero_order.take_zero_order_step` by differences of losses.
+An estimator finds the gradient of a task's slices on one batch. Each is a file of its own:
+:mod:`~edge_runtime.training.forward_mode`, :mod:`~edge_runtime.training.zero_order`,
+:mod:`~edge_runtime.training.exact_gradient` and, where a head learns alone, :mod:`~edge_runtime.training.head_only`.
+:mod:`~edge_runtime.training.estimators` chooses among them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
 from edge_runtime.data.batches import Batch, IntArray
 from edge_runtime.data.examples import Examples, group_by_length
 from edge_runtime.errors import PackageError
-from edge_runtime.execution.backpropagation import Backpropagation
 from edge_runtime.execution.executor import Executor, Sweep
 from edge_runtime.memory.plan import ExecutionChoice
 from edge_runtime.package.manifest import SliceSpec
-from edge_runtime.package.slices import HEAD_PREFIX, FloatArray, Values, shapes
-from edge_runtime.protocol.messages import PER_EXAMPLE, Task
-from edge_runtime.training.gradient import clamped, estimate, head_gradient, head_jvps, shared_jvps
-from edge_runtime.training.losses import apply_loss, slopes
-from edge_runtime.training.tangents import draw_tangents
-from edge_runtime.training.trainable import exact
+from edge_runtime.package.slices import FloatArray, Values
+from edge_runtime.protocol.messages import Task
+from edge_runtime.training.gradient import head_gradient
+from edge_runtime.training.trainable import estimated_slices, exact_heads
+
+
+@dataclass(frozen=True)
+class LocalWork:
+    """What all steps of a task share.
+
+    Attributes:
+        executor: programs loaded for the task's slices, of the kind its estimator needs.
+        task: settings of the training.
+        examples: the device's rows, tokenised.
+        choice: how many examples and draws run at a time.
+        reference: values that filtered directions are compared with; None if there are none yet.
+    """
+
+    executor: Executor
+    task: Task
+    examples: Examples
+    choice: ExecutionChoice
+    reference: Values | None = None
+
+    @cached_property
+    def estimated_slices(self) -> list[SliceSpec]:
+        """The slices whose gradient an estimator finds."""
+        return estimated_slices(self.task, self.executor.manifest.slices)
+
+    @cached_property
+    def exact_heads(self) -> list[SliceSpec]:
+        """The head, if its gradient is exact; else nothing."""
+        return exact_heads(self.task, self.executor.manifest.slices)
+
+    def micro_batches(self, rows: IntArray) -> MicroBatches:
+        """A batch in parts that run one after the other, examples of like length together."""
+        positions = group_by_length([self.examples.ids[row] for row in rows], self.choice.micro_batch)
+        grouped = [[int(rows[position]) for position in group] for group in positions]
+        return MicroBatches(positions, grouped, [self.examples.batch(group) for group in grouped])
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """A batch cut into parts.
+
+    Attributes:
+        positions: each part's positions in the batch.
+        rows: each part's rows among the device's examples.
+        batches: each part's padded token ids, masks and labels.
+    """
+
+    positions: list[list[int]]
+    rows: list[list[int]]
+    batches: list[Batch]
 
 
 @dataclass(frozen=True)
@@ -32,9 +82,10 @@ class Step:
     """What a step gives.
 
     Attributes:
-        gradient: of each trained tensor. loss_sum: over the step's examples.
-        scalars: (K, b) numbers of which the slices' estimate was made, b = 1 where examples share directions; None
-            where nothing was estimated.
+        gradient: gradient of each trained tensor, by flat name.
+        loss_sum: sum of the losses of the step's examples.
+        scalars: (K, b) directional derivatives that the estimate was made of, with b = 1 where examples share
+            directions; None where nothing was estimated.
     """
 
     gradient: Values
@@ -42,132 +93,45 @@ class Step:
     scalars: FloatArray | None = None
 
 
-def take_step(
-    executor: Executor,
-    task: Task,
-    number: int,
-    specs: Sequence[SliceSpec],
-    values: Values,
-    examples: Examples,
-    chosen: IntArray,
-    choice: ExecutionChoice,
-    reference: Values | None = None,
-) -> Step | None:
-    """Estimate the gradient of some slices by forward mode, and compute that of a head which is not among them.
+class Estimator(Protocol):
+    """Finds the gradient of a task's slices, and computes that of a head which is not among them."""
 
-    Args:
-        executor: loaded for the task's slices.
-        task: gives draws, directions, loss and whether the head is trained.
-        number: of the step within the task; part of the tangents' counter.
-        specs: what is estimated (:func:`edge_runtime.training.trainable.estimated`).
-        values: of all slices, at which the gradient is taken.
-        examples: the device's rows. chosen: which of them make the batch.
-        choice: how many examples and draws run at a time.
-        reference: what filtered directions are compared with; None if there is nothing yet.
+    def step(self, number: int, values: Values, rows: IntArray) -> Step | None:
+        """The gradient on one batch.
 
-    Returns:
-        The step, or None if a loss or a jvp was not finite: such a step must not be applied.
-    """
-    # 1. Group examples of like length; an example keeps its position in the batch as part of its tangent's key.
-    groups, rows, batches = grouped(examples, chosen, choice)
-    # 2. Draw a direction per draw and example, or one for all examples.
-    shared = task.directions not in PER_EXAMPLE
-    tangents = draw_tangents(task, specs, number, [0] if shared else range(len(chosen)), reference)
-    # 3. Sweeps through the segments give loss and directional derivatives of each example, some draws at a time.
-    together = choice.draws_at_a_time if executor.first_trained is not None else task.draws
-    jvps = []
-    for first in range(0, task.draws if specs else 1, together):
-        drawn = {name: tangent[first : first + together] for name, tangent in tangents.items()}
-        some = [_of_examples(drawn, group, shared) for group in groups]
-        sweep = apply_loss(task, executor.sweep(values, batches, some, rows))
-        if not finite(sweep):
-            return None
-        if specs:
-            jvps.append(_jvps(sweep, drawn, [position for group in groups for position in group]))
-    # 4. Forward gradient of the slices, made of few numbers in the order of the batch; exact gradient of the head.
-    if not jvps:
-        return with_head(executor, task, {}, sweep)
-    scalars = np.concatenate(jvps)
-    if not np.isfinite(scalars).all():
-        return None
-    scalars = clamped(shared_jvps(scalars) if shared else scalars, task.jvp_limit)
-    return with_head(executor, task, estimate(scalars, tangents), sweep, scalars)
+        Args:
+            number: the step's number within its task; part of the tangents' key.
+            values: values of all slices, by flat name; the gradient is taken there.
+            rows: which of the device's examples make the batch.
+
+        Returns:
+            The step, or None if a loss or derivative was not finite: such a step must not be applied.
+        """
+        ...
 
 
-def take_exact_step(
-    executor: Backpropagation,
-    task: Task,
-    specs: Sequence[SliceSpec],
-    values: Values,
-    examples: Examples,
-    chosen: IntArray,
-    choice: ExecutionChoice,
-) -> Step | None:
-    """The exact gradient of the assigned slices and of the head; arguments as of :func:`take_step`.
-
-    Returns:
-        The step, or None if a loss or an entry of the gradient was not finite.
-    """
-    _, rows, batches = grouped(examples, chosen, choice)
-    sweep, gradient = executor.gradient(values, batches, rows, partial(slopes, task))
-    sweep = apply_loss(task, sweep)
-    if not finite(sweep) or not all(bool(np.isfinite(array).all()) for array in gradient.values()):
-        return None
-    return with_head(executor, task, {name: gradient[name] for name in shapes(specs)}, sweep)
-
-
-def grouped(
-    examples: Examples, chosen: IntArray, choice: ExecutionChoice
-) -> tuple[list[list[int]], list[list[int]], list[Batch]]:
-    """A step's micro-batches: their positions in the batch, their rows, and themselves."""
-    groups = group_by_length([examples.ids[row] for row in chosen], choice.micro_batch)
-    rows = [[int(chosen[position]) for position in group] for group in groups]
-    return groups, rows, [examples.batch(group) for group in rows]
-
-
-def with_head(
-    executor: Executor, task: Task, gradient: Values, sweep: Sweep, scalars: FloatArray | None = None
+def with_exact_head(
+    work: LocalWork, gradient: Values, sweep: Sweep, scalars: FloatArray | None = None
 ) -> Step:
-    """The step: the slices' gradient, and the head's if it is trained and not estimated."""
-    for head in exact(task, executor.manifest.slices):
-        residual, features = _head_parts(sweep)
+    """The step: the slices' gradient, and the head's from the same sweep if it is trained by its exact gradient."""
+    for head in work.exact_heads:
+        residual, features = head_parts(sweep)
         gradient = {**gradient, **head_gradient(residual, features, head.name)}
     return Step(gradient, float(sweep.loss.sum(dtype=np.float64)), scalars)
 
 
-def finite(sweep: Sweep) -> bool:
-    """Whether losses, residuals and directional derivatives are finite numbers."""
-    arrays = (sweep.loss, sweep.residual, sweep.jvps)
-    return all(array is None or bool(np.isfinite(array).all()) for array in arrays)
+def head_parts(sweep: Sweep) -> tuple[FloatArray, FloatArray]:
+    """Residuals (B, C) and features (B, H) that a head's gradient is made of.
 
-
-def _of_examples(drawn: Values, group: Sequence[int], shared: bool) -> Values:
-    """The slices' tangents (k, b, *s) of one micro-batch; the head's go another way."""
-    return {
-        name: tangent.repeat(len(group), axis=1) if shared else tangent[:, group]
-        for name, tangent in drawn.items()
-        if not name.startswith(HEAD_PREFIX)
-    }
-
-
-def _jvps(sweep: Sweep, drawn: Values, order: Sequence[int]) -> FloatArray:
-    """Directional derivatives (k, B) in the order of the batch, those of a perturbed head included.
-
-    ``order`` has the position in the batch of each of the sweep's examples.
+    Raises:
+        PackageError: the package's programs do not give them.
     """
-    positions = np.argsort(order)
-    jvps = None if sweep.jvps is None else sweep.jvps[:, positions]
-    heads = {name: tangent for name, tangent in drawn.items() if name.startswith(HEAD_PREFIX)}
-    if heads:
-        residual, features = _head_parts(sweep)
-        moved = head_jvps(residual[positions], features[positions], heads)
-        jvps = moved if jvps is None else jvps + moved
-    if jvps is None:
-        raise PackageError("the package's programs do not give directional derivatives")
-    return jvps
-
-
-def _head_parts(sweep: Sweep) -> tuple[FloatArray, FloatArray]:
     if sweep.residual is None or sweep.features is None:
         raise PackageError("the package has a head, and its programs do not give what trains it")
     return sweep.residual, sweep.features
+
+
+def finite(sweep: Sweep) -> bool:
+    """Whether losses, residuals and directional derivatives are finite numbers."""
+    arrays: Sequence[FloatArray | None] = (sweep.loss, sweep.residual, sweep.jvps)
+    return all(array is None or bool(np.isfinite(array).all()) for array in arrays)

@@ -1,4 +1,4 @@
-"""What of a task's slices moves, and how: device and coordinator must agree to the last tensor."""
+"""What a task trains, and how: device and coordinator must agree to the last tensor."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from edge_runtime.package.manifest import SliceSpec
 from edge_runtime.protocol.messages import Task
 
 
-def estimated(task: Task, specs: Sequence[SliceSpec]) -> list[SliceSpec]:
-    """The slices whose gradient a task estimates (or computes by backpropagation), in the task's order.
+def estimated_slices(task: Task, specs: Sequence[SliceSpec]) -> list[SliceSpec]:
+    """The slices whose gradient a task's estimator finds, in the task's order.
 
     LoRA's A is left out where it is frozen; the head comes last where it is perturbed like a slice.
 
     Args:
-        task: what is asked. specs: of its slices, and of the head if there is one; others are passed over.
+        task: what is asked.
+        specs: the task's slices and the package's head, if it has one; other slices are passed over.
     """
     named = {spec.name: spec for spec in specs}
     slices = [named[name] for name in task.slices if named[name].kind != "head"]
@@ -25,8 +26,13 @@ def estimated(task: Task, specs: Sequence[SliceSpec]) -> list[SliceSpec]:
     return [*slices, *(_heads(task, specs) if task.head == "perturbed" else ())]
 
 
-def exact(task: Task, specs: Sequence[SliceSpec]) -> list[SliceSpec]:
-    """The head, if the task trains it by its exact gradient; ``specs`` as of :func:`estimated`."""
+def exact_heads(task: Task, specs: Sequence[SliceSpec]) -> list[SliceSpec]:
+    """The head, if the task trains it by its exact gradient; else nothing.
+
+    Args:
+        task: what is asked.
+        specs: the package's head, if it has one; slices are passed over.
+    """
     return _heads(task, specs) if task.head == "exact" else []
 
 

@@ -1,4 +1,4 @@
-"""A step by zero order: directional derivatives from differences of losses, by primal programs alone.
+"""Zero order: directional derivatives from differences of losses, by primal programs alone.
 
 Along a direction v, shared by the batch, and with the batch's mean loss ℓ,
 
@@ -12,81 +12,61 @@ float32: for small h their rounding, divided by h, is the larger error.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from edge_runtime.data.batches import IntArray
-from edge_runtime.data.examples import Examples
-from edge_runtime.execution.executor import Executor, Sweep
-from edge_runtime.memory.plan import ExecutionChoice
-from edge_runtime.package.manifest import SliceSpec
+from edge_runtime.execution.executor import Sweep
 from edge_runtime.package.slices import Values
-from edge_runtime.protocol.messages import Task
 from edge_runtime.training.gradient import clamped, estimate
 from edge_runtime.training.losses import apply_loss
-from edge_runtime.training.step import Step, finite, grouped, with_head
+from edge_runtime.training.step import LocalWork, MicroBatches, Step, finite, with_exact_head
 from edge_runtime.training.tangents import draw_tangents
-from edge_runtime.training.trainable import exact
 
 
-def take_zero_order_step(
-    executor: Executor,
-    task: Task,
-    number: int,
-    specs: Sequence[SliceSpec],
-    values: Values,
-    examples: Examples,
-    chosen: IntArray,
-    choice: ExecutionChoice,
-    reference: Values | None = None,
-) -> Step | None:
-    """Estimate the gradient of some slices, and compute that of a head which is not among them.
+class ZeroOrder:
+    """Estimates by zero order; see :class:`edge_runtime.training.step.Estimator`.
 
-    Args:
-        executor: of primal programs (``carries_tangents=False``). All others as of
-            :func:`edge_runtime.training.step.take_step`.
-
-    Returns:
-        The step, or None if a loss was not finite. Without a pass at the values themselves its loss is the mean of
-        all passes, which differs by O(h²).
+    Without a pass at the values themselves a step's loss is the mean of all passes, which differs by O(h²).
     """
-    _, rows, batches = grouped(examples, chosen, choice)
-    tangents = draw_tangents(task, specs, number, [0], reference)
 
-    def sweep_at(distance: float, draw: int = 0) -> Sweep:
-        return apply_loss(task, executor.sweep(_moved(values, tangents, draw, distance), batches, rows=rows))
+    def __init__(self, work: LocalWork) -> None:
+        self._work = work
 
-    # 1. One pass at the values: for forward differences, and for the head's exact gradient.
-    size, base = task.difference_step, None
-    if task.difference == "forward" or not specs or exact(task, executor.manifest.slices):
-        base = sweep_at(0.0)
-        if not finite(base):
+    def step(self, number: int, values: Values, rows: IntArray) -> Step | None:
+        """See :meth:`edge_runtime.training.step.Estimator.step`."""
+        work, task = self._work, self._work.task
+        parts = work.micro_batches(rows)
+        tangents = draw_tangents(task, work.estimated_slices, number, [0], work.reference)
+        # 1. One pass at the values: for forward differences, and for the head's exact gradient.
+        size, forward = task.difference_step, task.difference == "forward"
+        base = self._sweep(values, parts) if forward or work.exact_heads else None
+        if base is not None and not finite(base):
             return None
-    if base is not None and not specs:
-        return with_head(executor, task, {}, base)
-    # 2. One or two passes a draw, at values moved along its direction.
-    differences, losses = [], []
-    for draw in range(task.draws):
-        ahead = _mean_loss(sweep_at(size, draw))
-        behind = _mean_loss(base if base and task.difference == "forward" else sweep_at(-size, draw))
-        differences.append((ahead - behind) / (size if task.difference == "forward" else 2 * size))
-        losses.append((ahead + behind) / 2)
-    scalars = np.array(differences, dtype=np.float32)[:, None]
-    if not np.isfinite(scalars).all():
-        return None
-    # 3. The estimate of these numbers.
-    scalars = clamped(scalars, task.jvp_limit)
-    gradient = estimate(scalars, tangents)
-    if base is None:
-        return Step(gradient, float(np.mean(losses)) * len(chosen), scalars)
-    return with_head(executor, task, gradient, base, scalars)
+        # 2. One or two passes a draw, at values moved along its direction.
+        differences, losses = [], []
+        for draw in range(task.draws):
+            ahead = _mean_loss(self._sweep(_moved(values, tangents, draw, size), parts))
+            behind = _mean_loss(
+                base if base and forward else self._sweep(_moved(values, tangents, draw, -size), parts)
+            )
+            differences.append((ahead - behind) / (size if forward else 2 * size))
+            losses.append((ahead + behind) / 2)
+        scalars = np.array(differences, dtype=np.float32)[:, None]
+        if not np.isfinite(scalars).all():
+            return None
+        # 3. The estimate of these numbers.
+        scalars = clamped(scalars, task.jvp_limit)
+        gradient = estimate(scalars, tangents)
+        if base is None:
+            return Step(gradient, float(np.mean(losses)) * len(rows), scalars)
+        return with_exact_head(work, gradient, base, scalars)
+
+    def _sweep(self, values: Values, parts: MicroBatches) -> Sweep:
+        return apply_loss(self._work.task, self._work.executor.sweep(values, parts.batches, rows=parts.rows))
 
 
 def _moved(values: Values, tangents: Values, draw: int, distance: float) -> Values:
     """The values, with those that have a tangent (K, 1, *s) moved along draw's."""
-    if distance == 0.0:
-        return values
     return {
         **values,
         **{

@@ -32,13 +32,16 @@ from edge_runtime.protocol.messages import (
     Text,
 )
 
+#: Exit code by which the worker says that standard output holds a :class:`Failure`.
+FAILURE_EXIT_CODE = 3
+
 
 class TrainJob(Struct, frozen=True, tag="train"):
-    """Train one task; the change is written to ``change_path`` as safetensors.
+    """Train one task; the change is written to ``delta_path`` as safetensors.
 
     ``cap_bytes`` is what the kernel enforces, ``budget_bytes`` what the plan may use (0: all of the cap).
     ``choice`` fixes how the work is done, for measuring; None lets the plan choose. ``prefix_cache_bytes`` is
-    what the prefix cache may take on disk, beside ``change_path``. ``reference_path`` is the file of the task's
+    what the prefix cache may take on disk, beside ``delta_path``. ``reference_path`` is the file of the task's
     ``reference``, empty if it has none.
     """
 
@@ -47,7 +50,7 @@ class TrainJob(Struct, frozen=True, tag="train"):
     prepared_folder: str
     state_path: str
     data_path: str
-    change_path: str
+    delta_path: str
     task: Task
     cap_bytes: Bytes
     threads: PositiveCount = 1

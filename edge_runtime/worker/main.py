@@ -27,17 +27,16 @@ from edge_runtime.execution.prepare import prepare
 from edge_runtime.memory.allocator import keep_freed_memory, release_library_code, return_freed_memory
 from edge_runtime.memory.enforcement import ran_out_of_memory
 from edge_runtime.memory.meter import Meter, proportional_bytes, status_bytes
-from edge_runtime.memory.plan import PeakPrediction, Planner, Work, first_segment, preferred_micro_batch
+from edge_runtime.memory.plan import PeakPrediction, Planner
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import Values, decode_values, encode_values
 from edge_runtime.protocol.messages import MemoryReport
+from edge_runtime.training.estimators import executor_of
 from edge_runtime.training.evaluation import score
-from edge_runtime.training.filtered_directions import decode_reference
-from edge_runtime.training.loop import executor_of, train_locally
-from edge_runtime.training.methods import check_method, check_package
-from edge_runtime.training.trainable import estimated
+from edge_runtime.training.methods import check_method
 from edge_runtime.worker.jobs import (
+    FAILURE_EXIT_CODE,
     EvaluateJob,
     EvaluateOutcome,
     Job,
@@ -49,14 +48,11 @@ from edge_runtime.worker.jobs import (
     describe_failure,
 )
 from edge_runtime.worker.memory_breakdown import MemoryBreakdown
-from edge_runtime.worker.process import FAILURE_EXIT_CODE
-
-#: Segment 0 is the embedding: cheaper to run than to read back. From here on a prefix holds a block.
-FIRST_BLOCK_BEHIND_A_BLOCK = 2
+from edge_runtime.worker.session import TaskSession, evaluate_outcome, evaluation_work, train_outcome
 
 
 def train(job: TrainJob, meter: Meter) -> TrainOutcome:
-    """Run a task's local steps and write the change of its slices to ``job.change_path``.
+    """Run a task's local steps and write the delta of its slices to ``job.delta_path``.
 
     Raises:
         CapExceededError: no plan fits the cap, with both figures.
@@ -64,62 +60,44 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
         EdgeError: package, state or data cannot be used.
     """
     task, started, engine = job.task, time.monotonic(), engine_maker(job.engine)(job.threads)
-    check_method(task)
+    check_method(task)  # the agent checked it too, but any JSON may arrive on standard input
 
     # 1. Open what the task names; everything is verified before it is used.
     meter.enter("load")
-    account = MemoryBreakdown(meter.floor_bytes, (Path(job.package_folder), Path(job.prepared_folder)))
+    breakdown = MemoryBreakdown(meter.floor_bytes, (Path(job.package_folder), Path(job.prepared_folder)))
     prepared, values, examples = _load(job, engine, task.sequence_limit)
-    account.tokenised()
-    check_package(task, prepared.manifest)
+    breakdown.tokenised()
+    session = TaskSession.open(task, prepared.manifest, values, examples, _reference(job))
 
     # 2. Choose a plan that fits, or refuse with numbers.
-    planner = Planner(
-        prepared.manifest, prepared.prepared.arithmetic, meter.floor_bytes, prepared.prepared.calibration
-    )
-    reference = _reference(job, prepared)
-    perturbed = [spec.name for spec in estimated(task, prepared.manifest.slices)]
-    work = Work(task.batch_size, examples.longest, task.draws, tuple(perturbed), task.update)
+    planner = _planner(prepared, meter)
     plan = (
-        planner.plan(work, job.choice)
+        planner.plan(session.work, job.choice)
         if job.choice
-        else planner.choose(work, job.budget_bytes or job.cap_bytes)
+        else planner.choose(session.work, job.budget_bytes or job.cap_bytes)
     )
-    with _prefix_cache(job, prepared, work) as cache:
-        spill_folder = Path(job.change_path).parent if plan.choice.inputs == "disk" else None
+    with _prefix_cache(job, session) as cache:
+        spill_folder = Path(job.delta_path).parent if plan.choice.inputs == "disk" else None
         executor = executor_of(task, prepared, engine, plan.choice, cache, spill_folder)
         release_library_code()
-        account.loaded(executor)
+        breakdown.loaded(executor)
 
         # 3. Local steps.
         meter.enter("step")
-        trained = train_locally(
-            executor,
-            task,
-            prepared.manifest.slices,
-            values,
-            examples,
-            plan.choice,
-            account.stepped,
-            reference,
-        )
-        bins = account.bins(values)
+        trained = session.train(executor, plan.choice, breakdown.stepped)
+        bins = breakdown.bins(values)
         proportional_anonymous_bytes, proportional_file_bytes = proportional_bytes()
 
-        # 4. Hand over the change.
+        # 4. Hand over the delta.
         meter.enter("serialise")
-        write_durably(Path(job.change_path), encode_values(trained.change))
+        write_durably(Path(job.delta_path), encode_values(trained.delta))
         meter.close()
-        return TrainOutcome(
-            examples=trained.examples,
-            steps_applied=trained.steps_applied,
-            steps_skipped=trained.steps_skipped,
-            mean_loss=trained.loss_sum / trained.examples if trained.examples else None,
-            seconds=time.monotonic() - started,
-            memory=_report(meter, plan.peak, job.cap_bytes),
-            plan=plan,
+        return msgspec.structs.replace(
+            train_outcome(
+                trained, plan, time.monotonic() - started, _report(meter, plan.peak, job.cap_bytes)
+            ),
             bins=bins,
-            steps=account.steps,
+            steps=breakdown.steps,
             prefix_hits=cache.hits if cache else 0,
             prefix_misses=cache.misses if cache else 0,
             proportional_anonymous_bytes=proportional_anonymous_bytes,
@@ -135,28 +113,20 @@ def evaluate(job: EvaluateJob, meter: Meter) -> EvaluateOutcome:
     """
     started, engine = time.monotonic(), engine_maker(job.engine)(job.threads)
     meter.enter("load")
-    account = MemoryBreakdown(meter.floor_bytes, (Path(job.package_folder), Path(job.prepared_folder)))
+    breakdown = MemoryBreakdown(meter.floor_bytes, (Path(job.package_folder), Path(job.prepared_folder)))
     prepared, values, examples = _load(job, engine, job.sequence_limit)
-    planner = Planner(
-        prepared.manifest, prepared.prepared.arithmetic, meter.floor_bytes, prepared.prepared.calibration
-    )
-    together = preferred_micro_batch(len(examples.ids), examples.longest)
-    plan = planner.choose(Work(together, examples.longest, 0, ()), job.cap_bytes)
+    plan = _planner(prepared, meter).choose(evaluation_work(examples), job.cap_bytes)
     executor = Executor(prepared, engine, (), plan.choice.weights)
     release_library_code()
 
     meter.enter("evaluate")
-    scores = score(executor, values, examples, plan.choice.micro_batch, account.stepped)
+    scores = score(executor, values, examples, plan.choice.micro_batch, breakdown.stepped)
     meter.close()
-    return EvaluateOutcome(
-        rows=len(examples.ids),
-        accuracy=scores.accuracy,
-        mean_loss=scores.mean_loss,
-        seconds=time.monotonic() - started,
-        memory=_report(meter, plan.peak, job.cap_bytes),
-        steps=account.steps,
-        tokens=scores.predicted if prepared.manifest.task == "causal_lm" else 0,
+    memory = _report(meter, plan.peak, job.cap_bytes)
+    outcome = evaluate_outcome(
+        scores, prepared.manifest, len(examples.ids), time.monotonic() - started, memory
     )
+    return msgspec.structs.replace(outcome, steps=breakdown.steps)
 
 
 def prepare_package(job: PrepareJob, meter: Meter) -> PrepareOutcome:
@@ -235,15 +205,19 @@ def _load(
     return prepared, values, Examples(ids, labels, manifest.pad_token_id, limit)
 
 
-def _reference(job: TrainJob, prepared: PreparedPackage) -> Values | None:
-    """What the task's filtered directions are compared with; None if there is nothing yet."""
+def _planner(prepared: PreparedPackage, meter: Meter) -> Planner:
+    stored = prepared.prepared
+    return Planner(prepared.manifest, stored.arithmetic, meter.floor_bytes, stored.calibration)
+
+
+def _reference(job: TrainJob) -> bytes | None:
+    """The values that the task's filtered directions are compared with; None if there are none yet."""
     task = job.task
     if task.directions != "filtered" or task.reference is None:
         return None
     if not job.reference_path:
         raise WorkerError(f"task {task.task_id} names a reference, and the job has no file of it")
-    data = _read(job.reference_path, "reference")
-    return decode_reference(data, estimated(task, prepared.manifest.slices))
+    return _read(job.reference_path, "reference")
 
 
 def _read(path: str, what: str) -> bytes:
@@ -254,13 +228,12 @@ def _read(path: str, what: str) -> bytes:
 
 
 @contextmanager
-def _prefix_cache(job: TrainJob, prepared: PreparedPackage, work: Work) -> Iterator[PrefixCache | None]:
-    """A prefix cache, where there are blocks before the first slice and they would run more than once."""
-    first = first_segment(prepared.manifest, work.slices)
-    if first is None or first < FIRST_BLOCK_BEHIND_A_BLOCK or job.prefix_cache_bytes == 0:
+def _prefix_cache(job: TrainJob, session: TaskSession) -> Iterator[PrefixCache | None]:
+    """A prefix cache, where there is something to keep and room for it."""
+    if not session.repeats_a_prefix or job.prefix_cache_bytes == 0:
         yield None
         return
-    with PrefixCache(Path(job.change_path).parent, job.prefix_cache_bytes) as cache:
+    with PrefixCache(Path(job.delta_path).parent, job.prefix_cache_bytes) as cache:
         yield cache
 
 

@@ -20,6 +20,7 @@ from edge_runtime.memory.meter import read_memory
 from edge_runtime.memory.sampler import FIRST_PHASE, FOLLOW_INTERVAL_S, SAMPLE_INTERVAL_S, Sampler
 from edge_runtime.package.prepared import is_current
 from edge_runtime.worker.jobs import (
+    FAILURE_EXIT_CODE,
     Failure,
     Job,
     OutcomeT,
@@ -29,21 +30,13 @@ from edge_runtime.worker.jobs import (
     rebuild_error,
 )
 
-#: Exit code by which the worker says that standard output holds a Failure.
-FAILURE_EXIT_CODE = 3
-
-
 #: What a worker may write to standard output, and how many phases it may enter.
 MAX_OUTPUT_BYTES = 1 << 20
-
-
 MAX_PHASES = 1000
 
 
 #: How much of a library's own words about a refused allocation is passed on.
 MAX_HOW_CHARACTERS = 300
-
-
 WORKER_COMMAND = (sys.executable, "-m", "edge_runtime.worker.main")
 
 

@@ -7,13 +7,14 @@ from msgspec.structs import replace
 from edge_runtime.data.batches import Row, Tokenizer
 from edge_runtime.data.examples import Examples
 from edge_runtime.engines.onnxruntime_engine import OnnxEngine
-from edge_runtime.execution.backpropagation import Backpropagation
-from edge_runtime.execution.executor import Executor
+from edge_runtime.execution.prefix_cache import ExampleStore
 from edge_runtime.memory.plan import ExecutionChoice
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import Values
 from edge_runtime.protocol.messages import Task
+from edge_runtime.training.estimators import executor_of
 from edge_runtime.training.loop import Trained, train_locally
+from edge_runtime.training.step import LocalWork
 from tests.export import tiny
 
 
@@ -25,11 +26,18 @@ def examples_of(prepared: PreparedPackage, texts: tuple[str, ...] = tiny.SENTENC
     return Examples(ids, labels, manifest.pad_token_id, 32)
 
 
-def executor_of(prepared: PreparedPackage, task: Task) -> Executor:
-    """As the worker chooses it."""
-    if task.update == "backprop":
-        return Backpropagation(prepared, OnnxEngine(), task.slices)
-    return Executor(prepared, OnnxEngine(), task.slices, carries_tangents=task.update == "forward")
+def work_of(
+    prepared: PreparedPackage,
+    task: Task,
+    choice: ExecutionChoice | None = None,
+    reference: Values | None = None,
+    examples: Examples | None = None,
+    cache: ExampleStore | None = None,
+) -> LocalWork:
+    """A task's work with its programs loaded; all examples and draws run together unless ``choice`` says otherwise."""
+    choice = choice or ExecutionChoice("resident", task.batch_size, task.draws)
+    executor = executor_of(task, prepared, OnnxEngine(), choice, cache)
+    return LocalWork(executor, task, examples or examples_of(prepared), choice, reference)
 
 
 def train(
@@ -40,16 +48,8 @@ def train(
     reference: Values | None = None,
     examples: Examples | None = None,
 ) -> Trained:
-    """A task trained here; all its examples and draws run together unless ``choice`` says otherwise."""
-    return train_locally(
-        executor_of(prepared, task),
-        task,
-        prepared.manifest.slices,
-        values,
-        examples or examples_of(prepared),
-        choice or ExecutionChoice("resident", task.batch_size, task.draws),
-        reference=reference,
-    )
+    """A task trained here; see :func:`work_of`."""
+    return train_locally(work_of(prepared, task, choice, reference, examples), values)
 
 
 def both_reports(

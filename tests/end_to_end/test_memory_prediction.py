@@ -68,7 +68,7 @@ def test_the_peak_is_predicted_within_the_bounds_of_the_grid(
         prepared_folder=str(prepared),
         state_path=str(package.path(package.manifest.initial_state)),
         data_path=str(rows),
-        change_path=str(prepared.with_name("change.safetensors")),
+        delta_path=str(prepared.with_name("change.safetensors")),
         task=task,
         cap_bytes=int(predicted.total_bytes * 1.1),
         threads=2,

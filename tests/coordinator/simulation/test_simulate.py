@@ -97,7 +97,7 @@ def test_values_are_those_of_workers_and_the_mean(workshop: Workshop, tmp_path: 
                 prepared_folder=str(workshop.folder / "out" / "prepared" / package.sha256),
                 state_path=str(state),
                 data_path=str(data),
-                change_path=str(change),
+                delta_path=str(change),
                 task=task,
                 cap_bytes=1 << 40,  # this process has imported far more than a worker
             )

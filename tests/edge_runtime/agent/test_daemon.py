@@ -37,7 +37,7 @@ import json, sys
 job = json.load(sys.stdin)
 assert open(job["package_folder"] + "/weights/block.bin", "rb").read() == bytes(64)
 assert open(job["state_path"], "rb").read() == b"state"
-open(job["change_path"], "wb").write(b"the change")
+open(job["delta_path"], "wb").write(b"the change")
 print(json.dumps({
     "examples": 8, "steps_applied": 2, "steps_skipped": 0, "mean_loss": 0.5, "seconds": 0.1,
     "memory": {
@@ -83,7 +83,7 @@ if job["budget_bytes"] > 0.8 * job["cap_bytes"]:
     except MemoryError:
         print('{"kind": "OutOfMemoryError", "message": "MemoryError"}')
         sys.exit(3)
-open(job["change_path"], "wb").write(b"the change")
+open(job["delta_path"], "wb").write(b"the change")
 """ + GOOD_WORKER[GOOD_WORKER.index("print(") :]
 ALWAYS_GREEDY_WORKER = GREEDY_WORKER.replace("0.8 *", "0 *")
 #: Has no plan for less than the cap.

@@ -20,7 +20,7 @@ from edge_runtime.protocol.messages import LocalOptimizer
 from edge_runtime.worker.jobs import TrainOutcome
 from edge_runtime.worker.process import run_worker
 from tests.edge_runtime.execution.test_executor import rows_of
-from tests.edge_runtime.worker.test_main import change_of, data, train_job, values  # noqa: F401 - fixtures
+from tests.edge_runtime.worker.test_main import data, delta_of, train_job, values  # noqa: F401 - fixtures
 from tests.export import tiny
 
 BLOCK_1 = "encoder.layer.1.attention.self.query"
@@ -196,10 +196,10 @@ def test_a_worker_takes_exact_steps(
     assert (outcome.steps_applied, outcome.steps_skipped) == (1, 0)
     assert outcome.mean_loss == pytest.approx(by_torch[0].mean(), rel=1e-5)
     assert outcome.weights_read_bytes > 0
-    change = change_of(job)
+    delta = delta_of(job)
     for name, gradient in by_torch[1].items():
-        np.testing.assert_allclose(change[name], -0.5 * gradient, rtol=1e-3, atol=1e-6)
-    assert np.abs(change["head/weight"]).max() > 0
+        np.testing.assert_allclose(delta[name], -0.5 * gradient, rtol=1e-3, atol=1e-6)
+    assert np.abs(delta["head/weight"]).max() > 0
 
 
 def test_backpropagation_learns_what_its_estimate_learns(prepared_in, train_job) -> None:  # noqa: F811
@@ -227,7 +227,7 @@ def test_a_step_that_is_not_finite_is_skipped(prepared_in, train_job) -> None:  
     )
     outcome = run_worker(job, TrainOutcome)
     assert outcome.steps_applied + outcome.steps_skipped == 12
-    assert all(np.isfinite(array).all() for array in change_of(job).values())
+    assert all(np.isfinite(array).all() for array in delta_of(job).values())
 
 
 def test_draws_are_refused(train_job) -> None:  # noqa: F811
@@ -235,4 +235,4 @@ def test_draws_are_refused(train_job) -> None:  # noqa: F811
     job = train_job(update="backprop", draws=2)
     with pytest.raises(ConfigError, match="makes no draws, so draws = 2 must be 1"):
         run_worker(job, TrainOutcome)
-    assert not Path(job.change_path).exists()
+    assert not Path(job.delta_path).exists()

@@ -158,10 +158,10 @@ def test_a_replay_keeps_the_same_candidates(float_prepared, values, update: Any,
     last = {name: generator.normal(size=value.shape).astype(np.float32) for name, value in values.items()}
     weights, scalars = both_reports(float_prepared, task, values, reference=last)
     specs = float_prepared.manifest.slices
-    report = decode_report(encode_values(scalars.change), task, specs)
+    report = decode_report(encode_values(scalars.delta), task, specs)
     made = replay_report(task, specs, values, report, last)
-    assert encode_values(made) == encode_values(weights.change)
-    assert encode_values(replay_report(task, specs, values, report)) != encode_values(weights.change)
+    assert encode_values(made) == encode_values(weights.delta)
+    assert encode_values(replay_report(task, specs, values, report)) != encode_values(weights.delta)
 
 
 def test_directions_near_the_gradient_have_larger_derivatives(float_prepared, values) -> None:
@@ -174,8 +174,7 @@ def test_directions_near_the_gradient_have_larger_derivatives(float_prepared, va
     )
     filtered = replace(task, directions="filtered", candidates=10)
     near, plain = (
-        train(float_prepared, filtered, values, reference=last).change[SCALARS]
-        for last in (exact.change, None)
+        train(float_prepared, filtered, values, reference=last).delta[SCALARS] for last in (exact.delta, None)
     )
     assert np.abs(near).mean() > 2 * np.abs(plain).mean()
     assert (near < 0).all()  # the change points against the gradient

@@ -19,8 +19,8 @@ from edge_runtime.training.gradient import estimate
 from edge_runtime.training.loop import count_steps, train_locally
 from edge_runtime.training.replay import SCALARS
 from edge_runtime.training.tangents import draw_tangents
-from edge_runtime.training.trainable import estimated
-from tests.edge_runtime.local import examples_of, executor_of, train
+from edge_runtime.training.trainable import estimated_slices
+from tests.edge_runtime.local import examples_of, train, work_of
 from tests.export import tiny
 
 ONCE = {"steps": 1, "batch_size": 8, "optimizer": LocalOptimizer("accumulate", 1.0, 1.0)}
@@ -36,7 +36,7 @@ def values(exported) -> Values:
 def scalars_of(prepared: PreparedPackage, values: Values, **task: Any) -> np.ndarray:
     """The numbers (K, b) of a task's first step."""
     made = train(prepared, tiny.make_task(prepared.package, report="scalars", **task), values)
-    return made.change[SCALARS][0]
+    return made.delta[SCALARS][0]
 
 
 @pytest.mark.parametrize("update", ["forward", "zero_order"])
@@ -54,10 +54,10 @@ def test_a_full_set_of_directions_makes_the_heads_exact_gradient(
         package, slices=slices, head="perturbed", directions="orthogonal", draws=256, update=update, **ONCE
     )
     moved = train(float_prepared, task, values)
-    assert list(moved.change) == [*(f"{name}/core" for name in slices), "head/weight", "head/bias"]
+    assert list(moved.delta) == [*(f"{name}/core" for name in slices), "head/weight", "head/bias"]
     for name in ("head/weight", "head/bias"):
-        error = np.abs(moved.change[name] - exact.change[name]).max()
-        assert error < (1e-4 if update == "forward" else 2e-3) * np.abs(exact.change[name]).max()
+        error = np.abs(moved.delta[name] - exact.delta[name]).max()
+        assert error < (1e-4 if update == "forward" else 2e-3) * np.abs(exact.delta[name]).max()
 
 
 def test_a_perturbed_heads_derivative_is_the_sum_of_its_parts(float_prepared, values) -> None:
@@ -118,7 +118,8 @@ def test_zero_order_makes_no_pass_too_many(
         difference=difference,
         head=head,
     )
-    executor, count = executor_of(float_prepared, task), 0
+    work, count = work_of(float_prepared, task, ExecutionChoice("resident", 4, 1)), 0
+    executor = work.executor
     sweep = executor.sweep
 
     def counting(*arguments: Any, **more: Any) -> Any:
@@ -127,8 +128,7 @@ def test_zero_order_makes_no_pass_too_many(
         return sweep(*arguments, **more)
 
     monkeypatch.setattr(executor, "sweep", counting)
-    examples, choice = examples_of(float_prepared), ExecutionChoice("resident", 4, 1)
-    trained = train_locally(executor, task, float_prepared.manifest.slices, values, examples, choice)
+    trained = train_locally(work, values)
     assert trained.steps_applied == 1
     assert count == passes
     assert not any("_dot" in name for stage in executor._stages for name in stage.program.inputs)
@@ -139,17 +139,15 @@ def test_zero_order_finds_its_prefix_in_the_cache(float_prepared, values, tmp_pa
     task = tiny.make_task(
         float_prepared.package, slices=(LAST,), update="zero_order", directions="gaussian", draws=3, steps=2
     )
-    examples, choice = examples_of(float_prepared), ExecutionChoice("resident", 1, 1)
+    choice = ExecutionChoice("resident", 1, 1)
     plain = train(float_prepared, task, values, choice)
-    executor = executor_of(float_prepared, task)
     with PrefixCache(tmp_path, 1 << 24) as cache:
-        executor._cache = cache
-        cached = train_locally(executor, task, float_prepared.manifest.slices, values, examples, choice)
+        cached = train_locally(work_of(float_prepared, task, choice, cache=cache), values)
         assert (cache.hits, cache.misses) == (
             2 * 4 * 7 - 8,
             8,
         )  # seven passes of four rows a step; eight rows
-    assert encode_values(cached.change) == encode_values(plain.change)
+    assert encode_values(cached.delta) == encode_values(plain.delta)
 
 
 @pytest.mark.parametrize(
@@ -194,13 +192,13 @@ def test_a_frozen_a_stays_where_it_is(lora, update: Any) -> None:
         difference_step=0.02,
         **ONCE,
     )
-    (spec,) = estimated(task, prepared.manifest.slices)
+    (spec,) = estimated_slices(task, prepared.manifest.slices)
     assert [tensor.name for tensor in spec.tensors] == ["B"]
     assert spec.dimensions == 128
-    got = train(prepared, task, start).change
+    got = train(prepared, task, start).delta
     assert set(got) == {f"{name}/B", "head/weight", "head/bias"}
     both = replace(task, freeze_a=False, directions="orthogonal", draws=256, update="forward")
-    wanted = train(prepared, both, start).change[f"{name}/B"]
+    wanted = train(prepared, both, start).delta[f"{name}/B"]
     assert np.abs(got[f"{name}/B"] - wanted).max() < 2e-3 * np.abs(wanted).max()
 
 
@@ -219,12 +217,12 @@ def test_derivatives_are_limited_before_the_estimate(
     got = scalars_of(float_prepared, values, jvp_limit=limit, **settings)
     assert np.array_equal(got, np.clip(free, np.float32(-limit), np.float32(limit)))
     task = tiny.make_task(float_prepared.package, jvp_limit=limit, **settings)
-    change = train(float_prepared, task, values).change
-    specs = estimated(task, float_prepared.manifest.slices)
+    delta = train(float_prepared, task, values).delta
+    specs = estimated_slices(task, float_prepared.manifest.slices)
     made = estimate(got, draw_tangents(task, specs, 0, range(got.shape[1])))
-    assert all(np.array_equal(change[name], -gradient) for name, gradient in made.items())
-    unlimited = train(float_prepared, replace(task, jvp_limit=None), values).change
-    assert np.array_equal(change["head/weight"], unlimited["head/weight"])
+    assert all(np.array_equal(delta[name], -gradient) for name, gradient in made.items())
+    unlimited = train(float_prepared, replace(task, jvp_limit=None), values).delta
+    assert np.array_equal(delta["head/weight"], unlimited["head/weight"])
 
 
 @pytest.mark.parametrize(
@@ -240,10 +238,10 @@ def test_derivatives_are_limited_before_the_estimate(
 def test_how_examples_are_grouped_changes_last_digits_alone(float_prepared, values, settings: dict) -> None:
     """Whatever the micro-batch, an example keeps its direction; draws at a time change no bit."""
     task = tiny.make_task(float_prepared.package, draws=4, **{**ONCE, **settings})
-    wanted = train(float_prepared, task, values, ExecutionChoice("resident", 8, 4)).change
-    at_a_time = train(float_prepared, task, values, ExecutionChoice("resident", 8, 3)).change
+    wanted = train(float_prepared, task, values, ExecutionChoice("resident", 8, 4)).delta
+    at_a_time = train(float_prepared, task, values, ExecutionChoice("resident", 8, 3)).delta
     assert encode_values(at_a_time) == encode_values(wanted)
     for size in (1, 3):
-        got = train(float_prepared, task, values, ExecutionChoice("resident", size, 2)).change
+        got = train(float_prepared, task, values, ExecutionChoice("resident", size, 2)).delta
         for name, array in wanted.items():
             assert np.abs(got[name] - array).max() < 2e-3 * np.abs(array).max(), name

@@ -135,10 +135,10 @@ def test_directional_derivatives_are_those_of_the_bent_loss(float_prepared, valu
         batch_size=8,
         report="scalars",
     )
-    forward = train(float_prepared, task, values).change[SCALARS]
+    forward = train(float_prepared, task, values).delta[SCALARS]
     differences = train(
         float_prepared, replace(task, update="zero_order", difference_step=2e-3), values
-    ).change[SCALARS]
+    ).delta[SCALARS]
     assert np.abs(differences - forward).max() < 2e-3 * np.abs(forward).max()
 
 
@@ -168,6 +168,6 @@ def test_backpropagation_of_the_bent_loss_is_autograds(
     loss = torch.where(cross_entropy <= math.log(TAU), cross_entropy, bent).mean()
     wanted = tiny.flat(dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True)))
     assert trained.loss_sum / trained.examples == pytest.approx(float(loss.detach()), rel=1e-5)
-    assert set(trained.change) == set(wanted)
+    assert set(trained.delta) == set(wanted)
     for name, gradient in wanted.items():
-        np.testing.assert_allclose(-trained.change[name], gradient, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(-trained.delta[name], gradient, rtol=1e-3, atol=1e-6)

@@ -86,7 +86,7 @@ def test_a_worker_refuses_before_it_loads(train_job) -> None:  # noqa: F811
     job = train_job(update="zero_order")
     with pytest.raises(ConfigError, match="batches of one"):
         run_worker(job, TrainOutcome)
-    assert not Path(job.change_path).exists()
+    assert not Path(job.delta_path).exists()
 
 
 def test_a_worker_refuses_what_its_package_cannot_do(train_job) -> None:  # noqa: F811

@@ -41,7 +41,7 @@ def test_accumulate_is_minus_the_rate_times_the_sum(steps: list[np.ndarray]) -> 
         assert np.array_equal(chosen.values()["a/core"], START["a/core"])
     # Sums of a few multiples of 1/64, times one half, are exact in float32.
     expected = -0.5 * np.sum([np.zeros((1, 1, 2)), *steps], axis=0)
-    assert np.array_equal(chosen.change()["a/core"], expected.astype(np.float32))
+    assert np.array_equal(chosen.delta()["a/core"], expected.astype(np.float32))
 
 
 def test_sgd_moves_between_steps() -> None:
@@ -54,7 +54,7 @@ def test_sgd_moves_between_steps() -> None:
     chosen.step({"a/core": np.array([[[2.0, 0.0]]], dtype=np.float32)})
     # 0.95 - 0.1*2
     np.testing.assert_allclose(chosen.values()["a/core"], [[[0.75, -1.9]]], rtol=1e-6)
-    np.testing.assert_allclose(chosen.change()["a/core"], [[[-0.25, 0.1]]], rtol=1e-5)
+    np.testing.assert_allclose(chosen.delta()["a/core"], [[[-0.25, 0.1]]], rtol=1e-5)
 
 
 def test_adamw_normalises_each_entry() -> None:
@@ -66,10 +66,10 @@ def test_adamw_normalises_each_entry() -> None:
     """
     chosen = optimizer("adamw")
     chosen.step(SLOPES)
-    np.testing.assert_allclose(chosen.change()["a/core"], [[[-0.1, 0.1]]], rtol=1e-5)
-    np.testing.assert_allclose(chosen.change()["head/bias"], [-0.01, -0.01], rtol=1e-5)
+    np.testing.assert_allclose(chosen.delta()["a/core"], [[[-0.1, 0.1]]], rtol=1e-5)
+    np.testing.assert_allclose(chosen.delta()["head/bias"], [-0.01, -0.01], rtol=1e-5)
     chosen.step({"a/core": np.array([[[-1.0, -1.0]]], dtype=np.float32)})
-    np.testing.assert_allclose(chosen.change()["a/core"], [[[-0.1 + 0.0366105, 0.2]]], rtol=1e-4)
+    np.testing.assert_allclose(chosen.delta()["a/core"], [[[-0.1 + 0.0366105, 0.2]]], rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -80,8 +80,8 @@ def test_untouched_tensors_stay_bit_identical(name: str) -> None:
         chosen.step({"a/core": SLOPES["a/core"]})
     assert chosen.values()["b/core"] is START["b/core"]
     assert np.array_equal(chosen.values()["head/bias"], START["head/bias"])
-    assert set(chosen.change()) == set(SLOPES)
-    assert not chosen.change()["head/bias"].any()
+    assert set(chosen.delta()) == set(SLOPES)
+    assert not chosen.delta()["head/bias"].any()
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -103,4 +103,4 @@ def test_everything_stays_float32(name: str) -> None:
     """Changes and values keep single precision, whatever the rates are."""
     chosen = optimizer(name)
     chosen.step(SLOPES)
-    assert {v.dtype for v in (*chosen.change().values(), *chosen.values().values())} == {np.dtype(np.float32)}
+    assert {v.dtype for v in (*chosen.delta().values(), *chosen.values().values())} == {np.dtype(np.float32)}

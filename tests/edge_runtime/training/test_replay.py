@@ -15,7 +15,7 @@ from edge_runtime.package.slices import Values, encode_values
 from edge_runtime.protocol.messages import LocalOptimizer, Task
 from edge_runtime.training.replay import SCALARS, STEPS, decode_report
 from edge_runtime.training.replay import replay as replay_report
-from edge_runtime.training.trainable import exact
+from edge_runtime.training.trainable import exact_heads
 from tests.edge_runtime.local import both_reports, train
 from tests.export import tiny
 
@@ -62,15 +62,17 @@ def test_a_replay_gives_the_devices_own_bytes(float_prepared, values, method: di
     choice = ExecutionChoice("resident", 3, 2)  # groups of 3 and 1 examples
     weights, scalars = both_reports(float_prepared, task, values, choice=choice)
     assert weights.steps_applied == (2 if task.epochs else 3)
-    assert replayed(float_prepared, task, values, scalars.change) == encode_values(weights.change)
+    assert replayed(float_prepared, task, values, scalars.delta) == encode_values(weights.delta)
     estimates = bool(task.slices) or task.head == "perturbed"
-    assert any(array.any() for array in weights.change.values())
-    assert (SCALARS in scalars.change) == estimates
-    sent = {name for name in scalars.change if not name.startswith("scalars/")}
-    assert sent == ({"head/weight", "head/bias"} if exact(task, float_prepared.manifest.slices) else set())
+    assert any(array.any() for array in weights.delta.values())
+    assert (SCALARS in scalars.delta) == estimates
+    sent = {name for name in scalars.delta if not name.startswith("scalars/")}
+    assert sent == (
+        {"head/weight", "head/bias"} if exact_heads(task, float_prepared.manifest.slices) else set()
+    )
     if estimates:
         examples = 4 if task.directions == "per_example" else 1
-        assert scalars.change[SCALARS].shape == (weights.steps_applied, task.draws, examples)
+        assert scalars.delta[SCALARS].shape == (weights.steps_applied, task.draws, examples)
 
 
 @pytest.mark.parametrize("update", ["forward", "zero_order"])
@@ -81,11 +83,11 @@ def test_a_skipped_step_is_replayed_as_skipped(float_prepared, values, update: A
         float_prepared.package, steps=8, batch_size=1, update=update, directions="shared", train_head=False
     )
     weights, scalars = both_reports(float_prepared, task, values)
-    steps = scalars.change[STEPS].tolist()
+    steps = scalars.delta[STEPS].tolist()
     assert weights.steps_skipped == 3
     assert len(steps) == 5
     assert steps != list(range(5))
-    assert replayed(float_prepared, task, values, scalars.change) == encode_values(weights.change)
+    assert replayed(float_prepared, task, values, scalars.delta) == encode_values(weights.delta)
 
 
 def test_without_an_applied_step_nothing_moves(float_prepared, values) -> None:
@@ -93,16 +95,16 @@ def test_without_an_applied_step_nothing_moves(float_prepared, values) -> None:
     values = {**values, "head/bias": np.full(3, np.inf, np.float32)}
     task = tiny.make_task(float_prepared.package, report="scalars", train_head=False)
     trained = train(float_prepared, task, values)
-    assert (trained.steps_applied, trained.change) == (0, {})
-    change = replay_report(task, float_prepared.manifest.slices, values, trained.change)
-    assert set(change) == {f"{name}/core" for name in task.slices}
-    assert not any(array.any() for array in change.values())
+    assert (trained.steps_applied, trained.delta) == (0, {})
+    delta = replay_report(task, float_prepared.manifest.slices, values, trained.delta)
+    assert set(delta) == {f"{name}/core" for name in task.slices}
+    assert not any(array.any() for array in delta.values())
 
 
 def test_the_order_in_which_slices_are_handed_over_does_not_matter(float_prepared, values) -> None:
     """Directions follow the order of the task, whatever the order of the specifications."""
     task = tiny.make_task(float_prepared.package, report="scalars", directions="orthogonal", head="perturbed")
-    report = train(float_prepared, task, values).change
+    report = train(float_prepared, task, values).delta
     specs = float_prepared.manifest.slices
     forwards, backwards = (replay_report(task, order, values, report) for order in (specs, specs[::-1]))
     assert encode_values(forwards) == encode_values(backwards)

@@ -174,8 +174,8 @@ def test_a_step_is_what_the_closed_form_gives(bigram, train_job, core) -> None:
     batch = batch_of(bigram, [TEXTS[row] for row in chosen])
     tangents = draw_tangents(job.task, [bigram.package.manifest.slice_named(SLICE)], 0, range(5))
     jvps = np.einsum("kbij,bij->kb", tangents[CORE], bigram.gradients(batch, core[0]))
-    change = decode_values(Path(job.change_path).read_bytes(), bigram.package.manifest.slices)[CORE]
-    np.testing.assert_allclose(change, -0.5 * estimate(jvps, tangents)[CORE], rtol=1e-3, atol=1e-5)
+    delta = decode_values(Path(job.delta_path).read_bytes(), bigram.package.manifest.slices)[CORE]
+    np.testing.assert_allclose(delta, -0.5 * estimate(jvps, tangents)[CORE], rtol=1e-3, atol=1e-5)
     assert outcome.mean_loss == pytest.approx(float(bigram.loss(batch, core[0])[0].mean()), rel=1e-5)
 
 
@@ -217,7 +217,7 @@ def test_a_row_of_one_token_is_named(train_job, data) -> None:
     with pytest.raises(DataError, match="row 2 of the data gives 1 token within the limit of 16") as caught:
         run_worker(job, TrainOutcome)
     assert "home" not in str(caught.value)
-    assert not Path(job.change_path).exists()
+    assert not Path(job.delta_path).exists()
 
 
 def test_a_head_that_is_not_there_is_not_trained(train_job) -> None:

@@ -88,7 +88,7 @@ def train_job(prepared_in, values, data, tmp_path):
             "prepared_folder": str(prepared.folder),
             "state_path": str(state),
             "data_path": str(data),
-            "change_path": str(tmp_path / "change.safetensors"),
+            "delta_path": str(tmp_path / "change.safetensors"),
             "task": tiny.make_task(package, **task),
             "cap_bytes": 1024 * MIB,
             **(job or {}),
@@ -98,18 +98,18 @@ def train_job(prepared_in, values, data, tmp_path):
     return build
 
 
-def change_of(job: TrainJob) -> dict[str, np.ndarray]:
+def delta_of(job: TrainJob) -> dict[str, np.ndarray]:
     package = Package.open_known(Path(job.package_folder), job.package_sha256)
     specs = [spec for spec in package.manifest.slices if spec.name in job.task.slices]
     heads = [package.manifest.head] if job.task.train_head else []
-    return decode_values(Path(job.change_path).read_bytes(), [*specs, *heads])
+    return decode_values(Path(job.delta_path).read_bytes(), [*specs, *heads])
 
 
 def test_a_job_done_twice_gives_the_same_bytes(train_job, tmp_path) -> None:
     """Two processes on one job write bit-identical changes; another seed writes others."""
     made = []
     for name, seed in (("a", 11), ("b", 11), ("c", 12)):
-        job = train_job(job={"change_path": str(tmp_path / name)}, seed=seed)
+        job = train_job(job={"delta_path": str(tmp_path / name)}, seed=seed)
         outcome = run_worker(job, TrainOutcome)
         assert (outcome.steps_applied, outcome.steps_skipped, outcome.examples) == (2, 0, 8)
         made.append((tmp_path / name).read_bytes())
@@ -135,7 +135,7 @@ def test_one_accumulated_step_is_what_torch_computes(train_job, exported, float_
     head = torch.autograd.grad(result, list(heads.values()))
     expected = {name: -0.5 * value for name, value in estimate(jvps, tangents).items()}
     expected |= {name.replace(".", "/"): -0.25 * g.numpy() for name, g in zip(heads, head, strict=True)}
-    got = change_of(job)
+    got = delta_of(job)
     assert set(got) == set(expected)
     for name, wanted in expected.items():
         assert np.abs(got[name] - wanted).max() < 1e-3 * np.abs(wanted).max(), name
@@ -156,15 +156,15 @@ def test_a_head_only_task_changes_the_head_alone(train_job) -> None:
     """Without slices no tangent runs, and the change holds the head's two tensors."""
     job = train_job(slices=(), steps=1)
     run_worker(job, TrainOutcome)
-    assert set(change_of(job)) == {"head/weight", "head/bias"}
-    assert all(np.abs(value).max() > 0 for value in change_of(job).values())
+    assert set(delta_of(job)) == {"head/weight", "head/bias"}
+    assert all(np.abs(value).max() > 0 for value in delta_of(job).values())
 
 
 def test_only_assigned_slices_change(train_job) -> None:
     """A task of one slice without the head reports that slice and nothing else."""
     job = train_job(slices=(QUERY,), train_head=False)
     run_worker(job, TrainOutcome)
-    assert set(change_of(job)) == {f"{QUERY}/core"}
+    assert set(delta_of(job)) == {f"{QUERY}/core"}
 
 
 @pytest.mark.parametrize(
@@ -182,10 +182,10 @@ def test_a_report_of_scalars_replays_to_the_bytes_of_the_weights(
     """What one worker wrote as scalars gives, replayed here, the file that another wrote as weights."""
     job = train_job(float_prepared, batch_size=5, **settings)
     run_worker(job, TrainOutcome)
-    weights = Path(job.change_path).read_bytes()
+    weights = Path(job.delta_path).read_bytes()
     job = train_job(float_prepared, batch_size=5, report="scalars", **settings)
     run_worker(job, TrainOutcome)
-    sent = Path(job.change_path).read_bytes()
+    sent = Path(job.delta_path).read_bytes()
     assert sent != weights
     report = decode_report(sent, job.task, float_prepared.manifest.slices)
     heads = {name: array for name, array in report.items() if name.startswith("head/")}
@@ -202,9 +202,9 @@ def test_filtered_directions_need_the_file_they_are_compared_with(
     task = {"directions": "filtered", "candidates": 4, "reference": "1" * 64}
     job = train_job(float_prepared, {"reference_path": str(path)}, **task)
     run_worker(job, TrainOutcome)
-    compared = Path(job.change_path).read_bytes()
+    compared = Path(job.delta_path).read_bytes()
     run_worker(train_job(float_prepared, **{**task, "reference": None}), TrainOutcome)
-    assert Path(job.change_path).read_bytes() != compared
+    assert Path(job.delta_path).read_bytes() != compared
     with pytest.raises(WorkerError, match="names a reference, and the job has no file"):
         run_worker(train_job(float_prepared, **task), TrainOutcome)
     path.write_bytes(encode_values({"head/bias": values["head/bias"]}))
@@ -239,7 +239,7 @@ def test_a_cap_too_small_is_refused_with_both_figures(train_job) -> None:
     assert caught.value.cap_bytes == 48 * MIB
     assert caught.value.required_bytes > 48 * MIB
     assert f"needs a cap of {caught.value.required_bytes >> 20} MiB" in str(caught.value)
-    assert not Path(job.change_path).exists()
+    assert not Path(job.delta_path).exists()
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(train_job, values, data, tmp_path) -> None:
@@ -258,7 +258,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(train_job, values, dat
     assert (outcome.steps_applied, outcome.steps_skipped, outcome.examples) == (3, 2, 3)
     assert outcome.mean_loss is not None
     assert np.isfinite(outcome.mean_loss)
-    assert all(np.isfinite(value).all() for value in change_of(job).values())
+    assert all(np.isfinite(value).all() for value in delta_of(job).values())
 
 
 def test_a_task_without_a_finite_step_changes_nothing(train_job, values, data, tmp_path) -> None:
@@ -270,7 +270,7 @@ def test_a_task_without_a_finite_step_changes_nothing(train_job, values, data, t
     outcome = run_worker(job, TrainOutcome)
     assert (outcome.steps_applied, outcome.steps_skipped, outcome.examples) == (0, 2, 0)
     assert outcome.mean_loss is None
-    assert not any(value.any() for value in change_of(job).values())
+    assert not any(value.any() for value in delta_of(job).values())
 
 
 def test_evaluation_counts_what_torch_counts(exported, float_prepared, train_job) -> None:
@@ -311,7 +311,7 @@ def test_a_killed_worker_is_a_worker_error(train_job) -> None:
     process.kill()
     with pytest.raises(WorkerError, match="SIGKILL"):
         finish_worker(process, TrainOutcome)
-    assert not Path(job.change_path).exists()
+    assert not Path(job.delta_path).exists()
 
 
 def test_a_weight_file_truncated_under_a_worker_is_told(prepared_in, train_job, tmp_path) -> None:
@@ -336,7 +336,7 @@ def test_a_weight_file_truncated_under_a_worker_is_told(prepared_in, train_job, 
         finish_worker(process, TrainOutcome, timeout_s=60, sampler=sampler)
     thread.join()
     assert "\n" not in str(caught.value)
-    assert not Path(job.change_path).exists()
+    assert not Path(job.delta_path).exists()
 
 
 @pytest.mark.parametrize("arithmetic", ["row_int8", "block_int8", "float"])
@@ -348,7 +348,7 @@ def test_a_prefix_cache_changes_time_and_nothing_else(
     for name, size in (("without", 0), ("with", 64 * MIB), ("short", 20_000)):
         path = tmp_path / name / "change"
         path.parent.mkdir()
-        settings = {"change_path": str(path), "prefix_cache_bytes": size}
+        settings = {"delta_path": str(path), "prefix_cache_bytes": size}
         job = train_job(prepared_in[arithmetic], settings, slices=(QUERY,), steps=8, draws=4)
         outcomes.append(run_worker(job, TrainOutcome))
         changes.append(path.read_bytes())
@@ -378,16 +378,16 @@ def test_how_the_work_is_done_does_not_change_the_result(
     may move an activation to the next of 127 levels, here and there.
     """
 
-    def change(choice: ExecutionChoice) -> dict[str, np.ndarray]:
+    def delta(choice: ExecutionChoice) -> dict[str, np.ndarray]:
         job = train_job(prepared_in[arithmetic], {"choice": choice}, draws=5, steps=1)
         assert run_worker(job, TrainOutcome).plan.choice == choice
-        return change_of(job)
+        return delta_of(job)
 
-    wanted = change(ExecutionChoice("resident", 4, 5))
+    wanted = delta(ExecutionChoice("resident", 4, 5))
     for at_a_time in (1, 2, 5):
-        got = change(ExecutionChoice(weights, 4, at_a_time))
+        got = delta(ExecutionChoice(weights, 4, at_a_time))
         assert all(np.array_equal(got[name], wanted[name]) for name in wanted)
-    split = change(ExecutionChoice(weights, 1, 5))
+    split = delta(ExecutionChoice(weights, 1, 5))
     for name, array in wanted.items():
         limit = 1e-4 if arithmetic == "float" else 0.05
         assert np.abs(split[name] - array).max() < limit * np.abs(array).max()
@@ -442,7 +442,7 @@ def test_a_malformed_job_is_reported(data_in: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "message"),
+    ("delta", "error", "message"),
     [
         ({"state_path": "/nowhere"}, WorkerError, "cannot read the slice values /nowhere"),
         ({"data_path": "/nowhere"}, DataError, "/nowhere"),
@@ -452,12 +452,12 @@ def test_a_malformed_job_is_reported(data_in: bytes) -> None:
     ],
     ids=["state", "data", "package", "digest", "prepared"],
 )
-def test_what_cannot_be_used_is_named(train_job, change: dict, error: type[Exception], message: str) -> None:
+def test_what_cannot_be_used_is_named(train_job, delta: dict, error: type[Exception], message: str) -> None:
     """Each input that is missing or not to be trusted comes back as its own error, and nothing is written."""
-    job = train_job(job=change)
+    job = train_job(job=delta)
     with pytest.raises(error, match=message):
         run_worker(job, TrainOutcome)
-    assert not Path(job.change_path).exists()
+    assert not Path(job.delta_path).exists()
 
 
 def test_a_state_that_is_not_finite_is_refused(train_job, values, tmp_path) -> None:

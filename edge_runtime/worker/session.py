@@ -1,0 +1,122 @@
+"""One task, or one evaluation, on an open package: what a worker process and a simulated device do alike.
+
+A session is opened with everything the task names; then a plan is chosen for ``session.work``, programs are loaded
+(:func:`edge_runtime.training.estimators.executor_of`), and the session runs on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edge_runtime.data.examples import Examples
+from edge_runtime.execution.executor import Executor
+from edge_runtime.memory.plan import ExecutionChoice, Plan, Work, first_segment, preferred_micro_batch
+from edge_runtime.package.manifest import Manifest
+from edge_runtime.package.slices import Values
+from edge_runtime.protocol.messages import MemoryReport, Task
+from edge_runtime.training.evaluation import Scores
+from edge_runtime.training.filtered_directions import decode_reference
+from edge_runtime.training.loop import Trained, train_locally
+from edge_runtime.training.methods import check_package
+from edge_runtime.training.step import LocalWork
+from edge_runtime.training.trainable import estimated_slices
+from edge_runtime.worker.jobs import EvaluateOutcome, TrainOutcome
+
+#: Segment 0 is the embedding: cheaper to run than to read back. From here on a prefix holds a block.
+FIRST_BLOCK_BEHIND_A_BLOCK = 2
+
+
+@dataclass(frozen=True)
+class TaskSession:
+    """A task with all that it names, checked against its package.
+
+    Attributes:
+        task: what is asked.
+        manifest: the package's manifest.
+        values: values of all slices, as the task came with them.
+        examples: the device's rows, tokenised.
+        work: the task's size, which a plan is chosen for.
+        reference: values that filtered directions are compared with; None if there are none yet.
+    """
+
+    task: Task
+    manifest: Manifest
+    values: Values
+    examples: Examples
+    work: Work
+    reference: Values | None
+
+    @classmethod
+    def open(
+        cls,
+        task: Task,
+        manifest: Manifest,
+        values: Values,
+        examples: Examples,
+        reference: bytes | None = None,
+    ) -> TaskSession:
+        """Check that the package can do the task.
+
+        Raises:
+            ConfigError: the task asks for what the package cannot do.
+            PackageError: the task names a slice or a head that the package does not have.
+            SliceError: ``reference``, if there is one, does not hold the values that directions are compared with.
+        """
+        check_package(task, manifest)
+        estimated = estimated_slices(task, manifest.slices)
+        names = tuple(spec.name for spec in estimated)
+        return cls(
+            task,
+            manifest,
+            values,
+            examples,
+            Work(task.batch_size, examples.longest, task.draws, names, task.update),
+            None if reference is None else decode_reference(reference, estimated),
+        )
+
+    @property
+    def repeats_a_prefix(self) -> bool:
+        """Whether blocks lie before the first slice, whose outputs are worth keeping between steps."""
+        first = first_segment(self.manifest, self.work.slices)
+        return first is not None and first >= FIRST_BLOCK_BEHIND_A_BLOCK
+
+    def train(
+        self, executor: Executor, choice: ExecutionChoice, stepped: Callable[[], None] = lambda: None
+    ) -> Trained:
+        """Take the task's steps; ``stepped`` is called after each."""
+        work = LocalWork(executor, self.task, self.examples, choice, self.reference)
+        return train_locally(work, self.values, stepped)
+
+
+def train_outcome(trained: Trained, plan: Plan, seconds: float, memory: MemoryReport) -> TrainOutcome:
+    """What training came to, without the measurements that only a process of its own can make."""
+    return TrainOutcome(
+        examples=trained.examples,
+        steps_applied=trained.steps_applied,
+        steps_skipped=trained.steps_skipped,
+        mean_loss=trained.loss_sum / trained.examples if trained.examples else None,
+        seconds=seconds,
+        memory=memory,
+        plan=plan,
+    )
+
+
+def evaluation_work(examples: Examples) -> Work:
+    """The size of an evaluation, which a plan is chosen for."""
+    together = preferred_micro_batch(len(examples.ids), examples.longest)
+    return Work(together, examples.longest, 0, ())
+
+
+def evaluate_outcome(
+    scores: Scores, manifest: Manifest, rows: int, seconds: float, memory: MemoryReport
+) -> EvaluateOutcome:
+    """What an evaluation came to, without the measurements that only a process of its own can make."""
+    return EvaluateOutcome(
+        rows=rows,
+        accuracy=scores.accuracy,
+        mean_loss=scores.mean_loss,
+        seconds=seconds,
+        memory=memory,
+        tokens=scores.predicted if manifest.task == "causal_lm" else 0,
+    )
