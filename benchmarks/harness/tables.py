@@ -23,6 +23,7 @@ from benchmarks.harness.result_file import RESULTS
 
 SELECTIONS = RESULTS.parent / "selections"
 END = "<!-- /table -->"
+NO_BREAK = "\N{NO-BREAK SPACE}"
 MARKED = re.compile(
     r"<!-- (?P<kind>table|selection):(?P<name>[A-Za-z0-9._-]+) -->\n(?P<body>.*?)" + re.escape(END), re.DOTALL
 )
@@ -142,7 +143,7 @@ def _selected(name: str, results: Path, selections: Path) -> str:
         raise TableError(f"selection {name}: cannot read {path}: {error.strerror}") from error
     except msgspec.DecodeError as error:
         raise TableError(f"selection {name}: {path}: {error}") from error
-    header = ["", "measured", "to reach", "reached", "command, all rows"]
+    header = ["", "measured", "to reach", "reached", "command and page"]
     lines = [_line(header), _line(["---", "---:", "---:", "---:", "---"])]
     for pick in picks:
         row = _picked(pick.row, pick.result, results)
@@ -150,10 +151,16 @@ def _selected(name: str, results: Path, selections: Path) -> str:
             raise TableError(f"selection {name}: '{pick.label}' needs one {{}} for each row beside it")
         label = pick.label
         for other in (_picked(beside, pick.result, results) for beside in pick.beside):
-            label = label.replace("{}", quantity(other["value"], other["unit"]), 1)
+            label = label.replace("{}", _unbroken(quantity(other["value"], other["unit"])), 1)
         link = f"[`make {pick.target}`]({pick.page})"
-        lines.append(_line([label, quantity(row["value"], row["unit"]), *_reached(row), link]))
+        figures = [quantity(row["value"], row["unit"]), *_reached(row)]
+        lines.append(_line([label, *map(_unbroken, figures), link]))
     return "\n".join(lines)
+
+
+def _unbroken(text: str) -> str:
+    """A figure that stays on one line beside a long label."""
+    return text.replace(" ", NO_BREAK)
 
 
 def _picked(name: str, result: str, results: Path) -> Mapping[str, Any]:
