@@ -5,8 +5,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Pages with tables made from benchmarks/results.
-PAGES := README.md docs/decisions/0006-memory-prediction.md docs/decisions/0009-arithmetic-and-weights.md \
-	docs/decisions/0019-estimators.md docs/decisions/0020-learning.md
+PAGES := README.md $(wildcard docs/results/*.md)
 
 .PHONY: setup demo demo-shakespeare test lint bench bench-memory bench-opponent bench-large bench-memory-grid bench-arithmetic \
 	bench-placement bench-estimators bench-learning demo-reference tables constraints clean

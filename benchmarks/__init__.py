@@ -1,1 +1,1 @@
-"""Each figure of the README: one command, one result file, one table."""
+"""Each figure of README and docs/results: one command, one result file, one table."""

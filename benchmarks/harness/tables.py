@@ -1,7 +1,10 @@
-"""Tables of the README, made from result files: ``python -m benchmarks.harness.tables README.md [--check]``.
+"""Tables of the pages, made from result files: ``python -m benchmarks.harness.tables README.md [--check]``.
 
-Between ``<!-- table:NAME -->`` and ``<!-- /table -->`` stands the table of ``benchmarks/results/NAME.json``, any result
+Between ``<!-- table:NAME -->`` and ``<!-- /table -->`` stand all rows of ``benchmarks/results/NAME.json``, any result
 file that has ``rows`` of name, value and unit, with or without a value to reach.
+
+Between ``<!-- selection:NAME -->`` and ``<!-- /table -->`` stand single rows of several result files, those that
+``benchmarks/selections/NAME.toml`` lists (:class:`Pick`).
 """
 
 from __future__ import annotations
@@ -14,15 +17,47 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from benchmarks.harness.result_file import RESULTS
 
+SELECTIONS = RESULTS.parent / "selections"
 END = "<!-- /table -->"
-MARKED = re.compile(r"<!-- table:(?P<name>[A-Za-z0-9._-]+) -->\n(?P<body>.*?)" + re.escape(END), re.DOTALL)
-OPENING = re.compile(r"<!-- table:")
+NO_BREAK = "\N{NO-BREAK SPACE}"
+MARKED = re.compile(
+    r"<!-- (?P<kind>table|selection):(?P<name>[A-Za-z0-9._-]+) -->\n(?P<body>.*?)" + re.escape(END), re.DOTALL
+)
+OPENING = re.compile(r"<!-- (?:table|selection):")
 
 
 class TableError(Exception):
     """A table cannot be made; the message names marker or file."""
+
+
+class Pick(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One row of a selection.
+
+    Attributes:
+        result: name of the result file, without its ending.
+        row: name of the row in that file.
+        label: what stands in the table in place of that name; each ``{}`` in it becomes the value of another row.
+        target: the make target that measures them.
+        page: where all rows of the result stand, as the selection's page links to it.
+        beside: names of the other rows, in the same file, one for each ``{}``.
+    """
+
+    result: str
+    row: str
+    label: str
+    target: str
+    page: str
+    beside: list[str] = []
+
+
+class Selection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a file in ``benchmarks/selections`` says: the rows of one table, in order."""
+
+    rows: list[Pick]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,10 +68,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if out of date")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
+    parser.add_argument("--selections", type=Path, default=SELECTIONS, metavar="DIR")
     arguments = parser.parse_args(argv)
     try:
         text = arguments.file.read_text(encoding="utf-8")
-        wanted = with_tables(text, arguments.results)
+        wanted = with_tables(text, arguments.results, arguments.selections)
     except (OSError, TableError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -52,15 +88,21 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def with_tables(text: str, results: Path) -> str:
+def with_tables(text: str, results: Path, selections: Path = SELECTIONS) -> str:
     """``text`` with the table between every pair of markers made anew.
 
     Raises:
-        TableError: a marker is not closed, or its result file is missing or has no rows.
+        TableError: a marker is not closed, its file is missing or malformed, or a row that it picks is.
     """
     if len(OPENING.findall(text)) != len(MARKED.findall(text)):
         raise TableError(f"every '<!-- table:NAME -->' needs its own '{END}', and a line break after it")
-    return MARKED.sub(lambda found: _marked(found["name"], results), text)
+
+    def made(found: re.Match[str]) -> str:
+        kind, name = found["kind"], found["name"]
+        body = table(_result(name, results)) if kind == "table" else _selected(name, results, selections)
+        return f"<!-- {kind}:{name} -->\n{body}\n{END}"
+
+    return MARKED.sub(made, text)
 
 
 def table(document: Mapping[str, Any]) -> str:
@@ -77,13 +119,7 @@ def table(document: Mapping[str, Any]) -> str:
             cells.append(
                 f"{quantity(row['low'], unit)} to {quantity(row['high'], unit)}" if "low" in row else ""
             )
-        if reach and row.get("reach") is not None:
-            # Which way a reach points shows in whether it was met.
-            sign = "≥" if (row["value"] > row["reach"]) == row["met"] else "≤"
-            cells += [f"{sign} {quantity(row['reach'], unit)}", "yes" if row["met"] else "**no**"]
-        elif reach:
-            cells += ["", ""]
-        lines.append(_line(cells))
+        lines.append(_line([*cells, *_reached(row) * reach]))
     return "\n".join([*lines, "", _conditions(document)])
 
 
@@ -98,7 +134,52 @@ def quantity(value: float, unit: str) -> str:
     return f"{value:,} {unit}".rstrip()
 
 
-def _marked(name: str, results: Path) -> str:
+def _selected(name: str, results: Path, selections: Path) -> str:
+    """The rows that a selection picks, each with its make target and the page of all rows."""
+    path = selections / f"{name}.toml"
+    try:
+        picks = msgspec.toml.decode(path.read_bytes(), type=Selection).rows
+    except OSError as error:
+        raise TableError(f"selection {name}: cannot read {path}: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise TableError(f"selection {name}: {path}: {error}") from error
+    header = ["", "measured", "to reach", "reached", "command and page"]
+    lines = [_line(header), _line(["---", "---:", "---:", "---:", "---"])]
+    for pick in picks:
+        row = _picked(pick.row, pick.result, results)
+        if pick.label.count("{}") != len(pick.beside):
+            raise TableError(f"selection {name}: '{pick.label}' needs one {{}} for each row beside it")
+        label = pick.label
+        for other in (_picked(beside, pick.result, results) for beside in pick.beside):
+            label = label.replace("{}", _unbroken(quantity(other["value"], other["unit"])), 1)
+        link = f"[`make {pick.target}`]({pick.page})"
+        figures = [quantity(row["value"], row["unit"]), *_reached(row)]
+        lines.append(_line([label, *map(_unbroken, figures), link]))
+    return "\n".join(lines)
+
+
+def _unbroken(text: str) -> str:
+    """A figure that stays on one line beside a long label."""
+    return text.replace(" ", NO_BREAK)
+
+
+def _picked(name: str, result: str, results: Path) -> Mapping[str, Any]:
+    rows: list[Mapping[str, Any]] = [row for row in _result(result, results)["rows"] if row["name"] == name]
+    if len(rows) != 1:
+        raise TableError(f"{result}.json has {len(rows)} rows named '{name}', not one")
+    return rows[0]
+
+
+def _reached(row: Mapping[str, Any]) -> list[str]:
+    """The two cells on what a row was to reach; empty where nothing was promised."""
+    if row.get("reach") is None:
+        return ["", ""]
+    # Which way a reach points shows in whether it was met.
+    sign = "≥" if (row["value"] > row["reach"]) == row["met"] else "≤"
+    return [f"{sign} {quantity(row['reach'], row['unit'])}", "yes" if row["met"] else "**no**"]
+
+
+def _result(name: str, results: Path) -> Mapping[str, Any]:
     path = results / f"{name}.json"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -108,7 +189,7 @@ def _marked(name: str, results: Path) -> str:
         raise TableError(f"table {name}: {path} is not JSON: {error}") from error
     if not isinstance(document, dict) or not document.get("rows"):
         raise TableError(f"table {name}: {path} has no rows")
-    return f"<!-- table:{name} -->\n{table(document)}\n{END}"
+    return document
 
 
 def _conditions(document: Mapping[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 Which arithmetic? Each that the package offers runs one block here. Of those whose output stays close to float
 arithmetic's, the one with the highest cosine of its jvps to the exact ones (the exporter measured it on real text)
-per second wins: directional derivatives are averaged, so speed buys more of them (docs/decisions/0009-arithmetic.md).
+per second wins: directional derivatives are averaged, so speed buys more of them
+(docs/decisions/0009-arithmetic-and-weights.md).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 import json
+import re
 
 import pytest
 
-from benchmarks.harness.tables import TableError, main, quantity, table, with_tables
+from benchmarks.harness.tables import NO_BREAK, TableError, main, quantity, table, with_tables
 
 ROWS = [
     {
@@ -18,6 +19,26 @@ ROWS = [
     {"name": "Ratio", "value": 2.2, "unit": "times", "reach": None, "met": None, "low": 2.0, "high": 2.4},
 ]
 README = "before\n\n<!-- table:figures -->\nold\n<!-- /table -->\n\nafter\n"
+
+
+PICK = """
+[[rows]]
+label = "Peak, where a step takes {}"
+result = "figures"
+row = "Peak"
+beside = ["Step"]
+target = "bench"
+page = "docs/memory.md"
+"""
+SELECTED = "before\n\n<!-- selection:chosen -->\nold\n<!-- /table -->\n\nafter\n"
+
+
+@pytest.fixture
+def selections(tmp_path):
+    folder = tmp_path / "selections"
+    folder.mkdir()
+    (folder / "chosen.toml").write_text(PICK)
+    return folder
 
 
 @pytest.fixture
@@ -83,6 +104,58 @@ def test_a_table_that_cannot_be_made_is_named(results, text, named) -> None:
     (results / "broken.json").write_text("{")
     with pytest.raises(TableError, match=named):
         with_tables(text, results)
+
+
+def test_a_selection_shows_single_rows_of_result_files(results, selections) -> None:
+    """A picked row has its own label, another row's value in it, its aim, and a link to command and page."""
+    (results / "others.json").write_text(json.dumps({"rows": ROWS[1:]}))
+    (selections / "chosen.toml").write_text(
+        PICK
+        + '[[rows]]\nlabel = "Ratio"\nresult = "others"\nrow = "Ratio"\ntarget = "more"\npage = "more.md"\n'
+    )
+    made = with_tables(SELECTED, results, selections)
+    assert made.startswith("before\n\n<!-- selection:chosen -->\n|  | measured | to reach | reached |")
+    assert made.replace(NO_BREAK, " ").splitlines()[5:] == [
+        "| Peak, where a step takes 250 ms | 120.5 MB | ≤ 155.0 MB | yes | [`make bench`](docs/memory.md) |",
+        "| Ratio | 2.20 × |  |  | [`make more`](more.md) |",
+        "<!-- /table -->",
+        "",
+        "after",
+    ]
+    assert f"≤{NO_BREAK}155.0{NO_BREAK}MB" in made
+    assert with_tables(made, results, selections) == made
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ('row = "Peak"', 'row = "Summit"', "figures.json has 0 rows named 'Summit'"),
+        ('"Step"', '"Stride"', "figures.json has 0 rows named 'Stride'"),
+        ('["Step"]', "[]", "needs one {} for each row"),
+        ('"figures"', '"absent"', "table absent"),
+        ("target", "goal", "chosen.toml"),
+        ("[[rows]]", "[[rows", "chosen.toml"),
+    ],
+)
+def test_a_selection_that_cannot_be_made_is_named(results, selections, old, new, named) -> None:
+    """A row that is not there, a label without room for it and a malformed file each get an error that says which."""
+    (selections / "chosen.toml").write_text(PICK.replace(old, new))
+    with pytest.raises(TableError, match=re.escape(named)):
+        with_tables(SELECTED, results, selections)
+
+
+def test_a_name_that_two_rows_share_cannot_be_picked(results, selections) -> None:
+    """Which of two rows of one name is meant cannot be told, so neither is shown."""
+    (results / "figures.json").write_text(json.dumps({"rows": [*ROWS, ROWS[0]]}))
+    with pytest.raises(TableError, match="2 rows named 'Peak'"):
+        with_tables(SELECTED, results, selections)
+
+
+def test_a_missing_selection_is_named(results, selections) -> None:
+    """A marker without its file gets an error with the file's path."""
+    (selections / "chosen.toml").unlink()
+    with pytest.raises(TableError, match=re.escape("chosen.toml")):
+        with_tables(SELECTED, results, selections)
 
 
 def test_check_reports_an_outdated_file_and_changes_nothing(tmp_path, results, capsys) -> None:
