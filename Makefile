@@ -9,7 +9,7 @@ PAGES := README.md docs/decisions/0006-memory-prediction.md docs/decisions/0009-
 	docs/decisions/0019-estimators.md docs/decisions/0020-learning.md
 
 .PHONY: setup demo demo-shakespeare test lint bench bench-memory bench-opponent bench-large bench-memory-grid bench-arithmetic \
-	bench-placement bench-estimators bench-learning demo-reference tables constraints clean
+	bench-placement bench-estimators bench-learning demo-reference tables reference constraints clean
 
 setup: $(STAMP)
 
@@ -69,6 +69,11 @@ demo-reference: setup
 
 tables: setup
 	for page in $(PAGES); do $(BIN)/python -m benchmarks.harness.tables $$page || exit 1; done
+
+# docs/configuration.md and docs/cli.md, from docstrings and help texts.
+reference: setup
+	$(BIN)/python -m docs.generate.configuration
+	$(BIN)/python -m docs.generate.commands
 
 constraints:
 	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --no-annotate --no-header \

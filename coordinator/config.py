@@ -39,8 +39,13 @@ Places = Annotated[int, Meta(ge=1, le=10_000)]
 class ServerOptimizerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """The server's step on an averaged change; see :mod:`coordinator.aggregation.server_optimizers`.
 
-    ``sgd`` with rate 1 is FedAvg. ``beta1`` is the momentum of all but ``sgd``; ``beta2`` and ``tau`` are
-    read by ``adagrad`` (tau only), ``yogi`` and ``adam``.
+    Attributes:
+        name: rule of the step: ``"sgd"`` (FedAvg at rate 1), ``"momentum"``, ``"adagrad"``, ``"yogi"`` or ``"adam"``
+            (FedAdagrad, FedYogi, FedAdam).
+        rate: learning rate.
+        beta1: share of the running mean of changes that a round keeps; ``sgd`` does not read it.
+        beta2: share of the running mean of squared changes that a round keeps; ``yogi`` and ``adam`` read it.
+        tau: constant beside the root of the squared changes; ``adagrad``, ``yogi`` and ``adam`` read it.
     """
 
     name: Literal["sgd", "momentum", "adagrad", "yogi", "adam"] = "sgd"
@@ -51,7 +56,12 @@ class ServerOptimizerConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ServerOptimizers(Struct, frozen=True, forbid_unknown_fields=True):
-    """One optimiser for the slices, one for the head: their changes differ in kind and size."""
+    """One optimiser for the slices, one for the head: their changes differ in kind and size.
+
+    Attributes:
+        slices: optimiser of the slices.
+        head: optimiser of the head.
+    """
 
     slices: ServerOptimizerConfig = ServerOptimizerConfig()
     head: ServerOptimizerConfig = ServerOptimizerConfig()
@@ -60,7 +70,14 @@ class ServerOptimizers(Struct, frozen=True, forbid_unknown_fields=True):
 class EvaluationConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Where the coordinator's own development rows lie and how often the global model meets them.
 
-    ``arithmetic`` is the one in which the coordinator runs the package; None measures which is best there.
+    Attributes:
+        data: file of the development rows, on the coordinator's machine, in the form of a device's data.
+        every_rounds: number of committed rounds from one evaluation to the next; the values that the run starts from
+            and those it ends with are always evaluated.
+        threads: number of threads of the inference engine.
+        arithmetic: arithmetic in which the coordinator runs the package: ``"row_int8"``, ``"block_int8"``,
+            ``"block_int4"`` or ``"float"``, if the package has it; unset: the best there, measured once for each
+            package.
     """
 
     data: Annotated[str, Meta(min_length=1, max_length=4096)]
@@ -72,18 +89,73 @@ class EvaluationConfig(Struct, frozen=True, forbid_unknown_fields=True):
 class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Everything an operator decides about a run. Times in seconds.
 
-    ``rounds`` counts committed rounds. ``min_devices`` must have checked in before the first one: set it to
-    the whole fleet, and equal seeds ask equal devices. ``seen_window_s``: a device that has not checked in
-    for so long is not asked. ``deadline_s`` counts from when a device got its task. ``train_head`` must be false
-    for a package without a head (language modelling).
+    Fields of the same name in :class:`edge_runtime.protocol.messages.Task` say what devices do.
 
-    Fields of the same name in :class:`edge_runtime.protocol.messages.Task` say what devices do. On the coordinator:
-    ``split`` deals the slices to the places of a round or gives every place all of them, ``head_split`` deals the
-    head like a slice; the first ``head_warm_up_rounds`` rounds train the head alone; ``normalise_steps`` is FedNova;
-    ``average_from_round`` evaluates and hands over the mean of the values after each round from that number on (SWA);
-    ``lora_aggregation`` averages LoRA's factors, or their product (``product_svd``), or freezes A on devices;
-    ``rate_decay = "linear"`` lets the server's rates fall to zero over the run's rounds; ``gate_variance`` lets a round
-    move the values only once the two halves of what came in differ by no more.
+    Attributes:
+        name: name of the run; its id is this name with a random ending.
+        package: folder of the package to train, on the coordinator's machine.
+        publisher_key: public key that must have signed the package.
+        seed: seed of every random choice: which devices are asked, which rows a step takes, which directions are drawn.
+        rounds: number of committed rounds after which the run has finished.
+        devices_per_round: number of devices that a round asks; where fewer can serve, it opens with those.
+        steps: number of local steps of a task; with ``epochs`` the most steps.
+        batch_size: number of rows of a step; a device with fewer rows takes all of them.
+        min_devices: number of devices that must have checked in before the first round. Set it to the whole fleet, and
+            equal seeds ask equal devices.
+        min_results: number of results that a round needs to be committed; at most ``devices_per_round`` and
+            ``min_devices``.
+        selection_timeout_s: time in which a selected device must check in; then another is asked in its place.
+        deadline_s: time for a task, counted from when its device got it; then another is asked in its place.
+        poll_min_s: shortest time after which a device without work checks in again.
+        poll_max_s: longest such time, at least ``poll_min_s``; each device draws its own between the two.
+        max_abandoned: number of rounds abandoned in a row at which the run fails.
+        slices: slices to train: ``"all"`` of the package, ``"none"`` (the head alone), or those listed by name.
+        train_head: whether the head is trained; must be false for a package without a head (language modelling).
+        draws: number of directions that forward mode or zero order averages over in a step; 1 under
+            ``update = "backprop"``. More directions estimate better, and take more time and memory.
+        sequence_limit: largest number of tokens of a row, if the package's own limit is not smaller; the rest of the
+            row is cut off.
+        directions: kind of the directions, whose entries are ±1 unless it says otherwise. ``"one_slice"``: each example
+            and draw has its own, which moves one slice, all slices in turn. ``"per_example"``: each example and draw
+            has its own, which moves all slices. ``"shared"``: each draw has one for the whole batch. ``"orthogonal"``:
+            shared, from the rows of a Hadamard matrix, so that enough draws give the exact gradient. ``"gaussian"``:
+            shared, with standard normal entries. ``"filtered"``: of many gaussian ones those nearest to the last
+            averaged change. ``update = "zero_order"`` takes none of the first two.
+        loss: loss of a prediction: ``"cross_entropy"``, or ``"phuber"``, the partially Huberised cross-entropy, which
+            bounds the pull of wrong labels and is for classification alone.
+        local_optimizer: step that a device makes of its gradients.
+        server_optimizer: step that the coordinator makes of a round's averaged change.
+        evaluation: evaluation of the global model by the coordinator; unset: none.
+        seen_window_s: time since its last check-in after which a device is not asked any more.
+        update: way to the slices' gradient: ``"forward"`` estimates it by forward mode, ``"backprop"`` computes it by
+            checkpointed backpropagation (for packages exported ``--with-adjoint``), ``"zero_order"`` estimates it from
+            differences of losses.
+        report: content of a result: ``"weights"``, the change of the trained values, or ``"scalars"``, the directional
+            derivatives, of which the coordinator makes the same change again; not under ``update = "backprop"``.
+        tau: knot of the loss ``phuber``: where the label has a probability below 1/tau, the loss is a straight line.
+        head: way to a trained head's gradient: ``"exact"``, or ``"perturbed"`` to estimate it like a slice's, as
+            published methods do; not under ``update = "backprop"``.
+        epochs: number of passes over the device's rows, within ``steps``; 0 takes exactly ``steps`` steps.
+        difference: difference that zero order takes of the loss ℓ at θ along v: ``"central"``,
+            (ℓ(θ+hv) - ℓ(θ-hv)) / 2h, or ``"forward"``, (ℓ(θ+hv) - ℓ(θ)) / h.
+        difference_step: step h of these differences.
+        candidates: number of directions drawn for each that ``directions = "filtered"`` keeps; 1 for other kinds.
+        jvp_limit: size to which larger directional derivatives are clamped, not under ``update = "backprop"``; unset:
+            none is.
+        split: assignment of the slices: ``"whole"`` gives every device of a round all of them, ``"cyclic"`` deals them
+            out among the devices, one further each round.
+        head_split: whether ``split = "cyclic"`` deals the head out like a slice; false gives it to every device.
+        head_warm_up_rounds: number of rounds, the first ones, that train the head alone.
+        lora_aggregation: mean of plain LoRA's factors A and B: ``"factors"`` averages each by itself, ``"frozen_a"``
+            trains B alone, ``"product_svd"`` averages their product and factors it again (the slices' server optimiser
+            must be ``"sgd"`` at rate 1).
+        normalise_steps: whether the mean weighs changes by local steps as FedNova does.
+        average_from_round: number of the round, from 0, at which a mean over the rounds' values starts (SWA), which
+            evaluations and ``fetch-slices`` use; below ``rounds``; unset: they use the last values.
+        gate_variance: largest variance between two halves of what came in, in the square of the changes' unit, at
+            which a round moves the values; above it, its results wait for those of the next round (FwdLLM's gate).
+            Needs slices and ``min_results`` of at least 2; unset: every round moves them.
+        rate_decay: course of the server's rates over the run: ``"none"``, or ``"linear"`` down to zero.
     """
 
     name: Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]

@@ -86,8 +86,11 @@ class CheckInRequest(Struct, frozen=True):
 class LocalOptimizer(Struct, frozen=True):
     """How a device turns gradient estimates into a change of its slices.
 
-    ``accumulate`` sums estimates at the values the task came with; ``sgd`` moves after every step;
-    ``adamw`` normalises on the device, kept for comparison.
+    Attributes:
+        name: rule of the step: ``"accumulate"`` sums the gradients at the values the task came with, ``"sgd"`` moves
+            after every step, ``"adamw"`` normalises on the device, for comparison with published methods.
+        slice_rate: learning rate of the slices.
+        head_rate: learning rate of the head.
     """
 
     name: Literal["accumulate", "sgd", "adamw"] = "accumulate"
