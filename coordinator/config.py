@@ -149,7 +149,7 @@ class RunConfig(Struct, frozen=True, forbid_unknown_fields=True):
         lora_aggregation: mean of plain LoRA's factors A and B: ``"factors"`` averages each by itself, ``"frozen_a"``
             trains B alone, ``"product_svd"`` averages their product and factors it again (the slices' server optimiser
             must be ``"sgd"`` at rate 1).
-        normalise_steps: whether the mean weighs changes by local steps as FedNova does.
+        normalise_steps: whether each change is divided by its local steps before the mean is taken, as FedNova does.
         average_from_round: number of the round, from 0, at which a mean over the rounds' values starts (SWA), which
             evaluations and ``fetch-slices`` use; below ``rounds``; unset: they use the last values.
         gate_variance: largest variance between two halves of what came in, in the square of the changes' unit, at

@@ -85,7 +85,7 @@ def _add_profile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=float,
         default=0.05,
         metavar="SHARE",
-        help="growth of the peak over it that is accepted (default: %(default)s)",
+        help="growth of the peak over the earlier report's that is accepted (default: %(default)s)",
     )
     sub.add_argument(
         "--model",

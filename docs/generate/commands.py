@@ -32,10 +32,10 @@ def program_section(parser: argparse.ArgumentParser) -> str:
     """A program: a table of its commands, and a section for each."""
     commands = list(commands_of(parser))
     parts = [f"## {parser.prog}\n", f"{(parser.description or '').replace('``', '`')}\n"]
-    if own := option_table(parser):
-        parts.append(own)
     rows = [(f"[`{command.prog}`](#{anchor(command.prog)})", about) for command, about in commands]
     parts.append(table(("command", "what it does"), rows))
+    if own := option_table(parser):
+        parts.append(own)
     for command, about in commands:
         usage = f"```\n{usage_of(command)}\n```\n"
         parts += [f"### {command.prog}\n", f"{about[0].upper()}{about[1:]}.\n", usage]

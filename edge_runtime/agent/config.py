@@ -38,7 +38,7 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             ``allow_insecure_http``.
         state_folder: folder of the device's key, identity, downloads and unsent results.
         data: file of the device's examples, one JSON object a line: ``{"text": …, "label": …}``, or ``{"text": …}``
-            alone for language modelling.
+            alone for language modelling; it never leaves the device.
         device_name: name by which operators call the device; no two enrolled devices share one.
         device_class: name of the kind of device, such as ``"jetson-orin-nano"``; devices of one class have comparable
             memory.
