@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PAGES := README.md $(wildcard docs/results/*.md)
 
 .PHONY: setup demo demo-shakespeare test lint bench bench-memory bench-opponent bench-large bench-memory-grid bench-arithmetic \
-	bench-placement bench-estimators bench-learning demo-reference tables constraints clean
+	bench-placement bench-estimators bench-learning demo-reference tables reference constraints clean
 
 setup: $(STAMP)
 
@@ -68,6 +68,11 @@ demo-reference: setup
 
 tables: setup
 	for page in $(PAGES); do $(BIN)/python -m benchmarks.harness.tables $$page || exit 1; done
+
+# docs/configuration.md and docs/cli.md, from docstrings and help texts.
+reference: setup
+	$(BIN)/python -m docs.generate.configuration
+	$(BIN)/python -m docs.generate.commands
 
 constraints:
 	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --no-annotate --no-header \

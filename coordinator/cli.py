@@ -30,8 +30,8 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--state", type=Path, required=True, metavar="DIR", help="state folder, made on first use"
     )
-    serve.add_argument("--host", default="127.0.0.1")
-    serve.add_argument("--port", type=int, default=8440, help="0 takes any free port")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8440, help="0 takes any free port (default: %(default)s)")
     serve.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate chain, PEM")
     serve.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key, PEM")
     serve.add_argument(
@@ -40,9 +40,13 @@ def build_parser() -> argparse.ArgumentParser:
     serve.set_defaults(command=_serve)
 
     simulate = commands.add_parser("simulate", help="simulate fleets that run this coordinator's own code")
-    simulate.add_argument("config", type=Path, metavar="CONFIG.toml")
+    simulate.add_argument("config", type=Path, metavar="CONFIG.toml", help="the simulation's configuration")
     simulate.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="made on first use, gone on with after"
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder for results, made on first use, gone on with after",
     )
     simulate.add_argument("--arms", metavar="A,B", help="only these arms")
     simulate.add_argument("--seeds", metavar="0,1", help="only these seeds")
@@ -50,10 +54,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--threads",
         type=int,
         default=0,
-        help="threads of the inference engine; 0, the default: one for each core",
+        help="threads of the inference engine; 0 takes one for each core (default: %(default)s)",
     )
     simulate.add_argument(
-        "--ray", nargs="?", const="auto", metavar="ADDRESS", help="train on a Ray cluster's machines"
+        "--ray",
+        nargs="?",
+        const="auto",
+        metavar="ADDRESS",
+        help="train on a Ray cluster's machines; without ADDRESS on the cluster started on this one",
     )
     simulate.add_argument(
         "--page", action="store_true", help="only make comparison.html and comparison.txt again"
@@ -69,33 +77,38 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument("--ca", type=Path, metavar="FILE", help="certificates to trust for https, PEM")
 
     token = commands.add_parser("token", parents=[where], help="make a one-time enrolment token")
-    token.add_argument("--valid-s", type=float, default=86400.0, help="seconds until it expires")
+    token.add_argument(
+        "--valid-s", type=float, default=86400.0, help="seconds until it expires (default: %(default)s)"
+    )
     token.set_defaults(command=_token)
 
     device = commands.add_parser("device", help="devices").add_subparsers(required=True, metavar="COMMAND")
     revoke = device.add_parser("revoke", parents=[where], help="refuse all further requests of a device")
-    revoke.add_argument("name", help="its name or id")
+    revoke.add_argument("name", help="the device's name or id")
     revoke.set_defaults(command=_revoke)
 
     run = commands.add_parser("run", help="runs").add_subparsers(required=True, metavar="COMMAND")
     create = run.add_parser("create", parents=[where], help="queue a run")
-    create.add_argument("config", type=Path, metavar="run.toml")
+    create.add_argument("config", type=Path, metavar="run.toml", help="the run's configuration")
     create.set_defaults(command=_create_run)
-    listing = run.add_parser("list", parents=[where], help="all runs")
+    listing = run.add_parser("list", parents=[where], help="list all runs")
     listing.set_defaults(command=_list_runs)
     for name, command, text in (
-        ("show", _show_run, "a run and its rounds"),
-        ("watch", _watch_run, "the same, live until the run has ended"),
+        ("show", _show_run, "show a run and its rounds"),
+        ("watch", _watch_run, "show a run and its rounds, live until it has ended"),
         ("stop", _stop_run, "stop a run"),
         ("report", _report_run, "write report.json, report.txt and curve.svg"),
-        ("fetch-slices", _fetch_slices, "the run's slice values as safetensors"),
+        ("fetch-slices", _fetch_slices, "fetch a run's slice values as safetensors"),
     ):
         sub = run.add_parser(name, parents=[where], help=text)
-        sub.add_argument("run_id", nargs="?", default="latest", help="the newest if left out")
+        sub.add_argument(
+            "run_id", nargs="?", default="latest", help="the run's id (default: %(default)s, the newest)"
+        )
         sub.set_defaults(command=command)
-        if name in ("report", "fetch-slices"):
-            metavar = "DIR" if name == "report" else "FILE"
-            sub.add_argument("--output", type=Path, required=True, metavar=metavar)
+        if name == "report":
+            sub.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
+        if name == "fetch-slices":
+            sub.add_argument("--output", type=Path, required=True, metavar="FILE", help="file to write")
     return parser
 
 

@@ -33,8 +33,13 @@ Slots = Annotated[int, Meta(ge=1, le=10_000)]
 class ServerOptimizerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """The server's step on an averaged change; see :mod:`coordinator.aggregation.server_optimizers`.
 
-    ``sgd`` with rate 1 is FedAvg. ``beta1`` is the momentum of all but ``sgd``; ``beta2`` and ``tau`` are
-    read by ``adagrad`` (tau only), ``yogi`` and ``adam``.
+    Attributes:
+        name: rule of the step: ``"sgd"`` (FedAvg at rate 1), ``"momentum"``, ``"adagrad"``, ``"yogi"`` or ``"adam"``
+            (FedAdagrad, FedYogi, FedAdam).
+        rate: learning rate.
+        beta1: share of the running mean of changes that a round keeps; ``sgd`` does not read it.
+        beta2: share of the running mean of squared changes that a round keeps; ``yogi`` and ``adam`` read it.
+        tau: constant beside the root of the squared changes; ``adagrad``, ``yogi`` and ``adam`` read it.
     """
 
     name: Literal["sgd", "momentum", "adagrad", "yogi", "adam"] = "sgd"
@@ -45,7 +50,12 @@ class ServerOptimizerConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ServerOptimizers(Struct, frozen=True, forbid_unknown_fields=True):
-    """One optimiser for the slices, one for the head: their changes differ in kind and size."""
+    """One optimiser for the slices, one for the head: their changes differ in kind and size.
+
+    Attributes:
+        slices: optimiser of the slices.
+        head: optimiser of the head.
+    """
 
     slices: ServerOptimizerConfig = ServerOptimizerConfig()
     head: ServerOptimizerConfig = ServerOptimizerConfig()
@@ -54,7 +64,14 @@ class ServerOptimizers(Struct, frozen=True, forbid_unknown_fields=True):
 class EvaluationConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Where the coordinator's own development rows lie and how often the global model meets them.
 
-    ``arithmetic`` is the one in which the coordinator runs the package; None measures which is best there.
+    Attributes:
+        data: file of the development rows, on the coordinator's machine, in the form of a device's data.
+        every_rounds: number of committed rounds from one evaluation to the next; the values that the run starts from
+            and those it ends with are always evaluated.
+        threads: number of threads of the inference engine.
+        arithmetic: arithmetic in which the coordinator runs the package: ``"row_int8"``, ``"block_int8"``,
+            ``"block_int4"`` or ``"float"``, if the package has it; unset: the best there, measured once for each
+            package.
     """
 
     data: Annotated[str, Meta(min_length=1, max_length=4096)]
@@ -71,32 +88,39 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     ``per_example``.
 
     Attributes:
-        name: the run's name, for operators.
-        package: the package's folder, from the configuration's own folder.
+        name: name of the run; its id is this name with a random ending.
+        package: folder of the package to train, on the coordinator's machine.
         publisher_key: public key that must have signed the package.
-        rounds: committed rounds after which the run ends.
-        devices_per_round: devices asked in a round.
-        min_devices: devices that must have checked in before the first round; with the whole fleet, equal seeds ask
-            equal devices.
-        min_results: results without which a round is abandoned.
-        selection_timeout_s: seconds to wait for enough devices in a round.
-        deadline_s: seconds from when a device got its task until its result must have arrived.
-        poll_min_s: least seconds until an idle device asks again.
-        poll_max_s: most seconds until an idle device asks again.
-        max_abandoned: abandoned rounds in a row after which the run fails.
-        slices: names of the slices to train, all of the package's, or none.
-        local_optimizer: how devices turn gradients into a change.
-        server_optimizer: how the server turns averaged changes into new values.
-        evaluation: the coordinator's own development rows; None evaluates nothing.
-        seen_window_s: seconds after its last check-in during which a device may be asked.
-        split: whether a round's slices are dealt to its slots, or every slot trains all of them.
-        head_split: whether the head is dealt like a slice.
-        head_warm_up_rounds: first rounds that train the head alone.
-        lora_aggregation: whether LoRA's factors are averaged, their product, or B alone with A frozen.
-        normalise_steps: whether changes are divided by their local steps (FedNova).
-        average_from_round: round from which on the mean of all values is evaluated and handed over (SWA); None never.
-        gate_variance: difference between the two halves of what came in up to which the values move; None always.
-        rate_decay: whether the server's rates fall to zero over the run's rounds.
+        rounds: number of committed rounds after which the run has finished.
+        devices_per_round: number of devices that a round asks; where fewer can serve, it opens with those.
+        min_devices: number of devices that must have checked in before the first round. Set it to the whole fleet, and
+            equal seeds ask equal devices.
+        min_results: number of results that a round needs to be committed; at most ``devices_per_round`` and
+            ``min_devices``.
+        selection_timeout_s: time in which a selected device must check in; then another is asked in its place.
+        deadline_s: time for a task, counted from when its device got it; then another is asked in its place.
+        poll_min_s: shortest time after which a device without work checks in again.
+        poll_max_s: longest such time, at least ``poll_min_s``; each device draws its own between the two.
+        max_abandoned: number of rounds abandoned in a row at which the run fails.
+        slices: slices to train: ``"all"`` of the package, ``"none"`` (the head alone), or those listed by name.
+        local_optimizer: step that a device makes of its gradients.
+        server_optimizer: step that the coordinator makes of a round's averaged change.
+        evaluation: evaluation of the global model by the coordinator; unset: none.
+        seen_window_s: time since its last check-in after which a device is not asked any more.
+        split: assignment of the slices: ``"whole"`` gives every device of a round all of them, ``"cyclic"`` deals them
+            out among the devices, one further each round.
+        head_split: whether ``split = "cyclic"`` deals the head out like a slice; false gives it to every device.
+        head_warm_up_rounds: number of rounds, the first ones, that train the head alone.
+        lora_aggregation: mean of plain LoRA's factors A and B: ``"factors"`` averages each by itself, ``"frozen_a"``
+            trains B alone, ``"product_svd"`` averages their product and factors it again (the slices' server optimiser
+            must be ``"sgd"`` at rate 1).
+        normalise_steps: whether each change is divided by its local steps before the mean is taken, as FedNova does.
+        average_from_round: number of the round, from 0, at which a mean over the rounds' values starts (SWA), which
+            evaluations and ``fetch-slices`` use; below ``rounds``; unset: they use the last values.
+        gate_variance: largest variance between two halves of what came in, in the square of the changes' unit, at
+            which a round moves the values; above it, its results wait for those of the next round (FwdLLM's gate).
+            Needs slices and ``min_results`` of at least 2; unset: every round moves them.
+        rate_decay: course of the server's rates over the run: ``"none"``, or ``"linear"`` down to zero.
     """
 
     name: Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the process exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
-    arguments = _parser().parse_args(words)
+    arguments = build_parser().parse_args(words)
     arguments.words = words
     return exit_code_of(lambda: int(arguments.command(arguments)))
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and options."""
     parser = argparse.ArgumentParser(
         prog="edge-runtime",
         description="Train slices of a language model on this device, under a memory cap.",
@@ -67,7 +68,9 @@ def _add_profile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _add_work(sub)
     sub.add_argument("--data", type=Path, required=True, metavar="FILE", help="rows as the device has them")
     sub.add_argument("--steps", type=int, default=100, help="steps of the task (default: %(default)s)")
-    sub.add_argument("--threads", type=int, help="of the engine (default: every core this process may use)")
+    sub.add_argument(
+        "--threads", type=int, help="threads of the engine (default: every core this process may use)"
+    )
     sub.add_argument("--weights", choices=("resident", "streamed"), help="force where weights are")
     sub.add_argument("--micro-batch", type=int, metavar="EXAMPLES", help="force how many run at a time")
     sub.add_argument(
@@ -82,7 +85,7 @@ def _add_profile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=float,
         default=0.05,
         metavar="SHARE",
-        help="growth of the peak over it that is accepted (default: %(default)s)",
+        help="growth of the peak over the earlier report's that is accepted (default: %(default)s)",
     )
     sub.add_argument(
         "--model",
@@ -98,7 +101,9 @@ def _add_work(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("package", metavar="PACKAGE", type=Path, help="package folder")
     sub.add_argument("--cap", required=True, metavar="SIZE", help='memory granted, such as "256M"')
     sub.add_argument("--batch", type=int, default=8, help="examples of a step (default: %(default)s)")
-    sub.add_argument("--sequence", type=int, metavar="TOKENS", help="default: the package's limit")
+    sub.add_argument(
+        "--sequence", type=int, metavar="TOKENS", help="tokens of a row (default: the package's limit)"
+    )
     sub.add_argument("--draws", type=int, default=1, help="tangents per example (default: %(default)s)")
     sub.add_argument("--slices", metavar="NAME,...", help="slices to train beside the head (default: all)")
     sub.add_argument(

@@ -43,21 +43,35 @@ def build_parser() -> argparse.ArgumentParser:
         "--task",
         choices=("classification", "causal_lm"),
         default="classification",
-        help="causal_lm trains a decoder to predict the next token",
+        help="causal_lm trains a decoder to predict the next token (default: %(default)s)",
     )
     package.add_argument("--labels", type=Path, help="JSON array of the label set; for classification")
     package.add_argument("--check-data", type=Path, required=True, help="JSONL rows for the self-check")
     package.add_argument("--output", type=Path, required=True, metavar="DIR", help="package folder to create")
     package.add_argument("--key", type=Path, required=True, help="signing key, from 'edge-export key'")
-    package.add_argument("--slice", choices=("lora_xs", "lora"), help="default lora_xs; with --adapter lora")
-    package.add_argument("--rank", type=int, help="default 4")
-    package.add_argument("--alpha", type=float, help="update scale is alpha / rank; default 4")
+    package.add_argument(
+        "--slice", choices=("lora_xs", "lora"), help="kind of slices (default: lora_xs; lora with --adapter)"
+    )
+    package.add_argument("--rank", type=int, help="rank of the slices (default: 4)")
+    package.add_argument("--alpha", type=float, help="update scale is alpha / rank (default: 4)")
     package.add_argument(
         "--targets",
-        help="module names as peft's target_modules; default: query and value projections",
+        metavar="NAME,...",
+        help="module names as peft's target_modules (default: query and value projections)",
     )
-    package.add_argument("--sequence-limit", type=int, default=128, help="longest sequence, in tokens")
-    package.add_argument("--quant", choices=("int8", "int4", "none"), default="int8")
+    package.add_argument(
+        "--sequence-limit",
+        type=int,
+        default=128,
+        metavar="TOKENS",
+        help="longest sequence (default: %(default)s)",
+    )
+    package.add_argument(
+        "--quant",
+        choices=("int8", "int4", "none"),
+        default="int8",
+        help="quantisation of frozen weights (default: %(default)s)",
+    )
     package.add_argument(
         "--with-adjoint", action="store_true", help="also write the programs that backpropagation runs"
     )
@@ -67,7 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME,...",
         help="what devices may run it on: onnxruntime, or onnxruntime,executorch (default: %(default)s)",
     )
-    package.add_argument("--seed", type=int, default=0, help="of LoRA's random factor")
+    package.add_argument(
+        "--seed", type=int, default=0, help="seed of LoRA's random factor (default: %(default)s)"
+    )
     package.add_argument(
         "--adapter",
         type=Path,
@@ -80,33 +96,35 @@ def build_parser() -> argparse.ArgumentParser:
     package.set_defaults(command=_package)
 
     key = commands.add_parser("key", help="make a signing key and print its public half")
-    key.add_argument("file", type=Path)
+    key.add_argument("file", type=Path, help="file to create; one that exists is never overwritten")
     key.set_defaults(command=_key)
 
     adapter = commands.add_parser("adapter", help="write trained slices as a peft adapter")
-    adapter.add_argument("package", type=Path)
+    adapter.add_argument("package", type=Path, help="package folder that was trained")
     adapter.add_argument(
-        "--slices", type=Path, required=True, help="from 'edge-coordinator run fetch-slices'"
+        "--slices", type=Path, required=True, help="slice values, from 'edge-coordinator run fetch-slices'"
     )
     adapter.add_argument("--publisher-key", required=True, help="public key that signed the package")
     adapter.add_argument("--base-model", required=True, help="model name or path to record")
-    adapter.add_argument("--output", type=Path, required=True, metavar="DIR")
+    adapter.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to create")
     adapter.set_defaults(command=_adapter)
 
     merge = commands.add_parser("merge", help="write the float model with trained slices merged in")
-    merge.add_argument("package", type=Path)
+    merge.add_argument("package", type=Path, help="package folder that was trained")
     merge.add_argument("model", type=Path, help="folder that the package was exported from")
-    merge.add_argument("--slices", type=Path, required=True, help="from 'edge-coordinator run fetch-slices'")
+    merge.add_argument(
+        "--slices", type=Path, required=True, help="slice values, from 'edge-coordinator run fetch-slices'"
+    )
     merge.add_argument("--publisher-key", required=True, help="public key that signed the package")
-    merge.add_argument("--output", type=Path, required=True, metavar="DIR")
+    merge.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to create")
     merge.set_defaults(command=_merge)
 
     llama2c = commands.add_parser(
         "llama2c", help="turn a llama2.c checkpoint into a Hugging Face model folder"
     )
-    llama2c.add_argument("checkpoint", type=Path, help="of version 0, such as stories260K.bin")
+    llama2c.add_argument("checkpoint", type=Path, help="checkpoint of version 0, such as stories260K.bin")
     llama2c.add_argument("tokenizer", type=Path, help="its tokenizer, such as tok512.bin")
-    llama2c.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="to create")
+    llama2c.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder to create")
     llama2c.set_defaults(command=_llama2c)
     return parser
 

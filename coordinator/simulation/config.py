@@ -37,9 +37,12 @@ class FleetConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """The simulated devices, all alike but for their data and speed.
 
     Attributes:
-        cap: memory each grants, in bytes.
-        arithmetic: in which packages are run; None measures which is best here, once for each package and folder.
-        prefix_cache: most bytes of memory that one process keeps of frozen segments' outputs; 0 keeps none.
+        devices: number of devices.
+        cap: memory that each grants; a task that needs more is refused.
+        arithmetic: arithmetic in which packages are run: ``"row_int8"``, ``"block_int8"``, ``"block_int4"`` or
+            ``"float"``, if the package has it; unset: the best here, measured once for each package and output folder.
+            Set it where simulations on other machines must agree.
+        prefix_cache: memory that a process may fill with outputs of frozen segments; 0 keeps none.
     """
 
     devices: Annotated[int, Meta(ge=1, le=10_000)]
@@ -51,7 +54,15 @@ class FleetConfig(Struct, frozen=True, forbid_unknown_fields=True):
 class DataConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Where the rows are and how devices come by theirs.
 
-    ``alpha`` is of ``dirichlet`` alone. ``rows_per_device`` 0 shares all rows out evenly; ``natural`` has none.
+    Attributes:
+        train: file of the training rows, one JSON object a line: ``{"text": …, "label": …}``, and ``"owner"`` beside
+            them for natural partitions.
+        dev: file of the development rows, in the same form.
+        partition: way to share the training rows out: ``"iid"`` at random, ``"dirichlet"`` with a mix of labels drawn
+            for each device, ``"natural"`` one owner a device, those with most rows first.
+        alpha: parameter of the Dirichlet distribution, smaller for more unequal mixes; ``"dirichlet"`` needs it, the
+            others refuse it.
+        rows_per_device: number of rows of each device; 0 shares all rows out evenly. ``"natural"`` leaves it at 0.
     """
 
     train: FilePath
@@ -62,8 +73,13 @@ class DataConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SpeedConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """Virtual seconds of a task: ``overhead_s`` and, for each example and forward pass, ``seconds_per_example``
-    times the device's factor, which is drawn once with mean 1 (``equal``: 1 for all).
+    """Virtual seconds of a task: overhead_s + examples × forward passes × seconds_per_example × the device's factor.
+
+    Attributes:
+        overhead_s: time that every task takes.
+        seconds_per_example: time of one forward pass of one example on a device of factor 1.
+        spread: distribution of the devices' factors, each drawn once with mean 1: ``"exponential"``,
+            ``"lognormal"``, or ``"equal"`` for 1 throughout.
     """
 
     overhead_s: Seconds = 1.0
@@ -72,13 +88,24 @@ class SpeedConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DropoutConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """``rate``: the chance that a device that got a task never answers."""
+    """Devices that fall silent.
+
+    Attributes:
+        rate: chance that a device that got a task never answers.
+    """
 
     rate: Fraction = 0.0
 
 
 class ArmConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """One way to train, compared with the others. ``kind`` is for people; ``run`` goes over the common table."""
+    """One way to train, compared with the others.
+
+    Attributes:
+        name: name of the arm.
+        package: folder of the package to train.
+        kind: description for people, shown in the table.
+        run: keys laid over those of ``[run]``, tables within them key by key.
+    """
 
     name: ShortName
     package: FilePath
@@ -87,14 +114,33 @@ class ArmConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ComparisonConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """Names of the arms that the others' gains are measured from and against."""
+    """Arms that the others are measured by.
+
+    Attributes:
+        head_only: name of the arm over which gains are counted; unset: no gains.
+        reference: name of the arm of whose gain the others keep a share; unset: no shares.
+    """
 
     head_only: ShortName | None = None
     reference: ShortName | None = None
 
 
 class SimulationConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything an operator decides about a simulation; paths are absolute."""
+    """Everything an operator decides about a simulation; paths are absolute.
+
+    Attributes:
+        name: name of the simulation.
+        seeds: seeds, each simulated with every arm.
+        fleet: simulated devices.
+        data: rows, and how devices come by theirs.
+        arms: ways to train that are compared.
+        run: keys of run.toml for all arms. The simulation itself sets ``name``, ``package``, ``publisher_key``,
+            ``seed``, and ``data``, ``threads`` and ``arithmetic`` of the evaluation; ``min_devices`` is the whole fleet
+            where it is left out.
+        speed: virtual time that tasks take.
+        dropout: devices that fall silent.
+        comparison: arms that the others are measured by.
+    """
 
     name: ShortName
     seeds: Annotated[tuple[Seed, ...], Meta(min_length=1, max_length=1000)]

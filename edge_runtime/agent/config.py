@@ -34,27 +34,31 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """Everything an operator decides about a device.
 
     Attributes:
-        coordinator_url: ``https://host[:port]``; plain http only to this machine or with
+        coordinator_url: address of the coordinator, ``https://host[:port]``; plain http only to this machine or with
             ``allow_insecure_http``.
-        state_folder: where key, identity, downloads and unsent results are kept.
-        data: this device's examples, one JSON object a line: ``{"text": …, "label": …}``, or ``{"text": …}`` alone for
-            language modelling.
-        device_name: what operators call this device.
-        device_class: devices of one class have comparable memory, e.g. ``"jetson-orin-nano"``.
-        publisher_key: public key (base64) that packages must be signed by.
-        cap: memory granted to the training process, in bytes.
-        threads: threads of the inference engine; 0 takes as many as this process may use cores.
+        state_folder: folder of the device's key, identity, downloads and unsent results.
+        data: file of the device's examples, one JSON object a line: ``{"text": …, "label": …}``, or ``{"text": …}``
+            alone for language modelling; it never leaves the device.
+        device_name: name by which operators call the device; no two enrolled devices share one.
+        device_class: name of the kind of device, such as ``"jetson-orin-nano"``; devices of one class have comparable
+            memory.
+        publisher_key: public key that must have signed packages.
+        cap: memory granted to the training process.
+        threads: number of threads of the inference engine; 0 takes as many as there are cores this process may use.
         enrolment_token: one-time token, needed until the device has enrolled.
-        enrolment_token_file: a file that holds it instead.
-        coordinator_public_key: key that tasks must be signed by; None accepts the key that the
-            coordinator presents at enrolment, and pins it from then on.
-        allow_insecure_http: accept plain http to other machines.
-        max_blob_bytes: largest single download.
-        disk_quota: most that downloads may take in ``state_folder``, in bytes.
-        arithmetic: in which packages are run; None measures which is best here. Measured times vary, so set it where
-            equal seeds must give equal bits.
-        engine: what runs the programs: ``onnxruntime``, or ``executorch`` where that is installed.
-        prefix_cache: most that hidden states kept for later steps of a task may take there, in bytes; 0 keeps none.
+        enrolment_token_file: file that holds the token; set this or ``enrolment_token``, not both.
+        coordinator_public_key: public key that must have signed tasks; unset: the key that the coordinator presents at
+            enrolment, pinned from then on.
+        allow_insecure_http: whether plain http to other machines is accepted.
+        max_blob_bytes: size of the largest single download.
+        disk_quota: disk space that downloads may take in ``state_folder``.
+        arithmetic: arithmetic in which packages are run: ``"row_int8"``, ``"block_int8"``, ``"block_int4"`` or
+            ``"float"``, if the package has it; unset: the best here, measured once for each package. Measured times
+            vary, so set it where equal seeds must give equal bits.
+        prefix_cache: disk space that hidden states kept for later steps of a task may take in ``state_folder``; 0 keeps
+            none.
+        engine: inference engine that runs the programs: ``"onnxruntime"``, or ``"executorch"`` where that is installed,
+            for packages exported for it.
     """
 
     coordinator_url: str

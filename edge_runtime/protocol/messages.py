@@ -86,8 +86,11 @@ class CheckInRequest(Struct, frozen=True):
 class LocalOptimizer(Struct, frozen=True):
     """How a device turns gradient estimates into a change of its slices.
 
-    ``accumulate`` sums estimates at the values the task came with; ``sgd`` moves after every step;
-    ``adamw`` normalises on the device, kept for comparison.
+    Attributes:
+        name: rule of the step: ``"accumulate"`` sums the gradients at the values the task came with, ``"sgd"`` moves
+            after every step, ``"adamw"`` normalises on the device, for comparison with published methods.
+        slice_rate: learning rate of the slices.
+        head_rate: learning rate of the head.
     """
 
     name: Literal["accumulate", "sgd", "adamw"] = "accumulate"
@@ -101,23 +104,38 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
     A new setting is one new field here, with a default that asks for what was done before there was one.
 
     Attributes:
-        seed: key of everything drawn at random: devices, batches, tangents.
-        train_head: whether the head learns too; must be false for a package without one (language modelling).
-        steps: local steps of a task; with ``epochs`` the most steps.
-        batch_size: rows of a step.
-        draws: directions per step of which a gradient is estimated.
-        sequence_limit: tokens at which a row is cut.
-        directions: kind of the directions that gradients are estimated along.
-        loss: what is minimised: cross-entropy, or its partially Huberised form for noisy labels.
-        update: how the slices' gradient is found: estimated by forward mode or zero order, or exact.
-        report: what a device sends: the change of its values, or the scalars it is computed from again.
-        phuber_tau: knot of the loss ``phuber``, which is linear in p below p = 1/tau.
-        head: how a trained head moves: by its exact gradient, or perturbed like a slice.
-        epochs: passes over a device's rows; 0 counts steps instead.
-        difference: which losses ``zero_order`` takes the difference of.
-        difference_step: how far ``zero_order`` moves along a direction.
-        candidates: directions drawn for each that ``filtered`` keeps.
-        jvp_limit: size to which each directional derivative is clamped; None leaves it.
+        seed: seed of every random choice: which devices are asked, which rows a step takes, which directions are drawn.
+        train_head: whether the head is trained; must be false for a package without a head (language modelling).
+        steps: number of local steps of a task; with ``epochs`` the most steps.
+        batch_size: number of rows of a step; a device with fewer rows takes all of them.
+        draws: number of directions that forward mode or zero order averages over in a step; 1 under
+            ``update = "backprop"``. More directions estimate better, and take more time and memory.
+        sequence_limit: largest number of tokens of a row, if the package's own limit is not smaller; the rest of the
+            row is cut off.
+        directions: kind of the directions, whose entries are ±1 unless it says otherwise. ``"one_slice"``: each example
+            and draw has its own, which moves one slice, all slices in turn. ``"per_example"``: each example and draw
+            has its own, which moves all slices. ``"shared"``: each draw has one for the whole batch. ``"orthogonal"``:
+            shared, from the rows of a Hadamard matrix, so that enough draws give the exact gradient. ``"gaussian"``:
+            shared, with standard normal entries. ``"filtered"``: of many gaussian ones those nearest to the last
+            averaged change. ``update = "zero_order"`` takes none of the first two.
+        loss: loss of a prediction: ``"cross_entropy"``, or ``"phuber"``, the partially Huberised cross-entropy, which
+            bounds the pull of wrong labels and is for classification alone.
+        update: way to the slices' gradient: ``"forward"`` estimates it by forward mode, ``"backprop"`` computes it by
+            checkpointed backpropagation (for packages exported ``--with-adjoint``), ``"zero_order"`` estimates it from
+            differences of losses.
+        report: content of a result: ``"weights"``, the change of the trained values, or ``"scalars"``, the directional
+            derivatives, of which the coordinator makes the same change again; not under ``update = "backprop"``.
+        phuber_tau: knot of the loss ``phuber``: where the label has a probability below 1/tau, the loss is a straight
+            line.
+        head: way to a trained head's gradient: ``"exact"``, or ``"perturbed"`` to estimate it like a slice's, as
+            published methods do; not under ``update = "backprop"``.
+        epochs: number of passes over the device's rows, within ``steps``; 0 takes exactly ``steps`` steps.
+        difference: difference that zero order takes of the loss ℓ at θ along v: ``"central"``,
+            (ℓ(θ+hv) - ℓ(θ-hv)) / 2h, or ``"forward"``, (ℓ(θ+hv) - ℓ(θ)) / h.
+        difference_step: step h of these differences.
+        candidates: number of directions drawn for each that ``directions = "filtered"`` keeps; 1 for other kinds.
+        jvp_limit: size to which larger directional derivatives are clamped, not under ``update = "backprop"``; unset:
+            none is.
     """
 
     seed: Seed
