@@ -1,37 +1,349 @@
-"""Rules that hold for the whole tree."""
+"""Rules that hold for the whole tree: which folder may import which, what is tested, and what pages may name."""
 
 from __future__ import annotations
 
 import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-#: What each program may not import, directly or not: the direction of dependence.
-FORBIDDEN = {
-    "edge_runtime": {"coordinator", "docs", "export", "torch", "transformers"},
-    "coordinator": {"docs", "export", "torch", "transformers"},
-    "export": {"coordinator", "docs"},
+PROGRAMS = ("edge_runtime", "export", "coordinator")
+#: Each folder and the folders that its modules may import. A program's own folder means the modules at its root, all
+#: but ``cli.py``: commands stand on top of everything, and nothing imports them. A folder may import only folders that
+#: are listed above it, so imports cannot go in a circle.
+MAY_IMPORT: dict[str, set[str]] = {
+    "edge_runtime": set(),
+    "edge_runtime/html": set(),
+    "edge_runtime/protocol": {"edge_runtime"},
+    "edge_runtime/engines": {"edge_runtime"},
+    "edge_runtime/data": {"edge_runtime"},
+    "edge_runtime/package": {"edge_runtime", "edge_runtime/engines", "edge_runtime/protocol"},
+    "edge_runtime/memory": {"edge_runtime", "edge_runtime/package", "edge_runtime/protocol"},
+    "edge_runtime/execution": {
+        "edge_runtime",
+        "edge_runtime/data",
+        "edge_runtime/engines",
+        "edge_runtime/memory",
+        "edge_runtime/package",
+    },
+    "edge_runtime/training": {
+        "edge_runtime",
+        "edge_runtime/data",
+        "edge_runtime/engines",
+        "edge_runtime/execution",
+        "edge_runtime/memory",
+        "edge_runtime/package",
+        "edge_runtime/protocol",
+    },
+    "edge_runtime/worker": {
+        "edge_runtime",
+        "edge_runtime/data",
+        "edge_runtime/engines",
+        "edge_runtime/execution",
+        "edge_runtime/memory",
+        "edge_runtime/package",
+        "edge_runtime/protocol",
+        "edge_runtime/training",
+    },
+    "edge_runtime/agent": {
+        "edge_runtime",
+        "edge_runtime/data",
+        "edge_runtime/engines",
+        "edge_runtime/package",
+        "edge_runtime/protocol",
+        "edge_runtime/training",
+        "edge_runtime/worker",
+    },
+    "edge_runtime/profile": {
+        "edge_runtime",
+        "edge_runtime/data",
+        "edge_runtime/engines",
+        "edge_runtime/html",
+        "edge_runtime/memory",
+        "edge_runtime/package",
+        "edge_runtime/protocol",
+        "edge_runtime/worker",
+    },
+    "edge_runtime/cli.py": {
+        "edge_runtime",
+        "edge_runtime/agent",
+        "edge_runtime/engines",
+        "edge_runtime/profile",
+        "edge_runtime/protocol",
+    },
+    "export/llama2c": {"edge_runtime"},
+    "export/model": {"edge_runtime", "edge_runtime/data", "edge_runtime/package"},
+    "export/capture": {"edge_runtime", "export/model"},
+    "export/quantisation": {"edge_runtime/package", "export/capture", "export/model"},
+    "export/autodiff": {"edge_runtime", "export/quantisation"},
+    "export/lowering": {
+        "edge_runtime",
+        "edge_runtime/engines",
+        "edge_runtime/memory",
+        "edge_runtime/package",
+        "export/autodiff",
+        "export/capture",
+        "export/quantisation",
+    },
+    "export/adapters": {
+        "edge_runtime",
+        "edge_runtime/execution",
+        "edge_runtime/package",
+        "export/model",
+        "export/quantisation",
+    },
+    "export/packaging": {
+        "edge_runtime",
+        "edge_runtime/data",
+        "edge_runtime/engines",
+        "edge_runtime/execution",
+        "edge_runtime/package",
+        "edge_runtime/protocol",
+        "edge_runtime/training",
+        "export/adapters",
+        "export/capture",
+        "export/lowering",
+        "export/model",
+        "export/quantisation",
+    },
+    "export": {"edge_runtime/data", "edge_runtime/memory", "edge_runtime/package", "edge_runtime/profile"},
+    "export/cli.py": {
+        "edge_runtime",
+        "edge_runtime/engines",
+        "edge_runtime/package",
+        "edge_runtime/protocol",
+        "export/adapters",
+        "export/llama2c",
+        "export/model",
+        "export/packaging",
+    },
+    "coordinator/storage": {"edge_runtime", "edge_runtime/package", "edge_runtime/protocol"},
+    "coordinator": {
+        "edge_runtime",
+        "edge_runtime/package",
+        "edge_runtime/protocol",
+        "edge_runtime/training",
+        "coordinator/storage",
+    },
+    "coordinator/aggregation": {"edge_runtime", "edge_runtime/package", "coordinator"},
+    "coordinator/rounds": {
+        "edge_runtime",
+        "edge_runtime/memory",
+        "edge_runtime/package",
+        "edge_runtime/protocol",
+        "edge_runtime/training",
+        "edge_runtime/worker",
+        "coordinator",
+        "coordinator/aggregation",
+        "coordinator/storage",
+    },
+    "coordinator/api": {
+        "edge_runtime",
+        "edge_runtime/protocol",
+        "coordinator",
+        "coordinator/rounds",
+        "coordinator/storage",
+    },
+    "coordinator/admin": {
+        "edge_runtime",
+        "edge_runtime/package",
+        "edge_runtime/protocol",
+        "coordinator",
+        "coordinator/api",
+        "coordinator/rounds",
+    },
+    "coordinator/simulation": {
+        "edge_runtime",
+        "edge_runtime/agent",
+        "edge_runtime/data",
+        "edge_runtime/engines",
+        "edge_runtime/execution",
+        "edge_runtime/memory",
+        "edge_runtime/package",
+        "edge_runtime/protocol",
+        "edge_runtime/training",
+        "edge_runtime/worker",
+        "coordinator",
+        "coordinator/api",
+        "coordinator/rounds",
+        "coordinator/storage",
+    },
+    "coordinator/simulation/report": {
+        "edge_runtime/html",
+        "edge_runtime/package",
+        "coordinator/admin",
+        "coordinator/simulation",
+    },
+    "coordinator/cli.py": {
+        "edge_runtime",
+        "edge_runtime/protocol",
+        "coordinator",
+        "coordinator/admin",
+        "coordinator/api",
+        "coordinator/simulation",
+        "coordinator/simulation/report",
+    },
 }
+#: What a device idles with, counts with or only hands on needs no arrays; an engine is loaded by its own folder alone.
+#: Modules within a folder that are free of numpy though the folder is not: tests/edge_runtime/test_imports.py.
+FENCES = {
+    "numpy": {
+        "edge_runtime",
+        "edge_runtime/agent",
+        "edge_runtime/cli.py",
+        "edge_runtime/html",
+        "edge_runtime/memory",
+        "edge_runtime/profile",
+        "edge_runtime/protocol",
+        "edge_runtime/worker",
+        "coordinator",
+        "coordinator/admin",
+        "coordinator/api",
+        "coordinator/cli.py",
+        "coordinator/storage",
+        "export/cli.py",
+    },
+    "torch": {folder for folder in MAY_IMPORT if not folder.startswith("export")} | {"export/llama2c"},
+    "transformers": {folder for folder in MAY_IMPORT if not folder.startswith("export")}
+    | {"export/autodiff", "export/capture", "export/llama2c", "export/lowering", "export/quantisation"},
+    "onnxruntime": set(MAY_IMPORT) - {"edge_runtime/engines"},
+    "sqlite3": {folder for folder in MAY_IMPORT if not folder.startswith("coordinator")},
+}
+#: Modules without a test file of their own name: other tests exercise them. The list may only get shorter.
+WITHOUT_TEST_FILE: set[str] = set()
+#: How a page or a docstring names a file of the repository.
+NAMED_PATH = re.compile(
+    r"(?<![\w/.-])((?:edge_runtime|export|coordinator|benchmarks|tests|examples|docs|devices)"
+    r"(?:/[\w.-]+)*/[\w-]+\.(?:py|md|toml|json|txt|svg|service|csv))\b"
+)
+LINK = re.compile(r"\]\((?!https?://|mailto:|#)([^)\s#]+)(#[^)\s]*)?\)")
 
 
-def imports_of(path: Path) -> set[str]:
-    """Top-level names a file imports, anywhere in it."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def place_of(path: Path) -> str:
+    """The row of the table that a module belongs to."""
+    folder = path.relative_to(ROOT).parent
+    return f"{folder}/cli.py" if path.name == "cli.py" and folder.name in PROGRAMS else str(folder)
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Modules and packages that a file imports, anywhere in it, by dotted name."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            names.update(alias.name.split(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.split(".")[0])
-    return names
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if (ROOT / Path(*inner.split("."))).with_suffix(".py").is_file() else node.module
 
 
-@pytest.mark.parametrize("package", sorted(FORBIDDEN))
-def test_dependencies_point_one_way(package: str) -> None:
-    """No file of a program imports what lies above it."""
-    for path in sorted((ROOT / package).rglob("*.py")):
-        assert not imports_of(path) & FORBIDDEN[package], path
+def upward_imports(path: Path, place: str) -> list[str]:
+    """What a module imports that its folder may not."""
+    wrong = []
+    for name in imports_of(path):
+        if name.split(".")[0] in PROGRAMS:
+            module = (ROOT / Path(*name.split("."))).with_suffix(".py")
+            imported = place_of(module) if module.is_file() else name.replace(".", "/")
+            if imported != place and imported not in MAY_IMPORT[place]:
+                wrong.append(name)
+    return wrong
+
+
+def modules_of(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+MODULES = [path for path in modules_of(*PROGRAMS) if path.name != "__init__.py"]
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md", "devices/**/*.md")
+    for path in ROOT.glob(pattern)
+)
+
+
+def test_the_table_has_every_folder_and_no_circle() -> None:
+    """Each folder with modules has a row, each row a folder, and rows name only rows above them."""
+    assert set(MAY_IMPORT) == {place_of(path) for path in MODULES}
+    above: set[str] = set()
+    for folder, allowed in MAY_IMPORT.items():
+        assert allowed <= above, (folder, allowed - above)
+        above.add(folder)
+
+
+@pytest.mark.parametrize("place", sorted(MAY_IMPORT))
+def test_imports_point_one_way(place: str) -> None:
+    """No module imports a folder that the table does not give to its own."""
+    found = {path: upward_imports(path, place) for path in MODULES if place_of(path) == place}
+    assert not {path: wrong for path, wrong in found.items() if wrong}
+
+
+@pytest.mark.parametrize("place", sorted(MAY_IMPORT))
+def test_a_row_allows_nothing_that_is_not_used(place: str) -> None:
+    """A folder that a row names is imported by some module of it, so that the table tells what is so."""
+    used = set()
+    for path in (path for path in MODULES if place_of(path) == place):
+        for name in imports_of(path):
+            module = (ROOT / Path(*name.split("."))).with_suffix(".py")
+            used.add(place_of(module) if module.is_file() else name.replace(".", "/"))
+    assert MAY_IMPORT[place] <= used, MAY_IMPORT[place] - used
+
+
+def test_a_planted_upward_import_is_found(tmp_path: Path) -> None:
+    """A module of the ground floor that reached for the agent would be refused, wherever in it the import stands."""
+    planted = tmp_path / "planted.py"
+    planted.write_text(
+        "def late():\n    from edge_runtime.agent.daemon import Agent\n    import coordinator.config\n"
+    )
+    assert upward_imports(planted, "edge_runtime/protocol") == [
+        "edge_runtime.agent.daemon",
+        "coordinator.config",
+    ]
+
+
+@pytest.mark.parametrize("library", sorted(FENCES))
+def test_libraries_stay_behind_their_fences(library: str) -> None:
+    """No module of a fenced folder imports the library, at the top or later."""
+    inside = [path for path in MODULES if place_of(path) in FENCES[library]]
+    assert not [path for path in inside if any(name.split(".")[0] == library for name in imports_of(path))]
+
+
+def test_a_package_runs_nothing_when_it_is_imported() -> None:
+    """Every ``__init__.py`` holds one docstring, and the runtime's its version."""
+    for path in modules_of(*PROGRAMS, "benchmarks"):
+        if path.name == "__init__.py":
+            docstring, *rest = ast.parse(path.read_text("utf-8")).body
+            assert isinstance(docstring, ast.Expr), path
+            assert [ast.unparse(each).partition(" = ")[0] for each in rest] in ([], ["__version__"]), path
+
+
+def test_every_module_has_a_test_file_or_is_known_to_lack_one() -> None:
+    """Modules without ``tests/…/test_NAME.py`` are those of the list, which loses a name whenever one gets its file."""
+    lacking = {
+        str(path.relative_to(ROOT))
+        for path in MODULES
+        if not (ROOT / "tests" / path.relative_to(ROOT).parent / f"test_{path.name}").is_file()
+    }
+    assert lacking == WITHOUT_TEST_FILE, (lacking - WITHOUT_TEST_FILE, WITHOUT_TEST_FILE - lacking)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_pages_lead_somewhere(page: Path) -> None:
+    """Every link within the repository is to a file or folder that exists."""
+    links = LINK.findall(page.read_text("utf-8"))
+    assert not [target for target, _ in links if not (page.parent / target).exists()]
+
+
+def test_paths_that_are_named_exist() -> None:
+    """A file that a page, a docstring or a comment names is in the repository."""
+    named = {
+        (str(path.relative_to(ROOT)), match)
+        for path in [*PAGES, *modules_of(*PROGRAMS, "benchmarks", "examples", "tests")]
+        if path.name not in {"CHANGELOG.md", Path(__file__).name}
+        for match in NAMED_PATH.findall(path.read_text("utf-8"))
+    }
+    assert not sorted((page, name) for page, name in named if not (ROOT / name).exists())
 
 
 def test_every_test_says_what_it_shows() -> None:
@@ -48,8 +360,7 @@ def test_every_test_says_what_it_shows() -> None:
 
 def test_no_file_is_a_drawer_for_everything() -> None:
     """No module is called utils, helpers, common or misc."""
-    names = {path.stem for package in FORBIDDEN for path in (ROOT / package).rglob("*.py")}
-    assert not names & {"utils", "helpers", "common", "misc"}
+    assert not {path.stem for path in MODULES} & {"utils", "helpers", "common", "misc"}
 
 
 def test_the_repository_names_no_package_index() -> None:
