@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args, get_type_hints
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -35,6 +37,11 @@ TRACES = {
     # x += 0.1 D
     "sgd": ((0.25, 0.25, 0.25), (1.1, 0.9, 0.95)),
 }
+
+
+def test_every_optimiser_has_a_trace() -> None:
+    """Whatever a run may name is worked by hand here, so that no name runs by another's formula."""
+    assert set(TRACES) == set(get_args(get_type_hints(ServerOptimizerConfig)["name"]))
 
 
 @pytest.mark.parametrize("name", TRACES)
