@@ -12,6 +12,8 @@ from pathlib import Path
 
 from coordinator.events import record
 from coordinator.refusals import RefusalError
+from coordinator.storage import device_rows, task_rows, token_rows
+from coordinator.storage.device_rows import DeviceRow
 from edge_runtime.durable import write_durably
 from edge_runtime.errors import ConfigError, SignatureError
 from edge_runtime.protocol.messages import PROTOCOL_VERSION, EnrolRequest
@@ -32,7 +34,7 @@ class Device:
 
 def identify(
     connection: sqlite3.Connection, headers: Mapping[str, str], *, now_s: float
-) -> tuple[RequestSignature, sqlite3.Row]:
+) -> tuple[RequestSignature, DeviceRow]:
     """Who says to be asking; read-only, and before the body is read, so that strangers cannot send bodies.
 
     Raises:
@@ -42,15 +44,13 @@ def identify(
         signature = parse_request_signature(headers)
     except SignatureError as error:
         raise RefusalError(401, "unsigned", str(error)) from error
-    row: sqlite3.Row | None = connection.execute(
-        "SELECT name, public_key, revoked_s FROM devices WHERE device_id = ?", (signature.device_id,)
-    ).fetchone()
-    if row is None:
+    device = device_rows.find(connection, signature.device_id)
+    if device is None:
         raise RefusalError(
             401, "unknown_device", f"no device {signature.device_id} is enrolled here; enrol first"
         )
-    if row["revoked_s"] is not None:
-        raise RefusalError(403, "revoked", f"device {row['name']} was revoked by its operator")
+    if device.revoked_s is not None:
+        raise RefusalError(403, "revoked", f"device {device.name} was revoked by its operator")
     off_s = abs(now_s - signature.created_s)
     if off_s > MAX_CLOCK_OFF_S:
         raise RefusalError(
@@ -58,7 +58,7 @@ def identify(
             "clock_off",
             f"the signature's time is {off_s:.0f} s off, over {MAX_CLOCK_OFF_S} s; set the clock",
         )
-    return signature, row
+    return signature, device
 
 
 def authenticate(
@@ -75,25 +75,22 @@ def authenticate(
     Raises:
         RefusalError: as :func:`identify`, and 401 ``bad_signature``, ``replayed``; nothing has changed then.
     """
-    signature, row = identify(connection, headers, now_s=now_s)
+    signature, device = identify(connection, headers, now_s=now_s)
     try:
-        verify_request(row["public_key"], signature, method=method, path=path, body=body)
+        verify_request(device.public_key, signature, method=method, path=path, body=body)
     except SignatureError as error:
         raise RefusalError(401, "bad_signature", str(error)) from error
-    connection.execute("DELETE FROM nonces WHERE expires_s < ?", (now_s,))
-    added = connection.execute(
-        "INSERT OR IGNORE INTO nonces VALUES (?, ?, ?)",
-        (signature.device_id, signature.nonce, signature.created_s + MAX_CLOCK_OFF_S + 1),
-    )
-    if added.rowcount == 0:
+    device_rows.forget_nonces(connection, now_s)
+    expires_s = signature.created_s + MAX_CLOCK_OFF_S + 1
+    if not device_rows.use_nonce(connection, device.device_id, signature.nonce, expires_s=expires_s):
         raise RefusalError(401, "replayed", "this request was seen before; sign it again with a fresh nonce")
-    return Device(signature.device_id, row["name"])
+    return Device(device.device_id, device.name)
 
 
 def create_token(connection: sqlite3.Connection, *, valid_s: float, now_s: float) -> str:
     """A fresh one-time enrolment token; only its sha256 is kept."""
     token = secrets.token_urlsafe(24)
-    connection.execute("INSERT INTO tokens VALUES (?, ?, NULL)", (_sha256(token), now_s + valid_s))
+    token_rows.add(connection, _sha256(token), expires_s=now_s + valid_s)
     return token
 
 
@@ -110,32 +107,31 @@ def enrol(connection: sqlite3.Connection, request: EnrolRequest, *, now_s: float
             "protocol_unknown",
             f"protocol {request.protocol} is newer than {PROTOCOL_VERSION} spoken here",
         )
-    token = connection.execute(
-        "SELECT expires_s, device_id FROM tokens WHERE token_sha256 = ?", (_sha256(request.token),)
-    ).fetchone()
+    token = token_rows.find(connection, _sha256(request.token))
     if token is None:
         raise RefusalError(401, "unknown_token", "no such enrolment token; ask the operator for one")
-    if token["device_id"] is not None:
-        return _same_device(connection, token["device_id"], request)
-    if token["expires_s"] < now_s:
+    if token.device_id is not None:
+        return _same_device(connection, token.device_id, request)
+    if token.expires_s < now_s:
         raise RefusalError(
             401, "token_expired", "the enrolment token has expired; ask the operator for a new one"
         )
     device_id = f"d-{secrets.token_hex(8)}"
-    try:
-        connection.execute(
-            "INSERT INTO devices (device_id, name, class, public_key, enrolled_s) VALUES (?, ?, ?, ?, ?)",
-            (device_id, request.device_name, request.device_class, request.public_key, now_s),
-        )
-    except sqlite3.IntegrityError as error:
+    added = device_rows.add(
+        connection,
+        device_id,
+        name=request.device_name,
+        device_class=request.device_class,
+        public_key=request.public_key,
+        enrolled_s=now_s,
+    )
+    if not added:
         raise RefusalError(
             409,
             "name_taken",
             f"a device named {request.device_name} is enrolled; revoke it or choose another name",
-        ) from error
-    connection.execute(
-        "UPDATE tokens SET device_id = ? WHERE token_sha256 = ?", (device_id, _sha256(request.token))
-    )
+        )
+    token_rows.use(connection, _sha256(request.token), device_id)
     record(connection, now_s, "enrolled", f"class {request.device_class}", device=request.device_name)
     return device_id
 
@@ -149,20 +145,13 @@ def revoke(connection: sqlite3.Connection, name: str, *, now_s: float) -> str:
     Raises:
         RefusalError: 404 ``unknown_device``.
     """
-    row = connection.execute(
-        "SELECT device_id, name FROM devices WHERE (name = ? OR device_id = ?) AND revoked_s IS NULL",
-        (name, name),
-    ).fetchone()
-    if row is None:
+    device = device_rows.find_unrevoked(connection, name)
+    if device is None:
         raise RefusalError(404, "unknown_device", f"no device {name} is enrolled")
-    connection.execute("UPDATE devices SET revoked_s = ? WHERE device_id = ?", (now_s, row["device_id"]))
-    connection.execute(
-        "UPDATE tasks SET state = 'lapsed', reason = 'revoked'"
-        " WHERE device_id = ? AND state IN ('reserved', 'working')",
-        (row["device_id"],),
-    )
-    record(connection, now_s, "revoked", "by the operator", device=row["name"])
-    return str(row["device_id"])
+    device_rows.revoke(connection, device.device_id, revoked_s=now_s)
+    task_rows.lapse_open_of_device(connection, device.device_id)
+    record(connection, now_s, "revoked", "by the operator", device=device.name)
+    return device.device_id
 
 
 def load_admin_token(folder: Path) -> str:
@@ -195,12 +184,13 @@ def check_admin(authorization: str, token: str) -> None:
 
 
 def _same_device(connection: sqlite3.Connection, device_id: str, request: EnrolRequest) -> str:
-    row = connection.execute(
-        "SELECT name, public_key, revoked_s FROM devices WHERE device_id = ?", (device_id,)
-    ).fetchone()
-    if (row["name"], row["public_key"]) == (request.device_name, request.public_key) and row[
-        "revoked_s"
-    ] is None:
+    device = device_rows.find(connection, device_id)
+    same = device is not None and (device.name, device.public_key, device.revoked_s) == (
+        request.device_name,
+        request.public_key,
+        None,
+    )
+    if same:
         return device_id
     raise RefusalError(
         401, "token_used", "the enrolment token was used before; ask the operator for a new one"

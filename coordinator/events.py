@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sqlite3
 
+from coordinator.storage import event_rows
+
 log = logging.getLogger("coordinator")
 
 
@@ -20,10 +22,15 @@ def record(
     task_id: str | None = None,
 ) -> None:
     """Append an event; ``code`` is stable, ``message`` is for people and holds no data values."""
-    connection.execute(
-        "INSERT INTO events (at_s, run_id, round, device, task_id, code, message)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (at_s, run_id, round_number, device, task_id, code, message),
+    event_rows.add(
+        connection,
+        at_s=at_s,
+        run_id=run_id,
+        number=round_number,
+        device_name=device,
+        task_id=task_id,
+        code=code,
+        message=message,
     )
     log.info(
         "event code=%s run=%s round=%s device=%s task=%s message=%r",

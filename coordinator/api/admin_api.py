@@ -22,6 +22,7 @@ from coordinator.config import run_config
 from coordinator.refusals import RefusalError
 from coordinator.rounds import runs
 from coordinator.rounds.summary import EventSummary, RunSummary, events_of, summarise
+from coordinator.storage import device_rows, run_rows
 from edge_runtime.errors import EdgeError
 
 MAX_EVENTS = 1000
@@ -77,13 +78,8 @@ async def create_token(data: JSONBody[TokenRequest], desk: NamedDependency[Desk]
 @get("/devices")
 async def list_devices(desk: NamedDependency[Desk]) -> list[DeviceSummary]:
     """All devices that ever enrolled, by name."""
-    rows = await desk.read(
-        lambda connection: connection.execute(
-            "SELECT device_id, name, class, enrolled_s, revoked_s, seen_s, cap_bytes, example_count"
-            " FROM devices ORDER BY name, enrolled_s"
-        ).fetchall()
-    )
-    return [DeviceSummary(*row) for row in rows]
+    rows = await desk.read(device_rows.all_devices)
+    return [DeviceSummary(**row) for row in rows]
 
 
 @post("/devices/{name:str}/revoke", status_code=204)
@@ -111,7 +107,7 @@ async def list_runs(desk: NamedDependency[Desk]) -> list[RunSummary]:
     return await desk.read(
         lambda connection: [
             summarise(connection, runs.run_of(desk.stores, row), with_rounds=False)
-            for row in connection.execute("SELECT * FROM runs ORDER BY position").fetchall()
+            for row in run_rows.all_runs(connection)
         ]
     )
 

@@ -20,10 +20,10 @@ from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 from coordinator.api import admin_api, device_api
 from coordinator.api.app_state import Clock, Desk
 from coordinator.api.middleware import Gate
-from coordinator.api.traffic import attribute
 from coordinator.auth import load_admin_token
 from coordinator.refusals import RefusalError
 from coordinator.rounds import evaluation, state_machine
+from coordinator.storage import round_rows
 from coordinator.storage.stores import open_stores
 from edge_runtime import __version__ as runtime_version
 from edge_runtime.protocol.messages import MAX_RESULT_BYTES, Refusal
@@ -93,7 +93,7 @@ async def play_rounds(desk: Desk) -> None:
         desk.wake.clear()
         up_bytes, down_bytes = desk.traffic.take()
         if up_bytes or down_bytes:
-            await desk.write(partial(attribute, up_bytes=up_bytes, down_bytes=down_bytes))
+            await desk.write(partial(round_rows.add_bytes, up_bytes=up_bytes, down_bytes=down_bytes))
         await asyncio.to_thread(state_machine.play, desk.stores, desk.clock())
         try:
             await asyncio.wait_for(desk.wake.wait(), TICK_S)

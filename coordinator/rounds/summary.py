@@ -8,8 +8,10 @@ import sqlite3
 from msgspec import Struct
 
 from coordinator.config import RunConfig
-from coordinator.rounds.results import memory_of
 from coordinator.rounds.runs import Run
+from coordinator.storage import evaluation_rows, event_rows, result_rows, round_rows, run_rows, task_rows
+from coordinator.storage.evaluation_rows import Scores
+from coordinator.storage.round_rows import RoundRow
 from edge_runtime.package.manifest import TaskKind
 
 
@@ -92,32 +94,27 @@ FAILED = frozenset({"task_failed", "out_of_memory", "silent", "late", "revoked"}
 
 def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = True) -> RunSummary:
     """A run as it stands; read-only."""
-    row = connection.execute("SELECT * FROM runs WHERE run_id = ?", (run.run_id,)).fetchone()
-    evaluations = {
-        entry["round"]: entry
-        for entry in connection.execute(
-            "SELECT * FROM evaluations WHERE run_id = ? AND state = 'done'", (run.run_id,)
-        )
-    }
+    row = run_rows.get(connection, run.run_id)
+    evaluations = {scores.round: scores for scores in evaluation_rows.done(connection, run.run_id)}
     initial = evaluations.get(-1)
     rounds = []
     if with_rounds:
-        rows = connection.execute(
-            "SELECT * FROM rounds WHERE run_id = ? ORDER BY round", (run.run_id,)
-        ).fetchall()
-        rounds = [_round(connection, entry, evaluations.get(entry["round"])) for entry in rows]
+        rounds = [
+            _round(connection, entry, evaluations.get(entry.round))
+            for entry in round_rows.all_rounds(connection, run.run_id)
+        ]
     return RunSummary(
         run_id=run.run_id,
         name=run.config.name,
         state=run.state,
-        reason=row["reason"],
+        reason=row.reason,
         rounds_committed=run.committed,
         rounds_wanted=run.config.rounds,
-        initial_accuracy=initial["accuracy"] if initial else None,
-        initial_loss=initial["mean_loss"] if initial else None,
-        created_s=row["created_s"],
-        started_s=row["started_s"],
-        finished_s=row["finished_s"],
+        initial_accuracy=initial.accuracy if initial else None,
+        initial_loss=initial.mean_loss if initial else None,
+        created_s=row.created_s,
+        started_s=row.started_s,
+        finished_s=row.finished_s,
         package_sha256=run.package_sha256,
         values_sha256=run.result_sha256,
         config=run.config,
@@ -129,58 +126,43 @@ def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = T
 
 def events_of(connection: sqlite3.Connection, run_id: str, after: int, limit: int) -> list[EventSummary]:
     """Events of a run, and those of no run, with an id above ``after``, oldest first, at most ``limit``."""
-    rows = connection.execute(
-        "SELECT event_id, at_s, round, device, task_id, code, message FROM events"
-        " WHERE (run_id = ? OR run_id IS NULL) AND event_id > ? ORDER BY event_id LIMIT ?",
-        (run_id, after, limit),
-    )
-    return [EventSummary(*row) for row in rows]
+    rows = event_rows.of_run(connection, run_id, after=after, limit=limit)
+    return [EventSummary(**row) for row in rows]
 
 
-def _round(connection: sqlite3.Connection, row: sqlite3.Row, evaluation: sqlite3.Row | None) -> RoundSummary:
-    key = (row["run_id"], row["round"])
-    tasks = connection.execute(
-        "SELECT tasks.state, reason, name FROM tasks JOIN devices USING (device_id)"
-        " WHERE run_id = ? AND round = ? ORDER BY slot, attempt",
-        key,
-    ).fetchall()
-    results = connection.execute(
-        "SELECT results.* FROM results JOIN tasks USING (task_id)"
-        " WHERE run_id = ? AND round = ? ORDER BY slot",
-        key,
-    ).fetchall()
-    memories = [memory_of(result) for result in results]
-    weighed = [
-        (r["mean_loss"], r["examples"]) for r in results if r["mean_loss"] is not None and r["examples"]
-    ]
-    examples = sum(result["examples"] for result in results)
+def _round(connection: sqlite3.Connection, row: RoundRow, evaluation: Scores | None) -> RoundSummary:
+    tasks = task_rows.outcomes(connection, row.run_id, row.round)
+    results = result_rows.of_round(connection, row.run_id, row.round)
+    memories = [result.memory for result in results]
+    weighed = [(r.mean_loss, r.examples) for r in results if r.mean_loss is not None and r.examples]
+    examples = sum(result.examples for result in results)
     return RoundSummary(
-        round=row["round"],
-        state=row["state"],
-        reason=row["reason"],
-        accuracy=evaluation["accuracy"] if evaluation else None,
-        loss=evaluation["mean_loss"] if evaluation else None,
+        round=row.round,
+        state=row.state,
+        reason=row.reason,
+        accuracy=evaluation.accuracy if evaluation else None,
+        loss=evaluation.mean_loss if evaluation else None,
         train_loss=sum(loss * n for loss, n in weighed) / sum(n for _, n in weighed) if weighed else None,
-        bytes_up=row["bytes_up"],
-        bytes_down=row["bytes_down"],
-        seconds=None if row["closed_s"] is None else row["closed_s"] - row["opened_s"],
+        bytes_up=row.bytes_up,
+        bytes_down=row.bytes_down,
+        seconds=None if row.closed_s is None else row.closed_s - row.opened_s,
         predicted_peak_bytes=max((memory.predicted_peak_bytes for memory in memories), default=None),
         measured_peak_bytes=max(
             (max(memory.high_water_bytes, memory.cgroup_peak_bytes or 0) for memory in memories), default=None
         ),
-        devices=[task["name"] for task in tasks if task["state"] == "counted"],
+        devices=[task.device_name for task in tasks if task.state == "counted"],
         results=len(results),
-        refused=sum(task["reason"] in REFUSED for task in tasks),
-        failed=sum(task["reason"] in FAILED for task in tasks),
+        refused=sum(task.reason in REFUSED for task in tasks),
+        failed=sum(task.reason in FAILED for task in tasks),
         examples=examples,
         perplexity=_perplexity(evaluation),
-        gated=bool(row["gated"]),
-        bytes_up_per_task=sum(r["change_bytes"] for r in results) / len(results) if results else None,
+        gated=bool(row.gated),
+        bytes_up_per_task=sum(r.change_bytes for r in results) / len(results) if results else None,
     )
 
 
-def _perplexity(evaluation: sqlite3.Row | None) -> float | None:
+def _perplexity(evaluation: Scores | None) -> float | None:
     """exp of the mean loss over tokens; None if that is not what was measured, or too large for a number."""
-    if evaluation is None or not evaluation["tokens"] or evaluation["mean_loss"] > LARGEST_LOSS:
+    if evaluation is None or not evaluation.tokens or evaluation.mean_loss > LARGEST_LOSS:
         return None
-    return math.exp(evaluation["mean_loss"])
+    return math.exp(evaluation.mean_loss)

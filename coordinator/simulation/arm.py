@@ -24,6 +24,7 @@ from coordinator.config import RunConfig
 from coordinator.rounds.runs import create_run
 from coordinator.simulation.config import NO_KEY, ArmConfig, SimulationConfig
 from coordinator.simulation.fleet import Fleet
+from coordinator.storage import device_rows
 from coordinator.storage.stores import Stores, open_stores
 from edge_runtime.durable import write_durably
 from edge_runtime.errors import ConfigError
@@ -169,7 +170,7 @@ def _begin(stores: Stores, run: RunConfig, fleet: Fleet) -> str:
 
 def _devices(stores: Stores) -> dict[str, Device]:
     with stores.storage.reading() as connection:
-        rows = connection.execute("SELECT device_id, name FROM devices ORDER BY name").fetchall()
+        rows = device_rows.all_devices(connection)
     return {row["name"]: Device(row["device_id"], row["name"]) for row in rows}
 
 

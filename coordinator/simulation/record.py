@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sqlite3
 from pathlib import Path
 
 import msgspec
@@ -17,6 +16,8 @@ from coordinator.simulation.arm import Arm
 from coordinator.simulation.config import NO_KEY
 from coordinator.simulation.cost import forward_passes_per_example
 from coordinator.simulation.verdict import Ending, Status
+from coordinator.storage import round_rows, simulation_rows
+from coordinator.storage.simulation_rows import ResultWork
 from edge_runtime.durable import write_durably
 from edge_runtime.errors import ConfigError
 from edge_runtime.package.manifest import TaskKind
@@ -84,8 +85,9 @@ def record_of(arm: Arm, ending: Ending, threads: int) -> Record:
     with arm.stores.storage.reading() as connection:
         run = find_run(arm.stores, connection, arm.run_id)
         summary = summarise(connection, run)
-        closed = dict(connection.execute("SELECT round, closed_s FROM rounds").fetchall())
-        passes = _passes(connection)
+        rounds = round_rows.all_rounds(connection, arm.run_id)
+        closed = {row.round: row.closed_s for row in rounds if row.closed_s is not None}
+        passes = _passes(simulation_rows.work_of_results(connection))
         return Record(
             arm=arm.config.name,
             kind=arm.config.kind,
@@ -98,9 +100,9 @@ def record_of(arm: Arm, ending: Ending, threads: int) -> Record:
             fingerprint=arm.fingerprint,
             threads=threads,
             rounds=run.committed,
-            tasks=connection.execute("SELECT count(*) FROM tasks WHERE task IS NOT NULL").fetchone()[0],
-            results=connection.execute("SELECT count(*) FROM results").fetchone()[0],
-            schedule_sha256=_schedule_sha256(connection),
+            tasks=simulation_rows.count_handed_out(connection),
+            results=simulation_rows.count_results(connection),
+            schedule_sha256=_schedule_sha256(simulation_rows.schedule(connection)),
             values_sha256=run.values_sha256,
             points=(
                 *_first(summary.initial_accuracy, summary.initial_loss, summary.initial_perplexity, arm),
@@ -160,7 +162,10 @@ def _first(
 
 
 def _points(
-    rounds: list[RoundSummary], closed: dict[int, float], passes: dict[int, int], wall: dict[int, float]
+    rounds: list[RoundSummary],
+    closed: dict[int, float],
+    passes: dict[int, int],
+    wall: dict[int, float],
 ) -> list[Point]:
     """One for each evaluated round; costs add up over all rounds, abandoned ones too."""
     points = []
@@ -189,29 +194,21 @@ def _points(
     return points
 
 
-def _passes(connection: sqlite3.Connection) -> dict[int, int]:
+def _passes(results: list[ResultWork]) -> dict[int, int]:
     """Forward passes of each round's counted results; steps that could not be applied cost what others do."""
     passes: dict[int, int] = {}
-    rows = connection.execute(
-        "SELECT tasks.round, task, steps_applied + steps_skipped AS steps, example_count"
-        " FROM results JOIN tasks USING (task_id) JOIN devices USING (device_id)"
-    )
-    for row in rows:
-        task = msgspec.json.decode(row["task"], type=Task)
-        examples = row["steps"] * min(task.batch_size, row["example_count"])
-        passes[row["round"]] = passes.get(row["round"], 0) + examples * forward_passes_per_example(task)
+    for work in results:
+        task = msgspec.json.decode(work.task, type=Task)
+        examples = work.steps * min(task.batch_size, work.example_count)
+        passes[work.round] = passes.get(work.round, 0) + examples * forward_passes_per_example(task)
     return passes
 
 
-def _schedule_sha256(connection: sqlite3.Connection) -> str:
+def _schedule_sha256(schedule: list[tuple[int, int, int, str, str, str]]) -> str:
     """Who held which place, attempt by attempt, and how it ended; times play no part, for arms differ in speed."""
-    rows = connection.execute(
-        "SELECT round, slot, attempt, name, state, reason FROM tasks JOIN devices USING (device_id)"
-        " ORDER BY round, slot, attempt"
-    )
     digest = hashlib.sha256()
-    for row in rows:
-        digest.update(msgspec.json.encode(tuple(row)) + b"\n")
+    for entry in schedule:
+        digest.update(msgspec.json.encode(entry) + b"\n")
     return digest.hexdigest()
 
 

@@ -12,9 +12,6 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import msgspec
-
-from coordinator.api.traffic import attribute
 from coordinator.auth import Device
 from coordinator.refusals import RefusalError
 from coordinator.rounds import evaluation, results, tasks
@@ -25,6 +22,8 @@ from coordinator.simulation.fleet import SimulatedDevice, tick, tick_after, tick
 from coordinator.simulation.trainers import Pending, Trainer
 from coordinator.simulation.verdict import RESULT_REFUSED, Ending, judge_evaluation, judge_run, stop
 from coordinator.simulation.workbench import Job, Workbench
+from coordinator.storage import round_rows, run_rows, simulation_rows, task_rows
+from coordinator.storage.simulation_rows import HeldSlot
 from edge_runtime import __version__ as runtime_version
 from edge_runtime.agent.decisions import open_task
 from edge_runtime.errors import DeviceError
@@ -112,13 +111,9 @@ class Simulation:
     def _standing(self) -> tuple[object, ...]:
         """What another pass of the coordinator may have moved."""
         with self.stores.storage.reading() as connection:
-            run = connection.execute(
-                "SELECT state, next_round, committed, abandoned_in_a_row FROM runs"
-            ).fetchone()
-            states = connection.execute(
-                "SELECT state, count(*) FROM tasks WHERE state IN ('reserved', 'working') GROUP BY state"
-            ).fetchall()
-        return (*run, *(tuple(row) for row in states))
+            run = run_rows.get(connection, self.arm.run_id)
+            open_tasks = simulation_rows.count_open_tasks(connection)
+        return (run.state, run.next_round, run.committed, run.abandoned_in_a_row, open_tasks)
 
     def _evaluate(self) -> Ending | None:
         """Make the evaluations that wait."""
@@ -144,40 +139,39 @@ class Simulation:
             DeviceError: no device can take part, so nothing ever would be.
         """
         with self.stores.storage.reading() as connection:
-            places = _open_places(connection)
-            deadline = connection.execute(
-                "SELECT deadline_s FROM rounds WHERE state IN ('selecting', 'collecting')"
-            ).fetchone()
+            places = simulation_rows.held_slots(connection)
+            open_round = round_rows.find_open(connection, self.arm.run_id)
         if not places and not self.errands:
             raise DeviceError(f"no device can take part in a round: {self._refusal}")
         moments = [(self.now_s // self._period_s + 1) * self._period_s]
         moments += [errand.until_s for errand in self.errands.values()]
-        moments += [tick_after(place["due_s"]) for place in places]
-        moments += [self._poll_s(place) for place in places if place["state"] == "reserved"]
-        if deadline is not None and tick_from(deadline["deadline_s"]) > self.now_s:
-            moments.append(tick_from(deadline["deadline_s"]))
+        moments += [tick_after(place.due_s) for place in places]
+        moments += [self._poll_s(place) for place in places if place.state == "reserved"]
+        if open_round is not None and open_round.state != "aggregating":
+            deadline_s = tick_from(open_round.deadline_s)
+            if deadline_s > self.now_s:
+                moments.append(deadline_s)
         return max(self.now_s, min(moments))
 
     def _polling(self) -> list[str]:
         """Devices with a place, whose time to ask has come, in the order of their places."""
         with self.stores.storage.reading() as connection:
-            places = _open_places(connection)
+            places = simulation_rows.held_slots(connection)
         return [
-            place["name"]
+            place.device_name
             for place in places
-            if place["state"] == "reserved"
-            and place["name"] not in self.errands
+            if place.state == "reserved"
+            and place.device_name not in self.errands
             and self._poll_s(place) <= self.now_s
         ]
 
-    def _poll_s(self, place: sqlite3.Row) -> float:
+    def _poll_s(self, place: HeldSlot) -> float:
         """When the device of a place next asks: not before it is done with what it is at."""
-        errand = self.errands.get(place["name"])
-        if errand is not None and errand.until_s >= place["reserved_s"]:
+        errand = self.errands.get(place.device_name)
+        if errand is not None and errand.until_s >= place.reserved_s:
             return errand.until_s
         run = self.arm.run
-        delay_s = self.arm.fleet.poll_delay_s(place["task_id"], run.poll_min_s, run.poll_max_s)
-        return float(place["reserved_s"]) + delay_s
+        return place.reserved_s + self.arm.fleet.poll_delay_s(place.task_id, run.poll_min_s, run.poll_max_s)
 
     def _check_in(self, name: str) -> None:
         with self.stores.storage.transaction() as connection:
@@ -186,7 +180,7 @@ class Simulation:
     def _check_in_all(self) -> None:
         """One transaction for all that wait: nobody can tell the difference."""
         with self.stores.storage.transaction() as connection:
-            expected = {place["name"] for place in _open_places(connection)}
+            expected = {place.device_name for place in simulation_rows.held_slots(connection)}
             for name, device in self.arm.devices.items():
                 if name not in self.errands and name not in expected:
                     self._ask(connection, device)
@@ -202,7 +196,8 @@ class Simulation:
             return
         task = open_task(answer, self.stores.key.public_key)
         blobs = self._blobs_of(task)
-        attribute(connection, len(encode(request)), len(encode(answer)) + sum(map(len, blobs)))
+        down_bytes = len(encode(answer)) + sum(map(len, blobs))
+        round_rows.add_bytes(connection, up_bytes=len(encode(request)), down_bytes=down_bytes)
         self.errands[device.name] = self._errand(task, simulated, self.now_s, blobs)
 
     def _blobs_of(self, task: Task) -> tuple[bytes, bytes]:
@@ -245,9 +240,10 @@ class Simulation:
                     receipt = results.accept(
                         self.stores, connection, device, task.task_id, result, now_s=self.now_s
                     )
-                    attribute(connection, len(body), len(encode(receipt)))
+                    down_bytes = len(encode(receipt))
+                    round_rows.add_bytes(connection, up_bytes=len(body), down_bytes=down_bytes)
                 except RefusalError as refusal:  # as a device does: the coordinator has decided
-                    attribute(connection, len(body), 0)
+                    round_rows.add_bytes(connection, up_bytes=len(body), down_bytes=0)
                     if refusal.status == UNUSABLE:
                         event = DeviceEvent(RESULT_REFUSED, refusal.message, task.task_id)
                         tasks.report_event(connection, device, event, now_s=self.now_s)
@@ -255,8 +251,8 @@ class Simulation:
 
     def _is_open(self, task_id: str) -> bool:
         with self.stores.storage.reading() as connection:
-            row = connection.execute("SELECT state FROM tasks WHERE task_id = ?", (task_id,)).fetchone()
-        return bool(row["state"] == "working")
+            task = task_rows.find(connection, task_id)
+        return task is not None and task.state == "working"
 
     def _state_of(self, path: str) -> bytes:
         return self.stores.blobs.get(path.rpartition("/")[2])
@@ -273,43 +269,28 @@ class Simulation:
     def _clock(self) -> float:
         """The moment at which the simulation stands, in virtual seconds since it began."""
         with self.stores.storage.transaction() as connection:
-            connection.execute("CREATE TABLE IF NOT EXISTS simulated_clock (now_s REAL NOT NULL)")
-            row = connection.execute("SELECT now_s FROM simulated_clock").fetchone()
-            if row is None:
-                connection.execute("INSERT INTO simulated_clock VALUES (0.0)")
-        return 0.0 if row is None else float(row["now_s"])
+            return simulation_rows.begin_clock(connection)
 
     def _jump(self, now_s: float) -> None:
         """Move the clock; what is done at a moment can be done again, so one that was cut short is repeated."""
         with self.stores.storage.transaction() as connection:
-            connection.execute("UPDATE simulated_clock SET now_s = ?", (now_s,))
+            simulation_rows.set_clock(connection, now_s)
         self.now_s = now_s
 
     def _unfinished(self) -> dict[str, Errand]:
         """The errands of all devices, as a process that was killed left them."""
         with self.stores.storage.reading() as connection:
-            rows = connection.execute(
-                "SELECT tasks.*, name FROM tasks JOIN devices USING (device_id)"
-                " WHERE task IS NOT NULL AND state IN ('working', 'lapsed') ORDER BY state"
-            ).fetchall()
+            rows = simulation_rows.tasks_without_result(connection)
         errands = {}
         for row in rows:
-            task = msgspec.json.decode(row["task"], type=Task)
-            device = self.arm.fleet.devices[row["name"]]
-            since_s = tick(row["due_s"] - task.deadline_s)
-            blobs = self._blobs_of(task) if row["state"] == "working" else None
+            task = row.read_task()
+            device = self.arm.fleet.devices[row.device_name]
+            since_s = tick(row.due_s - task.deadline_s)
+            blobs = self._blobs_of(task) if row.state == "working" else None
             errand = self._errand(task, device, since_s, blobs)
-            if row["state"] == "working" or errand.until_s >= self.now_s:
-                errands[row["name"]] = errand
+            if row.state == "working" or errand.until_s >= self.now_s:
+                errands[row.device_name] = errand
         return errands
-
-
-def _open_places(connection: sqlite3.Connection) -> list[sqlite3.Row]:
-    """Places of the open round that somebody holds, in their order."""
-    return connection.execute(
-        "SELECT task_id, state, due_s, reserved_s, name FROM tasks JOIN devices USING (device_id)"
-        " WHERE state IN ('reserved', 'working') ORDER BY slot"
-    ).fetchall()
 
 
 def _too_late(task: Task) -> Result:

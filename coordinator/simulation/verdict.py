@@ -10,6 +10,7 @@ from msgspec import Struct
 from coordinator.rounds.evaluation import INITIAL
 from coordinator.rounds.runs import end_run
 from coordinator.simulation.arm import Arm
+from coordinator.storage import evaluation_rows, round_rows, run_rows, simulation_rows
 from edge_runtime.errors import CoordinatorError
 from edge_runtime.worker.jobs import EvaluateOutcome
 
@@ -37,14 +38,12 @@ def judge_evaluation(arm: Arm, round_number: int, outcome: EvaluateOutcome) -> E
     if not math.isfinite(loss):
         return Ending("diverged", round_number, f"the evaluation loss is {loss}")
     with arm.stores.storage.reading() as connection:
-        first = connection.execute(
-            "SELECT mean_loss FROM evaluations WHERE round = ? AND state = 'done'", (INITIAL,)
-        ).fetchone()
-        package = connection.execute("SELECT package_sha256 FROM runs").fetchone()[0]
+        first = evaluation_rows.find_done(connection, arm.run_id, INITIAL)
+        package = run_rows.get(connection, arm.run_id).package_sha256
     if first is None:
         return None
     guessing = math.log(max(1, len(arm.stores.manifest(package).labels)))
-    limit = RUNAWAY * max(first["mean_loss"], guessing)
+    limit = RUNAWAY * max(first.mean_loss, guessing)
     if loss <= limit:
         return None
     reason = f"the evaluation loss is {loss:.4g}, over {limit:.4g} (ten times where it began, or of guessing)"
@@ -58,32 +57,24 @@ def judge_run(arm: Arm, now_s: float) -> Ending | None:
         CoordinatorError: the coordinator gave it up for a reason that is not divergence; the message is its own.
     """
     with arm.stores.storage.reading() as connection:
-        run = connection.execute("SELECT state, reason FROM runs").fetchone()
-        last = connection.execute("SELECT max(round) FROM rounds WHERE state = 'committed'").fetchone()[0]
-        applied = connection.execute(
-            "SELECT sum(steps_applied) FROM results JOIN tasks USING (task_id) WHERE run_id = ? AND round = ?",
-            (arm.run_id, last),
-        ).fetchone()[0]
-        refused = connection.execute(
-            "SELECT round, message FROM events WHERE run_id = ? AND code = ? AND round > coalesce(?, -1)"
-            " AND message LIKE '%not finite%' ORDER BY event_id",
-            (arm.run_id, RESULT_REFUSED, last),
-        ).fetchone()
-    number = INITIAL if last is None else int(last)
-    if run["state"] == "failed":
-        reason = str(run["reason"])
+        run = run_rows.get(connection, arm.run_id)
+        last = round_rows.last_committed(connection, arm.run_id)
+        applied = simulation_rows.steps_applied(connection, arm.run_id, last)
+        refused = simulation_rows.first_not_finite(connection, arm.run_id, code=RESULT_REFUSED, after=last)
+    number = INITIAL if last is None else last
+    if run.state == "failed":
+        reason = run.reason
         if reason.startswith(_DIVERGED):
             return Ending("diverged", number, reason.removeprefix(_DIVERGED))
         if "overflowed" in reason:
             return Ending("diverged", number + 1, reason)
         if refused is not None:
-            return Ending(
-                "diverged", refused["round"], f"{reason}; results were refused: {refused['message']}"
-            )
+            said = f"{reason}; results were refused: {refused.message}"
+            return Ending("diverged", refused.round, said)
         raise CoordinatorError(reason)
     if last is not None and applied == 0:
         return stop(arm, Ending("diverged", number, "no step of the round could be applied"), now_s)
-    return Ending("finished") if run["state"] == "finished" else None
+    return Ending("finished") if run.state == "finished" else None
 
 
 def stop(arm: Arm, ending: Ending | None, now_s: float) -> Ending | None:

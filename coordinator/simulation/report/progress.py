@@ -12,6 +12,7 @@ from rich.progress import Progress as Bar
 
 from coordinator.simulation.arm import Arm, label
 from coordinator.simulation.record import Record
+from coordinator.storage import evaluation_rows, run_rows
 
 
 class Progress(Protocol):
@@ -46,14 +47,12 @@ class Standing:
     def look(self) -> None:
         """Read it again; ``news`` is whether a round was evaluated since."""
         with self._arm.stores.storage.reading() as connection:
-            self.committed = connection.execute("SELECT committed FROM runs").fetchone()[0]
-            last = connection.execute(
-                "SELECT round, accuracy, mean_loss FROM evaluations WHERE state = 'done' ORDER BY round DESC LIMIT 1"
-            ).fetchone()
-        self.news = last is not None and last["round"] != self._told
+            self.committed = run_rows.get(connection, self._arm.run_id).committed
+            last = evaluation_rows.find_last_done(connection, self._arm.run_id)
+        self.news = last is not None and last.round != self._told
         if last is not None:
-            self._told = last["round"]
-            self.score = f"accuracy {100 * last['accuracy']:.1f} %, loss {last['mean_loss']:.4f}"
+            self._told = last.round
+            self.score = f"accuracy {100 * last.accuracy:.1f} %, loss {last.mean_loss:.4f}"
 
 
 class Lines:
