@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.events import record
-from coordinator.refusals import RefusalError
+from coordinator.refusals import (
+    ConflictError,
+    ForbiddenError,
+    MalformedError,
+    NotFoundError,
+    UnauthenticatedError,
+)
 from coordinator.storage import device_rows, task_rows, token_rows
 from coordinator.storage.device_rows import DeviceRow
 from edge_runtime.durable import write_durably
@@ -38,23 +44,23 @@ def identify(
     """Who says to be asking; read-only, and before the body is read, so that strangers cannot send bodies.
 
     Raises:
-        RefusalError: 401 ``unsigned``, ``unknown_device``, ``clock_off``; 403 ``revoked``.
+        UnauthenticatedError: ``unsigned``, ``unknown_device``, ``clock_off``.
+        ForbiddenError: ``revoked``.
     """
     try:
         signature = parse_request_signature(headers)
     except SignatureError as error:
-        raise RefusalError(401, "unsigned", str(error)) from error
+        raise UnauthenticatedError("unsigned", str(error)) from error
     device = device_rows.find(connection, signature.device_id)
     if device is None:
-        raise RefusalError(
-            401, "unknown_device", f"no device {signature.device_id} is enrolled here; enrol first"
+        raise UnauthenticatedError(
+            "unknown_device", f"no device {signature.device_id} is enrolled here; enrol first"
         )
     if device.revoked_s is not None:
-        raise RefusalError(403, "revoked", f"device {device.name} was revoked by its operator")
+        raise ForbiddenError("revoked", f"device {device.name} was revoked by its operator")
     off_s = abs(now_s - signature.created_s)
     if off_s > MAX_CLOCK_OFF_S:
-        raise RefusalError(
-            401,
+        raise UnauthenticatedError(
             "clock_off",
             f"the signature's time is {off_s:.0f} s off, over {MAX_CLOCK_OFF_S} s; set the clock",
         )
@@ -73,17 +79,20 @@ def authenticate(
     """Verify a device's signature over exactly these bytes, and use up its nonce.
 
     Raises:
-        RefusalError: as :func:`identify`, and 401 ``bad_signature``, ``replayed``; nothing has changed then.
+        UnauthenticatedError: ``unsigned``, ``unknown_device``, ``clock_off``, ``bad_signature``, ``replayed``.
+        ForbiddenError: ``revoked``.
     """
     signature, device = identify(connection, headers, now_s=now_s)
     try:
         verify_request(device.public_key, signature, method=method, path=path, body=body)
     except SignatureError as error:
-        raise RefusalError(401, "bad_signature", str(error)) from error
+        raise UnauthenticatedError("bad_signature", str(error)) from error
     device_rows.forget_nonces(connection, now_s)
     expires_s = signature.created_s + MAX_CLOCK_OFF_S + 1
     if not device_rows.use_nonce(connection, device.device_id, signature.nonce, expires_s=expires_s):
-        raise RefusalError(401, "replayed", "this request was seen before; sign it again with a fresh nonce")
+        raise UnauthenticatedError(
+            "replayed", "this request was seen before; sign it again with a fresh nonce"
+        )
     return Device(device.device_id, device.name)
 
 
@@ -98,23 +107,23 @@ def enrol(connection: sqlite3.Connection, request: EnrolRequest, *, now_s: float
     """Use up a token and return the new device's id; the same device repeating itself gets the same id.
 
     Raises:
-        RefusalError: 401 ``unknown_token``, ``token_used``, ``token_expired``; 409 ``name_taken``;
-            400 ``protocol_unknown``.
+        MalformedError: ``protocol_unknown``.
+        UnauthenticatedError: ``unknown_token``, ``token_used``, ``token_expired``.
+        ConflictError: ``name_taken``.
     """
     if request.protocol > PROTOCOL_VERSION:
-        raise RefusalError(
-            400,
+        raise MalformedError(
             "protocol_unknown",
             f"protocol {request.protocol} is newer than {PROTOCOL_VERSION} spoken here",
         )
     token = token_rows.find(connection, _sha256(request.token))
     if token is None:
-        raise RefusalError(401, "unknown_token", "no such enrolment token; ask the operator for one")
+        raise UnauthenticatedError("unknown_token", "no such enrolment token; ask the operator for one")
     if token.device_id is not None:
         return _same_device(connection, token.device_id, request)
     if token.expires_s < now_s:
-        raise RefusalError(
-            401, "token_expired", "the enrolment token has expired; ask the operator for a new one"
+        raise UnauthenticatedError(
+            "token_expired", "the enrolment token has expired; ask the operator for a new one"
         )
     device_id = f"d-{secrets.token_hex(8)}"
     added = device_rows.add(
@@ -126,8 +135,7 @@ def enrol(connection: sqlite3.Connection, request: EnrolRequest, *, now_s: float
         enrolled_s=now_s,
     )
     if not added:
-        raise RefusalError(
-            409,
+        raise ConflictError(
             "name_taken",
             f"a device named {request.device_name} is enrolled; revoke it or choose another name",
         )
@@ -143,11 +151,11 @@ def revoke(connection: sqlite3.Connection, name: str, *, now_s: float) -> str:
         the device's id.
 
     Raises:
-        RefusalError: 404 ``unknown_device``.
+        NotFoundError: ``unknown_device``.
     """
     device = device_rows.find_unrevoked(connection, name)
     if device is None:
-        raise RefusalError(404, "unknown_device", f"no device {name} is enrolled")
+        raise NotFoundError("unknown_device", f"no device {name} is enrolled")
     device_rows.revoke(connection, device.device_id, revoked_s=now_s)
     task_rows.lapse_open_of_device(connection, device.device_id)
     record(connection, now_s, "revoked", "by the operator", device=device.name)
@@ -173,11 +181,10 @@ def check_admin(authorization: str, token: str) -> None:
     """Compare an ``Authorization`` header with the operator's token, in constant time.
 
     Raises:
-        RefusalError: 401 ``not_admin``.
+        UnauthenticatedError: ``not_admin``.
     """
     if not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
-        raise RefusalError(
-            401,
+        raise UnauthenticatedError(
             "not_admin",
             f"this needs the bearer token from {ADMIN_TOKEN} in the coordinator's state folder",
         )
@@ -192,8 +199,8 @@ def _same_device(connection: sqlite3.Connection, device_id: str, request: EnrolR
     )
     if same:
         return device_id
-    raise RefusalError(
-        401, "token_used", "the enrolment token was used before; ask the operator for a new one"
+    raise UnauthenticatedError(
+        "token_used", "the enrolment token was used before; ask the operator for a new one"
     )
 
 

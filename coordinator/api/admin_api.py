@@ -19,7 +19,7 @@ from coordinator import auth
 from coordinator.api.app_state import Desk
 from coordinator.api.device_api import serve_file
 from coordinator.config import run_config
-from coordinator.refusals import RefusalError
+from coordinator.refusals import NotFoundError, UnusableError
 from coordinator.rounds import runs
 from coordinator.rounds.summary import EventSummary, RunSummary, events_of, summarise
 from coordinator.storage import device_rows, run_rows
@@ -96,7 +96,7 @@ async def create_run(data: JSONBody[dict[str, Any]], desk: NamedDependency[Desk]
         config = run_config(data)
         run_id = await asyncio.to_thread(runs.create_run, desk.stores, config, now_s=desk.clock())
     except EdgeError as error:
-        raise RefusalError(422, type(error).__name__, str(error)) from error
+        raise UnusableError(type(error).__name__, str(error)) from error
     desk.wake.set()
     return RunCreated(run_id)
 
@@ -146,7 +146,7 @@ async def fetch_slices(
     run = await desk.read(lambda connection: runs.find_run(desk.stores, connection, run_id))
     path = desk.stores.blobs.find(run.result_sha256)
     if path is None:
-        raise RefusalError(404, "unknown_blob", f"the values of run {run.run_id} are missing on the disk")
+        raise NotFoundError("unknown_blob", f"the values of run {run.run_id} are missing on the disk")
     return serve_file(
         path,
         etag=f'"{run.result_sha256}"',

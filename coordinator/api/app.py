@@ -20,6 +20,7 @@ from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 from coordinator.api import admin_api, device_api
 from coordinator.api.app_state import Clock, Desk
 from coordinator.api.middleware import Gate
+from coordinator.api.statuses import status_of
 from coordinator.auth import load_admin_token
 from coordinator.refusals import RefusalError
 from coordinator.rounds import evaluation, state_machine
@@ -122,8 +123,7 @@ def health() -> dict[str, str]:
 
 def answer_refusal(request: Request[Any, Any, Any], refusal: RefusalError) -> Response[Refusal]:
     """A refusal in the protocol's own form."""
-    log.info("refused method=%s code=%s status=%d", request.method, refusal.code, refusal.status)
-    return Response(Refusal(refusal.code, refusal.message[:2000]), status_code=refusal.status)
+    return _refuse(request.method, status_of(refusal), refusal.code, refusal.message)
 
 
 def answer_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Refusal]:
@@ -136,14 +136,18 @@ def answer_http_error(request: Request[Any, Any, Any], error: HTTPException) -> 
         for entry in fields
         if isinstance(entry, dict)
     ]
-    message = "; ".join([error.detail, *named])[:2000]
-    return answer_refusal(request, RefusalError(error.status_code, code, message))
+    return _refuse(request.method, error.status_code, code, "; ".join([error.detail, *named]))
 
 
 def answer_crash(request: Request[Any, Any, Any], error: Exception) -> Response[Refusal]:
     """An error nobody foresaw: the traceback goes to the log, a bare 500 to the other side."""
     log.error("crashed method=%s path=%s", request.method, request.url.path, exc_info=error)
     return Response(Refusal("internal", "the coordinator failed; its log tells why"), status_code=500)
+
+
+def _refuse(method: str, status: int, code: str, message: str) -> Response[Refusal]:
+    log.info("refused method=%s code=%s status=%d", method, code, status)
+    return Response(Refusal(code, message[:2000]), status_code=status)
 
 
 def _report_crash(loop: asyncio.Task[None], on_crash: Callable[[], None]) -> None:

@@ -19,7 +19,7 @@ from coordinator import auth
 from coordinator.api.app_state import Desk
 from coordinator.api.middleware import DEVICE
 from coordinator.auth import Device
-from coordinator.refusals import RefusalError
+from coordinator.refusals import NotFoundError, UnauthenticatedError
 from coordinator.rounds import results, tasks
 from edge_runtime.errors import DigestError
 from edge_runtime.protocol.messages import (
@@ -88,9 +88,9 @@ async def fetch_blob(
     try:
         path = desk.stores.blobs.find(sha256)
     except DigestError as error:
-        raise RefusalError(404, "unknown_blob", str(error)) from error
+        raise NotFoundError("unknown_blob", str(error)) from error
     if path is None:
-        raise RefusalError(404, "unknown_blob", f"no blob {sha256}")
+        raise NotFoundError("unknown_blob", f"no blob {sha256}")
     etag = f'"{sha256}"'
     if request.headers.get("if-none-match") == etag:
         return Response(None, status_code=304, headers={"ETag": etag})
@@ -152,7 +152,7 @@ async def _chunks(path: Path, first: int, end: int) -> AsyncIterator[bytes]:
 def _device(request: DeviceRequest) -> Device:
     device = request.scope["state"].get(DEVICE)
     if not isinstance(device, Device):
-        raise RefusalError(401, "unsigned", "this request must be signed by an enrolled device")
+        raise UnauthenticatedError("unsigned", "this request must be signed by an enrolled device")
     return device
 
 

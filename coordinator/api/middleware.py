@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 
 from coordinator.api.app_state import Desk
+from coordinator.api.statuses import status_of
 from coordinator.auth import Device, authenticate, identify
-from coordinator.refusals import RefusalError
+from coordinator.refusals import MalformedError, RefusalError, TooLargeError
 from edge_runtime.protocol.messages import MAX_CONTROL_BYTES, MAX_RESULT_BYTES, Refusal
 
 log = logging.getLogger("coordinator")
@@ -53,15 +54,14 @@ class Gate:
             else:
                 body = await self._admit_device(scope, receive)
         except RefusalError as refusal:
-            log.info("refused method=%s code=%s status=%d", scope["method"], refusal.code, refusal.status)
-            await send_refusal(counted, refusal)
+            await _send_refusal(counted, scope["method"], refusal)
             return
         await self._app(scope, _replaying(body, receive), counted)
 
     async def _admit_device(self, scope: Scope, receive: Receive) -> bytes:
         """The body, read within bounds and verified; the device is then in ``scope``."""
         if scope["query_string"]:
-            raise RefusalError(400, "query_refused", "the device API takes no query: it would not be signed")
+            raise MalformedError("query_refused", "the device API takes no query: it would not be signed")
         path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1").partition("?")[0]
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         now_s = self.desk.clock()
@@ -87,13 +87,15 @@ class Gate:
         return counted
 
 
-async def send_refusal(send: Send, refusal: RefusalError) -> None:
+async def _send_refusal(send: Send, method: str, refusal: RefusalError) -> None:
     """Answer without the framework; the connection is closed, since the body may not have been read."""
+    status = status_of(refusal)
+    log.info("refused method=%s code=%s status=%d", method, refusal.code, status)
     body = msgspec.json.encode(Refusal(refusal.code, refusal.message[:2000]))
     await send(
         {
             "type": "http.response.start",
-            "status": refusal.status,
+            "status": status,
             "headers": [
                 (b"content-type", b"application/json"),
                 (b"content-length", str(len(body)).encode()),
@@ -112,20 +114,18 @@ async def _read_body(scope: Scope, receive: Receive) -> bytes:
     )
     announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
     if not announced.isdigit() or int(announced) > limit:
-        raise RefusalError(
-            413, "too_large", f"the body is announced with more than the limit of {limit} bytes"
-        )
+        raise TooLargeError("too_large", f"the body is announced with more than the limit of {limit} bytes")
     chunks: list[bytes] = []
     size = 0
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            raise RefusalError(400, "malformed", "the connection closed before the body was complete")
+            raise MalformedError("malformed", "the connection closed before the body was complete")
         chunk: bytes = message.get("body", b"")
         chunks.append(chunk)
         size += len(chunk)
         if size > limit:
-            raise RefusalError(413, "too_large", f"the body exceeds the limit of {limit} bytes")
+            raise TooLargeError("too_large", f"the body exceeds the limit of {limit} bytes")
         if not message.get("more_body", False):
             return b"".join(chunks)
 

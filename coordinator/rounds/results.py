@@ -7,7 +7,7 @@ import math
 import sqlite3
 
 from coordinator.auth import Device
-from coordinator.refusals import RefusalError
+from coordinator.refusals import ConflictError, MalformedError, NotFoundError, UnusableError
 from coordinator.rounds.changes import check_change
 from coordinator.rounds.runs import find_run
 from coordinator.storage import result_rows, task_rows
@@ -29,28 +29,28 @@ def accept(
     """Count a result, or say that it was counted before.
 
     Raises:
-        RefusalError: 4xx with the codes of docs/protocol.md; nothing has changed then.
+        RefusalError: the result does not count; docs/protocol.md has the codes. Nothing has changed then.
     """
     # 1. Whose task is it, and is it this task?
     task = task_rows.find_with_round(connection, task_id)
     if task is None:
-        raise RefusalError(404, "unknown_task", f"no task {task_id}")
+        raise NotFoundError("unknown_task", f"no task {task_id}")
     if task.device_id != device.device_id:
-        raise RefusalError(409, "not_your_task", f"task {task_id} was given to another device")
+        raise ConflictError("not_your_task", f"task {task_id} was given to another device")
     if result.task_id != task_id:
-        raise RefusalError(400, "malformed", f"a result of task {result.task_id} was sent to task {task_id}")
+        raise MalformedError("malformed", f"a result of task {result.task_id} was sent to task {task_id}")
     if (result.run_id, result.round) != (task.run_id, task.round):
-        raise RefusalError(409, "stale", f"task {task_id} is of run {task.run_id}, round {task.round}")
+        raise ConflictError("stale", f"task {task_id} is of run {task.run_id}, round {task.round}")
     # 2. Are these the bytes that were announced, and were they counted before?
     if hashlib.sha256(result.change).hexdigest() != result.change_sha256:
-        raise RefusalError(422, "digest_mismatch", "the change does not match its sha256; send it again")
+        raise UnusableError("digest_mismatch", "the change does not match its sha256; send it again")
     counted_sha256 = result_rows.change_sha256_of(connection, task_id)
     if counted_sha256 is not None:
         if counted_sha256 == result.change_sha256:
             return ResultReceipt("duplicate")
-        raise RefusalError(409, "conflict", f"another result of task {task_id} was counted")
+        raise ConflictError("conflict", f"another result of task {task_id} was counted")
     if task.state != "working" or task.round_state not in ("selecting", "collecting"):
-        raise RefusalError(409, "stale", f"task {task_id} is closed ({task.reason or task.state}); check in")
+        raise ConflictError("stale", f"task {task_id} is closed ({task.reason or task.state}); check in")
     # 3. Does the content fit the task?
     _check_content(find_run(stores, connection, task.run_id).manifest, task.read_task(), result)
     # 4. Count it: bytes first, so that the database never names bytes that are not there.
@@ -63,17 +63,17 @@ def accept(
 def _check_content(manifest: Manifest, task: Task, result: Result) -> None:
     finite = math.isfinite(result.seconds) and (result.mean_loss is None or math.isfinite(result.mean_loss))
     if not finite:
-        raise RefusalError(422, "not_finite", "mean_loss and seconds must be finite numbers")
+        raise UnusableError("not_finite", "mean_loss and seconds must be finite numbers")
     limit = task.steps * task.batch_size
     if result.examples > limit:
-        raise RefusalError(
-            422, "too_many_examples", f"{result.examples} examples exceed steps times batch_size = {limit}"
+        raise UnusableError(
+            "too_many_examples", f"{result.examples} examples exceed steps times batch_size = {limit}"
         )
     if result.steps_applied > task.steps:
-        raise RefusalError(
-            422, "too_many_steps", f"{result.steps_applied} steps applied exceed the task's {task.steps}"
+        raise UnusableError(
+            "too_many_steps", f"{result.steps_applied} steps applied exceed the task's {task.steps}"
         )
     try:
         check_change(manifest, task, result.change)
     except SliceError as error:
-        raise RefusalError(422, "bad_slices", str(error)) from error
+        raise UnusableError("bad_slices", str(error)) from error

@@ -11,7 +11,7 @@ import msgspec
 
 from coordinator.config import RunConfig
 from coordinator.events import record
-from coordinator.refusals import RefusalError
+from coordinator.refusals import NotFoundError
 from coordinator.rounds.assignment import deal
 from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.storage import evaluation_rows, round_rows, run_rows, task_rows
@@ -163,10 +163,10 @@ def active_run(stores: Stores, connection: sqlite3.Connection) -> Run | None:
 
 
 def find_run(stores: Stores, connection: sqlite3.Connection, run_id: str) -> Run:
-    """A run by id, or the newest for ``latest``; :class:`RefusalError` 404 ``unknown_run`` if none."""
+    """A run by id, or the newest for ``latest``; :class:`NotFoundError` ``unknown_run`` if there is none."""
     row = run_rows.find_newest(connection) if run_id == "latest" else run_rows.find(connection, run_id)
     if row is None:
-        raise RefusalError(404, "unknown_run", f"no run {run_id}; list them with: edge-coordinator run list")
+        raise NotFoundError("unknown_run", f"no run {run_id}; list them with: edge-coordinator run list")
     return run_of(stores, row)
 
 
@@ -202,7 +202,7 @@ def stop_run(stores: Stores, connection: sqlite3.Connection, run_id: str, *, now
     """Stop a run at the operator's word; a run that has ended already stays as it is. Returns its id.
 
     Raises:
-        RefusalError: 404 ``unknown_run``.
+        NotFoundError: ``unknown_run``.
     """
     run = find_run(stores, connection, run_id)
     if run.state in ("queued", *ACTIVE):

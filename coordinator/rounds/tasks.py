@@ -6,7 +6,7 @@ import sqlite3
 
 from coordinator.auth import Device
 from coordinator.events import record
-from coordinator.refusals import RefusalError
+from coordinator.refusals import ConflictError, MalformedError, NotFoundError
 from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.rounds.runs import Run, active_run
 from coordinator.storage import device_rows, event_rows, round_rows, run_rows, slot_rows, task_rows
@@ -77,18 +77,20 @@ def report_event(connection: sqlite3.Connection, device: Device, event: DeviceEv
     """Record a device's event; those of :data:`GIVING_BACK` give its task back.
 
     Raises:
-        RefusalError: 404 ``unknown_task``, 409 ``not_your_task``, 400 ``malformed`` (no task named).
+        MalformedError: ``malformed``, the event gives a task back and names none.
+        NotFoundError: ``unknown_task``.
+        ConflictError: ``not_your_task``.
     """
     if event.task_id is None:
         if event.code in GIVING_BACK:
-            raise RefusalError(400, "malformed", f"{event.code} must name its task_id")
+            raise MalformedError("malformed", f"{event.code} must name its task_id")
         record(connection, now_s, event.code, event.message, device=device.name)
         return
     task = task_rows.find(connection, event.task_id)
     if task is None:
-        raise RefusalError(404, "unknown_task", f"no task {event.task_id}")
+        raise NotFoundError("unknown_task", f"no task {event.task_id}")
     if task.device_id != device.device_id:
-        raise RefusalError(409, "not_your_task", f"task {event.task_id} was given to another device")
+        raise ConflictError("not_your_task", f"task {event.task_id} was given to another device")
     record(
         connection,
         now_s,

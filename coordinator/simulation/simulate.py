@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from coordinator.auth import Device
-from coordinator.refusals import RefusalError
+from coordinator.refusals import RefusalError, UnusableError
 from coordinator.rounds import evaluation, results, tasks
 from coordinator.rounds.runs import find_run
 from coordinator.rounds.state_machine import play
@@ -39,8 +39,6 @@ from edge_runtime.protocol.messages import (
     encode,
 )
 
-#: Status of a refusal for what a result holds.
-UNUSABLE = 422
 #: Called after each pass of the coordinator in which something happened.
 Report = Callable[[Arm], None]
 
@@ -244,7 +242,7 @@ class Simulation:
                     round_rows.add_bytes(connection, up_bytes=len(body), down_bytes=down_bytes)
                 except RefusalError as refusal:  # as a device does: the coordinator has decided
                     round_rows.add_bytes(connection, up_bytes=len(body), down_bytes=0)
-                    if refusal.status == UNUSABLE:
+                    if isinstance(refusal, UnusableError):
                         event = DeviceEvent(RESULT_REFUSED, refusal.message, task.task_id)
                         tasks.report_event(connection, device, event, now_s=self.now_s)
             self._ask(connection, device)
