@@ -1,4 +1,4 @@
-"""The ASGI application: gate, device API, admin API, and the two loops behind them."""
+"""The ASGI application: middleware, device API, admin API, and the two loops behind them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 
 from coordinator.api import admin_api, device_api
-from coordinator.api.app_state import Clock, Desk
-from coordinator.api.middleware import Gate
+from coordinator.api.app_state import AppState, Clock
+from coordinator.api.middleware import AdminMiddleware, DeviceMiddleware
 from coordinator.api.statuses import status_of
 from coordinator.auth import load_admin_token
 from coordinator.refusals import RefusalError
@@ -35,7 +35,9 @@ log = logging.getLogger("coordinator")
 TICK_S = 0.2
 
 
-def create_app(state: Path, *, clock: Clock = time.time, on_crash: Callable[[], None] = lambda: None) -> Gate:
+def create_app(
+    state: Path, *, clock: Clock = time.time, on_crash: Callable[[], None] = lambda: None
+) -> DeviceMiddleware:
     """The application on a state folder.
 
     Args:
@@ -46,13 +48,16 @@ def create_app(state: Path, *, clock: Clock = time.time, on_crash: Callable[[], 
     Raises:
         ConfigError: the state folder cannot be used.
     """
-    desk = Desk(open_stores(state), load_admin_token(state), clock)
+    app_state = AppState(open_stores(state), load_admin_token(state), clock)
 
     @asynccontextmanager
     async def loops(app: Litestar) -> AsyncIterator[None]:
         del app
-        await asyncio.to_thread(state_machine.resume, desk.stores, desk.clock())
-        running = [asyncio.create_task(play_rounds(desk)), asyncio.create_task(evaluate_models(desk))]
+        await asyncio.to_thread(state_machine.resume, app_state.stores, app_state.clock())
+        running = [
+            asyncio.create_task(play_rounds(app_state)),
+            asyncio.create_task(evaluate_models(app_state)),
+        ]
         for loop in running:
             loop.add_done_callback(partial(_report_crash, on_crash=on_crash))
         try:
@@ -61,14 +66,14 @@ def create_app(state: Path, *, clock: Clock = time.time, on_crash: Callable[[], 
             for loop in running:
                 loop.cancel()
             await asyncio.gather(*running, return_exceptions=True)
-            desk.close()
+            app_state.close()
 
-    async def provide_desk() -> Desk:
-        return desk
+    async def provide_app_state() -> AppState:
+        return app_state
 
     app = Litestar(
         [health, *device_api.HANDLERS, admin_api.ROUTER],
-        dependencies={"desk": Provide(provide_desk)},
+        dependencies={"app_state": Provide(provide_app_state)},
         exception_handlers={
             RefusalError: answer_refusal,
             HTTPException: answer_http_error,
@@ -82,36 +87,36 @@ def create_app(state: Path, *, clock: Clock = time.time, on_crash: Callable[[], 
         ),
         request_max_body_size=MAX_RESULT_BYTES,
         logging_config=None,
-        signature_namespace={"Desk": Desk},
+        signature_namespace={"AppState": AppState},
     )
-    app.state.desk = desk
-    return Gate(app, desk)
+    app.state.app_state = app_state
+    return DeviceMiddleware(AdminMiddleware(app), app_state)
 
 
-async def play_rounds(desk: Desk) -> None:
+async def play_rounds(app_state: AppState) -> None:
     """Move the open round whenever something happened, and at least every tick."""
     while True:
-        desk.wake.clear()
-        up_bytes, down_bytes = desk.traffic.take()
+        app_state.wake.clear()
+        up_bytes, down_bytes = app_state.traffic.take()
         if up_bytes or down_bytes:
-            await desk.write(partial(round_rows.add_bytes, up_bytes=up_bytes, down_bytes=down_bytes))
-        await asyncio.to_thread(state_machine.play, desk.stores, desk.clock())
+            await app_state.write(partial(round_rows.add_bytes, up_bytes=up_bytes, down_bytes=down_bytes))
+        await asyncio.to_thread(state_machine.play, app_state.stores, app_state.clock())
         try:
-            await asyncio.wait_for(desk.wake.wait(), TICK_S)
+            await asyncio.wait_for(app_state.wake.wait(), TICK_S)
         except TimeoutError:
             continue
 
 
-async def evaluate_models(desk: Desk) -> None:
+async def evaluate_models(app_state: AppState) -> None:
     """Make the evaluations that are waiting, one at a time."""
     while True:
-        waiting = await asyncio.to_thread(evaluation.next_evaluation, desk.stores)
+        waiting = await asyncio.to_thread(evaluation.next_evaluation, app_state.stores)
         if waiting is None:
             await asyncio.sleep(TICK_S)
             continue
         outcome = await evaluation.evaluate(waiting)
-        await desk.write(
-            partial(evaluation.store_evaluation, evaluation=waiting, outcome=outcome, now_s=desk.clock())
+        await app_state.write(
+            partial(evaluation.store_evaluation, evaluation=waiting, outcome=outcome, now_s=app_state.clock())
         )
 
 

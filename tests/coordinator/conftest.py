@@ -240,17 +240,17 @@ class World:
 
     def start(self) -> None:
         """Open the state folder anew; whatever was open before is dropped as by ``kill -9``."""
-        self.gate = create_app(self.folder / "state", clock=self.clock)
-        self.client = TestClient(self.gate, raise_server_exceptions=True)  # type: ignore[arg-type]
+        self.app = create_app(self.folder / "state", clock=self.clock)
+        self.client = TestClient(self.app, raise_server_exceptions=True)  # type: ignore[arg-type]
 
     @property
     def stores(self) -> Stores:
         """The state folder's handles."""
-        return self.gate.desk.stores
+        return self.app.app_state.stores
 
     def admin(self, method: str, path: str, body: object = None) -> Any:
         """A request with the operator's token."""
-        headers = {"Authorization": f"Bearer {self.gate.desk.admin_token}"}
+        headers = {"Authorization": f"Bearer {self.app.app_state.admin_token}"}
         content = b"" if body is None else json.dumps(body).encode()
         return self.client.request(method, path, content=content, headers=headers)
 

@@ -159,6 +159,19 @@ def test_too_large_while_it_is_read(world: World) -> None:
     assert code_of(world.client.post("/v1/check-in", content=chunks, headers=headers), 413) == "too_large"
 
 
+def test_bodies_of_operators_are_bounded(world: World) -> None:
+    """A body of the admin API that is over the limit is refused, announced or not, and nothing changes."""
+    headers = {"Authorization": f"Bearer {world.app.app_state.admin_token}"}
+    before = world.dump()
+    announced = {**headers, "Content-Length": str(MAX_CONTROL_BYTES + 1)}
+    answer = world.client.post("/v1/admin/tokens", content=b"", headers=announced)
+    assert code_of(answer, 413) == "too_large"
+    chunks = (b" " * 65536 for _ in range(17))
+    answer = world.client.post("/v1/admin/tokens", content=chunks, headers=headers)
+    assert code_of(answer, 413) == "too_large"
+    assert world.dump() == before
+
+
 # --- enrolling ---
 
 
