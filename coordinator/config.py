@@ -31,7 +31,7 @@ Slots = Annotated[int, Meta(ge=1, le=10_000)]
 
 
 class ServerOptimizerConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """The server's step on an averaged change; see :mod:`coordinator.aggregation.server_optimizers`.
+    """The server's step on an averaged delta; see :mod:`coordinator.aggregation.server_optimizers`.
 
     ``sgd`` with rate 1 is FedAvg. ``beta1`` is the momentum of all but ``sgd``; ``beta2`` and ``tau`` are
     read by ``adagrad`` (tau only), ``yogi`` and ``adam``.
@@ -45,7 +45,7 @@ class ServerOptimizerConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ServerOptimizers(Struct, frozen=True, forbid_unknown_fields=True):
-    """One optimiser for the slices, one for the head: their changes differ in kind and size."""
+    """One optimiser for the slices, one for the head: their deltas differ in kind and size."""
 
     slices: ServerOptimizerConfig = ServerOptimizerConfig()
     head: ServerOptimizerConfig = ServerOptimizerConfig()
@@ -85,15 +85,15 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
         poll_max_s: most seconds until an idle device asks again.
         max_abandoned: abandoned rounds in a row after which the run fails.
         slices: names of the slices to train, all of the package's, or none.
-        local_optimizer: how devices turn gradients into a change.
-        server_optimizer: how the server turns averaged changes into new values.
+        local_optimizer: how devices turn gradients into a delta.
+        server_optimizer: how the server turns averaged deltas into new values.
         evaluation: the coordinator's own development rows; None evaluates nothing.
         seen_window_s: seconds after its last check-in during which a device may be asked.
         split: whether a round's slices are dealt to its slots, or every slot trains all of them.
         head_split: whether the head is dealt like a slice.
         head_warm_up_rounds: first rounds that train the head alone.
         lora_aggregation: whether LoRA's factors are averaged, their product, or B alone with A frozen.
-        normalise_steps: whether changes are divided by their local steps (FedNova).
+        normalise_steps: whether deltas are divided by their local steps (FedNova).
         average_from_round: round from which on the mean of all values is evaluated and handed over (SWA); None never.
         gate_variance: difference between the two halves of what came in up to which the values move; None always.
         rate_decay: whether the server's rates fall to zero over the run's rounds.

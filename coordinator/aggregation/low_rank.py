@@ -20,7 +20,7 @@ from coordinator.aggregation.server_optimizers import DoubleArray
 from edge_runtime.package.manifest import SliceSpec
 from edge_runtime.package.slices import FloatArray, Values, key
 
-#: Stands in a contribution's change for the tensors A and B of a slice.
+#: Stands in a contribution's delta for the tensors A and B of a slice.
 PRODUCT = "product"
 #: Singular values below this share of the largest are noise of the arithmetic.
 NOISE = 1e-10
@@ -29,31 +29,31 @@ NOISE = 1e-10
 def with_products(
     contributions: Iterable[Contribution], values: Values, specs: Sequence[SliceSpec]
 ) -> Iterable[Contribution]:
-    """Each contribution with one change of the product, (B + dB)(A + dA) - B A, for those of A and B.
+    """Each contribution with one delta of the product, (B + dB)(A + dA) - B A, for those of A and B.
 
     Args:
         contributions: consumed one at a time. values: as the tasks came with them. specs: of the package.
     """
     pairs = [(_names(spec), key(spec.name, PRODUCT)) for spec in specs if spec.kind == "lora"]
     for contribution in contributions:
-        change = dict(contribution.change)
+        delta = dict(contribution.delta)
         for (a, b), product in pairs:
-            if a in change:
+            if a in delta:
                 before_a, before_b = _double(values[a]), _double(values[b])
-                after_a, after_b = before_a + _double(change.pop(a)), before_b + _double(change.pop(b))
-                change[product] = after_b @ after_a - before_b @ before_a
-        yield replace(contribution, change=change)
+                after_a, after_b = before_a + _double(delta.pop(a)), before_b + _double(delta.pop(b))
+                delta[product] = after_b @ after_a - before_b @ before_a
+        yield replace(contribution, delta=delta)
 
 
-def factor_changes(
-    changes: Mapping[str, DoubleArray], values: Values, specs: Sequence[SliceSpec]
+def factor_deltas(
+    deltas: Mapping[str, DoubleArray], values: Values, specs: Sequence[SliceSpec]
 ) -> dict[str, DoubleArray]:
-    """Mean changes with those of A and B, new factors minus current ones, for that of their product.
+    """Mean deltas with those of A and B, new factors minus current ones, for that of their product.
 
     Args:
-        changes: means of what :func:`with_products` gave. values, specs: as there.
+        deltas: means of what :func:`with_products` gave. values, specs: as there.
     """
-    result = dict(changes)
+    result = dict(deltas)
     for spec in specs:
         product = key(spec.name, PRODUCT)
         if product in result:

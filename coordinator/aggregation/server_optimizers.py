@@ -1,6 +1,6 @@
-"""The server's step on an averaged change: FedAvg, momentum, FedAdagrad, FedYogi, FedAdam.
+"""The server's step on an averaged delta: FedAvg, momentum, FedAdagrad, FedYogi, FedAdam.
 
-Reddi et al. 2021, "Adaptive Federated Optimization" (arXiv:2003.00295), Algorithm 2; D: averaged change::
+Reddi et al. 2021, "Adaptive Federated Optimization" (arXiv:2003.00295), Algorithm 2; D: averaged delta::
 
     m = beta1 m + (1 - beta1) D                          (momentum, adagrad, yogi, adam)
     v = v + D^2                                          (adagrad)
@@ -40,26 +40,26 @@ class Moments:
 
 
 def step(
-    x: FloatArray, change: DoubleArray, moments: Moments, config: ServerOptimizerConfig
+    x: FloatArray, delta: DoubleArray, moments: Moments, config: ServerOptimizerConfig
 ) -> tuple[FloatArray, Moments]:
     """One step on one tensor.
 
     Args:
         x: current values, float32.
-        change: averaged change D of the same shape.
+        delta: averaged delta D of the same shape.
         moments: state after the step before.
         config: which rule, and its constants.
 
     Returns:
-        new values (float32; may be infinite if ``change`` was enormous: the caller checks) and new state.
+        new values (float32; may be infinite if ``delta`` was enormous: the caller checks) and new state.
     """
     m, v = moments.m, moments.v
     if config.name == "sgd":
-        return _moved(x, config.rate * change), moments
-    m = config.beta1 * m + (1 - config.beta1) * change
+        return _moved(x, config.rate * delta), moments
+    m = config.beta1 * m + (1 - config.beta1) * delta
     if config.name == "momentum":
         return _moved(x, config.rate * m), Moments(m, v)
-    squared = change * change
+    squared = delta * delta
     if config.name == "adagrad":
         v = v + squared
     elif config.name == "yogi":

@@ -53,9 +53,9 @@ class ServerState:
     Attributes:
         moments: of the server's optimisers, by flat name; a missing one is initial.
         average: of the values after each round from ``average_from_round`` on.
-        reference: the latest mean change of each tensor that was ever trained, for directions that are
+        reference: the latest mean delta of each tensor that was ever trained, for directions that are
             compared with it.
-        kept: what a gate holds back, of places of even and of odd number.
+        kept: what a gate holds back, of slots of even and of odd number.
     """
 
     moments: Mapping[str, Moments] = field(default_factory=dict)

@@ -8,7 +8,7 @@ import sqlite3
 
 from coordinator.auth import Device
 from coordinator.refusals import ConflictError, MalformedError, NotFoundError, UnusableError
-from coordinator.rounds.changes import check_change
+from coordinator.rounds.deltas import check_delta
 from coordinator.rounds.runs import find_run
 from coordinator.storage import result_rows, task_rows
 from coordinator.storage.stores import Stores
@@ -74,6 +74,6 @@ def _check_content(manifest: Manifest, task: Task, result: Result) -> None:
             "too_many_steps", f"{result.steps_applied} steps applied exceed the task's {task.steps}"
         )
     try:
-        check_change(manifest, task, result.change)
+        check_delta(manifest, task, result.change)
     except SliceError as error:
         raise UnusableError("bad_slices", str(error)) from error

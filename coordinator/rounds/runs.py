@@ -59,18 +59,18 @@ class Run:
         """Names of the slices the run trains by forward mode, in the package's order, without the head."""
         return trained_slices(self.config, self.manifest)
 
-    def deal(self, places: int) -> list[tuple[str, ...]]:
-        """What each place of the next round trains, the head included where it trains that too.
+    def deal(self, slots: int) -> list[tuple[str, ...]]:
+        """What each slot of the next round trains, the head included where it trains that too.
 
         While the head warms up, it alone. The deal turns with the rounds' numbers, those of the warm-up too.
         """
         head = self.manifest.head
         if head is not None and self.committed < self.config.head_warm_up_rounds:
-            return [(head.name,)] * places
+            return [(head.name,)] * slots
         return deal(
             self.slices,
             [head.name] if head is not None and self.config.train_head else [],
-            places,
+            slots,
             self.next_round,
             split=self.config.split,
             head_split=self.config.head_split,

@@ -16,13 +16,13 @@ import numpy as np
 
 from coordinator.aggregation.mean import Contribution
 from coordinator.aggregation.server_state import ServerState
-from coordinator.aggregation.server_step import move
+from coordinator.aggregation.server_step import server_update
 from coordinator.events import record
-from coordinator.rounds.changes import read_change
+from coordinator.rounds.deltas import read_delta
 from coordinator.rounds.evaluation import INITIAL
 from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.rounds.runs import Run, active_run, end_run
-from coordinator.rounds.selection import Candidate, draw_order, fit, substitute
+from coordinator.rounds.selection import SelectableDevice, draw_order, fit, substitute
 from coordinator.rounds.tasks import reserve
 from coordinator.storage import (
     device_rows,
@@ -57,13 +57,13 @@ def play(stores: Stores, now_s: float) -> None:
         run = _start_run(stores, now_s)
         if run is None or run.state != "running":
             return
-        # 2. A round opens: devices are drawn, slices dealt, places reserved.
+        # 2. A round opens: devices are drawn, slices dealt, slots reserved.
         _open_round(stores, run, now_s)
-        # 3. Places whose device fell out go to the next one.
-        _fill_places(stores, run, now_s)
+        # 3. Slots whose device fell out go to the next one.
+        _fill_slots(stores, run, now_s)
         # 4. With all results in, or the time over, the round closes: to be aggregated, or abandoned.
         _close_round(stores, run, now_s)
-        # 5. The mean change moves the global values, and the round is committed.
+        # 5. The mean delta moves the global values, and the round is committed.
         _aggregate_round(stores, run, now_s)
     except EdgeError as error:
         _fail_active_run(stores, str(error), now_s)
@@ -102,11 +102,11 @@ def _open_round(stores: Stores, run: Run, now_s: float) -> None:
     with stores.storage.reading() as connection:
         if round_rows.find_open(connection, run.run_id) is not None:
             return
-        candidates = _candidates(connection, run, now_s)
-    if run.next_round == 0 and len(candidates) < run.config.min_devices:
+        devices = _selectable(connection, run, now_s)
+    if run.next_round == 0 and len(devices) < run.config.min_devices:
         return
-    order = draw_order(candidates, run.config.seed, run.next_round)
-    places, chosen = _seat(run, order)
+    order = draw_order(devices, run.config.seed, run.next_round)
+    dealt, chosen = _seat(run, order)
     if len(chosen) < run.config.min_results:
         return
     with stores.storage.transaction() as connection:
@@ -120,14 +120,14 @@ def _open_round(stores: Stores, run: Run, now_s: float) -> None:
             deadline_s=now_s + run.config.selection_timeout_s + run.config.deadline_s,
             values_sha256=run.values_sha256,
         )
-        for slot, slices in enumerate(places):
+        for slot, slices in enumerate(dealt):
             slot_rows.add(connection, run.run_id, number, slot, slices)
-        for slot, candidate in chosen.items():
-            reserve(connection, run, number, slot, candidate.device_id, now_s=now_s)
-    log.info("round_opened run=%s round=%d places=%d", run.run_id, number, len(places))
+        for slot, device in chosen.items():
+            reserve(connection, run, number, slot, device.device_id, now_s=now_s)
+    log.info("round_opened run=%s round=%d places=%d", run.run_id, number, len(dealt))
 
 
-def _fill_places(stores: Stores, run: Run, now_s: float) -> None:
+def _fill_slots(stores: Stores, run: Run, now_s: float) -> None:
     with stores.storage.transaction() as connection:
         open_round = round_rows.find_open(connection, run.run_id)
         if open_round is None or open_round.state == "aggregating":
@@ -147,7 +147,7 @@ def _fill_places(stores: Stores, run: Run, now_s: float) -> None:
                 device=task.device_name,
                 task_id=task.task_id,
             )
-        # 2. Vacant places are offered on, unless the time is over and enough results are in.
+        # 2. Vacant slots are offered on, unless the time is over and enough results are in.
         vacant = slot_rows.vacant(connection, run.run_id, number)
         counted = task_rows.count(connection, run.run_id, number, "counted")
         if vacant and (now_s < open_round.deadline_s or counted < run.config.min_results):
@@ -184,12 +184,12 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
             return
         number = open_round.round
         results = result_rows.counted(connection, run.run_id, number)
-    # 1. What the devices contributed, one at a time in the order of their places, moves the values.
+    # 1. What the devices contributed, one at a time in the order of their slots, moves the values.
     values = decode_values(stores.blobs.get(run.values_sha256), run.manifest.slices)
     state = ServerState()
     if run.optimizer_sha256 is not None:
         state = ServerState.decode(stores.private_blobs.get(run.optimizer_sha256))
-    moved = move(
+    update = server_update(
         values,
         state,
         _contributions(stores, run, values, results),
@@ -199,18 +199,18 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
         committed=run.committed,
     )
     if not all(
-        np.isfinite(array).all() for array in [*moved.values.values(), *(moved.reference or {}).values()]
+        np.isfinite(array).all() for array in [*update.values.values(), *(update.reference or {}).values()]
     ):
         with stores.storage.transaction() as connection:
             _abandon(connection, run, number, "the averaged change overflowed", now_s)
         return
     # 2. Bytes first, then the one transaction that makes them count.
     committed = Committed(
-        values=stores.blobs.put(encode_values(moved.values)),
-        state=stores.private_blobs.put(moved.state.encode()),
-        average=None if moved.average is None else stores.blobs.put(encode_values(moved.average)),
-        reference=None if moved.reference is None else stores.blobs.put(encode_values(moved.reference)),
-        gated_variance=moved.gated_variance,
+        values=stores.blobs.put(encode_values(update.values)),
+        state=stores.private_blobs.put(update.state.encode()),
+        average=None if update.average is None else stores.blobs.put(encode_values(update.average)),
+        reference=None if update.reference is None else stores.blobs.put(encode_values(update.reference)),
+        gated_variance=update.gated_variance,
     )
     with stores.storage.transaction() as connection:
         if round_rows.find_open(connection, run.run_id) is None:
@@ -225,7 +225,7 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
 
 @dataclass(frozen=True)
 class Committed:
-    """What a round left, by sha256: see :class:`coordinator.aggregation.server_step.Moved`."""
+    """What a round left, by sha256: see :class:`coordinator.aggregation.server_step.ServerUpdate`."""
 
     values: str
     state: str
@@ -288,22 +288,24 @@ def _fail_active_run(stores: Stores, reason: str, now_s: float) -> None:
             end_run(connection, row.run_id, "failed", reason, now_s=now_s)
 
 
-def _seat(run: Run, order: list[Candidate]) -> tuple[list[tuple[str, ...]], dict[int, Candidate]]:
-    """Deal slices to as many places as can be served; fewer devices mean more slices each."""
+def _seat(
+    run: Run, order: list[SelectableDevice]
+) -> tuple[list[tuple[str, ...]], dict[int, SelectableDevice]]:
+    """Deal slices to as many slots as can be served; fewer devices mean more slices each."""
     count = min(run.config.devices_per_round, len(order))
     while count > 0:
-        places = run.deal(count)
-        chosen = fit(order, count, _requirement(run, places))
+        dealt = run.deal(count)
+        chosen = fit(order, count, _requirement(run, dealt))
         if len(chosen) == count:
-            return places, chosen
+            return dealt, chosen
         count = len(chosen)
     return [], {}
 
 
 def _offer_on(connection: sqlite3.Connection, run: Run, number: int, vacant: list[int], now_s: float) -> None:
-    order = draw_order(_candidates(connection, run, now_s), run.config.seed, number)
+    order = draw_order(_selectable(connection, run, now_s), run.config.seed, number)
     tasks = task_rows.of_round(connection, run.run_id, number)
-    places = slot_rows.dealt(connection, run.run_id, number)
+    dealt = slot_rows.dealt(connection, run.run_id, number)
     busy = {task.device_id for task in tasks if task.state != "lapsed"}
     failed = {task.device_id for task in tasks if task.state == "lapsed"}
     for slot in vacant:
@@ -311,21 +313,21 @@ def _offer_on(connection: sqlite3.Connection, run: Run, number: int, vacant: lis
             order,
             slot,
             busy=busy,
-            had_place={task.device_id for task in tasks if task.slot == slot},
+            had_slot={task.device_id for task in tasks if task.slot == slot},
             failed=failed,
-            required_bytes=_requirement(run, places),
+            required_bytes=_requirement(run, dealt),
         )
         if device is not None:
             reserve(connection, run, number, slot, device.device_id, now_s=now_s)
             busy.add(device.device_id)
 
 
-def _requirement(run: Run, places: list[tuple[str, ...]]) -> Callable[[int, Candidate], int]:
-    """Predicted peak of a place's task on a device; each distinct question is asked once."""
+def _requirement(run: Run, dealt: list[tuple[str, ...]]) -> Callable[[int, SelectableDevice], int]:
+    """Predicted peak of a slot's task on a device; each distinct question is asked once."""
     known: dict[tuple[tuple[str, ...], int], int] = {}
 
-    def needed(place: int, candidate: Candidate) -> int:
-        question = (places[place], candidate.floor_bytes)
+    def needed(slot: int, device: SelectableDevice) -> int:
+        question = (dealt[slot], device.floor_bytes)
         if question not in known:
             known[question] = required_bytes(run.manifest, run.config, *question)
         return known[question]
@@ -340,25 +342,28 @@ def _contributions(
         task = msgspec.json.decode(result.task, type=Task)
         data = stores.private_blobs.get(result.change_sha256)
         try:
-            change = read_change(run.manifest, task, values, data, _reference(stores, run, task))
+            delta = read_delta(run.manifest, task, values, data, _reference(stores, run, task))
         except SliceError as error:  # of a replay alone: all else was checked when it arrived
             log.warning("change_left_out run=%s task=%s reason=%s", run.run_id, task.task_id, error)
             continue
         yield Contribution(
             result.examples,
-            change,
+            delta,
             steps=result.steps_applied if run.config.normalise_steps else 1,
-            place=result.slot,
+            slot=result.slot,
         )
 
 
 def _reference(stores: Stores, run: Run, task: Task) -> Values | None:
-    """What a replay needs beside the values; changes that travel as they are need nothing."""
+    """What a replay needs beside the values; deltas that travel as they are need nothing."""
     if task.report != "scalars" or task.reference is None:
         return None
     return decode_values(stores.blobs.get(task.reference), run.manifest.slices)
 
 
-def _candidates(connection: sqlite3.Connection, run: Run, now_s: float) -> list[Candidate]:
+def _selectable(connection: sqlite3.Connection, run: Run, now_s: float) -> list[SelectableDevice]:
     seen = device_rows.seen_since(connection, now_s - run.config.seen_window_s)
-    return [Candidate(device.device_id, device.name, device.cap_bytes, device.floor_bytes) for device in seen]
+    return [
+        SelectableDevice(device.device_id, device.name, device.cap_bytes, device.floor_bytes)
+        for device in seen
+    ]

@@ -18,7 +18,7 @@ from edge_runtime.package.manifest import TaskKind
 class RoundSummary(Struct, frozen=True):
     """One round.
 
-    Bytes are of request and response bodies; ``bytes_up_per_task`` is the mean over counted results of the change
+    Bytes are of request and response bodies; ``bytes_up_per_task`` is the mean over counted results of the delta
     alone, safetensors header included. Peaks are the largest over the round's devices. ``accuracy`` and ``loss`` are
     the global model's on the coordinator's rows after the round, ``train_loss`` the example-weighted mean the devices
     reported. For language modelling ``accuracy`` is the share of next tokens predicted right, ``loss`` the mean over

@@ -1,4 +1,4 @@
-"""What a device gets when it checks in, and how a place of a round changes hands."""
+"""What a device gets when it checks in, and how a slot of a round changes hands."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def check_in(
     if run is None or run.state == "evaluating":
         ended = run is not None or run_rows.has_begun_any(connection)
         return ComeBack(*FINISHED_WINDOW_S, "run finished") if ended else ComeBack(*IDLE_WINDOW_S, "no run")
-    # 3. Does it hold a place of the open round?
+    # 3. Does it hold a slot of the open round?
     held = task_rows.find_open(connection, run.run_id, device.device_id)
     if held is not None and held.signed is not None:
         return held.signed
@@ -108,7 +108,7 @@ def report_event(connection: sqlite3.Connection, device: Device, event: DeviceEv
 def reserve(
     connection: sqlite3.Connection, run: Run, round_number: int, slot: int, device_id: str, *, now_s: float
 ) -> None:
-    """Keep a place of a round for a device until it checks in, at most ``selection_timeout_s``."""
+    """Keep a slot of a round for a device until it checks in, at most ``selection_timeout_s``."""
     attempt = task_rows.count_attempts(connection, run.run_id, round_number, slot)
     task_rows.reserve(
         connection,
@@ -172,11 +172,11 @@ def _hand_out(
 
 
 def _least_required_bytes(connection: sqlite3.Connection, run: Run, floor_bytes: int) -> int:
-    """The least that any place needs: of the open round, or of a full round to come."""
-    places = slot_rows.dealt_in_open_round(connection, run.run_id)
-    if not places:
-        places = run.deal(run.config.devices_per_round)
-    return min(required_bytes(run.manifest, run.config, slices, floor_bytes) for slices in set(places))
+    """The least that any slot needs: of the open round, or of a full round to come."""
+    dealt = slot_rows.dealt_in_open_round(connection, run.run_id)
+    if not dealt:
+        dealt = run.deal(run.config.devices_per_round)
+    return min(required_bytes(run.manifest, run.config, slices, floor_bytes) for slices in set(dealt))
 
 
 def _too_small(

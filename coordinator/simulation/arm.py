@@ -34,7 +34,7 @@ from edge_runtime.protocol.messages import EnrolRequest, Sha256
 STATE, LOCK, IDENTITY, WALL = "state", "lock", "arm.json", "wall.jsonl"
 
 
-class Identity(Struct, frozen=True):
+class ArmIdentity(Struct, frozen=True):
     """What an arm's values depend on; ``run_id`` is the coordinator's name for it."""
 
     fingerprint: Sha256
@@ -135,7 +135,7 @@ def open_arm(
         stores = open_stores(folder, durable=False)
         try:
             if identity is None:
-                identity = Identity(fingerprint, _begin(stores, run, fleet))
+                identity = ArmIdentity(fingerprint, _begin(stores, run, fleet))
                 write_durably(folder / IDENTITY, msgspec.json.encode(identity))
             wall = _read_wall(folder)
             yield Arm(
@@ -174,9 +174,9 @@ def _devices(stores: Stores) -> dict[str, Device]:
     return {row["name"]: Device(row["device_id"], row["name"]) for row in rows}
 
 
-def _identity(folder: Path) -> Identity | None:
+def _identity(folder: Path) -> ArmIdentity | None:
     try:
-        return msgspec.json.decode((folder / IDENTITY).read_bytes(), type=Identity)
+        return msgspec.json.decode((folder / IDENTITY).read_bytes(), type=ArmIdentity)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from coordinator.simulation.config import read_simulation_config
 from coordinator.simulation.record import Record, read_records
-from coordinator.simulation.report.comparison import Comparison, compare
+from coordinator.simulation.report.comparison import ArmComparison, compare
 from coordinator.simulation.report.page import comparison_page
 from coordinator.simulation.report.progress import progress_for
 from coordinator.simulation.report.table import text_table
@@ -37,7 +37,7 @@ def simulate(config_path: Path, options: Options, *, page_only: bool = False) ->
     return 0
 
 
-def write_comparison(comparison: Comparison, folder: Path) -> None:
+def write_comparison(comparison: ArmComparison, folder: Path) -> None:
     """Write table and page into the output folder, and print the table."""
     table = text_table(comparison)
     write_durably(folder / "comparison.txt", table.encode())

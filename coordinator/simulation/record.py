@@ -55,7 +55,7 @@ class Record(Struct, frozen=True):
     Attributes:
         config: of the run, with the package folder that the arm names.
         fingerprint: digest of all that the values depend on.
-        schedule_sha256: digest of which device held which place when, and what became of it.
+        schedule_sha256: digest of which device held which slot when, and what became of it.
         values_sha256: of the encoded slice values at the end; they lie in the arm's state folder under this name.
         rounds, tasks, results: committed rounds, tasks handed out, and results that counted.
         threads: of the engine; equal seeds give equal bits at an equal number.
@@ -205,7 +205,7 @@ def _passes(results: list[ResultWork]) -> dict[int, int]:
 
 
 def _schedule_sha256(schedule: list[tuple[int, int, int, str, str, str]]) -> str:
-    """Who held which place, attempt by attempt, and how it ended; times play no part, for arms differ in speed."""
+    """Who held which slot, attempt by attempt, and how it ended; times play no part, for arms differ in speed."""
     digest = hashlib.sha256()
     for entry in schedule:
         digest.update(msgspec.json.encode(entry) + b"\n")

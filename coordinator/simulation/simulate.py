@@ -44,7 +44,7 @@ Report = Callable[[Arm], None]
 
 
 @dataclass
-class Errand:
+class AssignmentInFlight:
     """A task that a device is at until ``until_s``; ``answers`` is whether it will then hand in a result."""
 
     task: Task
@@ -54,7 +54,7 @@ class Errand:
 
 
 class Simulation:
-    """An arm with its clock and the errands of its devices.
+    """An arm with its clock and the assignments that its devices are at.
 
     Args:
         arm: from :func:`coordinator.simulation.arm.open_arm`.
@@ -67,7 +67,7 @@ class Simulation:
         self._bench, self._trainer, self._cap_bytes = bench, trainer, cap_bytes
         self._period_s = tick_after(arm.run.seen_window_s / 2)  # between two check-ins of a device that waits
         self.now_s = self._clock()
-        self.errands: dict[str, Errand] = self._unfinished()
+        self.in_flight: dict[str, AssignmentInFlight] = self._unfinished()
         self._refusal = "none checked in"
         self._values = ""
 
@@ -79,9 +79,9 @@ class Simulation:
         """
         while True:
             # 1. Devices that are done hand in their results, and ask for more.
-            for name in sorted(name for name, errand in self.errands.items() if errand.until_s <= self.now_s):
-                self._hand_in(name, self.errands.pop(name))
-            # 2. Devices that hold a place learn of it.
+            for name in self._done():
+                self._hand_in(name, self.in_flight.pop(name))
+            # 2. Devices that hold a slot learn of it.
             for name in self._polling():
                 self._check_in(name)
             # 3. From time to time every device that waits says that it is still there.
@@ -95,6 +95,10 @@ class Simulation:
                 return ending
             # 6. Nothing happens until the next event: the clock jumps there.
             self._jump(self._next_event())
+
+    def _done(self) -> list[str]:
+        """Devices whose assignment ends now, by name."""
+        return sorted(name for name, at in self.in_flight.items() if at.until_s <= self.now_s)
 
     def _settle(self) -> Ending | None:
         seen = None
@@ -137,14 +141,14 @@ class Simulation:
             DeviceError: no device can take part, so nothing ever would be.
         """
         with self.stores.storage.reading() as connection:
-            places = simulation_rows.held_slots(connection)
+            slots = simulation_rows.held_slots(connection)
             open_round = round_rows.find_open(connection, self.arm.run_id)
-        if not places and not self.errands:
+        if not slots and not self.in_flight:
             raise DeviceError(f"no device can take part in a round: {self._refusal}")
         moments = [(self.now_s // self._period_s + 1) * self._period_s]
-        moments += [errand.until_s for errand in self.errands.values()]
-        moments += [tick_after(place.due_s) for place in places]
-        moments += [self._poll_s(place) for place in places if place.state == "reserved"]
+        moments += [assignment.until_s for assignment in self.in_flight.values()]
+        moments += [tick_after(slot.due_s) for slot in slots]
+        moments += [self._poll_s(slot) for slot in slots if slot.state == "reserved"]
         if open_round is not None and open_round.state != "aggregating":
             deadline_s = tick_from(open_round.deadline_s)
             if deadline_s > self.now_s:
@@ -152,24 +156,24 @@ class Simulation:
         return max(self.now_s, min(moments))
 
     def _polling(self) -> list[str]:
-        """Devices with a place, whose time to ask has come, in the order of their places."""
+        """Devices with a slot, whose time to ask has come, in the order of their slots."""
         with self.stores.storage.reading() as connection:
-            places = simulation_rows.held_slots(connection)
+            slots = simulation_rows.held_slots(connection)
         return [
-            place.device_name
-            for place in places
-            if place.state == "reserved"
-            and place.device_name not in self.errands
-            and self._poll_s(place) <= self.now_s
+            slot.device_name
+            for slot in slots
+            if slot.state == "reserved"
+            and slot.device_name not in self.in_flight
+            and self._poll_s(slot) <= self.now_s
         ]
 
-    def _poll_s(self, place: HeldSlot) -> float:
-        """When the device of a place next asks: not before it is done with what it is at."""
-        errand = self.errands.get(place.device_name)
-        if errand is not None and errand.until_s >= place.reserved_s:
-            return errand.until_s
+    def _poll_s(self, slot: HeldSlot) -> float:
+        """When the device of a slot next asks: not before it is done with what it is at."""
+        assignment = self.in_flight.get(slot.device_name)
+        if assignment is not None and assignment.until_s >= slot.reserved_s:
+            return assignment.until_s
         run = self.arm.run
-        return place.reserved_s + self.arm.fleet.poll_delay_s(place.task_id, run.poll_min_s, run.poll_max_s)
+        return slot.reserved_s + self.arm.fleet.poll_delay_s(slot.task_id, run.poll_min_s, run.poll_max_s)
 
     def _check_in(self, name: str) -> None:
         with self.stores.storage.transaction() as connection:
@@ -178,9 +182,9 @@ class Simulation:
     def _check_in_all(self) -> None:
         """One transaction for all that wait: nobody can tell the difference."""
         with self.stores.storage.transaction() as connection:
-            expected = {place.device_name for place in simulation_rows.held_slots(connection)}
+            expected = {slot.device_name for slot in simulation_rows.held_slots(connection)}
             for name, device in self.arm.devices.items():
-                if name not in self.errands and name not in expected:
+                if name not in self.in_flight and name not in expected:
                     self._ask(connection, device)
 
     def _ask(self, connection: sqlite3.Connection, device: Device) -> None:
@@ -196,7 +200,7 @@ class Simulation:
         blobs = self._blobs_of(task)
         down_bytes = len(encode(answer)) + sum(map(len, blobs))
         round_rows.add_bytes(connection, up_bytes=len(encode(request)), down_bytes=down_bytes)
-        self.errands[device.name] = self._errand(task, simulated, self.now_s, blobs)
+        self.in_flight[device.name] = self._assignment(task, simulated, self.now_s, blobs)
 
     def _blobs_of(self, task: Task) -> tuple[bytes, bytes]:
         """What a device fetches for a task beside the package: the values, and what directions are compared with."""
@@ -204,36 +208,36 @@ class Simulation:
             b"" if task.reference is None else self.stores.blobs.get(task.reference)
         )
 
-    def _errand(
+    def _assignment(
         self, task: Task, device: SimulatedDevice, since_s: float, blobs: tuple[bytes, bytes] | None
-    ) -> Errand:
+    ) -> AssignmentInFlight:
         """What a device does with a task; training begins if the result will be in time.
 
         ``blobs`` None: the coordinator has taken the task back already.
         """
         seconds, deadline_s = self.arm.fleet.duration_s(task, device), since_s + task.deadline_s
-        # A device that gives no result in time is heard of again once the coordinator has given its place away.
+        # A device that gives no result in time is heard of again once the coordinator has given its slot away.
         given_up_s = tick_after(tick_after(deadline_s))
         if self.arm.fleet.drops(task.task_id):
-            return Errand(task, given_up_s, answers=False)
+            return AssignmentInFlight(task, given_up_s, answers=False)
         if since_s + seconds > deadline_s:
-            return Errand(task, max(since_s + seconds, given_up_s), answers=True)
-        errand = Errand(task, since_s + seconds, answers=True)
+            return AssignmentInFlight(task, max(since_s + seconds, given_up_s), answers=True)
+        assignment = AssignmentInFlight(task, since_s + seconds, answers=True)
         if blobs is not None:
             state, reference = blobs
             job = Job(task, device.rows, state, self._cap_bytes, seconds, reference)
-            errand.pending = self._trainer.submit(job)
-        return errand
+            assignment.pending = self._trainer.submit(job)
+        return assignment
 
-    def _hand_in(self, name: str, errand: Errand) -> None:
+    def _hand_in(self, name: str, assignment: AssignmentInFlight) -> None:
         """The result reaches the coordinator, which may refuse it; then the device asks for work."""
-        device, task = self.arm.devices[name], errand.task
+        device, task = self.arm.devices[name], assignment.task
         body = b""
-        if errand.answers and errand.pending is not None and self._is_open(task.task_id):
-            body = errand.pending()
+        if assignment.answers and assignment.pending is not None and self._is_open(task.task_id):
+            body = assignment.pending()
         result = decode_result(body) if body else _too_late(task)
         with self.stores.storage.transaction() as connection:
-            if errand.answers:
+            if assignment.answers:
                 try:
                     receipt = results.accept(
                         self.stores, connection, device, task.task_id, result, now_s=self.now_s
@@ -275,20 +279,20 @@ class Simulation:
             simulation_rows.set_clock(connection, now_s)
         self.now_s = now_s
 
-    def _unfinished(self) -> dict[str, Errand]:
-        """The errands of all devices, as a process that was killed left them."""
+    def _unfinished(self) -> dict[str, AssignmentInFlight]:
+        """The assignments of all devices, as a process that was killed left them."""
         with self.stores.storage.reading() as connection:
             rows = simulation_rows.tasks_without_result(connection)
-        errands = {}
+        in_flight = {}
         for row in rows:
             task = row.read_task()
             device = self.arm.fleet.devices[row.device_name]
             since_s = tick(row.due_s - task.deadline_s)
             blobs = self._blobs_of(task) if row.state == "working" else None
-            errand = self._errand(task, device, since_s, blobs)
-            if row.state == "working" or errand.until_s >= self.now_s:
-                errands[row.device_name] = errand
-        return errands
+            assignment = self._assignment(task, device, since_s, blobs)
+            if row.state == "working" or assignment.until_s >= self.now_s:
+                in_flight[row.device_name] = assignment
+        return in_flight
 
 
 def _too_late(task: Task) -> Result:

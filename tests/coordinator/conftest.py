@@ -193,16 +193,16 @@ class FakeDevice:
         return messages.decode(answer.task.encode(), Task) if isinstance(answer, SignedTask) else None
 
     def result(self, task: Task, scale: float = 1.0, **changed: Any) -> Result:
-        """A result whose change depends on device and task only."""
+        """A result whose delta depends on device and task only."""
         names = {*task.slices, *(("head",) if task.train_head else ())}
         generator = np.random.default_rng([task.round, task.slot, *self.name.encode()])
-        change = {
+        delta = {
             f"{spec.name}/{tensor.name}": (scale * generator.standard_normal(tensor.shape)).astype(np.float32)
             for spec in self.specs
             for tensor in spec.tensors
             if spec.name in names and not (task.freeze_a and tensor.name == "A")
         }
-        data = encode_values(change)
+        data = encode_values(delta)
         result = Result(
             task_id=task.task_id,
             run_id=task.run_id,

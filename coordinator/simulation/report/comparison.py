@@ -46,7 +46,7 @@ class ArmFigures(Struct, frozen=True):
     status: str = ""
 
 
-class Comparison(Struct, frozen=True):
+class ArmComparison(Struct, frozen=True):
     """All arms of a simulation, in the order of its configuration.
 
     ``denominator`` is the reference arm's gain over the head-only arm, of which ``kept`` is a share.
@@ -66,7 +66,7 @@ class Comparison(Struct, frozen=True):
         return "perplexity" if self.task == "causal_lm" else "accuracy"
 
 
-def compare(config: SimulationConfig, records: Sequence[Record]) -> Comparison:
+def compare(config: SimulationConfig, records: Sequence[Record]) -> ArmComparison:
     """Put records together; arms that the configuration does not name are left out."""
     wanted = config.comparison
     named = {arm.name: arm.kind for arm in config.arms}
@@ -88,7 +88,9 @@ def compare(config: SimulationConfig, records: Sequence[Record]) -> Comparison:
             gain / denominator if gain is not None and denominator is not None and denominator > 0 else None
         )
         arms.append(replace(arm, gain=gain, kept=kept))
-    return Comparison(config.name, task, tuple(arms), known, wanted.head_only, wanted.reference, denominator)
+    return ArmComparison(
+        config.name, task, tuple(arms), known, wanted.head_only, wanted.reference, denominator
+    )
 
 
 def score(record: Record, index: int) -> float | None:

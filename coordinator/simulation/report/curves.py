@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from coordinator.simulation.record import Point, Record
-from coordinator.simulation.report.comparison import Comparison, score
+from coordinator.simulation.report.comparison import ArmComparison, score
 from coordinator.simulation.report.table import count_text
 from edge_runtime.html.svg import points_text, svg, svg_text, ticks
 
@@ -42,7 +42,7 @@ class Curve:
     points: tuple[tuple[float, float, float, float], ...]
 
 
-def curves(comparison: Comparison, axis: Axis) -> list[Curve]:
+def curves(comparison: ArmComparison, axis: Axis) -> list[Curve]:
     """A curve for each arm, empty where nothing was measured."""
     return [
         Curve(arm.name, _points([r for r in comparison.records if r.arm == arm.name], axis))
@@ -50,7 +50,7 @@ def curves(comparison: Comparison, axis: Axis) -> list[Curve]:
     ]
 
 
-def chart(comparison: Comparison, axis: Axis, width: int) -> str:
+def chart(comparison: ArmComparison, axis: Axis, width: int) -> str:
     """The drawing of all arms over one axis; empty if there is no curve."""
     drawn = curves(comparison, axis)
     every = [point for curve in drawn for point in curve.points]

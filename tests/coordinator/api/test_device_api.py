@@ -273,12 +273,12 @@ def test_cap_too_small(world: World) -> None:
     events = world.admin("GET", "/v1/admin/runs/latest/events").json()
     assert [event["device"] for event in events if event["code"] == "cap_too_small"] == ["small"]
     assert len(world.stores.storage.dump()) > 0
-    places = {device.task().slot for device in (world.devices["a"], world.devices["b"])}  # type: ignore[union-attr]
-    assert places == {0, 1}
+    slots = {device.task().slot for device in (world.devices["a"], world.devices["b"])}  # type: ignore[union-attr]
+    assert slots == {0, 1}
 
 
 def test_cap_lowered_after_selection(world: World) -> None:
-    """A device that grants less than when it was chosen loses its place to another."""
+    """A device that grants less than when it was chosen loses its slot to another."""
     devices = world.fleet("a", "b", "c")
     world.create_run(devices_per_round=1)
     world.play()
@@ -291,7 +291,7 @@ def test_cap_lowered_after_selection(world: World) -> None:
 
 
 def reserved(world: World) -> list[str]:
-    """Names of devices that a place is kept for."""
+    """Names of devices that a slot is kept for."""
     with world.stores.storage.reading() as connection:
         rows = connection.execute(
             "SELECT name FROM tasks JOIN devices USING (device_id) WHERE state = 'reserved' ORDER BY slot"

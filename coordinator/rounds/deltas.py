@@ -1,4 +1,4 @@
-"""What a result brings: the change of the tensors its task trained, checked and read by the task alone."""
+"""What a result brings: the delta of the tensors its task trained, checked and read by the task alone."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from edge_runtime.training.trainable import estimated, exact
 
 
 def trained_specs(manifest: Manifest, task: Task) -> list[SliceSpec]:
-    """The slices whose change a task must bring: its own, without a frozen A, and the head if it trains it."""
+    """The slices whose delta a task must bring: its own, without a frozen A, and the head if it trains it."""
     return [*estimated(task, manifest.slices), *exact(task, manifest.slices)]
 
 
-def check_change(manifest: Manifest, task: Task, data: bytes) -> None:
-    """Check what a result brought, without the work of making a change of it.
+def check_delta(manifest: Manifest, task: Task, data: bytes) -> None:
+    """Check what a result brought, without the work of making a delta of it.
 
     Args:
         manifest: of the task's package. task: as it was signed. data: safetensors bytes from outside.
@@ -30,21 +30,21 @@ def check_change(manifest: Manifest, task: Task, data: bytes) -> None:
         decode_values(data, trained_specs(manifest, task))
 
 
-def read_change(
+def read_delta(
     manifest: Manifest, task: Task, values: Values, data: bytes, reference: Values | None = None
 ) -> Values:
-    """The change of every tensor a task trained, float32 by flat name; of scalars it is computed again.
+    """The delta of every tensor a task trained, float32 by flat name; of scalars it is computed again.
 
     Args:
-        manifest, task, data: as for :func:`check_change`.
+        manifest, task, data: as for :func:`check_delta`.
         values: of all slices, as the task came with them.
         reference: what the task's directions were compared with, if it names such a thing.
 
     Raises:
-        SliceError: numbers of a report are so large that no finite change comes of them.
+        SliceError: numbers of a report are so large that no finite delta comes of them.
     """
     if task.report != "scalars":
         return decode_values(data, trained_specs(manifest, task))
     report = decode_report(data, task, manifest.slices)
-    change = replay(task, manifest.slices, values, report, reference)
-    return change | {name: report[name] for name in shapes(exact(task, manifest.slices))}
+    delta = replay(task, manifest.slices, values, report, reference)
+    return delta | {name: report[name] for name in shapes(exact(task, manifest.slices))}
