@@ -32,7 +32,12 @@ ADMIN_TOKEN = "admin.token"  # noqa: S105 - a file name
 
 @dataclass(frozen=True)
 class Device:
-    """An enrolled device whose request was verified."""
+    """An enrolled device whose request was verified.
+
+    Attributes:
+        device_id: random id of the device.
+        name: name that the operator gave it.
+    """
 
     device_id: str
     name: str
@@ -41,7 +46,14 @@ class Device:
 def identify(
     connection: sqlite3.Connection, headers: Mapping[str, str], *, now_s: float
 ) -> tuple[RequestSignature, DeviceRow]:
-    """Who says to be asking; read-only, and before the body is read, so that strangers cannot send bodies.
+    """The signature of a request, not verified yet, and the device that it names.
+
+    This writes nothing and comes before the body is read, so that strangers cannot send bodies.
+
+    Args:
+        connection: connection to the database.
+        headers: headers of the request.
+        now_s: the present moment, in seconds since 1970.
 
     Raises:
         UnauthenticatedError: ``unsigned``, ``unknown_device``, ``clock_off``.
@@ -76,7 +88,15 @@ def authenticate(
     body: bytes,
     now_s: float,
 ) -> Device:
-    """Verify a device's signature over exactly these bytes, and use up its nonce.
+    """Verify a device's signature over exactly these bytes, and use up its nonce. Nothing has changed if this raises.
+
+    Args:
+        connection: connection with a transaction under way.
+        headers: headers of the request.
+        method: method of the request.
+        path: path of the request, byte for byte as it was sent.
+        body: body of the request.
+        now_s: the present moment, in seconds since 1970.
 
     Raises:
         UnauthenticatedError: ``unsigned``, ``unknown_device``, ``clock_off``, ``bad_signature``, ``replayed``.
@@ -97,14 +117,14 @@ def authenticate(
 
 
 def create_token(connection: sqlite3.Connection, *, valid_s: float, now_s: float) -> str:
-    """A fresh one-time enrolment token; only its sha256 is kept."""
+    """A fresh one-time enrolment token that is valid for so many seconds; only its sha256 is kept."""
     token = secrets.token_urlsafe(24)
     token_rows.add(connection, _sha256(token), expires_s=now_s + valid_s)
     return token
 
 
 def enrol(connection: sqlite3.Connection, request: EnrolRequest, *, now_s: float) -> str:
-    """Use up a token and return the new device's id; the same device repeating itself gets the same id.
+    """Use up a token and return the new device's id; a device that repeats its request gets the same id again.
 
     Raises:
         MalformedError: ``protocol_unknown``.
@@ -145,7 +165,12 @@ def enrol(connection: sqlite3.Connection, request: EnrolRequest, *, now_s: float
 
 
 def revoke(connection: sqlite3.Connection, name: str, *, now_s: float) -> str:
-    """Refuse all further requests of a device, by name or id; its open task is given to another.
+    """Refuse all further requests of a device; its open task is given to another.
+
+    Args:
+        connection: connection with a transaction under way.
+        name: name or id of the device.
+        now_s: the present moment, in seconds since 1970.
 
     Returns:
         the device's id.

@@ -31,10 +31,14 @@ Slots = Annotated[int, Meta(ge=1, le=10_000)]
 
 
 class ServerOptimizerConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """The server's step on an averaged delta; see :mod:`coordinator.aggregation.server_optimizers`.
+    """The server's step on an averaged delta; its formulas stand in :mod:`coordinator.aggregation.server_optimizers`.
 
-    ``sgd`` with rate 1 is FedAvg. ``beta1`` is the momentum of all but ``sgd``; ``beta2`` and ``tau`` are
-    read by ``adagrad`` (tau only), ``yogi`` and ``adam``.
+    Attributes:
+        name: rule of the step; ``sgd`` with rate 1 is FedAvg.
+        rate: learning rate.
+        beta1: momentum of all rules but ``sgd``.
+        beta2: decay of the squared deltas, for ``yogi`` and ``adam``.
+        tau: number added to the root of the squared deltas, for ``adagrad``, ``yogi`` and ``adam``.
     """
 
     name: Literal["sgd", "momentum", "adagrad", "yogi", "adam"] = "sgd"
@@ -45,16 +49,25 @@ class ServerOptimizerConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ServerOptimizers(Struct, frozen=True, forbid_unknown_fields=True):
-    """One optimiser for the slices, one for the head: their deltas differ in kind and size."""
+    """One optimiser for the slices and one for the head, whose deltas differ in kind and size.
+
+    Attributes:
+        slices: optimiser of the slices.
+        head: optimiser of the head.
+    """
 
     slices: ServerOptimizerConfig = ServerOptimizerConfig()
     head: ServerOptimizerConfig = ServerOptimizerConfig()
 
 
 class EvaluationConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the coordinator's own development rows lie and how often the global model meets them.
+    """How the coordinator evaluates the global model on its own development rows.
 
-    ``arithmetic`` is the one in which the coordinator runs the package; None measures which is best there.
+    Attributes:
+        data: file of the rows, from the configuration's own folder.
+        every_rounds: number of committed rounds from one evaluation to the next.
+        threads: threads of the inference engine.
+        arithmetic: arithmetic in which the coordinator runs the package; None measures which is best there.
     """
 
     data: Annotated[str, Meta(min_length=1, max_length=4096)]
@@ -85,8 +98,8 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
         poll_max_s: most seconds until an idle device asks again.
         max_abandoned: abandoned rounds in a row after which the run fails.
         slices: names of the slices to train, all of the package's, or none.
-        local_optimizer: how devices turn gradients into a delta.
-        server_optimizer: how the server turns averaged deltas into new values.
+        local_optimizer: optimiser with which devices turn gradients into a delta.
+        server_optimizer: optimisers with which the server turns averaged deltas into new values.
         evaluation: the coordinator's own development rows; None evaluates nothing.
         seen_window_s: seconds after its last check-in during which a device may be asked.
         split: whether a round's slices are dealt to its slots, or every slot trains all of them.

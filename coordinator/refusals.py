@@ -18,7 +18,7 @@ class RefusalError(Exception):
 
     Args:
         code: word for programs; it never changes.
-        message: what happened, which limit was met, what to do; never a data value.
+        message: text for people: what happened, which limit was met, what to do. It never holds a data value.
     """
 
     def __init__(self, code: str, message: str) -> None:

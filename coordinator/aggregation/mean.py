@@ -1,11 +1,11 @@
-"""The mean delta of a round: example-weighted, for each slice over exactly the devices that trained it.
+"""The mean delta of a round: weighted by examples, and taken for each slice over exactly the devices that trained it.
 
 Memory is O(slices), whatever the number of devices: deltas are read one at a time, in the order of their
 slots, and summed in float64. So the order in which results arrived cannot show, not even in the last bit.
 
 Devices that take more local steps pull the mean towards their own optimum. FedNova (Wang et al. 2020, "Tackling the
 Objective Inconsistency Problem", arXiv 2007.07481) divides each delta by its steps and multiplies the mean by the mean
-number of steps; n: examples, D: deltas, s: steps::
+number of steps. With examples n, deltas D and steps s::
 
     mean = (sum n D / s) / (sum n) * (sum n s) / (sum n)
 
@@ -30,9 +30,10 @@ class Contribution:
     """One device's delta.
 
     Attributes:
-        examples: behind the delta. delta: by flat name.
-        steps: by which the delta is normalised; 1 leaves it as it is.
-        slot: of the round.
+        examples: examples behind the delta: its weight in the mean.
+        delta: values after the task minus values before it, by flat name.
+        steps: local steps by which the delta is divided; 1 leaves it as it is.
+        slot: slot of the round that the device held.
     """
 
     examples: int
@@ -43,7 +44,13 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Sum:
-    """What came in for one tensor: sum of n D / s, of n, and of n s."""
+    """What came in for one tensor.
+
+    Attributes:
+        total: sum of n D / s.
+        examples: sum of n.
+        steps: sum of n s.
+    """
 
     total: DoubleArray
     examples: float
@@ -62,7 +69,7 @@ Sums = Mapping[str, Sum]
 
 
 def add(sums: dict[str, Sum], contribution: Contribution) -> None:
-    """Add a contribution in place; one without examples or steps weighs nothing."""
+    """Add a contribution to sums, in place; one without examples or steps weighs nothing."""
     examples, steps = contribution.examples, contribution.steps
     if examples == 0 or steps == 0:
         return
@@ -72,13 +79,13 @@ def add(sums: dict[str, Sum], contribution: Contribution) -> None:
 
 
 def mean_delta(contributions: Iterable[Contribution]) -> dict[str, DoubleArray]:
-    """The mean delta of each tensor over those who sent it.
+    """The mean delta of each tensor over the devices that sent it.
 
     Args:
-        contributions: in the order of their slots; consumed one at a time.
+        contributions: contributions of a round, in the order of their slots; consumed one at a time.
 
     Returns:
-        float64 means by flat name. A tensor that nobody trained on at least one example is missing.
+        float64 means by flat name; a tensor that nobody trained on at least one example is missing.
     """
     sums: dict[str, Sum] = {}
     for contribution in contributions:
@@ -87,7 +94,7 @@ def mean_delta(contributions: Iterable[Contribution]) -> dict[str, DoubleArray]:
 
 
 def merged(first: Sums, second: Sums) -> dict[str, Sum]:
-    """Both together."""
+    """The sums of two halves together."""
     both = dict(first)
     for name, each in second.items():
         both[name] = both[name] + each if name in both else each
@@ -113,9 +120,13 @@ def apply_deltas(
     Args:
         values: current values of all slices.
         moments: optimiser state by flat name; a missing entry is the initial state.
-        deltas: from :func:`mean_delta`.
+        deltas: mean deltas by flat name.
         head: flat names of the head's tensors.
-        optimizers: the run's configuration. rate_share: of its rates, what this round takes.
+        optimizers: the run's optimisers for the slices and for the head.
+        rate_share: share of the optimisers' rates that this round takes.
+
+    Returns:
+        new values and new optimiser state.
     """
     new_values, new_moments = dict(values), dict(moments)
     for name in sorted(deltas):

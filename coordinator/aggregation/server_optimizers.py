@@ -1,6 +1,6 @@
 """The server's step on an averaged delta: FedAvg, momentum, FedAdagrad, FedYogi, FedAdam.
 
-Reddi et al. 2021, "Adaptive Federated Optimization" (arXiv:2003.00295), Algorithm 2; D: averaged delta::
+Reddi et al. 2021, "Adaptive Federated Optimization" (arXiv:2003.00295), Algorithm 2. With the averaged delta D::
 
     m = beta1 m + (1 - beta1) D                          (momentum, adagrad, yogi, adam)
     v = v + D^2                                          (adagrad)
@@ -28,14 +28,19 @@ DoubleArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Moments:
-    """Optimiser state of one tensor, of the tensor's shape."""
+    """Optimiser state of one tensor.
+
+    Attributes:
+        m: running mean of the deltas, in the tensor's shape.
+        v: accumulated squared deltas, in the tensor's shape.
+    """
 
     m: DoubleArray
     v: DoubleArray
 
     @classmethod
     def initial(cls, shape: tuple[int, ...], config: ServerOptimizerConfig) -> Moments:
-        """m = 0, v = tau^2."""
+        """The state before the first step: m = 0, v = tau^2."""
         return cls(np.zeros(shape), np.full(shape, config.tau**2))
 
 
@@ -46,12 +51,12 @@ def step(
 
     Args:
         x: current values, float32.
-        delta: averaged delta D of the same shape.
-        moments: state after the step before.
-        config: which rule, and its constants.
+        delta: averaged delta D, in the same shape.
+        moments: optimiser state that the step before left.
+        config: rule of the step, with its constants.
 
     Returns:
-        new values (float32; may be infinite if ``delta`` was enormous: the caller checks) and new state.
+        new values in float32, which may be infinite if ``delta`` was enormous (the caller checks), and new state.
     """
     m, v = moments.m, moments.v
     if config.name == "sgd":

@@ -29,20 +29,40 @@ MAX_EVENTS = 1000
 
 
 class TokenRequest(Struct, frozen=True):
-    """How long a new enrolment token may be used, in seconds."""
+    """A request for a new enrolment token.
+
+    Attributes:
+        valid_s: seconds during which it may be used.
+    """
 
     valid_s: Annotated[float, Meta(gt=0, le=365 * 86400)] = 86400.0
 
 
 class TokenResponse(Struct, frozen=True):
-    """A one-time enrolment token; it is shown once and kept as a digest only."""
+    """A one-time enrolment token; it is shown once and kept as a digest only.
+
+    Attributes:
+        token: token to give to the device.
+        expires_s: moment when it expires, in seconds since 1970.
+    """
 
     token: str
     expires_s: float
 
 
 class DeviceSummary(Struct, frozen=True):
-    """A device; times in seconds since 1970."""
+    """A device; moments are in seconds since 1970.
+
+    Attributes:
+        device_id: random id of the device.
+        name: name that the operator gave it.
+        device_class: kind of device, as it said when it enrolled.
+        enrolled_s: moment of its enrolment.
+        revoked_s: moment when it was revoked; None if it was not.
+        seen_s: moment of its last check-in; None before the first.
+        cap_bytes: memory that it granted at its last check-in.
+        example_count: number of examples that it had at its last check-in.
+    """
 
     device_id: str
     name: str
@@ -55,13 +75,17 @@ class DeviceSummary(Struct, frozen=True):
 
 
 class RunCreated(Struct, frozen=True):
-    """The new run's id."""
+    """A run that was queued.
+
+    Attributes:
+        run_id: id of the run.
+    """
 
     run_id: str
 
 
 async def require_admin(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Guard of every handler here."""
+    """Guard of every handler here: refuse whoever does not hold the operator's token."""
     del handler
     app_state: AppState = connection.app.state.app_state
     auth.check_admin(connection.headers.get("authorization", ""), app_state.admin_token)
@@ -91,7 +115,7 @@ async def revoke_device(name: FromPath[str], app_state: NamedDependency[AppState
 
 @post("/runs")
 async def create_run(data: JSONBody[dict[str, Any]], app_state: NamedDependency[AppState]) -> RunCreated:
-    """Queue a run; the body is a RunConfig, its paths are of the coordinator's machine."""
+    """Queue a run; the body is a RunConfig, whose paths are paths on the coordinator's machine."""
     try:
         config = run_config(data)
         run_id = await asyncio.to_thread(runs.create_run, app_state.stores, config, now_s=app_state.clock())
@@ -141,7 +165,7 @@ async def fetch_slices(
 ) -> Response[None] | Stream:
     """The run's slice values as safetensors: with ``average_from_round`` the mean, once there is one.
 
-    They are those that evaluations met. Devices go on from the current ones, which ``state`` of their tasks names.
+    These are the values that evaluations meet. Devices go on from the current ones, which ``state`` of a task names.
     """
     run = await app_state.read(lambda connection: runs.find_run(app_state.stores, connection, run_id))
     path = app_state.stores.blobs.find(run.result_sha256)
@@ -157,7 +181,7 @@ async def fetch_slices(
 
 @post("/runs/{run_id:str}/stop", status_code=204)
 async def stop_run(run_id: FromPath[str], app_state: NamedDependency[AppState]) -> None:
-    """Stop a run; its open round is abandoned and its values stay as of the last commit."""
+    """Stop a run; its open round is abandoned, its values stay as the last commit left them."""
     await app_state.write(
         lambda connection: runs.stop_run(app_state.stores, connection, run_id, now_s=app_state.clock())
     )

@@ -41,9 +41,10 @@ def create_app(
     """The application on a state folder.
 
     Args:
-        state: the state folder; created and filled on first use.
-        clock: seconds since 1970.
-        on_crash: called if a loop behind the API ends by an error nobody foresaw; the server should stop.
+        state: state folder, created and filled on first use.
+        clock: function that tells the seconds since 1970.
+        on_crash: function that is called if a loop behind the API ends by an error that nobody foresaw, so that the
+            server can stop.
 
     Raises:
         ConfigError: the state folder cannot be used.
@@ -94,7 +95,7 @@ def create_app(
 
 
 async def play_rounds(app_state: AppState) -> None:
-    """Move the open round whenever something happened, and at least every tick."""
+    """Play the open round whenever something happened, and at least every :data:`TICK_S`."""
     while True:
         app_state.wake.clear()
         up_bytes, down_bytes = app_state.traffic.take()
@@ -108,7 +109,7 @@ async def play_rounds(app_state: AppState) -> None:
 
 
 async def evaluate_models(app_state: AppState) -> None:
-    """Make the evaluations that are waiting, one at a time."""
+    """Make the evaluations that wait, one at a time."""
     while True:
         waiting = await asyncio.to_thread(evaluation.next_evaluation, app_state.stores)
         if waiting is None:
@@ -122,7 +123,7 @@ async def evaluate_models(app_state: AppState) -> None:
 
 @get("/healthz", sync_to_thread=False)
 def health() -> dict[str, str]:
-    """The process serves; open to anybody, says nothing else."""
+    """Tell anybody that the process serves, and nothing else."""
     return {"status": "ok"}
 
 
@@ -132,7 +133,7 @@ def answer_refusal(request: Request[Any, Any, Any], refusal: RefusalError) -> Re
 
 
 def answer_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Refusal]:
-    """What the framework refused (routes, methods, bodies), in the protocol's own form."""
+    """A refusal by the framework, for a path, method or body that it does not accept, in the protocol's own form."""
     codes = {400: "malformed", 404: "unknown_path", 405: "unknown_method", 413: "too_large"}
     code = codes.get(error.status_code, f"http_{error.status_code}")
     fields = error.extra if isinstance(error.extra, list) else []
@@ -145,7 +146,7 @@ def answer_http_error(request: Request[Any, Any, Any], error: HTTPException) -> 
 
 
 def answer_crash(request: Request[Any, Any, Any], error: Exception) -> Response[Refusal]:
-    """An error nobody foresaw: the traceback goes to the log, a bare 500 to the other side."""
+    """An error that nobody foresaw: its traceback goes to the log, a bare 500 to the other side."""
     log.error("crashed method=%s path=%s", request.method, request.url.path, exc_info=error)
     return Response(Refusal("internal", "the coordinator failed; its log tells why"), status_code=500)
 

@@ -30,7 +30,7 @@ class AppState:
         self.admin_token = admin_token
         self.clock = clock
         self.traffic = Traffic()
-        #: Set when something happened that may move a round.
+        #: Set when something happened that may move the open round.
         self.wake = asyncio.Event()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
 
@@ -53,5 +53,5 @@ class AppState:
         return await asyncio.get_running_loop().run_in_executor(self._executor, view)
 
     def close(self) -> None:
-        """Let the thread end; transactions under way are finished first."""
+        """End the thread; transactions under way are finished first."""
         self._executor.shutdown()

@@ -109,10 +109,10 @@ def serve_file(path: Path, *, etag: str, asked: str | None, if_range: str | None
     """Answer 200, 206 or 416 with the file's bytes (RFC 9110, section 14; one range at most).
 
     Args:
-        path: the file.
-        etag: its strong validator.
-        asked: the ``Range`` header; a form that is not understood is ignored, as the RFC has it.
-        if_range: the ``If-Range`` header; unless it is the ``etag``, the whole file is answered.
+        path: path of the file.
+        etag: strong validator of the file.
+        asked: ``Range`` header; a form that is not understood is ignored, as the RFC has it.
+        if_range: ``If-Range`` header; unless it is the ``etag``, the whole file is answered.
     """
     size = path.stat().st_size
     headers = {"ETag": etag, "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}

@@ -1,4 +1,4 @@
-"""The ASGI layers before every handler: both bound bodies; that of the device API verifies devices and counts bytes.
+"""The ASGI layers before every handler: they bound bodies, verify devices and count bytes.
 
 They sit below the framework because a signature is over the exact path and body bytes, which only exist here.
 """
@@ -35,7 +35,7 @@ DEVICE = "edge_device"
 
 
 class AdminMiddleware:
-    """Lets requests of operators through whose body keeps its bound; their token is checked by the handlers' guard.
+    """Bounds the bodies of operators' requests; their token is checked by the guard of the handlers.
 
     Args:
         app: application behind it.
@@ -58,7 +58,7 @@ class AdminMiddleware:
 
 
 class DeviceMiddleware:
-    """Lets requests of devices through that are verified and whose body keeps its bound; counts bytes both ways.
+    """Bounds the bodies of devices' requests, verifies their signatures, and counts bytes both ways.
 
     Args:
         app: application behind it.

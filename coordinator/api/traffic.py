@@ -6,7 +6,7 @@ import threading
 
 
 class Traffic:
-    """Counts since the last flush; the HTTP layer adds, the round loop flushes."""
+    """Bytes since the last :meth:`take`: the HTTP layer adds them, the loop that plays the rounds takes them."""
 
     def __init__(self) -> None:
         self._turn = threading.Lock()

@@ -1,7 +1,7 @@
-"""Which slices each slot of a round trains: Spry's cyclic split, made total.
+"""Which slices each slot of a round trains: Spry's cyclic split, for any number of slots and slices.
 
-Spry (Panchal et al. 2024, "Thinking Forward") deals the trainable layers to the clients in turn. Here the
-deal also covers the cases it leaves open: more slots than slices, fewer, and none; and it moves on by one
+Spry (Panchal et al. 2024, "Thinking Forward") deals the trainable layers to the clients in turn. Here the deal also
+covers the cases that the paper leaves open: more slots than slices, fewer, and no slices at all. It moves on by one
 slot a round, so that no device class keeps the same slices.
 """
 
@@ -24,13 +24,15 @@ def deal(
 ) -> list[tuple[str, ...]]:
     """What each slot of a round trains, the head included.
 
-    Spry's text gives the head to every slot; its released code deals it as one more chunk, the last in order
-    (``head_split``). ``whole`` deals nothing out: FedAvg, FedYogi and FedFGD without a split.
-
     Args:
-        slices: names in the package's order, without the head. heads: the head's name, or nothing.
-        slots: number of slots, at least 1. round_number: from 0.
-        split, head_split: of the run's configuration.
+        slices: names of the slices in the package's order, without the head.
+        heads: the head's name, or nothing.
+        slots: number of slots, at least 1.
+        round_number: number of the round, from 0.
+        split: ``cyclic`` deals the slices to the slots in turn; ``whole`` gives all of them to every slot, as FedAvg,
+            FedYogi and FedFGD do.
+        head_split: whether a cyclic split deals the head as one more chunk, the last in order, as Spry's released code
+            does; if not, every slot gets it, as Spry's text has it.
 
     Returns:
         one tuple of names for each slot, in the package's order with the head last.
@@ -45,15 +47,15 @@ def deal(
 def assign(slices: Sequence[str], slots: int, round_number: int) -> list[tuple[str, ...]]:
     """Deal slices to the slots of a round.
 
-    With at most as many slots as slices, slice ``i`` goes to slot ``(i + round) mod slots``; with
-    more slots, slot ``j`` trains slice ``((j - round) mod slots) mod S`` of the ``S``
-    slices, so that the slots share them as evenly as can be. Every slice is covered, every slot has work
-    (unless there are no slices), and both depend on nothing but the three numbers.
+    With at most as many slots as slices, slice ``i`` goes to slot ``(i + round) mod slots``. With more slots, slot
+    ``j`` trains slice ``((j - round) mod slots) mod S`` of the ``S`` slices, so that the slots share them as evenly as
+    can be. Every slice is covered and every slot has work, unless there are no slices. The deal depends on nothing but
+    the number of slices, of slots and of the round.
 
     Args:
-        slices: names in the package's order, without the head.
+        slices: names of the slices in the package's order, without the head.
         slots: number of slots, at least 1.
-        round_number: from 0.
+        round_number: number of the round, from 0.
 
     Returns:
         one tuple of names for each slot, in the package's order.

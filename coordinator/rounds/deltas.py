@@ -1,4 +1,4 @@
-"""What a result brings: the delta of the tensors its task trained, checked and read by the task alone."""
+"""What a result brings: the delta of the tensors that its task trained. Nothing but the task is needed to read it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edge_runtime.training.trainable import estimated, exact
 
 
 def trained_specs(manifest: Manifest, task: Task) -> list[SliceSpec]:
-    """The slices whose delta a task must bring: its own, without a frozen A, and the head if it trains it."""
+    """The slices whose delta a task must bring: those it trains, without a frozen A, and the head if it trains that."""
     return [*estimated(task, manifest.slices), *exact(task, manifest.slices)]
 
 
@@ -18,11 +18,13 @@ def check_delta(manifest: Manifest, task: Task, data: bytes) -> None:
     """Check what a result brought, without the work of making a delta of it.
 
     Args:
-        manifest: of the task's package. task: as it was signed. data: safetensors bytes from outside.
+        manifest: manifest of the task's package.
+        task: task that was signed.
+        data: safetensors bytes from outside.
 
     Raises:
-        SliceError: a tensor is missing, unknown, of another shape or type, or not finite; or a report of scalars
-            tells of more steps, draws or examples than the task has. Names it.
+        SliceError: a tensor is missing, unknown, not finite, or of another shape or type; or a report of scalars
+            tells of more steps, draws or examples than the task has. The message names it.
     """
     if task.report == "scalars":
         decode_report(data, task, manifest.slices)
@@ -33,12 +35,14 @@ def check_delta(manifest: Manifest, task: Task, data: bytes) -> None:
 def read_delta(
     manifest: Manifest, task: Task, values: Values, data: bytes, reference: Values | None = None
 ) -> Values:
-    """The delta of every tensor a task trained, float32 by flat name; of scalars it is computed again.
+    """The delta of every tensor that a task trained, float32 by flat name; a report of scalars is replayed.
 
     Args:
-        manifest, task, data: as for :func:`check_delta`.
-        values: of all slices, as the task came with them.
-        reference: what the task's directions were compared with, if it names such a thing.
+        manifest: manifest of the task's package.
+        task: task that was signed.
+        values: slice values that the task came with.
+        data: safetensors bytes that :func:`check_delta` has let through.
+        reference: deltas that the task's directions were compared with; None if the task names none.
 
     Raises:
         SliceError: numbers of a report are so large that no finite delta comes of them.

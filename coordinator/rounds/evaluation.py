@@ -1,4 +1,4 @@
-"""The global model meets the coordinator's own development rows, in the same runtime the devices use.
+"""The global model meets the coordinator's own development rows, in the same runtime that the devices use.
 
 Evaluations wait in the database and run one at a time beside the rounds; a run is finished once its last
 one is stored.
@@ -27,7 +27,14 @@ INITIAL = -1
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation to be made; ``prepare`` lays the package out first, if need be."""
+    """One evaluation to be made.
+
+    Attributes:
+        run_id: id of the run.
+        round: number of the round whose values are evaluated, or :data:`INITIAL`.
+        job: the evaluation, as the worker takes it.
+        prepare: job that lays the package out first, if that was not done yet.
+    """
 
     run_id: str
     round: int
@@ -67,9 +74,9 @@ def next_evaluation(stores: Stores) -> Evaluation | None:
 
 
 async def evaluate(evaluation: Evaluation) -> EvaluateOutcome | EdgeError:
-    """Run it in a child process; a failure is an outcome too, for it must not stop the rounds.
+    """Make an evaluation in a child process; a failure is an outcome too, for it must not stop the rounds.
 
-    If the waiting task is cancelled, the child is killed and the evaluation stays pending.
+    If the caller is cancelled, the child is killed and the evaluation stays pending.
     """
     prepare = evaluation.prepare
     try:
@@ -83,7 +90,7 @@ async def evaluate(evaluation: Evaluation) -> EvaluateOutcome | EdgeError:
 
 
 async def _run(job: Job, outcome: type[OutcomeT]) -> OutcomeT:
-    """A worker's outcome; the worker is killed if the waiting task is cancelled."""
+    """A worker's outcome; the worker is killed if the caller is cancelled."""
     process = await asyncio.to_thread(start_worker, job)
     try:
         return await asyncio.to_thread(finish_worker, process, outcome)
@@ -99,7 +106,7 @@ def store_evaluation(
     *,
     now_s: float,
 ) -> None:
-    """Store an outcome; if the run has waited for it alone, the run is finished."""
+    """Store an outcome; if it was the last thing that the run waited for, the run is finished."""
     run_id, number = evaluation.run_id, evaluation.round
     if isinstance(outcome, EdgeError):
         message = f"{type(outcome).__name__}: {outcome}"

@@ -28,6 +28,14 @@ def accept(
 ) -> ResultReceipt:
     """Count a result, or say that it was counted before.
 
+    Args:
+        stores: handles on the state folder.
+        connection: connection with a transaction under way.
+        device: device that sent it.
+        task_id: id of the task that it was sent to.
+        result: result that the device sent.
+        now_s: the present moment.
+
     Raises:
         RefusalError: the result does not count; docs/protocol.md has the codes. Nothing has changed then.
     """

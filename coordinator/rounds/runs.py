@@ -30,9 +30,19 @@ class Run:
     """A run as the database has it at one moment, with its configuration and manifest.
 
     Attributes:
-        values_sha256: from which training goes on. optimizer_sha256: the server's state beside them.
-        average_sha256: mean of the values after several rounds, once there is one.
-        reference_sha256: what the next round's directions are compared with, once there is such a thing.
+        run_id: id of the run.
+        config: configuration of the run.
+        manifest: manifest of its package.
+        package_sha256: digest of the manifest.
+        package_signature: the publisher's signature of the manifest.
+        state: queued, running, evaluating, finished, failed or stopped.
+        values_sha256: slice values that training goes on from.
+        optimizer_sha256: server state beside the values; None before the first commit.
+        next_round: number of the next round to open.
+        committed: number of committed rounds.
+        abandoned_in_a_row: number of rounds that were abandoned since the last commit.
+        average_sha256: mean of the values after several rounds; None while there is none.
+        reference_sha256: deltas that the next round's directions are compared with; None if they are not.
     """
 
     run_id: str
@@ -60,9 +70,10 @@ class Run:
         return trained_slices(self.config, self.manifest)
 
     def deal(self, slots: int) -> list[tuple[str, ...]]:
-        """What each slot of the next round trains, the head included where it trains that too.
+        """What each of so many slots of the next round trains, the head's name included where it is trained.
 
-        While the head warms up, it alone. The deal turns with the rounds' numbers, those of the warm-up too.
+        While the head warms up, every slot trains the head alone. The deal moves on with every round, through the
+        warm-up too.
         """
         head = self.manifest.head
         if head is not None and self.committed < self.config.head_warm_up_rounds:
@@ -78,7 +89,7 @@ class Run:
 
 
 def trained_slices(config: RunConfig, manifest: Manifest) -> tuple[str, ...]:
-    """The slices a configuration names.
+    """Names of the slices that a configuration trains, in the package's order, without the head.
 
     Raises:
         ConfigError: the package has no such slice, or it is the head.
@@ -190,7 +201,7 @@ def run_of(stores: Stores, row: RunRow) -> Run:
 
 
 def end_run(connection: sqlite3.Connection, run_id: str, state: str, reason: str, *, now_s: float) -> None:
-    """Close a run: its open round is abandoned, its open tasks lapse, its pending evaluations are dropped."""
+    """End a run: its open round is abandoned, its open tasks lapse, its pending evaluations are dropped."""
     run_rows.end(connection, run_id, state=state, reason=reason, finished_s=now_s)
     round_rows.abandon_open(connection, run_id, reason=reason, closed_s=now_s)
     task_rows.lapse_open_of_run(connection, run_id)

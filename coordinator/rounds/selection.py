@@ -1,7 +1,7 @@
-"""Which devices a round asks: a seeded order over device names, and a fit of devices to slots.
+"""Which devices a round asks: a seeded order of device names, and a fit of devices to slots.
 
-Names, not ids, enter the draw: ids are random, names are the operator's. So the same seed and the same
-names ask the same devices in every repetition of a run.
+The draw is over names, which the operator gives, not over ids, which are random. So the same seed and the same names
+ask the same devices in every repetition of a run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class SelectableDevice:
-    """A device that may be asked; memory in bytes, as it said when it last checked in."""
+    """A device that may be asked.
+
+    Attributes:
+        device_id: random id of the device.
+        name: name that the operator gave it.
+        cap_bytes: memory that it granted at its last check-in.
+        floor_bytes: memory that its runtime takes before any work, as it said then.
+    """
 
     device_id: str
     name: str
@@ -23,9 +30,9 @@ class SelectableDevice:
 
 
 def draw_order(devices: Iterable[SelectableDevice], seed: int, round_number: int) -> list[SelectableDevice]:
-    """All devices in this round's random order: those at the front are asked first.
+    """All devices in a round's random order: those at the front are asked first.
 
-    Every order of the same names is equally likely; it depends on (seed, round, set of names) only.
+    Every order of the same names is equally likely. The order depends on the seed, the round and the names only.
     """
     by_name = sorted(devices, key=lambda device: device.name)
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, round_number])))
@@ -40,12 +47,12 @@ def fit(
     Slots that need most choose first, so no slot stays empty that some device could have served.
 
     Args:
-        order: the round's random order.
+        order: devices in the round's random order.
         slots: number of slots.
-        required_bytes: predicted peak of a slot's task on a device.
+        required_bytes: function that predicts the peak of a slot's task on a device.
 
     Returns:
-        slot to device; a slot that no free device can serve is missing.
+        the device of each slot; a slot that no free device can serve is missing.
     """
     free = list(order)
     chosen: dict[int, SelectableDevice] = {}
@@ -73,12 +80,15 @@ def substitute(
     """The next device for a slot whose device fell out.
 
     Args:
-        order: the round's random order.
-        slot: the slot to fill.
+        order: devices in the round's random order.
+        slot: number of the slot to fill.
         busy: ids of devices that hold a slot of the round, or whose result was counted.
         had_slot: ids of devices that had this very slot before: they never get it again.
-        failed: ids of devices that lost another slot of the round: asked after all others.
-        required_bytes: predicted peak of a slot's task on a device.
+        failed: ids of devices that lost another slot of the round: they are asked after all others.
+        required_bytes: function that predicts the peak of a slot's task on a device.
+
+    Returns:
+        the device; None if no device is left that could serve the slot.
     """
     for device in sorted(order, key=lambda device: device.device_id in failed):
         if device.device_id in busy or device.device_id in had_slot:

@@ -1,7 +1,7 @@
 """A run's rounds: selecting → collecting → aggregating → committed | abandoned.
 
-Nothing is kept in memory between two passes. Each numbered step of :func:`play` looks into the database,
-and makes its transition in one transaction, so a coordinator that was killed anywhere goes on where it stood.
+Nothing is kept in memory between two passes. Each numbered step of :func:`play` looks into the database and makes its
+transition in one transaction, so a coordinator that was killed at any moment goes on where it stood.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ OVERDUE = {"reserved": "silent", "working": "late"}
 
 
 def play(stores: Stores, now_s: float) -> None:
-    """One pass over the active run; safe to repeat at any time and as often as you like.
+    """One pass over the active run; it may be repeated at any time.
 
     Args:
-        stores: the state folder.
-        now_s: seconds since 1970.
+        stores: handles on the state folder.
+        now_s: the present moment, in seconds since 1970.
     """
     try:
         # 1. The next run in the queue starts when there is no other.
@@ -70,7 +70,7 @@ def play(stores: Stores, now_s: float) -> None:
 
 
 def resume(stores: Stores, now_s: float) -> None:
-    """Once after a start: the time in which no coordinator ran counts against nobody."""
+    """Called once after a start, so that the time in which no coordinator ran counts against nobody."""
     with stores.storage.transaction() as connection:
         last_seen_s = device_rows.last_check_in_s(connection)
         if last_seen_s is not None and last_seen_s < now_s:
@@ -225,7 +225,15 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
 
 @dataclass(frozen=True)
 class Committed:
-    """What a round left, by sha256: see :class:`coordinator.aggregation.server_step.ServerUpdate`."""
+    """A round's :class:`coordinator.aggregation.server_step.ServerUpdate` once its parts are stored.
+
+    Attributes:
+        values: digest of the slice values.
+        state: digest of the server state.
+        average: digest of the mean of the values; None while there is none.
+        reference: digest of what directions are compared with; None if they are not.
+        gated_variance: variance for which the gate held everything back; None if it did not.
+    """
 
     values: str
     state: str
@@ -281,7 +289,7 @@ def _abandon(connection: sqlite3.Connection, run: Run, number: int, reason: str,
 
 
 def _fail_active_run(stores: Stores, reason: str, now_s: float) -> None:
-    """A blob that is gone or damaged, a package that contradicts itself: the run cannot go on, others can."""
+    """End the active run: a blob is gone or damaged, or its package contradicts itself. Other runs can go on."""
     with stores.storage.transaction() as connection:
         row = run_rows.find_active(connection)  # not parsed: its manifest may be what is damaged
         if row is not None:
@@ -291,7 +299,7 @@ def _fail_active_run(stores: Stores, reason: str, now_s: float) -> None:
 def _seat(
     run: Run, order: list[SelectableDevice]
 ) -> tuple[list[tuple[str, ...]], dict[int, SelectableDevice]]:
-    """Deal slices to as many slots as can be served; fewer devices mean more slices each."""
+    """Deal slices to as many slots as can be served, and choose their devices; fewer slots mean more slices each."""
     count = min(run.config.devices_per_round, len(order))
     while count > 0:
         dealt = run.deal(count)
@@ -323,7 +331,7 @@ def _offer_on(connection: sqlite3.Connection, run: Run, number: int, vacant: lis
 
 
 def _requirement(run: Run, dealt: list[tuple[str, ...]]) -> Callable[[int, SelectableDevice], int]:
-    """Predicted peak of a slot's task on a device; each distinct question is asked once."""
+    """A function that predicts the peak of a slot's task on a device; each distinct question is worked out once."""
     known: dict[tuple[tuple[str, ...], int], int] = {}
 
     def needed(slot: int, device: SelectableDevice) -> int:
@@ -355,7 +363,7 @@ def _contributions(
 
 
 def _reference(stores: Stores, run: Run, task: Task) -> Values | None:
-    """What a replay needs beside the values; deltas that travel as they are need nothing."""
+    """What a replay needs beside the values; a delta that travelled as it is needs nothing."""
     if task.report != "scalars" or task.reference is None:
         return None
     return decode_values(stores.blobs.get(task.reference), run.manifest.slices)

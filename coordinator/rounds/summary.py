@@ -16,14 +16,29 @@ from edge_runtime.package.manifest import TaskKind
 
 
 class RoundSummary(Struct, frozen=True):
-    """One round.
+    """One round. None stands for what was not measured, or not yet.
 
-    Bytes are of request and response bodies; ``bytes_up_per_task`` is the mean over counted results of the delta
-    alone, safetensors header included. Peaks are the largest over the round's devices. ``accuracy`` and ``loss`` are
-    the global model's on the coordinator's rows after the round, ``train_loss`` the example-weighted mean the devices
-    reported. For language modelling ``accuracy`` is the share of next tokens predicted right, ``loss`` the mean over
-    tokens, and ``perplexity`` its exponential. A ``gated`` round was committed and left the values as they were.
-    None: not measured (yet).
+    Attributes:
+        round: number of the round, from 0.
+        state: selecting, collecting, aggregating, committed or abandoned.
+        reason: why the round was abandoned; empty otherwise.
+        accuracy: the global model's accuracy on the coordinator's rows after the round; for language modelling, the
+            share of next tokens that it predicted right.
+        loss: the global model's mean loss over these rows; for language modelling, over their tokens.
+        train_loss: mean loss that the devices reported, weighted by examples.
+        bytes_up: bytes of the bodies that devices sent during the round.
+        bytes_down: bytes of the bodies that devices got during the round.
+        seconds: duration from opening to closing.
+        predicted_peak_bytes: largest predicted peak of memory among the round's devices.
+        measured_peak_bytes: largest measured peak of memory among the round's devices.
+        devices: names of the devices whose results counted, in the order of their slots.
+        results: number of results that counted.
+        refused: number of tasks that devices refused.
+        failed: number of tasks that devices failed, or did not answer in time.
+        examples: number of examples behind the counted results.
+        perplexity: exponential of the loss, for language modelling alone.
+        bytes_up_per_task: mean size of the counted results' deltas, safetensors header included.
+        gated: whether the round was committed and left the values as they were.
     """
 
     round: int
@@ -48,10 +63,27 @@ class RoundSummary(Struct, frozen=True):
 
 
 class RunSummary(Struct, frozen=True):
-    """A run with its rounds; ``initial_*`` are of the values it started from.
+    """A run with its rounds. None stands for what was not measured, or not yet.
 
-    ``values_sha256`` names what ``fetch-slices`` gives and evaluations meet: with ``average_from_round`` the mean, once
-    there is one.
+    Attributes:
+        run_id: id of the run.
+        name: name that the configuration gives it.
+        state: queued, running, evaluating, finished, failed or stopped.
+        reason: why the run ended; empty until then.
+        rounds_committed: number of committed rounds.
+        rounds_wanted: number of committed rounds after which the run ends.
+        initial_accuracy: accuracy of the values that the run started from.
+        initial_loss: mean loss of the values that the run started from.
+        created_s: moment of its creation, in seconds since 1970.
+        started_s: moment of its start, in seconds since 1970.
+        finished_s: moment of its end, in seconds since 1970.
+        package_sha256: digest of the package's manifest.
+        values_sha256: digest of the values that ``fetch-slices`` gives and evaluations meet: with
+            ``average_from_round`` the mean, once there is one.
+        config: configuration of the run.
+        rounds: its rounds, in order; empty where runs are only listed.
+        task: task of its package.
+        initial_perplexity: perplexity of the values that the run started from, for language modelling alone.
     """
 
     run_id: str
@@ -74,7 +106,17 @@ class RunSummary(Struct, frozen=True):
 
 
 class EventSummary(Struct, frozen=True):
-    """One event; ``at_s`` in seconds since 1970."""
+    """One event.
+
+    Attributes:
+        event_id: number of the event; later events have larger ones.
+        at_s: moment of the event, in seconds since 1970.
+        round: number of the round that it belongs to, if any.
+        device: name of the device that it belongs to, if any.
+        task_id: id of the task that it belongs to, if any.
+        code: word for programs; it never changes.
+        message: text for people.
+    """
 
     event_id: int
     at_s: float
@@ -87,7 +129,7 @@ class EventSummary(Struct, frozen=True):
 
 #: A loss whose exponential is still a finite float.
 LARGEST_LOSS = 700.0
-#: Why a task lapsed, as operators count it.
+#: Reasons of lapsed tasks that operators count as refused, and as failed.
 REFUSED = frozenset({"task_refused", "cap_too_small"})
 FAILED = frozenset({"task_failed", "out_of_memory", "silent", "late", "revoked"})
 
@@ -162,7 +204,7 @@ def _round(connection: sqlite3.Connection, row: RoundRow, evaluation: Scores | N
 
 
 def _perplexity(evaluation: Scores | None) -> float | None:
-    """exp of the mean loss over tokens; None if that is not what was measured, or too large for a number."""
+    """Exponential of the mean loss over tokens; None if no such loss was measured, or it is too large for a number."""
     if evaluation is None or not evaluation.tokens or evaluation.mean_loss > LARGEST_LOSS:
         return None
     return math.exp(evaluation.mean_loss)

@@ -38,6 +38,13 @@ def check_in(
     """Answer a device that offers itself for work.
 
     A task that was handed out before and is still open is answered again, byte for byte.
+
+    Args:
+        stores: handles on the state folder.
+        connection: connection with a transaction under way.
+        device: device that asks.
+        request: check-in that it sent.
+        now_s: the present moment.
     """
     # 1. Remember what it said of itself.
     device_rows.note_check_in(
@@ -108,7 +115,7 @@ def report_event(connection: sqlite3.Connection, device: Device, event: DeviceEv
 def reserve(
     connection: sqlite3.Connection, run: Run, round_number: int, slot: int, device_id: str, *, now_s: float
 ) -> None:
-    """Keep a slot of a round for a device until it checks in, at most ``selection_timeout_s``."""
+    """Reserve a slot of a round for a device until it checks in, for ``selection_timeout_s`` at most."""
     attempt = task_rows.count_attempts(connection, run.run_id, round_number, slot)
     task_rows.reserve(
         connection,
@@ -172,7 +179,7 @@ def _hand_out(
 
 
 def _least_required_bytes(connection: sqlite3.Connection, run: Run, floor_bytes: int) -> int:
-    """The least that any slot needs: of the open round, or of a full round to come."""
+    """The least memory that any slot needs, in the open round or else in a full round to come."""
     dealt = slot_rows.dealt_in_open_round(connection, run.run_id)
     if not dealt:
         dealt = run.deal(run.config.devices_per_round)

@@ -17,7 +17,12 @@ from edge_runtime.errors import EdgeError
 
 
 def simulate(config_path: Path, options: Options, *, page_only: bool = False) -> int:
-    """Simulate, then compare all arms that the output folder has; returns the exit code.
+    """Simulate, then compare all arms that the output folder has, and return the exit code.
+
+    Args:
+        config_path: path of the simulation's configuration.
+        options: options of the command line.
+        page_only: whether to simulate nothing, and make table and page again.
 
     Raises:
         EdgeError: nothing could be simulated as asked; or an arm failed, which is said once the others are done.

@@ -37,9 +37,11 @@ class FleetConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """The simulated devices, all alike but for their data and speed.
 
     Attributes:
-        cap: memory each grants, in bytes.
-        arithmetic: in which packages are run; None measures which is best here, once for each package and folder.
-        prefix_cache: most bytes of memory that one process keeps of frozen segments' outputs; 0 keeps none.
+        devices: number of devices.
+        cap: memory that each device grants, in bytes.
+        arithmetic: arithmetic in which packages are run; None measures which is best here, once for each package and
+            output folder.
+        prefix_cache: bytes of memory that one process may fill with outputs of frozen segments; 0 keeps none.
     """
 
     devices: Annotated[int, Meta(ge=1, le=10_000)]
@@ -49,9 +51,14 @@ class FleetConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DataConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the rows are and how devices come by theirs.
+    """Where the rows are, and how they are shared out to the devices.
 
-    ``alpha`` is of ``dirichlet`` alone. ``rows_per_device`` 0 shares all rows out evenly; ``natural`` has none.
+    Attributes:
+        train: file of the rows that devices share.
+        dev: file of the rows that the coordinator evaluates on.
+        partition: ``iid`` shares rows out at random, ``dirichlet`` mixes labels unevenly, ``natural`` goes by owner.
+        alpha: concentration of the label mix, for ``dirichlet`` alone; the smaller, the more uneven.
+        rows_per_device: number of rows of each device; 0 shares all rows out evenly. ``natural`` takes 0 alone.
     """
 
     train: FilePath
@@ -62,8 +69,12 @@ class DataConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SpeedConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """Virtual seconds of a task: ``overhead_s`` and, for each example and forward pass, ``seconds_per_example``
-    times the device's factor, which is drawn once with mean 1 (``equal``: 1 for all).
+    """How long devices work, in virtual seconds.
+
+    Attributes:
+        overhead_s: seconds of every task.
+        seconds_per_example: further seconds of one example once through the model, on a device of factor 1.
+        spread: distribution that each device's factor is drawn from once, with mean 1; ``equal`` gives 1 to all.
     """
 
     overhead_s: Seconds = 1.0
@@ -72,13 +83,24 @@ class SpeedConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DropoutConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """``rate``: the chance that a device that got a task never answers."""
+    """How often devices drop out.
+
+    Attributes:
+        rate: chance that a device that got a task never answers.
+    """
 
     rate: Fraction = 0.0
 
 
 class ArmConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """One way to train, compared with the others. ``kind`` is for people; ``run`` goes over the common table."""
+    """One way to train, which is compared with the others.
+
+    Attributes:
+        name: name of the arm.
+        package: folder of the arm's package.
+        kind: a few words for people.
+        run: keys of the run that replace those of the common table.
+    """
 
     name: ShortName
     package: FilePath
@@ -87,14 +109,31 @@ class ArmConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ComparisonConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """Names of the arms that the others' gains are measured from and against."""
+    """The arms that others are compared with.
+
+    Attributes:
+        head_only: name of the arm that gains are measured from.
+        reference: name of the arm whose gain others' gains are a share of.
+    """
 
     head_only: ShortName | None = None
     reference: ShortName | None = None
 
 
 class SimulationConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything an operator decides about a simulation; paths are absolute."""
+    """Everything that an operator decides about a simulation; paths are absolute.
+
+    Attributes:
+        name: name of the simulation.
+        seeds: seeds at which every arm is simulated.
+        fleet: simulated devices.
+        data: rows of devices and coordinator.
+        arms: ways to train that are compared.
+        run: keys of the run that all arms share.
+        speed: speed of the devices.
+        dropout: frequency of drop-outs.
+        comparison: arms that others are compared with.
+    """
 
     name: ShortName
     seeds: Annotated[tuple[Seed, ...], Meta(min_length=1, max_length=1000)]
@@ -114,7 +153,12 @@ class SimulationConfig(Struct, frozen=True, forbid_unknown_fields=True):
         raise ConfigError(f"no arm is called {name!r}; there are {', '.join(arm.name for arm in self.arms)}")
 
     def run_of(self, arm: ArmConfig, seed: int, publisher_key: str) -> RunConfig:
-        """What the coordinator is asked to run for an arm and a seed.
+        """The run that the coordinator is asked for, for an arm and a seed.
+
+        Args:
+            arm: configuration of the arm.
+            seed: seed of the run.
+            publisher_key: public key that signs the package.
 
         Raises:
             ConfigError: a key of the run is unknown, out of range or set by the simulation; names it.
@@ -146,7 +190,7 @@ class SimulationConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """A table with another laid over it; tables within are merged alike, other values replaced."""
+    """A table with another laid over it: tables inside are merged in the same way, other values are replaced."""
     joined = dict(below)
     for key, value in above.items():
         inner = joined.get(key)

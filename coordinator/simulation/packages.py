@@ -20,10 +20,14 @@ KEY, PACKAGES, PREPARED = "publisher.key", "packages", "prepared"
 
 @dataclass(frozen=True)
 class SimulationPackages:
-    """Where they lie: ``packages/SHA256`` and ``prepared/SHA256`` below the output folder.
+    """The packages below an output folder: ``packages/SHA256`` and, laid out for this machine, ``prepared/SHA256``.
 
     An arm's package need not come with its publisher's key: whoever simulates names the folder, and the manifest's
     digest says what it was. The copy here is signed anew, so that the coordinator can check it as it always does.
+
+    Attributes:
+        folder: output folder.
+        key: key that signs the copies.
     """
 
     folder: Path
@@ -43,13 +47,14 @@ class SimulationPackages:
         """Copy a package here and prepare it, unless that was done.
 
         Args:
-            source: the package folder that the configuration names.
-            arithmetic: in which to run it; None measures.
-            cap_bytes: arithmetics that could not train under it are not considered.
-            threads: of the engine that measures.
+            source: package folder that the configuration names.
+            arithmetic: arithmetic in which to run it; None measures which is best.
+            cap_bytes: memory that devices grant; arithmetics that could not train under it are not considered.
+            threads: threads of the engine that measures.
 
         Raises:
-            ArtefactError: the package is malformed or damaged. PreparationError: it cannot be run here.
+            ArtefactError: the package is malformed or damaged.
+            PreparationError: it cannot be run here.
         """
         package = Package.open_unsigned(source)
         folder = self.copies / package.sha256

@@ -27,13 +27,20 @@ ARMS = "arms"
 
 
 class Point(Struct, frozen=True):
-    """The global model after a round, and what it took to get there; ``round`` -1 is where the arm began.
+    """The global model after a round, and what it took to get there.
 
     Attributes:
-        accuracy, loss, perplexity: on the dev rows, as :class:`coordinator.rounds.summary.RoundSummary` has them.
-        forward_passes: of one example through the model, by all devices whose results counted, so far.
-        bytes_up, bytes_down: over the wire so far. virtual_s: of the simulated clock. wall_s: spent here.
-        train_loss: mean over the round's examples, as the devices reported it. devices: whose results counted.
+        round: number of the round; -1 is where the arm began.
+        accuracy: accuracy on the dev rows; for language modelling, the share of next tokens predicted right.
+        loss: mean loss on the dev rows; for language modelling, over their tokens.
+        perplexity: exponential of the loss, for language modelling alone.
+        forward_passes: passes of one example through the model so far, by all devices whose results counted.
+        bytes_up: bytes that devices sent so far.
+        bytes_down: bytes that devices got so far.
+        virtual_s: seconds on the simulated clock.
+        wall_s: seconds that the simulation itself took so far.
+        train_loss: mean loss over the round's examples, reported by the devices.
+        devices: names of the devices whose results counted.
     """
 
     round: int
@@ -53,12 +60,23 @@ class Record(Struct, frozen=True):
     """One arm at one seed.
 
     Attributes:
-        config: of the run, with the package folder that the arm names.
+        arm: name of the arm.
+        kind: a few words for people.
+        seed: seed of the arm.
+        status: finished, diverged or failed.
+        round: last round whose values were in use, for an arm that diverged.
+        reason: reason why it diverged or failed; empty if it finished.
+        task: task of the package.
+        package: digest of the package's manifest.
         fingerprint: digest of all that the values depend on.
-        schedule_sha256: digest of which device held which slot when, and what became of it.
-        values_sha256: of the encoded slice values at the end; they lie in the arm's state folder under this name.
-        rounds, tasks, results: committed rounds, tasks handed out, and results that counted.
-        threads: of the engine; equal seeds give equal bits at an equal number.
+        threads: threads of the engine; equal seeds give equal bits at an equal number.
+        rounds: number of committed rounds.
+        tasks: number of tasks that were handed out.
+        results: number of results that counted.
+        schedule_sha256: digest of which device held which slot, and what became of it.
+        values_sha256: digest of the slice values at the end, which lie in the arm's state folder under this name.
+        points: evaluated rounds, in order.
+        config: configuration of the run, with the package folder that the arm names; None for an arm that failed.
     """
 
     arm: str
@@ -81,7 +99,7 @@ class Record(Struct, frozen=True):
 
 
 def record_of(arm: Arm, ending: Ending, threads: int) -> Record:
-    """Gather what the database knows of an arm that has ended; read-only."""
+    """The record of an arm that has ended, from its database."""
     with arm.stores.storage.reading() as connection:
         run = find_run(arm.stores, connection, arm.run_id)
         summary = summarise(connection, run)
@@ -120,7 +138,7 @@ def failed(arm: str, kind: str, seed: int, reason: str, threads: int) -> Record:
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Write it below the output folder."""
+    """Write a record below the output folder."""
     path = path_of(folder, record.arm, record.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
@@ -195,7 +213,7 @@ def _points(
 
 
 def _passes(results: list[ResultWork]) -> dict[int, int]:
-    """Forward passes of each round's counted results; steps that could not be applied cost what others do."""
+    """Forward passes of each round's counted results; steps that could not be applied cost as much as others."""
     passes: dict[int, int] = {}
     for work in results:
         task = msgspec.json.decode(work.task, type=Task)

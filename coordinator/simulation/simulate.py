@@ -1,7 +1,7 @@
 """One arm from its first round to its last: :func:`simulate`, readable top to bottom.
 
-The coordinator's own functions do all that a coordinator does; this module moves the clock and the devices. What a
-device is at is read back from the database, so a simulation that was killed goes on where it stood.
+The coordinator's own functions do all that a coordinator does; this module moves the clock and the devices. What each
+device works on is read back from the database, so a simulation that was killed goes on where it stood.
 """
 
 from __future__ import annotations
@@ -45,7 +45,14 @@ Report = Callable[[Arm], None]
 
 @dataclass
 class AssignmentInFlight:
-    """A task that a device is at until ``until_s``; ``answers`` is whether it will then hand in a result."""
+    """A task that a device works on.
+
+    Attributes:
+        task: task that the device was handed out.
+        until_s: moment when the device is done with it.
+        answers: whether the device then hands in a result.
+        pending: function that waits for the encoded result; None if the result would come too late.
+    """
 
     task: Task
     until_s: float
@@ -54,12 +61,13 @@ class AssignmentInFlight:
 
 
 class Simulation:
-    """An arm with its clock and the assignments that its devices are at.
+    """An arm with its clock and the assignments that its devices work on.
 
     Args:
-        arm: from :func:`coordinator.simulation.arm.open_arm`.
-        bench: evaluates. trainer: trains.
-        cap_bytes: what each device grants.
+        arm: arm to simulate.
+        bench: bench that makes the evaluations.
+        trainer: trainer that does the devices' tasks.
+        cap_bytes: memory that each device grants.
     """
 
     def __init__(self, arm: Arm, bench: Workbench, trainer: Trainer, cap_bytes: int) -> None:
@@ -73,6 +81,9 @@ class Simulation:
 
     def simulate(self, report: Report) -> Ending:
         """Play the arm to its end.
+
+        Args:
+            report: function that is called after each pass in which something happened.
 
         Raises:
             EdgeError: it cannot go on, for a reason that is no property of its learning.
@@ -156,7 +167,7 @@ class Simulation:
         return max(self.now_s, min(moments))
 
     def _polling(self) -> list[str]:
-        """Devices with a slot, whose time to ask has come, in the order of their slots."""
+        """Devices that hold a slot and whose time to ask has come, in the order of their slots."""
         with self.stores.storage.reading() as connection:
             slots = simulation_rows.held_slots(connection)
         return [
@@ -168,7 +179,7 @@ class Simulation:
         ]
 
     def _poll_s(self, slot: HeldSlot) -> float:
-        """When the device of a slot next asks: not before it is done with what it is at."""
+        """When the device that holds a slot next asks: not before it is done with what it works on."""
         assignment = self.in_flight.get(slot.device_name)
         if assignment is not None and assignment.until_s >= slot.reserved_s:
             return assignment.until_s
@@ -188,7 +199,7 @@ class Simulation:
                     self._ask(connection, device)
 
     def _ask(self, connection: sqlite3.Connection, device: Device) -> None:
-        """A check-in; with a task, the device sets to work."""
+        """Check a device in; if it gets a task, it sets to work."""
         simulated = self.arm.fleet.devices[device.name]
         request = CheckInRequest(runtime_version, self._cap_bytes, 0, len(simulated.rows))
         answer = tasks.check_in(self.stores, connection, device, request, now_s=self.now_s)
@@ -203,7 +214,10 @@ class Simulation:
         self.in_flight[device.name] = self._assignment(task, simulated, self.now_s, blobs)
 
     def _blobs_of(self, task: Task) -> tuple[bytes, bytes]:
-        """What a device fetches for a task beside the package: the values, and what directions are compared with."""
+        """What a device fetches for a task beside the package: the values, and what directions are compared with.
+
+        The second is empty if the task names none.
+        """
         return self.stores.blobs.get(task.state), (
             b"" if task.reference is None else self.stores.blobs.get(task.reference)
         )
@@ -213,7 +227,11 @@ class Simulation:
     ) -> AssignmentInFlight:
         """What a device does with a task; training begins if the result will be in time.
 
-        ``blobs`` None: the coordinator has taken the task back already.
+        Args:
+            task: task that the device was handed out.
+            device: device that works on it.
+            since_s: moment when the device got it.
+            blobs: values and reference that the device fetched; None if the coordinator has taken the task back.
         """
         seconds, deadline_s = self.arm.fleet.duration_s(task, device), since_s + task.deadline_s
         # A device that gives no result in time is heard of again once the coordinator has given its slot away.
@@ -280,7 +298,7 @@ class Simulation:
         self.now_s = now_s
 
     def _unfinished(self) -> dict[str, AssignmentInFlight]:
-        """The assignments of all devices, as a process that was killed left them."""
+        """The assignments of all devices that a process which was killed left behind."""
         with self.stores.storage.reading() as connection:
             rows = simulation_rows.tasks_without_result(connection)
         in_flight = {}
@@ -296,7 +314,7 @@ class Simulation:
 
 
 def _too_late(task: Task) -> Result:
-    """What stands for a result that the coordinator takes no more: it refuses it before looking into it."""
+    """A stand-in for a result that comes too late: the coordinator refuses it before looking into it."""
     return Result(
         task.task_id,
         task.run_id,

@@ -33,7 +33,15 @@ from edge_runtime.package.package import Package
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line adds to the configuration; ``arms`` and ``seeds`` None take all."""
+    """What the command line adds to the configuration.
+
+    Attributes:
+        output: output folder.
+        arms: names of the arms to simulate; None takes all.
+        seeds: seeds to simulate; None takes all.
+        threads: threads of the inference engine; 0 takes one for each core.
+        ray: address of a Ray cluster that trains; None trains in this process.
+    """
 
     output: Path
     arms: tuple[str, ...] | None = None
@@ -48,7 +56,7 @@ class Options:
 
 
 def read_seeds(text: str) -> tuple[int, ...]:
-    """Seeds as the command line has them; :class:`ConfigError` if one is no number."""
+    """Seeds from the command line's text, such as ``0,1,2``; :class:`ConfigError` if one is no number."""
     try:
         return tuple(int(seed) for seed in text.split(","))
     except ValueError as error:
@@ -57,7 +65,17 @@ def read_seeds(text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What is to be simulated, checked."""
+    """What is to be simulated, checked.
+
+    Attributes:
+        config: configuration of the simulation.
+        options: options of the command line.
+        arms: arms to simulate.
+        seeds: seeds to simulate each arm at.
+        train: rows that devices share.
+        dev: rows of evaluations.
+        shares: rows of each device, by seed.
+    """
 
     config: SimulationConfig
     options: Options
@@ -119,7 +137,17 @@ def simulate_arm(
     trainer: Trainer,
     progress: Progress,
 ) -> Record:
-    """One arm at one seed; an error becomes its record, for it must not stop the others.
+    """Simulate one arm at one seed; an error becomes its record, for it must not stop the others.
+
+    Args:
+        plan: plan of the simulation.
+        config: configuration of the arm.
+        seed: seed of the arm.
+        package: copy of the arm's package.
+        packages: packages of the simulation.
+        bench: bench that makes the evaluations.
+        trainer: trainer that does the devices' tasks.
+        progress: listener that is told how the arm gets on.
 
     Raises:
         ConfigError: another process works on it, or the folder holds an arm of another configuration.
@@ -171,7 +199,8 @@ def make_plan(config: SimulationConfig, options: Options) -> SweepPlan:
 
     Raises:
         ConfigError: an unknown arm or seed, a partition that cannot be had, a run that does not fit its package.
-        DataError: a row cannot be used. ArtefactError: a package is malformed.
+        DataError: a row cannot be used.
+        ArtefactError: a package is malformed.
         CapExceededError: no device could do a task of an arm.
     """
     if options.threads < 0:

@@ -1,4 +1,4 @@
-"""How an arm ends: finished, or diverged and at which round. Anything else that stops it is an error."""
+"""How an arm ends: it finished, or it diverged at some round. Anything else that stops it is an error."""
 
 from __future__ import annotations
 
@@ -14,18 +14,24 @@ from coordinator.storage import evaluation_rows, round_rows, run_rows, simulatio
 from edge_runtime.errors import CoordinatorError
 from edge_runtime.worker.jobs import EvaluateOutcome
 
-#: A loss above this many times the larger of the initial one and that of guessing has run away.
+#: A loss has run away when it is over this many times the initial one, or that of guessing if that is larger.
 RUNAWAY = 10.0
 #: Begins the reason of a run that this module stopped.
 _DIVERGED = "diverged: "
-#: Event of a result that the coordinator refused for its content.
+#: Code of the event that tells of a result that the coordinator refused for its content.
 RESULT_REFUSED = "result_refused"
 
 Status = Literal["finished", "diverged", "failed"]
 
 
 class Ending(Struct, frozen=True):
-    """How an arm ended; ``round`` is the last one whose values were in use, -1 before the first."""
+    """How an arm ended.
+
+    Attributes:
+        status: finished, diverged or failed.
+        round: last round whose values were in use, for an arm that diverged; -1 is where the arm began.
+        reason: reason why it diverged or failed; empty if it finished.
+    """
 
     status: Status
     round: int | None = None
@@ -33,7 +39,7 @@ class Ending(Struct, frozen=True):
 
 
 def judge_evaluation(arm: Arm, round_number: int, outcome: EvaluateOutcome) -> Ending | None:
-    """Whether values that were just evaluated have run away."""
+    """The end of an arm whose values have run away, by the evaluation that was just made; None if they have not."""
     loss = outcome.mean_loss
     if not math.isfinite(loss):
         return Ending("diverged", round_number, f"the evaluation loss is {loss}")
@@ -51,10 +57,10 @@ def judge_evaluation(arm: Arm, round_number: int, outcome: EvaluateOutcome) -> E
 
 
 def judge_run(arm: Arm, now_s: float) -> Ending | None:
-    """How the run has ended, or None if it goes on.
+    """How the run has ended; None if it goes on.
 
     Raises:
-        CoordinatorError: the coordinator gave it up for a reason that is not divergence; the message is its own.
+        CoordinatorError: the coordinator gave it up for a reason that is no divergence; the message gives it.
     """
     with arm.stores.storage.reading() as connection:
         run = run_rows.get(connection, arm.run_id)
@@ -78,7 +84,7 @@ def judge_run(arm: Arm, now_s: float) -> Ending | None:
 
 
 def stop(arm: Arm, ending: Ending | None, now_s: float) -> Ending | None:
-    """End the run in the database, so that it stays ended whoever looks next."""
+    """End the run in the database, so that it stays ended, and return the ending; without one nothing is done."""
     if ending is not None:
         with arm.stores.storage.transaction() as connection:
             end_run(connection, arm.run_id, "failed", _DIVERGED + ending.reason, now_s=now_s)

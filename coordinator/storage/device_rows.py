@@ -14,7 +14,7 @@ class DeviceRow:
         device_id: random id of the device.
         name: name that the operator gave it.
         public_key: key that its requests are signed with.
-        revoked_s: when the operator revoked it; None: never.
+        revoked_s: moment when the operator revoked it; None if it is not revoked.
     """
 
     device_id: str

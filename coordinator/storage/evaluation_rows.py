@@ -29,7 +29,7 @@ class Scores:
         round: number of the round whose values were meant.
         accuracy: share of rows, or of next tokens, that were predicted right.
         mean_loss: mean loss over the rows, or over the tokens.
-        tokens: predicted tokens that the loss is a mean over; 0: it is one over rows.
+        tokens: number of predicted tokens that the loss is a mean over; with 0 it is a mean over rows.
     """
 
     round: int

@@ -20,11 +20,11 @@ class ResultRow:
         examples: examples behind the delta.
         steps_applied: local steps that moved the device's values.
         steps_skipped: local steps that could not be applied.
-        mean_loss: mean loss over the examples; None: not measured.
-        seconds: how long the device trained.
+        mean_loss: mean loss over the examples; None if it was not measured.
+        seconds: seconds that the device trained.
         memory: memory that the device predicted and measured.
-        received_s: when the result came.
-        change_bytes: size of the delta on its way; 0: it was not counted then.
+        received_s: moment when the result came.
+        change_bytes: size of the delta on its way; 0 if it was stored before sizes were.
     """
 
     task_id: str

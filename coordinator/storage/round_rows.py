@@ -15,9 +15,9 @@ class RoundRow:
         round: its number, from 0.
         state: selecting, collecting, aggregating, committed or abandoned.
         reason: why it was abandoned; empty otherwise.
-        opened_s: when it opened.
-        deadline_s: when it closes with the results that are in, if they are enough.
-        closed_s: when it closed; None: it is open.
+        opened_s: moment when it opened.
+        deadline_s: moment when it closes with the results that are in, if they are enough.
+        closed_s: moment when it closed; None while it is open.
         values_sha256: slice values that it started from.
         bytes_up: body bytes that devices sent while it was open.
         bytes_down: body bytes that devices got while it was open.

@@ -18,16 +18,16 @@ class RunRow:
         package_signature: the publisher's signature of that manifest.
         state: queued, running, evaluating, finished, failed or stopped.
         reason: why it ended; empty until then.
-        created_s: when the operator created it.
-        started_s: when it began; None: not yet.
-        finished_s: when it ended; None: not yet.
+        created_s: moment when the operator created it.
+        started_s: moment when it began; None before that.
+        finished_s: moment when it ended; None before that.
         values_sha256: slice values from which training goes on.
         optimizer_sha256: the server's state beside the values; None before the first commit.
         next_round: number of the next round to open.
         committed: number of committed rounds.
         abandoned_in_a_row: number of rounds that were abandoned since the last commit.
         average_sha256: mean of the values after several rounds; None while there is none.
-        reference_sha256: values that the next round's directions are compared with; None if they are not.
+        reference_sha256: deltas that the next round's directions are compared with; None if they are not.
     """
 
     position: int

@@ -15,8 +15,8 @@ class HeldSlot:
     Attributes:
         task_id: id of the task.
         state: reserved or working.
-        due_s: when the device must have checked in, or delivered its result.
-        reserved_s: when the slot was reserved for the device.
+        due_s: moment until which the device must have checked in, or delivered its result.
+        reserved_s: moment when the slot was reserved for the device.
         device_name: name of the device.
     """
 
@@ -137,8 +137,8 @@ def first_not_finite(
     Args:
         connection: connection to the database.
         run_id: id of the run.
-        code: event of a refused result.
-        after: round that it must come after; None: any.
+        code: code of the event that tells of a refused result.
+        after: number of the round that it must come after; None takes any.
     """
     row = connection.execute(
         "SELECT round, message FROM events WHERE run_id = ? AND code = ? AND round > coalesce(?, -1)"

@@ -28,8 +28,8 @@ class TaskRow:
         device_id: id of the device.
         state: reserved, working, counted or lapsed.
         reason: why it lapsed; empty otherwise.
-        reserved_s: when the slot was reserved for the device.
-        due_s: when the device must have checked in (reserved), or delivered its result (working).
+        reserved_s: moment when the slot was reserved for the device.
+        due_s: moment until which the device must have checked in (reserved), or delivered its result (working).
         required_bytes: predicted peak of memory; 0 until it is handed out.
         task: JSON of the task that was signed; None until it is handed out.
         signature: the coordinator's signature of ``task``.

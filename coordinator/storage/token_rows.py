@@ -11,8 +11,8 @@ class TokenRow:
     """An enrolment token.
 
     Attributes:
-        expires_s: when it expires.
-        device_id: device that used it up; None: nobody yet.
+        expires_s: moment when it expires.
+        device_id: id of the device that used it up; None while nobody has.
     """
 
     expires_s: float

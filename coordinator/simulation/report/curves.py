@@ -19,7 +19,14 @@ _LEFT, _RIGHT, _TOP, _BOTTOM, _HEIGHT = 52, 14, 14, 44, 320
 
 @dataclass(frozen=True)
 class Axis:
-    """What a curve is drawn over."""
+    """What a curve is drawn over.
+
+    Attributes:
+        key: word for the drawing's id.
+        title: text beside the axis.
+        of: function that tells where on the axis a point of a record lies.
+        label: function that writes a number of the axis.
+    """
 
     key: str
     title: str
@@ -36,7 +43,12 @@ AXES = (
 
 @dataclass(frozen=True)
 class Curve:
-    """One arm over one axis: (x, mean, least, most) at the rounds that all of its seeds evaluated."""
+    """One arm over one axis.
+
+    Attributes:
+        name: name of the arm.
+        points: x, mean, least and most score of each round that all seeds evaluated.
+    """
 
     name: str
     points: tuple[tuple[float, float, float, float], ...]
@@ -78,7 +90,15 @@ def dash(index: int) -> str:
 
 @dataclass(frozen=True)
 class _Plane:
-    """Where values lie on the drawing, in pixels; scores from ``low`` to ``high``."""
+    """Where values lie on the drawing, in pixels.
+
+    Attributes:
+        width: width of the drawing in pixels.
+        most: largest value of the horizontal axis.
+        low: score at the bottom.
+        high: score at the top.
+        percent: whether scores are written in per cent.
+    """
 
     width: int
     most: float

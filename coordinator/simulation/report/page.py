@@ -1,4 +1,4 @@
-"""``comparison.html``: curves and table of all arms, one file that asks nothing of the network."""
+"""``comparison.html``: curves and table of all arms, in one file that loads nothing from the network."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from coordinator.storage import evaluation_rows, run_rows
 
 
 class Progress(Protocol):
-    """Hears of arms as they begin, get on and end."""
+    """Is told of arms as they begin, get on and end."""
 
     def skip(self, record: Record) -> None:
         """An arm has ended before."""
@@ -36,7 +36,11 @@ class Progress(Protocol):
 
 
 class Standing:
-    """How far an arm is, from its database; evaluated rounds are told once."""
+    """How far an arm is, from its database; each evaluated round is news once.
+
+    Args:
+        arm: arm that is simulated.
+    """
 
     def __init__(self, arm: Arm) -> None:
         self._arm = arm
@@ -45,7 +49,7 @@ class Standing:
         self.look()
 
     def look(self) -> None:
-        """Read it again; ``news`` is whether a round was evaluated since."""
+        """Read the database again; ``news`` is whether a round was evaluated since the last look."""
         with self._arm.stores.storage.reading() as connection:
             self.committed = run_rows.get(connection, self._arm.run_id).committed
             last = evaluation_rows.find_last_done(connection, self._arm.run_id)
@@ -56,7 +60,11 @@ class Standing:
 
 
 class Lines:
-    """One line for each evaluated round."""
+    """One line for each evaluated round.
+
+    Args:
+        out: stream that lines are written to.
+    """
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -93,7 +101,12 @@ class Lines:
 
 
 class LiveBar:
-    """Rounds over all arms and seeds, and what the present one does."""
+    """A bar over all arms and seeds, and one over the rounds of the present arm.
+
+    Args:
+        bar: bar of the terminal.
+        arms: number of arms, each seed counted.
+    """
 
     def __init__(self, bar: Bar, arms: int) -> None:
         self._bar, self._arms = bar, arms
