@@ -31,7 +31,7 @@ Slots = Annotated[int, Meta(ge=1, le=10_000)]
 
 
 class ServerOptimizerConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """The server's step on an averaged change; see :mod:`coordinator.aggregation.server_optimizers`.
+    """The server's step on an averaged delta; its formulas stand in :mod:`coordinator.aggregation.server_optimizers`.
 
     Attributes:
         name: rule of the step: ``"sgd"`` (FedAvg at rate 1), ``"momentum"``, ``"adagrad"``, ``"yogi"`` or ``"adam"``
@@ -62,7 +62,7 @@ class ServerOptimizers(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EvaluationConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the coordinator's own development rows lie and how often the global model meets them.
+    """How the coordinator evaluates the global model on its own development rows.
 
     Attributes:
         data: file of the development rows, on the coordinator's machine, in the form of a device's data.

@@ -1,19 +1,55 @@
-"""A clear no to a request: status, stable code, message for people. Raised anywhere, answered once."""
+"""A clear no to a request: what kind of no, a stable code, a message for people. Raised anywhere, answered in api/.
+
+RefusalError
+├── MalformedError         the request is not one that the protocol has
+├── UnauthenticatedError   who asks is not known
+├── ForbiddenError         who asks is known, and may not
+├── NotFoundError          what the request names is not here
+├── ConflictError          the request does not fit how things stand
+├── TooLargeError          the body is over its limit
+└── UnusableError          what the request brings cannot be used
+"""
 
 from __future__ import annotations
 
 
 class RefusalError(Exception):
-    """The request is refused and nothing has changed; ``docs/protocol.md`` lists the codes.
+    """The request is refused and nothing has changed; ``docs/protocol.md`` lists the codes. Raise one of its kinds.
 
     Args:
-        status: the HTTP status, 4xx.
-        code: stable and machine-readable.
-        message: what happened, which limit was met, what to do; never a data value.
+        code: word for programs; it never changes.
+        message: text for people: what happened, which limit was met, what to do. It never holds a data value.
     """
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
-        self.status = status
         self.code = code
         self.message = message
+
+
+class MalformedError(RefusalError):
+    """The request is not one that the protocol has."""
+
+
+class UnauthenticatedError(RefusalError):
+    """Who asks is not known."""
+
+
+class ForbiddenError(RefusalError):
+    """Who asks is known, and may not."""
+
+
+class NotFoundError(RefusalError):
+    """What the request names is not here."""
+
+
+class ConflictError(RefusalError):
+    """The request does not fit how things stand."""
+
+
+class TooLargeError(RefusalError):
+    """The body is over its limit."""
+
+
+class UnusableError(RefusalError):
+    """What the request brings cannot be used."""

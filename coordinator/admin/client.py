@@ -23,9 +23,9 @@ class AdminClient:
     """Calls of one coordinator's admin API; every method may raise a ``CoordinatorError``.
 
     Args:
-        url: the coordinator's address, without a trailing slash.
+        url: address of the coordinator.
         token: the operator's bearer token.
-        ca: certificates to trust for https, PEM; None: those of the system.
+        ca: certificates to trust for https, PEM; None trusts those of the system.
     """
 
     def __init__(self, url: str, token: str, ca: Path | None = None) -> None:
@@ -99,6 +99,12 @@ class AdminClient:
 
 def connect(state: Path | None, url: str | None, token_file: Path | None, ca: Path | None) -> AdminClient:
     """A client from a state folder on this machine, or from an address and a token file.
+
+    Args:
+        state: state folder of a coordinator on this machine, if there is one.
+        url: address of the coordinator; None reads it from the state folder.
+        token_file: file with the operator's token; None takes the one in the state folder.
+        ca: certificates to trust for https, PEM; None trusts those of the system.
 
     Raises:
         ConfigError: neither is given, or a file cannot be read.

@@ -1,11 +1,11 @@
 """LoRA's factors averaged by their product: ``lora_aggregation = "product_svd"``.
 
 A LoRA slice adds B A, with A (r, in) and B (out, r). The mean of the factors is not the factors of the mean: mean(B)
-mean(A) differs from mean(B A) by the covariance of the devices' factors. Here each device's product, made of its
-values after the task, enters the mean, and the leading r singular triplets of what comes out become the new factors:
-the closest matrix of that rank (Eckart & Young 1936).
+mean(A) differs from mean(B A) by the covariance of the devices' factors. Here the product of each device's factors
+after its task enters the mean, and the leading r singular triplets of the mean become the new factors: the closest
+matrix of that rank (Eckart & Young 1936).
 
-One matrix (out, in) of float64 is held for each LoRA slice, whatever the number of devices.
+Memory is one float64 matrix (out, in) for each LoRA slice, whatever the number of devices.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from coordinator.aggregation.server_optimizers import DoubleArray
 from edge_runtime.package.manifest import SliceSpec
 from edge_runtime.package.slices import FloatArray, Values, key
 
-#: Stands in a contribution's change for the tensors A and B of a slice.
+#: Name of the tensor that stands in a contribution's delta for A and B of a slice.
 PRODUCT = "product"
 #: Singular values below this share of the largest are noise of the arithmetic.
 NOISE = 1e-10
@@ -29,31 +29,35 @@ NOISE = 1e-10
 def with_products(
     contributions: Iterable[Contribution], values: Values, specs: Sequence[SliceSpec]
 ) -> Iterable[Contribution]:
-    """Each contribution with one change of the product, (B + dB)(A + dA) - B A, for those of A and B.
+    """Each contribution with the delta of the product, (B + dB)(A + dA) - B A, in place of the deltas of A and B.
 
     Args:
-        contributions: consumed one at a time. values: as the tasks came with them. specs: of the package.
+        contributions: contributions of a round; consumed one at a time.
+        values: slice values that the round's tasks came with.
+        specs: all slices of the package.
     """
     pairs = [(_names(spec), key(spec.name, PRODUCT)) for spec in specs if spec.kind == "lora"]
     for contribution in contributions:
-        change = dict(contribution.change)
+        delta = dict(contribution.delta)
         for (a, b), product in pairs:
-            if a in change:
+            if a in delta:
                 before_a, before_b = _double(values[a]), _double(values[b])
-                after_a, after_b = before_a + _double(change.pop(a)), before_b + _double(change.pop(b))
-                change[product] = after_b @ after_a - before_b @ before_a
-        yield replace(contribution, change=change)
+                after_a, after_b = before_a + _double(delta.pop(a)), before_b + _double(delta.pop(b))
+                delta[product] = after_b @ after_a - before_b @ before_a
+        yield replace(contribution, delta=delta)
 
 
-def factor_changes(
-    changes: Mapping[str, DoubleArray], values: Values, specs: Sequence[SliceSpec]
+def factor_deltas(
+    deltas: Mapping[str, DoubleArray], values: Values, specs: Sequence[SliceSpec]
 ) -> dict[str, DoubleArray]:
-    """Mean changes with those of A and B, new factors minus current ones, for that of their product.
+    """Mean deltas with those of A and B (new factors minus current ones) in place of the delta of their product.
 
     Args:
-        changes: means of what :func:`with_products` gave. values, specs: as there.
+        deltas: mean deltas of contributions that went through :func:`with_products`.
+        values: slice values that the round's tasks came with.
+        specs: all slices of the package.
     """
-    result = dict(changes)
+    result = dict(deltas)
     for spec in specs:
         product = key(spec.name, PRODUCT)
         if product in result:
@@ -76,10 +80,12 @@ def factorise(product: DoubleArray, a: DoubleArray, b: DoubleArray) -> tuple[Dou
     current A has beside the product's row space, or nothing could ever be learnt there: both factors would be 0.
 
     Args:
-        product: (out, in). a: (r, in), b: (out, r), current factors.
+        product: matrix to factorise, (out, in).
+        a: current A, (r, in).
+        b: current B, (out, r).
 
     Returns:
-        A and B.
+        the new A and the new B.
     """
     rank = len(a)
     left, singular, right = np.linalg.svd(product, full_matrices=False)

@@ -1,11 +1,11 @@
-"""The mean change of a round: example-weighted, for each slice over exactly the devices that trained it.
+"""The mean delta of a round: weighted by examples, and taken for each slice over exactly the devices that trained it.
 
-Memory is O(slices), whatever the number of devices: changes are read one at a time, in the order of their
-places, and summed in float64. So the order in which results arrived cannot show, not even in the last bit.
+Memory is O(slices), whatever the number of devices: deltas are read one at a time, in the order of their
+slots, and summed in float64. So the order in which results arrived cannot show, not even in the last bit.
 
 Devices that take more local steps pull the mean towards their own optimum. FedNova (Wang et al. 2020, "Tackling the
-Objective Inconsistency Problem", arXiv 2007.07481) divides each change by its steps and multiplies the mean by the mean
-number of steps; n: examples, D: changes, s: steps::
+Objective Inconsistency Problem", arXiv 2007.07481) divides each delta by its steps and multiplies the mean by the mean
+number of steps. With examples n, deltas D and steps s::
 
     mean = (sum n D / s) / (sum n) * (sum n s) / (sum n)
 
@@ -27,23 +27,30 @@ from edge_runtime.package.slices import FloatArray, Values
 
 @dataclass(frozen=True)
 class Contribution:
-    """One device's change.
+    """One device's delta.
 
     Attributes:
-        examples: behind the change. change: by flat name.
-        steps: by which the change is normalised; 1 leaves it as it is.
-        place: of the round.
+        examples: examples behind the delta: its weight in the mean.
+        delta: values after the task minus values before it, by flat name.
+        steps: local steps by which the delta is divided; 1 leaves it as it is.
+        slot: slot of the round that the device held.
     """
 
     examples: int
-    change: Mapping[str, FloatArray | DoubleArray]
+    delta: Mapping[str, FloatArray | DoubleArray]
     steps: int = 1
-    place: int = 0
+    slot: int = 0
 
 
 @dataclass(frozen=True)
 class Sum:
-    """What came in for one tensor: sum of n D / s, of n, and of n s."""
+    """What came in for one tensor.
+
+    Attributes:
+        total: sum of n D / s.
+        examples: sum of n.
+        steps: sum of n s.
+    """
 
     total: DoubleArray
     examples: float
@@ -54,7 +61,7 @@ class Sum:
 
     @property
     def mean(self) -> DoubleArray:
-        """The mean change."""
+        """The mean delta."""
         return self.total / self.examples * (self.steps / self.examples)
 
 
@@ -62,23 +69,23 @@ Sums = Mapping[str, Sum]
 
 
 def add(sums: dict[str, Sum], contribution: Contribution) -> None:
-    """Add a contribution in place; one without examples or steps weighs nothing."""
+    """Add a contribution to sums, in place; one without examples or steps weighs nothing."""
     examples, steps = contribution.examples, contribution.steps
     if examples == 0 or steps == 0:
         return
-    for name, change in contribution.change.items():
-        more = Sum(change.astype(np.float64) * examples / steps, examples, examples * steps)
+    for name, delta in contribution.delta.items():
+        more = Sum(delta.astype(np.float64) * examples / steps, examples, examples * steps)
         sums[name] = sums[name] + more if name in sums else more
 
 
-def mean_change(contributions: Iterable[Contribution]) -> dict[str, DoubleArray]:
-    """The mean change of each tensor over those who sent it.
+def mean_delta(contributions: Iterable[Contribution]) -> dict[str, DoubleArray]:
+    """The mean delta of each tensor over the devices that sent it.
 
     Args:
-        contributions: in the order of their places; consumed one at a time.
+        contributions: contributions of a round, in the order of their slots; consumed one at a time.
 
     Returns:
-        float64 means by flat name. A tensor that nobody trained on at least one example is missing.
+        float64 means by flat name; a tensor that nobody trained on at least one example is missing.
     """
     sums: dict[str, Sum] = {}
     for contribution in contributions:
@@ -87,7 +94,7 @@ def mean_change(contributions: Iterable[Contribution]) -> dict[str, DoubleArray]
 
 
 def merged(first: Sums, second: Sums) -> dict[str, Sum]:
-    """Both together."""
+    """The sums of two halves together."""
     both = dict(first)
     for name, each in second.items():
         both[name] = both[name] + each if name in both else each
@@ -99,28 +106,32 @@ def means(sums: Sums) -> dict[str, DoubleArray]:
     return {name: each.mean for name, each in sums.items()}
 
 
-def apply_changes(
+def apply_deltas(
     values: Values,
     moments: Mapping[str, Moments],
-    changes: Mapping[str, DoubleArray],
+    deltas: Mapping[str, DoubleArray],
     *,
     head: frozenset[str],
     optimizers: ServerOptimizers,
     rate_share: float = 1.0,
 ) -> tuple[Values, dict[str, Moments]]:
-    """One server step on every tensor that has a change; the others keep values and optimiser state.
+    """One server step on every tensor that has a delta; the others keep values and optimiser state.
 
     Args:
         values: current values of all slices.
         moments: optimiser state by flat name; a missing entry is the initial state.
-        changes: from :func:`mean_change`.
+        deltas: mean deltas by flat name.
         head: flat names of the head's tensors.
-        optimizers: the run's configuration. rate_share: of its rates, what this round takes.
+        optimizers: the run's optimisers for the slices and for the head.
+        rate_share: share of the optimisers' rates that this round takes.
+
+    Returns:
+        new values and new optimiser state.
     """
     new_values, new_moments = dict(values), dict(moments)
-    for name in sorted(changes):
+    for name in sorted(deltas):
         config = optimizers.head if name in head else optimizers.slices
         config = replace(config, rate=config.rate * rate_share)
         before = moments.get(name) or Moments.initial(values[name].shape, config)
-        new_values[name], new_moments[name] = step(values[name], changes[name], before, config)
+        new_values[name], new_moments[name] = step(values[name], deltas[name], before, config)
     return new_values, new_moments

@@ -1,6 +1,6 @@
-"""The server's step on an averaged change: FedAvg, momentum, FedAdagrad, FedYogi, FedAdam.
+"""The server's step on an averaged delta: FedAvg, momentum, FedAdagrad, FedYogi, FedAdam.
 
-Reddi et al. 2021, "Adaptive Federated Optimization" (arXiv:2003.00295), Algorithm 2; D: averaged change::
+Reddi et al. 2021, "Adaptive Federated Optimization" (arXiv:2003.00295), Algorithm 2. With the averaged delta D::
 
     m = beta1 m + (1 - beta1) D                          (momentum, adagrad, yogi, adam)
     v = v + D^2                                          (adagrad)
@@ -28,38 +28,43 @@ DoubleArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Moments:
-    """Optimiser state of one tensor, of the tensor's shape."""
+    """Optimiser state of one tensor.
+
+    Attributes:
+        m: running mean of the deltas, in the tensor's shape.
+        v: accumulated squared deltas, in the tensor's shape.
+    """
 
     m: DoubleArray
     v: DoubleArray
 
     @classmethod
     def initial(cls, shape: tuple[int, ...], config: ServerOptimizerConfig) -> Moments:
-        """m = 0, v = tau^2."""
+        """The state before the first step: m = 0, v = tau^2."""
         return cls(np.zeros(shape), np.full(shape, config.tau**2))
 
 
 def step(
-    x: FloatArray, change: DoubleArray, moments: Moments, config: ServerOptimizerConfig
+    x: FloatArray, delta: DoubleArray, moments: Moments, config: ServerOptimizerConfig
 ) -> tuple[FloatArray, Moments]:
     """One step on one tensor.
 
     Args:
         x: current values, float32.
-        change: averaged change D of the same shape.
-        moments: state after the step before.
-        config: which rule, and its constants.
+        delta: averaged delta D, in the same shape.
+        moments: optimiser state that the step before left.
+        config: rule of the step, with its constants.
 
     Returns:
-        new values (float32; may be infinite if ``change`` was enormous: the caller checks) and new state.
+        new values in float32, which may be infinite if ``delta`` was enormous (the caller checks), and new state.
     """
     m, v = moments.m, moments.v
     if config.name == "sgd":
-        return _moved(x, config.rate * change), moments
-    m = config.beta1 * m + (1 - config.beta1) * change
+        return _moved(x, config.rate * delta), moments
+    m = config.beta1 * m + (1 - config.beta1) * delta
     if config.name == "momentum":
         return _moved(x, config.rate * m), Moments(m, v)
-    squared = change * change
+    squared = delta * delta
     if config.name == "adagrad":
         v = v + squared
     elif config.name == "yogi":

@@ -1,6 +1,7 @@
-"""What the server keeps from one round to the next beside the values: one object, one blob.
+"""What the server keeps from one round to the next beside the values: one object, stored as one blob.
 
-Restored from its bytes it continues with the very same bits: everything is stored in the precision it is computed in.
+Everything is stored in the precision in which it is computed, so a server that was restored from the blob goes on with
+the very same bits.
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ class Average:
     """Equal-weight mean of the values after several rounds (SWA: Izmailov et al. 2018, arXiv 1803.05407, section 3).
 
     Attributes:
-        totals: sums of the values in float64, by flat name. rounds: how many were added; 0: there is no mean.
+        totals: sums of the values in float64, by flat name.
+        rounds: number of rounds that were added; with 0 there is no mean yet.
     """
 
     totals: Mapping[str, DoubleArray] = field(default_factory=dict)
     rounds: int = 0
 
     def plus(self, values: Values) -> Average:
-        """With the values after one more round."""
+        """This mean with the values after one more round added."""
         more = {name: array.astype(np.float64) for name, array in values.items()}
         totals = {name: self.totals[name] + more[name] for name in more} if self.rounds else more
         return Average(totals, self.rounds + 1)
@@ -51,11 +53,10 @@ class ServerState:
     """State of a run's server.
 
     Attributes:
-        moments: of the server's optimisers, by flat name; a missing one is initial.
-        average: of the values after each round from ``average_from_round`` on.
-        reference: the latest mean change of each tensor that was ever trained, for directions that are
-            compared with it.
-        kept: what a gate holds back, of places of even and of odd number.
+        moments: optimiser state by flat name; a missing entry is the initial state.
+        average: mean of the values after each round from ``average_from_round`` on.
+        reference: latest mean delta of each tensor that was ever trained; directions may be compared with it.
+        kept: sums that the gate holds back: those of even slots, those of odd slots.
     """
 
     moments: Mapping[str, Moments] = field(default_factory=dict)
@@ -64,7 +65,7 @@ class ServerState:
     kept: tuple[Sums, Sums] = field(default_factory=lambda: ({}, {}))
 
     def encode(self) -> bytes:
-        """Safetensors bytes, a part in front of each tensor's name; equal states, equal bytes."""
+        """Safetensors bytes; each tensor's name says which part it belongs to, and equal states give equal bytes."""
         flat: dict[str, Array] = {
             **_named("m", {name: each.m for name, each in self.moments.items()}),
             **_named("v", {name: each.v for name, each in self.moments.items()}),
@@ -80,7 +81,7 @@ class ServerState:
 
     @classmethod
     def decode(cls, data: bytes) -> ServerState:
-        """Inverse of :meth:`encode`; :class:`DigestError` if these are other bytes."""
+        """The state from the bytes of :meth:`encode`; :class:`DigestError` if these are other bytes."""
         try:
             flat = load(data)
             v = _part(flat, "v")

@@ -1,4 +1,4 @@
-"""A round's server step as one pure function: the daemon and the simulation both call :func:`move`."""
+"""A round's server step as one pure function: the daemon and the simulation both call :func:`server_update`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from coordinator.aggregation.low_rank import factor_changes, with_products
-from coordinator.aggregation.mean import Contribution, add, apply_changes, means, merged
+from coordinator.aggregation.low_rank import factor_deltas, with_products
+from coordinator.aggregation.mean import Contribution, add, apply_deltas, means, merged
 from coordinator.aggregation.server_state import ServerState
 from coordinator.aggregation.variance_gate import disagreement
 from coordinator.config import RunConfig
@@ -17,14 +17,15 @@ from edge_runtime.package.slices import Values, shapes
 
 
 @dataclass(frozen=True)
-class Moved:
-    """What a round comes to.
+class ServerUpdate:
+    """What the server makes of a round.
 
     Attributes:
-        values: from which training goes on. state: what the server keeps beside them.
-        average: what is evaluated and handed over in their place, once there is a mean.
-        reference: a change of all slices, that directions are compared with; None if they are not.
-        gated_variance: for which the gate held everything back; None if it did not.
+        values: slice values that training goes on from.
+        state: server state beside the values.
+        average: mean of the values over rounds, evaluated and handed over instead of them; None while there is none.
+        reference: deltas of all slices that directions are compared with; None if they are not compared.
+        gated_variance: variance for which the gate held everything back; None if it did not.
     """
 
     values: Values
@@ -34,7 +35,7 @@ class Moved:
     gated_variance: float | None
 
 
-def move(
+def server_update(
     values: Values,
     state: ServerState,
     contributions: Iterable[Contribution],
@@ -43,47 +44,50 @@ def move(
     specs: Sequence[SliceSpec],
     round_number: int,
     committed: int,
-) -> Moved:
-    """From a round's contributions to the values of the next.
+) -> ServerUpdate:
+    """From a round's contributions to the values of the next round.
 
     Args:
-        values: of all slices, as the round's tasks came with them; not modified.
-        state: as the round before left it; not modified.
-        contributions: in the order of their places; consumed one at a time.
-        config: of the run. specs: all slices of its package. round_number: from 0. committed: rounds before it.
+        values: slice values that the round's tasks came with; not modified.
+        state: server state that the round before left; not modified.
+        contributions: contributions of the round, in the order of their slots; consumed one at a time.
+        config: configuration of the run.
+        specs: all slices of the run's package.
+        round_number: number of the round, from 0.
+        committed: number of rounds that were committed before.
 
     Returns:
-        values that may be infinite if a change was enormous: the caller checks.
+        the update, whose values may be infinite if a delta was enormous: the caller checks.
     """
     heads = frozenset(shapes(spec for spec in specs if spec.kind == "head"))
-    # 1. Contributions are summed, on top of what a gate kept; of LoRA's factors, if so asked, the product.
+    # 1. Contributions are summed, on top of what the gate kept; LoRA's factors by their product, if so asked.
     if config.lora_aggregation == "product_svd":
         contributions = with_products(contributions, values, specs)
     even, odd = dict(state.kept[0]), dict(state.kept[1])
     for contribution in contributions:
-        add(odd if config.gate_variance is not None and contribution.place % 2 else even, contribution)
-    # 2. A gate may hold them back: then nothing moves, and the next round adds to them.
+        add(odd if config.gate_variance is not None and contribution.slot % 2 else even, contribution)
+    # 2. The gate may hold them back: then nothing moves, and the next round adds to them.
     variance = disagreement(even, odd, heads)
     if config.gate_variance is not None and variance is not None and variance > config.gate_variance:
         return _outcome(values, replace(state, kept=(even, odd)), config, specs, gated_variance=variance)
     # 3. They are averaged.
-    changes = factor_changes(means(merged(even, odd)), values, specs)
+    deltas = factor_deltas(means(merged(even, odd)), values, specs)
     # 4. The server's optimisers step.
-    new_values, moments = apply_changes(
+    new_values, moments = apply_deltas(
         values,
         state.moments,
-        changes,
+        deltas,
         head=heads,
         optimizers=config.server_optimizer,
         rate_share=1 - committed / config.rounds if config.rate_decay == "linear" else 1.0,
     )
-    # 5. The values enter their mean; their change is what the next round's directions are compared with.
+    # 5. The values enter their mean, and the mean deltas are what the next round's directions are compared with.
     average, reference = state.average, state.reference
     if config.average_from_round is not None and round_number >= config.average_from_round:
         average = average.plus(new_values)
     if config.directions == "filtered":
         with np.errstate(over="ignore"):
-            reference = reference | {name: mean.astype(np.float32) for name, mean in changes.items()}
+            reference = reference | {name: mean.astype(np.float32) for name, mean in deltas.items()}
     return _outcome(new_values, ServerState(moments, average, reference), config, specs)
 
 
@@ -93,14 +97,14 @@ def _outcome(
     config: RunConfig,
     specs: Sequence[SliceSpec],
     gated_variance: float | None = None,
-) -> Moved:
+) -> ServerUpdate:
     reference = None
     if config.directions == "filtered" and state.reference:
         reference = _complete(state.reference, specs)
     average = state.average.values if state.average.rounds else None
-    return Moved(values, state, average, reference, gated_variance)
+    return ServerUpdate(values, state, average, reference, gated_variance)
 
 
 def _complete(reference: Values, specs: Sequence[SliceSpec]) -> Values:
-    """Zeros for what nobody has trained yet."""
+    """The reference of all slices: zeros for what nobody has trained yet."""
     return {name: reference.get(name, np.zeros(shape, np.float32)) for name, shape in shapes(specs).items()}

@@ -16,18 +16,20 @@ from coordinator.aggregation.mean import Sums
 
 
 def disagreement(even: Sums, odd: Sums, heads: Container[str]) -> float | None:
-    """Variance between two halves' mean changes.
+    """Variance between the mean deltas of two halves of a round.
 
-    Of a tensor that both halves trained, with means a and b of its n entries, it is the mean over entries of the sample
-    variance of two numbers, sum (a - b)^2 / (2 n); of the round, the mean over these tensors. The head is left out:
-    its gradient is exact, and its size would drown the slices.
+    For one tensor of n entries that both halves trained, with mean deltas a and b, it is the mean over its entries of
+    the sample variance of two numbers: sum (a - b)^2 / (2 n). For the round it is the mean over these tensors. The head
+    is left out: its gradient is exact, and its size would drown the slices.
 
     Args:
-        even, odd: what places of even and of odd number sent. heads: flat names of the head's tensors.
+        even: sums of what the even slots sent.
+        odd: sums of what the odd slots sent.
+        heads: flat names of the head's tensors.
 
     Returns:
-        in the square of the changes' unit; infinite if no tensor was trained by both halves; None if no slice was
-        trained at all.
+        the variance, in the square of the deltas' unit; infinite if no tensor was trained by both halves; None if no
+        slice was trained at all.
     """
     trained = [name for name in {**even, **odd} if name not in heads]
     if not trained:

@@ -16,32 +16,53 @@ from litestar.response import Stream
 from msgspec import Meta, Struct
 
 from coordinator import auth
-from coordinator.api.app_state import Desk
+from coordinator.api.app_state import AppState
 from coordinator.api.device_api import serve_file
 from coordinator.config import run_config
-from coordinator.refusals import RefusalError
+from coordinator.refusals import NotFoundError, UnusableError
 from coordinator.rounds import runs
 from coordinator.rounds.summary import EventSummary, RunSummary, events_of, summarise
+from coordinator.storage import device_rows, run_rows
 from edge_runtime.errors import EdgeError
 
 MAX_EVENTS = 1000
 
 
 class TokenRequest(Struct, frozen=True):
-    """How long a new enrolment token may be used, in seconds."""
+    """A request for a new enrolment token.
+
+    Attributes:
+        valid_s: seconds during which it may be used.
+    """
 
     valid_s: Annotated[float, Meta(gt=0, le=365 * 86400)] = 86400.0
 
 
 class TokenResponse(Struct, frozen=True):
-    """A one-time enrolment token; it is shown once and kept as a digest only."""
+    """A one-time enrolment token; it is shown once and kept as a digest only.
+
+    Attributes:
+        token: token to give to the device.
+        expires_s: moment when it expires, in seconds since 1970.
+    """
 
     token: str
     expires_s: float
 
 
 class DeviceSummary(Struct, frozen=True):
-    """A device; times in seconds since 1970."""
+    """A device; moments are in seconds since 1970.
+
+    Attributes:
+        device_id: random id of the device.
+        name: name that the operator gave it.
+        device_class: kind of device, as it said when it enrolled.
+        enrolled_s: moment of its enrolment.
+        revoked_s: moment when it was revoked; None if it was not.
+        seen_s: moment of its last check-in; None before the first.
+        cap_bytes: memory that it granted at its last check-in.
+        example_count: number of examples that it had at its last check-in.
+    """
 
     device_id: str
     name: str
@@ -54,103 +75,102 @@ class DeviceSummary(Struct, frozen=True):
 
 
 class RunCreated(Struct, frozen=True):
-    """The new run's id."""
+    """A run that was queued.
+
+    Attributes:
+        run_id: id of the run.
+    """
 
     run_id: str
 
 
 async def require_admin(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Guard of every handler here."""
+    """Guard of every handler here: refuse whoever does not hold the operator's token."""
     del handler
-    desk: Desk = connection.app.state.desk
-    auth.check_admin(connection.headers.get("authorization", ""), desk.admin_token)
+    app_state: AppState = connection.app.state.app_state
+    auth.check_admin(connection.headers.get("authorization", ""), app_state.admin_token)
 
 
 @post("/tokens")
-async def create_token(data: JSONBody[TokenRequest], desk: NamedDependency[Desk]) -> TokenResponse:
+async def create_token(data: JSONBody[TokenRequest], app_state: NamedDependency[AppState]) -> TokenResponse:
     """Make a one-time enrolment token."""
-    now_s = desk.clock()
-    token: str = await desk.write(partial(auth.create_token, valid_s=data.valid_s, now_s=now_s))
+    now_s = app_state.clock()
+    token: str = await app_state.write(partial(auth.create_token, valid_s=data.valid_s, now_s=now_s))
     return TokenResponse(token, now_s + data.valid_s)
 
 
 @get("/devices")
-async def list_devices(desk: NamedDependency[Desk]) -> list[DeviceSummary]:
+async def list_devices(app_state: NamedDependency[AppState]) -> list[DeviceSummary]:
     """All devices that ever enrolled, by name."""
-    rows = await desk.read(
-        lambda connection: connection.execute(
-            "SELECT device_id, name, class, enrolled_s, revoked_s, seen_s, cap_bytes, example_count"
-            " FROM devices ORDER BY name, enrolled_s"
-        ).fetchall()
-    )
-    return [DeviceSummary(*row) for row in rows]
+    rows = await app_state.read(device_rows.all_devices)
+    return [DeviceSummary(**row) for row in rows]
 
 
 @post("/devices/{name:str}/revoke", status_code=204)
-async def revoke_device(name: FromPath[str], desk: NamedDependency[Desk]) -> None:
+async def revoke_device(name: FromPath[str], app_state: NamedDependency[AppState]) -> None:
     """Refuse all further requests of a device, named by name or id."""
-    await desk.write(partial(auth.revoke, name=name, now_s=desk.clock()))
-    desk.wake.set()
+    await app_state.write(partial(auth.revoke, name=name, now_s=app_state.clock()))
+    app_state.wake.set()
 
 
 @post("/runs")
-async def create_run(data: JSONBody[dict[str, Any]], desk: NamedDependency[Desk]) -> RunCreated:
-    """Queue a run; the body is a RunConfig, its paths are of the coordinator's machine."""
+async def create_run(data: JSONBody[dict[str, Any]], app_state: NamedDependency[AppState]) -> RunCreated:
+    """Queue a run; the body is a RunConfig, whose paths are paths on the coordinator's machine."""
     try:
         config = run_config(data)
-        run_id = await asyncio.to_thread(runs.create_run, desk.stores, config, now_s=desk.clock())
+        run_id = await asyncio.to_thread(runs.create_run, app_state.stores, config, now_s=app_state.clock())
     except EdgeError as error:
-        raise RefusalError(422, type(error).__name__, str(error)) from error
-    desk.wake.set()
+        raise UnusableError(type(error).__name__, str(error)) from error
+    app_state.wake.set()
     return RunCreated(run_id)
 
 
 @get("/runs")
-async def list_runs(desk: NamedDependency[Desk]) -> list[RunSummary]:
+async def list_runs(app_state: NamedDependency[AppState]) -> list[RunSummary]:
     """All runs, oldest first, without their rounds."""
-    return await desk.read(
+    return await app_state.read(
         lambda connection: [
-            summarise(connection, runs.run_of(desk.stores, row), with_rounds=False)
-            for row in connection.execute("SELECT * FROM runs ORDER BY position").fetchall()
+            summarise(connection, runs.run_of(app_state.stores, row), with_rounds=False)
+            for row in run_rows.all_runs(connection)
         ]
     )
 
 
 @get("/runs/{run_id:str}")
-async def show_run(run_id: FromPath[str], desk: NamedDependency[Desk]) -> RunSummary:
+async def show_run(run_id: FromPath[str], app_state: NamedDependency[AppState]) -> RunSummary:
     """A run with its rounds; ``latest`` names the newest."""
-    return await desk.read(
-        lambda connection: summarise(connection, runs.find_run(desk.stores, connection, run_id))
+    return await app_state.read(
+        lambda connection: summarise(connection, runs.find_run(app_state.stores, connection, run_id))
     )
 
 
 @get("/runs/{run_id:str}/events")
 async def list_events(
     run_id: FromPath[str],
-    desk: NamedDependency[Desk],
+    app_state: NamedDependency[AppState],
     after: Annotated[int, QueryParameter(ge=0)] = 0,
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_EVENTS)] = MAX_EVENTS,
 ) -> list[EventSummary]:
     """Events with an id above ``after``, oldest first."""
-    return await desk.read(
+    return await app_state.read(
         lambda connection: events_of(
-            connection, runs.find_run(desk.stores, connection, run_id).run_id, after, limit
+            connection, runs.find_run(app_state.stores, connection, run_id).run_id, after, limit
         )
     )
 
 
 @get("/runs/{run_id:str}/slices")
 async def fetch_slices(
-    run_id: FromPath[str], desk: NamedDependency[Desk], request: Request[None, None, State]
+    run_id: FromPath[str], app_state: NamedDependency[AppState], request: Request[None, None, State]
 ) -> Response[None] | Stream:
     """The run's slice values as safetensors: with ``average_from_round`` the mean, once there is one.
 
-    They are those that evaluations met. Devices go on from the current ones, which ``state`` of their tasks names.
+    These are the values that evaluations meet. Devices go on from the current ones, which ``state`` of a task names.
     """
-    run = await desk.read(lambda connection: runs.find_run(desk.stores, connection, run_id))
-    path = desk.stores.blobs.find(run.result_sha256)
+    run = await app_state.read(lambda connection: runs.find_run(app_state.stores, connection, run_id))
+    path = app_state.stores.blobs.find(run.result_sha256)
     if path is None:
-        raise RefusalError(404, "unknown_blob", f"the values of run {run.run_id} are missing on the disk")
+        raise NotFoundError("unknown_blob", f"the values of run {run.run_id} are missing on the disk")
     return serve_file(
         path,
         etag=f'"{run.result_sha256}"',
@@ -160,10 +180,12 @@ async def fetch_slices(
 
 
 @post("/runs/{run_id:str}/stop", status_code=204)
-async def stop_run(run_id: FromPath[str], desk: NamedDependency[Desk]) -> None:
-    """Stop a run; its open round is abandoned and its values stay as of the last commit."""
-    await desk.write(lambda connection: runs.stop_run(desk.stores, connection, run_id, now_s=desk.clock()))
-    desk.wake.set()
+async def stop_run(run_id: FromPath[str], app_state: NamedDependency[AppState]) -> None:
+    """Stop a run; its open round is abandoned, its values stay as the last commit left them."""
+    await app_state.write(
+        lambda connection: runs.stop_run(app_state.stores, connection, run_id, now_s=app_state.clock())
+    )
+    app_state.wake.set()
 
 
 ROUTER = Router(

@@ -1,4 +1,4 @@
-"""The ASGI application: gate, device API, admin API, and the two loops behind them."""
+"""The ASGI application: middleware, device API, admin API, and the two loops behind them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
 
 from coordinator.api import admin_api, device_api
-from coordinator.api.app_state import Clock, Desk
-from coordinator.api.middleware import Gate
-from coordinator.api.traffic import attribute
+from coordinator.api.app_state import AppState, Clock
+from coordinator.api.middleware import AdminMiddleware, DeviceMiddleware
+from coordinator.api.statuses import status_of
 from coordinator.auth import load_admin_token
 from coordinator.refusals import RefusalError
 from coordinator.rounds import evaluation, state_machine
+from coordinator.storage import round_rows
 from coordinator.storage.stores import open_stores
 from edge_runtime import __version__ as runtime_version
 from edge_runtime.protocol.messages import MAX_RESULT_BYTES, Refusal
@@ -34,24 +35,30 @@ log = logging.getLogger("coordinator")
 TICK_S = 0.2
 
 
-def create_app(state: Path, *, clock: Clock = time.time, on_crash: Callable[[], None] = lambda: None) -> Gate:
+def create_app(
+    state: Path, *, clock: Clock = time.time, on_crash: Callable[[], None] = lambda: None
+) -> DeviceMiddleware:
     """The application on a state folder.
 
     Args:
-        state: the state folder; created and filled on first use.
-        clock: seconds since 1970.
-        on_crash: called if a loop behind the API ends by an error nobody foresaw; the server should stop.
+        state: state folder, created and filled on first use.
+        clock: function that tells the seconds since 1970.
+        on_crash: function that is called if a loop behind the API ends by an error that nobody foresaw, so that the
+            server can stop.
 
     Raises:
         ConfigError: the state folder cannot be used.
     """
-    desk = Desk(open_stores(state), load_admin_token(state), clock)
+    app_state = AppState(open_stores(state), load_admin_token(state), clock)
 
     @asynccontextmanager
     async def loops(app: Litestar) -> AsyncIterator[None]:
         del app
-        await asyncio.to_thread(state_machine.resume, desk.stores, desk.clock())
-        running = [asyncio.create_task(play_rounds(desk)), asyncio.create_task(evaluate_models(desk))]
+        await asyncio.to_thread(state_machine.resume, app_state.stores, app_state.clock())
+        running = [
+            asyncio.create_task(play_rounds(app_state)),
+            asyncio.create_task(evaluate_models(app_state)),
+        ]
         for loop in running:
             loop.add_done_callback(partial(_report_crash, on_crash=on_crash))
         try:
@@ -60,14 +67,14 @@ def create_app(state: Path, *, clock: Clock = time.time, on_crash: Callable[[], 
             for loop in running:
                 loop.cancel()
             await asyncio.gather(*running, return_exceptions=True)
-            desk.close()
+            app_state.close()
 
-    async def provide_desk() -> Desk:
-        return desk
+    async def provide_app_state() -> AppState:
+        return app_state
 
     app = Litestar(
         [health, *device_api.HANDLERS, admin_api.ROUTER],
-        dependencies={"desk": Provide(provide_desk)},
+        dependencies={"app_state": Provide(provide_app_state)},
         exception_handlers={
             RefusalError: answer_refusal,
             HTTPException: answer_http_error,
@@ -81,53 +88,52 @@ def create_app(state: Path, *, clock: Clock = time.time, on_crash: Callable[[], 
         ),
         request_max_body_size=MAX_RESULT_BYTES,
         logging_config=None,
-        signature_namespace={"Desk": Desk},
+        signature_namespace={"AppState": AppState},
     )
-    app.state.desk = desk
-    return Gate(app, desk)
+    app.state.app_state = app_state
+    return DeviceMiddleware(AdminMiddleware(app), app_state)
 
 
-async def play_rounds(desk: Desk) -> None:
-    """Move the open round whenever something happened, and at least every tick."""
+async def play_rounds(app_state: AppState) -> None:
+    """Play the open round whenever something happened, and at least every :data:`TICK_S`."""
     while True:
-        desk.wake.clear()
-        up_bytes, down_bytes = desk.traffic.take()
+        app_state.wake.clear()
+        up_bytes, down_bytes = app_state.traffic.take()
         if up_bytes or down_bytes:
-            await desk.write(partial(attribute, up_bytes=up_bytes, down_bytes=down_bytes))
-        await asyncio.to_thread(state_machine.play, desk.stores, desk.clock())
+            await app_state.write(partial(round_rows.add_bytes, up_bytes=up_bytes, down_bytes=down_bytes))
+        await asyncio.to_thread(state_machine.play, app_state.stores, app_state.clock())
         try:
-            await asyncio.wait_for(desk.wake.wait(), TICK_S)
+            await asyncio.wait_for(app_state.wake.wait(), TICK_S)
         except TimeoutError:
             continue
 
 
-async def evaluate_models(desk: Desk) -> None:
-    """Make the evaluations that are waiting, one at a time."""
+async def evaluate_models(app_state: AppState) -> None:
+    """Make the evaluations that wait, one at a time."""
     while True:
-        waiting = await asyncio.to_thread(evaluation.next_evaluation, desk.stores)
+        waiting = await asyncio.to_thread(evaluation.next_evaluation, app_state.stores)
         if waiting is None:
             await asyncio.sleep(TICK_S)
             continue
         outcome = await evaluation.evaluate(waiting)
-        await desk.write(
-            partial(evaluation.store_evaluation, evaluation=waiting, outcome=outcome, now_s=desk.clock())
+        await app_state.write(
+            partial(evaluation.store_evaluation, evaluation=waiting, outcome=outcome, now_s=app_state.clock())
         )
 
 
 @get("/healthz", sync_to_thread=False)
 def health() -> dict[str, str]:
-    """The process serves; open to anybody, says nothing else."""
+    """Tell anybody that the process serves, and nothing else."""
     return {"status": "ok"}
 
 
 def answer_refusal(request: Request[Any, Any, Any], refusal: RefusalError) -> Response[Refusal]:
     """A refusal in the protocol's own form."""
-    log.info("refused method=%s code=%s status=%d", request.method, refusal.code, refusal.status)
-    return Response(Refusal(refusal.code, refusal.message[:2000]), status_code=refusal.status)
+    return _refuse(request.method, status_of(refusal), refusal.code, refusal.message)
 
 
 def answer_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Refusal]:
-    """What the framework refused (routes, methods, bodies), in the protocol's own form."""
+    """A refusal by the framework, for a path, method or body that it does not accept, in the protocol's own form."""
     codes = {400: "malformed", 404: "unknown_path", 405: "unknown_method", 413: "too_large"}
     code = codes.get(error.status_code, f"http_{error.status_code}")
     fields = error.extra if isinstance(error.extra, list) else []
@@ -136,14 +142,18 @@ def answer_http_error(request: Request[Any, Any, Any], error: HTTPException) -> 
         for entry in fields
         if isinstance(entry, dict)
     ]
-    message = "; ".join([error.detail, *named])[:2000]
-    return answer_refusal(request, RefusalError(error.status_code, code, message))
+    return _refuse(request.method, error.status_code, code, "; ".join([error.detail, *named]))
 
 
 def answer_crash(request: Request[Any, Any, Any], error: Exception) -> Response[Refusal]:
-    """An error nobody foresaw: the traceback goes to the log, a bare 500 to the other side."""
+    """An error that nobody foresaw: its traceback goes to the log, a bare 500 to the other side."""
     log.error("crashed method=%s path=%s", request.method, request.url.path, exc_info=error)
     return Response(Refusal("internal", "the coordinator failed; its log tells why"), status_code=500)
+
+
+def _refuse(method: str, status: int, code: str, message: str) -> Response[Refusal]:
+    log.info("refused method=%s code=%s status=%d", method, code, status)
+    return Response(Refusal(code, message[:2000]), status_code=status)
 
 
 def _report_crash(loop: asyncio.Task[None], on_crash: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""Where requests meet the database: one thread for all of them, off the event loop."""
+"""What all requests share, and the one thread on which they meet the database, off the event loop."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ T = TypeVar("T")
 Clock = Callable[[], float]
 
 
-class Desk:
+class AppState:
     """What every request handler needs.
 
     Args:
-        stores: the state folder.
+        stores: handles on the state folder.
         admin_token: the operator's bearer token.
-        clock: seconds since 1970.
+        clock: function that tells the seconds since 1970.
     """
 
     def __init__(self, stores: Stores, admin_token: str, clock: Clock = time.time) -> None:
@@ -30,9 +30,9 @@ class Desk:
         self.admin_token = admin_token
         self.clock = clock
         self.traffic = Traffic()
-        #: Set when something happened that may move a round.
+        #: Set when something happened that may move the open round.
         self.wake = asyncio.Event()
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="desk")
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run ``work`` in one transaction, off the event loop; it takes effect whole or not at all."""
@@ -53,5 +53,5 @@ class Desk:
         return await asyncio.get_running_loop().run_in_executor(self._executor, view)
 
     def close(self) -> None:
-        """Let the thread end; transactions under way are finished first."""
+        """End the thread; transactions under way are finished first."""
         self._executor.shutdown()

@@ -16,10 +16,10 @@ from litestar.response import Stream
 from litestar.status_codes import HTTP_200_OK, HTTP_204_NO_CONTENT
 
 from coordinator import auth
-from coordinator.api.app_state import Desk
+from coordinator.api.app_state import AppState
 from coordinator.api.middleware import DEVICE
 from coordinator.auth import Device
-from coordinator.refusals import RefusalError
+from coordinator.refusals import NotFoundError, UnauthenticatedError
 from coordinator.rounds import results, tasks
 from edge_runtime.errors import DigestError
 from edge_runtime.protocol.messages import (
@@ -38,21 +38,23 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 @post("/v1/devices/enrol", tags=["device"])
-async def enrol(data: JSONBody[EnrolRequest], desk: NamedDependency[Desk]) -> EnrolResponse:
+async def enrol(data: JSONBody[EnrolRequest], app_state: NamedDependency[AppState]) -> EnrolResponse:
     """Join with a one-time token."""
-    device_id = await desk.write(partial(auth.enrol, request=data, now_s=desk.clock()))
-    return EnrolResponse(device_id, desk.stores.key.public_key)
+    device_id = await app_state.write(partial(auth.enrol, request=data, now_s=app_state.clock()))
+    return EnrolResponse(device_id, app_state.stores.key.public_key)
 
 
 @post("/v1/check-in", tags=["device"], status_code=HTTP_200_OK)
 async def check_in(
-    data: JSONBody[CheckInRequest], desk: NamedDependency[Desk], request: DeviceRequest
+    data: JSONBody[CheckInRequest], app_state: NamedDependency[AppState], request: DeviceRequest
 ) -> CheckInResponse:
     """Offer the device for work."""
-    answer: CheckInResponse = await desk.write(
-        lambda connection: tasks.check_in(desk.stores, connection, _device(request), data, now_s=desk.clock())
+    answer: CheckInResponse = await app_state.write(
+        lambda connection: tasks.check_in(
+            app_state.stores, connection, _device(request), data, now_s=app_state.clock()
+        )
     )
-    desk.wake.set()
+    app_state.wake.set()
     return answer
 
 
@@ -60,37 +62,41 @@ async def check_in(
 async def deliver(
     task_id: FromPath[str],
     data: MsgPackBody[Result],
-    desk: NamedDependency[Desk],
+    app_state: NamedDependency[AppState],
     request: DeviceRequest,
 ) -> ResultReceipt:
     """Deliver a task's result; repeating it is harmless."""
-    receipt = await desk.write(
+    receipt = await app_state.write(
         lambda connection: results.accept(
-            desk.stores, connection, _device(request), task_id, data, now_s=desk.clock()
+            app_state.stores, connection, _device(request), task_id, data, now_s=app_state.clock()
         )
     )
-    desk.wake.set()
+    app_state.wake.set()
     return receipt
 
 
 @post("/v1/events", tags=["device"], status_code=HTTP_204_NO_CONTENT)
-async def report(data: JSONBody[DeviceEvent], desk: NamedDependency[Desk], request: DeviceRequest) -> None:
+async def report(
+    data: JSONBody[DeviceEvent], app_state: NamedDependency[AppState], request: DeviceRequest
+) -> None:
     """Tell operators something, or give a task back."""
-    await desk.write(partial(tasks.report_event, device=_device(request), event=data, now_s=desk.clock()))
-    desk.wake.set()
+    await app_state.write(
+        partial(tasks.report_event, device=_device(request), event=data, now_s=app_state.clock())
+    )
+    app_state.wake.set()
 
 
 @get("/v1/blobs/{sha256:str}", tags=["device"])
 async def fetch_blob(
-    sha256: FromPath[str], desk: NamedDependency[Desk], request: DeviceRequest
+    sha256: FromPath[str], app_state: NamedDependency[AppState], request: DeviceRequest
 ) -> Response[None] | Stream:
     """Bytes of a blob, whole or one range of them."""
     try:
-        path = desk.stores.blobs.find(sha256)
+        path = app_state.stores.blobs.find(sha256)
     except DigestError as error:
-        raise RefusalError(404, "unknown_blob", str(error)) from error
+        raise NotFoundError("unknown_blob", str(error)) from error
     if path is None:
-        raise RefusalError(404, "unknown_blob", f"no blob {sha256}")
+        raise NotFoundError("unknown_blob", f"no blob {sha256}")
     etag = f'"{sha256}"'
     if request.headers.get("if-none-match") == etag:
         return Response(None, status_code=304, headers={"ETag": etag})
@@ -103,10 +109,10 @@ def serve_file(path: Path, *, etag: str, asked: str | None, if_range: str | None
     """Answer 200, 206 or 416 with the file's bytes (RFC 9110, section 14; one range at most).
 
     Args:
-        path: the file.
-        etag: its strong validator.
-        asked: the ``Range`` header; a form that is not understood is ignored, as the RFC has it.
-        if_range: the ``If-Range`` header; unless it is the ``etag``, the whole file is answered.
+        path: path of the file.
+        etag: strong validator of the file.
+        asked: ``Range`` header; a form that is not understood is ignored, as the RFC has it.
+        if_range: ``If-Range`` header; unless it is the ``etag``, the whole file is answered.
     """
     size = path.stat().st_size
     headers = {"ETag": etag, "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
@@ -152,7 +158,7 @@ async def _chunks(path: Path, first: int, end: int) -> AsyncIterator[bytes]:
 def _device(request: DeviceRequest) -> Device:
     device = request.scope["state"].get(DEVICE)
     if not isinstance(device, Device):
-        raise RefusalError(401, "unsigned", "this request must be signed by an enrolled device")
+        raise UnauthenticatedError("unsigned", "this request must be signed by an enrolled device")
     return device
 
 

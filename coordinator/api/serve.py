@@ -22,7 +22,16 @@ ADDRESS = "url"
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """Where and how to listen. ``port`` 0 takes any free one."""
+    """Where and how to listen.
+
+    Attributes:
+        state: state folder.
+        host: address to listen on.
+        port: port to listen on; 0 takes any free one.
+        tls_cert: certificate chain, PEM; None speaks plain HTTP.
+        tls_key: private key of the certificate, PEM.
+        insecure_http: whether plain HTTP may leave this machine.
+    """
 
     state: Path
     host: str = "127.0.0.1"
@@ -39,7 +48,15 @@ class ServeOptions:
 
 @dataclass
 class CoordinatorServer:
-    """A server bound to its address; :meth:`run` blocks until it is stopped."""
+    """A server bound to its address; :meth:`run` blocks until it is stopped.
+
+    Attributes:
+        url: address that clients use.
+        state: state folder.
+        server: server that serves the application.
+        listener: socket that it listens on.
+        crashed: whether a loop behind the API ended by an error that nobody foresaw.
+    """
 
     url: str
     state: Path
@@ -61,8 +78,8 @@ def bind(options: ServeOptions) -> CoordinatorServer:
     """Open the state folder and the port.
 
     Raises:
-        ConfigError: the address is not loopback and there is neither TLS nor ``insecure_http``; half a
-            certificate; the port is taken; the state folder cannot be used.
+        ConfigError: the address is not loopback and there is neither TLS nor ``insecure_http``; only half a
+            certificate is given; the port is taken; the state folder cannot be used.
     """
     check_transport(options)
     try:
@@ -106,7 +123,7 @@ def bind(options: ServeOptions) -> CoordinatorServer:
 
 
 def check_transport(options: ServeOptions) -> None:
-    """Refuse to speak plain HTTP to other machines unless the operator asked for it aloud.
+    """Refuse to speak plain HTTP to other machines unless the operator asked for it.
 
     Raises:
         ConfigError: says which options are missing.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 
 
 class Traffic:
-    """Counts since the last flush; the HTTP layer adds, the round loop flushes."""
+    """Bytes since the last :meth:`take`: the HTTP layer adds them, the loop that plays the rounds takes them."""
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
@@ -26,12 +25,3 @@ class Traffic:
             counts = (self._up_bytes, self._down_bytes)
             self._up_bytes = self._down_bytes = 0
         return counts
-
-
-def attribute(connection: sqlite3.Connection, up_bytes: int, down_bytes: int) -> None:
-    """Add counts to the open round; what passes while none is open belongs to no round."""
-    connection.execute(
-        "UPDATE rounds SET bytes_up = bytes_up + ?, bytes_down = bytes_down + ?"
-        " WHERE state IN ('selecting', 'collecting', 'aggregating')",
-        (up_bytes, down_bytes),
-    )

@@ -1,8 +1,8 @@
-"""Which slices each place of a round trains: Spry's cyclic split, made total.
+"""Which slices each slot of a round trains: Spry's cyclic split, for any number of slots and slices.
 
-Spry (Panchal et al. 2024, "Thinking Forward") deals the trainable layers to the clients in turn. Here the
-deal also covers the cases it leaves open: more places than slices, fewer, and none; and it moves on by one
-place a round, so that no device class keeps the same slices.
+Spry (Panchal et al. 2024, "Thinking Forward") deals the trainable layers to the clients in turn. Here the deal also
+covers the cases that the paper leaves open: more slots than slices, fewer, and no slices at all. It moves on by one
+slot a round, so that no device class keeps the same slices.
 """
 
 from __future__ import annotations
@@ -16,56 +16,58 @@ Split = Literal["cyclic", "whole"]
 def deal(
     slices: Sequence[str],
     heads: Sequence[str],
-    places: int,
+    slots: int,
     round_number: int,
     *,
-    split: Split = "cyclic",
+    split: Split,
     head_split: bool = False,
 ) -> list[tuple[str, ...]]:
-    """What each place of a round trains, the head included.
-
-    Spry's text gives the head to every place; its released code deals it as one more chunk, the last in order
-    (``head_split``). ``whole`` deals nothing out: FedAvg, FedYogi and FedFGD without a split.
+    """What each slot of a round trains, the head included.
 
     Args:
-        slices: names in the package's order, without the head. heads: the head's name, or nothing.
-        places: number of places, at least 1. round_number: from 0.
-        split, head_split: of the run's configuration.
+        slices: names of the slices in the package's order, without the head.
+        heads: the head's name, or nothing.
+        slots: number of slots, at least 1.
+        round_number: number of the round, from 0.
+        split: ``cyclic`` deals the slices to the slots in turn; ``whole`` gives all of them to every slot, as FedAvg,
+            FedYogi and FedFGD do.
+        head_split: whether a cyclic split deals the head as one more chunk, the last in order, as Spry's released code
+            does; if not, every slot gets it, as Spry's text has it.
 
     Returns:
-        one tuple of names for each place, in the package's order with the head last.
+        one tuple of names for each slot, in the package's order with the head last.
     """
     if split == "whole":
-        return [(*slices, *heads)] * places
+        return [(*slices, *heads)] * slots
     if head_split:
-        return assign((*slices, *heads), places, round_number)
-    return [(*names, *heads) for names in assign(slices, places, round_number)]
+        return assign((*slices, *heads), slots, round_number)
+    return [(*names, *heads) for names in assign(slices, slots, round_number)]
 
 
-def assign(slices: Sequence[str], places: int, round_number: int) -> list[tuple[str, ...]]:
-    """Deal slices to the places of a round.
+def assign(slices: Sequence[str], slots: int, round_number: int) -> list[tuple[str, ...]]:
+    """Deal slices to the slots of a round.
 
-    With at most as many places as slices, slice ``i`` goes to place ``(i + round) mod places``; with
-    more places, place ``j`` trains slice ``((j - round) mod places) mod S`` of the ``S``
-    slices, so that the places share them as evenly as can be. Every slice is covered, every place has work
-    (unless there are no slices), and both depend on nothing but the three numbers.
+    With at most as many slots as slices, slice ``i`` goes to slot ``(i + round) mod slots``. With more slots, slot
+    ``j`` trains slice ``((j - round) mod slots) mod S`` of the ``S`` slices, so that the slots share them as evenly as
+    can be. Every slice is covered and every slot has work, unless there are no slices. The deal depends on nothing but
+    the number of slices, of slots and of the round.
 
     Args:
-        slices: names in the package's order, without the head.
-        places: number of places, at least 1.
-        round_number: from 0.
+        slices: names of the slices in the package's order, without the head.
+        slots: number of slots, at least 1.
+        round_number: number of the round, from 0.
 
     Returns:
-        one tuple of names for each place, in the package's order.
+        one tuple of names for each slot, in the package's order.
     """
-    if places < 1:
-        raise ValueError("a round has at least one place")
+    if slots < 1:
+        raise ValueError("a round has at least one slot")
     count = len(slices)
     if count == 0:
-        return [()] * places
-    if places > count:
-        return [(slices[(place - round_number) % places % count],) for place in range(places)]
-    dealt: list[list[str]] = [[] for _ in range(places)]
+        return [()] * slots
+    if slots > count:
+        return [(slices[(slot - round_number) % slots % count],) for slot in range(slots)]
+    dealt: list[list[str]] = [[] for _ in range(slots)]
     for index, name in enumerate(slices):
-        dealt[(index + round_number) % places].append(name)
+        dealt[(index + round_number) % slots].append(name)
     return [tuple(names) for names in dealt]

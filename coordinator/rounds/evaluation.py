@@ -1,4 +1,4 @@
-"""The global model meets the coordinator's own development rows, in the same runtime the devices use.
+"""The global model meets the coordinator's own development rows, in the same runtime that the devices use.
 
 Evaluations wait in the database and run one at a time beside the rounds; a run is finished once its last
 one is stored.
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from coordinator.events import record
 from coordinator.rounds.runs import end_run, run_of
+from coordinator.storage import evaluation_rows, run_rows
 from coordinator.storage.stores import Stores
 from edge_runtime.errors import EdgeError, WorkerError
 from edge_runtime.package.prepared import is_current
@@ -26,7 +27,14 @@ INITIAL = -1
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation to be made; ``prepare`` lays the package out first, if need be."""
+    """One evaluation to be made.
+
+    Attributes:
+        run_id: id of the run.
+        round: number of the round whose values are evaluated, or :data:`INITIAL`.
+        job: the evaluation, as the worker takes it.
+        prepare: job that lays the package out first, if that was not done yet.
+    """
 
     run_id: str
     round: int
@@ -34,31 +42,21 @@ class Evaluation:
     prepare: PrepareJob
 
 
-def enqueue(connection: sqlite3.Connection, run_id: str, round_number: int, values_sha256: str) -> None:
-    """Ask for an evaluation of the values after a round, within the transaction that made them."""
-    connection.execute(
-        "INSERT INTO evaluations (run_id, round, values_sha256, state) VALUES (?, ?, ?, 'pending')",
-        (run_id, round_number, values_sha256),
-    )
-
-
 def next_evaluation(stores: Stores) -> Evaluation | None:
     """The oldest evaluation that is waiting, ready to run; its package folder exists on return."""
     with stores.storage.reading() as connection:
-        row = connection.execute(
-            "SELECT evaluations.round AS after_round, evaluations.values_sha256 AS evaluated, runs.*"
-            " FROM evaluations JOIN runs USING (run_id) WHERE evaluations.state = 'pending'"
-            " ORDER BY position, after_round LIMIT 1"
-        ).fetchone()
-        run = None if row is None else run_of(stores, row)
-    if run is None or run.config.evaluation is None:
+        pending = evaluation_rows.first_pending(connection)
+        if pending is None:
+            return None
+        run = run_of(stores, run_rows.get(connection, pending.run_id))
+    if run.config.evaluation is None:
         return None
     folder = _package_folder(stores, run.package_sha256, run.package_signature)
     job = EvaluateJob(
         package_folder=str(folder),
         package_sha256=run.package_sha256,
         prepared_folder=str(stores.folder / "prepared" / run.package_sha256),
-        state_path=str(stores.blobs.find(row["evaluated"])),
+        state_path=str(stores.blobs.find(pending.values_sha256)),
         data_path=run.config.evaluation.data,
         sequence_limit=min(run.config.sequence_limit, run.manifest.sequence_limit),
         cap_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -72,13 +70,13 @@ def next_evaluation(stores: Stores) -> Evaluation | None:
         job.threads,
         run.config.evaluation.arithmetic,
     )
-    return Evaluation(run.run_id, row["after_round"], job, prepare)
+    return Evaluation(run.run_id, pending.round, job, prepare)
 
 
 async def evaluate(evaluation: Evaluation) -> EvaluateOutcome | EdgeError:
-    """Run it in a child process; a failure is an outcome too, for it must not stop the rounds.
+    """Make an evaluation in a child process; a failure is an outcome too, for it must not stop the rounds.
 
-    If the waiting task is cancelled, the child is killed and the evaluation stays pending.
+    If the caller is cancelled, the child is killed and the evaluation stays pending.
     """
     prepare = evaluation.prepare
     try:
@@ -92,7 +90,7 @@ async def evaluate(evaluation: Evaluation) -> EvaluateOutcome | EdgeError:
 
 
 async def _run(job: Job, outcome: type[OutcomeT]) -> OutcomeT:
-    """A worker's outcome; the worker is killed if the waiting task is cancelled."""
+    """A worker's outcome; the worker is killed if the caller is cancelled."""
     process = await asyncio.to_thread(start_worker, job)
     try:
         return await asyncio.to_thread(finish_worker, process, outcome)
@@ -108,29 +106,26 @@ def store_evaluation(
     *,
     now_s: float,
 ) -> None:
-    """Store an outcome; if the run has waited for it alone, the run is finished."""
-    key = (evaluation.run_id, evaluation.round)
+    """Store an outcome; if it was the last thing that the run waited for, the run is finished."""
+    run_id, number = evaluation.run_id, evaluation.round
     if isinstance(outcome, EdgeError):
         message = f"{type(outcome).__name__}: {outcome}"
-        connection.execute(
-            "UPDATE evaluations SET state = 'failed', message = ? WHERE run_id = ? AND round = ?",
-            (message, *key),
-        )
-        record(connection, now_s, "evaluation_failed", message, run_id=key[0], round_number=key[1])
+        evaluation_rows.store_failed(connection, run_id, number, message)
+        record(connection, now_s, "evaluation_failed", message, run_id=run_id, round_number=number)
     else:
-        connection.execute(
-            "UPDATE evaluations SET state = 'done', rows = ?, accuracy = ?, mean_loss = ?, seconds = ?, tokens = ?"
-            " WHERE run_id = ? AND round = ?",
-            (outcome.rows, outcome.accuracy, outcome.mean_loss, outcome.seconds, outcome.tokens, *key),
+        evaluation_rows.store_done(
+            connection,
+            run_id,
+            number,
+            rows=outcome.rows,
+            accuracy=outcome.accuracy,
+            mean_loss=outcome.mean_loss,
+            seconds=outcome.seconds,
+            tokens=outcome.tokens,
         )
-    waiting = connection.execute(
-        "SELECT 1 FROM evaluations WHERE run_id = ? AND state = 'pending'", (evaluation.run_id,)
-    ).fetchone()
-    state = connection.execute("SELECT state FROM runs WHERE run_id = ?", (evaluation.run_id,)).fetchone()[
-        "state"
-    ]
-    if state == "evaluating" and waiting is None:
-        end_run(connection, evaluation.run_id, "finished", "all rounds committed", now_s=now_s)
+    run = run_rows.get(connection, run_id)
+    if run.state == "evaluating" and not evaluation_rows.has_pending(connection, run_id):
+        end_run(connection, run_id, "finished", "all rounds committed", now_s=now_s)
 
 
 def _package_folder(stores: Stores, package_sha256: str, signature: str) -> Path:

@@ -11,9 +11,17 @@ from edge_runtime.package.manifest import Manifest
 
 
 def required_bytes(manifest: Manifest, config: RunConfig, slices: Sequence[str], floor_bytes: int) -> int:
-    """Smallest cap, in bytes, under which a device with this floor (0: unknown) has a plan to train ``slices``.
+    """The smallest cap under which a device has a plan to train some slices.
 
-    The head may be among them. Every plan has room for its exact gradient; perturbed it is planned like a slice.
+    Args:
+        manifest: manifest of the package.
+        config: configuration of the run.
+        slices: names of the slices, the head's possibly among them. Every plan has room for the head's exact gradient;
+            a perturbed head is planned like a slice.
+        floor_bytes: memory that the device's runtime takes before any work; 0 if it is not known.
+
+    Returns:
+        the cap in bytes.
     """
     exact_head = None if manifest.head is None or config.head == "perturbed" else manifest.head.name
     work = Work(

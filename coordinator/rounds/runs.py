@@ -11,9 +11,11 @@ import msgspec
 
 from coordinator.config import RunConfig
 from coordinator.events import record
-from coordinator.refusals import RefusalError
+from coordinator.refusals import NotFoundError
 from coordinator.rounds.assignment import deal
 from coordinator.rounds.memory_requirements import required_bytes
+from coordinator.storage import evaluation_rows, round_rows, run_rows, task_rows
+from coordinator.storage.run_rows import RunRow
 from coordinator.storage.stores import Stores
 from edge_runtime.errors import ConfigError
 from edge_runtime.package.manifest import MANIFEST, SIGNATURE, Manifest
@@ -28,9 +30,19 @@ class Run:
     """A run as the database has it at one moment, with its configuration and manifest.
 
     Attributes:
-        values_sha256: from which training goes on. optimizer_sha256: the server's state beside them.
-        average_sha256: mean of the values after several rounds, once there is one.
-        reference_sha256: what the next round's directions are compared with, once there is such a thing.
+        run_id: id of the run.
+        config: configuration of the run.
+        manifest: manifest of its package.
+        package_sha256: digest of the manifest.
+        package_signature: the publisher's signature of the manifest.
+        state: queued, running, evaluating, finished, failed or stopped.
+        values_sha256: slice values that training goes on from.
+        optimizer_sha256: server state beside the values; None before the first commit.
+        next_round: number of the next round to open.
+        committed: number of committed rounds.
+        abandoned_in_a_row: number of rounds that were abandoned since the last commit.
+        average_sha256: mean of the values after several rounds; None while there is none.
+        reference_sha256: deltas that the next round's directions are compared with; None if they are not.
     """
 
     run_id: str
@@ -57,18 +69,19 @@ class Run:
         """Names of the slices the run trains by forward mode, in the package's order, without the head."""
         return trained_slices(self.config, self.manifest)
 
-    def deal(self, places: int) -> list[tuple[str, ...]]:
-        """What each place of the next round trains, the head included where it trains that too.
+    def deal(self, slots: int) -> list[tuple[str, ...]]:
+        """What each of so many slots of the next round trains, the head's name included where it is trained.
 
-        While the head warms up, it alone. The deal turns with the rounds' numbers, those of the warm-up too.
+        While the head warms up, every slot trains the head alone. The deal moves on with every round, through the
+        warm-up too.
         """
         head = self.manifest.head
         if head is not None and self.committed < self.config.head_warm_up_rounds:
-            return [(head.name,)] * places
+            return [(head.name,)] * slots
         return deal(
             self.slices,
             [head.name] if head is not None and self.config.train_head else [],
-            places,
+            slots,
             self.next_round,
             split=self.config.split,
             head_split=self.config.head_split,
@@ -76,7 +89,7 @@ class Run:
 
 
 def trained_slices(config: RunConfig, manifest: Manifest) -> tuple[str, ...]:
-    """The slices a configuration names.
+    """Names of the slices that a configuration trains, in the package's order, without the head.
 
     Raises:
         ConfigError: the package has no such slice, or it is the head.
@@ -128,10 +141,14 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float) -> str:
     # 3. Queue.
     run_id = f"{config.name}-{secrets.token_hex(3)}"
     with stores.storage.transaction() as connection:
-        connection.execute(
-            "INSERT INTO runs (run_id, config, package_sha256, package_signature, state, created_s,"
-            " values_sha256) VALUES (?, ?, ?, ?, 'queued', ?, ?)",
-            (run_id, msgspec.json.encode(config).decode(), package.sha256, signature, now_s, values),
+        run_rows.add(
+            connection,
+            run_id,
+            config=msgspec.json.encode(config).decode(),
+            package_sha256=package.sha256,
+            package_signature=signature,
+            values_sha256=values,
+            created_s=now_s,
         )
         record(connection, now_s, "run_created", f"package {package.manifest.name}", run_id=run_id)
     return run_id
@@ -152,59 +169,43 @@ def _check_lora(config: RunConfig, manifest: Manifest, slices: tuple[str, ...]) 
 
 def active_run(stores: Stores, connection: sqlite3.Connection) -> Run | None:
     """The one run that is training or awaits its last evaluation."""
-    row = connection.execute(
-        "SELECT * FROM runs WHERE state IN (?, ?) ORDER BY position LIMIT 1", ACTIVE
-    ).fetchone()
+    row = run_rows.find_active(connection)
     return None if row is None else run_of(stores, row)
 
 
 def find_run(stores: Stores, connection: sqlite3.Connection, run_id: str) -> Run:
-    """A run by id, or the newest for ``latest``; :class:`RefusalError` 404 ``unknown_run`` if none."""
-    if run_id == "latest":
-        row = connection.execute("SELECT * FROM runs ORDER BY position DESC LIMIT 1").fetchone()
-    else:
-        row = connection.execute("SELECT * FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+    """A run by id, or the newest for ``latest``; :class:`NotFoundError` ``unknown_run`` if there is none."""
+    row = run_rows.find_newest(connection) if run_id == "latest" else run_rows.find(connection, run_id)
     if row is None:
-        raise RefusalError(404, "unknown_run", f"no run {run_id}; list them with: edge-coordinator run list")
+        raise NotFoundError("unknown_run", f"no run {run_id}; list them with: edge-coordinator run list")
     return run_of(stores, row)
 
 
-def run_of(stores: Stores, row: sqlite3.Row) -> Run:
+def run_of(stores: Stores, row: RunRow) -> Run:
     """A row of ``runs`` with its configuration and manifest parsed."""
     return Run(
-        run_id=row["run_id"],
-        config=msgspec.json.decode(row["config"], type=RunConfig),
-        manifest=stores.manifest(row["package_sha256"]),
-        package_sha256=row["package_sha256"],
-        package_signature=row["package_signature"],
-        state=row["state"],
-        values_sha256=row["values_sha256"],
-        optimizer_sha256=row["optimizer_sha256"],
-        next_round=row["next_round"],
-        committed=row["committed"],
-        abandoned_in_a_row=row["abandoned_in_a_row"],
-        average_sha256=row["average_sha256"],
-        reference_sha256=row["reference_sha256"],
+        run_id=row.run_id,
+        config=msgspec.json.decode(row.config, type=RunConfig),
+        manifest=stores.manifest(row.package_sha256),
+        package_sha256=row.package_sha256,
+        package_signature=row.package_signature,
+        state=row.state,
+        values_sha256=row.values_sha256,
+        optimizer_sha256=row.optimizer_sha256,
+        next_round=row.next_round,
+        committed=row.committed,
+        abandoned_in_a_row=row.abandoned_in_a_row,
+        average_sha256=row.average_sha256,
+        reference_sha256=row.reference_sha256,
     )
 
 
 def end_run(connection: sqlite3.Connection, run_id: str, state: str, reason: str, *, now_s: float) -> None:
-    """Close a run: its open round is abandoned, its open tasks lapse, its pending evaluations are dropped."""
-    connection.execute(
-        "UPDATE runs SET state = ?, reason = ?, finished_s = ? WHERE run_id = ?",
-        (state, reason, now_s, run_id),
-    )
-    connection.execute(
-        "UPDATE rounds SET state = 'abandoned', reason = ?, closed_s = ?"
-        " WHERE run_id = ? AND state IN ('selecting', 'collecting', 'aggregating')",
-        (reason, now_s, run_id),
-    )
-    connection.execute(
-        "UPDATE tasks SET state = 'lapsed', reason = 'closed'"
-        " WHERE run_id = ? AND state IN ('reserved', 'working')",
-        (run_id,),
-    )
-    connection.execute("DELETE FROM evaluations WHERE run_id = ? AND state = 'pending'", (run_id,))
+    """End a run: its open round is abandoned, its open tasks lapse, its pending evaluations are dropped."""
+    run_rows.end(connection, run_id, state=state, reason=reason, finished_s=now_s)
+    round_rows.abandon_open(connection, run_id, reason=reason, closed_s=now_s)
+    task_rows.lapse_open_of_run(connection, run_id)
+    evaluation_rows.drop_pending(connection, run_id)
     record(connection, now_s, f"run_{state}", reason, run_id=run_id)
 
 
@@ -212,7 +213,7 @@ def stop_run(stores: Stores, connection: sqlite3.Connection, run_id: str, *, now
     """Stop a run at the operator's word; a run that has ended already stays as it is. Returns its id.
 
     Raises:
-        RefusalError: 404 ``unknown_run``.
+        NotFoundError: ``unknown_run``.
     """
     run = find_run(stores, connection, run_id)
     if run.state in ("queued", *ACTIVE):

@@ -1,7 +1,7 @@
-"""Which devices a round asks: a seeded order over device names, and a fit of devices to places.
+"""Which devices a round asks: a seeded order of device names, and a fit of devices to slots.
 
-Names, not ids, enter the draw: ids are random, names are the operator's. So the same seed and the same
-names ask the same devices in every repetition of a run.
+The draw is over names, which the operator gives, not over ids, which are random. So the same seed and the same names
+ask the same devices in every repetition of a run.
 """
 
 from __future__ import annotations
@@ -13,8 +13,15 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A device that may be asked; memory in bytes, as it said when it last checked in."""
+class SelectableDevice:
+    """A device that may be asked.
+
+    Attributes:
+        device_id: random id of the device.
+        name: name that the operator gave it.
+        cap_bytes: memory that it granted at its last check-in.
+        floor_bytes: memory that its runtime takes before any work, as it said then.
+    """
 
     device_id: str
     name: str
@@ -22,67 +29,70 @@ class Candidate:
     floor_bytes: int
 
 
-def draw_order(candidates: Iterable[Candidate], seed: int, round_number: int) -> list[Candidate]:
-    """All candidates in this round's random order: those at the front are asked first.
+def draw_order(devices: Iterable[SelectableDevice], seed: int, round_number: int) -> list[SelectableDevice]:
+    """All devices in a round's random order: those at the front are asked first.
 
-    Every order of the same names is equally likely; it depends on (seed, round, set of names) only.
+    Every order of the same names is equally likely. The order depends on the seed, the round and the names only.
     """
-    by_name = sorted(candidates, key=lambda candidate: candidate.name)
+    by_name = sorted(devices, key=lambda device: device.name)
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, round_number])))
     return [by_name[int(index)] for index in generator.permutation(len(by_name))]
 
 
 def fit(
-    order: Sequence[Candidate], places: int, required_bytes: Callable[[int, Candidate], int]
-) -> dict[int, Candidate]:
-    """Give each place the first device in ``order`` whose cap admits it.
+    order: Sequence[SelectableDevice], slots: int, required_bytes: Callable[[int, SelectableDevice], int]
+) -> dict[int, SelectableDevice]:
+    """Give each slot the first device in ``order`` whose cap admits it.
 
-    Places that need most choose first, so no place stays empty that some device could have served.
+    Slots that need most choose first, so no slot stays empty that some device could have served.
 
     Args:
-        order: the round's random order.
-        places: number of places.
-        required_bytes: predicted peak of a place's task on a device.
+        order: devices in the round's random order.
+        slots: number of slots.
+        required_bytes: function that predicts the peak of a slot's task on a device.
 
     Returns:
-        place to device; a place that no free device can serve is missing.
+        the device of each slot; a slot that no free device can serve is missing.
     """
     free = list(order)
-    chosen: dict[int, Candidate] = {}
+    chosen: dict[int, SelectableDevice] = {}
     if not free:
         return chosen
-    demanding_first = sorted(range(places), key=lambda place: (-required_bytes(place, free[0]), place))
-    for place in demanding_first:
-        for candidate in free:
-            if required_bytes(place, candidate) <= candidate.cap_bytes:
-                chosen[place] = candidate
-                free.remove(candidate)
+    demanding_first = sorted(range(slots), key=lambda slot: (-required_bytes(slot, free[0]), slot))
+    for slot in demanding_first:
+        for device in free:
+            if required_bytes(slot, device) <= device.cap_bytes:
+                chosen[slot] = device
+                free.remove(device)
                 break
     return dict(sorted(chosen.items()))
 
 
 def substitute(
-    order: Sequence[Candidate],
-    place: int,
+    order: Sequence[SelectableDevice],
+    slot: int,
     *,
     busy: set[str],
-    had_place: set[str],
+    had_slot: set[str],
     failed: set[str],
-    required_bytes: Callable[[int, Candidate], int],
-) -> Candidate | None:
-    """The next device for a place whose device fell out.
+    required_bytes: Callable[[int, SelectableDevice], int],
+) -> SelectableDevice | None:
+    """The next device for a slot whose device fell out.
 
     Args:
-        order: the round's random order.
-        place: the place to fill.
-        busy: ids of devices that hold a place of the round, or whose result was counted.
-        had_place: ids of devices that had this very place before: they never get it again.
-        failed: ids of devices that lost another place of the round: asked after all others.
-        required_bytes: predicted peak of a place's task on a device.
+        order: devices in the round's random order.
+        slot: number of the slot to fill.
+        busy: ids of devices that hold a slot of the round, or whose result was counted.
+        had_slot: ids of devices that had this very slot before: they never get it again.
+        failed: ids of devices that lost another slot of the round: they are asked after all others.
+        required_bytes: function that predicts the peak of a slot's task on a device.
+
+    Returns:
+        the device; None if no device is left that could serve the slot.
     """
-    for candidate in sorted(order, key=lambda candidate: candidate.device_id in failed):
-        if candidate.device_id in busy or candidate.device_id in had_place:
+    for device in sorted(order, key=lambda device: device.device_id in failed):
+        if device.device_id in busy or device.device_id in had_slot:
             continue
-        if required_bytes(place, candidate) <= candidate.cap_bytes:
-            return candidate
+        if required_bytes(slot, device) <= device.cap_bytes:
+            return device
     return None

@@ -1,12 +1,11 @@
 """A run's rounds: selecting → collecting → aggregating → committed | abandoned.
 
-Nothing is kept in memory between two passes. Each numbered step of :func:`play` looks into the database,
-and makes its transition in one transaction, so a coordinator that was killed anywhere goes on where it stood.
+Nothing is kept in memory between two passes. Each numbered step of :func:`play` looks into the database and makes its
+transition in one transaction, so a coordinator that was killed at any moment goes on where it stood.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -17,14 +16,24 @@ import numpy as np
 
 from coordinator.aggregation.mean import Contribution
 from coordinator.aggregation.server_state import ServerState
-from coordinator.aggregation.server_step import move
+from coordinator.aggregation.server_step import server_update
 from coordinator.events import record
-from coordinator.rounds.changes import read_change
-from coordinator.rounds.evaluation import INITIAL, enqueue
+from coordinator.rounds.deltas import read_delta
+from coordinator.rounds.evaluation import INITIAL
 from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.rounds.runs import Run, active_run, end_run
-from coordinator.rounds.selection import Candidate, draw_order, fit, substitute
-from coordinator.rounds.tasks import lapse, reserve
+from coordinator.rounds.selection import SelectableDevice, draw_order, fit, substitute
+from coordinator.rounds.tasks import reserve
+from coordinator.storage import (
+    device_rows,
+    evaluation_rows,
+    result_rows,
+    round_rows,
+    run_rows,
+    slot_rows,
+    task_rows,
+)
+from coordinator.storage.result_rows import CountedResult
 from coordinator.storage.stores import Stores
 from edge_runtime.errors import EdgeError, SliceError
 from edge_runtime.package.slices import Values, decode_values, encode_values
@@ -37,154 +46,132 @@ OVERDUE = {"reserved": "silent", "working": "late"}
 
 
 def play(stores: Stores, now_s: float) -> None:
-    """One pass over the active run; safe to repeat at any time and as often as you like.
+    """One pass over the active run; it may be repeated at any time.
 
     Args:
-        stores: the state folder.
-        now_s: seconds since 1970.
+        stores: handles on the state folder.
+        now_s: the present moment, in seconds since 1970.
     """
     try:
         # 1. The next run in the queue starts when there is no other.
         run = _start_run(stores, now_s)
         if run is None or run.state != "running":
             return
-        # 2. A round opens: devices are drawn, slices dealt, places reserved.
+        # 2. A round opens: devices are drawn, slices dealt, slots reserved.
         _open_round(stores, run, now_s)
-        # 3. Places whose device fell out go to the next one.
-        _fill_places(stores, run, now_s)
+        # 3. Slots whose device fell out go to the next one.
+        _fill_slots(stores, run, now_s)
         # 4. With all results in, or the time over, the round closes: to be aggregated, or abandoned.
         _close_round(stores, run, now_s)
-        # 5. The mean change moves the global values, and the round is committed.
+        # 5. The mean delta moves the global values, and the round is committed.
         _aggregate_round(stores, run, now_s)
     except EdgeError as error:
         _fail_active_run(stores, str(error), now_s)
 
 
 def resume(stores: Stores, now_s: float) -> None:
-    """Once after a start: the time in which no coordinator ran counts against nobody."""
+    """Called once after a start, so that the time in which no coordinator ran counts against nobody."""
     with stores.storage.transaction() as connection:
-        last_seen_s = connection.execute("SELECT max(seen_s) FROM devices").fetchone()[0]
+        last_seen_s = device_rows.last_check_in_s(connection)
         if last_seen_s is not None and last_seen_s < now_s:
-            connection.execute("UPDATE devices SET seen_s = seen_s + ?", (now_s - last_seen_s,))
+            device_rows.move_check_ins(connection, now_s - last_seen_s)
         run = active_run(stores, connection)
         if run is None:
             return
         grace_s = now_s + run.config.selection_timeout_s
-        connection.execute(
-            "UPDATE tasks SET due_s = max(due_s, ?) WHERE run_id = ? AND state IN ('reserved', 'working')",
-            (grace_s, run.run_id),
-        )
-        connection.execute(
-            "UPDATE rounds SET deadline_s = max(deadline_s, ?)"
-            " WHERE run_id = ? AND state IN ('selecting', 'collecting')",
-            (grace_s, run.run_id),
-        )
+        task_rows.extend_open(connection, run.run_id, grace_s)
+        round_rows.extend_deadline(connection, run.run_id, grace_s)
         log.info("resumed run=%s next_round=%d committed=%d", run.run_id, run.next_round, run.committed)
 
 
 def _start_run(stores: Stores, now_s: float) -> Run | None:
     with stores.storage.reading() as connection:
         run = active_run(stores, connection)
-        queued = connection.execute(
-            "SELECT run_id FROM runs WHERE state = 'queued' ORDER BY position LIMIT 1"
-        ).fetchone()
-    if run is not None or queued is None:
+        queued_id = run_rows.first_queued(connection)
+    if run is not None or queued_id is None:
         return run
     with stores.storage.transaction() as connection:
-        connection.execute(
-            "UPDATE runs SET state = 'running', started_s = ? WHERE run_id = ? AND state = 'queued'",
-            (now_s, queued["run_id"]),
-        )
+        run_rows.start(connection, queued_id, started_s=now_s)
         run = active_run(stores, connection)
         if run is not None and run.config.evaluation is not None:
-            enqueue(connection, run.run_id, INITIAL, run.values_sha256)
+            evaluation_rows.add(connection, run.run_id, INITIAL, run.values_sha256)
     return run
 
 
 def _open_round(stores: Stores, run: Run, now_s: float) -> None:
     with stores.storage.reading() as connection:
-        if _open_row(connection, run) is not None:
+        if round_rows.find_open(connection, run.run_id) is not None:
             return
-        candidates = _candidates(connection, run, now_s)
-    if run.next_round == 0 and len(candidates) < run.config.min_devices:
+        devices = _selectable(connection, run, now_s)
+    if run.next_round == 0 and len(devices) < run.config.min_devices:
         return
-    order = draw_order(candidates, run.config.seed, run.next_round)
-    places, chosen = _seat(run, order)
+    order = draw_order(devices, run.config.seed, run.next_round)
+    dealt, chosen = _seat(run, order)
     if len(chosen) < run.config.min_results:
         return
     with stores.storage.transaction() as connection:
         number = run.next_round
-        connection.execute("UPDATE runs SET next_round = ? WHERE run_id = ?", (number + 1, run.run_id))
-        connection.execute(
-            "INSERT INTO rounds (run_id, round, state, opened_s, deadline_s, values_sha256)"
-            " VALUES (?, ?, 'selecting', ?, ?, ?)",
-            (
-                run.run_id,
-                number,
-                now_s,
-                now_s + run.config.selection_timeout_s + run.config.deadline_s,
-                run.values_sha256,
-            ),
+        run_rows.set_next_round(connection, run.run_id, number + 1)
+        round_rows.add(
+            connection,
+            run.run_id,
+            number,
+            opened_s=now_s,
+            deadline_s=now_s + run.config.selection_timeout_s + run.config.deadline_s,
+            values_sha256=run.values_sha256,
         )
-        for slot, slices in enumerate(places):
-            connection.execute(
-                "INSERT INTO slots VALUES (?, ?, ?, ?)", (run.run_id, number, slot, json.dumps(slices))
-            )
-        for slot, candidate in chosen.items():
-            reserve(connection, run, number, slot, candidate.device_id, now_s=now_s)
-    log.info("round_opened run=%s round=%d places=%d", run.run_id, number, len(places))
+        for slot, slices in enumerate(dealt):
+            slot_rows.add(connection, run.run_id, number, slot, slices)
+        for slot, device in chosen.items():
+            reserve(connection, run, number, slot, device.device_id, now_s=now_s)
+    log.info("round_opened run=%s round=%d places=%d", run.run_id, number, len(dealt))
 
 
-def _fill_places(stores: Stores, run: Run, now_s: float) -> None:
+def _fill_slots(stores: Stores, run: Run, now_s: float) -> None:
     with stores.storage.transaction() as connection:
-        round_row = _open_row(connection, run)
-        if round_row is None or round_row["state"] == "aggregating":
+        open_round = round_rows.find_open(connection, run.run_id)
+        if open_round is None or open_round.state == "aggregating":
             return
-        number = round_row["round"]
+        number = open_round.round
         # 1. Time runs out for the silent and the late.
-        for task in _tasks(connection, run, number, "state IN ('reserved', 'working') AND due_s < ?", now_s):
-            reason = OVERDUE[task["state"]]
-            lapse(connection, task["task_id"], reason)
+        for task in task_rows.overdue(connection, run.run_id, number, now_s=now_s):
+            reason = OVERDUE[task.state]
+            task_rows.lapse(connection, task.task_id, reason)
             record(
                 connection,
                 now_s,
                 f"device_{reason}",
-                f"place {task['slot']} goes to another device",
+                f"place {task.slot} goes to another device",
                 run_id=run.run_id,
                 round_number=number,
-                device=task["name"],
-                task_id=task["task_id"],
+                device=task.device_name,
+                task_id=task.task_id,
             )
-        # 2. Vacant places are offered on, unless the time is over and enough results are in.
-        vacant = _vacant_places(connection, run, number)
-        if vacant and (
-            now_s < round_row["deadline_s"] or _counted(connection, run, number) < run.config.min_results
-        ):
+        # 2. Vacant slots are offered on, unless the time is over and enough results are in.
+        vacant = slot_rows.vacant(connection, run.run_id, number)
+        counted = task_rows.count(connection, run.run_id, number, "counted")
+        if vacant and (now_s < open_round.deadline_s or counted < run.config.min_results):
             _offer_on(connection, run, number, vacant, now_s)
         # 3. Once nobody is left to check in, the round only collects.
-        waiting = _tasks(connection, run, number, "state = 'reserved'")
-        if round_row["state"] == "selecting" and not waiting:
-            _set_round(connection, run, number, "collecting")
+        reserved = task_rows.count(connection, run.run_id, number, "reserved")
+        if open_round.state == "selecting" and reserved == 0:
+            round_rows.set_state(connection, run.run_id, number, "collecting")
 
 
 def _close_round(stores: Stores, run: Run, now_s: float) -> None:
     with stores.storage.transaction() as connection:
-        round_row = _open_row(connection, run)
-        if round_row is None or round_row["state"] == "aggregating":
+        open_round = round_rows.find_open(connection, run.run_id)
+        if open_round is None or open_round.state == "aggregating":
             return
-        number = round_row["round"]
-        counted = _counted(connection, run, number)
+        number = open_round.round
+        counted = task_rows.count(connection, run.run_id, number, "counted")
         enough = counted >= run.config.min_results
-        nobody_left = not _tasks(connection, run, number, "state IN ('reserved', 'working')")
-        if not nobody_left and not (enough and now_s >= round_row["deadline_s"]):
+        nobody_left = not task_rows.has_open(connection, run.run_id, number)
+        if not nobody_left and not (enough and now_s >= open_round.deadline_s):
             return
         if enough:
-            connection.execute(
-                "UPDATE tasks SET state = 'lapsed', reason = 'closed'"
-                " WHERE run_id = ? AND round = ? AND state IN ('reserved', 'working')",
-                (run.run_id, number),
-            )
-            _set_round(connection, run, number, "aggregating")
+            task_rows.lapse_open_of_round(connection, run.run_id, number)
+            round_rows.set_state(connection, run.run_id, number, "aggregating")
         else:
             reason = f"{counted} results of at least {run.config.min_results}, and no device left to ask"
             _abandon(connection, run, number, reason, now_s)
@@ -192,21 +179,17 @@ def _close_round(stores: Stores, run: Run, now_s: float) -> None:
 
 def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
     with stores.storage.reading() as connection:
-        round_row = _open_row(connection, run)
-        if round_row is None or round_row["state"] != "aggregating":
+        open_round = round_rows.find_open(connection, run.run_id)
+        if open_round is None or open_round.state != "aggregating":
             return
-        number = round_row["round"]
-        results = connection.execute(
-            "SELECT slot, task, change_sha256, examples, steps_applied FROM tasks JOIN results USING (task_id)"
-            " WHERE run_id = ? AND round = ? AND state = 'counted' ORDER BY slot",
-            (run.run_id, number),
-        ).fetchall()
-    # 1. What the devices contributed, one at a time in the order of their places, moves the values.
+        number = open_round.round
+        results = result_rows.counted(connection, run.run_id, number)
+    # 1. What the devices contributed, one at a time in the order of their slots, moves the values.
     values = decode_values(stores.blobs.get(run.values_sha256), run.manifest.slices)
     state = ServerState()
     if run.optimizer_sha256 is not None:
         state = ServerState.decode(stores.private_blobs.get(run.optimizer_sha256))
-    moved = move(
+    update = server_update(
         values,
         state,
         _contributions(stores, run, values, results),
@@ -216,25 +199,25 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
         committed=run.committed,
     )
     if not all(
-        np.isfinite(array).all() for array in [*moved.values.values(), *(moved.reference or {}).values()]
+        np.isfinite(array).all() for array in [*update.values.values(), *(update.reference or {}).values()]
     ):
         with stores.storage.transaction() as connection:
             _abandon(connection, run, number, "the averaged change overflowed", now_s)
         return
     # 2. Bytes first, then the one transaction that makes them count.
     committed = Committed(
-        values=stores.blobs.put(encode_values(moved.values)),
-        state=stores.private_blobs.put(moved.state.encode()),
-        average=None if moved.average is None else stores.blobs.put(encode_values(moved.average)),
-        reference=None if moved.reference is None else stores.blobs.put(encode_values(moved.reference)),
-        gated_variance=moved.gated_variance,
+        values=stores.blobs.put(encode_values(update.values)),
+        state=stores.private_blobs.put(update.state.encode()),
+        average=None if update.average is None else stores.blobs.put(encode_values(update.average)),
+        reference=None if update.reference is None else stores.blobs.put(encode_values(update.reference)),
+        gated_variance=update.gated_variance,
     )
     with stores.storage.transaction() as connection:
-        if _open_row(connection, run) is None:
+        if round_rows.find_open(connection, run.run_id) is None:
             return  # the operator stopped the run meanwhile
         _commit(connection, run, number, committed, now_s=now_s)
     # 3. What only this round needed can go.
-    outdated = {row["change_sha256"] for row in results} | {run.optimizer_sha256 or committed.state}
+    outdated = {result.change_sha256 for result in results} | {run.optimizer_sha256 or committed.state}
     for sha256 in outdated - {committed.state}:
         stores.private_blobs.discard(sha256)
     log.info("round_committed run=%s round=%d results=%d", run.run_id, number, len(results))
@@ -242,7 +225,15 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
 
 @dataclass(frozen=True)
 class Committed:
-    """What a round left, by sha256: see :class:`coordinator.aggregation.server_step.Moved`."""
+    """A round's :class:`coordinator.aggregation.server_step.ServerUpdate` once its parts are stored.
+
+    Attributes:
+        values: digest of the slice values.
+        state: digest of the server state.
+        average: digest of the mean of the values; None while there is none.
+        reference: digest of what directions are compared with; None if they are not.
+        gated_variance: variance for which the gate held everything back; None if it did not.
+    """
 
     values: str
     state: str
@@ -257,36 +248,35 @@ def _commit(
     count = run.committed + 1
     last = count == run.config.rounds
     evaluation = run.config.evaluation
-    connection.execute(
-        "UPDATE rounds SET state = 'committed', closed_s = ?, gated = ? WHERE run_id = ? AND round = ?",
-        (now_s, committed.gated_variance is not None, run.run_id, number),
-    )
+    gated = committed.gated_variance is not None
+    round_rows.commit(connection, run.run_id, number, closed_s=now_s, gated=gated)
     if committed.gated_variance is not None:
         message = (
             f"variance {committed.gated_variance:.3g} between the halves exceeds gate_variance = "
             f"{run.config.gate_variance:g}; the values stay, the next round adds to what came in"
         )
         record(connection, now_s, "round_gated", message, run_id=run.run_id, round_number=number)
-    connection.execute(
-        "UPDATE runs SET values_sha256 = ?, optimizer_sha256 = ?, average_sha256 = ?, reference_sha256 = ?,"
-        " committed = ?, abandoned_in_a_row = 0 WHERE run_id = ?",
-        (committed.values, committed.state, committed.average, committed.reference, count, run.run_id),
+    run_rows.commit(
+        connection,
+        run.run_id,
+        values_sha256=committed.values,
+        optimizer_sha256=committed.state,
+        average_sha256=committed.average,
+        reference_sha256=committed.reference,
+        committed=count,
     )
     if evaluation is not None and (last or count % evaluation.every_rounds == 0):
-        enqueue(connection, run.run_id, number, committed.average or committed.values)
+        evaluation_rows.add(connection, run.run_id, number, committed.average or committed.values)
     if last and evaluation is not None:
-        connection.execute("UPDATE runs SET state = 'evaluating' WHERE run_id = ?", (run.run_id,))
+        run_rows.await_evaluation(connection, run.run_id)
     elif last:
         end_run(connection, run.run_id, "finished", "all rounds committed", now_s=now_s)
 
 
 def _abandon(connection: sqlite3.Connection, run: Run, number: int, reason: str, now_s: float) -> None:
     in_a_row = run.abandoned_in_a_row + 1
-    connection.execute(
-        "UPDATE rounds SET state = 'abandoned', reason = ?, closed_s = ? WHERE run_id = ? AND round = ?",
-        (reason, now_s, run.run_id, number),
-    )
-    connection.execute("UPDATE runs SET abandoned_in_a_row = ? WHERE run_id = ?", (in_a_row, run.run_id))
+    round_rows.abandon(connection, run.run_id, number, reason=reason, closed_s=now_s)
+    run_rows.set_abandoned_in_a_row(connection, run.run_id, in_a_row)
     record(connection, now_s, "round_abandoned", reason, run_id=run.run_id, round_number=number)
     if in_a_row >= run.config.max_abandoned:
         end_run(
@@ -299,58 +289,53 @@ def _abandon(connection: sqlite3.Connection, run: Run, number: int, reason: str,
 
 
 def _fail_active_run(stores: Stores, reason: str, now_s: float) -> None:
-    """A blob that is gone or damaged, a package that contradicts itself: the run cannot go on, others can."""
+    """End the active run: a blob is gone or damaged, or its package contradicts itself. Other runs can go on."""
     with stores.storage.transaction() as connection:
-        row = connection.execute(
-            "SELECT run_id FROM runs WHERE state IN ('running', 'evaluating')"
-        ).fetchone()
+        row = run_rows.find_active(connection)  # not parsed: its manifest may be what is damaged
         if row is not None:
-            end_run(connection, row["run_id"], "failed", reason, now_s=now_s)
+            end_run(connection, row.run_id, "failed", reason, now_s=now_s)
 
 
-def _seat(run: Run, order: list[Candidate]) -> tuple[list[tuple[str, ...]], dict[int, Candidate]]:
-    """Deal slices to as many places as can be served; fewer devices mean more slices each."""
+def _seat(
+    run: Run, order: list[SelectableDevice]
+) -> tuple[list[tuple[str, ...]], dict[int, SelectableDevice]]:
+    """Deal slices to as many slots as can be served, and choose their devices; fewer slots mean more slices each."""
     count = min(run.config.devices_per_round, len(order))
     while count > 0:
-        places = run.deal(count)
-        chosen = fit(order, count, _requirement(run, places))
+        dealt = run.deal(count)
+        chosen = fit(order, count, _requirement(run, dealt))
         if len(chosen) == count:
-            return places, chosen
+            return dealt, chosen
         count = len(chosen)
     return [], {}
 
 
 def _offer_on(connection: sqlite3.Connection, run: Run, number: int, vacant: list[int], now_s: float) -> None:
-    order = draw_order(_candidates(connection, run, now_s), run.config.seed, number)
-    tasks = _tasks(connection, run, number)
-    places = [
-        tuple(json.loads(row["slices"]))
-        for row in connection.execute(
-            "SELECT slices FROM slots WHERE run_id = ? AND round = ? ORDER BY slot", (run.run_id, number)
-        )
-    ]
-    busy = {task["device_id"] for task in tasks if task["state"] != "lapsed"}
-    failed = {task["device_id"] for task in tasks if task["state"] == "lapsed"}
+    order = draw_order(_selectable(connection, run, now_s), run.config.seed, number)
+    tasks = task_rows.of_round(connection, run.run_id, number)
+    dealt = slot_rows.dealt(connection, run.run_id, number)
+    busy = {task.device_id for task in tasks if task.state != "lapsed"}
+    failed = {task.device_id for task in tasks if task.state == "lapsed"}
     for slot in vacant:
         device = substitute(
             order,
             slot,
             busy=busy,
-            had_place={task["device_id"] for task in tasks if task["slot"] == slot},
+            had_slot={task.device_id for task in tasks if task.slot == slot},
             failed=failed,
-            required_bytes=_requirement(run, places),
+            required_bytes=_requirement(run, dealt),
         )
         if device is not None:
             reserve(connection, run, number, slot, device.device_id, now_s=now_s)
             busy.add(device.device_id)
 
 
-def _requirement(run: Run, places: list[tuple[str, ...]]) -> Callable[[int, Candidate], int]:
-    """Predicted peak of a place's task on a device; each distinct question is asked once."""
+def _requirement(run: Run, dealt: list[tuple[str, ...]]) -> Callable[[int, SelectableDevice], int]:
+    """A function that predicts the peak of a slot's task on a device; each distinct question is worked out once."""
     known: dict[tuple[tuple[str, ...], int], int] = {}
 
-    def needed(place: int, candidate: Candidate) -> int:
-        question = (places[place], candidate.floor_bytes)
+    def needed(slot: int, device: SelectableDevice) -> int:
+        question = (dealt[slot], device.floor_bytes)
         if question not in known:
             known[question] = required_bytes(run.manifest, run.config, *question)
         return known[question]
@@ -359,71 +344,34 @@ def _requirement(run: Run, places: list[tuple[str, ...]]) -> Callable[[int, Cand
 
 
 def _contributions(
-    stores: Stores, run: Run, values: Values, results: list[sqlite3.Row]
+    stores: Stores, run: Run, values: Values, results: list[CountedResult]
 ) -> Iterator[Contribution]:
-    for row in results:
-        task = msgspec.json.decode(row["task"], type=Task)
-        data = stores.private_blobs.get(row["change_sha256"])
+    for result in results:
+        task = msgspec.json.decode(result.task, type=Task)
+        data = stores.private_blobs.get(result.change_sha256)
         try:
-            change = read_change(run.manifest, task, values, data, _reference(stores, run, task))
+            delta = read_delta(run.manifest, task, values, data, _reference(stores, run, task))
         except SliceError as error:  # of a replay alone: all else was checked when it arrived
             log.warning("change_left_out run=%s task=%s reason=%s", run.run_id, task.task_id, error)
             continue
         yield Contribution(
-            row["examples"],
-            change,
-            steps=row["steps_applied"] if run.config.normalise_steps else 1,
-            place=row["slot"],
+            result.examples,
+            delta,
+            steps=result.steps_applied if run.config.normalise_steps else 1,
+            slot=result.slot,
         )
 
 
 def _reference(stores: Stores, run: Run, task: Task) -> Values | None:
-    """What a replay needs beside the values; changes that travel as they are need nothing."""
+    """What a replay needs beside the values; a delta that travelled as it is needs nothing."""
     if task.report != "scalars" or task.reference is None:
         return None
     return decode_values(stores.blobs.get(task.reference), run.manifest.slices)
 
 
-def _candidates(connection: sqlite3.Connection, run: Run, now_s: float) -> list[Candidate]:
-    rows = connection.execute(
-        "SELECT device_id, name, cap_bytes, floor_bytes FROM devices WHERE revoked_s IS NULL AND seen_s >= ?",
-        (now_s - run.config.seen_window_s,),
-    )
-    return [Candidate(row["device_id"], row["name"], row["cap_bytes"], row["floor_bytes"]) for row in rows]
-
-
-def _open_row(connection: sqlite3.Connection, run: Run) -> sqlite3.Row | None:
-    row: sqlite3.Row | None = connection.execute(
-        "SELECT * FROM rounds WHERE run_id = ? AND state IN ('selecting', 'collecting', 'aggregating')",
-        (run.run_id,),
-    ).fetchone()
-    return row
-
-
-def _tasks(
-    connection: sqlite3.Connection, run: Run, number: int, where: str = "true", *parameters: float
-) -> list[sqlite3.Row]:
-    query = (
-        "SELECT tasks.*, name FROM tasks JOIN devices USING (device_id)"  # noqa: S608 - fixed texts of this file
-        f" WHERE run_id = ? AND round = ? AND {where} ORDER BY slot, attempt"
-    )
-    return connection.execute(query, (run.run_id, number, *parameters)).fetchall()
-
-
-def _vacant_places(connection: sqlite3.Connection, run: Run, number: int) -> list[int]:
-    rows = connection.execute(
-        "SELECT slot FROM slots WHERE run_id = ? AND round = ? AND slot NOT IN"
-        " (SELECT slot FROM tasks WHERE run_id = ? AND round = ? AND state != 'lapsed') ORDER BY slot",
-        (run.run_id, number, run.run_id, number),
-    )
-    return [row["slot"] for row in rows]
-
-
-def _counted(connection: sqlite3.Connection, run: Run, number: int) -> int:
-    return len(_tasks(connection, run, number, "state = 'counted'"))
-
-
-def _set_round(connection: sqlite3.Connection, run: Run, number: int, state: str) -> None:
-    connection.execute(
-        "UPDATE rounds SET state = ? WHERE run_id = ? AND round = ?", (state, run.run_id, number)
-    )
+def _selectable(connection: sqlite3.Connection, run: Run, now_s: float) -> list[SelectableDevice]:
+    seen = device_rows.seen_since(connection, now_s - run.config.seen_window_s)
+    return [
+        SelectableDevice(device.device_id, device.name, device.cap_bytes, device.floor_bytes)
+        for device in seen
+    ]

@@ -8,20 +8,37 @@ import sqlite3
 from msgspec import Struct
 
 from coordinator.config import RunConfig
-from coordinator.rounds.results import memory_of
 from coordinator.rounds.runs import Run
+from coordinator.storage import evaluation_rows, event_rows, result_rows, round_rows, run_rows, task_rows
+from coordinator.storage.evaluation_rows import Scores
+from coordinator.storage.round_rows import RoundRow
 from edge_runtime.package.manifest import TaskKind
 
 
 class RoundSummary(Struct, frozen=True):
-    """One round.
+    """One round. None stands for what was not measured, or not yet.
 
-    Bytes are of request and response bodies; ``bytes_up_per_task`` is the mean over counted results of the change
-    alone, safetensors header included. Peaks are the largest over the round's devices. ``accuracy`` and ``loss`` are
-    the global model's on the coordinator's rows after the round, ``train_loss`` the example-weighted mean the devices
-    reported. For language modelling ``accuracy`` is the share of next tokens predicted right, ``loss`` the mean over
-    tokens, and ``perplexity`` its exponential. A ``gated`` round was committed and left the values as they were.
-    None: not measured (yet).
+    Attributes:
+        round: number of the round, from 0.
+        state: selecting, collecting, aggregating, committed or abandoned.
+        reason: why the round was abandoned; empty otherwise.
+        accuracy: the global model's accuracy on the coordinator's rows after the round; for language modelling, the
+            share of next tokens that it predicted right.
+        loss: the global model's mean loss over these rows; for language modelling, over their tokens.
+        train_loss: mean loss that the devices reported, weighted by examples.
+        bytes_up: bytes of the bodies that devices sent during the round.
+        bytes_down: bytes of the bodies that devices got during the round.
+        seconds: duration from opening to closing.
+        predicted_peak_bytes: largest predicted peak of memory among the round's devices.
+        measured_peak_bytes: largest measured peak of memory among the round's devices.
+        devices: names of the devices whose results counted, in the order of their slots.
+        results: number of results that counted.
+        refused: number of tasks that devices refused.
+        failed: number of tasks that devices failed, or did not answer in time.
+        examples: number of examples behind the counted results.
+        perplexity: exponential of the loss, for language modelling alone.
+        bytes_up_per_task: mean size of the counted results' deltas, safetensors header included.
+        gated: whether the round was committed and left the values as they were.
     """
 
     round: int
@@ -46,10 +63,27 @@ class RoundSummary(Struct, frozen=True):
 
 
 class RunSummary(Struct, frozen=True):
-    """A run with its rounds; ``initial_*`` are of the values it started from.
+    """A run with its rounds. None stands for what was not measured, or not yet.
 
-    ``values_sha256`` names what ``fetch-slices`` gives and evaluations meet: with ``average_from_round`` the mean, once
-    there is one.
+    Attributes:
+        run_id: id of the run.
+        name: name that the configuration gives it.
+        state: queued, running, evaluating, finished, failed or stopped.
+        reason: why the run ended; empty until then.
+        rounds_committed: number of committed rounds.
+        rounds_wanted: number of committed rounds after which the run ends.
+        initial_accuracy: accuracy of the values that the run started from.
+        initial_loss: mean loss of the values that the run started from.
+        created_s: moment of its creation, in seconds since 1970.
+        started_s: moment of its start, in seconds since 1970.
+        finished_s: moment of its end, in seconds since 1970.
+        package_sha256: digest of the package's manifest.
+        values_sha256: digest of the values that ``fetch-slices`` gives and evaluations meet: with
+            ``average_from_round`` the mean, once there is one.
+        config: configuration of the run.
+        rounds: its rounds, in order; empty where runs are only listed.
+        task: task of its package.
+        initial_perplexity: perplexity of the values that the run started from, for language modelling alone.
     """
 
     run_id: str
@@ -72,7 +106,17 @@ class RunSummary(Struct, frozen=True):
 
 
 class EventSummary(Struct, frozen=True):
-    """One event; ``at_s`` in seconds since 1970."""
+    """One event.
+
+    Attributes:
+        event_id: number of the event; later events have larger ones.
+        at_s: moment of the event, in seconds since 1970.
+        round: number of the round that it belongs to, if any.
+        device: name of the device that it belongs to, if any.
+        task_id: id of the task that it belongs to, if any.
+        code: word for programs; it never changes.
+        message: text for people.
+    """
 
     event_id: int
     at_s: float
@@ -85,39 +129,34 @@ class EventSummary(Struct, frozen=True):
 
 #: A loss whose exponential is still a finite float.
 LARGEST_LOSS = 700.0
-#: Why a task lapsed, as operators count it.
+#: Reasons of lapsed tasks that operators count as refused, and as failed.
 REFUSED = frozenset({"task_refused", "cap_too_small"})
 FAILED = frozenset({"task_failed", "out_of_memory", "silent", "late", "revoked"})
 
 
 def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = True) -> RunSummary:
     """A run as it stands; read-only."""
-    row = connection.execute("SELECT * FROM runs WHERE run_id = ?", (run.run_id,)).fetchone()
-    evaluations = {
-        entry["round"]: entry
-        for entry in connection.execute(
-            "SELECT * FROM evaluations WHERE run_id = ? AND state = 'done'", (run.run_id,)
-        )
-    }
+    row = run_rows.get(connection, run.run_id)
+    evaluations = {scores.round: scores for scores in evaluation_rows.done(connection, run.run_id)}
     initial = evaluations.get(-1)
     rounds = []
     if with_rounds:
-        rows = connection.execute(
-            "SELECT * FROM rounds WHERE run_id = ? ORDER BY round", (run.run_id,)
-        ).fetchall()
-        rounds = [_round(connection, entry, evaluations.get(entry["round"])) for entry in rows]
+        rounds = [
+            _round(connection, entry, evaluations.get(entry.round))
+            for entry in round_rows.all_rounds(connection, run.run_id)
+        ]
     return RunSummary(
         run_id=run.run_id,
         name=run.config.name,
         state=run.state,
-        reason=row["reason"],
+        reason=row.reason,
         rounds_committed=run.committed,
         rounds_wanted=run.config.rounds,
-        initial_accuracy=initial["accuracy"] if initial else None,
-        initial_loss=initial["mean_loss"] if initial else None,
-        created_s=row["created_s"],
-        started_s=row["started_s"],
-        finished_s=row["finished_s"],
+        initial_accuracy=initial.accuracy if initial else None,
+        initial_loss=initial.mean_loss if initial else None,
+        created_s=row.created_s,
+        started_s=row.started_s,
+        finished_s=row.finished_s,
         package_sha256=run.package_sha256,
         values_sha256=run.result_sha256,
         config=run.config,
@@ -129,58 +168,43 @@ def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = T
 
 def events_of(connection: sqlite3.Connection, run_id: str, after: int, limit: int) -> list[EventSummary]:
     """Events of a run, and those of no run, with an id above ``after``, oldest first, at most ``limit``."""
-    rows = connection.execute(
-        "SELECT event_id, at_s, round, device, task_id, code, message FROM events"
-        " WHERE (run_id = ? OR run_id IS NULL) AND event_id > ? ORDER BY event_id LIMIT ?",
-        (run_id, after, limit),
-    )
-    return [EventSummary(*row) for row in rows]
+    rows = event_rows.of_run(connection, run_id, after=after, limit=limit)
+    return [EventSummary(**row) for row in rows]
 
 
-def _round(connection: sqlite3.Connection, row: sqlite3.Row, evaluation: sqlite3.Row | None) -> RoundSummary:
-    key = (row["run_id"], row["round"])
-    tasks = connection.execute(
-        "SELECT tasks.state, reason, name FROM tasks JOIN devices USING (device_id)"
-        " WHERE run_id = ? AND round = ? ORDER BY slot, attempt",
-        key,
-    ).fetchall()
-    results = connection.execute(
-        "SELECT results.* FROM results JOIN tasks USING (task_id)"
-        " WHERE run_id = ? AND round = ? ORDER BY slot",
-        key,
-    ).fetchall()
-    memories = [memory_of(result) for result in results]
-    weighed = [
-        (r["mean_loss"], r["examples"]) for r in results if r["mean_loss"] is not None and r["examples"]
-    ]
-    examples = sum(result["examples"] for result in results)
+def _round(connection: sqlite3.Connection, row: RoundRow, evaluation: Scores | None) -> RoundSummary:
+    tasks = task_rows.outcomes(connection, row.run_id, row.round)
+    results = result_rows.of_round(connection, row.run_id, row.round)
+    memories = [result.memory for result in results]
+    weighed = [(r.mean_loss, r.examples) for r in results if r.mean_loss is not None and r.examples]
+    examples = sum(result.examples for result in results)
     return RoundSummary(
-        round=row["round"],
-        state=row["state"],
-        reason=row["reason"],
-        accuracy=evaluation["accuracy"] if evaluation else None,
-        loss=evaluation["mean_loss"] if evaluation else None,
+        round=row.round,
+        state=row.state,
+        reason=row.reason,
+        accuracy=evaluation.accuracy if evaluation else None,
+        loss=evaluation.mean_loss if evaluation else None,
         train_loss=sum(loss * n for loss, n in weighed) / sum(n for _, n in weighed) if weighed else None,
-        bytes_up=row["bytes_up"],
-        bytes_down=row["bytes_down"],
-        seconds=None if row["closed_s"] is None else row["closed_s"] - row["opened_s"],
+        bytes_up=row.bytes_up,
+        bytes_down=row.bytes_down,
+        seconds=None if row.closed_s is None else row.closed_s - row.opened_s,
         predicted_peak_bytes=max((memory.predicted_peak_bytes for memory in memories), default=None),
         measured_peak_bytes=max(
             (max(memory.high_water_bytes, memory.cgroup_peak_bytes or 0) for memory in memories), default=None
         ),
-        devices=[task["name"] for task in tasks if task["state"] == "counted"],
+        devices=[task.device_name for task in tasks if task.state == "counted"],
         results=len(results),
-        refused=sum(task["reason"] in REFUSED for task in tasks),
-        failed=sum(task["reason"] in FAILED for task in tasks),
+        refused=sum(task.reason in REFUSED for task in tasks),
+        failed=sum(task.reason in FAILED for task in tasks),
         examples=examples,
         perplexity=_perplexity(evaluation),
-        gated=bool(row["gated"]),
-        bytes_up_per_task=sum(r["change_bytes"] for r in results) / len(results) if results else None,
+        gated=bool(row.gated),
+        bytes_up_per_task=sum(r.change_bytes for r in results) / len(results) if results else None,
     )
 
 
-def _perplexity(evaluation: sqlite3.Row | None) -> float | None:
-    """exp of the mean loss over tokens; None if that is not what was measured, or too large for a number."""
-    if evaluation is None or not evaluation["tokens"] or evaluation["mean_loss"] > LARGEST_LOSS:
+def _perplexity(evaluation: Scores | None) -> float | None:
+    """Exponential of the mean loss over tokens; None if no such loss was measured, or it is too large for a number."""
+    if evaluation is None or not evaluation.tokens or evaluation.mean_loss > LARGEST_LOSS:
         return None
-    return math.exp(evaluation["mean_loss"])
+    return math.exp(evaluation.mean_loss)

@@ -1,6 +1,6 @@
-"""One arm at one seed: its state folder, made on first use and picked up where it stood ever after.
+"""One arm at one seed: its state folder, made on first use and gone on with afterwards.
 
-``DIR/state/ARM-seedN`` is a coordinator's state folder; beside the database lie ``arm.json``, which says what is
+``DIR/state/ARM-seedN`` is a coordinator's state folder. Beside the database lie ``arm.json``, which says what is
 simulated there, ``wall.jsonl`` with the wall time of each evaluated round, and ``lock``.
 """
 
@@ -24,6 +24,7 @@ from coordinator.config import RunConfig
 from coordinator.rounds.runs import create_run
 from coordinator.simulation.config import NO_KEY, ArmConfig, SimulationConfig
 from coordinator.simulation.fleet import Fleet
+from coordinator.storage import device_rows
 from coordinator.storage.stores import Stores, open_stores
 from edge_runtime.durable import write_durably
 from edge_runtime.errors import ConfigError
@@ -33,8 +34,13 @@ from edge_runtime.protocol.messages import EnrolRequest, Sha256
 STATE, LOCK, IDENTITY, WALL = "state", "lock", "arm.json", "wall.jsonl"
 
 
-class Identity(Struct, frozen=True):
-    """What an arm's values depend on; ``run_id`` is the coordinator's name for it."""
+class ArmIdentity(Struct, frozen=True):
+    """What an arm's folder was made for.
+
+    Attributes:
+        fingerprint: digest of all that the arm's values depend on.
+        run_id: id of the arm's run.
+    """
 
     fingerprint: Sha256
     run_id: str
@@ -42,7 +48,21 @@ class Identity(Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Arm:
-    """An arm as it is simulated, with handles on its state folder; ``devices`` by name."""
+    """An arm as it is simulated, with handles on its state folder.
+
+    Attributes:
+        config: configuration of the arm.
+        seed: seed of the arm.
+        run: configuration of the arm's run.
+        run_id: id of the arm's run.
+        fingerprint: digest of all that the arm's values depend on.
+        folder: state folder.
+        stores: handles on the state folder.
+        fleet: simulated devices.
+        devices: the same devices, as the coordinator knows them, by name.
+        started_s: reading of the monotonic clock when this process began with the arm.
+        earlier_wall_s: seconds that earlier processes spent on the arm.
+    """
 
     config: ArmConfig
     seed: int
@@ -58,16 +78,16 @@ class Arm:
 
     @property
     def wall_s(self) -> float:
-        """Seconds spent on this arm so far, over all processes that worked on it."""
+        """Seconds that all processes together have spent on this arm so far."""
         return self.earlier_wall_s + time.monotonic() - self.started_s
 
     def note_wall(self, round_number: int) -> None:
-        """Keep the wall time of an evaluated round."""
+        """Write down the wall time of an evaluated round."""
         with (self.folder / WALL).open("a") as file:
             file.write(f"[{round_number}, {self.wall_s:.3f}]\n")
 
     def wall_of_rounds(self) -> dict[int, float]:
-        """Wall seconds at which each round was evaluated, the last time it was."""
+        """Wall seconds at which each round was evaluated; of a round that was evaluated twice, the later ones."""
         return dict(_read_wall(self.folder))
 
 
@@ -79,7 +99,14 @@ def label(arm: ArmConfig, seed: int) -> str:
 def fingerprint_of(
     config: SimulationConfig, run: RunConfig, package_sha256: str, data: tuple[str, str]
 ) -> str:
-    """A digest of all that an arm's values depend on: run, package, rows of both files, fleet, seed."""
+    """A digest of all that an arm's values depend on.
+
+    Args:
+        config: configuration of the simulation.
+        run: configuration of the arm's run, its seed included.
+        package_sha256: digest of the package's manifest.
+        data: digests of the training rows and of the dev rows.
+    """
     plain = msgspec.structs.replace(run, package=package_sha256, publisher_key=NO_KEY, evaluation=None)
     every = run.evaluation.every_rounds if run.evaluation else 0
     fleet = msgspec.structs.replace(config.fleet, prefix_cache=0)
@@ -93,8 +120,8 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a folder against other processes.
 
     Args:
-        folder: made if missing.
-        wait: until it is free.
+        folder: folder to hold, made if missing.
+        wait: whether to wait until it is free.
 
     Raises:
         ConfigError: another process holds it, and this one does not wait.
@@ -117,7 +144,14 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
 def open_arm(
     folder: Path, config: ArmConfig, run: RunConfig, fleet: Fleet, fingerprint: str
 ) -> Iterator[Arm]:
-    """Open an arm's state folder, begun or not.
+    """Open an arm's state folder, whether it was begun or not.
+
+    Args:
+        folder: state folder of the arm.
+        config: configuration of the arm.
+        run: configuration of the arm's run.
+        fleet: simulated devices.
+        fingerprint: digest of all that the arm's values depend on.
 
     Raises:
         ConfigError: another process works on it, or it holds an arm of another configuration.
@@ -134,7 +168,7 @@ def open_arm(
         stores = open_stores(folder, durable=False)
         try:
             if identity is None:
-                identity = Identity(fingerprint, _begin(stores, run, fleet))
+                identity = ArmIdentity(fingerprint, _begin(stores, run, fleet))
                 write_durably(folder / IDENTITY, msgspec.json.encode(identity))
             wall = _read_wall(folder)
             yield Arm(
@@ -169,19 +203,19 @@ def _begin(stores: Stores, run: RunConfig, fleet: Fleet) -> str:
 
 def _devices(stores: Stores) -> dict[str, Device]:
     with stores.storage.reading() as connection:
-        rows = connection.execute("SELECT device_id, name FROM devices ORDER BY name").fetchall()
+        rows = device_rows.all_devices(connection)
     return {row["name"]: Device(row["device_id"], row["name"]) for row in rows}
 
 
-def _identity(folder: Path) -> Identity | None:
+def _identity(folder: Path) -> ArmIdentity | None:
     try:
-        return msgspec.json.decode((folder / IDENTITY).read_bytes(), type=Identity)
+        return msgspec.json.decode((folder / IDENTITY).read_bytes(), type=ArmIdentity)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an arm left that was killed before it had begun."""
+    """Remove what an arm left behind that was killed before it had begun."""
     for path in folder.iterdir():
         if path.name != LOCK:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

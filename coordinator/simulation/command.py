@@ -7,7 +7,7 @@ from pathlib import Path
 
 from coordinator.simulation.config import read_simulation_config
 from coordinator.simulation.record import Record, read_records
-from coordinator.simulation.report.comparison import Comparison, compare
+from coordinator.simulation.report.comparison import ArmComparison, compare
 from coordinator.simulation.report.page import comparison_page
 from coordinator.simulation.report.progress import progress_for
 from coordinator.simulation.report.table import text_table
@@ -17,7 +17,12 @@ from edge_runtime.errors import EdgeError
 
 
 def simulate(config_path: Path, options: Options, *, page_only: bool = False) -> int:
-    """Simulate, then compare all arms that the output folder has; returns the exit code.
+    """Simulate, then compare all arms that the output folder has, and return the exit code.
+
+    Args:
+        config_path: path of the simulation's configuration.
+        options: options of the command line.
+        page_only: whether to simulate nothing, and make table and page again.
 
     Raises:
         EdgeError: nothing could be simulated as asked; or an arm failed, which is said once the others are done.
@@ -37,7 +42,7 @@ def simulate(config_path: Path, options: Options, *, page_only: bool = False) ->
     return 0
 
 
-def write_comparison(comparison: Comparison, folder: Path) -> None:
+def write_comparison(comparison: ArmComparison, folder: Path) -> None:
     """Write table and page into the output folder, and print the table."""
     table = text_table(comparison)
     write_durably(folder / "comparison.txt", table.encode())

@@ -52,7 +52,7 @@ class FleetConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DataConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the rows are and how devices come by theirs.
+    """Where the rows are, and how they are shared out to the devices.
 
     Attributes:
         train: file of the training rows, one JSON object a line: ``{"text": …, "label": …}``, and ``"owner"`` beside
@@ -160,7 +160,12 @@ class SimulationConfig(Struct, frozen=True, forbid_unknown_fields=True):
         raise ConfigError(f"no arm is called {name!r}; there are {', '.join(arm.name for arm in self.arms)}")
 
     def run_of(self, arm: ArmConfig, seed: int, publisher_key: str) -> RunConfig:
-        """What the coordinator is asked to run for an arm and a seed.
+        """The run that the coordinator is asked for, for an arm and a seed.
+
+        Args:
+            arm: configuration of the arm.
+            seed: seed of the run.
+            publisher_key: public key that signs the package.
 
         Raises:
             ConfigError: a key of the run is unknown, out of range or set by the simulation; names it.
@@ -192,7 +197,7 @@ class SimulationConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """A table with another laid over it; tables within are merged alike, other values replaced."""
+    """A table with another laid over it: tables inside are merged in the same way, other values are replaced."""
     joined = dict(below)
     for key, value in above.items():
         inner = joined.get(key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edge_runtime.protocol.messages import Task
 
-#: Backpropagation runs the model forwards, computes each segment again on the way back, and a backward of about two.
+#: Backpropagation runs the model forwards, runs each segment again on the way back, and takes about two passes there.
 BACKPROP_PASSES = 4
 
 

@@ -1,7 +1,8 @@
 """How simulated devices behave in time: when they ask, how long they work, and whether they answer.
 
-Everything is a function of the simulation's seed and a task's place, so equal seeds meet equal fleets. Moments are
-multiples of 1/1024 s: sums of them are exact, and so a moment read back from the database is the one that was meant.
+Everything is a function of the simulation's seed and a task's round, slot and attempt, so equal seeds meet equal
+fleets. Moments are multiples of 1/1024 s: sums of them are exact, and so a moment read back from the database is the
+one that was meant.
 """
 
 from __future__ import annotations
@@ -40,7 +41,13 @@ def tick_from(seconds: float) -> float:
 
 @dataclass(frozen=True)
 class SimulatedDevice:
-    """One device. ``factor`` is how much slower than the mean it is; ``rows`` index the training file."""
+    """One device.
+
+    Attributes:
+        name: name of the device.
+        rows: rows that it holds, as indices into the training file.
+        factor: slowness of the device; the mean over devices is 1.
+    """
 
     name: str
     rows: Share
@@ -51,9 +58,10 @@ class Fleet:
     """The devices of one seed, by name.
 
     Args:
-        shares: the rows of each device.
-        speed, dropout: from the configuration.
-        seed: of the simulation.
+        shares: rows of each device.
+        speed: speed of the devices.
+        dropout: frequency of drop-outs.
+        seed: seed of the simulation.
     """
 
     def __init__(self, shares: list[Share], speed: SpeedConfig, dropout: DropoutConfig, seed: int) -> None:
@@ -66,9 +74,14 @@ class Fleet:
         }
 
     def poll_delay_s(self, task_id: str, poll_min_s: float, poll_max_s: float) -> float:
-        """Seconds until a device that waits asks again and learns of its place.
+        """Seconds until a device that waits asks again and learns that it holds a slot.
 
-        Devices come back after a time in [``poll_min_s``, ``poll_max_s``]; the place comes up anywhere within it.
+        Devices come back after a time in [``poll_min_s``, ``poll_max_s``]; the slot is reserved anywhere within it.
+
+        Args:
+            task_id: id of the task.
+            poll_min_s: least seconds between two check-ins.
+            poll_max_s: most seconds between two check-ins.
         """
         window_s = poll_min_s + self._unit(task_id, "window") * (poll_max_s - poll_min_s)
         return tick(self._unit(task_id, "poll") * window_s)
@@ -85,9 +98,9 @@ class Fleet:
         return tick(self._speed.overhead_s + work * device.factor)
 
     def _unit(self, task_id: str, purpose: str) -> float:
-        """A number in [0, 1), for a place of a round; the run's random id plays no part."""
-        place = task_id.rsplit("-", 3)[1:]
-        digest = hashlib.sha256("/".join([str(self._seed), *place, purpose]).encode()).digest()
+        """A number in [0, 1) for one attempt at a slot of a round; the run's random id plays no part."""
+        attempt = task_id.rsplit("-", 3)[1:]  # round, slot and attempt
+        digest = hashlib.sha256("/".join([str(self._seed), *attempt, purpose]).encode()).digest()
         return int.from_bytes(digest[:8]) / 2.0**64
 
 

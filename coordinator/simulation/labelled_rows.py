@@ -26,7 +26,15 @@ class _Line(Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """A data file: row ``i`` is line ``i + 1``. ``labels`` and ``owners`` are None where rows have none."""
+    """A data file, whose row ``i`` is line ``i + 1``.
+
+    Attributes:
+        path: path of the file.
+        texts: text of each row.
+        labels: label of each row; None if rows have none.
+        owners: owner of each row; None if rows have none.
+        sha256: digest of the file.
+    """
 
     path: Path
     texts: tuple[str, ...]
@@ -35,7 +43,7 @@ class LabelledRows:
     sha256: str
 
     def indexed(self, labels: tuple[str, ...]) -> list[Row]:
-        """The rows as a package with these labels takes them; with none, it models language.
+        """The rows in the form that a package with these labels takes; one without labels models language.
 
         Raises:
             DataError: rows have labels where the package has none, or the other way round, or other ones.

@@ -19,18 +19,22 @@ KEY, PACKAGES, PREPARED = "publisher.key", "packages", "prepared"
 
 
 @dataclass(frozen=True)
-class PackageShelf:
-    """Where they lie: ``packages/SHA256`` and ``prepared/SHA256`` below the output folder.
+class SimulationPackages:
+    """The packages below an output folder: ``packages/SHA256`` and, laid out for this machine, ``prepared/SHA256``.
 
     An arm's package need not come with its publisher's key: whoever simulates names the folder, and the manifest's
     digest says what it was. The copy here is signed anew, so that the coordinator can check it as it always does.
+
+    Attributes:
+        folder: output folder.
+        key: key that signs the copies.
     """
 
     folder: Path
     key: PrivateKey
 
     @property
-    def packages(self) -> Path:
+    def copies(self) -> Path:
         """Folder of the copies."""
         return self.folder / PACKAGES
 
@@ -43,17 +47,18 @@ class PackageShelf:
         """Copy a package here and prepare it, unless that was done.
 
         Args:
-            source: the package folder that the configuration names.
-            arithmetic: in which to run it; None measures.
-            cap_bytes: arithmetics that could not train under it are not considered.
-            threads: of the engine that measures.
+            source: package folder that the configuration names.
+            arithmetic: arithmetic in which to run it; None measures which is best.
+            cap_bytes: memory that devices grant; arithmetics that could not train under it are not considered.
+            threads: threads of the engine that measures.
 
         Raises:
-            ArtefactError: the package is malformed or damaged. PreparationError: it cannot be run here.
+            ArtefactError: the package is malformed or damaged.
+            PreparationError: it cannot be run here.
         """
         package = Package.open_unsigned(source)
-        folder = self.packages / package.sha256
-        with locked(self.packages, wait=True):
+        folder = self.copies / package.sha256
+        with locked(self.copies, wait=True):
             if not folder.is_dir():
                 package.verify_files()
                 rename_durably(self._copy(package), folder)
@@ -64,7 +69,7 @@ class PackageShelf:
         return copy
 
     def _copy(self, package: Package) -> Path:
-        work = self.packages / f".{package.sha256}"
+        work = self.copies / f".{package.sha256}"
         shutil.rmtree(work, ignore_errors=True)
         for name in package.manifest.files:
             (work / name).parent.mkdir(parents=True, exist_ok=True)
@@ -74,10 +79,10 @@ class PackageShelf:
         return work
 
 
-def open_shelf(folder: Path) -> PackageShelf:
+def open_packages(folder: Path) -> SimulationPackages:
     """The packages of an output folder, which is made if missing, with its key."""
     with locked(folder / PACKAGES, wait=True):
         path = folder / KEY
         if not path.exists():
             generate_key().save(path)
-        return PackageShelf(folder, PrivateKey.load(path))
+        return SimulationPackages(folder, PrivateKey.load(path))

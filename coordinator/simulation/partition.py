@@ -21,10 +21,10 @@ def partition(rows: LabelledRows, config: DataConfig, devices: int, seed: int) -
     """The rows of each device.
 
     Args:
-        rows: the whole data file.
-        config: how it is shared out.
-        devices: how many devices there are.
-        seed: of the simulation.
+        rows: rows of the whole data file.
+        config: way in which they are shared out.
+        devices: number of devices.
+        seed: seed of the simulation.
 
     Raises:
         ConfigError: there are too few rows, owners or classes for what is asked; says which and what to do.

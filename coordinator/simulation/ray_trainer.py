@@ -20,18 +20,24 @@ from coordinator.simulation.workbench import BenchSettings, Job, Workbench
 from edge_runtime.errors import ConfigError, EdgeError, WorkerError
 from edge_runtime.worker.jobs import Failure, describe_failure, rebuild_error
 
-#: How long a cluster's head may take to answer at all.
+#: Seconds within which a cluster's head must answer.
 CONNECT_S = 3.0
 
 
 class RemoteBench:
-    """A bench in an actor; arguments as of :class:`coordinator.simulation.workbench.Workbench`."""
+    """A bench in an actor.
+
+    Args:
+        settings: settings of the bench.
+        train: rows that devices share.
+        dev: rows of evaluations.
+    """
 
     def __init__(self, settings: BenchSettings, train: LabelledRows, dev: LabelledRows) -> None:
         self._bench = Workbench(settings, train, dev)
 
     def train(self, job: Job) -> bytes | Failure:
-        """The encoded result of a task, or in plain words why there is none: not every error can be pickled."""
+        """The encoded result of a task, or a description of why there is none: not every error can be pickled."""
         try:
             return self._bench.train(job)
         except EdgeError as error:
@@ -42,7 +48,8 @@ class RayTrainer:
     """Hands tasks to whichever actor has least to do.
 
     Args:
-        ray: the library. actors: handles on them.
+        ray: the library Ray.
+        actors: handles on the actors.
     """
 
     def __init__(self, ray: Any, actors: list[Any]) -> None:
@@ -76,9 +83,10 @@ def ray_trainer(
     """Actors on a cluster, as many as it has cores for; they end with the block.
 
     Args:
-        address: of the cluster's head; "auto" is the one on this machine.
-        settings: of each actor's bench; the folders must be there on every machine of the cluster.
-        train, dev: the rows.
+        address: address of the cluster's head; "auto" is the one on this machine.
+        settings: settings of each actor's bench; the folders must be there on every machine of the cluster.
+        train: rows that devices share.
+        dev: rows of evaluations.
 
     Raises:
         ConfigError: Ray is not installed, or no cluster runs at the address.

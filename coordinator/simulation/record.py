@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sqlite3
 from pathlib import Path
 
 import msgspec
@@ -17,6 +16,8 @@ from coordinator.simulation.arm import Arm
 from coordinator.simulation.config import NO_KEY
 from coordinator.simulation.cost import forward_passes_per_example
 from coordinator.simulation.verdict import Ending, Status
+from coordinator.storage import round_rows, simulation_rows
+from coordinator.storage.simulation_rows import ResultWork
 from edge_runtime.durable import write_durably
 from edge_runtime.errors import ConfigError
 from edge_runtime.package.manifest import TaskKind
@@ -26,13 +27,20 @@ ARMS = "arms"
 
 
 class Point(Struct, frozen=True):
-    """The global model after a round, and what it took to get there; ``round`` -1 is where the arm began.
+    """The global model after a round, and what it took to get there.
 
     Attributes:
-        accuracy, loss, perplexity: on the dev rows, as :class:`coordinator.rounds.summary.RoundSummary` has them.
-        forward_passes: of one example through the model, by all devices whose results counted, so far.
-        bytes_up, bytes_down: over the wire so far. virtual_s: of the simulated clock. wall_s: spent here.
-        train_loss: mean over the round's examples, as the devices reported it. devices: whose results counted.
+        round: number of the round; -1 is where the arm began.
+        accuracy: accuracy on the dev rows; for language modelling, the share of next tokens predicted right.
+        loss: mean loss on the dev rows; for language modelling, over their tokens.
+        perplexity: exponential of the loss, for language modelling alone.
+        forward_passes: passes of one example through the model so far, by all devices whose results counted.
+        bytes_up: bytes that devices sent so far.
+        bytes_down: bytes that devices got so far.
+        virtual_s: seconds on the simulated clock.
+        wall_s: seconds that the simulation itself took so far.
+        train_loss: mean loss over the round's examples, reported by the devices.
+        devices: names of the devices whose results counted.
     """
 
     round: int
@@ -52,12 +60,23 @@ class Record(Struct, frozen=True):
     """One arm at one seed.
 
     Attributes:
-        config: of the run, with the package folder that the arm names.
+        arm: name of the arm.
+        kind: a few words for people.
+        seed: seed of the arm.
+        status: finished, diverged or failed.
+        round: last round whose values were in use, for an arm that diverged.
+        reason: reason why it diverged or failed; empty if it finished.
+        task: task of the package.
+        package: digest of the package's manifest.
         fingerprint: digest of all that the values depend on.
-        schedule_sha256: digest of which device held which place when, and what became of it.
-        values_sha256: of the encoded slice values at the end; they lie in the arm's state folder under this name.
-        rounds, tasks, results: committed rounds, tasks handed out, and results that counted.
-        threads: of the engine; equal seeds give equal bits at an equal number.
+        threads: threads of the engine; equal seeds give equal bits at an equal number.
+        rounds: number of committed rounds.
+        tasks: number of tasks that were handed out.
+        results: number of results that counted.
+        schedule_sha256: digest of which device held which slot, and what became of it.
+        values_sha256: digest of the slice values at the end, which lie in the arm's state folder under this name.
+        points: evaluated rounds, in order.
+        config: configuration of the run, with the package folder that the arm names; None for an arm that failed.
     """
 
     arm: str
@@ -80,12 +99,13 @@ class Record(Struct, frozen=True):
 
 
 def record_of(arm: Arm, ending: Ending, threads: int) -> Record:
-    """Gather what the database knows of an arm that has ended; read-only."""
+    """The record of an arm that has ended, from its database."""
     with arm.stores.storage.reading() as connection:
         run = find_run(arm.stores, connection, arm.run_id)
         summary = summarise(connection, run)
-        closed = dict(connection.execute("SELECT round, closed_s FROM rounds").fetchall())
-        passes = _passes(connection)
+        rounds = round_rows.all_rounds(connection, arm.run_id)
+        closed = {row.round: row.closed_s for row in rounds if row.closed_s is not None}
+        passes = _passes(simulation_rows.work_of_results(connection))
         return Record(
             arm=arm.config.name,
             kind=arm.config.kind,
@@ -98,9 +118,9 @@ def record_of(arm: Arm, ending: Ending, threads: int) -> Record:
             fingerprint=arm.fingerprint,
             threads=threads,
             rounds=run.committed,
-            tasks=connection.execute("SELECT count(*) FROM tasks WHERE task IS NOT NULL").fetchone()[0],
-            results=connection.execute("SELECT count(*) FROM results").fetchone()[0],
-            schedule_sha256=_schedule_sha256(connection),
+            tasks=simulation_rows.count_handed_out(connection),
+            results=simulation_rows.count_results(connection),
+            schedule_sha256=_schedule_sha256(simulation_rows.schedule(connection)),
             values_sha256=run.values_sha256,
             points=(
                 *_first(summary.initial_accuracy, summary.initial_loss, summary.initial_perplexity, arm),
@@ -118,7 +138,7 @@ def failed(arm: str, kind: str, seed: int, reason: str, threads: int) -> Record:
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Write it below the output folder."""
+    """Write a record below the output folder."""
     path = path_of(folder, record.arm, record.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
@@ -160,7 +180,10 @@ def _first(
 
 
 def _points(
-    rounds: list[RoundSummary], closed: dict[int, float], passes: dict[int, int], wall: dict[int, float]
+    rounds: list[RoundSummary],
+    closed: dict[int, float],
+    passes: dict[int, int],
+    wall: dict[int, float],
 ) -> list[Point]:
     """One for each evaluated round; costs add up over all rounds, abandoned ones too."""
     points = []
@@ -189,29 +212,21 @@ def _points(
     return points
 
 
-def _passes(connection: sqlite3.Connection) -> dict[int, int]:
-    """Forward passes of each round's counted results; steps that could not be applied cost what others do."""
+def _passes(results: list[ResultWork]) -> dict[int, int]:
+    """Forward passes of each round's counted results; steps that could not be applied cost as much as others."""
     passes: dict[int, int] = {}
-    rows = connection.execute(
-        "SELECT tasks.round, task, steps_applied + steps_skipped AS steps, example_count"
-        " FROM results JOIN tasks USING (task_id) JOIN devices USING (device_id)"
-    )
-    for row in rows:
-        task = msgspec.json.decode(row["task"], type=Task)
-        examples = row["steps"] * min(task.batch_size, row["example_count"])
-        passes[row["round"]] = passes.get(row["round"], 0) + examples * forward_passes_per_example(task)
+    for work in results:
+        task = msgspec.json.decode(work.task, type=Task)
+        examples = work.steps * min(task.batch_size, work.example_count)
+        passes[work.round] = passes.get(work.round, 0) + examples * forward_passes_per_example(task)
     return passes
 
 
-def _schedule_sha256(connection: sqlite3.Connection) -> str:
-    """Who held which place, attempt by attempt, and how it ended; times play no part, for arms differ in speed."""
-    rows = connection.execute(
-        "SELECT round, slot, attempt, name, state, reason FROM tasks JOIN devices USING (device_id)"
-        " ORDER BY round, slot, attempt"
-    )
+def _schedule_sha256(schedule: list[tuple[int, int, int, str, str, str]]) -> str:
+    """Who held which slot, attempt by attempt, and how it ended; times play no part, for arms differ in speed."""
     digest = hashlib.sha256()
-    for row in rows:
-        digest.update(msgspec.json.encode(tuple(row)) + b"\n")
+    for entry in schedule:
+        digest.update(msgspec.json.encode(entry) + b"\n")
     return digest.hexdigest()
 
 

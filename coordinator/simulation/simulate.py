@@ -1,7 +1,7 @@
 """One arm from its first round to its last: :func:`simulate`, readable top to bottom.
 
-The coordinator's own functions do all that a coordinator does; this module moves the clock and the devices. What a
-device is at is read back from the database, so a simulation that was killed goes on where it stood.
+The coordinator's own functions do all that a coordinator does; this module moves the clock and the devices. What each
+device works on is read back from the database, so a simulation that was killed goes on where it stood.
 """
 
 from __future__ import annotations
@@ -12,11 +12,8 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import msgspec
-
-from coordinator.api.traffic import attribute
 from coordinator.auth import Device
-from coordinator.refusals import RefusalError
+from coordinator.refusals import RefusalError, UnusableError
 from coordinator.rounds import evaluation, results, tasks
 from coordinator.rounds.runs import find_run
 from coordinator.rounds.state_machine import play
@@ -25,6 +22,8 @@ from coordinator.simulation.fleet import SimulatedDevice, tick, tick_after, tick
 from coordinator.simulation.trainers import Pending, Trainer
 from coordinator.simulation.verdict import RESULT_REFUSED, Ending, judge_evaluation, judge_run, stop
 from coordinator.simulation.workbench import Job, Workbench
+from coordinator.storage import round_rows, run_rows, simulation_rows, task_rows
+from coordinator.storage.simulation_rows import HeldSlot
 from edge_runtime import __version__ as runtime_version
 from edge_runtime.agent.decisions import open_task
 from edge_runtime.errors import DeviceError
@@ -40,15 +39,20 @@ from edge_runtime.protocol.messages import (
     encode,
 )
 
-#: Status of a refusal for what a result holds.
-UNUSABLE = 422
 #: Called after each pass of the coordinator in which something happened.
 Report = Callable[[Arm], None]
 
 
 @dataclass
-class Errand:
-    """A task that a device is at until ``until_s``; ``answers`` is whether it will then hand in a result."""
+class AssignmentInFlight:
+    """A task that a device works on.
+
+    Attributes:
+        task: task that the device was handed out.
+        until_s: moment when the device is done with it.
+        answers: whether the device then hands in a result.
+        pending: function that waits for the encoded result; None if the result would come too late.
+    """
 
     task: Task
     until_s: float
@@ -57,12 +61,13 @@ class Errand:
 
 
 class Simulation:
-    """An arm with its clock and the errands of its devices.
+    """An arm with its clock and the assignments that its devices work on.
 
     Args:
-        arm: from :func:`coordinator.simulation.arm.open_arm`.
-        bench: evaluates. trainer: trains.
-        cap_bytes: what each device grants.
+        arm: arm to simulate.
+        bench: bench that makes the evaluations.
+        trainer: trainer that does the devices' tasks.
+        cap_bytes: memory that each device grants.
     """
 
     def __init__(self, arm: Arm, bench: Workbench, trainer: Trainer, cap_bytes: int) -> None:
@@ -70,21 +75,24 @@ class Simulation:
         self._bench, self._trainer, self._cap_bytes = bench, trainer, cap_bytes
         self._period_s = tick_after(arm.run.seen_window_s / 2)  # between two check-ins of a device that waits
         self.now_s = self._clock()
-        self.errands: dict[str, Errand] = self._unfinished()
+        self.in_flight: dict[str, AssignmentInFlight] = self._unfinished()
         self._refusal = "none checked in"
         self._values = ""
 
     def simulate(self, report: Report) -> Ending:
         """Play the arm to its end.
 
+        Args:
+            report: function that is called after each pass in which something happened.
+
         Raises:
             EdgeError: it cannot go on, for a reason that is no property of its learning.
         """
         while True:
             # 1. Devices that are done hand in their results, and ask for more.
-            for name in sorted(name for name, errand in self.errands.items() if errand.until_s <= self.now_s):
-                self._hand_in(name, self.errands.pop(name))
-            # 2. Devices that hold a place learn of it.
+            for name in self._done():
+                self._hand_in(name, self.in_flight.pop(name))
+            # 2. Devices that hold a slot learn of it.
             for name in self._polling():
                 self._check_in(name)
             # 3. From time to time every device that waits says that it is still there.
@@ -99,6 +107,10 @@ class Simulation:
             # 6. Nothing happens until the next event: the clock jumps there.
             self._jump(self._next_event())
 
+    def _done(self) -> list[str]:
+        """Devices whose assignment ends now, by name."""
+        return sorted(name for name, at in self.in_flight.items() if at.until_s <= self.now_s)
+
     def _settle(self) -> Ending | None:
         seen = None
         while (standing := self._standing()) != seen:
@@ -112,13 +124,9 @@ class Simulation:
     def _standing(self) -> tuple[object, ...]:
         """What another pass of the coordinator may have moved."""
         with self.stores.storage.reading() as connection:
-            run = connection.execute(
-                "SELECT state, next_round, committed, abandoned_in_a_row FROM runs"
-            ).fetchone()
-            states = connection.execute(
-                "SELECT state, count(*) FROM tasks WHERE state IN ('reserved', 'working') GROUP BY state"
-            ).fetchall()
-        return (*run, *(tuple(row) for row in states))
+            run = run_rows.get(connection, self.arm.run_id)
+            open_tasks = simulation_rows.count_open_tasks(connection)
+        return (run.state, run.next_round, run.committed, run.abandoned_in_a_row, open_tasks)
 
     def _evaluate(self) -> Ending | None:
         """Make the evaluations that wait."""
@@ -144,40 +152,39 @@ class Simulation:
             DeviceError: no device can take part, so nothing ever would be.
         """
         with self.stores.storage.reading() as connection:
-            places = _open_places(connection)
-            deadline = connection.execute(
-                "SELECT deadline_s FROM rounds WHERE state IN ('selecting', 'collecting')"
-            ).fetchone()
-        if not places and not self.errands:
+            slots = simulation_rows.held_slots(connection)
+            open_round = round_rows.find_open(connection, self.arm.run_id)
+        if not slots and not self.in_flight:
             raise DeviceError(f"no device can take part in a round: {self._refusal}")
         moments = [(self.now_s // self._period_s + 1) * self._period_s]
-        moments += [errand.until_s for errand in self.errands.values()]
-        moments += [tick_after(place["due_s"]) for place in places]
-        moments += [self._poll_s(place) for place in places if place["state"] == "reserved"]
-        if deadline is not None and tick_from(deadline["deadline_s"]) > self.now_s:
-            moments.append(tick_from(deadline["deadline_s"]))
+        moments += [assignment.until_s for assignment in self.in_flight.values()]
+        moments += [tick_after(slot.due_s) for slot in slots]
+        moments += [self._poll_s(slot) for slot in slots if slot.state == "reserved"]
+        if open_round is not None and open_round.state != "aggregating":
+            deadline_s = tick_from(open_round.deadline_s)
+            if deadline_s > self.now_s:
+                moments.append(deadline_s)
         return max(self.now_s, min(moments))
 
     def _polling(self) -> list[str]:
-        """Devices with a place, whose time to ask has come, in the order of their places."""
+        """Devices that hold a slot and whose time to ask has come, in the order of their slots."""
         with self.stores.storage.reading() as connection:
-            places = _open_places(connection)
+            slots = simulation_rows.held_slots(connection)
         return [
-            place["name"]
-            for place in places
-            if place["state"] == "reserved"
-            and place["name"] not in self.errands
-            and self._poll_s(place) <= self.now_s
+            slot.device_name
+            for slot in slots
+            if slot.state == "reserved"
+            and slot.device_name not in self.in_flight
+            and self._poll_s(slot) <= self.now_s
         ]
 
-    def _poll_s(self, place: sqlite3.Row) -> float:
-        """When the device of a place next asks: not before it is done with what it is at."""
-        errand = self.errands.get(place["name"])
-        if errand is not None and errand.until_s >= place["reserved_s"]:
-            return errand.until_s
+    def _poll_s(self, slot: HeldSlot) -> float:
+        """When the device that holds a slot next asks: not before it is done with what it works on."""
+        assignment = self.in_flight.get(slot.device_name)
+        if assignment is not None and assignment.until_s >= slot.reserved_s:
+            return assignment.until_s
         run = self.arm.run
-        delay_s = self.arm.fleet.poll_delay_s(place["task_id"], run.poll_min_s, run.poll_max_s)
-        return float(place["reserved_s"]) + delay_s
+        return slot.reserved_s + self.arm.fleet.poll_delay_s(slot.task_id, run.poll_min_s, run.poll_max_s)
 
     def _check_in(self, name: str) -> None:
         with self.stores.storage.transaction() as connection:
@@ -186,13 +193,13 @@ class Simulation:
     def _check_in_all(self) -> None:
         """One transaction for all that wait: nobody can tell the difference."""
         with self.stores.storage.transaction() as connection:
-            expected = {place["name"] for place in _open_places(connection)}
+            expected = {slot.device_name for slot in simulation_rows.held_slots(connection)}
             for name, device in self.arm.devices.items():
-                if name not in self.errands and name not in expected:
+                if name not in self.in_flight and name not in expected:
                     self._ask(connection, device)
 
     def _ask(self, connection: sqlite3.Connection, device: Device) -> None:
-        """A check-in; with a task, the device sets to work."""
+        """Check a device in; if it gets a task, it sets to work."""
         simulated = self.arm.fleet.devices[device.name]
         request = CheckInRequest(runtime_version, self._cap_bytes, 0, len(simulated.rows))
         answer = tasks.check_in(self.stores, connection, device, request, now_s=self.now_s)
@@ -202,61 +209,70 @@ class Simulation:
             return
         task = open_task(answer, self.stores.key.public_key)
         blobs = self._blobs_of(task)
-        attribute(connection, len(encode(request)), len(encode(answer)) + sum(map(len, blobs)))
-        self.errands[device.name] = self._errand(task, simulated, self.now_s, blobs)
+        down_bytes = len(encode(answer)) + sum(map(len, blobs))
+        round_rows.add_bytes(connection, up_bytes=len(encode(request)), down_bytes=down_bytes)
+        self.in_flight[device.name] = self._assignment(task, simulated, self.now_s, blobs)
 
     def _blobs_of(self, task: Task) -> tuple[bytes, bytes]:
-        """What a device fetches for a task beside the package: the values, and what directions are compared with."""
+        """What a device fetches for a task beside the package: the values, and what directions are compared with.
+
+        The second is empty if the task names none.
+        """
         return self.stores.blobs.get(task.state), (
             b"" if task.reference is None else self.stores.blobs.get(task.reference)
         )
 
-    def _errand(
+    def _assignment(
         self, task: Task, device: SimulatedDevice, since_s: float, blobs: tuple[bytes, bytes] | None
-    ) -> Errand:
+    ) -> AssignmentInFlight:
         """What a device does with a task; training begins if the result will be in time.
 
-        ``blobs`` None: the coordinator has taken the task back already.
+        Args:
+            task: task that the device was handed out.
+            device: device that works on it.
+            since_s: moment when the device got it.
+            blobs: values and reference that the device fetched; None if the coordinator has taken the task back.
         """
         seconds, deadline_s = self.arm.fleet.duration_s(task, device), since_s + task.deadline_s
-        # A device that gives no result in time is heard of again once the coordinator has given its place away.
+        # A device that gives no result in time is heard of again once the coordinator has given its slot away.
         given_up_s = tick_after(tick_after(deadline_s))
         if self.arm.fleet.drops(task.task_id):
-            return Errand(task, given_up_s, answers=False)
+            return AssignmentInFlight(task, given_up_s, answers=False)
         if since_s + seconds > deadline_s:
-            return Errand(task, max(since_s + seconds, given_up_s), answers=True)
-        errand = Errand(task, since_s + seconds, answers=True)
+            return AssignmentInFlight(task, max(since_s + seconds, given_up_s), answers=True)
+        assignment = AssignmentInFlight(task, since_s + seconds, answers=True)
         if blobs is not None:
             state, reference = blobs
             job = Job(task, device.rows, state, self._cap_bytes, seconds, reference)
-            errand.pending = self._trainer.submit(job)
-        return errand
+            assignment.pending = self._trainer.submit(job)
+        return assignment
 
-    def _hand_in(self, name: str, errand: Errand) -> None:
+    def _hand_in(self, name: str, assignment: AssignmentInFlight) -> None:
         """The result reaches the coordinator, which may refuse it; then the device asks for work."""
-        device, task = self.arm.devices[name], errand.task
+        device, task = self.arm.devices[name], assignment.task
         body = b""
-        if errand.answers and errand.pending is not None and self._is_open(task.task_id):
-            body = errand.pending()
+        if assignment.answers and assignment.pending is not None and self._is_open(task.task_id):
+            body = assignment.pending()
         result = decode_result(body) if body else _too_late(task)
         with self.stores.storage.transaction() as connection:
-            if errand.answers:
+            if assignment.answers:
                 try:
                     receipt = results.accept(
                         self.stores, connection, device, task.task_id, result, now_s=self.now_s
                     )
-                    attribute(connection, len(body), len(encode(receipt)))
+                    down_bytes = len(encode(receipt))
+                    round_rows.add_bytes(connection, up_bytes=len(body), down_bytes=down_bytes)
                 except RefusalError as refusal:  # as a device does: the coordinator has decided
-                    attribute(connection, len(body), 0)
-                    if refusal.status == UNUSABLE:
+                    round_rows.add_bytes(connection, up_bytes=len(body), down_bytes=0)
+                    if isinstance(refusal, UnusableError):
                         event = DeviceEvent(RESULT_REFUSED, refusal.message, task.task_id)
                         tasks.report_event(connection, device, event, now_s=self.now_s)
             self._ask(connection, device)
 
     def _is_open(self, task_id: str) -> bool:
         with self.stores.storage.reading() as connection:
-            row = connection.execute("SELECT state FROM tasks WHERE task_id = ?", (task_id,)).fetchone()
-        return bool(row["state"] == "working")
+            task = task_rows.find(connection, task_id)
+        return task is not None and task.state == "working"
 
     def _state_of(self, path: str) -> bytes:
         return self.stores.blobs.get(path.rpartition("/")[2])
@@ -273,47 +289,32 @@ class Simulation:
     def _clock(self) -> float:
         """The moment at which the simulation stands, in virtual seconds since it began."""
         with self.stores.storage.transaction() as connection:
-            connection.execute("CREATE TABLE IF NOT EXISTS simulated_clock (now_s REAL NOT NULL)")
-            row = connection.execute("SELECT now_s FROM simulated_clock").fetchone()
-            if row is None:
-                connection.execute("INSERT INTO simulated_clock VALUES (0.0)")
-        return 0.0 if row is None else float(row["now_s"])
+            return simulation_rows.begin_clock(connection)
 
     def _jump(self, now_s: float) -> None:
         """Move the clock; what is done at a moment can be done again, so one that was cut short is repeated."""
         with self.stores.storage.transaction() as connection:
-            connection.execute("UPDATE simulated_clock SET now_s = ?", (now_s,))
+            simulation_rows.set_clock(connection, now_s)
         self.now_s = now_s
 
-    def _unfinished(self) -> dict[str, Errand]:
-        """The errands of all devices, as a process that was killed left them."""
+    def _unfinished(self) -> dict[str, AssignmentInFlight]:
+        """The assignments of all devices that a process which was killed left behind."""
         with self.stores.storage.reading() as connection:
-            rows = connection.execute(
-                "SELECT tasks.*, name FROM tasks JOIN devices USING (device_id)"
-                " WHERE task IS NOT NULL AND state IN ('working', 'lapsed') ORDER BY state"
-            ).fetchall()
-        errands = {}
+            rows = simulation_rows.tasks_without_result(connection)
+        in_flight = {}
         for row in rows:
-            task = msgspec.json.decode(row["task"], type=Task)
-            device = self.arm.fleet.devices[row["name"]]
-            since_s = tick(row["due_s"] - task.deadline_s)
-            blobs = self._blobs_of(task) if row["state"] == "working" else None
-            errand = self._errand(task, device, since_s, blobs)
-            if row["state"] == "working" or errand.until_s >= self.now_s:
-                errands[row["name"]] = errand
-        return errands
-
-
-def _open_places(connection: sqlite3.Connection) -> list[sqlite3.Row]:
-    """Places of the open round that somebody holds, in their order."""
-    return connection.execute(
-        "SELECT task_id, state, due_s, reserved_s, name FROM tasks JOIN devices USING (device_id)"
-        " WHERE state IN ('reserved', 'working') ORDER BY slot"
-    ).fetchall()
+            task = row.read_task()
+            device = self.arm.fleet.devices[row.device_name]
+            since_s = tick(row.due_s - task.deadline_s)
+            blobs = self._blobs_of(task) if row.state == "working" else None
+            assignment = self._assignment(task, device, since_s, blobs)
+            if row.state == "working" or assignment.until_s >= self.now_s:
+                in_flight[row.device_name] = assignment
+        return in_flight
 
 
 def _too_late(task: Task) -> Result:
-    """What stands for a result that the coordinator takes no more: it refuses it before looking into it."""
+    """A stand-in for a result that comes too late: the coordinator refuses it before looking into it."""
     return Result(
         task.task_id,
         task.run_id,

@@ -18,7 +18,7 @@ from coordinator.simulation.arm import STATE, fingerprint_of, label, open_arm
 from coordinator.simulation.config import NO_KEY, ArmConfig, SimulationConfig
 from coordinator.simulation.fleet import Fleet
 from coordinator.simulation.labelled_rows import LabelledRows, read_labelled_rows
-from coordinator.simulation.packages import PACKAGES, PREPARED, PackageShelf, open_shelf
+from coordinator.simulation.packages import PACKAGES, PREPARED, SimulationPackages, open_packages
 from coordinator.simulation.partition import Share, partition
 from coordinator.simulation.ray_trainer import ray_trainer
 from coordinator.simulation.record import Record, failed, path_of, read_record, record_of, write_record
@@ -33,7 +33,15 @@ from edge_runtime.package.package import Package
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line adds to the configuration; ``arms`` and ``seeds`` None take all."""
+    """What the command line adds to the configuration.
+
+    Attributes:
+        output: output folder.
+        arms: names of the arms to simulate; None takes all.
+        seeds: seeds to simulate; None takes all.
+        threads: threads of the inference engine; 0 takes one for each core.
+        ray: address of a Ray cluster that trains; None trains in this process.
+    """
 
     output: Path
     arms: tuple[str, ...] | None = None
@@ -48,7 +56,7 @@ class Options:
 
 
 def read_seeds(text: str) -> tuple[int, ...]:
-    """Seeds as the command line has them; :class:`ConfigError` if one is no number."""
+    """Seeds from the command line's text, such as ``0,1,2``; :class:`ConfigError` if one is no number."""
     try:
         return tuple(int(seed) for seed in text.split(","))
     except ValueError as error:
@@ -56,8 +64,18 @@ def read_seeds(text: str) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be simulated, checked."""
+class SweepPlan:
+    """What is to be simulated, checked.
+
+    Attributes:
+        config: configuration of the simulation.
+        options: options of the command line.
+        arms: arms to simulate.
+        seeds: seeds to simulate each arm at.
+        train: rows that devices share.
+        dev: rows of evaluations.
+        shares: rows of each device, by seed.
+    """
 
     config: SimulationConfig
     options: Options
@@ -73,7 +91,7 @@ class Plan:
         return self.train.sha256, self.dev.sha256
 
 
-def sweep(plan: Plan, progress: Progress) -> list[Record]:
+def sweep(plan: SweepPlan, progress: Progress) -> list[Record]:
     """Simulate what has no record yet; returns the records of all that was asked for.
 
     Raises:
@@ -86,21 +104,21 @@ def sweep(plan: Plan, progress: Progress) -> list[Record]:
     bench = Workbench(settings, plan.train, plan.dev)
     with trainer_for(plan, bench, settings) as trainer:
         # 2. Packages are copied and prepared once, whatever the number of arms and seeds.
-        shelf = open_shelf(folder)
-        packages = {
-            arm.name: shelf.take_in(Path(arm.package), fleet.arithmetic, fleet.cap, options.engine_threads)
+        packages = open_packages(folder)
+        opened = {
+            arm.name: packages.take_in(Path(arm.package), fleet.arithmetic, fleet.cap, options.engine_threads)
             for arm in plan.arms
         }
         # 3. Seed by seed, so that arms can be compared early.
         return [
-            simulate_arm(plan, arm, seed, packages[arm.name], shelf, bench, trainer, progress)
+            simulate_arm(plan, arm, seed, opened[arm.name], packages, bench, trainer, progress)
             for seed in plan.seeds
             for arm in plan.arms
         ]
 
 
 @contextmanager
-def trainer_for(plan: Plan, bench: Workbench, settings: BenchSettings) -> Iterator[Trainer]:
+def trainer_for(plan: SweepPlan, bench: Workbench, settings: BenchSettings) -> Iterator[Trainer]:
     """Who trains: this process, or a Ray cluster."""
     if plan.options.ray is None:
         yield HereTrainer(bench)
@@ -110,22 +128,32 @@ def trainer_for(plan: Plan, bench: Workbench, settings: BenchSettings) -> Iterat
 
 
 def simulate_arm(
-    plan: Plan,
+    plan: SweepPlan,
     config: ArmConfig,
     seed: int,
     package: Package,
-    shelf: PackageShelf,
+    packages: SimulationPackages,
     bench: Workbench,
     trainer: Trainer,
     progress: Progress,
 ) -> Record:
-    """One arm at one seed; an error becomes its record, for it must not stop the others.
+    """Simulate one arm at one seed; an error becomes its record, for it must not stop the others.
+
+    Args:
+        plan: plan of the simulation.
+        config: configuration of the arm.
+        seed: seed of the arm.
+        package: copy of the arm's package.
+        packages: packages of the simulation.
+        bench: bench that makes the evaluations.
+        trainer: trainer that does the devices' tasks.
+        progress: listener that is told how the arm gets on.
 
     Raises:
         ConfigError: another process works on it, or the folder holds an arm of another configuration.
     """
     options = plan.options
-    run = run_for(plan, config, seed, package, shelf)
+    run = run_for(plan, config, seed, package, packages)
     fingerprint = fingerprint_of(plan.config, run, package.sha256, plan.data_sha256)
     path = path_of(options.output, config.name, seed)
     folder = options.output / STATE / label(config, seed)
@@ -158,18 +186,21 @@ def simulate_arm(
     return record
 
 
-def run_for(plan: Plan, arm: ArmConfig, seed: int, package: Package, shelf: PackageShelf) -> RunConfig:
+def run_for(
+    plan: SweepPlan, arm: ArmConfig, seed: int, package: Package, packages: SimulationPackages
+) -> RunConfig:
     """The run of an arm, on the package's copy."""
-    run = plan.config.run_of(arm, seed, shelf.key.public_key)
-    return msgspec.structs.replace(run, package=str(shelf.packages / package.sha256))
+    run = plan.config.run_of(arm, seed, packages.key.public_key)
+    return msgspec.structs.replace(run, package=str(packages.copies / package.sha256))
 
 
-def make_plan(config: SimulationConfig, options: Options) -> Plan:
+def make_plan(config: SimulationConfig, options: Options) -> SweepPlan:
     """Check that all that is asked for can be simulated; writes nothing.
 
     Raises:
         ConfigError: an unknown arm or seed, a partition that cannot be had, a run that does not fit its package.
-        DataError: a row cannot be used. ArtefactError: a package is malformed.
+        DataError: a row cannot be used.
+        ArtefactError: a package is malformed.
         CapExceededError: no device could do a task of an arm.
     """
     if options.threads < 0:
@@ -182,7 +213,7 @@ def make_plan(config: SimulationConfig, options: Options) -> Plan:
     shares = {seed: partition(train, config.data, config.fleet.devices, seed) for seed in seeds}
     for arm in arms:
         _check_arm(config, arm, train, dev)
-    return Plan(config, options, arms, tuple(seeds), train, dev, shares)
+    return SweepPlan(config, options, arms, tuple(seeds), train, dev, shares)
 
 
 def _check_arm(config: SimulationConfig, arm: ArmConfig, train: LabelledRows, dev: LabelledRows) -> None:

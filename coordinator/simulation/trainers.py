@@ -7,20 +7,24 @@ from typing import Protocol
 
 from coordinator.simulation.workbench import Job, Workbench
 
-#: Waits for an encoded result.
+#: A function that waits for an encoded result.
 Pending = Callable[[], bytes]
 
 
 class Trainer(Protocol):
-    """Takes tasks and gives their encoded results."""
+    """What takes tasks and gives their encoded results."""
 
     def submit(self, job: Job) -> Pending:
-        """Begin a task, or remember it; the answer waits for its result and raises what training raised."""
+        """Begin a task, or remember it; what comes back waits for its result, and raises what training raised."""
         ...
 
 
 class HereTrainer:
-    """Trains in this process, when a result is asked for: one that nobody will take is never computed."""
+    """A trainer in this process. It trains when a result is asked for: one that nobody takes is never computed.
+
+    Args:
+        bench: bench that does the tasks.
+    """
 
     def __init__(self, bench: Workbench) -> None:
         self._bench = bench

@@ -14,11 +14,11 @@ from edge_runtime.package.package import sha256_of
 
 
 class BlobStore:
-    """A folder of blobs. Writers of several threads take turns; readers need not.
+    """A folder of blobs. Threads that write take turns; threads that read need not.
 
     Args:
-        folder: created if missing.
-        durable: whether bytes are on the disk once they are stored; if not, a power cut may lose them, and only that.
+        folder: folder of the blobs, created if missing.
+        durable: whether bytes are on the disk once they are stored; if not, a power cut may lose them alone.
     """
 
     def __init__(self, folder: Path, *, durable: bool = True) -> None:

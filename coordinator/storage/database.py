@@ -16,16 +16,15 @@ from coordinator.storage import migrations
 from edge_runtime.errors import ConfigError
 
 Migration = Callable[[sqlite3.Connection], None]
-Row = sqlite3.Row
 
 
 class Storage:
     """One connection to one database file; transactions from several threads take turns.
 
     Args:
-        path: the database file; created if missing.
-        durable: whether a transaction is on the disk when it ends. If not, killing the process still loses nothing,
-            and a power cut may lose the last transactions: for simulations, which can be run again.
+        path: database file, created if missing.
+        durable: whether a transaction is on the disk when it ends. If not, killing the process still loses nothing, but
+            a power cut may lose the last transactions; that is for simulations, which can be run again.
 
     Raises:
         ConfigError: the file cannot be opened, or was written by a newer coordinator.
@@ -78,7 +77,7 @@ class Storage:
 
 
 def pending_migrations(connection: sqlite3.Connection) -> list[Migration]:
-    """Migrations that have not run yet, in order; read-only.
+    """Migrations that have not run yet, in order; writes nothing.
 
     Raises:
         ConfigError: the database holds a migration this program does not know.
@@ -95,7 +94,7 @@ def pending_migrations(connection: sqlite3.Connection) -> list[Migration]:
 
 
 def apply_migrations(connection: sqlite3.Connection) -> list[str]:
-    """Run what is pending, each in its own transaction; returns the names that ran."""
+    """Run the migrations that are pending, each in its own transaction, and return their names."""
     done = []
     for step in pending_migrations(connection):
         connection.execute("BEGIN IMMEDIATE")

@@ -44,7 +44,7 @@ def create_devices(connection: sqlite3.Connection) -> None:
 
 
 def create_runs(connection: sqlite3.Connection) -> None:
-    """Runs, rounds, places, tasks, results, evaluations, events."""
+    """Runs, rounds, slots, tasks, results, evaluations, events."""
     connection.execute(
         """CREATE TABLE runs (
             position INTEGER PRIMARY KEY,       -- runs take turns in this order
@@ -156,12 +156,12 @@ def create_runs(connection: sqlite3.Connection) -> None:
 
 
 def count_evaluated_tokens(connection: sqlite3.Connection) -> None:
-    """Over how many predicted tokens an evaluation's loss is a mean; 0: over its rows."""
+    """The number of predicted tokens that an evaluation's loss is a mean over; with 0 it is a mean over rows."""
     connection.execute("ALTER TABLE evaluations ADD COLUMN tokens INTEGER NOT NULL DEFAULT 0")
 
 
 def deal_heads(connection: sqlite3.Connection) -> None:
-    """Places of open rounds name the head, where the run trains it: it used to go to all of them unnamed."""
+    """Slots of open rounds name the head, where the run trains it: it used to go to all of them unnamed."""
     connection.execute(
         "UPDATE slots SET slices = json_insert(slices, '$[#]', 'head') WHERE (run_id, round) IN ("
         " SELECT run_id, round FROM rounds JOIN runs USING (run_id)"
@@ -171,12 +171,12 @@ def deal_heads(connection: sqlite3.Connection) -> None:
 
 
 def count_change_bytes(connection: sqlite3.Connection) -> None:
-    """How many bytes the change of a counted result took on its way; 0: was not counted then."""
+    """The size of each counted result's delta on its way; 0 for results that were stored before."""
     connection.execute("ALTER TABLE results ADD COLUMN change_bytes INTEGER NOT NULL DEFAULT 0")
 
 
 def keep_more_values(connection: sqlite3.Connection) -> None:
-    """Beside a run's values: their mean over rounds, and what directions are compared with."""
+    """Blobs beside a run's values: their mean over rounds, and the deltas that directions are compared with."""
     connection.execute("ALTER TABLE runs ADD COLUMN average_sha256 TEXT")
     connection.execute("ALTER TABLE runs ADD COLUMN reference_sha256 TEXT")
 
@@ -187,7 +187,7 @@ def mark_gated_rounds(connection: sqlite3.Connection) -> None:
 
 
 def index_what_is_open(connection: sqlite3.Connection) -> None:
-    """Every check-in asks for the device's open task and the open round; without this it reads all there ever were."""
+    """Indexes for check-ins, which ask for open tasks and open rounds: without them all that ever were are read."""
     connection.execute(
         "CREATE INDEX open_rounds ON rounds (run_id, round)"
         " WHERE state IN ('selecting', 'collecting', 'aggregating')"

@@ -25,13 +25,22 @@ TASK_KEY = "task.key"
 
 @dataclass(frozen=True)
 class Stores:
-    """Handles on the state folder; holds no state of its own but a cache of manifests."""
+    """Handles on the state folder.
+
+    Attributes:
+        folder: state folder.
+        storage: database.
+        blobs: blobs that devices may fetch.
+        private_blobs: blobs that are never served.
+        key: key that signs tasks.
+    """
 
     folder: Path
     storage: Storage
     blobs: BlobStore
     private_blobs: BlobStore
     key: PrivateKey
+    #: Manifests that were parsed before, by digest.
     _manifests: dict[str, Manifest] = field(default_factory=dict)
 
     def manifest(self, package_sha256: str) -> Manifest:
@@ -47,7 +56,7 @@ def open_stores(folder: Path, *, durable: bool = True) -> Stores:
     """Open a state folder, made and filled on first use.
 
     Args:
-        folder: the state folder.
+        folder: folder to open.
         durable: whether what is stored survives a power cut; if not, it still survives the end of the process.
 
     Raises:

@@ -26,11 +26,11 @@ from typing import Any
 import msgspec
 import torch
 
-from coordinator.aggregation.mean import Contribution, apply_changes, mean_change
+from coordinator.aggregation.mean import Contribution, apply_deltas, mean_delta
 from coordinator.config import RunConfig, run_config
 from coordinator.rounds.assignment import assign
 from coordinator.rounds.memory_requirements import required_bytes
-from coordinator.rounds.selection import Candidate, draw_order, fit
+from coordinator.rounds.selection import SelectableDevice, draw_order, fit
 from edge_runtime.data.batches import Tokenizer, draw_batches, load_rows, make_batch
 from edge_runtime.engines.onnxruntime_engine import OnnxEngine
 from edge_runtime.execution.prepare import prepare as prepare_package
@@ -93,7 +93,7 @@ class Simulation:
         values = decode_values(self.package.path(manifest.initial_state).read_bytes(), manifest.slices)
         moments: dict[str, Any] = {}
         candidates = [
-            Candidate(str(number), f"device-{number:02d}", CAP_BYTES, 0)
+            SelectableDevice(str(number), f"device-{number:02d}", CAP_BYTES, 0)
             for number in range(len(self.split.devices))
         ]
         curve = []
@@ -115,10 +115,10 @@ class Simulation:
                 )
                 for slot, names in enumerate(places)
             ]
-            values, moments = apply_changes(
+            values, moments = apply_deltas(
                 values,
                 moments,
-                mean_change(contributions),
+                mean_delta(contributions),
                 head=frozenset(shapes([manifest.head])),
                 optimizers=config.server_optimizer,
             )
@@ -212,7 +212,7 @@ class Simulation:
 
         return local
 
-    def _data_of(self, candidate: Candidate) -> Path:
+    def _data_of(self, candidate: SelectableDevice) -> Path:
         return self.split.devices[int(candidate.device_id)]
 
     def _task(self, number: int, slot: int, slices: tuple[str, ...]) -> Task:

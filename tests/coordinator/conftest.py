@@ -193,16 +193,16 @@ class FakeDevice:
         return messages.decode(answer.task.encode(), Task) if isinstance(answer, SignedTask) else None
 
     def result(self, task: Task, scale: float = 1.0, **changed: Any) -> Result:
-        """A result whose change depends on device and task only."""
+        """A result whose delta depends on device and task only."""
         names = {*task.slices, *(("head",) if task.train_head else ())}
         generator = np.random.default_rng([task.round, task.slot, *self.name.encode()])
-        change = {
+        delta = {
             f"{spec.name}/{tensor.name}": (scale * generator.standard_normal(tensor.shape)).astype(np.float32)
             for spec in self.specs
             for tensor in spec.tensors
             if spec.name in names and not (task.freeze_a and tensor.name == "A")
         }
-        data = encode_values(change)
+        data = encode_values(delta)
         result = Result(
             task_id=task.task_id,
             run_id=task.run_id,
@@ -240,17 +240,17 @@ class World:
 
     def start(self) -> None:
         """Open the state folder anew; whatever was open before is dropped as by ``kill -9``."""
-        self.gate = create_app(self.folder / "state", clock=self.clock)
-        self.client = TestClient(self.gate, raise_server_exceptions=True)  # type: ignore[arg-type]
+        self.app = create_app(self.folder / "state", clock=self.clock)
+        self.client = TestClient(self.app, raise_server_exceptions=True)  # type: ignore[arg-type]
 
     @property
     def stores(self) -> Stores:
         """The state folder's handles."""
-        return self.gate.desk.stores
+        return self.app.app_state.stores
 
     def admin(self, method: str, path: str, body: object = None) -> Any:
         """A request with the operator's token."""
-        headers = {"Authorization": f"Bearer {self.gate.desk.admin_token}"}
+        headers = {"Authorization": f"Bearer {self.app.app_state.admin_token}"}
         content = b"" if body is None else json.dumps(body).encode()
         return self.client.request(method, path, content=content, headers=headers)
 

@@ -27,7 +27,7 @@ BAD = {
     "beta of one": ({"server_optimizer": {"slices": {"beta1": 1.0}}}, r"beta1"),
     "zero deadline": ({"deadline_s": 0}, "deadline_s"),
     "text for a number": ({"steps": "3"}, "steps"),
-    "more results than places": ({"min_results": 3}, "min_results = 3 exceeds devices_per_round = 2"),
+    "more results than slots": ({"min_results": 3}, "min_results = 3 exceeds devices_per_round = 2"),
     "more results than devices": (
         {"min_devices": 1, "min_results": 2},
         "min_results = 2 exceeds min_devices = 1",

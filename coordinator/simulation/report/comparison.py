@@ -1,4 +1,4 @@
-"""What the arms came to, seed by seed put together: the figures of the table and of the page."""
+"""What the arms came to, with their seeds put together: the figures of the table and of the page."""
 
 from __future__ import annotations
 
@@ -22,13 +22,20 @@ class ArmFigures(Struct, frozen=True):
     Scores are accuracy, or perplexity for language modelling, where lower is better.
 
     Attributes:
-        final: mean over seeds of the last score; ``low`` and ``high`` its range. best: mean of the best ones.
-        gain: of ``final`` over the head-only arm's, in the direction that is better; of arms
-            that finished.
-        kept: that gain over the reference arm's.
-        passes, passes_to_best: forward passes in all, and until the best score, means over seeds.
-        bytes_up_per_task: over all tasks that were handed out.
-        status: each seed that did not finish, in words; "finished" if all did.
+        name: name of the arm.
+        kind: a few words for people.
+        seeds: seeds that have a record.
+        final: mean over seeds of the last score.
+        low: smallest last score of a seed.
+        high: largest last score of a seed.
+        best: mean over seeds of the best score.
+        gain: distance from the head-only arm's final score to this one's, positive if this one is better; None unless
+            both finished.
+        kept: share of the reference arm's gain that this gain is.
+        passes: forward passes in all, mean over seeds.
+        passes_to_best: forward passes until the best score, mean over seeds.
+        bytes_up_per_task: bytes up, mean over all tasks that were handed out.
+        status: sentence on the seeds that did not finish; "finished" if all did.
     """
 
     name: str
@@ -46,10 +53,17 @@ class ArmFigures(Struct, frozen=True):
     status: str = ""
 
 
-class Comparison(Struct, frozen=True):
-    """All arms of a simulation, in the order of its configuration.
+class ArmComparison(Struct, frozen=True):
+    """All arms of a simulation, compared.
 
-    ``denominator`` is the reference arm's gain over the head-only arm, of which ``kept`` is a share.
+    Attributes:
+        name: name of the simulation.
+        task: task of the packages.
+        arms: figures of each arm, in the order of the configuration.
+        records: records that the figures are made of.
+        head_only: name of the arm that gains are measured from, if there is one.
+        reference: name of the arm whose gain ``kept`` is a share of, if there is one.
+        denominator: gain of the reference arm; None if it has none.
     """
 
     name: str
@@ -62,11 +76,11 @@ class Comparison(Struct, frozen=True):
 
     @property
     def measure(self) -> str:
-        """What scores are."""
+        """Name of what scores are."""
         return "perplexity" if self.task == "causal_lm" else "accuracy"
 
 
-def compare(config: SimulationConfig, records: Sequence[Record]) -> Comparison:
+def compare(config: SimulationConfig, records: Sequence[Record]) -> ArmComparison:
     """Put records together; arms that the configuration does not name are left out."""
     wanted = config.comparison
     named = {arm.name: arm.kind for arm in config.arms}
@@ -88,11 +102,13 @@ def compare(config: SimulationConfig, records: Sequence[Record]) -> Comparison:
             gain / denominator if gain is not None and denominator is not None and denominator > 0 else None
         )
         arms.append(replace(arm, gain=gain, kept=kept))
-    return Comparison(config.name, task, tuple(arms), known, wanted.head_only, wanted.reference, denominator)
+    return ArmComparison(
+        config.name, task, tuple(arms), known, wanted.head_only, wanted.reference, denominator
+    )
 
 
 def score(record: Record, index: int) -> float | None:
-    """What a point of a record is judged by."""
+    """The score at a point of a record."""
     point = record.points[index]
     return point.perplexity if record.task == "causal_lm" else point.accuracy
 

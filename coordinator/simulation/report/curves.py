@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from coordinator.simulation.record import Point, Record
-from coordinator.simulation.report.comparison import Comparison, score
+from coordinator.simulation.report.comparison import ArmComparison, score
 from coordinator.simulation.report.table import count_text
 from edge_runtime.html.svg import points_text, svg, svg_text, ticks
 
@@ -19,7 +19,14 @@ _LEFT, _RIGHT, _TOP, _BOTTOM, _HEIGHT = 52, 14, 14, 44, 320
 
 @dataclass(frozen=True)
 class Axis:
-    """What a curve is drawn over."""
+    """What a curve is drawn over.
+
+    Attributes:
+        key: word for the drawing's id.
+        title: text beside the axis.
+        of: function that tells where on the axis a point of a record lies.
+        label: function that writes a number of the axis.
+    """
 
     key: str
     title: str
@@ -36,13 +43,18 @@ AXES = (
 
 @dataclass(frozen=True)
 class Curve:
-    """One arm over one axis: (x, mean, least, most) at the rounds that all of its seeds evaluated."""
+    """One arm over one axis.
+
+    Attributes:
+        name: name of the arm.
+        points: x, mean, least and most score of each round that all seeds evaluated.
+    """
 
     name: str
     points: tuple[tuple[float, float, float, float], ...]
 
 
-def curves(comparison: Comparison, axis: Axis) -> list[Curve]:
+def curves(comparison: ArmComparison, axis: Axis) -> list[Curve]:
     """A curve for each arm, empty where nothing was measured."""
     return [
         Curve(arm.name, _points([r for r in comparison.records if r.arm == arm.name], axis))
@@ -50,7 +62,7 @@ def curves(comparison: Comparison, axis: Axis) -> list[Curve]:
     ]
 
 
-def chart(comparison: Comparison, axis: Axis, width: int) -> str:
+def chart(comparison: ArmComparison, axis: Axis, width: int) -> str:
     """The drawing of all arms over one axis; empty if there is no curve."""
     drawn = curves(comparison, axis)
     every = [point for curve in drawn for point in curve.points]
@@ -78,7 +90,15 @@ def dash(index: int) -> str:
 
 @dataclass(frozen=True)
 class _Plane:
-    """Where values lie on the drawing, in pixels; scores from ``low`` to ``high``."""
+    """Where values lie on the drawing, in pixels.
+
+    Attributes:
+        width: width of the drawing in pixels.
+        most: largest value of the horizontal axis.
+        low: score at the bottom.
+        high: score at the top.
+        percent: whether scores are written in per cent.
+    """
 
     width: int
     most: float

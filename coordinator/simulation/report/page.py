@@ -1,10 +1,10 @@
-"""``comparison.html``: curves and table of all arms, one file that asks nothing of the network."""
+"""``comparison.html``: curves and table of all arms, in one file that loads nothing from the network."""
 
 from __future__ import annotations
 
 from html import escape
 
-from coordinator.simulation.report.comparison import Comparison
+from coordinator.simulation.report.comparison import ArmComparison
 from coordinator.simulation.report.curves import AXES, COLOURS, chart, dash
 from coordinator.simulation.report.table import WORDS, cells, columns, denominator_text
 from edge_runtime.html.style import STYLE
@@ -37,7 +37,7 @@ h1 { font-size: 1.5rem; color: var(--ink); letter-spacing: -.01em; margin: 0 0 .
 )
 
 
-def comparison_page(comparison: Comparison) -> str:
+def comparison_page(comparison: ArmComparison) -> str:
     """The page as HTML. Every name comes from a configuration or a record, and is escaped."""
     title = f"{comparison.name}: arms compared"
     charts = [
@@ -56,7 +56,7 @@ def comparison_page(comparison: Comparison) -> str:
     )
 
 
-def _lead(comparison: Comparison) -> str:
+def _lead(comparison: ArmComparison) -> str:
     direction = "lower" if comparison.measure == "perplexity" else "higher"
     said = (
         f"{comparison.measure.capitalize()} on the dev rows, {direction} is better; final is after the last round. "
@@ -66,7 +66,7 @@ def _lead(comparison: Comparison) -> str:
     return f'<p class="lead">{escape(said + denominator_text(comparison))}</p>'
 
 
-def _table(comparison: Comparison) -> str:
+def _table(comparison: ArmComparison) -> str:
     names = columns(comparison)
     kinds = [_cell_class(name) for name in names]
     head = "".join(f"<th {kind}>{escape(name)}</th>" for name, kind in zip(names, kinds, strict=True))
@@ -91,7 +91,7 @@ def _cell_class(column: str) -> str:
     return "" if column in WORDS else 'class="n"'
 
 
-def _key(comparison: Comparison) -> str:
+def _key(comparison: ArmComparison) -> str:
     entries = []
     for index, arm in enumerate(comparison.arms):
         dashes = f' stroke-dasharray="{dash(index)}"' if dash(index) else ""
@@ -100,7 +100,7 @@ def _key(comparison: Comparison) -> str:
     return f'<ul class="key">{"".join(entries)}</ul>'
 
 
-def _troubles(comparison: Comparison) -> str:
+def _troubles(comparison: ArmComparison) -> str:
     """Why arms did not finish."""
     said = [
         f"<li>{escape(f'{record.arm}, seed {record.seed}: {record.status}')}"

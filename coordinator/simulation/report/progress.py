@@ -12,10 +12,11 @@ from rich.progress import Progress as Bar
 
 from coordinator.simulation.arm import Arm, label
 from coordinator.simulation.record import Record
+from coordinator.storage import evaluation_rows, run_rows
 
 
 class Progress(Protocol):
-    """Hears of arms as they begin, get on and end."""
+    """Is told of arms as they begin, get on and end."""
 
     def skip(self, record: Record) -> None:
         """An arm has ended before."""
@@ -35,7 +36,11 @@ class Progress(Protocol):
 
 
 class Standing:
-    """How far an arm is, from its database; evaluated rounds are told once."""
+    """How far an arm is, from its database; each evaluated round is news once.
+
+    Args:
+        arm: arm that is simulated.
+    """
 
     def __init__(self, arm: Arm) -> None:
         self._arm = arm
@@ -44,20 +49,22 @@ class Standing:
         self.look()
 
     def look(self) -> None:
-        """Read it again; ``news`` is whether a round was evaluated since."""
+        """Read the database again; ``news`` is whether a round was evaluated since the last look."""
         with self._arm.stores.storage.reading() as connection:
-            self.committed = connection.execute("SELECT committed FROM runs").fetchone()[0]
-            last = connection.execute(
-                "SELECT round, accuracy, mean_loss FROM evaluations WHERE state = 'done' ORDER BY round DESC LIMIT 1"
-            ).fetchone()
-        self.news = last is not None and last["round"] != self._told
+            self.committed = run_rows.get(connection, self._arm.run_id).committed
+            last = evaluation_rows.find_last_done(connection, self._arm.run_id)
+        self.news = last is not None and last.round != self._told
         if last is not None:
-            self._told = last["round"]
-            self.score = f"accuracy {100 * last['accuracy']:.1f} %, loss {last['mean_loss']:.4f}"
+            self._told = last.round
+            self.score = f"accuracy {100 * last.accuracy:.1f} %, loss {last.mean_loss:.4f}"
 
 
 class Lines:
-    """One line for each evaluated round."""
+    """One line for each evaluated round.
+
+    Args:
+        out: stream that lines are written to.
+    """
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -94,7 +101,12 @@ class Lines:
 
 
 class LiveBar:
-    """Rounds over all arms and seeds, and what the present one does."""
+    """A bar over all arms and seeds, and one over the rounds of the present arm.
+
+    Args:
+        bar: bar of the terminal.
+        arms: number of arms, each seed counted.
+    """
 
     def __init__(self, bar: Bar, arms: int) -> None:
         self._bar, self._arms = bar, arms

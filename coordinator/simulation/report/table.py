@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from coordinator.admin.report import human_bytes
-from coordinator.simulation.report.comparison import ArmFigures, Comparison
+from coordinator.simulation.report.comparison import ArmComparison, ArmFigures
 
 #: Columns that hold words; all others hold figures.
 WORDS = frozenset({"arm", "kind", "status"})
 
 
-def columns(comparison: Comparison) -> tuple[str, ...]:
+def columns(comparison: ArmComparison) -> tuple[str, ...]:
     """Names of the columns; gains only where there is a head-only arm to measure them from."""
     gain: tuple[str, ...] = ("gain", "kept") if comparison.denominator is not None else ()
     if comparison.denominator is None and any(arm.gain is not None for arm in comparison.arms):
@@ -18,7 +18,7 @@ def columns(comparison: Comparison) -> tuple[str, ...]:
     return ("arm", "kind", "seeds", final, "range", "best", *gain, "passes", "to best", "up a task", "status")
 
 
-def cells(comparison: Comparison, arm: ArmFigures) -> tuple[str, ...]:
+def cells(comparison: ArmComparison, arm: ArmFigures) -> tuple[str, ...]:
     """One arm as texts, in the order of :func:`columns`; a dash for what was not measured."""
     spread = "-" if arm.low is None else f"{_score(comparison, arm.low)} – {_score(comparison, arm.high)}"
     texts = {
@@ -38,7 +38,7 @@ def cells(comparison: Comparison, arm: ArmFigures) -> tuple[str, ...]:
     return tuple(texts[name] for name in columns(comparison))
 
 
-def denominator_text(comparison: Comparison) -> str:
+def denominator_text(comparison: ArmComparison) -> str:
     """What ``kept`` is a share of, in one sentence; empty if there is nothing to say."""
     if comparison.head_only is None:
         return ""
@@ -51,7 +51,7 @@ def denominator_text(comparison: Comparison) -> str:
     return said
 
 
-def text_table(comparison: Comparison) -> str:
+def text_table(comparison: ArmComparison) -> str:
     """All arms, aligned, with a line on what gains are measured from."""
     names = columns(comparison)
     rows = [names, *(cells(comparison, arm) for arm in comparison.arms)]
@@ -67,7 +67,7 @@ def text_table(comparison: Comparison) -> str:
     return "\n".join([*lines, *(["", said] if said else [])]) + "\n"
 
 
-def gain_text(comparison: Comparison, gain: float) -> str:
+def gain_text(comparison: ArmComparison, gain: float) -> str:
     """A difference of scores: points of accuracy, or of perplexity."""
     return f"{gain:+.3f}" if comparison.measure == "perplexity" else f"{100 * gain:+.1f} pt"
 
@@ -82,7 +82,7 @@ def count_text(count: float | None) -> str:
     return f"{count:.0f}"
 
 
-def _score(comparison: Comparison, value: float | None) -> str:
+def _score(comparison: ArmComparison, value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if comparison.measure == "perplexity" else f"{100 * value:.1f} %"

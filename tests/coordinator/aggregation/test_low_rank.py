@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from coordinator.aggregation.low_rank import factorise
 from coordinator.aggregation.mean import Contribution
 from coordinator.aggregation.server_state import ServerState
-from coordinator.aggregation.server_step import move
+from coordinator.aggregation.server_step import server_update
 from coordinator.config import run_config
 from edge_runtime.package.manifest import SliceSpec
 from edge_runtime.package.slices import Values, decode_values, shapes
@@ -43,11 +43,11 @@ def averaged(lora_aggregation: str, rank: int) -> tuple[np.ndarray, np.ndarray]:
         Contribution(examples, {"l/A": matrix(seed, 1, rank, IN), "l/B": matrix(seed + 1, 1, OUT, rank)})
         for examples, seed in ((1, 10), (5, 20), (3, 30))
     ]
-    moved = move(
+    moved = server_update(
         values, ServerState(), contributions, config=config, specs=[spec], round_number=0, committed=0
     )
     wanted = sum(
-        each.examples * product({name: values[name] + each.change[name] for name in values}) / 9
+        each.examples * product({name: values[name] + each.delta[name] for name in values}) / 9
         for each in contributions
     )
     return product(moved.values), np.asarray(wanted)
@@ -143,7 +143,7 @@ def test_bytes_up_are_the_formula(tmp_path: object, lora_aggregation: str, numbe
 
 
 def test_a_frozen_a_is_not_taken(tmp_path: object) -> None:
-    """A change of a frozen A is refused: the task did not ask for it."""
+    """A delta of a frozen A is refused: the task did not ask for it."""
     world = World(tmp_path, specs=LORA_SPECS)  # type: ignore[arg-type]
     device, *_ = world.fleet("a", "b")
     world.create_run(lora_aggregation="frozen_a")
@@ -179,7 +179,9 @@ def test_memory_is_one_matrix_a_slice() -> None:
             for i in range(devices)
         )
         tracemalloc.start()
-        move(values, ServerState(), contributions, config=config, specs=[spec], round_number=0, committed=0)
+        server_update(
+            values, ServerState(), contributions, config=config, specs=[spec], round_number=0, committed=0
+        )
         (_, most), _ = tracemalloc.get_traced_memory(), tracemalloc.stop()
         return most
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load
 
-from coordinator.aggregation.mean import Contribution, apply_changes, mean_change
+from coordinator.aggregation.mean import Contribution, apply_deltas, mean_delta
 from coordinator.aggregation.server_state import ServerState
-from coordinator.aggregation.server_step import move
+from coordinator.aggregation.server_step import server_update
 from coordinator.config import ServerOptimizerConfig, ServerOptimizers, run_config
 from tests.coordinator.conftest import RUN, World
 
@@ -29,7 +29,7 @@ def test_by_hand() -> None:
         Contribution(3, {"a": array(2, 4), "c": array(1)}),
         Contribution(6, {"b": array(5), "c": array(4)}),
     ]
-    mean = mean_change(contributions)
+    mean = mean_delta(contributions)
     assert {name: values.tolist() for name, values in mean.items()} == {
         "a": [4.0, 3.0],
         "b": [5.0],
@@ -39,15 +39,15 @@ def test_by_hand() -> None:
 
 def test_no_examples() -> None:
     """A device that applied no step weighs nothing; a slice nobody trained is not moved."""
-    assert mean_change([Contribution(0, {"a": array(9)})]) == {}
-    mean = mean_change([Contribution(0, {"a": array(9)}), Contribution(2, {"a": array(1)})])
+    assert mean_delta([Contribution(0, {"a": array(9)})]) == {}
+    mean = mean_delta([Contribution(0, {"a": array(9)}), Contribution(2, {"a": array(1)})])
     assert mean["a"].tolist() == [1.0]
 
 
 def fixed_point(optima: list[float], steps: list[int], *, normalise: bool) -> float:
     """Where rounds of FedAvg come to rest on f_i(x) = 1/2 (x - c_i)^2 with equally many examples.
 
-    A device takes its steps of 0.02 at the values the round started from: its change is s_i · 0.02 · (c_i - x).
+    A device takes its steps of 0.02 at the values the round started from: its delta is s_i · 0.02 · (c_i - x).
     """
     x = 0.0
     for _ in range(500):
@@ -55,7 +55,7 @@ def fixed_point(optima: list[float], steps: list[int], *, normalise: bool) -> fl
             Contribution(10, {"x": array(s * 0.02 * (c - x))}, steps=s if normalise else 1)
             for c, s in zip(optima, steps, strict=True)
         ]
-        x += float(mean_change(contributions)["x"][0])
+        x += float(mean_delta(contributions)["x"][0])
     return x
 
 
@@ -72,22 +72,22 @@ def test_unequal_steps_in_closed_form() -> None:
 def test_normalised_by_hand() -> None:
     """Changes per step are averaged, then multiplied by the mean steps of those who trained the tensor.
 
-    a: (1·4/2 + 3·6/6) / 4 = 1.25, mean steps (1·2 + 3·6) / 4 = 5, so 6.25; b: one device, its own change.
+    a: (1·4/2 + 3·6/6) / 4 = 1.25, mean steps (1·2 + 3·6) / 4 = 5, so 6.25; b: one device, its own delta.
     """
     contributions = [
         Contribution(1, {"a": array(4)}, steps=2),
         Contribution(3, {"a": array(6), "b": array(7)}, steps=6),
         Contribution(3, {"a": array(9)}, steps=0),
     ]
-    mean = mean_change(contributions)
+    mean = mean_delta(contributions)
     assert {name: values.tolist() for name, values in mean.items()} == {"a": [6.25], "b": [7.0]}
 
 
 def test_equal_steps_change_nothing_much() -> None:
     """Where all devices take equally many steps, the normalised mean is the plain one."""
-    changes = [(1, array(0.3)), (5, array(-1.7)), (2, array(9.1))]
-    plain = mean_change(Contribution(n, {"a": change}) for n, change in changes)
-    normalised = mean_change(Contribution(n, {"a": change}, steps=7) for n, change in changes)
+    deltas = [(1, array(0.3)), (5, array(-1.7)), (2, array(9.1))]
+    plain = mean_delta(Contribution(n, {"a": delta}) for n, delta in deltas)
+    normalised = mean_delta(Contribution(n, {"a": delta}, steps=7) for n, delta in deltas)
     np.testing.assert_allclose(normalised["a"], plain["a"], rtol=1e-14)
 
 
@@ -121,26 +121,26 @@ def test_one_at_a_time() -> None:
             alive.append(index)
             yield Contribution(1, {"a": array(index)})
 
-    assert mean_change(stream())["a"].tolist() == [2.0]  # type: ignore[arg-type]
+    assert mean_delta(stream())["a"].tolist() == [2.0]  # type: ignore[arg-type]
     assert alive == [0, 1, 2, 3, 4]
 
 
 @given(st.lists(st.tuples(st.integers(1, 10**6), st.floats(-1e3, 1e3, width=32)), min_size=1, max_size=20))
 def test_between(parts: list[tuple[int, float]]) -> None:
-    """A mean lies between the smallest and the largest change."""
-    mean = mean_change(Contribution(examples, {"a": array(change)}) for examples, change in parts)
-    changes = [change for _, change in parts]
-    assert min(changes) - 1e-9 <= mean["a"][0] <= max(changes) + 1e-9
+    """A mean lies between the smallest and the largest delta."""
+    mean = mean_delta(Contribution(examples, {"a": array(delta)}) for examples, delta in parts)
+    deltas = [delta for _, delta in parts]
+    assert min(deltas) - 1e-9 <= mean["a"][0] <= max(deltas) + 1e-9
 
 
 def test_head_has_its_own_optimizer() -> None:
-    """Slices and head move by their own rules; what has no change keeps values and state."""
+    """Slices and head move by their own rules; what has no delta keeps values and state."""
     optimizers = ServerOptimizers(
         slices=ServerOptimizerConfig(rate=2.0), head=ServerOptimizerConfig("momentum", rate=1.0, beta1=0.5)
     )
     values = {"s": array(1), "head": array(1), "still": array(1)}
-    changes = {"s": np.array([1.0]), "head": np.array([1.0])}
-    new, moments = apply_changes(values, {}, changes, head=frozenset({"head"}), optimizers=optimizers)
+    deltas = {"s": np.array([1.0]), "head": np.array([1.0])}
+    new, moments = apply_deltas(values, {}, deltas, head=frozenset({"head"}), optimizers=optimizers)
     assert {name: value.tolist() for name, value in new.items()} == {
         "s": [3.0],
         "head": [1.5],
@@ -159,7 +159,7 @@ def test_rates_fall_by_the_share_of_rounds_left() -> None:
             config = run_config(
                 {**RUN, "package": "p", "publisher_key": "A" * 43 + "=", "rounds": 4, "rate_decay": decay}
             )
-            step = move(
+            step = server_update(
                 values, state, contributions, config=config, specs=[], round_number=number, committed=number
             )
             trace.append(float(step.values["s"][0] - values["s"][0]))

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from coordinator.aggregation.server_optimizers import Moments, step
 from coordinator.config import ServerOptimizerConfig
 
-# x starts at 1, the averaged changes are 1, -2, 0.5; rate 0.1, beta1 0.5, beta2 0.75, tau 0.5
+# x starts at 1, the averaged deltas are 1, -2, 0.5; rate 0.1, beta1 0.5, beta2 0.75, tau 0.5
 # (so v starts at 0.25).
 # m: 0.5, -0.75, -0.125 in all of them.
-CHANGES = (1.0, -2.0, 0.5)
+DELTAS = (1.0, -2.0, 0.5)
 TRACES = {
     # v = v + D^2: 1.25, 5.25, 5.5
     # x += 0.05 / (sqrt(1.25) + 0.5)
@@ -49,19 +49,19 @@ def test_three_steps_by_hand(name: str) -> None:
     """Each rule reproduces its trace of Algorithm 2 worked by hand."""
     config = ServerOptimizerConfig(name, rate=0.1, beta1=0.5, beta2=0.75, tau=0.5)  # type: ignore[arg-type]
     x, moments = np.ones(1, np.float32), Moments.initial((1,), config)
-    for change, v, expected in zip(CHANGES, *TRACES[name], strict=True):
-        x, moments = step(x, np.array([change]), moments, config)
+    for delta, v, expected in zip(DELTAS, *TRACES[name], strict=True):
+        x, moments = step(x, np.array([delta]), moments, config)
         assert moments.v[0] == pytest.approx(v, rel=1e-12)
         assert x[0] == pytest.approx(expected, rel=2e-6)
 
 
 @given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=8))
-def test_sgd_at_rate_one_is_fedavg(changes: list[float]) -> None:
-    """SGD at rate 1 moves the values by the mean change itself."""
-    x = np.linspace(-1, 1, len(changes), dtype=np.float32)
+def test_sgd_at_rate_one_is_fedavg(deltas: list[float]) -> None:
+    """SGD at rate 1 moves the values by the mean delta itself."""
+    x = np.linspace(-1, 1, len(deltas), dtype=np.float32)
     config = ServerOptimizerConfig()
-    moved, _ = step(x, np.array(changes), Moments.initial(x.shape, config), config)
-    assert np.array_equal(moved, (x.astype(np.float64) + changes).astype(np.float32))
+    moved, _ = step(x, np.array(deltas), Moments.initial(x.shape, config), config)
+    assert np.array_equal(moved, (x.astype(np.float64) + deltas).astype(np.float32))
 
 
 @given(
@@ -69,19 +69,19 @@ def test_sgd_at_rate_one_is_fedavg(changes: list[float]) -> None:
     st.floats(-1e3, 1e3),
     st.floats(0, 0.999),
 )
-def test_yogi_moves_v_slowly(v: float, change: float, beta2: float) -> None:
+def test_yogi_moves_v_slowly(v: float, delta: float, beta2: float) -> None:
     """Yogi's v changes by at most (1 - beta2) D^2, however far apart the two are."""
     config = ServerOptimizerConfig("yogi", beta2=beta2)
     moments = Moments(np.zeros(1), np.array([v]))
-    _, after = step(np.zeros(1, np.float32), np.array([change]), moments, config)
-    assert abs(after.v[0] - v) <= (1 - beta2) * change**2 * (1 + 1e-9) + 1e-9 * v
+    _, after = step(np.zeros(1, np.float32), np.array([delta]), moments, config)
+    assert abs(after.v[0] - v) <= (1 - beta2) * delta**2 * (1 + 1e-9) + 1e-9 * v
 
 
 @pytest.mark.parametrize("name", ["adagrad", "yogi", "adam"])
 def test_adaptive_steps_win_on_a_badly_scaled_bowl(name: str) -> None:
     """On a quadratic whose curvatures spread over a factor of 1e3, adaptive steps get further in 100 rounds than SGD.
 
-    f(x) = 1/2 sum h x^2, changes are -h x, both from x = 1. SGD is at its best rate, 2 / (h_min + h_max).
+    f(x) = 1/2 sum h x^2, deltas are -h x, both from x = 1. SGD is at its best rate, 2 / (h_min + h_max).
     """
     curvature = np.geomspace(1e-3, 1.0, 10)
 

@@ -44,7 +44,7 @@ def test_the_mean_of_the_rounds_is_handed_over(world: World) -> None:
 
 
 def test_reference_of_filtered_directions(world: World) -> None:
-    """Tasks name a blob with the last mean change of every slice: none at first, zeros for what was never trained."""
+    """Tasks name a blob with the last mean delta of every slice: none at first, zeros for what was never trained."""
     devices = world.fleet("a", "b")
     world.create_run(rounds=3, slices=["s0", "s2"], directions="filtered", candidates=4)
     before = current(world)

@@ -10,7 +10,7 @@ import pytest
 
 from coordinator.aggregation.mean import Contribution, Sum
 from coordinator.aggregation.server_state import ServerState
-from coordinator.aggregation.server_step import Moved, move
+from coordinator.aggregation.server_step import ServerUpdate, server_update
 from coordinator.aggregation.variance_gate import disagreement
 from coordinator.config import RunConfig, run_config
 from edge_runtime.package.slices import Values, decode_values
@@ -48,14 +48,14 @@ def config(**changed: Any) -> RunConfig:
     return run_config({**RUN, "package": "p", "publisher_key": "A" * 43 + "=", **options})
 
 
-def play(state: ServerState, number: int, *changes: float) -> Moved:
-    """A round from values zero in which place i sends one example's change of both entries."""
+def play(state: ServerState, number: int, *deltas: float) -> ServerUpdate:
+    """A round from values zero in which slot i sends one example's delta of both entries."""
     contributions = [
-        Contribution(1, {"s/core": np.full((1, 2), change, np.float32)}, place=place)
-        for place, change in enumerate(changes)
+        Contribution(1, {"s/core": np.full((1, 2), delta, np.float32)}, slot=slot)
+        for slot, delta in enumerate(deltas)
     ]
     values: Values = {"s/core": np.zeros((1, 2), np.float32)}
-    return move(
+    return server_update(
         values, state, contributions, config=config(), specs=[SPEC], round_number=number, committed=number
     )
 

@@ -159,6 +159,19 @@ def test_too_large_while_it_is_read(world: World) -> None:
     assert code_of(world.client.post("/v1/check-in", content=chunks, headers=headers), 413) == "too_large"
 
 
+def test_bodies_of_operators_are_bounded(world: World) -> None:
+    """A body of the admin API that is over the limit is refused, announced or not, and nothing changes."""
+    headers = {"Authorization": f"Bearer {world.app.app_state.admin_token}"}
+    before = world.dump()
+    announced = {**headers, "Content-Length": str(MAX_CONTROL_BYTES + 1)}
+    answer = world.client.post("/v1/admin/tokens", content=b"", headers=announced)
+    assert code_of(answer, 413) == "too_large"
+    chunks = (b" " * 65536 for _ in range(17))
+    answer = world.client.post("/v1/admin/tokens", content=chunks, headers=headers)
+    assert code_of(answer, 413) == "too_large"
+    assert world.dump() == before
+
+
 # --- enrolling ---
 
 
@@ -260,12 +273,12 @@ def test_cap_too_small(world: World) -> None:
     events = world.admin("GET", "/v1/admin/runs/latest/events").json()
     assert [event["device"] for event in events if event["code"] == "cap_too_small"] == ["small"]
     assert len(world.stores.storage.dump()) > 0
-    places = {device.task().slot for device in (world.devices["a"], world.devices["b"])}  # type: ignore[union-attr]
-    assert places == {0, 1}
+    slots = {device.task().slot for device in (world.devices["a"], world.devices["b"])}  # type: ignore[union-attr]
+    assert slots == {0, 1}
 
 
 def test_cap_lowered_after_selection(world: World) -> None:
-    """A device that grants less than when it was chosen loses its place to another."""
+    """A device that grants less than when it was chosen loses its slot to another."""
     devices = world.fleet("a", "b", "c")
     world.create_run(devices_per_round=1)
     world.play()
@@ -278,7 +291,7 @@ def test_cap_lowered_after_selection(world: World) -> None:
 
 
 def reserved(world: World) -> list[str]:
-    """Names of devices that a place is kept for."""
+    """Names of devices that a slot is kept for."""
     with world.stores.storage.reading() as connection:
         rows = connection.execute(
             "SELECT name FROM tasks JOIN devices USING (device_id) WHERE state = 'reserved' ORDER BY slot"

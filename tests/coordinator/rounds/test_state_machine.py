@@ -38,7 +38,7 @@ def test_waits_for_min_devices(world: World) -> None:
 
 
 def test_states_of_a_round(world: World) -> None:
-    """Selecting until all places are taken, collecting until all results are in, then committed."""
+    """Selecting until all slots are taken, collecting until all results are in, then committed."""
     world.fleet("a", "b")
     world.create_run(rounds=1)
     world.play()
@@ -115,7 +115,7 @@ def test_an_abandoned_round_warms_nothing_up(world: World) -> None:
     world.fleet("a", "b")
     world.create_run(rounds=2, head_warm_up_rounds=1)
     world.play()
-    for _ in range(2):  # each place is offered to both
+    for _ in range(2):  # each slot is offered to both
         world.clock.now_s += 11
         world.play()
     assert world.round_state() == "abandoned"
@@ -137,7 +137,7 @@ def test_a_result_brings_what_its_place_was_dealt(world: World) -> None:
 
 
 def test_silent_device_is_replaced(world: World) -> None:
-    """A device that does not check in loses its place to one outside the round; the slices stay."""
+    """A device that does not check in loses its slot to one outside the round; the slices stay."""
     devices = {device.name: device for device in world.fleet("a", "b", "c")}
     world.create_run()
     world.play()
@@ -156,7 +156,7 @@ def test_silent_device_is_replaced(world: World) -> None:
 
 @pytest.mark.parametrize("code", ["task_refused", "task_failed", "out_of_memory"])
 def test_task_given_back(world: World, code: str) -> None:
-    """A device that gives its task back is replaced at once and not asked for that place again."""
+    """A device that gives its task back is replaced at once and not asked for that slot again."""
     devices = world.fleet("a", "b", "c")
     world.create_run()
     world.play()
@@ -173,7 +173,7 @@ def test_task_given_back(world: World, code: str) -> None:
 
 
 def test_late_device_is_replaced_while_results_are_wanting(world: World) -> None:
-    """A device past its deadline loses its place if there are too few results without it."""
+    """A device past its deadline loses its slot if there are too few results without it."""
     world.fleet("a", "b", "c")
     world.create_run(devices_per_round=1, min_devices=3, rounds=1)
     world.play()
@@ -222,7 +222,7 @@ def test_abandoned_rounds_end_the_run(world: World) -> None:
 
 
 def test_revoked_device_is_replaced(world: World) -> None:
-    """Revocation frees the device's place."""
+    """Revocation frees the device's slot."""
     world.fleet("a", "b", "c")
     world.create_run()
     world.play()

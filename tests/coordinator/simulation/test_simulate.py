@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from coordinator.aggregation.mean import Contribution, apply_changes, mean_change
+from coordinator.aggregation.mean import Contribution, apply_deltas, mean_delta
 from coordinator.rounds.runs import trained_slices
 from coordinator.simulation.config import read_simulation_config
 from coordinator.simulation.fleet import Fleet
@@ -53,7 +53,7 @@ def test_one_seed_gives_one_schedule_and_one_result(workshop: Workshop) -> None:
 
 
 def test_arms_of_a_seed_meet_the_same_devices(workshop: Workshop) -> None:
-    """Arms whose places are equal have one schedule, drop-outs included, though they take different times."""
+    """Arms whose slots are equal have one schedule, drop-outs included, though they take different times."""
     arms = [
         {"name": "one", "package": "bigram"},
         {"name": "four", "package": "bigram", "run": {"draws": 4}},
@@ -87,7 +87,7 @@ def test_values_are_those_of_workers_and_the_mean(workshop: Workshop, tmp_path: 
     for number in range(3):
         contributions = []
         for row in (row for row in tasks if row["round"] == number):
-            data, state, change = (tmp_path / name for name in ("rows.jsonl", "state", "change"))
+            data, state, delta = (tmp_path / name for name in ("rows.jsonl", "state", "delta"))
             data.write_text("".join(rows[index] for index in fleet.devices[row["name"]].rows))
             state.write_bytes(encode_values(values))
             task = msgspec.json.decode(row["task"], type=Task)
@@ -97,18 +97,18 @@ def test_values_are_those_of_workers_and_the_mean(workshop: Workshop, tmp_path: 
                 prepared_folder=str(workshop.folder / "out" / "prepared" / package.sha256),
                 state_path=str(state),
                 data_path=str(data),
-                delta_path=str(change),
+                delta_path=str(delta),
                 task=task,
                 cap_bytes=1 << 40,  # this process has imported far more than a worker
             )
             outcome = train(job, Meter())
             specs = [manifest.slice_named(name) for name in task.slices]
-            contributions.append(Contribution(outcome.examples, decode_values(change.read_bytes(), specs)))
+            contributions.append(Contribution(outcome.examples, decode_values(delta.read_bytes(), specs)))
         assert len(contributions) == 3
-        values, moments = apply_changes(
+        values, moments = apply_deltas(
             values,
             moments,
-            mean_change(contributions),
+            mean_delta(contributions),
             head=frozenset(),
             optimizers=run.server_optimizer,
         )
@@ -117,7 +117,7 @@ def test_values_are_those_of_workers_and_the_mean(workshop: Workshop, tmp_path: 
 
 
 def test_devices_that_drop_out_are_replaced_in_virtual_time(workshop: Workshop) -> None:
-    """Places of silent devices go to others once the deadline has passed on the simulated clock alone."""
+    """Slots of silent devices go to others once the deadline has passed on the simulated clock alone."""
     started = time.monotonic()
     (record,) = workshop.simulate(**DROPS, run={"deadline_s": 3000.0})
     assert time.monotonic() - started < 60
@@ -218,7 +218,7 @@ def test_an_error_in_one_arm_leaves_the_others_alone(workshop: Workshop) -> None
 
 
 def test_results_do_not_depend_on_where_the_sums_were_kept(workshop: Workshop) -> None:
-    """Bytes up are those of the encoded results and check-ins; bytes down hold state and task of every place."""
+    """Bytes up are those of the encoded results and check-ins; bytes down hold state and task of every slot."""
     (record,) = workshop.simulate()
     with database(workshop) as connection:
         up, down = connection.execute("SELECT sum(bytes_up), sum(bytes_down) FROM rounds").fetchone()

@@ -81,7 +81,7 @@ def test_transaction_is_whole_or_nothing(tmp_path: Path) -> None:
 
 
 def test_open_rounds_keep_their_heads(tmp_path: Path) -> None:
-    """Places of a round that was open when the head was not yet dealt name it afterwards; closed rounds stay."""
+    """Slots of a round that was open when the head was not yet dealt name it afterwards; closed rounds stay."""
     connection = connect(tmp_path / "db")
     earlier = migrations.ALL[: migrations.ALL.index(migrations.deal_heads)]
     for migration in earlier:

@@ -199,7 +199,23 @@ def test_forward_passes_are_counted_by_what_is_done(
 ) -> None:
     """Forward mode costs one pass and one for each draw, backpropagation four, the head alone one."""
     task = Task(
-        "t", "r", 0, 0, 0, "0" * 64, "A" * 86 + "==", "0" * 64, slices, True, 1, 1, draws, 8,
-        LocalOptimizer(), 0, 1.0, update=update,
-    )  # fmt: skip
+        task_id="t",
+        run_id="r",
+        round=0,
+        slot=0,
+        seed=0,
+        package="0" * 64,
+        package_signature="A" * 86 + "==",
+        state="0" * 64,
+        slices=slices,
+        train_head=True,
+        steps=1,
+        batch_size=1,
+        draws=draws,
+        sequence_limit=8,
+        optimizer=LocalOptimizer(),
+        required_bytes=0,
+        deadline_s=1.0,
+        update=update,
+    )
     assert forward_passes_per_example(task) == passes

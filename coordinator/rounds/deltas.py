@@ -1,0 +1,54 @@
+"""What a result brings: the delta of the tensors that its task trained. Nothing but the task is needed to read it."""
+
+from __future__ import annotations
+
+from edge_runtime.package.manifest import Manifest, SliceSpec
+from edge_runtime.package.slices import Values, decode_values, shapes
+from edge_runtime.protocol.messages import Task
+from edge_runtime.training.replay import decode_report, replay
+from edge_runtime.training.trainable import estimated_slices, exact_heads
+
+
+def trained_specs(manifest: Manifest, task: Task) -> list[SliceSpec]:
+    """The slices whose delta a task must bring: those it trains, without a frozen A, and the head if it trains that."""
+    return [*estimated_slices(task, manifest.slices), *exact_heads(task, manifest.slices)]
+
+
+def check_delta(manifest: Manifest, task: Task, data: bytes) -> None:
+    """Check what a result brought, without the work of making a delta of it.
+
+    Args:
+        manifest: manifest of the task's package.
+        task: task that was signed.
+        data: safetensors bytes from outside.
+
+    Raises:
+        SliceError: a tensor is missing, unknown, not finite, or of another shape or type; or a report of scalars
+            tells of more steps, draws or examples than the task has. The message names it.
+    """
+    if task.report == "scalars":
+        decode_report(data, task, manifest.slices)
+    else:
+        decode_values(data, trained_specs(manifest, task))
+
+
+def read_delta(
+    manifest: Manifest, task: Task, values: Values, data: bytes, reference: Values | None = None
+) -> Values:
+    """The delta of every tensor that a task trained, float32 by flat name; a report of scalars is replayed.
+
+    Args:
+        manifest: manifest of the task's package.
+        task: task that was signed.
+        values: slice values that the task came with.
+        data: safetensors bytes that :func:`check_delta` has let through.
+        reference: deltas that the task's directions were compared with; None if the task names none.
+
+    Raises:
+        SliceError: numbers of a report are so large that no finite delta comes of them.
+    """
+    if task.report != "scalars":
+        return decode_values(data, trained_specs(manifest, task))
+    report = decode_report(data, task, manifest.slices)
+    delta = replay(task, manifest.slices, values, report, reference)
+    return delta | {name: report[name] for name in shapes(exact_heads(task, manifest.slices))}

@@ -1,0 +1,144 @@
+"""Rows of ``devices`` and ``nonces``: who is enrolled, what each device last said of itself, its used nonces."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DeviceRow:
+    """An enrolled device, as far as its requests are judged by it.
+
+    Attributes:
+        device_id: random id of the device.
+        name: name that the operator gave it.
+        public_key: key that its requests are signed with.
+        revoked_s: moment when the operator revoked it; None if it is not revoked.
+    """
+
+    device_id: str
+    name: str
+    public_key: str
+    revoked_s: float | None
+
+
+@dataclass(frozen=True)
+class SeenDevice:
+    """A device that checked in lately.
+
+    Attributes:
+        device_id: random id of the device.
+        name: name that the operator gave it.
+        cap_bytes: memory that it granted at its last check-in.
+        floor_bytes: memory that its runtime takes before any work, as it said then.
+    """
+
+    device_id: str
+    name: str
+    cap_bytes: int
+    floor_bytes: int
+
+
+def find(connection: sqlite3.Connection, device_id: str) -> DeviceRow | None:
+    """The device with this id, revoked or not."""
+    row = connection.execute(
+        "SELECT device_id, name, public_key, revoked_s FROM devices WHERE device_id = ?", (device_id,)
+    ).fetchone()
+    return None if row is None else DeviceRow(**row)
+
+
+def find_unrevoked(connection: sqlite3.Connection, name_or_id: str) -> DeviceRow | None:
+    """The device with this name or id, unless it was revoked."""
+    row = connection.execute(
+        "SELECT device_id, name, public_key, revoked_s FROM devices"
+        " WHERE (name = ? OR device_id = ?) AND revoked_s IS NULL",
+        (name_or_id, name_or_id),
+    ).fetchone()
+    return None if row is None else DeviceRow(**row)
+
+
+def all_devices(connection: sqlite3.Connection) -> list[sqlite3.Row]:
+    """Every device that ever enrolled, by name.
+
+    Returns:
+        rows of device_id, name, device_class, enrolled_s, revoked_s, seen_s, cap_bytes and example_count.
+    """
+    return connection.execute(
+        "SELECT device_id, name, class AS device_class, enrolled_s, revoked_s, seen_s, cap_bytes, example_count"
+        " FROM devices ORDER BY name, enrolled_s"
+    ).fetchall()
+
+
+def seen_since(connection: sqlite3.Connection, since_s: float) -> list[SeenDevice]:
+    """Devices that are not revoked and checked in at ``since_s`` or later."""
+    rows = connection.execute(
+        "SELECT device_id, name, cap_bytes, floor_bytes FROM devices WHERE revoked_s IS NULL AND seen_s >= ?",
+        (since_s,),
+    )
+    return [SeenDevice(**row) for row in rows]
+
+
+def last_check_in_s(connection: sqlite3.Connection) -> float | None:
+    """When any device last checked in; None if none ever did."""
+    seen_s: float | None = connection.execute("SELECT max(seen_s) FROM devices").fetchone()[0]
+    return seen_s
+
+
+def add(
+    connection: sqlite3.Connection,
+    device_id: str,
+    *,
+    name: str,
+    device_class: str,
+    public_key: str,
+    enrolled_s: float,
+) -> bool:
+    """Enrol a device; False, with nothing changed, if a device that is not revoked has its name."""
+    try:
+        connection.execute(
+            "INSERT INTO devices (device_id, name, class, public_key, enrolled_s) VALUES (?, ?, ?, ?, ?)",
+            (device_id, name, device_class, public_key, enrolled_s),
+        )
+    except sqlite3.IntegrityError:
+        return False
+    return True
+
+
+def revoke(connection: sqlite3.Connection, device_id: str, *, revoked_s: float) -> None:
+    """Mark a device as revoked, which frees its name."""
+    connection.execute("UPDATE devices SET revoked_s = ? WHERE device_id = ?", (revoked_s, device_id))
+
+
+def note_check_in(
+    connection: sqlite3.Connection,
+    device_id: str,
+    *,
+    seen_s: float,
+    cap_bytes: int,
+    floor_bytes: int,
+    example_count: int,
+    runtime_version: str,
+) -> None:
+    """Remember what a device said of itself at its check-in."""
+    connection.execute(
+        "UPDATE devices SET seen_s = ?, cap_bytes = ?, floor_bytes = ?, example_count = ?,"
+        " runtime_version = ? WHERE device_id = ?",
+        (seen_s, cap_bytes, floor_bytes, example_count, runtime_version, device_id),
+    )
+
+
+def move_check_ins(connection: sqlite3.Connection, by_s: float) -> None:
+    """Move the last check-in of every device by so many seconds."""
+    connection.execute("UPDATE devices SET seen_s = seen_s + ?", (by_s,))
+
+
+def use_nonce(connection: sqlite3.Connection, device_id: str, nonce: str, *, expires_s: float) -> bool:
+    """Use up a nonce of a device; False if it was used before."""
+    added = connection.execute("INSERT OR IGNORE INTO nonces VALUES (?, ?, ?)", (device_id, nonce, expires_s))
+    return added.rowcount > 0
+
+
+def forget_nonces(connection: sqlite3.Connection, before_s: float) -> None:
+    """Forget the nonces that expired before this moment: their signatures are too old to be accepted anyway."""
+    connection.execute("DELETE FROM nonces WHERE expires_s < ?", (before_s,))

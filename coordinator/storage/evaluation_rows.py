@@ -1,0 +1,125 @@
+"""Rows of ``evaluations``: pending, done or failed. Round -1 stands for the values that a run starts from."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PendingEvaluation:
+    """An evaluation that waits.
+
+    Attributes:
+        run_id: id of the run.
+        round: number of the round whose values are meant.
+        values_sha256: slice values to evaluate.
+    """
+
+    run_id: str
+    round: int
+    values_sha256: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation found.
+
+    Attributes:
+        round: number of the round whose values were meant.
+        accuracy: share of rows, or of next tokens, that were predicted right.
+        mean_loss: mean loss over the rows, or over the tokens.
+        tokens: number of predicted tokens that the loss is a mean over; with 0 it is a mean over rows.
+    """
+
+    round: int
+    accuracy: float
+    mean_loss: float
+    tokens: int
+
+
+def add(connection: sqlite3.Connection, run_id: str, number: int, values_sha256: str) -> None:
+    """Ask for an evaluation."""
+    connection.execute(
+        "INSERT INTO evaluations (run_id, round, values_sha256, state) VALUES (?, ?, ?, 'pending')",
+        (run_id, number, values_sha256),
+    )
+
+
+def first_pending(connection: sqlite3.Connection) -> PendingEvaluation | None:
+    """The evaluation that has waited for longest."""
+    row = connection.execute(
+        "SELECT run_id, round, evaluations.values_sha256 FROM evaluations JOIN runs USING (run_id)"
+        " WHERE evaluations.state = 'pending' ORDER BY position, round LIMIT 1"
+    ).fetchone()
+    return None if row is None else PendingEvaluation(**row)
+
+
+def has_pending(connection: sqlite3.Connection, run_id: str) -> bool:
+    """Whether an evaluation of a run waits."""
+    row = connection.execute(
+        "SELECT 1 FROM evaluations WHERE run_id = ? AND state = 'pending'", (run_id,)
+    ).fetchone()
+    return row is not None
+
+
+def done(connection: sqlite3.Connection, run_id: str) -> list[Scores]:
+    """What all evaluations of a run found, in the order of their rounds."""
+    rows = connection.execute(
+        "SELECT round, accuracy, mean_loss, tokens FROM evaluations"
+        " WHERE run_id = ? AND state = 'done' ORDER BY round",
+        (run_id,),
+    )
+    return [Scores(**row) for row in rows]
+
+
+def find_done(connection: sqlite3.Connection, run_id: str, number: int) -> Scores | None:
+    """What the evaluation after a round found, if it was made."""
+    row = connection.execute(
+        "SELECT round, accuracy, mean_loss, tokens FROM evaluations"
+        " WHERE run_id = ? AND round = ? AND state = 'done'",
+        (run_id, number),
+    ).fetchone()
+    return None if row is None else Scores(**row)
+
+
+def find_last_done(connection: sqlite3.Connection, run_id: str) -> Scores | None:
+    """What the evaluation after the newest evaluated round found, if any was made."""
+    row = connection.execute(
+        "SELECT round, accuracy, mean_loss, tokens FROM evaluations"
+        " WHERE run_id = ? AND state = 'done' ORDER BY round DESC LIMIT 1",
+        (run_id,),
+    ).fetchone()
+    return None if row is None else Scores(**row)
+
+
+def store_done(
+    connection: sqlite3.Connection,
+    run_id: str,
+    number: int,
+    *,
+    rows: int,
+    accuracy: float,
+    mean_loss: float,
+    seconds: float,
+    tokens: int,
+) -> None:
+    """Store what an evaluation found."""
+    connection.execute(
+        "UPDATE evaluations SET state = 'done', rows = ?, accuracy = ?, mean_loss = ?, seconds = ?, tokens = ?"
+        " WHERE run_id = ? AND round = ?",
+        (rows, accuracy, mean_loss, seconds, tokens, run_id, number),
+    )
+
+
+def store_failed(connection: sqlite3.Connection, run_id: str, number: int, message: str) -> None:
+    """Store why an evaluation failed."""
+    connection.execute(
+        "UPDATE evaluations SET state = 'failed', message = ? WHERE run_id = ? AND round = ?",
+        (message, run_id, number),
+    )
+
+
+def drop_pending(connection: sqlite3.Connection, run_id: str) -> None:
+    """Give up the evaluations of a run that wait."""
+    connection.execute("DELETE FROM evaluations WHERE run_id = ? AND state = 'pending'", (run_id,))

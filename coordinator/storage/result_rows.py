@@ -1,0 +1,107 @@
+"""Rows of ``results``: what came with each counted result. The delta itself is a private blob."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+import msgspec
+
+from edge_runtime.protocol.messages import MemoryReport, Result
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """A counted result as it is stored.
+
+    Attributes:
+        task_id: id of its task.
+        change_sha256: digest of the delta's bytes.
+        examples: examples behind the delta.
+        steps_applied: local steps that moved the device's values.
+        steps_skipped: local steps that could not be applied.
+        mean_loss: mean loss over the examples; None if it was not measured.
+        seconds: seconds that the device trained.
+        memory: memory that the device predicted and measured.
+        received_s: moment when the result came.
+        change_bytes: size of the delta on its way; 0 if it was stored before sizes were.
+    """
+
+    task_id: str
+    change_sha256: str
+    examples: int
+    steps_applied: int
+    steps_skipped: int
+    mean_loss: float | None
+    seconds: float
+    memory: MemoryReport
+    received_s: float
+    change_bytes: int
+
+
+@dataclass(frozen=True)
+class CountedResult:
+    """What the aggregation needs to know of a counted result.
+
+    Attributes:
+        slot: slot of the round that it filled.
+        task: JSON of the task that was signed.
+        change_sha256: digest of the delta's bytes.
+        examples: examples behind the delta.
+        steps_applied: local steps that moved the device's values.
+    """
+
+    slot: int
+    task: str
+    change_sha256: str
+    examples: int
+    steps_applied: int
+
+
+def add(connection: sqlite3.Connection, result: Result, *, received_s: float) -> None:
+    """Store a result."""
+    connection.execute(
+        "INSERT INTO results (task_id, change_sha256, examples, steps_applied, steps_skipped, mean_loss,"
+        " seconds, memory, received_s, change_bytes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            result.task_id,
+            result.change_sha256,
+            result.examples,
+            result.steps_applied,
+            result.steps_skipped,
+            result.mean_loss,
+            result.seconds,
+            msgspec.json.encode(result.memory).decode(),
+            received_s,
+            len(result.change),
+        ),
+    )
+
+
+def change_sha256_of(connection: sqlite3.Connection, task_id: str) -> str | None:
+    """Digest of the delta that was counted for a task; None if none was."""
+    row = connection.execute("SELECT change_sha256 FROM results WHERE task_id = ?", (task_id,)).fetchone()
+    return None if row is None else str(row["change_sha256"])
+
+
+def of_round(connection: sqlite3.Connection, run_id: str, number: int) -> list[ResultRow]:
+    """All results of a round, in the order of their slots."""
+    rows = connection.execute(
+        "SELECT results.* FROM results JOIN tasks USING (task_id)"
+        " WHERE run_id = ? AND round = ? ORDER BY slot",
+        (run_id, number),
+    )
+    return [
+        ResultRow(**{**dict(row), "memory": msgspec.json.decode(row["memory"], type=MemoryReport)})
+        for row in rows
+    ]
+
+
+def counted(connection: sqlite3.Connection, run_id: str, number: int) -> list[CountedResult]:
+    """What a round's aggregation sums up, in the order of the slots."""
+    rows = connection.execute(
+        "SELECT slot, task, change_sha256, examples, steps_applied FROM tasks JOIN results USING (task_id)"
+        " WHERE run_id = ? AND round = ? AND state = 'counted' ORDER BY slot",
+        (run_id, number),
+    )
+    return [CountedResult(**row) for row in rows]

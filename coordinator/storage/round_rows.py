@@ -1,0 +1,127 @@
+"""Rows of ``rounds``. A round is open until it is committed or abandoned; a run has one open round at most."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """A round as it is stored.
+
+    Attributes:
+        run_id: id of its run.
+        round: its number, from 0.
+        state: selecting, collecting, aggregating, committed or abandoned.
+        reason: why it was abandoned; empty otherwise.
+        opened_s: moment when it opened.
+        deadline_s: moment when it closes with the results that are in, if they are enough.
+        closed_s: moment when it closed; None while it is open.
+        values_sha256: slice values that it started from.
+        bytes_up: body bytes that devices sent while it was open.
+        bytes_down: body bytes that devices got while it was open.
+        gated: 1 if it was committed and left the values as they were, else 0.
+    """
+
+    run_id: str
+    round: int
+    state: str
+    reason: str
+    opened_s: float
+    deadline_s: float
+    closed_s: float | None
+    values_sha256: str
+    bytes_up: int
+    bytes_down: int
+    gated: int
+
+
+def find_open(connection: sqlite3.Connection, run_id: str) -> RoundRow | None:
+    """The run's open round."""
+    row = connection.execute(
+        "SELECT * FROM rounds WHERE run_id = ? AND state IN ('selecting', 'collecting', 'aggregating')",
+        (run_id,),
+    ).fetchone()
+    return None if row is None else RoundRow(**row)
+
+
+def all_rounds(connection: sqlite3.Connection, run_id: str) -> list[RoundRow]:
+    """All rounds of a run, in order."""
+    rows = connection.execute("SELECT * FROM rounds WHERE run_id = ? ORDER BY round", (run_id,))
+    return [RoundRow(**row) for row in rows]
+
+
+def last_committed(connection: sqlite3.Connection, run_id: str) -> int | None:
+    """Number of the run's newest committed round; None if there is none."""
+    number: int | None = connection.execute(
+        "SELECT max(round) FROM rounds WHERE run_id = ? AND state = 'committed'", (run_id,)
+    ).fetchone()[0]
+    return number
+
+
+def add(
+    connection: sqlite3.Connection,
+    run_id: str,
+    number: int,
+    *,
+    opened_s: float,
+    deadline_s: float,
+    values_sha256: str,
+) -> None:
+    """Open a round, selecting."""
+    connection.execute(
+        "INSERT INTO rounds (run_id, round, state, opened_s, deadline_s, values_sha256)"
+        " VALUES (?, ?, 'selecting', ?, ?, ?)",
+        (run_id, number, opened_s, deadline_s, values_sha256),
+    )
+
+
+def set_state(connection: sqlite3.Connection, run_id: str, number: int, state: str) -> None:
+    """Move an open round on to ``collecting`` or ``aggregating``."""
+    connection.execute("UPDATE rounds SET state = ? WHERE run_id = ? AND round = ?", (state, run_id, number))
+
+
+def commit(connection: sqlite3.Connection, run_id: str, number: int, *, closed_s: float, gated: bool) -> None:
+    """Close a round as committed; ``gated`` is whether it left the values as they were."""
+    connection.execute(
+        "UPDATE rounds SET state = 'committed', closed_s = ?, gated = ? WHERE run_id = ? AND round = ?",
+        (closed_s, gated, run_id, number),
+    )
+
+
+def abandon(
+    connection: sqlite3.Connection, run_id: str, number: int, *, reason: str, closed_s: float
+) -> None:
+    """Close a round as abandoned."""
+    connection.execute(
+        "UPDATE rounds SET state = 'abandoned', reason = ?, closed_s = ? WHERE run_id = ? AND round = ?",
+        (reason, closed_s, run_id, number),
+    )
+
+
+def abandon_open(connection: sqlite3.Connection, run_id: str, *, reason: str, closed_s: float) -> None:
+    """Close the run's open round as abandoned, if there is one."""
+    connection.execute(
+        "UPDATE rounds SET state = 'abandoned', reason = ?, closed_s = ?"
+        " WHERE run_id = ? AND state IN ('selecting', 'collecting', 'aggregating')",
+        (reason, closed_s, run_id),
+    )
+
+
+def extend_deadline(connection: sqlite3.Connection, run_id: str, until_s: float) -> None:
+    """Give the run's open round until this moment at least, unless it is aggregating already."""
+    connection.execute(
+        "UPDATE rounds SET deadline_s = max(deadline_s, ?)"
+        " WHERE run_id = ? AND state IN ('selecting', 'collecting')",
+        (until_s, run_id),
+    )
+
+
+def add_bytes(connection: sqlite3.Connection, *, up_bytes: int, down_bytes: int) -> None:
+    """Count body bytes to the open round; what passes while none is open belongs to no round."""
+    connection.execute(
+        "UPDATE rounds SET bytes_up = bytes_up + ?, bytes_down = bytes_down + ?"
+        " WHERE state IN ('selecting', 'collecting', 'aggregating')",
+        (up_bytes, down_bytes),
+    )

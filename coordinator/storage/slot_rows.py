@@ -1,0 +1,41 @@
+"""Rows of ``slots``: what each slot of a round trains, whichever device holds it. The names include the head's."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+
+
+def add(connection: sqlite3.Connection, run_id: str, number: int, slot: int, slices: Sequence[str]) -> None:
+    """Store what a slot of a round was dealt."""
+    connection.execute("INSERT INTO slots VALUES (?, ?, ?, ?)", (run_id, number, slot, json.dumps(slices)))
+
+
+def dealt(connection: sqlite3.Connection, run_id: str, number: int) -> list[tuple[str, ...]]:
+    """What each slot of a round was dealt, in the order of the slots."""
+    rows = connection.execute(
+        "SELECT slices FROM slots WHERE run_id = ? AND round = ? ORDER BY slot", (run_id, number)
+    )
+    return [tuple(json.loads(row["slices"])) for row in rows]
+
+
+def dealt_in_open_round(connection: sqlite3.Connection, run_id: str) -> list[tuple[str, ...]]:
+    """What each slot of the run's open round was dealt; nothing if none is open or it is aggregating already."""
+    # CROSS: the open round first, and then its slots, not all slots that the run ever had.
+    rows = connection.execute(
+        "SELECT slices FROM rounds CROSS JOIN slots USING (run_id, round)"
+        " WHERE run_id = ? AND state IN ('selecting', 'collecting')",
+        (run_id,),
+    )
+    return [tuple(json.loads(row["slices"])) for row in rows]
+
+
+def vacant(connection: sqlite3.Connection, run_id: str, number: int) -> list[int]:
+    """Slots of a round that no device holds and none has a counted result for, in order."""
+    rows = connection.execute(
+        "SELECT slot FROM slots WHERE run_id = ? AND round = ? AND slot NOT IN"
+        " (SELECT slot FROM tasks WHERE run_id = ? AND round = ? AND state != 'lapsed') ORDER BY slot",
+        (run_id, number, run_id, number),
+    )
+    return [row["slot"] for row in rows]

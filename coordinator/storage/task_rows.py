@@ -1,0 +1,263 @@
+"""Rows of ``tasks``: which device holds which slot of a round, attempt by attempt.
+
+A task is *reserved* until its device checks in, *working* until its result comes, and then *counted*; or it has
+*lapsed*. Reserved and working ones are open.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import dataclass
+
+import msgspec
+
+from edge_runtime.protocol.messages import SignedTask, Task
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """A task as it is stored.
+
+    Attributes:
+        task_id: id of the task.
+        run_id: id of its run.
+        round: number of its round.
+        slot: slot of the round that it fills.
+        attempt: 0 for the first device of the slot, 1 for the next, and so on.
+        device_id: id of the device.
+        state: reserved, working, counted or lapsed.
+        reason: why it lapsed; empty otherwise.
+        reserved_s: moment when the slot was reserved for the device.
+        due_s: moment until which the device must have checked in (reserved), or delivered its result (working).
+        required_bytes: predicted peak of memory; 0 until it is handed out.
+        task: JSON of the task that was signed; None until it is handed out.
+        signature: the coordinator's signature of ``task``.
+    """
+
+    task_id: str
+    run_id: str
+    round: int
+    slot: int
+    attempt: int
+    device_id: str
+    state: str
+    reason: str
+    reserved_s: float
+    due_s: float
+    required_bytes: int
+    task: str | None
+    signature: str | None
+
+    @property
+    def signed(self) -> SignedTask | None:
+        """What the device was handed out; None if it has not checked in yet."""
+        if self.task is None or self.signature is None:
+            return None
+        return SignedTask(self.task, self.signature)
+
+    def read_task(self) -> Task:
+        """What the device was handed out, parsed; :class:`LookupError` if it has not checked in yet."""
+        if self.task is None:
+            raise LookupError(f"task {self.task_id} was not handed out")
+        return msgspec.json.decode(self.task, type=Task)
+
+
+@dataclass(frozen=True)
+class TaskWithDevice(TaskRow):
+    """A task, and the name of its device."""
+
+    device_name: str
+
+
+@dataclass(frozen=True)
+class TaskWithRound(TaskRow):
+    """A task, and the state of its round."""
+
+    round_state: str
+
+
+@dataclass(frozen=True)
+class TaskWithSlices(TaskRow):
+    """A task, and the names that its slot was dealt, the head's included."""
+
+    slices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TaskOutcome:
+    """How far a task got, and the name of its device."""
+
+    state: str
+    reason: str
+    device_name: str
+
+
+def find(connection: sqlite3.Connection, task_id: str) -> TaskRow | None:
+    """The task with this id."""
+    row = connection.execute("SELECT * FROM tasks WHERE task_id = ?", (task_id,)).fetchone()
+    return None if row is None else TaskRow(**row)
+
+
+def find_with_round(connection: sqlite3.Connection, task_id: str) -> TaskWithRound | None:
+    """The task with this id, and its round's state."""
+    row = connection.execute(
+        "SELECT tasks.*, rounds.state AS round_state FROM tasks JOIN rounds USING (run_id, round)"
+        " WHERE task_id = ?",
+        (task_id,),
+    ).fetchone()
+    return None if row is None else TaskWithRound(**row)
+
+
+def find_open(connection: sqlite3.Connection, run_id: str, device_id: str) -> TaskWithSlices | None:
+    """The open task of a device, and what its slot was dealt."""
+    row = connection.execute(
+        "SELECT tasks.*, slots.slices FROM tasks JOIN slots USING (run_id, round, slot)"
+        " WHERE tasks.run_id = ? AND device_id = ? AND state IN ('reserved', 'working')",
+        (run_id, device_id),
+    ).fetchone()
+    if row is None:
+        return None
+    return TaskWithSlices(**{**dict(row), "slices": tuple(json.loads(row["slices"]))})
+
+
+def of_round(connection: sqlite3.Connection, run_id: str, number: int) -> list[TaskWithDevice]:
+    """All tasks of a round, slot by slot and attempt by attempt."""
+    rows = connection.execute(
+        "SELECT tasks.*, name AS device_name FROM tasks JOIN devices USING (device_id)"
+        " WHERE run_id = ? AND round = ? ORDER BY slot, attempt",
+        (run_id, number),
+    )
+    return [TaskWithDevice(**row) for row in rows]
+
+
+def overdue(
+    connection: sqlite3.Connection, run_id: str, number: int, *, now_s: float
+) -> list[TaskWithDevice]:
+    """Open tasks of a round whose time has run out."""
+    rows = connection.execute(
+        "SELECT tasks.*, name AS device_name FROM tasks JOIN devices USING (device_id)"
+        " WHERE run_id = ? AND round = ? AND state IN ('reserved', 'working') AND due_s < ?"
+        " ORDER BY slot, attempt",
+        (run_id, number, now_s),
+    )
+    return [TaskWithDevice(**row) for row in rows]
+
+
+def outcomes(connection: sqlite3.Connection, run_id: str, number: int) -> list[TaskOutcome]:
+    """How far each task of a round got, slot by slot and attempt by attempt."""
+    rows = connection.execute(
+        "SELECT tasks.state, reason, name AS device_name FROM tasks JOIN devices USING (device_id)"
+        " WHERE run_id = ? AND round = ? ORDER BY slot, attempt",
+        (run_id, number),
+    )
+    return [TaskOutcome(**row) for row in rows]
+
+
+def count(connection: sqlite3.Connection, run_id: str, number: int, state: str) -> int:
+    """How many tasks of a round are in a state."""
+    return int(
+        connection.execute(
+            "SELECT count(*) FROM tasks WHERE run_id = ? AND round = ? AND state = ?", (run_id, number, state)
+        ).fetchone()[0]
+    )
+
+
+def has_open(connection: sqlite3.Connection, run_id: str, number: int) -> bool:
+    """Whether a round has an open task."""
+    row = connection.execute(
+        "SELECT 1 FROM tasks WHERE run_id = ? AND round = ? AND state IN ('reserved', 'working') LIMIT 1",
+        (run_id, number),
+    ).fetchone()
+    return row is not None
+
+
+def count_attempts(connection: sqlite3.Connection, run_id: str, number: int, slot: int) -> int:
+    """How many devices a slot of a round was reserved for so far."""
+    return int(
+        connection.execute(
+            "SELECT count(*) FROM tasks WHERE run_id = ? AND round = ? AND slot = ?", (run_id, number, slot)
+        ).fetchone()[0]
+    )
+
+
+def reserve(
+    connection: sqlite3.Connection,
+    task_id: str,
+    *,
+    run_id: str,
+    number: int,
+    slot: int,
+    attempt: int,
+    device_id: str,
+    reserved_s: float,
+    due_s: float,
+) -> None:
+    """Add a reserved task."""
+    connection.execute(
+        "INSERT INTO tasks (task_id, run_id, round, slot, attempt, device_id, state, reserved_s, due_s)"
+        " VALUES (?, ?, ?, ?, ?, ?, 'reserved', ?, ?)",
+        (task_id, run_id, number, slot, attempt, device_id, reserved_s, due_s),
+    )
+
+
+def hand_out(
+    connection: sqlite3.Connection,
+    task_id: str,
+    *,
+    due_s: float,
+    required_bytes: int,
+    task: str,
+    signature: str,
+) -> None:
+    """Store what a device was handed out: from now on it works on it."""
+    connection.execute(
+        "UPDATE tasks SET state = 'working', due_s = ?, required_bytes = ?, task = ?, signature = ?"
+        " WHERE task_id = ?",
+        (due_s, required_bytes, task, signature, task_id),
+    )
+
+
+def mark_counted(connection: sqlite3.Connection, task_id: str) -> None:
+    """Mark a task whose result counts."""
+    connection.execute("UPDATE tasks SET state = 'counted' WHERE task_id = ?", (task_id,))
+
+
+def lapse(connection: sqlite3.Connection, task_id: str, reason: str) -> None:
+    """Let a task lapse."""
+    connection.execute("UPDATE tasks SET state = 'lapsed', reason = ? WHERE task_id = ?", (reason, task_id))
+
+
+def lapse_open_of_device(connection: sqlite3.Connection, device_id: str) -> None:
+    """Let a revoked device's open tasks lapse."""
+    connection.execute(
+        "UPDATE tasks SET state = 'lapsed', reason = 'revoked'"
+        " WHERE device_id = ? AND state IN ('reserved', 'working')",
+        (device_id,),
+    )
+
+
+def lapse_open_of_round(connection: sqlite3.Connection, run_id: str, number: int) -> None:
+    """Let the open tasks of a round that closes lapse."""
+    connection.execute(
+        "UPDATE tasks SET state = 'lapsed', reason = 'closed'"
+        " WHERE run_id = ? AND round = ? AND state IN ('reserved', 'working')",
+        (run_id, number),
+    )
+
+
+def lapse_open_of_run(connection: sqlite3.Connection, run_id: str) -> None:
+    """Let the open tasks of a run that ends lapse."""
+    connection.execute(
+        "UPDATE tasks SET state = 'lapsed', reason = 'closed'"
+        " WHERE run_id = ? AND state IN ('reserved', 'working')",
+        (run_id,),
+    )
+
+
+def extend_open(connection: sqlite3.Connection, run_id: str, until_s: float) -> None:
+    """Give the run's open tasks until this moment at least."""
+    connection.execute(
+        "UPDATE tasks SET due_s = max(due_s, ?) WHERE run_id = ? AND state IN ('reserved', 'working')",
+        (until_s, run_id),
+    )
