@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PAGES := README.md docs/decisions/0006-memory-prediction.md docs/decisions/0009-arithmetic-and-weights.md \
 	docs/decisions/0019-estimators.md docs/decisions/0020-learning.md
 
-.PHONY: setup demo demo-shakespeare test lint bench bench-memory bench-opponent bench-large bench-memory-grid bench-arithmetic \
+.PHONY: setup demo demo-shakespeare test test-quick lint bench bench-memory bench-opponent bench-large bench-memory-grid bench-arithmetic \
 	bench-placement bench-estimators bench-learning demo-reference tables constraints clean
 
 setup: $(STAMP)
@@ -30,6 +30,10 @@ demo-shakespeare: setup
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
+
+# Those that export no model, load no torch and start no process: tests/quick.py says how they are chosen.
+test-quick: setup
+	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder -m quick
 
 lint: setup
 	$(BIN)/ruff check .
