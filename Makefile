@@ -7,8 +7,8 @@ STAMP := $(VENV)/.installed
 # Pages with tables made from benchmarks/results.
 PAGES := README.md $(wildcard docs/results/*.md)
 
-.PHONY: setup demo demo-shakespeare test lint bench bench-memory bench-opponent bench-large bench-memory-grid bench-arithmetic \
-	bench-placement bench-estimators bench-learning demo-reference tables reference constraints clean
+.PHONY: setup demo demo-shakespeare test test-quick lint bench bench-memory bench-opponent bench-large bench-memory-grid \
+	bench-arithmetic bench-placement bench-estimators bench-learning demo-reference tables reference constraints clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,10 @@ demo-shakespeare: setup
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
+
+# Those that export no model, load no torch and start no process: tests/quick.py says how they are chosen.
+test-quick: setup
+	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder -m quick
 
 lint: setup
 	$(BIN)/ruff check .

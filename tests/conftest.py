@@ -1,15 +1,38 @@
-"""A small model exported once for the whole run; torch is imported only by the tests that ask for it."""
+"""A small model exported once for the whole run, the order of tests, and which of them are quick.
+
+Torch is imported only by the tests that ask for it.
+"""
 
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import quick, shared_folders
+
 TESTS = Path(__file__).parent
-#: Folders whose tests take longest, in the order they begin; the first two share the publisher's folder.
-FIRST = ("end_to_end", "faults", "export")
+#: Files and folders whose tests take longest, in the order they begin, by what a run with --durations=0 says.
+FIRST = (
+    "end_to_end",
+    "faults",
+    "export/packaging/test_families.py",
+    "export/packaging",
+    "export/adapters",
+    "export/lowering",
+    "export/model",
+    "export",
+    "edge_runtime/worker",
+    "edge_runtime/profile",
+    "edge_runtime/training",
+    "coordinator/rounds",
+    "coordinator/simulation",
+)
+#: A group that runs in one process: real fleets. They share the publisher's folder and one undisturbed run, and two
+#: fleets at once would be too many processes for two cores: their deadlines are in seconds.
+FLEETS = ("end_to_end", "faults")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -19,16 +42,39 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:`torch.jit.script` is deprecated:DeprecationWarning")
     # torch.export copies its own tree specs in a way its own pytree deprecates (torch 2.13).
     config.addinivalue_line("filterwarnings", r"ignore:`isinstance\(treespec, LeafSpec\)`:FutureWarning")
+    quick.watch()
+    if not hasattr(config, "workerinput"):  # the process that starts the others, or the only one
+        if missing := [name for name in FIRST if not (TESTS / name).exists()]:
+            raise pytest.UsageError(f"tests/conftest.py names {missing} in FIRST, which do not exist")
+        shared_folders.remove_old_folders()
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """``-m quick`` does not even import the files that load torch."""
+    if config.getoption("markexpr") != "quick" or not collection_path.name.startswith("test_"):
+        return None
+    return True if collection_path.is_file() and not quick.file_is_quick(collection_path) else None
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest groups begin, so that both processes of ``make test`` end at about the same time."""
+    """Mark what is quick; the longest groups begin, so that both processes of ``make test`` end at about one time."""
+    for item in items:
+        if quick.is_quick(item):
+            item.add_marker("quick")
     items.sort(key=lambda item: _turn(item.path))  # stable: the tests of a folder keep their order
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A quick test that starts a process or loads torch fails."""
+    with quick.watched(item):
+        return (yield)
 
 
 @pytest.hookimpl(optionalhook=True)  # without pytest-xdist, or without -n, nobody asks
 def pytest_xdist_make_scheduler(config: pytest.Config, log):
-    """A group of tests runs in one process, so that what they share is made once."""
+    """A group of tests runs in one process, so that what its module makes is made once."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Grouped(LoadScopeScheduling):
@@ -39,47 +85,56 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log):
 
 
 def _turn(path: Path) -> int:
-    folder = path.relative_to(TESTS).parts[0]
-    return FIRST.index(folder) if folder in FIRST else len(FIRST)
+    name = path.relative_to(TESTS).as_posix()
+    return next((turn for turn, first in enumerate(FIRST) if f"{name}/".startswith(f"{first}/")), len(FIRST))
 
 
 def _group(path: Path) -> str:
-    """A file, or all files that use the publisher's folder."""
-    shares_the_workshop = _turn(path) < 2 and path.name != "test_memory_prediction.py"
-    return "workshop" if shares_the_workshop else str(path)
+    """A file, or all files with fleets."""
+    name = path.relative_to(TESTS)
+    return (
+        "fleets" if name.parts[0] in FLEETS and name.name != "test_memory_prediction.py" else name.as_posix()
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_folders_stay_as_they_were():
+    """The last test of a process fails if one of them changed a folder that others read."""
+    yield
+    changed = shared_folders.changed_folders()
+    assert not changed, f"a test changed what is shared, and must copy it first: {changed}"
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory):
+def tiny_model():
     """Folder of a random two-block BERT with its own tokenizer."""
     from tests.export import tiny
 
-    return tiny.write_model(tmp_path_factory.mktemp("model") / "tiny-bert")
+    return tiny.shared_model()
 
 
 @pytest.fixture(scope="session")
-def exported(tiny_model, tmp_path_factory):
+def exported(tiny_model):
     """The model with LoRA-XS slices in int8 and adjoint programs, as package, as torch reference and with its key."""
     from tests.export import tiny
 
-    return tiny.export(tiny_model, tmp_path_factory.mktemp("package") / "int8", with_adjoint=True)
+    return tiny.export_shared(tiny_model, with_adjoint=True)
 
 
 @pytest.fixture(scope="session")
-def exported_int4(tiny_model, tmp_path_factory):
+def exported_int4(tiny_model):
     """The model with LoRA-XS slices in int4."""
     from tests.export import tiny
 
-    return tiny.export(tiny_model, tmp_path_factory.mktemp("package") / "int4", quantisation="int4")
+    return tiny.export_shared(tiny_model, quantisation="int4")
 
 
 @pytest.fixture(scope="session")
-def exported_plain(tiny_model, tmp_path_factory):
+def exported_plain(tiny_model):
     """The model with LoRA slices in float32, without adjoint programs."""
     from tests.export import tiny
 
-    output = tmp_path_factory.mktemp("package") / "plain"
-    return tiny.export(tiny_model, output, kind="lora", rank=2, quantisation="none")
+    return tiny.export_shared(tiny_model, kind="lora", rank=2, quantisation="none")
 
 
 @pytest.fixture(scope="session")

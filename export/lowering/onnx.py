@@ -8,6 +8,7 @@ inputs; ``export.lowering.arithmetic`` decides which of them are bound when the 
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
 from typing import Any
@@ -25,6 +26,10 @@ from export.lowering.trace import TracedProgram
 from export.quantisation.quantise import BLOCK, frozen_embedding, frozen_linear, frozen_linear_transposed
 
 aten = torch.ops.aten
+# torch.onnx asks its five hundred translations for their signatures anew for each program, and onnxscript parses their
+# source for every answer: a third of a second a program, for what cannot change. Once a process is enough.
+_translation = onnxscript.values.TracedOnnxFunction
+_translation.function_ir = property(functools.cache(_translation.function_ir.fget))
 #: Name of the product with a frozen matrix transposed: (..., N) to (..., K).
 TRANSPOSED = "FrozenLinearTransposed"
 

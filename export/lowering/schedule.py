@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import add, le, mul, sub
 
 import onnx_ir as ir
 
@@ -68,7 +69,8 @@ def _only(chosen: int, count: int) -> Bytes:
 
 
 def _cost(peaks: Bytes, weights: Bytes) -> float:
-    return max(peak * weight for peak, weight in zip(peaks, weights, strict=True))
+    cost: float = max(map(mul, peaks, weights))
+    return cost
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class _Problem:
         """Largest live set of an order at each reference size, in bytes."""
         state = self._start()
         for index in order:
-            state = self._run(state, index)
+            state = self._run(state, index, self._change(state, index))
         return state.peak
 
     def search(self, weights: Bytes, beam: int) -> list[int]:
@@ -148,13 +150,13 @@ class _Problem:
             tried: dict[int, float] = {}
             for state in kept[:beam]:
                 for index in state.ready:
-                    after = self._run(state, index)
-                    cost = _cost(after.peak, weights)
+                    done, change = state.done | 1 << index, self._change(state, index)
+                    cost = _cost(tuple(map(max, state.peak, change[1])), weights)
                     # Another state of this layer may have come to the same set, no worse.
-                    if tried.get(after.done, cost + 1) <= cost:
+                    if tried.get(done, cost + 1) <= cost:
                         continue
-                    tried[after.done] = cost
-                    after = self._run_free(after)
+                    tried[done] = cost
+                    after = self._run_free(self._run(state, index, change))
                     rivals = layers[after.done.bit_count()]
                     rival = rivals.get(after.done)
                     if rival is None or cost < _cost(rival.peak, weights):
@@ -175,15 +177,15 @@ class _Problem:
             index = waiting.pop()
             if not self.steps[index].can_be_free:
                 continue
-            live, during = self._change(state, index)
-            if all(map(float.__le__, during, state.peak)) and all(map(float.__le__, live, state.live)):
-                state = self._run(state, index)
+            live, during = change = self._change(state, index)
+            if all(map(le, during, state.peak)) and all(map(le, live, state.live)):
+                state = self._run(state, index, change)
                 # What is alive is less and more may be ready, so what cost something may be free now.
                 waiting = list(state.ready)
         return state
 
-    def _run(self, state: _State, index: int) -> _State:
-        live, during = self._change(state, index)
+    def _run(self, state: _State, index: int, change: tuple[Bytes, Bytes]) -> _State:
+        live, during = change
         done = state.done | 1 << index
         opened = tuple(f for f in self.steps[index].followers if not self.steps[f].needs & ~done)
         return _State(
@@ -198,13 +200,13 @@ class _Problem:
         """What is alive after a node, and while it runs."""
         step = self.steps[index]
         left = ~(state.done | 1 << index)
-        during = tuple(map(float.__add__, map(float.__add__, state.live, step.made), step.workspace))
+        live = tuple(map(add, state.live, step.made))
+        during = tuple(map(add, live, step.workspace))
         if step.overwrites is not None and not step.overwrites.users & left:
-            during = tuple(map(float.__sub__, during, step.overwrites.size))
-        live = tuple(map(float.__add__, state.live, step.made))
+            during = tuple(map(sub, during, step.overwrites.size))
         for freed in step.frees:
             if not freed.users & left:
-                live = tuple(map(float.__sub__, live, freed.size))
+                live = tuple(map(sub, live, freed.size))
         return live, during
 
 

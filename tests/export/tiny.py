@@ -34,6 +34,7 @@ from export.model.slices import SliceOptions
 from export.packaging.export_package import ExportOptions, export_package
 from export.packaging.torch_reference import TorchReference
 from export.quantisation.stored import StoredModel, store
+from tests.shared_folders import digest_of, shared_folder
 from tests.vocabulary import word_pieces
 
 torch.set_num_threads(1)
@@ -164,6 +165,24 @@ def export(model: Path, output: Path, **changes: object) -> Exported:
     """Export a model folder."""
     chosen, key = options(model, output, **changes), generate_key()
     return Exported(export_package(chosen, key, lambda _: None), key, chosen)
+
+
+def shared_model() -> Path:
+    """The random BERT of two blocks, made once for all test processes; copy it to change it."""
+    return shared_folder("model", (), lambda folder: write_model(folder / "tiny-bert")) / "tiny-bert"
+
+
+def export_shared(model: Path, **changes: object) -> Exported:
+    """The same as :func:`export`, made once for all test processes; copy the package to change it."""
+
+    def make(folder: Path) -> None:
+        exported = export(model, folder / "package", **changes)
+        exported.key.save(folder / "publisher.key")
+
+    folder = shared_folder("package", (digest_of(model), options(Path(), Path(), **changes)), make)
+    key = PrivateKey.load(folder / "publisher.key")
+    package = Package.open(folder / "package", key.public_key)
+    return Exported(package, key, options(model, folder / "package", **changes))
 
 
 def make_task(package: Package, **changes: object) -> Task:
