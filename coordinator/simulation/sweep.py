@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
 from coordinator.config import RunConfig
 from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.rounds.runs import trained_slices
-from coordinator.simulation.arm import STATE, fingerprint_of, label, open_arm
+from coordinator.simulation.arm import STATE, Arm, fingerprint_of, label, open_arm
 from coordinator.simulation.config import NO_KEY, ArmConfig, SimulationConfig
 from coordinator.simulation.fleet import Fleet
 from coordinator.simulation.labelled_rows import LabelledRows, read_labelled_rows
@@ -22,7 +23,6 @@ from coordinator.simulation.packages import PACKAGES, PREPARED, SimulationPackag
 from coordinator.simulation.partition import Share, partition
 from coordinator.simulation.ray_trainer import ray_trainer
 from coordinator.simulation.record import Record, failed, path_of, read_record, record_of, write_record
-from coordinator.simulation.report.progress import Progress
 from coordinator.simulation.simulate import Simulation
 from coordinator.simulation.trainers import HereTrainer, Trainer
 from coordinator.simulation.workbench import BenchSettings, Workbench
@@ -89,6 +89,26 @@ class SweepPlan:
     def data_sha256(self) -> tuple[str, str]:
         """Digests of both data files."""
         return self.train.sha256, self.dev.sha256
+
+
+class Progress(Protocol):
+    """Is told of arms as they begin, get on and end."""
+
+    def skip(self, record: Record) -> None:
+        """An arm has ended before."""
+        ...
+
+    def begin(self, arm: Arm) -> None:
+        """An arm begins, or goes on."""
+        ...
+
+    def report(self, arm: Arm) -> None:
+        """Something may have happened in an arm; called often."""
+        ...
+
+    def end(self, record: Record) -> None:
+        """An arm has ended."""
+        ...
 
 
 def sweep(plan: SweepPlan, progress: Progress) -> list[Record]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -12,27 +12,8 @@ from rich.progress import Progress as Bar
 
 from coordinator.simulation.arm import Arm, label
 from coordinator.simulation.record import Record
+from coordinator.simulation.sweep import Progress
 from coordinator.storage import evaluation_rows, run_rows
-
-
-class Progress(Protocol):
-    """Is told of arms as they begin, get on and end."""
-
-    def skip(self, record: Record) -> None:
-        """An arm has ended before."""
-        ...
-
-    def begin(self, arm: Arm) -> None:
-        """An arm begins, or goes on."""
-        ...
-
-    def report(self, arm: Arm) -> None:
-        """Something may have happened in an arm; called often."""
-        ...
-
-    def end(self, record: Record) -> None:
-        """An arm has ended."""
-        ...
 
 
 class Standing:
@@ -71,17 +52,17 @@ class Lines:
         self._standing: Standing | None = None
 
     def skip(self, record: Record) -> None:
-        """See :class:`Progress`."""
+        """See :class:`coordinator.simulation.sweep.Progress`."""
         self._write(f"{record.arm}-seed{record.seed}: {record.status} before")
 
     def begin(self, arm: Arm) -> None:
-        """See :class:`Progress`."""
+        """See :class:`coordinator.simulation.sweep.Progress`."""
         self._standing = Standing(arm)
         if self._standing.committed:
             self._write(f"{label(arm.config, arm.seed)}: goes on after {self._standing.committed} rounds")
 
     def report(self, arm: Arm) -> None:
-        """See :class:`Progress`."""
+        """See :class:`coordinator.simulation.sweep.Progress`."""
         if self._standing is None:
             return
         self._standing.look()
@@ -90,7 +71,7 @@ class Lines:
             self._write(f"{label(arm.config, arm.seed)}: {done}, {self._standing.score}, {arm.wall_s:.1f} s")
 
     def end(self, record: Record) -> None:
-        """See :class:`Progress`."""
+        """See :class:`coordinator.simulation.sweep.Progress`."""
         self._write(
             f"{record.arm}-seed{record.seed}: {record.status}{record.reason and f' ({record.reason})'}"
         )
@@ -115,12 +96,12 @@ class LiveBar:
         self._standing: Standing | None = None
 
     def skip(self, record: Record) -> None:
-        """See :class:`Progress`."""
+        """See :class:`coordinator.simulation.sweep.Progress`."""
         del record
         self._bar.advance(self._all)
 
     def begin(self, arm: Arm) -> None:
-        """See :class:`Progress`."""
+        """See :class:`coordinator.simulation.sweep.Progress`."""
         self._standing = Standing(arm)
         name = label(arm.config, arm.seed)
         self._present = self._bar.add_task(
@@ -128,14 +109,14 @@ class LiveBar:
         )
 
     def report(self, arm: Arm) -> None:
-        """See :class:`Progress`."""
+        """See :class:`coordinator.simulation.sweep.Progress`."""
         del arm
         if self._standing is not None and self._present is not None:
             self._standing.look()
             self._bar.update(self._present, completed=self._standing.committed, score=self._standing.score)
 
     def end(self, record: Record) -> None:
-        """See :class:`Progress`."""
+        """See :class:`coordinator.simulation.sweep.Progress`."""
         if self._present is not None:
             self._bar.remove_task(self._present)
         self._bar.console.print(
