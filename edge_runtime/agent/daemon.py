@@ -122,12 +122,12 @@ class Agent:
             else:
                 note("waiting", reason=answer.reason, wait_s=wait_s)
             return wait_s
-        if not self._serve(answer, received_s=time.monotonic()):
+        if not self._complete_task(answer, received_s=time.monotonic()):
             return self._pace.failed()
         self._deliver_pending()
         return self._pace.done()
 
-    def _serve(self, answer: SignedTask, *, received_s: float) -> bool:
+    def _complete_task(self, answer: SignedTask, *, received_s: float) -> bool:
         """Do a task and keep its result as pending; False, after telling the coordinator, if that failed."""
         task_id = None
         try:
@@ -138,7 +138,7 @@ class Agent:
             deadline_s = received_s + task.deadline_s
             package, state, reference = self._fetch_all(task)
             prepared = self._prepare(task, package, deadline_s)
-            result = self._train(task, package, prepared, state, reference, deadline_s)
+            result = self._training_result(task, package, prepared, state, reference, deadline_s)
             self._store.keep_pending(result)
         except UnreachableError:
             raise
@@ -185,7 +185,8 @@ class Agent:
         folder = self._store.prepared_folder(task.package)
         if is_current(folder, task.package, self._config.arithmetic, self._config.engine):
             return folder
-        remaining_s = _remaining_s(task, deadline_s)
+        _require_time(task, deadline_s)
+        remaining_s = deadline_s - time.monotonic()
         job = PrepareJob(
             package_folder=str(package.folder),
             package_sha256=task.package,
@@ -218,7 +219,7 @@ class Agent:
                 blobs.accept(sha256)
         return blobs.open_path(sha256)
 
-    def _train(
+    def _training_result(
         self,
         task: Task,
         package: Package,
@@ -228,7 +229,7 @@ class Agent:
         deadline_s: float,
     ) -> bytes:
         """Run a worker on the task and encode what it did."""
-        _remaining_s(task, deadline_s)
+        _require_time(task, deadline_s)
         change = self._store.new_work_folder() / "change.safetensors"
         job = TrainJob(
             package_folder=str(package.folder),
@@ -246,7 +247,7 @@ class Agent:
             reference_path=str(reference) if reference else "",
         )
         note("training", task_id=task.task_id, slices=len(task.slices), steps=task.steps)
-        outcome = self._work(job, deadline_s)
+        outcome = self._run_with_one_retry(job, deadline_s)
         self._floor_bytes = outcome.memory.floor_bytes
         note(
             "trained",
@@ -259,7 +260,7 @@ class Agent:
         )
         return decisions.build_result(task, outcome, _read_change(change))
 
-    def _work(self, job: TrainJob, deadline_s: float) -> TrainOutcome:
+    def _run_with_one_retry(self, job: TrainJob, deadline_s: float) -> TrainOutcome:
         """Have a worker do the job; once more with a smaller plan if it met the cap and time is left for as long.
 
         The lower budget is kept for later tasks, unless there is no plan for it: then the cap is too small, and
@@ -311,11 +312,14 @@ class Agent:
             warn("event_not_sent", error=error)
 
 
-def _remaining_s(task: Task, deadline_s: float) -> float:
-    remaining_s = deadline_s - time.monotonic()
-    if remaining_s <= 0:
+def _require_time(task: Task, deadline_s: float) -> None:
+    """Refuse to start a worker whose result would come too late.
+
+    Raises:
+        DeviceError: the deadline has passed.
+    """
+    if time.monotonic() >= deadline_s:
         raise DeviceError(f"the deadline of {task.deadline_s:.0f} s passed before training could start")
-    return remaining_s
 
 
 def _read_change(path: Path) -> bytes:

@@ -25,7 +25,7 @@ from edge_runtime.protocol.messages import (
     encode_result,
 )
 from edge_runtime.protocol.signing import verify
-from edge_runtime.training.methods import check_method, check_package
+from edge_runtime.training.methods import check_method, check_task
 from edge_runtime.worker.jobs import TrainOutcome
 
 FIRST_BACK_OFF_S = 5.0
@@ -87,7 +87,7 @@ def admit_package(task: Task, manifest: Manifest, config: DeviceConfig) -> None:
         DeviceError: a file, or all together, are over a limit.
     """
     check_method(task)
-    check_package(task, manifest)
+    check_task(task, manifest)
     if task.sequence_limit > manifest.sequence_limit:
         raise PackageError(
             f"task {task.task_id} asks for {task.sequence_limit} tokens a row "

@@ -7,7 +7,6 @@ never followed (a signature covers one path on one host), and nothing is decompr
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from msgspec import Struct, field
 from urllib3.exceptions import HTTPError
 
 from edge_runtime.errors import ProtocolError, UnreachableError
+from edge_runtime.protocol.addresses import is_loopback
 from edge_runtime.protocol.messages import MAX_CONTROL_BYTES
 
 CONNECT_TIMEOUT_S = 15.0
@@ -156,7 +156,7 @@ def _continuation(headers: Mapping[str, str], sink: Path) -> int:
 def _proxy_for(url: str) -> str | None:
     parts = urlsplit(url)
     host = parts.hostname or ""
-    if _is_this_machine(host) or urllib.request.proxy_bypass(host):
+    if is_loopback(host) or urllib.request.proxy_bypass(host):
         return None
     proxies = urllib.request.getproxies()
     return proxies.get(parts.scheme) or proxies.get("all")
@@ -167,10 +167,3 @@ def _proxy_headers(proxy: str) -> dict[str, str]:
     if parts.username is None:
         return {}
     return urllib3.make_headers(proxy_basic_auth=f"{parts.username}:{parts.password or ''}")
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -36,7 +36,7 @@ from edge_runtime.package.prepared import (
     PREPARED,
     PREPARED_VERSION,
     Calibration,
-    Candidate,
+    MeasuredArithmetic,
     Prepared,
     PreparedPackage,
     PreparedSegment,
@@ -165,12 +165,12 @@ def _require_space(package: Package, work: Path, arithmetic: Arithmetic) -> None
 
 def _candidates(
     package: Package, measured: Mapping[Arithmetic, tuple[NDArray[np.float32], Calibration]]
-) -> tuple[Candidate, ...]:
+) -> tuple[MeasuredArithmetic, ...]:
     """What was measured, compared with the most exact arithmetic among them."""
     exact = measured[max(measured, key=ARITHMETICS.index)][0]
     checks = package.manifest.self_checks
     return tuple(
-        Candidate(
+        MeasuredArithmetic(
             arithmetic=name,
             seconds=calibration.primal_s + calibration.dual_1_s,
             error=_relative(output, exact),
@@ -184,7 +184,7 @@ def _relative(output: NDArray[np.float32], exact: NDArray[np.float32]) -> float:
     return float(np.linalg.norm(output - exact)) / max(float(np.linalg.norm(exact)), 1e-30)
 
 
-def _best(candidates: tuple[Candidate, ...]) -> Arithmetic:
+def _best(candidates: tuple[MeasuredArithmetic, ...]) -> Arithmetic:
     accurate = [candidate for candidate in candidates if candidate.error < ERROR_LIMIT]
     if not accurate:
         raise PreparationError(

@@ -29,7 +29,7 @@ _CPU_INFO = Path("/proc/cpuinfo")
 _CPU_FIELDS = ("model name", "flags", "CPU implementer", "CPU part", "Features")
 
 
-class Candidate(Struct, frozen=True):
+class MeasuredArithmetic(Struct, frozen=True):
     """One arithmetic as measured on this machine, on one block of the package.
 
     Attributes:
@@ -73,7 +73,7 @@ class Prepared(Struct, frozen=True):
     cpu: Text
     arithmetic: Arithmetic
     weight_limit: PositiveCount
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[MeasuredArithmetic, ...]
     calibration: Calibration
     segments: tuple[PreparedSegment, ...]
     files: dict[PackagePath, Bytes]

@@ -8,8 +8,8 @@ from edge_runtime.profile.document import (
     Comparison,
     Measuring,
     Profile,
-    Sample,
-    Work,
+    TimelineSample,
+    WorkRecord,
     thin,
 )
 from edge_runtime.profile.facts import FEWEST_CHECKED_STEPS, bins, growth, phase_peaks, step_seconds, tensors
@@ -37,7 +37,8 @@ def fill_profile(run: ProfileRun, command: str, ways: list[Comparison]) -> Profi
             f"{FEWEST_CHECKED_STEPS * 5 // 4} steps."
         )
     samples = tuple(
-        Sample(s.seconds, s.phase, s.resident_bytes, s.anonymous_bytes, s.file_bytes) for s in sampler.samples
+        TimelineSample(s.seconds, s.phase, s.resident_bytes, s.anonymous_bytes, s.file_bytes)
+        for s in sampler.samples
     )
     this = Comparison(
         "this task", peak_bytes, step_s, "killed by the kernel" if run.killed else "measured above"
@@ -45,7 +46,7 @@ def fill_profile(run: ProfileRun, command: str, ways: list[Comparison]) -> Profi
     return Profile(
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         identity=identify(request.package, run.planner.arithmetic, command, request.engine),
-        work=Work(
+        work=WorkRecord(
             batch_size=plan.work.batch_size,
             micro_batch=plan.choice.micro_batch,
             sequence=plan.work.sequence,

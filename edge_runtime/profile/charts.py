@@ -13,7 +13,7 @@ from html import escape
 from itertools import accumulate, pairwise
 
 from edge_runtime.html.svg import NARROW, SHORTEST, points_text, svg, svg_text, ticks
-from edge_runtime.profile.document import Profile, Sample, thin
+from edge_runtime.profile.document import Profile, TimelineSample, thin
 from edge_runtime.profile.text import column_mib, duration, size
 
 #: More points than this cannot be told apart on a screen.
@@ -183,7 +183,7 @@ class _Plane:
         return (self.right - self.left) / max(self.last - self.first, SHORTEST)
 
 
-def _plane(profile: Profile, samples: Sequence[Sample], width: int) -> _Plane:
+def _plane(profile: Profile, samples: Sequence[TimelineSample], width: int) -> _Plane:
     highest = max(max(s.resident_bytes, s.anonymous_bytes + s.file_bytes) for s in samples)
     top = 14 + 17 * _LABEL_ROWS
     first, last = samples[0].seconds, samples[-1].seconds
@@ -210,7 +210,7 @@ def _axes(plane: _Plane, width: int) -> Iterator[str]:
     yield svg_text((plane.left + plane.right) / 2, plane.bottom + 36, unit, "muted small middle")
 
 
-def _phase_runs(samples: Sequence[Sample]) -> list[tuple[str, float, float]]:
+def _phase_runs(samples: Sequence[TimelineSample]) -> list[tuple[str, float, float]]:
     """Stretches of one phase as (name, from, until); each lasts until the next begins."""
     starts = [0, *(i for i, (a, b) in enumerate(pairwise(samples), 1) if a.phase != b.phase)]
     ends = [*starts[1:], len(samples) - 1]
@@ -246,7 +246,7 @@ def _phase_labels(runs: Sequence[tuple[str, float, float]], plane: _Plane) -> It
         yield svg_text(x, y, shown, "phase")
 
 
-def _levels(profile: Profile, samples: Sequence[Sample], plane: _Plane) -> Iterator[str]:
+def _levels(profile: Profile, samples: Sequence[TimelineSample], plane: _Plane) -> Iterator[str]:
     """The cap, the high-water mark and the highest sample."""
     highest = max(samples, key=lambda sample: sample.resident_bytes)
     x, y = plane.x(highest.seconds), plane.y(highest.resident_bytes)

@@ -48,7 +48,7 @@ Weights = Literal["resident", "streamed"]
 Failure = Literal["killed", "over_cap", "charge_over_cap", "leak"]
 
 
-class Identity(Struct, frozen=True):
+class ProfileIdentity(Struct, frozen=True):
     """On what, of what and by what the figures were measured; ``command`` repeats the measurement."""
 
     device: Name
@@ -64,7 +64,7 @@ class Identity(Struct, frozen=True):
     command: Note
 
 
-class Work(Struct, frozen=True):
+class WorkRecord(Struct, frozen=True):
     """What the worker did: ``micro_batch`` examples of ``batch_size`` at a time, ``sequence`` tokens long.
 
     ``gave_up`` says what the planner's ladder let go of to fit the cap, in its own order.
@@ -91,7 +91,7 @@ class Bin(Struct, frozen=True):
     note: Note = ""
 
 
-class Sample(Struct, frozen=True):
+class TimelineSample(Struct, frozen=True):
     """Memory at one moment, ``seconds`` after the worker started."""
 
     seconds: Seconds
@@ -194,8 +194,8 @@ class Profile(Struct, frozen=True, kw_only=True):
 
     format_version: PositiveCount = FORMAT_VERSION
     created: Moment
-    identity: Identity
-    work: Work
+    identity: ProfileIdentity
+    work: WorkRecord
     cap_bytes: PositiveBytes
     peak_bytes: PositiveBytes
     charged_peak_bytes: Bytes | None
@@ -203,7 +203,7 @@ class Profile(Struct, frozen=True, kw_only=True):
     enforcement_note: Note = field(default="", name="judge_note")
     predicted_peak_bytes: PositiveBytes
     bins: Annotated[tuple[Bin, ...], Meta(max_length=32)]
-    timeline: Annotated[tuple[Sample, ...], Meta(max_length=MAX_SAMPLES)]
+    timeline: Annotated[tuple[TimelineSample, ...], Meta(max_length=MAX_SAMPLES)]
     phases: Annotated[tuple[PhasePeak, ...], Meta(max_length=32)]
     tensors: Annotated[tuple[LiveTensor, ...], Meta(max_length=64)]
     what_if: Annotated[tuple[WhatIf, ...], Meta(max_length=256)]
@@ -275,7 +275,7 @@ class Profile(Struct, frozen=True, kw_only=True):
         return max(self.phases, key=lambda phase: phase.peak_bytes, default=None)
 
     @property
-    def highest_sample(self) -> Sample | None:
+    def highest_sample(self) -> TimelineSample | None:
         """The sample with the most resident memory, the first of equals; None without a timeline."""
         return max(self.timeline, key=lambda sample: sample.resident_bytes, default=None)
 
@@ -287,7 +287,7 @@ class Profile(Struct, frozen=True, kw_only=True):
         return (*rows, LedgerRow(UNEXPLAINED, unpredicted, self.unexplained_bytes, ""))
 
 
-def thin(samples: tuple[Sample, ...], count: int) -> tuple[Sample, ...]:
+def thin(samples: tuple[TimelineSample, ...], count: int) -> tuple[TimelineSample, ...]:
     """At most ``count`` samples (at least 3) of a timeline: its ends, and the highest of each stretch.
 
     The highest sample of all is always among them, the first of equals.

@@ -14,13 +14,15 @@ from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import ConfigError
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import cpu_type
-from edge_runtime.profile.document import Identity
+from edge_runtime.profile.document import ProfileIdentity
 
 #: Where boards and PCs say what they are.
 _MODELS = (Path("/proc/device-tree/model"), Path("/sys/class/dmi/id/product_name"))
 
 
-def identify(package: Package, arithmetic: str, command: str, engine: EngineName = "onnxruntime") -> Identity:
+def identify(
+    package: Package, arithmetic: str, command: str, engine: EngineName = "onnxruntime"
+) -> ProfileIdentity:
     """The identity of a measurement here.
 
     Args:
@@ -29,7 +31,7 @@ def identify(package: Package, arithmetic: str, command: str, engine: EngineName
     Raises:
         ConfigError: the command is too long for a report, or holds characters that no terminal prints.
     """
-    identity = Identity(
+    identity = ProfileIdentity(
         device=_model(),
         kernel=f"{platform.system()} {platform.release()} {platform.machine()}",
         cpu=f"{cpu_type()}, {len(os.sched_getaffinity(0))} usable",
@@ -43,7 +45,7 @@ def identify(package: Package, arithmetic: str, command: str, engine: EngineName
         command=command,
     )
     try:
-        return msgspec.convert(msgspec.to_builtins(identity), Identity)
+        return msgspec.convert(msgspec.to_builtins(identity), ProfileIdentity)
     except msgspec.ValidationError as error:
         raise ConfigError(f"the report cannot say what was measured: {error}") from error
 

@@ -40,7 +40,7 @@ def check_method(settings: TrainingSettings) -> None:
         )
 
 
-def check_package(task: Task, manifest: Manifest) -> None:
+def check_task(task: Task, manifest: Manifest) -> None:
     """Check a task's method against its package.
 
     Raises:

@@ -19,7 +19,7 @@ from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import EdgeError, WorkerError
 from edge_runtime.memory.plan import ExecutionChoice, Plan
 from edge_runtime.package.manifest import Arithmetic
-from edge_runtime.package.prepared import Candidate
+from edge_runtime.package.prepared import MeasuredArithmetic
 from edge_runtime.protocol.messages import (
     Bytes,
     Count,
@@ -146,7 +146,7 @@ class PrepareOutcome(Struct, frozen=True):
     """Which arithmetic was chosen, and every one that was measured."""
 
     arithmetic: Arithmetic
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[MeasuredArithmetic, ...]
     seconds: Seconds
     memory: MemoryReport
 

@@ -18,7 +18,7 @@ from edge_runtime.protocol.messages import MemoryReport, Task
 from edge_runtime.training.evaluation import Scores
 from edge_runtime.training.filtered_directions import decode_reference
 from edge_runtime.training.loop import Trained, train_locally
-from edge_runtime.training.methods import check_package
+from edge_runtime.training.methods import check_task
 from edge_runtime.training.step import LocalWork
 from edge_runtime.training.trainable import estimated_slices
 from edge_runtime.worker.jobs import EvaluateOutcome, TrainOutcome
@@ -63,7 +63,7 @@ class TaskSession:
             PackageError: the task names a slice or a head that the package does not have.
             SliceError: ``reference``, if there is one, does not hold the values that directions are compared with.
         """
-        check_package(task, manifest)
+        check_task(task, manifest)
         estimated = estimated_slices(task, manifest.slices)
         names = tuple(spec.name for spec in estimated)
         return cls(
