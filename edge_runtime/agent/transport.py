@@ -1,8 +1,8 @@
-"""How bytes reach the coordinator and come back. Whoever sends decides what they mean.
+"""How bytes reach the coordinator and come back; what an answer means is decided by the caller.
 
-``HttpTransport`` is the real one; tests put an in-memory coordinator behind the same protocol. Three
-rules hold for every answer: it is read up to a byte cap and no further, redirects are handed back and
-never followed (a signature covers one path on one host), and nothing is decompressed.
+``HttpTransport`` is the real one; tests put an in-memory coordinator behind the same protocol. Three rules hold for
+every answer: it is read up to a byte cap and no further; redirects are handed back and never followed, because a
+signature covers one path on one host; and nothing is decompressed.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Request(Struct, frozen=True):
     """One request.
 
     Attributes:
-        method: in capitals.
-        path: with the leading slash, without host and query.
-        body: empty for GET.
-        headers: as sent.
-        max_bytes: most bytes of the answer's body; with ``sink``, of the whole file.
-        sink: file that takes the body of a 200 (which replaces it) or a 206 (which continues it, and
-            must start where it ends); other answers go to :attr:`Response.body`.
+        method: HTTP method in capitals.
+        path: path with its leading slash, without host and query.
+        body: content; empty for GET.
+        headers: header names and values.
+        max_bytes: largest size of the answer's body; with ``sink``, of the whole file.
+        sink: file that takes the body of a 200 (which replaces it) or a 206 (which continues it, and must start where
+            it ends); other answers go to :attr:`Response.body`.
     """
 
     method: str
@@ -52,7 +52,13 @@ class Request(Struct, frozen=True):
 
 
 class Response(Struct, frozen=True):
-    """One answer; header names are in lower case."""
+    """One answer.
+
+    Attributes:
+        status: HTTP status.
+        headers: header names in lower case, and their values.
+        body: content; empty where a sink took it.
+    """
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -63,11 +69,11 @@ class Transport(Protocol):
     """Sends a request to the coordinator."""
 
     def send(self, request: Request) -> Response:
-        """The answer, whatever its status.
+        """Send a request and return the answer, whatever its status.
 
         Raises:
-            UnreachableError: no answer, or it broke off; a sink keeps what had come.
-            ProtocolError: the answer is longer than allowed, or continues a file at another place.
+            UnreachableError: no answer came, or it broke off; a sink keeps the bytes that had come.
+            ProtocolError: the answer is longer than allowed, or does not continue the file where it ends.
         """
         ...
 
@@ -76,6 +82,9 @@ class HttpTransport:
     """HTTP/1.1 with TLS verification against the system's certificates, through the environment's proxy.
 
     ``http_proxy``, ``https_proxy`` and ``no_proxy`` are honoured, except for addresses of this machine.
+
+    Args:
+        base_url: address of the coordinator, ``https://host[:port]``.
     """
 
     def __init__(self, base_url: str) -> None:

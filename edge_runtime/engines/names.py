@@ -1,6 +1,6 @@
-"""Names that the exporter writes and an engine reads: engines, inputs and outputs of programs.
+"""Names that the exporter writes and an engine reads: engines, and inputs and outputs of programs.
 
-Shared by the exporter, which must not load an engine for them.
+They stand in a module of their own because the exporter must not load an engine for them.
 """
 
 from __future__ import annotations

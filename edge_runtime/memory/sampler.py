@@ -18,7 +18,15 @@ FIRST_PHASE = "start"
 
 @dataclass(frozen=True)
 class Sample:
-    """A worker's memory at one moment, ``seconds`` after its start."""
+    """Memory of a worker at one moment.
+
+    Attributes:
+        seconds: time since the worker started.
+        phase: phase that the worker was in.
+        resident_bytes: pages in memory, the sum of the next two.
+        anonymous_bytes: the worker's own pages.
+        file_bytes: pages of mapped files and shared memory.
+    """
 
     seconds: float
     phase: str
@@ -28,13 +36,13 @@ class Sample:
 
 
 class Sampler:
-    """The timeline of one worker, filled by :func:`edge_runtime.worker.jobs.finish_worker`.
+    """The timeline of one worker, filled by :func:`edge_runtime.worker.process.finish_worker`.
 
     Attributes:
-        phase: the phase that the worker named last.
-        samples: oldest first, evenly spaced. When they are too many, the larger of every two neighbours stays,
-            and so from then on: the peak is never thinned out.
-        last: the newest sample, None before the first.
+        phase: phase that the worker named last.
+        samples: samples in order of time, evenly spaced. Where they become too many, of every two neighbours the larger
+            is kept, so that the peak is never lost.
+        last: newest sample; None before the first.
     """
 
     def __init__(self) -> None:
