@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-#: Ends the name of every half-written file; nothing else in our folders may end so.
+#: Ending of the name of every half-written file; no other file in these folders may have it.
 TEMPORARY_SUFFIX = ".tmp"
 
 

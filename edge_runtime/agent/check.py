@@ -23,7 +23,7 @@ from edge_runtime.protocol.messages import Refusal, decode
 
 #: Largest clock difference that coordinators accept; see docs/protocol.md.
 MAX_CLOCK_OFF_S = 300.0
-#: The worker must have at least this much to load an engine at all.
+#: Smallest cap under which a worker can load an engine at all.
 MIN_CAP_BYTES = 64 << 20
 
 

@@ -34,7 +34,7 @@ JSON = "application/json"
 MESSAGE_PACK = "application/msgpack"
 
 _TRY_LATER = {408, 425, 429}
-#: A refusal of a result by one of these is about the device, not about the result.
+#: Statuses of a refused result that concern the device, not the result.
 _ABOUT_THE_DEVICE = {401, 403}
 _MAX_RETRY_AFTER_S = 24 * 3600.0
 

@@ -84,7 +84,7 @@ class Agent:
         self._sleep = sleep
         self._pace = decisions.Pace(source or random.SystemRandom())
         self._floor_bytes = 0
-        #: What plans may use: the cap, until a worker met it.
+        #: Memory that plans may use: the cap, until a worker met it.
         self._budget_bytes = config.cap
 
     def run(self) -> None:

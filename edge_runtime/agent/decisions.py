@@ -30,11 +30,11 @@ from edge_runtime.worker.jobs import TrainOutcome
 
 FIRST_BACK_OFF_S = 5.0
 LONGEST_BACK_OFF_S = 15 * 60.0
-#: After a clear no, which only a person can change; spread by a fifth either way.
+#: Wait after a refusal that only a person can change; it is spread by a fifth either way.
 REFUSED_WAIT_S = 3600.0
-#: Refusals that pass by themselves: the clock gets set, the next request has another nonce.
+#: Codes of refusals that pass by themselves: the clock gets set, and the next request has another nonce.
 PASSING_REFUSALS = frozenset({"clock_off", "replayed"})
-#: After an out-of-memory kill the next plan may use this share of what the killed one was planned for.
+#: Share of the last budget that the next plan may use after an out-of-memory kill.
 SMALLER_PLAN = 0.75
 _MAX_MESSAGE_CHARACTERS = 2000
 

@@ -23,7 +23,7 @@ from edge_runtime.protocol.addresses import is_loopback
 from edge_runtime.protocol.messages import MAX_CONTROL_BYTES
 
 CONNECT_TIMEOUT_S = 15.0
-#: Longest silence within an answer, not its whole length: a slow line may take its time.
+#: Longest silence within an answer. Its whole length is not limited, since a slow line may take its time.
 READ_TIMEOUT_S = 60.0
 CHUNK_BYTES = 1 << 16
 

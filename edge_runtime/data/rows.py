@@ -45,7 +45,7 @@ class _Line(Struct, frozen=True, forbid_unknown_fields=True):
 _DECODER = msgspec.json.Decoder(_Line)
 _LABELLED = 'an object {"text": "…", "label": "…"} with exactly these two strings'
 _TEXT_ALONE = 'an object {"text": "…"} with exactly this string'
-#: What a row must be, by whether it has a label; None: unknown, in the first row.
+#: Form of a row, by whether rows have labels; None stands for the first row, before that is known.
 _FORMS = {True: _LABELLED, False: _TEXT_ALONE, None: f"{_LABELLED}, or {_TEXT_ALONE}"}
 
 

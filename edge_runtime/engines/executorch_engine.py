@@ -19,7 +19,7 @@ from edge_runtime.engines.engine import Array
 from edge_runtime.engines.names import INPUTS_METHOD, NAME_SEPARATOR, OUTPUTS_METHOD
 from edge_runtime.errors import ConfigError, FormatVersionError, PackageError, WorkerError
 
-#: Bytes 4 to 8 of a ``.pte``: its format, which this engine reads in one version.
+#: Format of a ``.pte`` in its bytes 4 to 8; this engine reads one version of it.
 PROGRAM_FORMAT = b"ET12"
 INSTALL = "pip install 'edge-runtime[executorch]'"
 

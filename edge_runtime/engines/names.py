@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-#: What runs programs on a device; the first is what the bare install carries.
+#: Engines that run programs on a device; the first comes with the bare install.
 EngineName = Literal["onnxruntime", "executorch"]
 ENGINES: tuple[EngineName, ...] = ("onnxruntime", "executorch")
 
-#: ONNX has one namespace for inputs and outputs; an output that continues an input's name carries this suffix.
+#: Suffix of an ONNX output whose name is that of an input, since ONNX has one namespace for both.
 OUTPUT_SUFFIX = "_out"
 
-#: A ``.pte`` takes values by position. Two constant methods beside ``forward`` give the names, in order.
+#: Constant methods of a ``.pte``, beside ``forward``, that give the names of its values, which it takes by position.
 INPUTS_METHOD, OUTPUTS_METHOD = "input_names", "output_names"
 NAME_SEPARATOR = ","

@@ -19,9 +19,9 @@ from edge_runtime.package.manifest import Arithmetic, Program
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import Calibration, PreparedPackage
 
-#: Rows and tokens of the runs, and how many are timed.
+#: Number of rows and tokens of a run, and of runs that are timed.
 CALIBRATION_ROWS, CALIBRATION_TOKENS, CALIBRATION_RUNS = 1, 128, 5
-#: Levels of int8 weights, and what keeps sums of two products of a saturating kernel within 16 bits.
+#: Largest level of int8 weights, and the one that keeps a saturating kernel's sums of two products within 16 bits.
 FULL_LIMIT, HALF_LIMIT = 127, 63
 #: Random tokens are drawn from the first ids, which every vocabulary has.
 SAMPLE_VOCABULARY = 32

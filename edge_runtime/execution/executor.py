@@ -31,12 +31,12 @@ from edge_runtime.package.manifest import Program, Variant
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import FloatArray, Values, key
 
-#: The values that every segment passes on.
+#: Name of the values that every segment passes on.
 HIDDEN = "hidden"
 DOT = "_dot"
 #: Suffix of a program's input or output that is a cotangent.
 BAR = "_bar"
-#: What a batch brings; everything else in a flow is made by a segment.
+#: Names of the values that come with a batch; segments make all others in a flow.
 INPUTS = ("input_ids", "attention_mask", "labels")
 #: Named values of one micro-batch on their way through the segments.
 Flow = dict[str, Array]

@@ -36,7 +36,7 @@ from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import PreparedPackage, PreparedSegment
 
 STORED_ZERO_POINT = 128
-#: Rows of a matrix that are converted at a time.
+#: Number of rows of a matrix that are converted at a time.
 ROWS_AT_A_TIME = 64
 TENSOR_ALIGNMENT_BYTES, PAGE_BYTES = 64, 4096
 

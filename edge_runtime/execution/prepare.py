@@ -43,7 +43,7 @@ from edge_runtime.package.prepared import (
     cpu_type,
 )
 
-#: A block's output may differ from float arithmetic's by this, relative to its norm.
+#: Largest difference of a block's output from float arithmetic's, relative to its norm, that counts as accurate.
 ERROR_LIMIT = 0.05
 Measured = dict[Arithmetic, tuple[NDArray[np.float32], Calibration]]
 

@@ -14,7 +14,7 @@ import numpy as np
 from edge_runtime.data.batches import NOT_PREDICTED
 from edge_runtime.engines.engine import Array
 
-#: Inputs and outputs that have a token axis, and which it is.
+#: Number of the token axis of each input and output that has one.
 TOKEN_AXIS = {"hidden": 1, "hidden_dot": 2, "hidden_bar": 1, "labels": 1}
 
 

@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 
 #: mallopt(3)'s option numbers.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-#: madvise(2).
+#: madvise(2)'s advice number.
 _MADV_DONTNEED = 4
 _MAPS = Path("/proc/self/maps")
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from edge_runtime.log import warn
 
-#: Worker groups are called PREFIX<owner's process id>-<owner's start time>-<anything>.
+#: Prefix of the names of worker groups: PREFIX<owner's process id>-<owner's start time>-<anything>.
 PREFIX = "edge-worker-"
-#: Version 2 allows no process beside subgroups: there the agent steps into this one.
+#: Subgroup that the agent moves itself into under version 2, which allows no process beside subgroups.
 AGENT_GROUP = "edge-agent"
-#: The kernel may still be letting go of a group's last process.
+#: Number of tries to remove a group, and the pause between them, since the kernel may hold its last process a while.
 REMOVE_TRIES, REMOVE_PAUSE_S = 100, 0.02
 
 

@@ -34,13 +34,13 @@ from edge_runtime.memory.meter import ProcessMemory
 
 EnforcedBy = Literal["cgroup_v2", "cgroup_v1", "rlimit", "none"]
 
-#: Enters the group named first, then becomes the program, so that all of its memory is charged there.
+#: Shell script that enters the group named first and then becomes the program, so that all its memory is charged there.
 ENTER = 'echo $$ > "$0" && exec "$@"'
-#: What RLIMIT_DATA allows beyond the cap. At the start: mappings that libraries never touch, mostly OpenBLAS's 42 MB
-#: for each core. Later: what threads may map as their stacks, 8 MB each, between two looks.
+#: Memory that RLIMIT_DATA allows beyond the cap. At the start it covers mappings that libraries never touch, mostly
+#: OpenBLAS's 42 MB for each core; later, stacks of 8 MB each that threads may map between two looks.
 START_SLACK_BYTES = (1 + (os.cpu_count() or 1)) * (64 << 20)
 LATER_SLACK_BYTES = 32 << 20
-#: How onnxruntime words a refused allocation; its exceptions for it have no class in common.
+#: Words by which onnxruntime reports a refused allocation, since its exceptions have no class in common.
 REFUSED_MEMORY_WORDS = ("bad_alloc", "Failed to allocate memory", "Cannot allocate memory")
 
 

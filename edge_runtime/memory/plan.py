@@ -42,43 +42,43 @@ from edge_runtime.package.prepared import Calibration
 from edge_runtime.protocol.messages import Update
 
 WeightsMode = Literal["resident", "streamed"]
-#: Where backpropagation keeps the inputs of its segments; forward mode has none to keep.
+#: Places where backpropagation keeps its layer inputs; forward mode has none to keep.
 InputsMode = Literal["memory", "disk"]
 
 #: Resident size of a worker that has imported its libraries and done nothing; a device that has run a task
 #: reports its own figure. ExecuTorch's binding loads torch.
 DEFAULT_FLOOR_BYTES, EXECUTORCH_FLOOR_BYTES = 58 << 20, 228 << 20
-#: Of that, code that ran only while libraries were loaded: given back for good, and while the tokenizer works.
+#: Library code in it that ran only while libraries were loaded and is given back: for good, and as the tokenizer works.
 RELEASED_BYTES, RELEASED_AT_LOAD_BYTES = 2 << 20, 8 << 20
-#: The same of torch, measured on one model.
+#: The same for torch, measured on one model.
 EXECUTORCH_RELEASED_BYTES = 40 << 20
-#: What the engine sets up with its sessions: operator registries and threads.
+#: Memory that the engine sets up with its first session: operator registries and threads.
 ENGINE_BYTES = 2 << 20
-#: One more loaded program: its graph and kernels.
+#: Memory of each loaded program: its graph and kernels.
 PROGRAM_BYTES = 400 << 10
-#: A loaded tokenizer over the size of its file; nearly all of it is given back before the engine starts.
+#: Memory of a loaded tokenizer, relative to its file, and the rest of it that is still there when the engine starts.
 TOKENIZER_FACTOR, TOKENIZER_REST_BYTES = 26, 2 << 20
-#: Matrices that the engine repacks, over their stored size; a session for each segment included.
+#: Memory of matrices that the engine repacks, relative to their stored size; it includes a session for each segment.
 PACKED_FACTOR: dict[Arithmetic, float] = {"block_int8": 1.5, "block_int4": 1.8}
-#: Tensors as the engine's arena holds them: over their sum, for gaps between reused blocks; and what it starts with.
+#: Memory of tensors in the engine's arena, relative to their sum, since reused blocks leave gaps; and its first size.
 ARENA_FACTOR, ARENA_BYTES = 1.55, 3 << 20
-#: What XNNPACK takes at run time over the planned memory of the largest program: packed operands and temporaries.
+#: Memory that XNNPACK takes at run time for packed operands and temporaries, relative to the largest program's plan.
 WORKSPACE_FACTOR = 0.5
-#: Values, their change, one gradient, and the encoded blobs in and out.
+#: Copies of the slices: values, their change, one gradient, and the encoded blobs in and out.
 SLICE_COPIES = 5
 FLOAT_BYTES = 4
-#: Tokens that a language model's output layer runs at a time: its logits are the largest tensors there are.
+#: Number of tokens that a language model's output layer runs at a time, since its logits are the largest tensors.
 HEAD_TOKENS = 16
-#: Tokens of a group: more take memory and save little time.
+#: Number of tokens to run at a time; more take memory and save little time.
 PREFERRED_TOKENS = 256
-#: A plan may use this share of the cap; the rest is for what a prediction cannot know.
+#: Share of the cap that a plan may use; the rest is for what a prediction cannot know.
 USABLE_SHARE = 0.95
-#: Time of a streamed step over a resident one, with the weights in the page cache; and of one more program run.
+#: Time of a streamed step, relative to a resident one, with weights in the page cache; and seconds of each program run.
 STREAMED_TIME, RUN_SECONDS = 1.05, 4e-4
-#: Time of a block's adjoint program over its primal one (docs/decisions/0014-backpropagation.md). What a file of layer
-#: inputs costs did not show there; the factor keeps them in memory where both fit.
+#: Time of a block's adjoint program, relative to its primal one (docs/decisions/0014-backpropagation.md), and of a step
+#: with layer inputs on disk. The disk's cost did not show there; the factor prefers memory where both fit.
 ADJOINT_TIME, SPILLED_TIME = 4.0, 1.01
-#: Passes of a zero-order draw, at most.
+#: Largest number of passes of a zero-order draw.
 DIFFERENCE_PASSES = 2
 SHORTEST_SEQUENCE = 16
 _ITEM_BYTES = {"float32": 4, "uint8": 1, "int8": 1, "int64": 8, "int32": 4, "bool": 1}
@@ -311,9 +311,7 @@ class Planner:
         return [*forwards, *(adjoint_program(self.manifest, index, self.arithmetic) for index in indices)]
 
     def _waiting_rows(self, first: int | None, work: Work, choice: ExecutionChoice) -> int:
-        """Largest number of copies of the batch's hidden states, tangents included, that wait between
-        segments at once.
-        """
+        """Largest number of copies of the batch's hidden states that wait between segments, tangents included."""
         if first is None or work.update == "zero_order":
             return 1
         if work.update == "forward":
@@ -473,8 +471,9 @@ def first_segment(manifest: Manifest, slices: tuple[str, ...]) -> int | None:
 
 
 def program_name(segment: Segment, index: int, first: int | None) -> str:
-    """Name of the program that a forward sweep runs for a segment; :class:`edge_runtime.execution.executor.Executor`
-    runs it.
+    """Name of the program that a forward sweep runs for a segment.
+
+    :class:`edge_runtime.execution.executor.Executor` chooses it by the same rule.
 
     Args:
         segment: the segment.

@@ -8,9 +8,9 @@ from edge_runtime.memory.meter import ProcessMemory
 
 #: Pause between two looks at a worker. A look costs about 0.3 ms, so watching takes 0.3 % of one core.
 SAMPLE_INTERVAL_S = 0.1
-#: The same where the limit follows the worker (RLIMIT_DATA), and must not lag: 1.5 % of one core.
+#: The same pause where the limit follows the worker (RLIMIT_DATA) and must not lag: 1.5 % of one core.
 FOLLOW_INTERVAL_S = 0.02
-#: A timeline holds at most this many samples, however long the worker runs.
+#: Largest number of samples in a timeline, however long the worker runs.
 MAX_SAMPLES = 512
 #: The phase before the worker has named one.
 FIRST_PHASE = "start"

@@ -35,20 +35,20 @@ PackagePath = Annotated[
     str, Meta(pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*/){0,3}[A-Za-z0-9_-][A-Za-z0-9._-]*$")
 ]
 Shape = tuple[Count, ...]
-#: How frozen products are computed (export/lowering/arithmetic.py holds the formulas).
+#: Arithmetics in which products with frozen matrices are computed (export/lowering/arithmetic.py holds the formulas).
 Arithmetic = Literal["row_int8", "block_int8", "block_int4", "float"]
 ARITHMETICS: tuple[Arithmetic, ...] = ("row_int8", "block_int8", "block_int4", "float")
-#: What a package is trained for. ``classification``: one label a text, and a head. ``causal_lm``: the next token.
+#: Tasks of a package: ``classification`` predicts one label a text, by a head; ``causal_lm`` predicts the next token.
 TaskKind = Literal["classification", "causal_lm"]
 #: The dynamic sides of a program's inputs.
 Axis = Literal["draws", "batch", "sequence"]
 Quantisation = Literal["int8", "int4", "none"]
-#: Arithmetics whose layout is the package's own: the engine repacks the matrices when it loads a program.
+#: Arithmetics that use matrices as the package stores them; the engine repacks these when it loads a program.
 BLOCK_ARITHMETICS: frozenset[Arithmetic] = frozenset({"block_int8", "block_int4"})
 #: A quantised matrix X (N outputs, K inputs) is stored as levels and scales: uint8 (N, K/32, 32), float32 (N, K/32).
 #: One with zero points has 4 bits: levels uint8 (N, K/B, B/2), zero points uint8 (N, ceil(K/B/2)), two in a byte.
 LEVELS_SUFFIX, SCALES_SUFFIX, ZERO_POINTS_SUFFIX = "_levels", "_scales", "_zero_points"
-#: What a device makes of it: int8 (K, N) with float32 (N) scales, or float32 (K, N).
+#: Suffixes of what a device makes of such a matrix: int8 (K, N) with float32 (N) scales, or float32 (K, N).
 INT8_SUFFIX, INT8_SCALES_SUFFIX, FLOAT_SUFFIX = "_int8", "_int8_scales", "_float"
 
 

@@ -18,7 +18,7 @@ from edge_runtime.package.manifest import SliceSpec
 
 FloatArray = NDArray[np.float32]
 Values = dict[str, FloatArray]
-#: What flat names of the head's tensors start with.
+#: Prefix of the flat names of the head's tensors.
 HEAD_PREFIX = "head/"
 
 

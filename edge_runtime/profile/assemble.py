@@ -1,4 +1,4 @@
-"""What was measured, as the records of the profile document."""
+"""The profile document, filled from what was measured."""
 
 from __future__ import annotations
 
@@ -18,12 +18,18 @@ from edge_runtime.profile.measure import Observer, ProfileRun
 from edge_runtime.profile.text import duration
 from edge_runtime.profile.what_if import what_if
 
-#: Samples of the timeline that a report keeps.
+#: Largest number of samples of the timeline in a report.
 MOST_SAMPLES = 400
 
 
 def fill_profile(run: ProfileRun, command: str, ways: list[Comparison]) -> Profile:
-    """The report of a finished or killed task."""
+    """The report of a task that has ended, killed or not.
+
+    Args:
+        run: the profiled task.
+        command: command line that repeats the measurement.
+        ways: other ways to do the same work.
+    """
     plan, request, outcome, sampler = run.plan, run.request, run.outcome, run.observer
     steps = outcome.steps_applied + outcome.steps_skipped if outcome else 0
     kept = outcome.steps if outcome else ()
@@ -81,7 +87,7 @@ def fill_profile(run: ProfileRun, command: str, ways: list[Comparison]) -> Profi
 
 
 def _sampled_peaks(sampler: Observer) -> dict[str, int]:
-    """The largest sample of each phase: all that is known of a worker that was killed."""
+    """The largest sample of each phase, which is all that is known of a worker that was killed."""
     peaks: dict[str, int] = {}
     for sample in sampler.samples:
         peaks[sample.phase] = max(peaks.get(sample.phase, 0), sample.resident_bytes)
@@ -89,7 +95,7 @@ def _sampled_peaks(sampler: Observer) -> dict[str, int]:
 
 
 def _charged(run: ProfileRun) -> int | None:
-    """The kernel's largest charge; a control group that killed had been charged its whole cap."""
+    """The kernel's largest charge. A control group that killed the worker had been charged its whole cap."""
     if run.outcome is not None:
         return run.outcome.memory.cgroup_peak_bytes
     return run.request.cap_bytes if run.enforced_by in {"cgroup_v1", "cgroup_v2"} else None

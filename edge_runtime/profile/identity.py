@@ -1,4 +1,4 @@
-"""What a memory report says of the machine, the package and the program it was measured with."""
+"""What a memory report says about the machine, the package and the program that it was measured with."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import cpu_type
 from edge_runtime.profile.document import ProfileIdentity
 
-#: Where boards and PCs say what they are.
+#: Files in which boards and PCs name their model.
 _MODELS = (Path("/proc/device-tree/model"), Path("/sys/class/dmi/id/product_name"))
 
 
 def identify(
     package: Package, arithmetic: str, command: str, engine: EngineName = "onnxruntime"
 ) -> ProfileIdentity:
-    """The identity of a measurement here.
+    """The identity of a measurement on this machine.
 
     Args:
-        package: what is measured. arithmetic, engine: what it runs in. command: repeats the measurement.
+        package: package that is measured.
+        arithmetic: arithmetic that it runs in.
+        command: command line that repeats the measurement.
+        engine: name of the engine that it runs on.
 
     Raises:
         ConfigError: the command is too long for a report, or holds characters that no terminal prints.
@@ -51,7 +54,7 @@ def identify(
 
 
 def _model() -> str:
-    """The model of the board or PC; the architecture where it tells none."""
+    """Model of the board or PC; the architecture where the system does not tell it."""
     for path in _MODELS:
         try:
             text = path.read_text(errors="replace").strip("\0 \n")
