@@ -33,7 +33,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not TOML: {error}") from error
 
 
-#: Beyond any device this is written for; catches a slip of the unit.
+#: Bound beyond any device, which catches a slip of the unit.
 MAX_SIZE_BYTES = 1 << 50
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-#: Ends the name of every half-written file; nothing else in our folders may end so.
+#: Ending of the name of every half-written file; no other file in these folders may have it.
 TEMPORARY_SUFFIX = ".tmp"
 
 
@@ -34,8 +34,13 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """As :func:`write_durably`, but without waiting for the disk: readers and a process killed anywhere see all of it
-    or none of it, a power cut may lose it.
+    """Write ``data`` so that readers, and whoever comes after a killed process, see all of it or none of it.
+
+    This does not wait for the disk, as :func:`write_durably` does: a power cut may lose the file.
+
+    Args:
+        path: the file to create or replace; its folder must exist.
+        data: the whole content.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; ``path`` is then as it was before.

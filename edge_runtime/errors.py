@@ -54,7 +54,12 @@ class DataError(DeviceError):
 
 
 class CapExceededError(DeviceError):
-    """The work needs more memory than the cap; carries both figures in bytes."""
+    """The work needs more memory than the cap.
+
+    Attributes:
+        required_bytes: memory that the work needs, in bytes.
+        cap_bytes: memory that the operator granted, in bytes.
+    """
 
     exit_code = 13
 
@@ -74,10 +79,10 @@ class OutOfMemoryError(DeviceError):
     """The training process met the cap as it ran: the kernel killed it, or refused it memory.
 
     Attributes:
-        phase: what the process was doing, as it said itself.
-        last_bytes: its resident memory when it was last looked at; 0 if it never was.
-        cap_bytes: what it was held to; 0 if the process that raises this does not know.
-        enforced_by: who held it: ``cgroup_v2``, ``cgroup_v1``, ``rlimit`` or ``none``.
+        phase: the phase of work that the process had announced last.
+        last_bytes: resident memory when the process was last looked at; 0 if it never was.
+        cap_bytes: memory that the process was held to; 0 if the process that raises this error does not know.
+        enforced_by: means that held it there: ``cgroup_v2``, ``cgroup_v1``, ``rlimit`` or ``none``.
     """
 
     exit_code = 15
@@ -119,7 +124,8 @@ class CoordinatorError(EdgeError):
 class UnreachableError(CoordinatorError):
     """No usable answer came; trying again later may help.
 
-    ``retry_after_s`` is how long the coordinator asked to wait, None if it did not say.
+    Attributes:
+        retry_after_s: seconds that the coordinator asked to wait; None if it did not say.
     """
 
     exit_code = 21
@@ -130,7 +136,11 @@ class UnreachableError(CoordinatorError):
 
 
 class RefusedError(CoordinatorError):
-    """The coordinator said no; ``code`` is the machine-readable reason (see docs/protocol.md)."""
+    """The coordinator said no.
+
+    Attributes:
+        code: the machine-readable reason; docs/protocol.md lists them.
+    """
 
     exit_code = 22
 

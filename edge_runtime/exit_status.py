@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from edge_runtime.errors import EdgeError
 
-#: As shells report a program ended by SIGINT.
+#: Exit code with which shells report a program that SIGINT ended.
 INTERRUPTED = 130
 
 

@@ -35,7 +35,7 @@ def _line(phase: str, fields: dict[str, object]) -> str:
 
 
 def _value(value: object) -> str:
-    """As it is if it is one plain word, else quoted, so that no value can forge a line or a key."""
+    """The value itself if it is one plain word, else quoted, so that no value can forge a line or a key."""
     text = f"{value:.1f}" if isinstance(value, float) else str(value)
     plain = text != "" and text.isprintable() and not set(text) & set(' "=\\')
     return text if plain else json.dumps(text)

@@ -1,1 +1,1 @@
-"""The process that stays up: checks in, decides, fetches, hands tasks to a worker, delivers results."""
+"""The process that stays up: it asks for work, decides, fetches, starts workers and delivers results."""

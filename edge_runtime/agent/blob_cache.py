@@ -6,7 +6,8 @@
     blobs/<sha256>.part     being downloaded; survives a restart
     packages/<sha256>/      the package in use: hard links to blobs, so it costs no space
 
-A blob enters by verification only, and its age is its file's modification time: touched on every use.
+A blob enters only after its sha256 was verified. Each use sets its file's modification time, which tells how long ago
+it was needed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,12 @@ _PART_SUFFIX = ".part"
 
 
 class BlobCache:
-    """Blobs of one device; least recently used ones give way when the quota is met."""
+    """The downloaded blobs of one device. Where the quota is met, the least recently used ones are removed.
+
+    Args:
+        folder: folder of the blobs, created if there is none.
+        quota_bytes: disk space that all blobs together may take.
+    """
 
     def __init__(self, folder: Path, quota_bytes: int) -> None:
         self._folder = folder
@@ -35,15 +41,15 @@ class BlobCache:
         folder.mkdir(parents=True, exist_ok=True)
 
     def part(self, sha256: str) -> Path:
-        """Where a download of this blob is gathered; what lies there may be continued."""
+        """Path where a download of this blob is gathered; what lies there may be continued."""
         return self._folder / f"{sha256}{_PART_SUFFIX}"
 
     def has(self, sha256: str) -> bool:
-        """Whether the blob is held complete."""
+        """Whether the complete blob is here."""
         return self._path(sha256).exists()
 
     def accept(self, sha256: str) -> None:
-        """Take a complete download in.
+        """Take in a complete download.
 
         Raises:
             DigestError: the bytes do not match ``sha256``; they are thrown away.
@@ -58,7 +64,7 @@ class BlobCache:
         self._verified.add(sha256)
 
     def open_path(self, sha256: str) -> Path:
-        """The file of a blob that is held, marked as used; its sha256 is checked once per process.
+        """Path of a blob that is here, which now counts as used. Its sha256 is checked once per process.
 
         Raises:
             DigestError: the file was damaged on the disk; it is removed, so that it is fetched anew.
@@ -82,7 +88,7 @@ class BlobCache:
             keep: blobs, complete or begun, that must stay.
 
         Raises:
-            DeviceError: it does not fit even so; the message has the figures.
+            DeviceError: there is too little room even then; the message has the figures.
         """
         files = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime)
         used_bytes = sum(path.stat().st_size for path in files)
@@ -106,14 +112,14 @@ class BlobCache:
             )
 
     def held_bytes(self, sha256: str) -> int:
-        """Bytes of the blob that are here already, complete or begun."""
+        """Bytes of the blob that are here already, whether it is complete or only begun."""
         for path in (self._path(sha256), self.part(sha256)):
             if path.exists():
                 return path.stat().st_size
         return 0
 
     def used_bytes(self) -> int:
-        """Size of all that is held, complete or begun."""
+        """Disk space of all blobs, complete or begun."""
         return sum(path.stat().st_size for path in self._folder.iterdir())
 
     def _path(self, sha256: str) -> Path:
@@ -121,7 +127,12 @@ class BlobCache:
 
 
 class PackageShelf:
-    """Holds one package at a time, laid out as a folder that :meth:`Package.open` accepts."""
+    """Holds one package at a time, laid out as a folder that :meth:`Package.open` accepts.
+
+    Args:
+        folder: folder of the laid-out package, created if there is none.
+        blobs: the blobs that packages are made of.
+    """
 
     def __init__(self, folder: Path, blobs: BlobCache) -> None:
         self._folder = folder
@@ -129,7 +140,7 @@ class PackageShelf:
         folder.mkdir(parents=True, exist_ok=True)
 
     def clear_except(self, sha256: str) -> None:
-        """Remove every package but this one, so that removing its blobs frees their space."""
+        """Remove every package but this one. Only then does removing their blobs free disk space."""
         for path in self._folder.iterdir():
             if path.name != sha256:
                 shutil.rmtree(path)
@@ -137,17 +148,17 @@ class PackageShelf:
     def lay_out(
         self, manifest_data: bytes, manifest: Manifest, signature: str, publisher_key: str
     ) -> Package:
-        """Link the package's files into place from blobs that are all held.
+        """Link a package's files into place; the blobs of all of them must be here.
 
         Args:
             manifest_data: the manifest's bytes.
-            manifest: what they parse to.
-            signature: over ``manifest_data``, in base64.
-            publisher_key: base64 public key that must have made it.
+            manifest: the manifest, parsed from these bytes.
+            signature: signature of ``manifest_data``, in base64.
+            publisher_key: public key that must have made the signature, in base64.
 
         Raises:
             DigestError: a blob was damaged on the disk.
-            SignatureError: the signature is not by ``publisher_key``.
+            SignatureError: the signature was not made with ``publisher_key``.
             OSError: the disk is full, or its file system has no hard links.
         """
         sha256 = hashlib.sha256(manifest_data).hexdigest()

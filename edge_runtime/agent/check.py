@@ -1,4 +1,7 @@
-"""``edge-runtime check``: is this device fit to serve? One finding a line, in the order a cure would take."""
+"""``edge-runtime check``: whether this device is fit to serve.
+
+One finding a line, in the order in which to mend them.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,18 @@ from edge_runtime.protocol.messages import Refusal, decode
 
 #: Largest clock difference that coordinators accept; see docs/protocol.md.
 MAX_CLOCK_OFF_S = 300.0
-#: The worker must have at least this much to load an engine at all.
+#: Smallest cap under which a worker can load an engine at all.
 MIN_CAP_BYTES = 64 << 20
 
 
 class Finding(Struct, frozen=True):
-    """Outcome of one check; ``error`` is None where all is well."""
+    """Outcome of one check.
+
+    Attributes:
+        name: name of the check.
+        detail: what was found, in words.
+        error: the error that was found; None where all is well.
+    """
 
     name: str
     detail: str
@@ -33,7 +42,7 @@ class Finding(Struct, frozen=True):
 
 
 def check_device(config: DeviceConfig, store: Store, transport: Transport) -> Iterator[Finding]:
-    """Run all checks; none stops the others, and none changes anything at the coordinator."""
+    """Run all checks. None of them stops the others or changes anything at the coordinator."""
     yield _finding("data", lambda: f"{check_rows(config.data)} rows in {config.data}")
     yield _finding("engine", lambda: engine_version(config.engine))
     yield _finding("cap", lambda: _check_cap(config))
@@ -72,7 +81,10 @@ def _check_disk(config: DeviceConfig, store: Store) -> str:
 
 
 def _check_key(store: Store) -> str:
-    """A missing key is no fault, and is not made here: a check may run as another user than the agent."""
+    """State the public key.
+
+    A missing key is no fault, and none is made here: a check may run as another user than the agent.
+    """
     return f"public key {store.key().public_key}" if store.has_key() else "none yet; enrolment makes one"
 
 

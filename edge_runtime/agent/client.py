@@ -1,8 +1,8 @@
-"""The device API as typed calls: signs requests, reads answers, and says whose fault a bad one is.
+"""The device API as typed calls: they sign requests, read answers, and tell whose fault a bad answer is.
 
-Statuses mean: 2xx an answer; 408, 425, 429 and 5xx try again later; any other 4xx a refusal with a
-reason code, unless something in between answered in the coordinator's place. Everything else does not
-fit the protocol.
+A 2xx status is an answer. 408, 425, 429 and 5xx mean: try again later. Any other 4xx is a refusal with a reason code,
+unless something in between, such as a proxy, answered in the coordinator's place. Everything else breaks the protocol.
+Accordingly, each call raises :class:`UnreachableError`, :class:`RefusedError` or :class:`ProtocolError`.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ JSON = "application/json"
 MESSAGE_PACK = "application/msgpack"
 
 _TRY_LATER = {408, 425, 429}
-#: A refusal of a result by one of these is about the device, not about the result.
+#: Statuses of a refused result that concern the device, not the result.
 _ABOUT_THE_DEVICE = {401, 403}
 _MAX_RETRY_AFTER_S = 24 * 3600.0
 
 
 def enrol(transport: Transport, request: EnrolRequest) -> EnrolResponse:
-    """Join, once; the only unsigned call.
+    """Join the coordinator, once. This is the only call without a signature.
 
     Raises:
-        CoordinatorError: see the module's description of statuses.
+        CoordinatorError: the coordinator cannot be reached, refuses the token, or breaks the protocol.
     """
     answer = transport.send(Request("POST", "/v1/devices/enrol", encode(request), {"Content-Type": JSON}))
     _check_status(answer)
@@ -51,7 +51,14 @@ def enrol(transport: Transport, request: EnrolRequest) -> EnrolResponse:
 
 
 class Client:
-    """Signed calls of one enrolled device."""
+    """Signed calls of one enrolled device.
+
+    Args:
+        transport: the way to the coordinator.
+        key: the device's key.
+        device_id: the id that the device got when it enrolled.
+        clock: source of the time in seconds since 1970.
+    """
 
     def __init__(
         self, transport: Transport, key: PrivateKey, device_id: str, clock: Callable[[], float] = time.time
@@ -71,9 +78,9 @@ class Client:
         """Download a blob into ``part``, or the rest of it if ``part`` has a beginning.
 
         Args:
-            sha256: names the blob; the caller checks what came against it.
-            part: where to put it; after an error it holds what came so far.
-            max_bytes: most bytes of the whole blob.
+            sha256: digest that names the blob; whether the bytes match it is for the caller to check.
+            part: file that takes the bytes; after an error it holds those that came so far.
+            max_bytes: largest size of the whole blob.
         """
         held_bytes = part.stat().st_size if part.exists() else 0
         headers = {"Range": f"bytes={held_bytes}-", "If-Range": f'"{sha256}"'} if held_bytes else {}
@@ -86,7 +93,7 @@ class Client:
         _check_status(answer)
 
     def put_result(self, task_id: str, body: bytes) -> ResultReceipt | Refusal:
-        """Hand a result in. A :class:`Refusal` is about this result and final."""
+        """Hand in a result. A :class:`Refusal` concerns this result and is final."""
         path = f"/v1/tasks/{task_id}/result"
         answer = self._send(Request("PUT", path, body, {"Content-Type": MESSAGE_PACK}))
         if 400 <= answer.status < 500 and answer.status not in _ABOUT_THE_DEVICE | _TRY_LATER:
@@ -95,12 +102,12 @@ class Client:
         return decode(answer.body, ResultReceipt)
 
     def send_event(self, event: DeviceEvent) -> None:
-        """Tell operators something."""
+        """Send operators an event."""
         answer = self._send(Request("POST", "/v1/events", encode(event), {"Content-Type": JSON}))
         _check_status(answer)
 
     def probe(self) -> Response:
-        """The answer to a signed request that changes nothing: for a blob that cannot exist."""
+        """The answer to a signed request that changes nothing: one for a blob that cannot exist."""
         return self._send(Request("GET", f"/v1/blobs/{'0' * 64}"))
 
     def _send(self, request: Request) -> Response:
@@ -135,7 +142,11 @@ def _check_status(answer: Response) -> None:
 
 
 def _refusal(answer: Response) -> Refusal:
-    """The body of a 4xx; if it is not ours, neither is the answer, and nothing was refused."""
+    """The refusal in the body of a 4xx answer.
+
+    Raises:
+        UnreachableError: the body is no refusal, so the answer is not the coordinator's and nothing was refused.
+    """
     try:
         return decode(answer.body, Refusal)
     except ProtocolError as error:
@@ -145,6 +156,6 @@ def _refusal(answer: Response) -> Refusal:
 
 
 def _retry_after_s(answer: Response) -> float | None:
-    """``Retry-After`` in seconds; its date form is not used by coordinators and counts as absent."""
+    """The ``Retry-After`` header in seconds. Coordinators do not use its date form, which counts as absent."""
     text = answer.headers.get("retry-after", "")
     return min(float(text), _MAX_RETRY_AFTER_S) if text.isdecimal() and len(text) < 12 else None

@@ -110,11 +110,11 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 def load_config(path: Path) -> DeviceConfig:
-    """Read ``device.toml``. Relative paths in it count from the folder it lies in.
+    """Read ``device.toml``. Relative paths in it start from the folder it lies in.
 
     Raises:
-        ConfigError: the file cannot be read, is not TOML, or a key is missing, unknown or out of its
-            limits; names the file and the key.
+        ConfigError: the file cannot be read or is not TOML, or a key is missing, unknown or out of its limits; names
+            the file and the key.
     """
     table = read_toml(path)
 
@@ -142,7 +142,7 @@ def _size(name: str, value: object) -> int:
 
 
 def _path(kind: type, value: object, folder: Path) -> Path:
-    """The one type that msgspec leaves to us."""
+    """A path of the file, the one type that msgspec has to be told how to make."""
     if kind is not Path:
         raise NotImplementedError(kind)
     if not isinstance(value, str) or not value:

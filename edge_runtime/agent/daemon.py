@@ -1,8 +1,8 @@
-"""The device's daemon: asks for work, has a worker do it, hands the result in.
+"""The device's daemon: it asks for work, has a worker do it, and hands the result in.
 
-One turn reads top to bottom in :meth:`Agent._turn`. What to do is decided in
-:mod:`edge_runtime.agent.decisions`; this module moves bytes and processes. It loads neither numpy nor an engine:
-it must stay small while it waits, which is nearly always.
+One turn reads top to bottom in :meth:`Agent._turn`. What to do is decided in :mod:`edge_runtime.agent.decisions`; this
+module moves bytes and processes. It loads neither numpy nor an engine, because it must stay small while it waits, which
+is nearly always.
 """
 
 from __future__ import annotations
@@ -53,7 +53,17 @@ RESUME_PAUSE_S = 1.0
 
 
 class Agent:
-    """One device's daemon. All its waiting goes through ``sleep``, all its chance through ``source``."""
+    """One device's daemon.
+
+    Args:
+        config: the device's configuration.
+        store: the device's state folder.
+        client: signed calls to the coordinator.
+        identity: the device's id, and the key that must have signed its tasks.
+        launch: function that starts a worker.
+        sleep: function through which all waiting goes, in seconds.
+        source: source of all random choices; None takes the system's.
+    """
 
     def __init__(
         self,
@@ -74,11 +84,11 @@ class Agent:
         self._sleep = sleep
         self._pace = decisions.Pace(source or random.SystemRandom())
         self._floor_bytes = 0
-        #: What plans may use: the cap, until a worker met it.
+        #: Memory that plans may use: the cap, until a worker met it.
         self._budget_bytes = config.cap
 
     def run(self) -> None:
-        """Take turns until SIGTERM or SIGINT, then stop the worker and return; a pending result is kept."""
+        """Take turns until SIGTERM or SIGINT, then stop the worker and return. A pending result is kept."""
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         note("started", device_id=self._identity.device_id, version=__version__, cap_bytes=self._config.cap)
         try:
@@ -90,7 +100,7 @@ class Agent:
             signal.signal(signal.SIGTERM, before)
 
     def turn(self) -> float:
-        """One turn; whatever goes wrong in it is logged and turned into a wait. Returns seconds to wait."""
+        """Take one turn, and return the seconds to wait after it. Whatever goes wrong is logged and becomes a wait."""
         try:
             wait_s = self._turn()
         except UnreachableError as error:
@@ -122,13 +132,17 @@ class Agent:
             else:
                 note("waiting", reason=answer.reason, wait_s=wait_s)
             return wait_s
-        if not self._serve(answer, received_s=time.monotonic()):
+        if not self._complete_task(answer, received_s=time.monotonic()):
             return self._pace.failed()
         self._deliver_pending()
         return self._pace.done()
 
-    def _serve(self, answer: SignedTask, *, received_s: float) -> bool:
-        """Do a task and keep its result as pending; False, after telling the coordinator, if that failed."""
+    def _complete_task(self, answer: SignedTask, *, received_s: float) -> bool:
+        """Do a whole task, and keep its result as pending.
+
+        Returns:
+            Whether there is a result; if not, the coordinator has been told why.
+        """
         task_id = None
         try:
             task = decisions.open_task(answer, self._identity.coordinator_public_key)
@@ -138,7 +152,7 @@ class Agent:
             deadline_s = received_s + task.deadline_s
             package, state, reference = self._fetch_all(task)
             prepared = self._prepare(task, package, deadline_s)
-            result = self._train(task, package, prepared, state, reference, deadline_s)
+            result = self._training_result(task, package, prepared, state, reference, deadline_s)
             self._store.keep_pending(result)
         except UnreachableError:
             raise
@@ -154,7 +168,11 @@ class Agent:
         return True
 
     def _fetch_all(self, task: Task) -> tuple[Package, Path, Path | None]:
-        """Fetch what the task needs and is not here, and lay the package out; its values, and its reference if any."""
+        """Download what the task needs and is not here yet, and lay the package out.
+
+        Returns:
+            The package; the file of the task's values; and the file of its reference, None if it has none.
+        """
         blobs = self._store.blobs
         manifest_path = self._fetch(task.package, MAX_MANIFEST_BYTES)
         manifest_data = manifest_path.read_bytes()
@@ -181,11 +199,15 @@ class Agent:
         return package, state, reference
 
     def _prepare(self, task: Task, package: Package, deadline_s: float) -> Path:
-        """The folder of the package laid out for this machine; made by a worker, unless it is there and current."""
+        """Folder of the package as prepared for this machine.
+
+        A worker prepares it, unless that was done before and still holds.
+        """
         folder = self._store.prepared_folder(task.package)
         if is_current(folder, task.package, self._config.arithmetic, self._config.engine):
             return folder
-        remaining_s = _remaining_s(task, deadline_s)
+        _require_time(task, deadline_s)
+        remaining_s = deadline_s - time.monotonic()
         job = PrepareJob(
             package_folder=str(package.folder),
             package_sha256=task.package,
@@ -200,7 +222,10 @@ class Agent:
         return folder
 
     def _fetch(self, sha256: str, max_bytes: int) -> Path:
-        """The file of a blob, downloaded unless it is here. A download goes on as long as it gets on."""
+        """Path of a blob, downloaded unless it is here.
+
+        A download that breaks off is continued as long as more bytes come.
+        """
         blobs = self._store.blobs
         while not blobs.has(sha256):
             before_bytes = blobs.held_bytes(sha256)
@@ -218,7 +243,7 @@ class Agent:
                 blobs.accept(sha256)
         return blobs.open_path(sha256)
 
-    def _train(
+    def _training_result(
         self,
         task: Task,
         package: Package,
@@ -227,8 +252,8 @@ class Agent:
         reference: Path | None,
         deadline_s: float,
     ) -> bytes:
-        """Run a worker on the task and encode what it did."""
-        _remaining_s(task, deadline_s)
+        """Have a worker train, and encode the result to hand in."""
+        _require_time(task, deadline_s)
         change = self._store.new_work_folder() / "change.safetensors"
         job = TrainJob(
             package_folder=str(package.folder),
@@ -246,7 +271,7 @@ class Agent:
             reference_path=str(reference) if reference else "",
         )
         note("training", task_id=task.task_id, slices=len(task.slices), steps=task.steps)
-        outcome = self._work(job, deadline_s)
+        outcome = self._run_with_one_retry(job, deadline_s)
         self._floor_bytes = outcome.memory.floor_bytes
         note(
             "trained",
@@ -259,11 +284,13 @@ class Agent:
         )
         return decisions.build_result(task, outcome, _read_change(change))
 
-    def _work(self, job: TrainJob, deadline_s: float) -> TrainOutcome:
-        """Have a worker do the job; once more with a smaller plan if it met the cap and time is left for as long.
+    def _run_with_one_retry(self, job: TrainJob, deadline_s: float) -> TrainOutcome:
+        """Run a training job in a worker.
 
-        The lower budget is kept for later tasks, unless there is no plan for it: then the cap is too small, and
-        telling so is better than refusing everything.
+        If that meets the cap and enough time is left, run it once more with a smaller plan.
+
+        The lower budget is kept for later tasks. It is not kept where no plan fits it: then the cap is too small, and
+        saying so is better than refusing every task from then on.
         """
         started_s = time.monotonic()
         try:
@@ -285,7 +312,7 @@ class Agent:
             return outcome
 
     def _deliver_pending(self) -> None:
-        """Hand in a result that waits, and forget it once the coordinator has decided about it."""
+        """Hand in the result that waits, and forget it once the coordinator has decided about it."""
         body = self._store.pending()
         if body is None:
             return
@@ -303,7 +330,7 @@ class Agent:
             note("result_delivered", task_id=task_id, status=answer.status)
 
     def _tell(self, event: DeviceEvent) -> None:
-        """Log an event and send it. It is no reason to stop if it does not arrive: it is in the log."""
+        """Log an event and send it. The turn goes on if it does not arrive, since the log has it."""
         warn(event.code, task_id=event.task_id, message=event.message)
         try:
             self._client.send_event(event)
@@ -311,11 +338,14 @@ class Agent:
             warn("event_not_sent", error=error)
 
 
-def _remaining_s(task: Task, deadline_s: float) -> float:
-    remaining_s = deadline_s - time.monotonic()
-    if remaining_s <= 0:
+def _require_time(task: Task, deadline_s: float) -> None:
+    """Refuse to start a worker whose result would come too late.
+
+    Raises:
+        DeviceError: the deadline has passed.
+    """
+    if time.monotonic() >= deadline_s:
         raise DeviceError(f"the deadline of {task.deadline_s:.0f} s passed before training could start")
-    return remaining_s
 
 
 def _read_change(path: Path) -> bytes:

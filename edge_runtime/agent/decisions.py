@@ -1,4 +1,4 @@
-"""What the agent decides, apart from how it moves bytes: no clock, file, socket or process here."""
+"""What the agent decides, apart from how it moves bytes: this module uses no clock, file, socket or process."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from edge_runtime.protocol.messages import (
     encode_result,
 )
 from edge_runtime.protocol.signing import verify
-from edge_runtime.training.methods import check_method, check_package
+from edge_runtime.training.methods import check_method, check_task
 from edge_runtime.worker.jobs import TrainOutcome
 
 FIRST_BACK_OFF_S = 5.0
 LONGEST_BACK_OFF_S = 15 * 60.0
-#: After a clear no, which only a person can change; spread by a fifth either way.
+#: Wait after a refusal that only a person can change; it is spread by a fifth either way.
 REFUSED_WAIT_S = 3600.0
-#: Refusals that pass by themselves: the clock gets set, the next request has another nonce.
+#: Codes of refusals that pass by themselves: the clock gets set, and the next request has another nonce.
 PASSING_REFUSALS = frozenset({"clock_off", "replayed"})
-#: After an out-of-memory kill the next plan may use this share of what the killed one was planned for.
+#: Share of the last budget that the next plan may use after an out-of-memory kill.
 SMALLER_PLAN = 0.75
 _MAX_MESSAGE_CHARACTERS = 2000
 
 
 def open_task(answer: SignedTask, coordinator_key: str) -> Task:
-    """The task, if the pinned coordinator signed it.
+    """The task, if the coordinator whose key was pinned signed it.
 
     Raises:
-        SignatureError: somebody else did.
+        SignatureError: somebody else signed it.
         ProtocolError: it is malformed.
     """
     data = answer.task.encode()
@@ -64,7 +64,7 @@ def open_manifest(data: bytes, task: Task, publisher_key: str) -> Manifest:
 
 
 def admit_task(task: Task, config: DeviceConfig) -> None:
-    """Check what the task states against what the operator grants.
+    """Check what the task asks for against what the operator grants.
 
     Raises:
         CapExceededError: it needs more memory than the cap.
@@ -82,12 +82,12 @@ def admit_package(task: Task, manifest: Manifest, config: DeviceConfig) -> None:
     """Check the task against its package, and the package against the device's limits.
 
     Raises:
-        PackageError: the task asks for what the package does not have.
-        ConfigError: the task asks for what does not go together, with or without this package.
-        DeviceError: a file, or all together, are over a limit.
+        PackageError: the task asks for something that the package does not have.
+        ConfigError: settings of the task exclude each other, or do not suit the package.
+        DeviceError: a file, or all files together, exceed a limit.
     """
     check_method(task)
-    check_package(task, manifest)
+    check_task(task, manifest)
     if task.sequence_limit > manifest.sequence_limit:
         raise PackageError(
             f"task {task.task_id} asks for {task.sequence_limit} tokens a row "
@@ -108,7 +108,7 @@ def admit_package(task: Task, manifest: Manifest, config: DeviceConfig) -> None:
 
 
 def smaller_budget(budget_bytes: int) -> int:
-    """What the next plan may use, in bytes, after one for ``budget_bytes`` met the cap."""
+    """Bytes that the next plan may use, after a plan for ``budget_bytes`` met the cap."""
     return int(budget_bytes * SMALLER_PLAN)
 
 
@@ -116,7 +116,7 @@ def build_result(task: Task, outcome: TrainOutcome, change: bytes) -> bytes:
     """The encoded result of a task.
 
     Raises:
-        ProtocolError: it would be over the protocol's limit.
+        ProtocolError: it is larger than the protocol allows.
     """
     body = encode_result(
         Result(
@@ -144,8 +144,8 @@ def build_result(task: Task, outcome: TrainOutcome, change: bytes) -> bytes:
 def describe(code: str, error: Exception, task_id: str | None) -> DeviceEvent:
     """The event that tells operators why a task was refused or failed.
 
-    The reason leads the message: ``cap`` for memory, else the error's class. Errors of this project never
-    quote data; of any other only the class is told.
+    The message begins with the reason: ``cap`` for memory, else the error's class. Errors of this project never quote
+    data; of any other error only the class is told.
     """
     reason = "cap" if isinstance(error, CapExceededError) else type(error).__name__
     detail = f": {error}" if isinstance(error, EdgeError) else ""
@@ -153,38 +153,43 @@ def describe(code: str, error: Exception, task_id: str | None) -> DeviceEvent:
 
 
 def describe_retry(error: OutOfMemoryError, budget_bytes: int, task_id: str) -> DeviceEvent:
-    """The event that tells operators of a smaller plan after an out-of-memory kill; the task goes on."""
+    """The event that tells operators that a task goes on with a smaller plan after it ran out of memory."""
     message = f"{error}; trying once more with a plan for {budget_bytes} bytes"
     return DeviceEvent("plan_reduced", message[:_MAX_MESSAGE_CHARACTERS], task_id)
 
 
 class Pace:
-    """How long to wait between turns, in seconds. Drawn at random, so that a fleet never moves in step."""
+    """Seconds to wait between turns. They are drawn at random, so that the devices of a fleet never act all at once.
+
+    Args:
+        source: source of the random choices.
+    """
 
     def __init__(self, source: random.Random) -> None:
         self._random = source
         self._failures = 0
 
     def asked(self, after_min_s: float, after_max_s: float) -> float:
-        """Within the window that the coordinator named."""
+        """Wait after an answer without work: a time within the window that the coordinator named."""
         self._failures = 0
         return self._random.uniform(after_min_s, max(after_min_s, after_max_s))
 
     def done(self) -> float:
-        """After a task that went well: at once."""
+        """Wait after a task that went well: none."""
         self._failures = 0
         return 0.0
 
     def failed(self, retry_after_s: float | None = None) -> float:
-        """After a failure that may pass: exponential back-off with full jitter.
+        """Wait after a failure that may pass: exponential back-off with full jitter.
 
         Args:
-            retry_after_s: the least wait that the coordinator asked for, if it did; the jitter comes on top.
+            retry_after_s: least wait that the coordinator asked for, to which the jitter is added; None if it asked for
+                none.
         """
         longest_s = min(LONGEST_BACK_OFF_S, FIRST_BACK_OFF_S * 2.0 ** min(self._failures, 16))
         self._failures += 1
         return (retry_after_s or 0.0) + self._random.uniform(0.0, longest_s)
 
     def refused(self) -> float:
-        """After a clear no."""
+        """Wait after a refusal that only a person can change."""
         return REFUSED_WAIT_S * self._random.uniform(0.8, 1.2)

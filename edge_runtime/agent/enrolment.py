@@ -1,4 +1,4 @@
-"""Joining: once in a device's life, with a one-time token."""
+"""Enrolment: a device joins once in its life, with a one-time token."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edge_runtime.protocol.messages import EnrolRequest
 
 
 def ensure_identity(config: DeviceConfig, store: Store, transport: Transport) -> Identity:
-    """The device's identity; enrols if it has none. The key is on the disk before it is announced.
+    """The device's identity. A device that has none enrols, after its new key has reached the disk.
 
     Raises:
         ConfigError: there is no identity and no token.

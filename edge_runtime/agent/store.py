@@ -37,17 +37,32 @@ PREPARED = "prepared"
 
 
 class Identity(Struct, frozen=True):
-    """Who the device is, and whose tasks it takes."""
+    """Who the device is, and whose tasks it takes.
+
+    Attributes:
+        device_id: the id that the coordinator gave it.
+        coordinator_public_key: public key that must have signed its tasks.
+    """
 
     device_id: Identifier
     coordinator_public_key: PublicKey
 
 
 class Store:
-    """The state folder. Reading is free to anyone; writing needs :meth:`locked`."""
+    """The state folder. Any process may read; one that writes must hold :meth:`locked`.
+
+    Attributes:
+        folder: path of the state folder.
+        blobs: downloads.
+        packages: the package in use.
+    """
 
     def __init__(self, folder: Path, *, disk_quota_bytes: int) -> None:
         """Create the folder (mode 0700) if there is none.
+
+        Args:
+            folder: path of the state folder.
+            disk_quota_bytes: disk space that downloads may take.
 
         Raises:
             ConfigError: it cannot be created or entered.
@@ -63,7 +78,7 @@ class Store:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Claim the folder for this process, and remove what a killed one left half-written.
+        """Claim the folder for this process, and remove half-written files of a process that was killed.
 
         Raises:
             ConfigError: another process holds it, or it cannot be written.
@@ -92,7 +107,7 @@ class Store:
         return (self.folder / KEY).exists()
 
     def identity(self) -> Identity | None:
-        """The identity given at enrolment, None before it.
+        """The identity that the device got when it enrolled; None before that.
 
         Raises:
             ConfigError: the file is there but cannot be read.
@@ -126,7 +141,10 @@ class Store:
         sync_folder(self.folder)
 
     def prepared_folder(self, package_sha256: str) -> Path:
-        """Where a package is laid out for this machine; what was prepared from other packages is removed."""
+        """Path of a package as prepared for this machine.
+
+        Folders that were prepared from other packages are removed.
+        """
         parent = self.folder / PREPARED
         parent.mkdir(mode=0o700, exist_ok=True)
         for other in parent.iterdir():
@@ -141,7 +159,7 @@ class Store:
         return self._work
 
     def _claim(self) -> BinaryIO:
-        """The locked lock file; closing it gives the folder up, and so does the end of the process."""
+        """The lock file, opened and locked. Closing it gives the folder up, and so does the end of the process."""
         try:
             file = (self.folder / "lock").open("wb")
             try:

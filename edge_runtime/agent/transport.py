@@ -1,13 +1,12 @@
-"""How bytes reach the coordinator and come back. Whoever sends decides what they mean.
+"""How bytes reach the coordinator and come back; what an answer means is decided by the caller.
 
-``HttpTransport`` is the real one; tests put an in-memory coordinator behind the same protocol. Three
-rules hold for every answer: it is read up to a byte cap and no further, redirects are handed back and
-never followed (a signature covers one path on one host), and nothing is decompressed.
+``HttpTransport`` is the real one; tests put an in-memory coordinator behind the same protocol. Three rules hold for
+every answer: it is read up to a byte cap and no further; redirects are handed back and never followed, because a
+signature covers one path on one host; and nothing is decompressed.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -20,10 +19,11 @@ from msgspec import Struct, field
 from urllib3.exceptions import HTTPError
 
 from edge_runtime.errors import ProtocolError, UnreachableError
+from edge_runtime.protocol.addresses import is_loopback
 from edge_runtime.protocol.messages import MAX_CONTROL_BYTES
 
 CONNECT_TIMEOUT_S = 15.0
-#: Longest silence within an answer, not its whole length: a slow line may take its time.
+#: Longest silence within an answer. Its whole length is not limited, since a slow line may take its time.
 READ_TIMEOUT_S = 60.0
 CHUNK_BYTES = 1 << 16
 
@@ -34,13 +34,13 @@ class Request(Struct, frozen=True):
     """One request.
 
     Attributes:
-        method: in capitals.
-        path: with the leading slash, without host and query.
-        body: empty for GET.
-        headers: as sent.
-        max_bytes: most bytes of the answer's body; with ``sink``, of the whole file.
-        sink: file that takes the body of a 200 (which replaces it) or a 206 (which continues it, and
-            must start where it ends); other answers go to :attr:`Response.body`.
+        method: HTTP method in capitals.
+        path: path with its leading slash, without host and query.
+        body: content; empty for GET.
+        headers: header names and values.
+        max_bytes: largest size of the answer's body; with ``sink``, of the whole file.
+        sink: file that takes the body of a 200 (which replaces it) or a 206 (which continues it, and must start where
+            it ends); other answers go to :attr:`Response.body`.
     """
 
     method: str
@@ -52,7 +52,13 @@ class Request(Struct, frozen=True):
 
 
 class Response(Struct, frozen=True):
-    """One answer; header names are in lower case."""
+    """One answer.
+
+    Attributes:
+        status: HTTP status.
+        headers: header names in lower case, and their values.
+        body: content; empty where a sink took it.
+    """
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -63,11 +69,11 @@ class Transport(Protocol):
     """Sends a request to the coordinator."""
 
     def send(self, request: Request) -> Response:
-        """The answer, whatever its status.
+        """Send a request and return the answer, whatever its status.
 
         Raises:
-            UnreachableError: no answer, or it broke off; a sink keeps what had come.
-            ProtocolError: the answer is longer than allowed, or continues a file at another place.
+            UnreachableError: no answer came, or it broke off; a sink keeps the bytes that had come.
+            ProtocolError: the answer is longer than allowed, or does not continue the file where it ends.
         """
         ...
 
@@ -76,6 +82,9 @@ class HttpTransport:
     """HTTP/1.1 with TLS verification against the system's certificates, through the environment's proxy.
 
     ``http_proxy``, ``https_proxy`` and ``no_proxy`` are honoured, except for addresses of this machine.
+
+    Args:
+        base_url: address of the coordinator, ``https://host[:port]``.
     """
 
     def __init__(self, base_url: str) -> None:
@@ -156,7 +165,7 @@ def _continuation(headers: Mapping[str, str], sink: Path) -> int:
 def _proxy_for(url: str) -> str | None:
     parts = urlsplit(url)
     host = parts.hostname or ""
-    if _is_this_machine(host) or urllib.request.proxy_bypass(host):
+    if is_loopback(host) or urllib.request.proxy_bypass(host):
         return None
     proxies = urllib.request.getproxies()
     return proxies.get(parts.scheme) or proxies.get("all")
@@ -167,10 +176,3 @@ def _proxy_headers(proxy: str) -> dict[str, str]:
     if parts.username is None:
         return {}
     return urllib3.make_headers(proxy_basic_auth=f"{parts.username}:{parts.password or ''}")
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -1,4 +1,4 @@
-"""From rows to batches of token ids. Loaded by the worker only: it needs numpy and the tokenizer."""
+"""From rows to batches of token ids. Only the worker loads this module, because it needs numpy and the tokenizer."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ NOT_PREDICTED = -1
 
 
 class Tokenizer:
-    """The package's tokenizer, truncating to a sequence limit and never padding."""
+    """The package's tokenizer. It cuts rows off at a sequence limit and never pads."""
 
     def __init__(self, path: Path, sequence_limit: int) -> None:
         """Load ``tokenizer.json``.
 
         Args:
             path: the package's tokenizer file.
-            sequence_limit: most tokens of a row, special tokens included.
+            sequence_limit: largest number of tokens of a row, special tokens included.
 
         Raises:
-            PackageError: the file cannot be read, or cannot truncate to this limit.
+            PackageError: the file cannot be read, or cannot be used with this limit.
         """
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
@@ -50,12 +50,13 @@ class Tokenizer:
         """Token ids of each row.
 
         Args:
-            rows: whose texts to encode.
-            at_least: tokens that a row must give; 2 for language modelling, where the first predicts the second.
+            rows: rows with the texts.
+            at_least: number of tokens that each row must have; 2 for language modelling, where the first predicts the
+                second.
 
         Raises:
-            DataError: a row's text gives fewer tokens; names its line, counted within ``rows``.
-            PackageError: the tokenizer cannot encode some text.
+            DataError: a row has fewer tokens; names the row by its number within ``rows``, from 1.
+            PackageError: the tokenizer cannot encode a text.
         """
         try:
             ids = [self._tokenizer.encode(row.text).ids for row in rows]
@@ -76,9 +77,11 @@ class Tokenizer:
 class Batch:
     """Padded examples.
 
-    ``input_ids`` and ``attention_mask`` are int64 of shape (B, T), the mask 1 on tokens and 0 on padding.
-    ``labels`` is int64: the label index of each example, (B,); or, for language modelling, (B, T) the token that
-    follows each place, ``NOT_PREDICTED`` at the last token and on padding.
+    Attributes:
+        input_ids: (B, T) int64 token ids.
+        attention_mask: (B, T) int64, 1 on tokens and 0 on padding.
+        labels: (B,) int64 label index of each example; for language modelling (B, T), the token that follows each
+            place, with ``NOT_PREDICTED`` at the last token and on padding.
     """
 
     input_ids: IntArray
@@ -87,7 +90,7 @@ class Batch:
 
     @property
     def predicted(self) -> IntArray:
-        """How many labels each example is scored on, (B,): 1 for classification, else its predicted tokens."""
+        """(B,) number of labels that each example is scored on: 1 for classification, else its predicted tokens."""
         if self.labels.ndim == 1:
             return np.ones(len(self.labels), dtype=np.int64)
         counts: IntArray = (self.labels != NOT_PREDICTED).sum(axis=1)
@@ -101,11 +104,15 @@ def make_batch(
     pad_token_id: int,
     sequence_limit: int | None = None,
 ) -> Batch:
-    """Pad token ids on the right, to the longest of the group.
+    """Pad token ids on the right, to the longest row.
 
-    With a ``sequence_limit`` the length is rounded up to a multiple of ``PAD_TO`` within it: with few different
-    lengths, memory blocks of the engine and entries of a prefix cache are met again. ``labels`` None is language
-    modelling: the labels are the next tokens.
+    Args:
+        ids: token ids of each row.
+        labels: label index of each row; None for language modelling, where the labels are the next tokens.
+        pad_token_id: token id of the padding.
+        sequence_limit: largest length. With it the length is rounded up to a multiple of ``PAD_TO``, within the limit:
+            few different lengths mean that the engine's memory blocks and a prefix cache's entries are used again. None
+            does not round.
 
     Raises:
         ValueError: there are no rows, or not one label a row.
@@ -128,36 +135,36 @@ def make_batch(
 
 
 def _next_tokens(input_ids: IntArray, mask: IntArray) -> IntArray:
-    """The token after each place, (B, T); ``NOT_PREDICTED`` where padding or nothing follows."""
+    """(B, T) token after each place; ``NOT_PREDICTED`` where padding or nothing follows."""
     labels = np.full_like(input_ids, NOT_PREDICTED)
     labels[:, :-1] = np.where(mask[:, 1:] == 1, input_ids[:, 1:], NOT_PREDICTED)
     return labels
 
 
 def padded_length(tokens: int, sequence_limit: int) -> int:
-    """The length that a batch whose longest row has this many tokens is padded to."""
+    """Length to which a batch is padded if its longest row has this many tokens."""
     return min(-(-tokens // PAD_TO) * PAD_TO, max(tokens, sequence_limit))
 
 
 def draw_batches(
     row_count: int, *, seed: int, round_number: int, slot: int, steps: int, batch_size: int
 ) -> list[IntArray]:
-    """Which rows each step takes.
+    """Choose the rows of each step.
 
-    The rows are shuffled, walked through, and shuffled anew when exhausted. Every batch is full; a device
-    with fewer rows than ``batch_size`` takes all of them each step. The shuffle orders rows by raw Philox
-    words, which no version of numpy changes.
+    The rows are shuffled and taken in turn, and shuffled anew when all have been taken. Every batch is full; a device
+    with fewer rows than ``batch_size`` takes all of them in each step. The shuffle orders rows by raw Philox words,
+    which no version of numpy changes.
 
     Args:
-        row_count: rows of the device.
-        seed: of the run.
-        round_number: of the task.
-        slot: of the task.
+        row_count: number of rows of the device.
+        seed: seed of the run.
+        round_number: number of the round, from 0.
+        slot: number of the device within the round.
         steps: number of batches.
-        batch_size: rows in a batch.
+        batch_size: number of rows of a batch.
 
     Returns:
-        ``steps`` arrays of distinct row indices each, unless a batch spans two shuffles.
+        For each step the indices of its rows. They are distinct, unless a batch spans two shuffles.
     """
     if row_count < 1:
         raise ValueError("a device without rows has no batches")

@@ -1,4 +1,4 @@
-"""Tokenised examples of one length, and how a batch is grouped into such."""
+"""Tokenised examples, and how they are grouped so that a batch needs little padding."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from edge_runtime.data.batches import Batch, make_batch, padded_length
 
 @dataclass(frozen=True)
 class Examples:
-    """A device's rows as token ids and label indices, row by row; ``labels`` None for language modelling.
+    """A device's rows as token ids.
 
-    ``pad_token_id`` fills batches, to lengths up to ``sequence_limit``.
+    Attributes:
+        ids: token ids of each row.
+        labels: label index of each row; None for language modelling.
+        pad_token_id: token id of the padding.
+        sequence_limit: largest length of a batch, in tokens.
     """
 
     ids: Sequence[Sequence[int]]
@@ -22,11 +26,11 @@ class Examples:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest row, as a batch holds it."""
+        """Length of the longest row, in tokens, as padded in a batch."""
         return padded_length(max(map(len, self.ids)), self.sequence_limit)
 
     def batch(self, rows: Sequence[int]) -> Batch:
-        """These rows, padded to the longest of them."""
+        """A batch of these rows, padded to the longest of them."""
         return make_batch(
             [self.ids[row] for row in rows],
             None if self.labels is None else [self.labels[row] for row in rows],
@@ -36,6 +40,6 @@ class Examples:
 
 
 def group_by_length(ids: Sequence[Sequence[int]], size: int) -> list[list[int]]:
-    """Positions in groups of ``size``, like lengths together, so that little is padded."""
+    """Positions in groups of ``size`` that bring rows of like length together, so that little is padded."""
     order = sorted(range(len(ids)), key=lambda position: (len(ids[position]), position))
     return [order[start : start + size] for start in range(0, len(order), size)]

@@ -1,9 +1,9 @@
-"""The device's own examples: a JSONL file of ``{"text": …, "label": …}``, parsed into bounded rows.
+"""The device's own examples: a JSONL file of ``{"text": …, "label": …}``, read as rows of bounded size.
 
-For language modelling a row is ``{"text": …}`` alone: what is predicted is the text itself.
+For language modelling a row is ``{"text": …}`` alone: the text itself is what is predicted.
 
-Errors name file, line number and limit. They never quote the text, the label or anything else from the
-file, because an error's message may travel to the coordinator.
+Errors name file, line number and limit. They never quote the text, the label or anything else from the file, because an
+error's message may travel to the coordinator.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ _COUNT_CHUNK_BYTES = 1 << 18
 
 
 class Row(Struct, frozen=True):
-    """One example: its text, and its label as an index into the package's labels; ``NO_LABEL`` if it has none."""
+    """One example.
+
+    Attributes:
+        text: its text.
+        label: index of its label among the package's labels; ``NO_LABEL`` if it has none.
+    """
 
     text: str
     label: int = NO_LABEL
@@ -40,7 +45,7 @@ class _Line(Struct, frozen=True, forbid_unknown_fields=True):
 _DECODER = msgspec.json.Decoder(_Line)
 _LABELLED = 'an object {"text": "…", "label": "…"} with exactly these two strings'
 _TEXT_ALONE = 'an object {"text": "…"} with exactly this string'
-#: What a row must be, by whether it has a label; None: unknown, in the first row.
+#: Form of a row, by whether rows have labels; None stands for the first row, before that is known.
 _FORMS = {True: _LABELLED, False: _TEXT_ALONE, None: f"{_LABELLED}, or {_TEXT_ALONE}"}
 
 
@@ -49,11 +54,11 @@ def load_rows(path: Path, labels: Sequence[str]) -> list[Row]:
 
     Args:
         path: the JSONL file.
-        labels: the label set, in the package's order; empty for a causal language model.
+        labels: the package's labels in their order; empty for a causal language model.
 
     Raises:
-        DataError: the file is missing, empty or too long, or a row is malformed, too long, without text,
-            with a label outside the set, or with one where there is no set.
+        DataError: the file is missing, empty or too long; or a row is malformed, too long or without text, or has a
+            label that is not among ``labels``.
     """
     index = {label: position for position, label in enumerate(labels)}
     rows = []
@@ -71,12 +76,13 @@ def load_rows(path: Path, labels: Sequence[str]) -> list[Row]:
 
 
 def check_rows(path: Path) -> int:
-    """Parse a data file without knowing the package; returns its number of rows.
+    """Parse a data file without knowing the package.
 
-    Rows may have labels or not, but all like the first.
+    Returns:
+        The number of rows. They may have labels or not, but all must be like the first.
 
     Raises:
-        DataError: as in :func:`load_rows`, except for the label set.
+        DataError: the file is missing, empty or too long; or a row is malformed, too long or without text.
     """
     return sum(1 for _ in _parsed(path, labelled=None))
 
@@ -113,7 +119,12 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _parsed(path: Path, *, labelled: bool | None) -> Iterator[tuple[str, _Line]]:
-    """Each row with the words that name it in an error; ``labelled`` None asks for what the first row has."""
+    """Each row, with the words that name it in an error.
+
+    Args:
+        path: the JSONL file.
+        labelled: whether rows must have a label; None makes all follow the first.
+    """
     number = 0
     for number, line in enumerate(_lines(path), start=1):
         where = f"{path} line {number}"

@@ -1,6 +1,6 @@
-"""Engines by name: the one place that makes one, and what is installed of them.
+"""Engines by name: the one place that makes them, and which of them are installed.
 
-An engine's library is imported when it is asked for, so that a device loads only its own.
+An engine's library is imported only when the engine is asked for, so that a device loads only its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def engine_maker(name: EngineName) -> Callable[[int], Engine]:
-    """Import an engine's library; the result makes the engine for a number of threads.
+    """Import an engine's library.
+
+    Returns:
+        A function that makes the engine for a number of threads.
 
     Raises:
         ConfigError: the library is not installed; gives the install command.
@@ -32,7 +35,7 @@ def engine_maker(name: EngineName) -> Callable[[int], Engine]:
 
 
 def engine_version(name: EngineName) -> str:
-    """Name and version of an engine that is installed, found without loading it.
+    """Name and version of an installed engine, found without loading it.
 
     Raises:
         ConfigError: it is not installed; gives the install command.

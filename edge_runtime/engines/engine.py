@@ -1,4 +1,4 @@
-"""Inference engines behind one interface: load a program with bound weights, run it on named arrays."""
+"""The interface of an inference engine: load a program together with its weights, run it on named arrays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,17 @@ class LoadedProgram(Protocol):
     """A program with its weights in place."""
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Outputs by name for inputs by name; raises :class:`WorkerError` if the engine fails."""
+        """Run the program once.
+
+        Args:
+            inputs: arrays by input name.
+
+        Returns:
+            Arrays by output name.
+
+        Raises:
+            WorkerError: the engine fails.
+        """
         ...
 
 
@@ -24,14 +34,14 @@ class Engine(Protocol):
 
     @property
     def version(self) -> str:
-        """Name and version; weights prepared for one version are not used with another."""
+        """Name and version. Weights prepared for one version are not used with another."""
         ...
 
     def load(self, program: Path, weights: Mapping[str, Array], outputs: Sequence[str]) -> LoadedProgram:
         """Load one program.
 
         Args:
-            program: its file.
+            program: path of its file.
             weights: frozen tensors to bind, by initialiser name; the engine may keep references to them.
             outputs: names of the outputs to compute.
 

@@ -1,8 +1,8 @@
-"""ExecuTorch as engine: ``.pte`` programs with XNNPACK, through its Python binding.
+"""ExecuTorch as the engine: ``.pte`` programs with XNNPACK, through its Python binding.
 
-The binding takes torch tensors, so this loads torch, 218 MB resident: it is imported when an engine is made, and only
-then. The binding is imported by its own name, ``_portable_lib``: the public ``executorch.runtime`` imports the whole
-exporter as well, 135 MB more (docs/decisions/0013-executorch.md).
+The binding takes torch tensors, so this engine loads torch, 218 MB resident, when it is made and not before. The
+binding is imported by its own name, ``_portable_lib``: the public ``executorch.runtime`` imports the whole exporter as
+well, 135 MB more (docs/decisions/0013-executorch.md).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edge_runtime.engines.engine import Array
 from edge_runtime.engines.names import INPUTS_METHOD, NAME_SEPARATOR, OUTPUTS_METHOD
 from edge_runtime.errors import ConfigError, FormatVersionError, PackageError, WorkerError
 
-#: Bytes 4 to 8 of a ``.pte``: its format, which this engine reads in one version.
+#: Format of a ``.pte`` in its bytes 4 to 8; this engine reads one version of it.
 PROGRAM_FORMAT = b"ET12"
 INSTALL = "pip install 'edge-runtime[executorch]'"
 
@@ -42,7 +42,7 @@ class ExecutorchEngine:
     """Loads ``.pte`` programs for the CPU.
 
     Args:
-        threads: threads of the process's one pool.
+        threads: number of threads of the process's one pool.
 
     Raises:
         ConfigError: ExecuTorch or torch is not installed; gives the install command.
@@ -58,11 +58,11 @@ class ExecutorchEngine:
         return f"executorch {metadata.version('executorch')}"
 
     def load(self, program: Path, weights: Mapping[str, Array], outputs: Sequence[str]) -> ExecutorchProgram:
-        """See :class:`edge_runtime.engines.engine.Engine`; no weights are bound, all are inputs.
+        """See :meth:`edge_runtime.engines.engine.Engine.load`. No weights are bound: all are inputs.
 
         Raises:
             FormatVersionError: the program was made for another version of ExecuTorch.
-            PackageError: it is no program, or has not the outputs.
+            PackageError: the file is no program, or the program does not have the outputs.
         """
         if weights:
             raise PackageError(f"{program} has weights to bind; {self.version} takes them as inputs")
@@ -102,7 +102,7 @@ class ExecutorchEngine:
 
 
 class ExecutorchProgram:
-    """One method with its planned memory; keeps its program alive."""
+    """One method with the memory planned for it. It keeps its program alive."""
 
     def __init__(
         self,
@@ -118,7 +118,10 @@ class ExecutorchProgram:
         self._places = {name: made.index(name) for name in outputs}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """See :class:`edge_runtime.engines.engine.LoadedProgram`; reads inputs where they lie, copies outputs."""
+        """See :meth:`edge_runtime.engines.engine.LoadedProgram.run`.
+
+        Inputs are read where they lie; outputs are copied.
+        """
         missing = [name for name in self._inputs if name not in inputs]
         if missing:
             raise WorkerError(f"executorch failed: the program wants {missing[0]!r}, which was not given")

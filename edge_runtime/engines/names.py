@@ -1,19 +1,19 @@
-"""Names that the exporter writes and an engine reads: engines, inputs and outputs of programs.
+"""Names that the exporter writes and an engine reads: engines, and inputs and outputs of programs.
 
-Shared by the exporter, which must not load an engine for them.
+They stand in a module of their own because the exporter must not load an engine for them.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-#: What runs programs on a device; the first is what the bare install carries.
+#: Engines that run programs on a device; the first comes with the bare install.
 EngineName = Literal["onnxruntime", "executorch"]
 ENGINES: tuple[EngineName, ...] = ("onnxruntime", "executorch")
 
-#: ONNX has one namespace for inputs and outputs; an output that continues an input's name carries this suffix.
+#: Suffix of an ONNX output whose name is that of an input, since ONNX has one namespace for both.
 OUTPUT_SUFFIX = "_out"
 
-#: A ``.pte`` takes values by position. Two constant methods beside ``forward`` give the names, in order.
+#: Constant methods of a ``.pte``, beside ``forward``, that give the names of its values, which it takes by position.
 INPUTS_METHOD, OUTPUTS_METHOD = "input_names", "output_names"
 NAME_SEPARATOR = ","

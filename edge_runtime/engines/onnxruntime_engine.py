@@ -1,10 +1,13 @@
-"""ONNX Runtime as engine.
+"""ONNX Runtime as the engine.
 
-Options, each measured (docs/decisions/0003-engine.md, 0011-live-sets.md): all sessions share one arena, since segments
-run one after another and arenas of their own would each keep what they once took; spinning is off because several
-sessions share the process; weights that the engine repacks are bound as external initialisers, all others are inputs,
-whose mapped pages it reads in place; nodes run in the order of the file, which the exporter chose for memory, and
-without fusions or planned reuse, which would change it.
+Each option was measured (docs/decisions/0003-engine.md, 0011-live-sets.md):
+
+- All sessions share one arena. Segments run one after another, and arenas of their own would each keep their peak.
+- Spinning is off, because several sessions share the process.
+- Weights that the engine repacks are bound as external initialisers. All others are inputs, whose mapped pages the
+  engine reads in place.
+- Nodes run in the order of the file, which the exporter chose for memory. Fusions are off because they change that
+  order, planned reuse because it keeps dead buffers.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from edge_runtime.errors import PackageError, WorkerError
 
 @cache
 def _share_one_arena() -> None:
-    """Register one arena for all sessions of this process; without a configuration of its own, which crashes."""
+    """Register one arena for all sessions of this process. It has no configuration: with one it crashes."""
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(memory, None)
 
@@ -31,7 +34,7 @@ class OnnxEngine:
     """Loads ``.onnx`` programs for the CPU.
 
     Args:
-        threads: threads one operator may use.
+        threads: number of threads that one operator may use.
     """
 
     def __init__(self, threads: int = 1) -> None:
@@ -40,11 +43,11 @@ class OnnxEngine:
 
     @property
     def version(self) -> str:
-        """Name and version, as :func:`edge_runtime.package.prepared.engine_version` gives them."""
+        """Name and version, as :func:`edge_runtime.engines.choice.engine_version` gives them."""
         return f"onnxruntime {ort.__version__}"
 
     def load(self, program: Path, weights: Mapping[str, Array], outputs: Sequence[str]) -> OnnxProgram:
-        """See :class:`edge_runtime.engines.engine.Engine`."""
+        """See :meth:`edge_runtime.engines.engine.Engine.load`."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
@@ -66,7 +69,7 @@ class OnnxEngine:
 
 
 class OnnxProgram:
-    """One session; holds its bound weights alive."""
+    """One session. It keeps its bound weights alive."""
 
     def __init__(
         self, session: ort.InferenceSession, outputs: Sequence[str], bound: Mapping[str, ort.OrtValue]
@@ -76,7 +79,7 @@ class OnnxProgram:
         self._bound = bound
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """See :class:`edge_runtime.engines.engine.LoadedProgram`."""
+        """See :meth:`edge_runtime.engines.engine.LoadedProgram.run`."""
         try:
             results = self._session.run([name + OUTPUT_SUFFIX for name in self._outputs], dict(inputs))
         except Exception as error:  # the library's exceptions have no narrower root

@@ -1,7 +1,7 @@
-"""Inputs of segments, kept through the forward pass for the backward pass, in memory or in a file.
+"""Layer inputs kept for the backward sweep, in memory or in a file.
 
-They are taken back in the reverse order, so the file is a stack: it never holds more than one pass, has no name, and
-is gone when the pass ends.
+The backward sweep takes them in reverse order, so the file is a stack: it never holds more than one step's inputs, has
+no name, and is gone when the step ends.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from edge_runtime.errors import DeviceError
 
 
 class ActivationStore:
-    """A stack of groups of arrays.
+    """A stack of layer inputs, of which one segment's are pushed together.
 
     Args:
-        folder: on the file system that is to hold them; None keeps them in memory.
+        folder: folder of the file that holds them; None keeps them in memory.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -43,14 +43,14 @@ class ActivationStore:
 
     @property
     def arrays(self) -> list[Array]:
-        """What is kept in memory."""
+        """All arrays that are in memory."""
         return [array for group in self._in_memory for array in group]
 
     def push(self, group: Sequence[Array]) -> None:
-        """Keep some arrays together.
+        """Keep the inputs of one segment, one array for each micro-batch.
 
         Raises:
-            DeviceError: the disk is full, with what is free there.
+            DeviceError: the disk is full; says how much is free there.
         """
         if self._file is None:
             self._in_memory.append(list(group))
@@ -58,7 +58,7 @@ class ActivationStore:
         self._in_file.append([(self._write(array), array.dtype, array.shape) for array in group])
 
     def pop(self) -> list[Array]:
-        """The arrays that were pushed last; they are kept no longer."""
+        """The inputs that were pushed last, which are kept no longer."""
         if self._file is None:
             return self._in_memory.pop()
         entries = self._in_file.pop()
@@ -94,5 +94,5 @@ class ActivationStore:
     @property
     def _descriptor(self) -> int:
         if self._file is None:
-            raise ValueError("these inputs are kept in memory")
+            raise ValueError("these layer inputs are kept in memory")
         return self._file.fileno()

@@ -1,11 +1,11 @@
 """The exact gradient, by checkpointed backpropagation over the same programs, package and weights.
 
 The forward sweep runs the primal programs segment by segment and keeps each trained segment's input (Chen et al. 2016,
-arXiv 1604.06174, section 3); the backward sweep runs the adjoint programs in reverse order, each of which computes its
-segment again and passes the cotangent on. The head's adjoint starts it, so the head runs once. Every weight of a
-segment behind the first trained slice is therefore read twice a step, where forward mode reads it once.
+arXiv 1604.06174, section 3). The backward sweep runs the adjoint programs in reverse order; each computes its segment
+again and passes the cotangent on. It starts with the head's adjoint, so the head runs once. Every weight of a segment
+from the first trained slice on is therefore read twice a step, where forward mode reads it once.
 
-It is the baseline that forward mode is measured against (docs/decisions/0014-backpropagation.md).
+This is the baseline that forward mode is measured against (docs/decisions/0014-backpropagation.md).
 """
 
 from __future__ import annotations
@@ -30,12 +30,15 @@ from edge_runtime.package.slices import FloatArray, Values
 
 
 class Backpropagation(Executor):
-    """Runs sweeps forwards and back.
+    """Runs sweeps forwards and backwards.
 
     Args:
-        prepared, engine, weights, cache: as of :class:`edge_runtime.execution.executor.Executor`.
-        trained: names of the slices whose gradient is wanted, at least one beside the head.
-        spill_folder: layer inputs wait in a file there; None keeps them in memory.
+        prepared: the package, prepared for this machine.
+        engine: engine that loads the programs.
+        trained: names of the slices whose gradient is wanted, at least one of them not the head.
+        weights: whether weights stay in memory or pass through it.
+        cache: store for the outputs of the segments before the first trained slice; None computes them every time.
+        spill_folder: folder of the file that keeps layer inputs for the backward sweep; None keeps them in memory.
 
     Raises:
         PackageError: no slice is trained, or the package has no adjoint programs in its arithmetic.
@@ -62,7 +65,7 @@ class Backpropagation(Executor):
             for index in range(first, count)
         ]
         self._back = tuple(adjoints)
-        self._kept: ActivationStore | None = None
+        self._layer_inputs: ActivationStore | None = None
         super().__init__(prepared, engine, trained, weights, cache)
         self._adjoints = [
             self._adjoint_stage(index, adjoints[index - first], adjoints[: index - first])
@@ -80,33 +83,36 @@ class Backpropagation(Executor):
         """Losses of a batch, and the gradient of their mean.
 
         Args:
-            values, micro_batches, rows: as of :meth:`Executor.sweep`.
-            slopes: of a loss that is a function of each example's cross-entropy, (b,) at (b,); None for
-                cross-entropy itself. Examples do not mix on the way back, so their cotangents are scaled at its start.
+            values: values of all slices, by flat name.
+            micro_batches: the batch, cut into groups that are padded alike.
+            rows: each micro-batch's rows among the device's examples, by which the prefix cache names them; None uses
+                no cache.
+            slopes: derivative φ'(c), (b,), of a loss φ of each example's cross-entropy c, (b,); it scales the examples'
+                cotangents at the start of the backward sweep. None from it stands for cross-entropy itself.
 
         Returns:
-            The sweep without directional derivatives; and for every trained slice tensor, by flat name, its gradient
-            (1, *s).
+            The sweep without directional derivatives; and the gradient of every trained slice tensor, (1, *s) by flat
+            name.
         """
         flows = self._begin(values, micro_batches, rows)
-        with ActivationStore(self._spill_folder) as kept:
-            self._kept = kept
+        with ActivationStore(self._spill_folder) as layer_inputs:
+            self._layer_inputs = layer_inputs
             blocks = self._stages[self._first : -1]
             for stage, following in zip_longest(blocks, blocks[1:], fillvalue=self._stages[-1]):
-                kept.push([flow[HIDDEN] for flow in flows])
+                layer_inputs.push([flow[HIDDEN] for flow in flows])
                 self._run_stage(stage, flows, values, None, following)
-            sweep, gradient = self._backwards(flows, values, kept, slopes)
-            self._kept = None
+            sweep, gradient = self._backwards(flows, values, layer_inputs, slopes)
+            self._layer_inputs = None
         return sweep, {name: (bar / len(sweep.loss)).astype(np.float32) for name, bar in gradient.items()}
 
     def _backwards(
         self,
         flows: list[Flow],
         values: Values,
-        kept: ActivationStore,
+        layer_inputs: ActivationStore,
         slopes: Callable[[FloatArray], FloatArray | None],
     ) -> tuple[Sweep, Values]:
-        """The backward sweep; gradients are sums over the batch."""
+        """The backward sweep. Its gradients are sums over the batch."""
         head, *blocks = self._adjoints
         self._run_stage(head, flows, values, None, blocks[0])
         for flow in flows:
@@ -116,7 +122,7 @@ class Backpropagation(Executor):
         sweep = swept(flows)
         gradient: Values = {}
         for stage, following in zip_longest(blocks, blocks[1:]):
-            for flow, hidden in zip(flows, kept.pop(), strict=True):
+            for flow, hidden in zip(flows, layer_inputs.pop(), strict=True):
                 flow[HIDDEN] = hidden
             self._run_stage(stage, flows, values, None, following)
             for flow in flows:
@@ -127,16 +133,19 @@ class Backpropagation(Executor):
         return sweep, gradient
 
     def _stage(self, index: int, program: Program, later: Sequence[Program]) -> Stage:
-        """As of the executor; what a forward stage leaves must also serve the whole backward sweep."""
+        """The stage of a forward sweep. What it leaves must also serve the whole backward sweep."""
         return super()._stage(index, program, (*later, *self._back))
 
     def _adjoint_stage(self, index: int, program: Program, later: Sequence[Program]) -> Stage:
-        """Each adjoint gets its own segment's input back; the one that follows must not be held meanwhile."""
+        """The stage of a backward sweep.
+
+        Each gets the input of its own segment back, so it need not leave it to the next one.
+        """
         stage = super()._stage(index, program, later)
         return replace(stage, needed_later=stage.needed_later - {HIDDEN})
 
     def _waiting(self, flows: Sequence[Flow]) -> Sequence[Flow]:
-        arrays = self._kept.arrays if self._kept is not None else []
+        arrays = self._layer_inputs.arrays if self._layer_inputs is not None else []
         return [*flows, {str(number): array for number, array in enumerate(arrays)}]
 
     def _program_of(self, index: int) -> Program:

@@ -1,4 +1,4 @@
-"""One block of a package run on this machine: how long its programs take, and how exact its arithmetic is here."""
+"""One block of a package, run on this machine: how long its programs take, and how exact its arithmetic is here."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from edge_runtime.package.manifest import Arithmetic, Program
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import Calibration, PreparedPackage
 
-#: Rows and tokens of the runs, and how many are timed.
+#: Number of rows and tokens of a run, and of runs that are timed.
 CALIBRATION_ROWS, CALIBRATION_TOKENS, CALIBRATION_RUNS = 1, 128, 5
-#: Levels of int8 weights, and what keeps sums of two products of a saturating kernel within 16 bits.
+#: Largest level of int8 weights, and the one that keeps a saturating kernel's sums of two products within 16 bits.
 FULL_LIMIT, HALF_LIMIT = 127, 63
 #: Random tokens are drawn from the first ids, which every vocabulary has.
 SAMPLE_VOCABULARY = 32
 
 
 def weight_limit(package: Package, engine: Engine) -> int:
-    """127 if this CPU's int8 kernel is exact at the extremes, else 63."""
+    """Largest level of int8 weights: 127 if this CPU's int8 kernel is exact at the extremes, else 63."""
     activations = np.full((8, 64), 255, np.uint8)
     matrix = np.full((64, 32), FULL_LIMIT, np.int8)
     probe = engine.load(package.path(package.manifest.probe), {}, ("product",))
@@ -40,12 +40,15 @@ def weight_limit(package: Package, engine: Engine) -> int:
 def calibrate(
     package: Package, work: Path, engine: Engine, arithmetic: Arithmetic, limit: int, *, four_draws: bool
 ) -> tuple[NDArray[np.float32], Calibration]:
-    """Run the programs of the first block that may carry tangents on what the embedding gives for seeded random tokens.
+    """Time the programs of the first block that may carry tangents. Its input is the embedding of seeded random tokens.
 
     Args:
-        package: as exported. work: a folder for the block's weights; empty afterwards.
-        engine: of this machine. arithmetic: to run in. limit: the largest level of int8 weights.
-        four_draws: whether four draws may be run, which takes most memory; else their time is extrapolated.
+        package: the package, as exported.
+        work: folder for the block's weights, made and removed here.
+        engine: this machine's engine.
+        arithmetic: arithmetic in which to run the block.
+        limit: largest level of int8 weights.
+        four_draws: whether four draws may be run, which takes the most memory; otherwise their time is extrapolated.
 
     Returns:
         The primal program's output, (1, T, H), and the times.
@@ -72,10 +75,10 @@ def calibrate(
 
 
 def _first_dual_block(package: Package) -> int:
-    """Index of the first block that may carry tangents; those before the first slice never do.
+    """Index of the first block that may carry tangents; blocks before the first slice never do.
 
     Raises:
-        PreparationError: there is none.
+        PreparationError: there is no such block.
     """
     segments = package.manifest.segments
     for index, segment in enumerate(segments[:-1]):
@@ -87,7 +90,10 @@ def _first_dual_block(package: Package) -> int:
 def _two_segments(
     package: Package, work: Path, block: int, arithmetic: Arithmetic, limit: int
 ) -> PreparedPackage:
-    """The embedding and a block, laid out in an arithmetic; in the places between them the embedding stands again."""
+    """The embedding and one block, laid out in an arithmetic.
+
+    The embedding also fills the places of the blocks in between.
+    """
     embedding = lay_out(package, work, 0, arithmetic, limit)
     laid_out = (*[embedding] * block, lay_out(package, work, block, arithmetic, limit))
     stored = PreparedPackage.as_stored(package).prepared
@@ -97,7 +103,7 @@ def _two_segments(
 
 
 def _embedded(prepared: PreparedPackage, engine: Engine) -> dict[str, Array]:
-    """What the embedding gives for random tokens, none of them padding: hidden values, masks, rotary tables."""
+    """Outputs of the embedding for random tokens without padding: hidden states, masks, rotary tables."""
     manifest = prepared.manifest
     program = manifest.programs[manifest.segments[0].primal]
     variant = prepared.variant(program)
@@ -129,7 +135,7 @@ def _time(
     flow: Mapping[str, Array],
     draws: int,
 ) -> tuple[dict[str, Array], float]:
-    """Outputs of one run, and the shortest of some runs in seconds; the first only warms up."""
+    """Outputs of one run, and the shortest of ``CALIBRATION_RUNS`` in seconds. One run before them warms up."""
     feeds: dict[str, Array] = {name: weights.arrays[name] for name in prepared.variant(program).fed}
     feeds.update(_sample_inputs(prepared.package, program.inputs, flow, draws))
     seconds = []
@@ -147,7 +153,7 @@ def _tokens(package: Package) -> int:
 def _sample_inputs(
     package: Package, names: Sequence[str], flow: Mapping[str, Array], draws: int
 ) -> dict[str, Array]:
-    """Inputs of a block: what the embedding gave, and seeded normal slices and tangents."""
+    """Inputs of a block: the outputs of the embedding, and seeded normal slices and tangents."""
     generator = np.random.default_rng(0)
     shapes = {t.input: t.shape for spec in package.manifest.slices for t in spec.tensors}
     feeds: dict[str, Array] = {}

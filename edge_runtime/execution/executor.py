@@ -1,14 +1,14 @@
 """Run a package's segments over micro-batches, segment by segment.
 
-Segment-major order: one segment is run for every micro-batch before the next, so each weight is read once
-a step. Segments before the first trained slice run their primal program; the segment that holds it the entry
-program; those after it the dual program, which carries the tangent of the hidden state along.
+One segment is run for every micro-batch before the next segment, so each weight is read once a step. Segments before
+the first trained slice run their primal program; the segment that holds it runs the entry program; those after it run
+the dual program, which carries the tangent of the hidden state along.
 
-Weights are mapped files. *Resident*, their pages stay once they are touched. *Streamed*, a segment's pages are
-given back after its last micro-batch, while the kernel already reads the next segment's file ahead: the process
-holds one segment at a time.
+Weights are mapped files. *Resident* weights stay in memory once their pages are touched. *Streamed* weights pass
+through it: a segment's pages are given back after its last micro-batch, while the kernel already reads the next
+segment's file ahead, so that the process holds one segment at a time.
 
-What the segments before the first trained slice give can be kept (:mod:`edge_runtime.execution.prefix_cache`).
+The outputs of the segments before the first trained slice can be kept (:mod:`edge_runtime.execution.prefix_cache`).
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from edge_runtime.package.manifest import Program, Variant
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import FloatArray, Values, key
 
-#: The values that every segment passes on.
+#: Name of the values that every segment passes on.
 HIDDEN = "hidden"
 DOT = "_dot"
 #: Suffix of a program's input or output that is a cotangent.
 BAR = "_bar"
-#: What a batch brings; everything else in a flow is made by a segment.
+#: Names of the values that come with a batch; segments make all others in a flow.
 INPUTS = ("input_ids", "attention_mask", "labels")
 #: Named values of one micro-batch on their way through the segments.
 Flow = dict[str, Array]
@@ -44,14 +44,15 @@ Flow = dict[str, Array]
 
 @dataclass(frozen=True)
 class Sweep:
-    """What one pass over a batch gives.
+    """Outputs of one pass over a batch.
 
     Attributes:
         loss: (B,) cross-entropy of each example; for language modelling the mean over its predicted tokens.
-        jvps: (K, B) directional derivatives, or None where no slice carried a tangent.
-        logits: (B, C). residual: (B, C) softmax minus one-hot. features: (B, H), the head's input. Of a
-            classification; None for language modelling.
-        correct: (B,) int64, how many tokens were predicted right; None for classification.
+        jvps: (K, B) directional derivatives; None where no slice carried a tangent.
+        logits: (B, C) logits of a classification; None for language modelling.
+        residual: (B, C) softmax minus one-hot of a classification; None for language modelling.
+        features: (B, H) input of the head of a classification; None for language modelling.
+        correct: (B,) int64, number of tokens that were predicted right; None for classification.
     """
 
     loss: FloatArray
@@ -64,12 +65,17 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Stage:
-    """A segment: its program, its weights, and what of its surroundings is still needed after it.
+    """A segment with everything that running it takes.
 
     Attributes:
-        slice_inputs: program input to flat tensor name. loaded: None where the program is loaded at each use.
-        weight_bytes: what the program reads of its weights, gathered rows not counted.
-        by_tokens: whether it is a language model's output layer, which runs some tokens at a time.
+        program: program of the segment that runs.
+        variant: that program in the package's arithmetic.
+        weights: mapped weights of the segment.
+        slice_inputs: flat tensor name for each program input that takes a slice tensor.
+        needed_later: names of the values that later segments still need.
+        loaded: the loaded program; None where it is loaded at each use.
+        weight_bytes: bytes of weights that one run reads, gathered rows not counted.
+        by_tokens: whether this is a language model's output layer, which runs some tokens at a time.
     """
 
     program: Program
@@ -86,18 +92,21 @@ class Executor:
     """The programs and weights of one task.
 
     Args:
-        prepared: a package, prepared for this machine.
-        engine: loads the programs.
-        trained: names of the slices that are trained; empty for evaluation and for head-only training.
+        prepared: the package, prepared for this machine.
+        engine: engine that loads the programs.
+        trained: names of the slices that are trained; empty for evaluation and where the head alone is trained.
         weights: whether weights stay in memory or pass through it.
-        cache: keeps what the segments before the first trained slice give; None computes it every time.
-        carries_tangents: whether segments from the first trained slice on run their dual programs; otherwise all run
-            the primal ones, and values are moved instead (:mod:`edge_runtime.training.zero_order`).
+        cache: store for the outputs of the segments before the first trained slice; None computes them every time.
+        carries_tangents: whether segments from the first trained slice on run their dual programs. Otherwise all
+            segments run their primal ones, and values are moved instead (:mod:`edge_runtime.training.zero_order`).
 
     Attributes:
+        manifest: the package's manifest.
         first_trained: index of the first segment with a trained slice; None if there is none.
-        observe: called after each segment with the values that wait, while its weights are still there.
-        weights_read_bytes: what sweeps have read of the weights so far, once for each segment and sweep.
+        observe: function called after each segment, while its weights are still mapped, with the values that wait for
+            later segments; None calls nothing.
+        weights_read_bytes: bytes of weights that all sweeps together have read, counted once for each segment and
+            sweep.
     """
 
     def __init__(
@@ -134,11 +143,12 @@ class Executor:
         """Run all segments over a batch.
 
         Args:
-            values: of every slice, by flat name.
+            values: values of all slices, by flat name.
             micro_batches: the batch, cut into groups that are padded alike.
-            tangents: for each micro-batch the trained slices' tangents, (K, b, *s) by flat name. Slices of
-                dual segments that are not named get zeros.
-            rows: for each micro-batch the device's row of each example, by which a prefix cache knows it.
+            tangents: the trained slices' tangents for each micro-batch, (K, b, *s) by flat name. Slices of dual
+                segments that are not named get zeros.
+            rows: each micro-batch's rows among the device's examples, by which the prefix cache names them; None uses
+                no cache.
 
         Returns:
             Results for all examples, in the order of the micro-batches.
@@ -150,7 +160,7 @@ class Executor:
     def _begin(
         self, values: Values, micro_batches: Sequence[Batch], rows: Sequence[Sequence[int]] | None
     ) -> list[Flow]:
-        """Flows of a batch after the segments before the first trained slice; arguments as of :meth:`sweep`."""
+        """The values of each micro-batch after the segments before the first trained slice."""
         flows: list[Flow] = [
             {"input_ids": b.input_ids, "attention_mask": b.attention_mask, "labels": b.labels}
             for b in micro_batches
@@ -168,7 +178,7 @@ class Executor:
         values: Values,
         tangents: Sequence[Mapping[str, FloatArray]] | None = None,
     ) -> None:
-        """Run some segments over all micro-batches; each flow ends with what is needed later."""
+        """Run some segments over all micro-batches. Each flow ends with the values that are needed later."""
         for stage, following in zip_longest(stages, stages[1:]):
             self._run_stage(stage, flows, values, tangents, following)
 
@@ -180,7 +190,10 @@ class Executor:
         tangents: Sequence[Mapping[str, FloatArray]] | None,
         following: Stage | None,
     ) -> None:
-        """Run one segment over all micro-batches; the one that follows is read ahead where weights are streamed."""
+        """Run one segment over all micro-batches.
+
+        Where weights are streamed, the next segment's are read ahead meanwhile.
+        """
         if self._streams and following is not None and following.weights is not stage.weights:
             following.weights.prefetch()
         loaded = stage.loaded or self._load(stage.program, stage.variant, stage.weights)
@@ -214,10 +227,11 @@ class Executor:
         values: Values,
         rows: Sequence[Sequence[int]],
     ) -> list[Flow]:
-        """The same as :meth:`_run` without tangents, computing only the examples the cache does not have.
+        """Run the segments before the first trained slice, computing only the examples that the cache does not have.
 
-        What the first segment gives beside the hidden values (masks, rotary tables) may be one for all examples of a
-        batch, so it is not kept by example: the embedding runs again for the whole batch, for little.
+        Besides the hidden states, the first segment may give values that all examples of a batch share (masks, rotary
+        tables). They cannot be kept example by example, so the embedding runs again for the whole batch, which costs
+        little.
         """
         kept = stages[-1].needed_later
         of_batch = frozenset(stages[0].program.outputs) - {HIDDEN}
@@ -296,7 +310,7 @@ class Executor:
         return self._engine.load(self._prepared.package.path(variant.file), bound, program.outputs)
 
     def _slice_inputs(self, index: int) -> dict[str, str]:
-        """Program input to flat tensor name, for the slices of one segment."""
+        """Flat tensor name for each program input that takes a tensor of the segment's slices."""
         return {
             tensor.input: key(spec.name, tensor.name)
             for spec in self.manifest.slices
@@ -323,7 +337,7 @@ def _inputs(
 
 
 def _tangent(name: str, values: Values, tangents: Mapping[str, FloatArray]) -> FloatArray:
-    """The tangent of a slice tensor; zeros if the task does not train it."""
+    """Tangent of a slice tensor; zeros if the task does not train it."""
     if name in tangents:
         return tangents[name]
     like = next(iter(tangents.values()))
@@ -331,7 +345,7 @@ def _tangent(name: str, values: Values, tangents: Mapping[str, FloatArray]) -> F
 
 
 def swept(flows: Sequence[Flow]) -> Sweep:
-    """What the last segment left in the flows."""
+    """Collect the outputs of the last segment."""
     return Sweep(
         loss=_join(flows, "loss", 0),
         jvps=_join(flows, "loss" + DOT, 1) if "loss" + DOT in flows[0] else None,
@@ -344,5 +358,5 @@ def swept(flows: Sequence[Flow]) -> Sweep:
 
 
 def _join(flows: Sequence[Mapping[str, Array]], name: str, axis: int) -> Any:
-    """An output of the head over all micro-batches; its dtype is the program's."""
+    """One output of the head over all micro-batches, in the dtype that the program gives."""
     return np.concatenate([flow[name] for flow in flows], axis=axis)

@@ -1,10 +1,11 @@
-"""Weights in the layout of an arithmetic, from the package's block-wise levels and scales.
+"""Weights in the layout of an arithmetic, made from the package's block-wise levels and scales.
 
-With w the dequantised matrix (N outputs, K inputs), ``row_int8`` stores round(w / s)ᵀ as int8 (K, N) and
-s = max|w| / limit for each output; ``float`` stores wᵀ as float32 (K, N); ``block_int8`` and ``block_int4`` are what
-the package holds.
-A matrix is converted a few rows at a time and its pages are given back, so the memory this takes does not depend on
-the model.
+With w the dequantised matrix (N outputs, K inputs), ``row_int8`` stores round(w / s)ᵀ as int8 (K, N) and s = max|w| /
+limit for each output; ``float`` stores wᵀ as float32 (K, N); ``block_int8`` and ``block_int4`` are what the package
+holds already.
+
+A matrix is converted a few rows at a time and its pages are given back, so the memory this takes does not depend on the
+model.
 """
 
 from __future__ import annotations
@@ -35,17 +36,19 @@ from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import PreparedPackage, PreparedSegment
 
 STORED_ZERO_POINT = 128
-#: Rows of a matrix that are converted at a time.
+#: Number of rows of a matrix that are converted at a time.
 ROWS_AT_A_TIME = 64
 TENSOR_ALIGNMENT_BYTES, PAGE_BYTES = 64, 4096
 
 
 @dataclass(frozen=True)
 class StoredMatrix:
-    """A quantised matrix (N, K) as the package holds it; with zero points it has 4 bits, without them 8.
+    """A quantised matrix (N, K) as the package holds it, in 4 or 8 bits.
 
     Attributes:
-        levels: uint8 (N, blocks, bytes of a block). scales: float32 (N, blocks). zero_points: 4 bits each, packed.
+        levels: uint8 (N, blocks, bytes of a block).
+        scales: float32 (N, blocks).
+        zero_points: levels of zero, 4 bits each, packed; None for a matrix of 8 bits.
     """
 
     levels: NDArray[np.generic]
@@ -54,13 +57,13 @@ class StoredMatrix:
 
     @classmethod
     def named(cls, stem: str, arrays: Mapping[str, NDArray[np.generic]]) -> StoredMatrix:
-        """The matrix whose tensors' names begin with ``stem``."""
+        """The matrix whose tensors have names that begin with ``stem``."""
         levels, scales = arrays[stem + LEVELS_SUFFIX], arrays[stem + SCALES_SUFFIX]
         return cls(levels, scales, arrays.get(stem + ZERO_POINTS_SUFFIX))
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Outputs N and inputs K."""
+        """(N outputs, K inputs)."""
         outputs, blocks, size = self.levels.shape
         return outputs, blocks * size * (1 if self.zero_points is None else 2)
 
@@ -96,8 +99,11 @@ def lay_out(
     """Write one segment's tensors in the arithmetic's layout, or refer to the package's where they are the same.
 
     Args:
-        package: as exported. folder: gets one file. index: of the segment. arithmetic: whose layout.
-        limit: the largest level of int8 weights.
+        package: the package, as exported.
+        folder: folder that the segment's file goes to.
+        index: index of the segment.
+        arithmetic: arithmetic for which the tensors are laid out.
+        limit: largest level of int8 weights.
     """
     segment = package.manifest.segments[index]
     matrices = [name for name, tensor in segment.weights.items() if is_matrix(name, tensor)]
@@ -155,7 +161,7 @@ def _append(out: BinaryIO, file: str, array: NDArray[np.generic]) -> TensorRef:
 
 
 def _row_scales(stored: StoredMatrix, limit: int) -> NDArray[np.float32]:
-    """max|w| / limit for each output; 1 for a row of zeros."""
+    """max|w| / limit of each output; 1 for a row of zeros."""
     largest = np.empty(stored.shape[0], np.float32)
     for rows, matrix in stored.dequantised():
         largest[rows] = np.abs(matrix).max(axis=1)

@@ -1,8 +1,8 @@
-"""Values at the entry of the first assigned slice, kept on disk for later steps of a task.
+"""Hidden states at the entry of the first trained slice, kept on disk for later steps of a task.
 
-Segments before that slice hold nothing that a task changes, so what they give for an example, padded to a given
-length, is the same in every step. The cache is one file without a name, gone when the process ends, and takes
-at most ``limit_bytes``; what does not fit is computed again.
+Segments before that slice hold nothing that a task changes, so their outputs for an example, padded to a given length,
+are the same in every step. The cache is one file without a name, which is gone when the process ends. What does not fit
+into it is computed again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ Example = tuple[int, int]
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where an array lies in the file."""
+    """Place of an array in the file.
+
+    Attributes:
+        offset: offset in bytes.
+        dtype: dtype of the array.
+        shape: shape of the array.
+    """
 
     offset: int
     dtype: np.dtype[np.generic]
@@ -32,10 +38,10 @@ class _Entry:
 
 
 class ExampleStore(Protocol):
-    """What an executor needs of a cache: arrays by example and name, which may be forgotten at any time."""
+    """What an executor needs of a cache: arrays by example and name. It may forget them at any time."""
 
     def load(self, example: Example) -> dict[str, Array] | None:
-        """The arrays of an example as they were stored, or None."""
+        """The arrays of an example as they were stored; None if it is not there."""
         ...
 
     def store(self, example: Example, arrays: Mapping[str, Array]) -> None:
@@ -47,10 +53,12 @@ class PrefixCache:
     """A bounded store of arrays by example and name.
 
     Args:
-        folder: on the file system that is to hold it. limit_bytes: most that it may take.
+        folder: folder of the file that holds them.
+        limit_bytes: largest size of that file.
 
     Attributes:
-        hits, misses: examples found and not found so far.
+        hits: number of examples that were looked up and found.
+        misses: number of examples that were looked up and not found.
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
@@ -67,7 +75,7 @@ class PrefixCache:
         self._file.close()
 
     def load(self, example: Example) -> dict[str, Array] | None:
-        """The arrays of an example as they were stored, or None."""
+        """The arrays of an example as they were stored; None if it is not there."""
         entries = self._entries.get(example)
         if entries is None:
             self.misses += 1
@@ -76,7 +84,7 @@ class PrefixCache:
         return {name: self._read(entry) for name, entry in entries.items()}
 
     def store(self, example: Example, arrays: Mapping[str, Array]) -> None:
-        """Keep the arrays of an example; nothing happens if they do not fit the limit or the disk is full."""
+        """Keep the arrays of an example. Nothing happens if they exceed the limit or the disk is full."""
         size = sum(array.nbytes for array in arrays.values())
         if example in self._entries or self._used_bytes + size > self._limit_bytes:
             return

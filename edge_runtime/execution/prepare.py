@@ -1,9 +1,9 @@
 """Prepare a package for this machine: :func:`prepare`, readable top to bottom.
 
-Which arithmetic? Each that the package offers runs one block here. Of those whose output stays close to float
-arithmetic's, the one with the highest cosine of its jvps to the exact ones (the exporter measured it on real text)
-per second wins: directional derivatives are averaged, so speed buys more of them
-(docs/decisions/0009-arithmetic-and-weights.md).
+Which arithmetic is best? Each that the package offers runs one block here. Those whose output stays close to float
+arithmetic's are accurate. Among these the winner has the highest ratio of jvp cosine to time, where the jvp cosine is
+that between its jvps and the exact ones, measured by the exporter on real text. Directional derivatives are averaged,
+so speed buys more of them (docs/decisions/0009-arithmetic-and-weights.md).
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from edge_runtime.package.prepared import (
     PREPARED,
     PREPARED_VERSION,
     Calibration,
-    Candidate,
+    MeasuredArithmetic,
     Prepared,
     PreparedPackage,
     PreparedSegment,
     cpu_type,
 )
 
-#: A block's output may differ from float arithmetic's by this, relative to its norm.
+#: Largest difference of a block's output from float arithmetic's, relative to its norm, that counts as accurate.
 ERROR_LIMIT = 0.05
 Measured = dict[Arithmetic, tuple[NDArray[np.float32], Calibration]]
 
@@ -55,18 +55,19 @@ def prepare(
     arithmetic: Arithmetic | None = None,
     cap_bytes: int | None = None,
 ) -> PreparedPackage:
-    """Make ``folder`` from a package, or leave what is there.
+    """Prepare a package into a folder. If that fails, the folder stays as it was.
 
     Args:
-        package: its files verified.
-        folder: replaced as a whole, once everything is written.
-        engine: of this machine.
-        arithmetic: a choice made by the operator; None measures.
-        cap_bytes: arithmetics that could not train under this cap are not considered; None considers all.
+        package: the package, its files verified.
+        folder: the prepared folder, replaced as a whole once everything is written.
+        engine: this machine's engine.
+        arithmetic: the operator's choice; None measures which is best.
+        cap_bytes: memory cap of training; arithmetics that could not train under it are not considered. None considers
+            all.
 
     Raises:
         PreparationError: the package does not offer the arithmetic, or none is accurate here.
-        DeviceError: the disk is full, with both figures.
+        DeviceError: the disk is full; says how much is needed and how much is free.
     """
     manifest = package.manifest
     if arithmetic is not None and arithmetic not in manifest.arithmetics:
@@ -114,13 +115,13 @@ def prepare(
 
 
 def _considered(package: Package, cap_bytes: int | None) -> tuple[Arithmetic, ...]:
-    """Arithmetics that could train here, by the package's own prediction; the first where none could."""
+    """Arithmetics that could train here, by the package's own prediction; the first one if none could."""
     offered = package.manifest.arithmetics
     return tuple(name for name in offered if _fits(package, name, 1, cap_bytes)) or offered[:1]
 
 
 def _fits(package: Package, arithmetic: Arithmetic, draws: int, cap_bytes: int | None) -> bool:
-    """Whether a calibration's largest run fits the cap: that of a dual program with so many draws."""
+    """Whether the largest run of a calibration, a dual program with so many draws, fits the cap."""
     if cap_bytes is None:
         return True
     slices = tuple(spec.name for spec in package.manifest.slices if spec.kind != "head")
@@ -134,7 +135,11 @@ def _fits(package: Package, arithmetic: Arithmetic, draws: int, cap_bytes: int |
 
 @contextmanager
 def _temporary_folder(parent: Path) -> Iterator[Path]:
-    """A folder beside the final one, removed whatever happens; a full disk becomes one clear line."""
+    """A folder beside the final one, removed whatever happens.
+
+    Raises:
+        DeviceError: the disk is full or cannot be written.
+    """
     try:
         with tempfile.TemporaryDirectory(dir=parent, prefix=".prepare-") as name:
             yield Path(name)
@@ -165,12 +170,12 @@ def _require_space(package: Package, work: Path, arithmetic: Arithmetic) -> None
 
 def _candidates(
     package: Package, measured: Mapping[Arithmetic, tuple[NDArray[np.float32], Calibration]]
-) -> tuple[Candidate, ...]:
-    """What was measured, compared with the most exact arithmetic among them."""
+) -> tuple[MeasuredArithmetic, ...]:
+    """All arithmetics that were measured, each compared with the most exact of them."""
     exact = measured[max(measured, key=ARITHMETICS.index)][0]
     checks = package.manifest.self_checks
     return tuple(
-        Candidate(
+        MeasuredArithmetic(
             arithmetic=name,
             seconds=calibration.primal_s + calibration.dual_1_s,
             error=_relative(output, exact),
@@ -184,7 +189,7 @@ def _relative(output: NDArray[np.float32], exact: NDArray[np.float32]) -> float:
     return float(np.linalg.norm(output - exact)) / max(float(np.linalg.norm(exact)), 1e-30)
 
 
-def _best(candidates: tuple[Candidate, ...]) -> Arithmetic:
+def _best(candidates: tuple[MeasuredArithmetic, ...]) -> Arithmetic:
     accurate = [candidate for candidate in candidates if candidate.error < ERROR_LIMIT]
     if not accurate:
         raise PreparationError(

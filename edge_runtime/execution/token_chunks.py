@@ -1,8 +1,8 @@
-"""The output layer of a language model, some tokens at a time.
+"""The output layer of a language model, computed some tokens at a time.
 
-It is the same for every token, and its logits, tokens times vocabulary, would be the largest tensors of a step. The
-loss of an example is a mean over its predicted tokens, so that of the whole is the mean of its parts', weighted by how
-many tokens each predicts; jvps and cotangents are linear and follow.
+The layer treats every token alike, and its logits, tokens times vocabulary, would be the largest tensor of a step. An
+example's loss is the mean over its predicted tokens. The mean over all chunks is that of the chunks' means, each
+weighted by the number of tokens it predicts. Jvps and cotangents are linear in the losses and are weighted likewise.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ import numpy as np
 from edge_runtime.data.batches import NOT_PREDICTED
 from edge_runtime.engines.engine import Array
 
-#: Inputs and outputs that have a token axis, and which it is.
+#: Number of the token axis of each input and output that has one.
 TOKEN_AXIS = {"hidden": 1, "hidden_dot": 2, "hidden_bar": 1, "labels": 1}
 
 
 def run_in_chunks(
     run: Callable[[Mapping[str, Array]], dict[str, Array]], inputs: Mapping[str, Array], tokens: int
 ) -> dict[str, Array]:
-    """What a program of an output layer gives for a micro-batch, computed ``tokens`` tokens at a time.
+    """Outputs of an output layer for a micro-batch, computed ``tokens`` tokens at a time.
 
     Args:
-        run: the program. inputs: ``hidden`` (B, T, H), ``labels`` (B, T), perhaps ``hidden_dot`` (K, B, T, H), weights.
-        tokens: of a chunk, at least one.
+        run: function that runs the program on inputs by name.
+        inputs: ``hidden`` (B, T, H), ``labels`` (B, T), weights and, for a dual program, ``hidden_dot`` (K, B, T, H).
+        tokens: number of tokens of a chunk, at least one.
 
     Returns:
         ``loss`` (B,), ``correct`` (B,), and where the program gives them ``loss_dot`` (K, B), ``hidden_bar`` (B, T, H).
@@ -56,7 +57,10 @@ def _add(
     part: slice,
     hidden: Array,
 ) -> None:
-    """Add a chunk's part; an example of which nothing is predicted here has no loss, whatever the program gave."""
+    """Add the outputs of one chunk.
+
+    An example of which the chunk predicts no token gets nothing, whatever the program gave for it.
+    """
     counted = counts > 0
     for name, value in given.items():
         if name == "hidden_bar":

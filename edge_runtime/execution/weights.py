@@ -1,7 +1,8 @@
-"""Frozen tensors of a segment, memory-mapped from the package's or the prepared folder's weight files.
+"""Frozen tensors of a segment, memory-mapped from the weight files of the package or of the prepared folder.
 
-An embedding is read by rows, a few hundred of thirty thousand. Mapping it would make far more resident, since the
-kernel maps sixteen pages around each that is touched: its rows are read one by one instead (:class:`GatheredRows`).
+An embedding is read by rows, a few hundred of some thirty thousand. Mapping it would make far more of it resident,
+because the kernel maps sixteen pages around each page that is touched. So its rows are read one by one instead
+(:class:`GatheredRows`).
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ from edge_runtime.package.prepared import PreparedPackage
 
 
 class MappedWeights:
-    """Views of one segment's tensors, not to be written to.
+    """Views of one segment's tensors, which must not be written to.
 
-    Pages are clean and file-backed: the kernel may drop them at any time and read them again.
+    Their pages are clean and file-backed: the kernel may drop them at any time and read them again.
 
     Args:
-        prepared: the package. segment: index of the segment.
+        prepared: the package, prepared for this machine.
+        segment: index of the segment.
         gathered: names of tensors of which only rows are read; their rows are zero until :meth:`gather`.
+
+    Attributes:
+        arrays: tensors by name.
     """
 
     def __init__(self, prepared: PreparedPackage, segment: int, gathered: Collection[str] = ()) -> None:
@@ -54,7 +59,7 @@ class MappedWeights:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The mapped files."""
+        """Paths of the mapped files."""
         return tuple(self._maps)
 
     def prefetch(self) -> None:
@@ -63,7 +68,7 @@ class MappedWeights:
             mapped.madvise(mmap.MADV_WILLNEED)
 
     def release(self) -> None:
-        """Give the pages back: the process holds none of them, and they come back when touched."""
+        """Give the pages back. The process then holds none of them; touching one brings it back."""
         for mapped in self._maps.values():
             mapped.madvise(mmap.MADV_DONTNEED)
 
@@ -71,7 +76,13 @@ class MappedWeights:
 class GatheredRows:
     """A table whose rows are read from its file when they are needed.
 
-    ``array`` has the table's shape, of memory that is not there until a row is filled.
+    Args:
+        path: the weight file.
+        expected_bytes: size that the file must have.
+        tensor: place and shape of the table in the file.
+
+    Attributes:
+        array: array with the table's shape; it takes no memory for a row that was not filled.
     """
 
     def __init__(self, path: Path, expected_bytes: int, tensor: TensorRef) -> None:
@@ -91,7 +102,7 @@ class GatheredRows:
         self._row_bytes = size // tensor.shape[0]
 
     def fill(self, rows: NDArray[np.int64]) -> None:
-        """Read rows into place; each once, however often it occurs."""
+        """Read rows into place, each once, however often it is named."""
         view = memoryview(self._memory)
         for row in np.unique(rows).tolist():
             start = row * self._row_bytes
@@ -100,7 +111,7 @@ class GatheredRows:
                 raise PackageError(f"{self._path} ends before row {row}; fetch the package again")
 
     def clear(self) -> None:
-        """Give the memory back."""
+        """Give the memory of all rows back."""
         self._memory.madvise(mmap.MADV_DONTNEED)
 
 

@@ -1,4 +1,4 @@
-"""What the worker does to hold little memory itself: the C library's heap, and the code of its libraries."""
+"""How the worker keeps its own memory small: the C library's heap, and the code of its libraries."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ log = logging.getLogger(__name__)
 
 #: mallopt(3)'s option numbers.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-#: madvise(2).
+#: madvise(2)'s advice number.
 _MADV_DONTNEED = 4
 _MAPS = Path("/proc/self/maps")
 
 
 def keep_freed_memory() -> None:
-    """Let glibc reuse freed tensors instead of returning each to the kernel and faulting it in again.
+    """Let glibc reuse freed tensors, instead of returning each to the kernel and faulting it in again.
 
-    One heap for all threads, and thresholds above the largest tensor (mallopt(3)): the engine allocates and
-    frees tensors of the same sizes at every operator. Measured in docs/decisions/0003-engine.md.
+    This sets one heap for all threads, and thresholds above the largest tensor (mallopt(3)), because the engine
+    allocates and frees tensors of the same sizes at every operator. Measured in docs/decisions/0003-engine.md.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -31,7 +31,10 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give freed memory back to the kernel now: what the tokenizer took is not of a size the engine asks for."""
+    """Give freed memory back to the kernel now.
+
+    It serves to return what the tokenizer took, which is not of a size that the engine asks for.
+    """
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):
@@ -39,11 +42,11 @@ def return_freed_memory() -> None:
 
 
 def release_library_code() -> None:
-    """Give back the pages of library code that loading has touched; what still runs comes back by itself.
+    """Give back the pages of library code that loading has touched. Code that still runs is read in again.
 
-    Importing and loading run through tens of megabytes of code once. These are clean pages of files, mapped
-    executable and never written to: given back, they are read again from the page cache when they are called
-    (some hundred page faults). Writable and relocated pages are left alone.
+    Importing and loading run through tens of megabytes of code once. Its pages are clean pages of files, mapped
+    executable and never written to. Once given back, they are read again from the page cache when they are called (some
+    hundred page faults). Writable and relocated pages are left alone.
     """
     try:
         madvise = ctypes.CDLL(None, use_errno=True).madvise

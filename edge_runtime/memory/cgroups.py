@@ -1,7 +1,7 @@
-"""Memory control groups: finding this process's own, making one below it for a worker, removing it again.
+"""Memory control groups: find this process's own, make one below it for a worker, and remove it again.
 
-A group carries its owner's process id and start time in its name, so that what a killed owner left behind is
-recognised and removed. Who chooses among them, and what else there is: ``edge_runtime.memory.enforcement``.
+A group carries its owner's process id and start time in its name, so that the groups of an owner that was killed are
+recognised and removed. ``edge_runtime.memory.enforcement`` chooses among control groups and other means.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from pathlib import Path
 
 from edge_runtime.log import warn
 
-#: Worker groups are called PREFIX<owner's process id>-<owner's start time>-<anything>.
+#: Prefix of the names of worker groups: PREFIX<owner's process id>-<owner's start time>-<anything>.
 PREFIX = "edge-worker-"
-#: Version 2 allows no process beside subgroups: there the agent steps into this one.
+#: Subgroup that the agent moves itself into under version 2, which allows no process beside subgroups.
 AGENT_GROUP = "edge-agent"
-#: The kernel may still be letting go of a group's last process.
+#: Number of tries to remove a group, and the pause between them, since the kernel may hold its last process a while.
 REMOVE_TRIES, REMOVE_PAUSE_S = 100, 0.02
 
 
 @dataclass(frozen=True)
 class Hierarchies:
-    """Where the kernel shows control groups; tests name a tree of plain folders instead.
+    """Where the kernel shows control groups. Tests name a tree of plain folders instead.
 
     Attributes:
         v2: mount point of the unified hierarchy.
         v1: mount point of version 1's memory controller.
-        membership: the file that tells this process's groups.
-        remove: removes one group; the kernel's own files in it do not count as content.
+        membership: file that lists this process's groups.
+        remove: function that removes one group; the kernel's own files in it do not count as content.
     """
 
     v2: Path = Path("/sys/fs/cgroup")
@@ -44,8 +44,8 @@ class Hierarchies:
 def parent_v2(tree: Hierarchies) -> Path:
     """This process's own group, ready to have subgroups with a memory limit.
 
-    Only a group with the controller and without processes may have them. So the agent moves itself into a
-    subgroup first, if it is alone where it is: a service whose unit delegates (``Delegate=memory``).
+    Only a group that has the controller and holds no processes may have such subgroups. So the agent first moves itself
+    into a subgroup, which it can do where it is alone: in a service whose unit delegates (``Delegate=memory``).
 
     Raises:
         OSError: the controller is absent, or the group is not this process's to divide.
@@ -85,10 +85,10 @@ def parent_v1(tree: Hierarchies) -> Path:
 
 
 def _membership(tree: Hierarchies, controller: str) -> str:
-    """This process's path in the hierarchy of a controller; the unified one has no name.
+    """This process's path in the hierarchy of a controller; the unified hierarchy has an empty name.
 
     Raises:
-        OSError: it is in no such hierarchy.
+        OSError: the process is in no such hierarchy.
     """
     for line in tree.membership.read_text().splitlines():
         _, controllers, path = line.split(":", 2)
@@ -98,10 +98,16 @@ def _membership(tree: Hierarchies, controller: str) -> str:
 
 
 def make_group(parent: Path, cap_bytes: int | None, tree: Hierarchies, *, unified: bool) -> Path:
-    """A new group for one worker of this process, held to ``cap_bytes`` unless that is None.
+    """Make a new group for one worker of this process.
+
+    Args:
+        parent: group below which it is made.
+        cap_bytes: memory that the worker is held to; None sets no limit.
+        tree: place of the control groups.
+        unified: whether ``parent`` is of version 2.
 
     Raises:
-        OSError: it cannot be made, or not limited; nothing is left of it then.
+        OSError: the group cannot be made or limited; nothing of it is left then.
     """
     owner = f"{os.getpid()}-{_start_time(os.getpid())}-"
     group = Path(tempfile.mkdtemp(prefix=PREFIX + owner, dir=parent))
@@ -122,7 +128,7 @@ def make_group(parent: Path, cap_bytes: int | None, tree: Hierarchies, *, unifie
 
 
 def _write_if_offered(path: Path, value: str) -> None:
-    """Write a file that a kernel without swap accounting, or an older one, does not have."""
+    """Write a file that kernels without swap accounting, and older ones, do not have."""
     try:
         path.write_text(value)
     except OSError:
@@ -130,7 +136,7 @@ def _write_if_offered(path: Path, value: str) -> None:
 
 
 def remove_stale(parent: Path, tree: Hierarchies) -> None:
-    """Remove the groups of owners that are no more; what still runs in them has nobody to answer to."""
+    """Remove the groups of owners that no longer run, with any process still in them."""
     for group in parent.glob(f"{PREFIX}*"):
         process_id, _, rest = group.name.removeprefix(PREFIX).partition("-")
         if process_id.isdecimal() and _start_time(int(process_id)) != rest.partition("-")[0]:
@@ -138,7 +144,7 @@ def remove_stale(parent: Path, tree: Hierarchies) -> None:
 
 
 def remove_group(group: Path, tree: Hierarchies) -> None:
-    """Remove a group, and whatever still runs in it; giving up is logged."""
+    """Remove a group, and kill any process still in it. A group that cannot be removed is logged."""
     for _ in range(REMOVE_TRIES):
         try:
             tree.remove(group)
@@ -166,7 +172,7 @@ def _kill_members(group: Path) -> None:
 
 
 def _start_time(process_id: int) -> str:
-    """When a process started, in the kernel's ticks since boot; empty if there is no such process."""
+    """Start time of a process, in the kernel's ticks since boot; empty if there is no such process."""
     try:
         fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,10 +1,10 @@
-"""The cap enforced by the kernel: the worker is born in a memory control group of its own.
+"""The cap, enforced by the kernel: the worker starts in a memory control group of its own.
 
-One of three enforces the cap, the best that the machine offers:
+The best of these that the machine offers enforces the cap:
 
 - ``cgroup_v2``, ``cgroup_v1``: the kernel charges every page to the group and kills the worker at the cap.
-- ``rlimit``: the kernel refuses private writable mappings (RLIMIT_DATA). What is mapped is more than what is
-  resident, so the limit follows the worker: see :meth:`MemoryLimit.follow`.
+- ``rlimit``: the kernel refuses private writable mappings (RLIMIT_DATA). More is mapped than is resident, so the limit
+  follows the worker: see :meth:`MemoryLimit.follow`.
 - ``none``: this system has none of them.
 
 Reasons and figures: docs/decisions/0010-enforcement.md.
@@ -34,24 +34,25 @@ from edge_runtime.memory.meter import ProcessMemory
 
 EnforcedBy = Literal["cgroup_v2", "cgroup_v1", "rlimit", "none"]
 
-#: Enters the group named first, then becomes the program, so that all of its memory is charged there.
+#: Shell script that enters the group named first and then becomes the program, so that all its memory is charged there.
 ENTER = 'echo $$ > "$0" && exec "$@"'
-#: What RLIMIT_DATA allows beyond the cap. At the start: mappings that libraries never touch, mostly OpenBLAS's 42 MB
-#: for each core. Later: what threads may map as their stacks, 8 MB each, between two looks.
+#: Memory that RLIMIT_DATA allows beyond the cap. At the start it covers mappings that libraries never touch, mostly
+#: OpenBLAS's 42 MB for each core; later, stacks of 8 MB each that threads may map between two looks.
 START_SLACK_BYTES = (1 + (os.cpu_count() or 1)) * (64 << 20)
 LATER_SLACK_BYTES = 32 << 20
-#: How onnxruntime words a refused allocation; its exceptions for it have no class in common.
+#: Words by which onnxruntime reports a refused allocation, since its exceptions have no class in common.
 REFUSED_MEMORY_WORDS = ("bad_alloc", "Failed to allocate memory", "Cannot allocate memory")
 
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """What holds one program to ``cap_bytes`` (None: it is only measured).
+    """What holds one program to its memory cap.
 
     Attributes:
-        enforced_by: who enforces.
-        note: why no control group does, empty if one does.
-        group: the control group's folder, if there is one.
+        enforced_by: means of enforcement.
+        cap_bytes: memory that the program may take; None where it is only measured.
+        group: folder of the control group; None without one.
+        note: reason why no control group enforces the cap; empty if one does.
     """
 
     enforced_by: EnforcedBy
@@ -60,14 +61,18 @@ class MemoryLimit:
     note: str = ""
 
     def command(self, command: Sequence[str]) -> list[str]:
-        """``command`` such that the program is in its group before its own first page."""
+        """The command that starts a program within its group, so that its very first page is charged there."""
         return ["sh", "-c", ENTER, str(self.group / "cgroup.procs"), *command] if self.group else [*command]
 
     def follow(self, process_id: int, memory: ProcessMemory | None = None) -> None:
-        """Let a program under RLIMIT_DATA map what it may still take; others need no following.
+        """Adapt RLIMIT_DATA to what a running program has mapped. Under other limits this does nothing.
 
-        Allowed are the cap, what is mapped and not resident, and a slack. Without ``memory`` (at the start) the
-        slack is :data:`START_SLACK_BYTES`, later :data:`LATER_SLACK_BYTES`.
+        The limit is the cap, plus the memory that is mapped but not resident, plus a slack.
+
+        Args:
+            process_id: id of the process.
+            memory: present sizes of the process; None at the start, where the slack is :data:`START_SLACK_BYTES`
+                instead of :data:`LATER_SLACK_BYTES`.
         """
         if self.enforced_by != "rlimit" or self.cap_bytes is None:
             return
@@ -83,9 +88,9 @@ class MemoryLimit:
             return
 
     def peak_bytes(self) -> int | None:
-        """The largest charge of the whole group, files it was first to read included; None without a group.
+        """Largest charge of the whole group, including files that it was the first to read; None without a group.
 
-        Version 2 offers it from Linux 5.19.
+        Version 2 tells it from Linux 5.19 on.
         """
         for name in ("memory.peak", "memory.max_usage_in_bytes"):
             if self.group and (self.group / name).is_file():
@@ -93,9 +98,9 @@ class MemoryLimit:
         return None
 
     def killed_for_memory(self) -> bool:
-        """Whether the kernel killed in this group for memory.
+        """Whether the kernel killed a process of this group for memory.
 
-        Version 1 counts kills from Linux 4.13; before, that the limit was hit is all there is to go by.
+        Version 1 counts kills from Linux 4.13 on; before that, only hits of the limit are known, and they count here.
         """
         if self.group is None:
             return False
@@ -108,11 +113,11 @@ class MemoryLimit:
 
 
 def make_memory_limit(cap_bytes: int | None, tree: Hierarchies | None = None) -> MemoryLimit:
-    """A memory limit by the best means that can be had; pass it to :func:`remove_memory_limit` at the end.
+    """A memory limit by the best means at hand; pass it to :func:`remove_memory_limit` at the end.
 
     Args:
-        cap_bytes: what the program may take; None to measure it only.
-        tree: where control groups are, the machine's own by default.
+        cap_bytes: memory that the program may take; None only measures it.
+        tree: place of the control groups; None takes the machine's own.
     """
     tree = tree or Hierarchies()
     reasons = []
@@ -139,14 +144,14 @@ def make_memory_limit(cap_bytes: int | None, tree: Hierarchies | None = None) ->
 
 
 def remove_memory_limit(memory_limit: MemoryLimit, tree: Hierarchies | None = None) -> None:
-    """Remove the group of a memory limit, and whatever still runs in it."""
+    """Remove the group of a memory limit, with any process still in it."""
     if memory_limit.group:
         remove_group(memory_limit.group, tree or Hierarchies())
 
 
 @contextmanager
 def memory_limit(cap_bytes: int | None, tree: Hierarchies | None = None) -> Iterator[MemoryLimit]:
-    """A memory limit for the time of a ``with`` block; see :func:`make_memory_limit`."""
+    """A memory limit for the length of a ``with`` block; see :func:`make_memory_limit`."""
     memory_limit = make_memory_limit(cap_bytes, tree)
     try:
         yield memory_limit
@@ -155,9 +160,9 @@ def memory_limit(cap_bytes: int | None, tree: Hierarchies | None = None) -> Iter
 
 
 def ran_out_of_memory(error: Exception) -> bool:
-    """Whether an exception, or one it was raised from, says that an allocation failed.
+    """Whether an exception, or one that caused it, says that an allocation failed.
 
-    Python and numpy raise MemoryError, onnxruntime errors that are told by their words alone.
+    Python and numpy raise MemoryError; onnxruntime raises errors that only their words tell apart.
     """
     cause: BaseException | None = error
     while cause is not None:

@@ -1,8 +1,8 @@
-"""What a process really takes: high-water mark and its split.
+"""What a process really takes: its high-water mark, and of what kinds of memory that is made.
 
-VmHWM counts resident pages; it can be set back, so that each phase has its own. The kernel's charge, a second and
-independent figure, is read by the parent (``edge_runtime.memory.enforcement``). Reading /proc/PID/status costs
-0.2 to 0.3 ms for a worker of 150 MB, smaps_rollup 1.5 ms: it walks the page tables.
+VmHWM counts resident pages and can be set back, so that each phase has a mark of its own. The kernel's charge is a
+second and independent figure, read by the parent (``edge_runtime.memory.enforcement``). Reading /proc/PID/status costs
+0.2 to 0.3 ms for a worker of 150 MB; smaps_rollup costs 1.5 ms, because it walks the page tables.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ _RESET_HIGH_WATER = "5"
 class Meter:
     """High-water marks of this process, phase by phase.
 
-    ``announce``, if given, is called with each phase's name as it is entered. Where the kernel does not allow the
-    mark to be set back, ``phases`` holds the running maximum instead and ``resets`` is False.
+    Args:
+        announce: function that is called with the name of each phase as it begins; None calls nothing.
 
     Attributes:
         floor_bytes: resident memory when the meter was made: interpreter and libraries.
+        phases: high-water mark of each phase that has ended; where the kernel does not let the mark be set back, the
+            largest mark until then.
+        resets: whether the kernel lets the mark be set back.
     """
 
     def __init__(self, announce: Callable[[str], None] | None = None) -> None:
@@ -37,7 +40,7 @@ class Meter:
         self._phase = "start"
 
     def enter(self, phase: str) -> None:
-        """Close the current phase and open another."""
+        """End the present phase and begin another."""
         self.close()
         self._phase = phase
         if self._announce:
@@ -46,18 +49,18 @@ class Meter:
             _reset_high_water()
 
     def close(self) -> None:
-        """Record the current phase's mark."""
+        """Record the present phase's mark."""
         mark = status_bytes("VmHWM")
         self.phases[self._phase] = max(mark, self.phases.get(self._phase, 0))
 
     @property
     def peak_bytes(self) -> int:
-        """Largest mark over all phases so far."""
+        """Largest mark of all phases so far."""
         return max([*self.phases.values(), status_bytes("VmHWM")])
 
 
 def status_bytes(field: str) -> int:
-    """A size from /proc/self/status in bytes, 0 where the system does not offer it."""
+    """A size from /proc/self/status in bytes; 0 where the system does not tell it."""
     try:
         for line in _STATUS.read_text().splitlines():
             if line.startswith(field + ":"):
@@ -73,9 +76,9 @@ class ProcessMemory:
 
     Attributes:
         resident_bytes: pages in memory, the sum of the next two.
-        anonymous_bytes: its own pages.
+        anonymous_bytes: the process's own pages.
         file_bytes: pages of mapped files and shared memory.
-        data_bytes: private writable mappings, touched or not: what RLIMIT_DATA counts.
+        data_bytes: private writable mappings, touched or not, which RLIMIT_DATA counts.
     """
 
     resident_bytes: int
@@ -85,7 +88,7 @@ class ProcessMemory:
 
 
 def read_memory(process_id: int) -> ProcessMemory | None:
-    """What a process takes now, or None if it has ended or the system does not tell."""
+    """Present sizes of a process; None if it has ended or the system does not tell them."""
     sizes = {}
     try:
         for line in Path(f"/proc/{process_id}/status").read_text().splitlines():
@@ -104,7 +107,7 @@ def read_memory(process_id: int) -> ProcessMemory | None:
 def mapped_bytes(folders: Sequence[Path]) -> tuple[int, int]:
     """Resident bytes of this process's mapped files: those below any of ``folders``, and all others.
 
-    Reads /proc/self/smaps, which takes some milliseconds.
+    This reads /proc/self/smaps, which takes some milliseconds.
     """
     prefixes = tuple(f"{folder.resolve()}/" for folder in folders)
     inside = others = 0
@@ -130,7 +133,7 @@ def mapped_bytes(folders: Sequence[Path]) -> tuple[int, int]:
 def proportional_bytes() -> tuple[int, int]:
     """Anonymous and file-backed memory of this process, each page divided by the number of processes that hold it.
 
-    Reads /proc/self/smaps_rollup, about 1.5 ms; (0, 0) where the kernel (before 5.4) does not offer the split.
+    This reads /proc/self/smaps_rollup, about 1.5 ms; (0, 0) where the kernel (before 5.4) does not tell the two apart.
     """
     sizes = {"Pss_Anon": 0, "Pss_File": 0}
     try:

@@ -1,17 +1,17 @@
-"""How much memory a task will take and how long its steps, from the manifest alone; and which plan fits a cap.
+"""How much memory a task takes, how long its steps take, and which plan fits a cap; all from the manifest alone.
 
-The prediction adds up, in resident bytes: libraries, tokenizer, engine, weights (all that stay, or the largest segment
-that passes through), the largest live set of any program, values that wait between segments, slices. Constants were
-measured over a grid of shapes (docs/decisions/0006-memory-prediction.md). This module uses no engine and no
-numpy, so agent and coordinator can call it.
+The predicted peak is a sum of resident bytes: libraries, tokenizer, engine, weights (all if they stay, the largest
+segment if they pass through), the largest live set of any program, values that wait between segments, and slices. The
+constants were measured over a grid of shapes (docs/decisions/0006-memory-prediction.md). This module uses no engine and
+no numpy, so that agent and coordinator can call it.
 
-Backpropagation (``Work.update``) runs primal programs forwards and adjoint programs back; the inputs of its segments
-wait in memory or in a file, and that is a rung of its own. Zero order is inference, once or twice a draw: its draws
-cost time and, but for the directions themselves, no memory.
+Backpropagation (``Work.update``) runs primal programs forwards and adjoint programs backwards. The inputs of its
+segments wait in memory or in a file; moving them to the file is a rung of its own. Zero order is inference, once or
+twice a draw: its draws cost time but no memory, except for the directions themselves.
 
-A plan is chosen by time among those that fit; what it gives up against the fastest is said. Four rungs leave the
-estimate as it is: streamed weights, layer inputs on disk, fewer examples at a time, fewer draws at a time. Two change
-the work and are taken only where the caller says so: shorter sequences, fewer slices.
+Of the plans that fit, the fastest is chosen, and its sentences say what it gives up against the fastest of all. Four
+rungs leave the estimate as it is: streamed weights, layer inputs on disk, fewer examples at a time, fewer draws at a
+time. Two change the work and are taken only where the caller allows it: shorter sequences, fewer slices.
 """
 
 from __future__ import annotations
@@ -42,55 +42,59 @@ from edge_runtime.package.prepared import Calibration
 from edge_runtime.protocol.messages import Update
 
 WeightsMode = Literal["resident", "streamed"]
-#: Where backpropagation keeps the inputs of its segments; forward mode has none to keep.
+#: Places where backpropagation keeps its layer inputs; forward mode has none to keep.
 InputsMode = Literal["memory", "disk"]
 
 #: Resident size of a worker that has imported its libraries and done nothing; a device that has run a task
 #: reports its own figure. ExecuTorch's binding loads torch.
 DEFAULT_FLOOR_BYTES, EXECUTORCH_FLOOR_BYTES = 58 << 20, 228 << 20
-#: Of that, code that ran only while libraries were loaded: given back for good, and while the tokenizer works.
+#: Library code in it that ran only while libraries were loaded and is given back: for good, and as the tokenizer works.
 RELEASED_BYTES, RELEASED_AT_LOAD_BYTES = 2 << 20, 8 << 20
-#: The same of torch, measured on one model.
+#: The same for torch, measured on one model.
 EXECUTORCH_RELEASED_BYTES = 40 << 20
-#: What the engine sets up with its sessions: operator registries and threads.
+#: Memory that the engine sets up with its first session: operator registries and threads.
 ENGINE_BYTES = 2 << 20
-#: One more loaded program: its graph and kernels.
+#: Memory of each loaded program: its graph and kernels.
 PROGRAM_BYTES = 400 << 10
-#: A loaded tokenizer over the size of its file; nearly all of it is given back before the engine starts.
+#: Memory of a loaded tokenizer, relative to its file, and the rest of it that is still there when the engine starts.
 TOKENIZER_FACTOR, TOKENIZER_REST_BYTES = 26, 2 << 20
-#: Matrices that the engine repacks, over their stored size; a session for each segment included.
+#: Memory of matrices that the engine repacks, relative to their stored size; it includes a session for each segment.
 PACKED_FACTOR: dict[Arithmetic, float] = {"block_int8": 1.5, "block_int4": 1.8}
-#: Tensors as the engine's arena holds them: over their sum, for gaps between reused blocks; and what it starts with.
+#: Memory of tensors in the engine's arena, relative to their sum, since reused blocks leave gaps; and its first size.
 ARENA_FACTOR, ARENA_BYTES = 1.55, 3 << 20
-#: What XNNPACK takes at run time over the planned memory of the largest program: packed operands and temporaries.
+#: Memory that XNNPACK takes at run time for packed operands and temporaries, relative to the largest program's plan.
 WORKSPACE_FACTOR = 0.5
-#: Values, their change, one gradient, and the encoded blobs in and out.
+#: Copies of the slices: values, their change, one gradient, and the encoded blobs in and out.
 SLICE_COPIES = 5
 FLOAT_BYTES = 4
-#: Tokens that a language model's output layer runs at a time: its logits are the largest tensors there are.
+#: Number of tokens that a language model's output layer runs at a time, since its logits are the largest tensors.
 HEAD_TOKENS = 16
-#: Tokens of a group: more take memory and save little time.
+#: Number of tokens to run at a time; more take memory and save little time.
 PREFERRED_TOKENS = 256
-#: A plan may use this share of the cap; the rest is for what a prediction cannot know.
+#: Share of the cap that a plan may use; the rest is for what a prediction cannot know.
 USABLE_SHARE = 0.95
-#: Time of a streamed step over a resident one, with the weights in the page cache; and of one more program run.
+#: Time of a streamed step, relative to a resident one, with weights in the page cache; and seconds of each program run.
 STREAMED_TIME, RUN_SECONDS = 1.05, 4e-4
-#: Time of a block's adjoint program over its primal one (docs/decisions/0014-backpropagation.md). What a file of layer
-#: inputs costs did not show there; the factor keeps them in memory where both fit.
+#: Time of a block's adjoint program, relative to its primal one (docs/decisions/0014-backpropagation.md), and of a step
+#: with layer inputs on disk. The disk's cost did not show there; the factor prefers memory where both fit.
 ADJOINT_TIME, SPILLED_TIME = 4.0, 1.01
-#: Passes of a zero-order draw, at most.
+#: Largest number of passes of a zero-order draw.
 DIFFERENCE_PASSES = 2
 SHORTEST_SEQUENCE = 16
 _ITEM_BYTES = {"float32": 4, "uint8": 1, "int8": 1, "int64": 8, "int32": 4, "bool": 1}
 
 
 class Work(Struct, frozen=True):
-    """What a step is asked to do.
+    """Size of a step's work.
 
     Attributes:
-        sequence: tokens of the longest example. draws: tangents per example. slices: trained as ``update`` says;
-            none for evaluation and for training the head alone. A head is named only where it is perturbed.
-        update: whether the slices' gradient is estimated forwards, computed backwards, or estimated from differences.
+        batch_size: number of examples of a step.
+        sequence: number of tokens of the longest example.
+        draws: number of directions of each example.
+        slices: names of the slices that are trained as ``update`` says, a head among them only where it is perturbed;
+            empty for evaluation and where the head alone is trained.
+        update: way to the slices' gradient: estimated by forward mode, computed by backpropagation, or estimated by
+            zero order.
     """
 
     batch_size: int
@@ -101,7 +105,18 @@ class Work(Struct, frozen=True):
 
 
 class PeakPrediction(Struct, frozen=True):
-    """Predicted peak of a worker by part, in bytes. ``load_bytes`` is the peak before the first step."""
+    """Predicted peak of a worker by part, in bytes.
+
+    Attributes:
+        libraries_bytes: interpreter and libraries.
+        tokenizer_bytes: memory that the tokenizer's work leaves behind.
+        engine_bytes: the engine, its loaded programs and the matrices it repacks.
+        weights_bytes: mapped weights.
+        live_bytes: largest live set of tensors of any program.
+        waiting_bytes: values that wait between segments.
+        slices_bytes: values, change, gradient and directions of the slices.
+        load_bytes: peak before the first step.
+    """
 
     libraries_bytes: int
     tokenizer_bytes: int
@@ -114,7 +129,7 @@ class PeakPrediction(Struct, frozen=True):
 
     @property
     def parts(self) -> dict[str, int]:
-        """What adds up to the peak of a step, by name."""
+        """Parts that add up to the peak of a step, by name."""
         return {
             name.removesuffix("_bytes"): size for name, size in asdict(self).items() if name != "load_bytes"
         }
@@ -126,7 +141,14 @@ class PeakPrediction(Struct, frozen=True):
 
 
 class ExecutionChoice(Struct, frozen=True):
-    """How a step's work is done: where weights and layer inputs are, and how much runs at a time."""
+    """How a step's work is done.
+
+    Attributes:
+        weights: whether weights stay in memory or pass through it.
+        micro_batch: number of examples that run at a time.
+        draws_at_a_time: number of draws that run at a time.
+        inputs: whether backpropagation keeps its layer inputs in memory or on disk.
+    """
 
     weights: WeightsMode
     micro_batch: int
@@ -135,11 +157,14 @@ class ExecutionChoice(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True):
-    """Work, how it is done, and what that takes.
+    """A work, how it is done, and what it takes.
 
     Attributes:
+        work: size of a step's work.
+        choice: how it is done.
+        peak: predicted peak memory.
         step_s: predicted seconds of a step; None where the machine was not measured.
-        gave_up: sentences, one for each rung the plan stands below the fastest.
+        gave_up: sentences, one for each rung that the plan stands below the fastest.
     """
 
     work: Work
@@ -153,11 +178,11 @@ class Planner:
     """Plans for one package on one machine.
 
     Args:
-        manifest: of the package, as :meth:`edge_runtime.package.manifest.Manifest.for_engine` gives it for the
-            machine's engine.
-        arithmetic: the one the package is prepared in; None takes the package's first.
-        floor_bytes: measured on the device; 0 takes the constant of this module.
-        calibration: of this machine, by which time is predicted.
+        manifest: the package's manifest, narrowed to the machine's engine by
+            :meth:`edge_runtime.package.manifest.Manifest.for_engine`.
+        arithmetic: arithmetic that the package is prepared in; None takes the package's first.
+        floor_bytes: resident memory of an empty worker, measured on the device; 0 takes this module's constant.
+        calibration: seconds measured on this machine, from which time is predicted; None compares plans by proportions.
     """
 
     def __init__(
@@ -177,8 +202,14 @@ class Planner:
     def choose(self, work: Work, budget_bytes: int, *, may_change_work: bool = False) -> Plan:
         """The fastest plan whose predicted peak is within ``USABLE_SHARE`` of the budget.
 
+        Args:
+            work: size of a step's work.
+            budget_bytes: memory that the plan may use.
+            may_change_work: whether shorter sequences and fewer slices may be taken where the work as asked does not
+                fit.
+
         Raises:
-            CapExceededError: none fits; the message gives the smallest cap that would, and what would fit in this
+            CapExceededError: no plan fits; the message gives the smallest cap that would do, and what would fit in this
                 one.
         """
         usable = int(budget_bytes * USABLE_SHARE)
@@ -191,7 +222,7 @@ class Planner:
         raise self._refusal(work, budget_bytes)
 
     def plan(self, work: Work, choice: ExecutionChoice) -> Plan:
-        """Work done in one given way."""
+        """The plan that does a work in one given way."""
         seconds = self._seconds(work, choice) if self._calibration is not None else None
         return Plan(work, choice, self.predict(work, choice), seconds)
 
@@ -210,7 +241,7 @@ class Planner:
         return choices(work, bounds.get("batch"), bounds.get("draws"))
 
     def _bounds(self, work: Work) -> dict[Axis, int]:
-        """The least of the bounds of all programs the work runs."""
+        """The smallest bound on each axis over all programs that the work runs."""
         least: dict[Axis, int] = {}
         for variant in self._variants(work):
             for axis, size in variant.bounds.items():
@@ -218,7 +249,7 @@ class Planner:
         return least
 
     def planned_bytes(self, work: Work) -> int:
-        """Memory that the engine plans ahead for all programs the work loads; 0 where it allocates as it runs."""
+        """Memory that the engine plans ahead for all programs that the work loads; 0 where it allocates as it runs."""
         loaded = {variant.file: variant.planned_bytes for variant in self._variants(work)}
         return sum(loaded.values())
 
@@ -229,7 +260,7 @@ class Planner:
         )
 
     def smallest_cap(self, work: Work) -> int:
-        """The least cap under which :meth:`choose` finds a plan, in whole MiB, in bytes."""
+        """The smallest cap under which :meth:`choose` finds a plan, in bytes, a whole number of MiB."""
         needed = self.smallest(work).peak.total_bytes / USABLE_SHARE
         return (int(needed) // (1 << 20) + 1) << 20
 
@@ -264,7 +295,7 @@ class Planner:
         )
 
     def program_names(self, work: Work) -> list[str]:
-        """The programs that a step runs, in order; those of one structure occur repeatedly.
+        """Names of the programs that a step runs, in order. Segments of one structure repeat the same name.
 
         Raises:
             PackageError: the work is backpropagation and the package has no adjoint programs for it.
@@ -280,7 +311,7 @@ class Planner:
         return [*forwards, *(adjoint_program(self.manifest, index, self.arithmetic) for index in indices)]
 
     def _waiting_rows(self, first: int | None, work: Work, choice: ExecutionChoice) -> int:
-        """How many times the batch's hidden states wait between segments, at most."""
+        """Largest number of copies of the batch's hidden states that wait between segments, tangents included."""
         if first is None or work.update == "zero_order":
             return 1
         if work.update == "forward":
@@ -289,14 +320,13 @@ class Planner:
         return 1 + kept
 
     def _live_bytes(self, work: Work, choice: ExecutionChoice) -> int:
-        """The largest live set of any program; of those planned ahead, what they take beside their plan."""
+        """Largest live set of any program. Programs planned ahead count with what they take beyond their plan."""
         variants = self._variants(work)
         if self.planned_bytes(work):
             return int(WORKSPACE_FACTOR * max(variant.planned_bytes for variant in variants))
         sequences = [work.sequence] * len(variants)
-        if (
-            self.manifest.task == "causal_lm"
-        ):  # the output layer, which comes last, runs some tokens at a time
+        if self.manifest.task == "causal_lm":
+            # The output layer, which comes last, runs some tokens at a time.
             head = self.manifest.segments[-1]
             runs_head = {head.primal, head.entry, head.dual, head.adjoint}
             names = self.program_names(work)
@@ -312,7 +342,10 @@ class Planner:
         return [self.manifest.programs[name].variants[self.arithmetic] for name in self.program_names(work)]
 
     def _weights_bytes(self, choice: ExecutionChoice) -> int:
-        """All blocks, or the largest; and what the embedding maps. Rows it gathers are gone before a block runs."""
+        """Bytes of mapped weights: all blocks or the largest, and the part of the embedding that is mapped.
+
+        Rows that the embedding gathers are gone before a block runs.
+        """
         embedding = self.manifest.segments[0]
         owned = [
             segment
@@ -327,7 +360,7 @@ class Planner:
         return mapped + sum(sizes) if choice.weights == "resident" else max([mapped, *sizes])
 
     def _seconds(self, work: Work, choice: ExecutionChoice) -> float:
-        """Predicted seconds of a step, from the calibration of one block; proportions alone without one."""
+        """Predicted seconds of a step, from the calibration of one block. Without one only proportions hold."""
         measured = self._calibration or Calibration(1, PREFERRED_TOKENS, 1.0, 2.1, 4.8)
         first = first_segment(self.manifest, work.slices)
         per_draw = (measured.dual_4_s - measured.dual_1_s) / 3
@@ -352,7 +385,7 @@ class Planner:
         return seconds * (SPILLED_TIME if choice.inputs == "disk" else 1.0)
 
     def _works(self, work: Work) -> Iterator[Work]:
-        """The work as asked, then with shorter sequences, then with fewer slices as well, nearest the head."""
+        """The work as asked, then with shorter sequences, then with fewer slices too, those nearest the head."""
         lengths = [work.sequence]
         while lengths[-1] > SHORTEST_SEQUENCE:
             lengths.append(max(SHORTEST_SEQUENCE, lengths[-1] // 2))
@@ -386,7 +419,13 @@ class Planner:
 def choices(
     work: Work, most_examples: int | None = None, most_draws: int | None = None
 ) -> Iterator[ExecutionChoice]:
-    """Every way to do the work, the fastest and largest first; with so many examples and draws at a time at most."""
+    """Every way to do a work, the fastest and largest first.
+
+    Args:
+        work: size of a step's work.
+        most_examples: largest number of examples at a time; None sets no limit.
+        most_draws: largest number of draws at a time; None sets no limit.
+    """
     examples, together = preferred_micro_batch(work.batch_size, work.sequence), max(1, work.draws)
     sizes = _halved(min(examples, most_examples or examples))
     back = work.update == "backprop" and bool(work.slices)
@@ -398,7 +437,7 @@ def choices(
 
 
 def gave_up(fastest: Plan, chosen: Plan) -> tuple[str, ...]:
-    """What a choice gives up against the fastest one, a sentence each."""
+    """Sentences that say what a plan gives up against the fastest one."""
     sentences = []
     if chosen.choice.weights != fastest.choice.weights:
         sentences.append("weights pass through memory a segment at a time")
@@ -416,7 +455,7 @@ def gave_up(fastest: Plan, chosen: Plan) -> tuple[str, ...]:
 
 
 def changed_work(asked: Work, done: Work) -> tuple[str, ...]:
-    """What of the work itself was given up."""
+    """Sentences that say what was changed in the work itself."""
     sentences = []
     if done.sequence != asked.sequence:
         sentences.append(f"sequences of {done.sequence} tokens instead of {asked.sequence}")
@@ -426,13 +465,21 @@ def changed_work(asked: Work, done: Work) -> tuple[str, ...]:
 
 
 def first_segment(manifest: Manifest, slices: tuple[str, ...]) -> int | None:
-    """Index of the first segment that must carry tangents; None if no slice is trained by forward mode."""
+    """Index of the first segment with a trained slice beside the head; None if there is no such slice."""
     specs = [manifest.slice_named(name) for name in slices]
     return min((spec.segment for spec in specs if spec.kind != "head"), default=None)
 
 
 def program_name(segment: Segment, index: int, first: int | None) -> str:
-    """Which of a segment's programs runs, as :class:`edge_runtime.execution.executor.Executor` chooses it."""
+    """Name of the program that a forward sweep runs for a segment.
+
+    :class:`edge_runtime.execution.executor.Executor` chooses it by the same rule.
+
+    Args:
+        segment: the segment.
+        index: index of the segment.
+        first: index of the first segment that carries tangents; None if none does.
+    """
     if first is None or index < first:
         return segment.primal
     return (segment.entry if index == first else segment.dual) or segment.primal
@@ -442,7 +489,7 @@ def adjoint_program(manifest: Manifest, index: int, arithmetic: Arithmetic) -> s
     """Name of a segment's adjoint program.
 
     Raises:
-        PackageError: the package has none, or none in this arithmetic; says which and what to do.
+        PackageError: the package has none, or none in this arithmetic; says what to do.
     """
     name = manifest.segments[index].adjoint
     if name is None:
@@ -461,7 +508,7 @@ def adjoint_program(manifest: Manifest, index: int, arithmetic: Arithmetic) -> s
 
 
 def live_bytes(variant: Variant, batch: int, sequence: int, draws: int) -> float:
-    """Largest live set of a program at a size: the largest of its polynomials."""
+    """Bytes of the largest live set of a program at a given size: the largest value of its polynomials."""
     return max(
         (sum(_term(term, batch, sequence, draws) for term in candidate) for candidate in variant.live),
         default=0.0,
@@ -469,7 +516,7 @@ def live_bytes(variant: Variant, batch: int, sequence: int, draws: int) -> float
 
 
 def segment_bytes(segment: Segment, arithmetic: Arithmetic) -> int:
-    """Bytes of a segment's weights as an arithmetic maps them; without what the engine repacks."""
+    """Bytes of a segment's weights as an arithmetic maps them, without matrices that the engine repacks."""
     total = 0
     for name, tensor in segment.weights.items():
         if not _is_quantised(name, segment):
@@ -480,7 +527,7 @@ def segment_bytes(segment: Segment, arithmetic: Arithmetic) -> int:
 
 
 def matrix_numbers(levels: str, segment: Segment) -> int:
-    """How many weights the matrix of these levels has: two a byte where it has zero points."""
+    """Number of weights in the matrix of these levels: two a byte where it has zero points."""
     four_bits = levels.removesuffix(LEVELS_SUFFIX) + ZERO_POINTS_SUFFIX in segment.weights
     return stored_bytes(segment.weights[levels]) * (2 if four_bits else 1)
 
@@ -494,7 +541,7 @@ def stored_bytes(tensor: TensorRef) -> int:
 
 
 def repacked_bytes(segment: Segment, arithmetic: Arithmetic) -> int:
-    """Bytes that the engine makes of a segment's matrices for itself."""
+    """Bytes of the copies that the engine makes when it repacks a segment's matrices."""
     if arithmetic not in PACKED_FACTOR:
         return 0
     stored = sum(stored_bytes(t) for name, t in segment.weights.items() if _is_quantised(name, segment))
@@ -502,7 +549,7 @@ def repacked_bytes(segment: Segment, arithmetic: Arithmetic) -> int:
 
 
 def _is_quantised(name: str, segment: Segment) -> bool:
-    """Whether a tensor is levels, scales or zero points of a quantised matrix (not of an embedding)."""
+    """Whether a tensor holds levels, scales or zero points of a quantised matrix (not of an embedding)."""
     for suffix in (LEVELS_SUFFIX, SCALES_SUFFIX, ZERO_POINTS_SUFFIX):
         levels = segment.weights.get(name.removesuffix(suffix) + LEVELS_SUFFIX)
         if name.endswith(suffix) and levels is not None and len(levels.shape) == 3:
@@ -511,12 +558,12 @@ def _is_quantised(name: str, segment: Segment) -> bool:
 
 
 def preferred_micro_batch(batch_size: int, sequence: int) -> int:
-    """Examples to run at a time where memory does not matter: about ``PREFERRED_TOKENS`` tokens."""
+    """Number of examples to run at a time where memory does not matter: about ``PREFERRED_TOKENS`` tokens."""
     return min(batch_size, max(1, PREFERRED_TOKENS // sequence))
 
 
 def _directions_kept(work: Work) -> int:
-    """How many directions of its slices a step holds: of zero order the batch shares them."""
+    """Number of directions of its slices that a step holds. Under zero order the batch shares them."""
     return {"forward": work.draws * work.batch_size, "zero_order": work.draws, "backprop": 0}[work.update]
 
 

@@ -8,9 +8,9 @@ from edge_runtime.memory.meter import ProcessMemory
 
 #: Pause between two looks at a worker. A look costs about 0.3 ms, so watching takes 0.3 % of one core.
 SAMPLE_INTERVAL_S = 0.1
-#: The same where the limit follows the worker (RLIMIT_DATA), and must not lag: 1.5 % of one core.
+#: The same pause where the limit follows the worker (RLIMIT_DATA) and must not lag: 1.5 % of one core.
 FOLLOW_INTERVAL_S = 0.02
-#: A timeline holds at most this many samples, however long the worker runs.
+#: Largest number of samples in a timeline, however long the worker runs.
 MAX_SAMPLES = 512
 #: The phase before the worker has named one.
 FIRST_PHASE = "start"
@@ -18,7 +18,15 @@ FIRST_PHASE = "start"
 
 @dataclass(frozen=True)
 class Sample:
-    """A worker's memory at one moment, ``seconds`` after its start."""
+    """Memory of a worker at one moment.
+
+    Attributes:
+        seconds: time since the worker started.
+        phase: phase that the worker was in.
+        resident_bytes: pages in memory, the sum of the next two.
+        anonymous_bytes: the worker's own pages.
+        file_bytes: pages of mapped files and shared memory.
+    """
 
     seconds: float
     phase: str
@@ -28,13 +36,13 @@ class Sample:
 
 
 class Sampler:
-    """The timeline of one worker, filled by :func:`edge_runtime.worker.jobs.finish_worker`.
+    """The timeline of one worker, filled by :func:`edge_runtime.worker.process.finish_worker`.
 
     Attributes:
-        phase: the phase that the worker named last.
-        samples: oldest first, evenly spaced. When they are too many, the larger of every two neighbours stays,
-            and so from then on: the peak is never thinned out.
-        last: the newest sample, None before the first.
+        phase: phase that the worker named last.
+        samples: samples in order of time, evenly spaced. Where they become too many, of every two neighbours the larger
+            is kept, so that the peak is never lost.
+        last: newest sample; None before the first.
     """
 
     def __init__(self) -> None:

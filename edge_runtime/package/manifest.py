@@ -35,32 +35,44 @@ PackagePath = Annotated[
     str, Meta(pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*/){0,3}[A-Za-z0-9_-][A-Za-z0-9._-]*$")
 ]
 Shape = tuple[Count, ...]
-#: How frozen products are computed (export/lowering/arithmetic.py holds the formulas).
+#: Arithmetics in which products with frozen matrices are computed (export/lowering/arithmetic.py holds the formulas).
 Arithmetic = Literal["row_int8", "block_int8", "block_int4", "float"]
 ARITHMETICS: tuple[Arithmetic, ...] = ("row_int8", "block_int8", "block_int4", "float")
-#: What a package is trained for. ``classification``: one label a text, and a head. ``causal_lm``: the next token.
+#: Tasks of a package: ``classification`` predicts one label a text, by a head; ``causal_lm`` predicts the next token.
 TaskKind = Literal["classification", "causal_lm"]
 #: The dynamic sides of a program's inputs.
 Axis = Literal["draws", "batch", "sequence"]
 Quantisation = Literal["int8", "int4", "none"]
-#: Arithmetics whose layout is the package's own: the engine repacks the matrices when it loads a program.
+#: Arithmetics that use matrices as the package stores them; the engine repacks these when it loads a program.
 BLOCK_ARITHMETICS: frozenset[Arithmetic] = frozenset({"block_int8", "block_int4"})
 #: A quantised matrix X (N outputs, K inputs) is stored as levels and scales: uint8 (N, K/32, 32), float32 (N, K/32).
 #: One with zero points has 4 bits: levels uint8 (N, K/B, B/2), zero points uint8 (N, ceil(K/B/2)), two in a byte.
 LEVELS_SUFFIX, SCALES_SUFFIX, ZERO_POINTS_SUFFIX = "_levels", "_scales", "_zero_points"
-#: What a device makes of it: int8 (K, N) with float32 (N) scales, or float32 (K, N).
+#: Suffixes of what a device makes of such a matrix: int8 (K, N) with float32 (N) scales, or float32 (K, N).
 INT8_SUFFIX, INT8_SCALES_SUFFIX, FLOAT_SUFFIX = "_int8", "_int8_scales", "_float"
 
 
 class FileEntry(Struct, frozen=True):
-    """Size and digest of one file of the package."""
+    """Size and digest of one file of the package.
+
+    Attributes:
+        bytes: size in bytes.
+        sha256: sha256 in hex.
+    """
 
     bytes: Bytes
     sha256: Sha256
 
 
 class TensorRef(Struct, frozen=True):
-    """Where a frozen tensor lies: raw bytes in ``file`` from ``offset``."""
+    """Place of a frozen tensor: raw little-endian bytes in a file.
+
+    Attributes:
+        file: path of the file.
+        offset: offset of its first byte.
+        dtype: dtype of the tensor.
+        shape: shape of the tensor.
+    """
 
     file: PackagePath
     offset: Bytes
@@ -69,7 +81,14 @@ class TensorRef(Struct, frozen=True):
 
 
 class SizeTerm(Struct, frozen=True, array_like=True):
-    """``coefficient · batch^batch_power · sequence^sequence_power · draws^draws_power`` bytes."""
+    """``coefficient · batch^batch_power · sequence^sequence_power · draws^draws_power`` bytes.
+
+    Attributes:
+        coefficient: factor in bytes.
+        batch_power: power of the number of examples.
+        sequence_power: power of the number of tokens of an example.
+        draws_power: power of the number of draws.
+    """
 
     coefficient: float
     batch_power: int = 0
@@ -80,7 +99,11 @@ class SizeTerm(Struct, frozen=True, array_like=True):
 class PeakTensor(Struct, frozen=True):
     """A tensor alive where a program's live set is largest.
 
-    ``operator`` made it; ``shape`` has numbers, and names of dynamic sides such as ``batch`` or ``batch*sequence``.
+    Attributes:
+        name: name in the program.
+        operator: operator that made it.
+        shape: sides as numbers, or as names of dynamic sides such as ``batch`` or ``batch*sequence``.
+        size: size in bytes.
     """
 
     name: Text
@@ -90,7 +113,13 @@ class PeakTensor(Struct, frozen=True):
 
 
 class Undelegated(Struct, frozen=True, array_like=True):
-    """An operator of an ExecuTorch program that its fast backend did not take: name, how many nodes, why."""
+    """An operator of an ExecuTorch program that its fast backend did not take.
+
+    Attributes:
+        operator: name of the operator.
+        nodes: number of its nodes.
+        reason: reason why the backend did not take it.
+    """
 
     operator: Text
     nodes: PositiveCount
@@ -100,14 +129,18 @@ class Undelegated(Struct, frozen=True, array_like=True):
 class Variant(Struct, frozen=True):
     """A program in one arithmetic.
 
-    ``bound`` names the frozen tensors that the engine repacks when it loads the program, so that each segment
-    needs a load of its own; ``fed`` those it takes as inputs, so that one load serves every segment of equal
-    structure. ``gathered`` names those of the fed ones of which only the rows given by a program input are read.
-    ``live`` holds the largest live sets as polynomials, of which the largest value at a given size is the
-    prediction; ``peak_tensors`` the largest tensors of that set at the exporter's reference size.
-
-    ExecuTorch plans memory ahead instead of at run time: ``planned_bytes`` is what a loaded program holds, whatever
-    it is run on, ``bounds`` the largest sizes it was planned for, ``undelegated`` what its own kernels compute.
+    Attributes:
+        file: path of the program.
+        fed: frozen tensors that the program takes as inputs, so that one load serves every segment of equal structure.
+        bound: frozen tensors that the engine repacks when it loads the program, so that each segment needs a load of
+            its own.
+        gathered: fed tensors of which only some rows are read, and for each the program input that names those rows.
+        live: largest live sets as polynomials; their largest value at a given size is the predicted one.
+        peak_tensors: largest tensors of the live set at the exporter's reference size.
+        planned_bytes: memory that a loaded ExecuTorch program holds, whatever it is run on, because it was planned
+            ahead.
+        bounds: largest sizes that an ExecuTorch program was planned for.
+        undelegated: operators of an ExecuTorch program that its own kernels compute.
     """
 
     file: PackagePath
@@ -124,8 +157,11 @@ class Variant(Struct, frozen=True):
 class Program(Struct, frozen=True):
     """One graph. Values flow by name: an output named ``hidden`` feeds a later input ``hidden``.
 
-    ``variants`` holds the graph once for each arithmetic the package offers on ONNX Runtime, ``executorch`` the same
-    for ExecuTorch, if the package was exported for it.
+    Attributes:
+        inputs: names of the inputs, frozen tensors not among them.
+        outputs: names of the outputs.
+        variants: the graph in each arithmetic that the package offers on ONNX Runtime.
+        executorch: the same for ExecuTorch; empty if the package was not exported for it.
     """
 
     inputs: tuple[Text, ...]
@@ -135,7 +171,13 @@ class Program(Struct, frozen=True):
 
 
 class TensorSpec(Struct, frozen=True):
-    """A trainable tensor; ``input`` is the program input it feeds."""
+    """A trainable tensor.
+
+    Attributes:
+        name: name within its slice.
+        shape: shape.
+        input: program input that takes it.
+    """
 
     name: Identifier
     shape: Shape
@@ -143,9 +185,15 @@ class TensorSpec(Struct, frozen=True):
 
 
 class SliceSpec(Struct, frozen=True):
-    """A named set of trainable tensors attached to one place of the base.
+    """A named set of trainable tensors attached to one place of the base model.
 
-    ``segments`` are those that use it, ascending: one, or several where blocks share their weights (ALBERT).
+    Attributes:
+        name: name of the slice.
+        kind: kind of the slice.
+        segments: indices of the segments that use it, ascending: one, or several where blocks share their weights
+            (ALBERT).
+        target: name of the module of the base model that it changes.
+        tensors: its tensors.
     """
 
     name: Identifier
@@ -156,7 +204,7 @@ class SliceSpec(Struct, frozen=True):
 
     @property
     def segment(self) -> int:
-        """The first segment that uses the slice: from there on a sweep carries tangents."""
+        """Index of the first segment that uses the slice; a sweep carries tangents from there on."""
         return self.segments[0]
 
     @property
@@ -172,11 +220,16 @@ class SliceSpec(Struct, frozen=True):
 
 
 class Segment(Struct, frozen=True):
-    """A run of layers: which programs run it, and which frozen tensor each initialiser is.
+    """A run of layers.
 
-    ``entry`` is the dual program for the first segment that holds an assigned slice: its incoming hidden
-    state has no tangent, so it takes none. Segments that hold no slice and precede all slices have
-    neither ``entry`` nor ``dual``. ``adjoint`` is the vector-Jacobian product, for backpropagation.
+    Attributes:
+        name: name of the segment.
+        primal: program that computes the segment's outputs.
+        entry: dual program for the first segment that holds a trained slice, whose incoming hidden state has no
+            tangent; None for a segment that holds no slice and precedes all of them.
+        dual: dual program for later segments, which takes and gives the hidden state's tangent; None as for ``entry``.
+        weights: place of the frozen tensor of each initialiser.
+        adjoint: program of the vector-Jacobian product, for backpropagation; None if the package has none.
     """
 
     name: Identifier
@@ -188,7 +241,16 @@ class Segment(Struct, frozen=True):
 
 
 class Base(Struct, frozen=True):
-    """What the package was made from; ``causal``: attention looks back only."""
+    """The model that the package was made from.
+
+    Attributes:
+        architecture: name of its class.
+        source: name of its folder.
+        parameters: number of its parameters.
+        hidden_size: size H of the hidden states.
+        quantisation: form in which its matrices are stored.
+        causal: whether attention looks back only.
+    """
 
     architecture: Text
     source: Text
@@ -199,11 +261,18 @@ class Base(Struct, frozen=True):
 
 
 class SelfCheck(Struct, frozen=True):
-    """Largest relative differences of one arithmetic from torch on real text, measured before the package was written.
+    """One arithmetic compared with torch on real text, before the package was written.
 
-    ``jvp_cosine`` is the cosine between all directional derivatives of the check and torch's; ``gradient_cosine``
-    that of the gradients of the adjoint programs, None where the package or the arithmetic has none. ``segments`` were
-    run: all of them, or of a large package enough to use every program.
+    A difference is the largest absolute one, relative to the largest absolute value of torch's.
+
+    Attributes:
+        rows: number of rows of text.
+        loss: difference of the rows' losses.
+        jvp: difference of the directional derivatives.
+        jvp_cosine: cosine between all directional derivatives and torch's.
+        segments: number of segments that were run: all, or for a large package enough to use every program.
+        gradient: difference of the adjoint programs' gradient; None where the package or the arithmetic has none.
+        gradient_cosine: cosine between that gradient and torch's; None where there is none.
     """
 
     rows: Count
@@ -216,10 +285,12 @@ class SelfCheck(Struct, frozen=True):
 
 
 class QuantisationEffect(Struct, frozen=True):
-    """What storing the model in few bits does to it, in torch on real text; float arithmetic on both sides.
+    """What storing the model in few bits does to it, in torch on real text, with float arithmetic on both sides.
 
-    ``loss`` is the mean over rows of the absolute difference, relative to the float model's mean loss; ``jvp_cosine``
-    that between all directional derivatives of the two.
+    Attributes:
+        rows: number of rows of text.
+        loss: mean over the rows of the absolute difference of the loss, relative to the float model's mean loss.
+        jvp_cosine: cosine between all directional derivatives of the two models.
     """
 
     rows: Count
@@ -228,7 +299,27 @@ class QuantisationEffect(Struct, frozen=True):
 
 
 class Manifest(Struct, frozen=True):
-    """Everything a device needs to know of a package; ``labels`` are empty unless the task is classification."""
+    """Everything a device needs to know of a package.
+
+    Attributes:
+        format_version: version of the package format.
+        name: name of the package.
+        task: task that it is trained for.
+        labels: labels in the order of their indices; empty unless the task is classification.
+        sequence_limit: largest number of tokens of a row.
+        pad_token_id: token id of the padding.
+        base: the model that it was made from.
+        files: size and digest of every file, by path.
+        programs: programs by name.
+        segments: segments in the order in which they run.
+        slices: slices, the head among them if there is one.
+        tokenizer: path of the tokenizer.
+        initial_state: path of the initial values of all slices.
+        self_checks: comparison with torch of each arithmetic on ONNX Runtime.
+        probe: path of the program that tests whether a CPU's int8 kernel saturates.
+        quantisation_effect: effect of quantisation; None where it was not measured.
+        executorch_checks: comparison with torch of each arithmetic on ExecuTorch.
+    """
 
     format_version: PositiveCount
     name: Identifier
@@ -249,7 +340,11 @@ class Manifest(Struct, frozen=True):
     executorch_checks: dict[Arithmetic, SelfCheck] = {}
 
     def slice_named(self, name: str) -> SliceSpec:
-        """The slice of that name; :class:`PackageError` if there is none."""
+        """The slice of that name.
+
+        Raises:
+            PackageError: there is none.
+        """
         for spec in self.slices:
             if spec.name == name:
                 return spec
@@ -258,7 +353,7 @@ class Manifest(Struct, frozen=True):
         )
 
     def weights_owner(self, index: int) -> int:
-        """The first segment that has a segment's frozen tensors: itself, or another block that shares them (ALBERT)."""
+        """Index of the first segment with a segment's frozen tensors: itself, or a block that shares them (ALBERT)."""
         weights = self.segments[index].weights
         if not weights:
             return index
@@ -266,12 +361,12 @@ class Manifest(Struct, frozen=True):
 
     @property
     def engines(self) -> tuple[EngineName, ...]:
-        """Those that every program but the adjoints was lowered for."""
+        """Engines for which every program was lowered, adjoint programs aside."""
         both = all(program.executorch for program in self._forward_programs())
         return ENGINES if both else ENGINES[:1]
 
     def for_engine(self, engine: EngineName) -> Manifest:
-        """The package as a device on that engine sees it: only that engine's variants, and the files it needs.
+        """The package as a device with that engine sees it: only that engine's variants, and the files it needs.
 
         Raises:
             PackageError: the package has no programs for the engine.
@@ -301,7 +396,7 @@ class Manifest(Struct, frozen=True):
 
     @property
     def arithmetics(self) -> tuple[Arithmetic, ...]:
-        """Those that every program but the adjoints offers, in order of preference."""
+        """Arithmetics that every program offers, adjoint programs aside, in order of preference."""
         forward = self._forward_programs()
         return tuple(name for name in ARITHMETICS if all(name in program.variants for program in forward))
 
@@ -311,12 +406,17 @@ class Manifest(Struct, frozen=True):
 
     @property
     def head(self) -> SliceSpec | None:
-        """The classification head, whose gradient is exact; None for a causal language model: its head is frozen."""
+        """The classification head; None for a causal language model, whose head is frozen."""
         return next((spec for spec in self.slices if spec.kind == "head"), None)
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """Parse manifest bytes, version first, so that a newer format is named as such."""
+    """Parse a manifest's bytes.
+
+    Raises:
+        FormatVersionError: the package has another format; this is checked first.
+        PackageError: the manifest is malformed, or names something that it does not hold.
+    """
     try:
         version = msgspec.json.decode(data, type=_VersionOnly).format_version
     except msgspec.DecodeError as error:
@@ -347,7 +447,7 @@ def _all(program: Program) -> tuple[Variant, ...]:
 
 
 def _check_references(manifest: Manifest) -> None:
-    """Whatever the manifest names must be in it, so that nothing later meets a dangling name."""
+    """Check that the manifest holds whatever it names, so that nothing later meets a dangling name."""
     files = set(manifest.files)
     for name, program in manifest.programs.items():
         for variant in _all(program):

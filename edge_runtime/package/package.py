@@ -20,7 +20,12 @@ from edge_runtime.package.manifest import (
 class Package:
     """A package folder whose manifest has been verified.
 
-    Files other than the manifest are verified by :meth:`verify_files` (or by whoever downloaded them).
+    The other files are verified by :meth:`verify_files`, or by whoever downloaded them.
+
+    Attributes:
+        folder: path of the package folder.
+        manifest: the manifest.
+        sha256: digest of the manifest's bytes, which names the package.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, sha256: str) -> None:
@@ -33,13 +38,13 @@ class Package:
         """Read and verify the manifest.
 
         Args:
-            folder: the package folder.
-            publisher_key: base64 Ed25519 public key that must have signed the manifest.
+            folder: path of the package folder.
+            publisher_key: Ed25519 public key that must have signed the manifest, in base64.
 
         Raises:
-            PackageError: a file is missing or malformed, with its name.
-            FormatVersionError: the package is newer than this program.
-            SignatureError: the signature is missing or not by ``publisher_key``.
+            PackageError: a file is missing or malformed; names the file.
+            FormatVersionError: the package is of another format.
+            SignatureError: the signature is missing or was not made with ``publisher_key``.
         """
         from edge_runtime.protocol.signing import verify  # noqa: PLC0415 - 7 MB, which the training process does without
 
@@ -52,11 +57,16 @@ class Package:
     def open_known(cls, folder: Path, sha256: str) -> Package:
         """Read a package whose manifest's digest is known from a trusted place, such as a signed task.
 
-        No signature is checked: the digest names these very bytes. The training process uses this, for it saves
-        the memory of a signature library.
+        No signature is checked, because the digest names these very bytes. The training process opens packages this
+        way, since it saves the memory of a signature library.
+
+        Args:
+            folder: path of the package folder.
+            sha256: digest of the manifest's bytes.
 
         Raises:
-            PackageError: a file is missing or malformed. DigestError: it is another manifest.
+            PackageError: a file is missing or malformed.
+            DigestError: the folder holds another manifest.
         """
         data = _read(folder / MANIFEST, MAX_MANIFEST_BYTES)
         found = hashlib.sha256(data).hexdigest()
@@ -71,23 +81,37 @@ class Package:
         """Read a package without checking who made it, for diagnostics of a folder that the operator names.
 
         Raises:
-            PackageError: a file is missing or malformed. FormatVersionError: it is of another format.
+            PackageError: a file is missing or malformed.
+            FormatVersionError: the package is of another format.
         """
         data = _read(folder / MANIFEST, MAX_MANIFEST_BYTES)
         return cls(folder, parse_manifest(data), hashlib.sha256(data).hexdigest())
 
     def for_engine(self, engine: EngineName) -> Package:
-        """The same package as :meth:`Manifest.for_engine` sees it, which also tells the errors."""
+        """The same package with its manifest narrowed to one engine (:meth:`Manifest.for_engine`).
+
+        Raises:
+            PackageError: the package has no programs for the engine.
+        """
         return Package(self.folder, self.manifest.for_engine(engine), self.sha256)
 
     def path(self, name: str) -> Path:
-        """Location of a file the manifest lists; :class:`PackageError` if it lists none such."""
+        """Path of a file that the manifest lists.
+
+        Raises:
+            PackageError: it lists no such file.
+        """
         if name not in self.manifest.files:
             raise PackageError(f"package {self.manifest.name} lists no file {name!r}")
         return self.folder / name
 
     def verify_files(self) -> None:
-        """Hash every listed file; raises :class:`DigestError` or :class:`PackageError` naming the first bad one."""
+        """Check size and sha256 of every listed file.
+
+        Raises:
+            PackageError: a file is missing; names it.
+            DigestError: a file has other bytes; names it.
+        """
         for name, entry in self.manifest.files.items():
             path = self.folder / name
             if not path.is_file():

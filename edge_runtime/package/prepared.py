@@ -1,8 +1,8 @@
-"""A package prepared for one machine: which arithmetic it runs in there, and its weights in that layout.
+"""A package prepared for one machine: the arithmetic it runs in there, and its weights in that layout.
 
-Preparing (:mod:`edge_runtime.execution.prepare`) happens once, when a package is installed. A prepared folder holds
-``prepared.json`` and one file of weights for each block, laid out so that the engine uses the mapped pages as they
-are. It belongs to a package, an engine version and a CPU type; on another it is made again, never used.
+A package is prepared once, when it is installed (:mod:`edge_runtime.execution.prepare`). The prepared folder holds
+``prepared.json`` and one file of weights for each block, laid out so that the engine can use the mapped pages as they
+are. It belongs to one package, engine version and CPU type; where any of these differs it is made again and never used.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ _CPU_INFO = Path("/proc/cpuinfo")
 _CPU_FIELDS = ("model name", "flags", "CPU implementer", "CPU part", "Features")
 
 
-class Candidate(Struct, frozen=True):
-    """One arithmetic as measured on this machine, on one block of the package.
+class MeasuredArithmetic(Struct, frozen=True):
+    """One arithmetic, measured on this machine on one block of the package.
 
     Attributes:
-        seconds: primal program plus dual program with one draw, at the calibration's rows and tokens.
-        error: relative difference of the block's output from the most exact arithmetic's that was measured.
-        jvp_cosine: from the package's own check, on real text.
+        arithmetic: the arithmetic.
+        seconds: time of the primal program plus the dual program with one draw, at the calibration's rows and tokens.
+        error: relative difference of the block's output from that in the most exact arithmetic that was measured.
+        jvp_cosine: jvp cosine of the package's own check, which was made on real text.
     """
 
     arithmetic: Arithmetic
@@ -45,7 +46,15 @@ class Candidate(Struct, frozen=True):
 
 
 class Calibration(Struct, frozen=True):
-    """Seconds that one block takes here for ``rows × tokens`` tokens, by which plans predict time."""
+    """Time that one block takes on this machine, from which plans predict time.
+
+    Attributes:
+        rows: number of rows of the run.
+        tokens: number of tokens of each row.
+        primal_s: seconds of the primal program.
+        dual_1_s: seconds of the dual program with one draw.
+        dual_4_s: seconds of the dual program with four draws.
+    """
 
     rows: PositiveCount
     tokens: PositiveCount
@@ -55,16 +64,31 @@ class Calibration(Struct, frozen=True):
 
 
 class PreparedSegment(Struct, frozen=True):
-    """Where a segment's tensors lie: in files of the package, or of the prepared folder."""
+    """Where a segment's tensors lie.
+
+    Attributes:
+        in_package: whether they lie in files of the package instead of the prepared folder.
+        tensors: place of each tensor, by name.
+    """
 
     in_package: bool
     tensors: dict[Text, TensorRef]
 
 
 class Prepared(Struct, frozen=True):
-    """What ``prepared.json`` says.
+    """The content of ``prepared.json``.
 
-    ``weight_limit`` is the largest level of int8 weights: 127, or 63 where the CPU's kernel would saturate.
+    Attributes:
+        version: version of this form.
+        package_sha256: digest that names the package.
+        engine: name and version of the engine.
+        cpu: type of the CPU.
+        arithmetic: arithmetic that was chosen.
+        weight_limit: largest level of int8 weights: 127, or 63 where the CPU's kernel would saturate.
+        candidates: all arithmetics that were measured.
+        calibration: times measured in the chosen arithmetic.
+        segments: place of each segment's tensors.
+        files: size of each file of the prepared folder, in bytes.
     """
 
     version: PositiveCount
@@ -73,14 +97,21 @@ class Prepared(Struct, frozen=True):
     cpu: Text
     arithmetic: Arithmetic
     weight_limit: PositiveCount
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[MeasuredArithmetic, ...]
     calibration: Calibration
     segments: tuple[PreparedSegment, ...]
     files: dict[PackagePath, Bytes]
 
 
 class PreparedPackage:
-    """A package with its prepared weights."""
+    """A package with its prepared weights.
+
+    Attributes:
+        package: the package.
+        manifest: the package's manifest.
+        folder: path of the prepared folder.
+        prepared: content of its ``prepared.json``.
+    """
 
     def __init__(self, package: Package, folder: Path, prepared: Prepared) -> None:
         self.package = package
@@ -93,11 +124,12 @@ class PreparedPackage:
         """Open a prepared folder.
 
         Args:
-            package: what it was prepared from. folder: the prepared folder.
+            package: package that it was prepared from.
+            folder: path of the prepared folder.
             engine: name and version of the engine in use, as ``Engine.version`` gives it.
 
         Raises:
-            PreparationError: it is missing, damaged, or made for something else; says which.
+            PreparationError: the folder is missing, damaged, or made for something else; says which.
         """
         prepared = read_prepared(folder)
         reason = stale_reason(folder, prepared, package.sha256, engine)
@@ -109,7 +141,7 @@ class PreparedPackage:
 
     @classmethod
     def as_stored(cls, package: Package) -> PreparedPackage:
-        """A package's own tensors, as the exporter stored them, by the interface of prepared ones."""
+        """A package with its own tensors, as the exporter stored them, in place of prepared ones."""
         segments = tuple(PreparedSegment(True, segment.weights) for segment in package.manifest.segments)
         nothing = Calibration(1, 1, 0.0, 0.0, 0.0)
         prepared = Prepared(
@@ -127,18 +159,22 @@ class PreparedPackage:
         return cls(package, package.folder, prepared)
 
     def variant(self, program: Program) -> Variant:
-        """A program in the arithmetic chosen for this machine."""
+        """The variant of a program in the arithmetic chosen for this machine."""
         return program.variants[self.prepared.arithmetic]
 
     def weight_path(self, segment: int, file: str) -> tuple[Path, int]:
-        """Location of a weight file of a segment, and the size it must have, in bytes."""
+        """Path of a weight file of a segment, and the size in bytes that it must have."""
         if self.prepared.segments[segment].in_package:
             return self.package.path(file), self.manifest.files[file].bytes
         return self.folder / file, self.prepared.files[file]
 
 
 def read_prepared(folder: Path) -> Prepared:
-    """Parse ``prepared.json``; raises :class:`PreparationError` if it is missing or malformed."""
+    """Parse ``prepared.json``.
+
+    Raises:
+        PreparationError: it is missing or malformed.
+    """
     path = folder / PREPARED
     try:
         with path.open("rb") as file:
@@ -153,7 +189,7 @@ def read_prepared(folder: Path) -> Prepared:
 
 
 def stale_reason(folder: Path, prepared: Prepared, package_sha256: str, engine: str) -> str | None:
-    """Why a prepared folder cannot be used here, or None if it can."""
+    """Reason why a prepared folder cannot be used here; None if it can."""
     if prepared.version != PREPARED_VERSION:
         return f"was prepared in form {prepared.version}, this program reads {PREPARED_VERSION}"
     if prepared.package_sha256 != package_sha256:
@@ -175,7 +211,13 @@ def is_current(
     arithmetic: Arithmetic | None = None,
     engine: EngineName = "onnxruntime",
 ) -> bool:
-    """Whether a folder holds this package, prepared for this machine and engine; in ``arithmetic``, if one is given.
+    """Whether a folder holds this package, prepared for this machine and engine.
+
+    Args:
+        folder: path of the prepared folder.
+        package_sha256: digest that names the package.
+        arithmetic: arithmetic that it must be prepared in; None takes any.
+        engine: name of the engine.
 
     Raises:
         ConfigError: the engine is not installed.
@@ -190,7 +232,7 @@ def is_current(
 
 
 def cpu_type() -> str:
-    """The CPU's type: machine, model and a digest of its instruction sets. Kernels are chosen by these."""
+    """Type of the CPU, by which kernels are chosen: machine, model and a digest of its instruction sets."""
     found: dict[str, str] = {}
     try:
         for line in _CPU_INFO.read_text(errors="replace").splitlines():

@@ -1,7 +1,7 @@
-"""Values of trainable tensors: checked against their specification, carried as safetensors.
+"""Values of trainable tensors, checked against their specification and carried as safetensors.
 
-Values are a flat dict ``"slice/tensor" -> float32 array``. The flat form is what travels, what is
-hashed and what optimisers walk over; one naming rule serves all three.
+Values are a flat dict ``"slice/tensor" -> float32 array``. In this form they travel, are hashed and are updated by
+optimisers; one naming rule serves all three.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edge_runtime.package.manifest import SliceSpec
 
 FloatArray = NDArray[np.float32]
 Values = dict[str, FloatArray]
-#: What flat names of the head's tensors start with.
+#: Prefix of the flat names of the head's tensors.
 HEAD_PREFIX = "head/"
 
 
@@ -28,12 +28,12 @@ def key(slice_name: str, tensor_name: str) -> str:
 
 
 def shapes(specs: Iterable[SliceSpec]) -> dict[str, tuple[int, ...]]:
-    """Flat name to shape, over the given slices, in their order."""
+    """Shape of each tensor of the given slices, by flat name, in the order of the slices."""
     return {key(spec.name, tensor.name): tensor.shape for spec in specs for tensor in spec.tensors}
 
 
 def encode_values(values: Mapping[str, FloatArray]) -> bytes:
-    """Safetensors bytes; equal values give equal bytes (tensors in name order)."""
+    """Safetensors bytes of values. Equal values give equal bytes, because tensors are written in name order."""
     return bytes(
         save({name: np.ascontiguousarray(values[name], dtype=np.float32) for name in sorted(values)})
     )
@@ -44,11 +44,11 @@ def decode_values(data: bytes, specs: Iterable[SliceSpec]) -> Values:
 
     Args:
         data: safetensors bytes from outside.
-        specs: the slices that must be present, all of them and no other.
+        specs: slices that must be present, all of them and no other.
 
     Raises:
-        SliceError: not safetensors, or a tensor is missing, unknown, of another shape or dtype, or holds
-            a value that is not finite; names the tensor.
+        SliceError: the bytes are not safetensors; or a tensor is missing, unknown, of another shape or dtype, or holds
+            a value that is not finite. Names the tensor.
     """
     try:
         values = load(data)

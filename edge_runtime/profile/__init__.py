@@ -1,1 +1,1 @@
-"""The memory report: what a device's plan predicts beside what was measured, as page, text and JSON."""
+"""The memory report: a plan's prediction beside what was measured, as page, text and JSON."""

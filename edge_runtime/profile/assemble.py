@@ -1,4 +1,4 @@
-"""What was measured, as the records of the profile document."""
+"""The profile document, filled from what was measured."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from edge_runtime.profile.document import (
     Comparison,
     Measuring,
     Profile,
-    Sample,
-    Work,
+    TimelineSample,
+    WorkRecord,
     thin,
 )
 from edge_runtime.profile.facts import FEWEST_CHECKED_STEPS, bins, growth, phase_peaks, step_seconds, tensors
@@ -18,12 +18,18 @@ from edge_runtime.profile.measure import Observer, ProfileRun
 from edge_runtime.profile.text import duration
 from edge_runtime.profile.what_if import what_if
 
-#: Samples of the timeline that a report keeps.
+#: Largest number of samples of the timeline in a report.
 MOST_SAMPLES = 400
 
 
 def fill_profile(run: ProfileRun, command: str, ways: list[Comparison]) -> Profile:
-    """The report of a finished or killed task."""
+    """The report of a task that has ended, killed or not.
+
+    Args:
+        run: the profiled task.
+        command: command line that repeats the measurement.
+        ways: other ways to do the same work.
+    """
     plan, request, outcome, sampler = run.plan, run.request, run.outcome, run.observer
     steps = outcome.steps_applied + outcome.steps_skipped if outcome else 0
     kept = outcome.steps if outcome else ()
@@ -37,7 +43,8 @@ def fill_profile(run: ProfileRun, command: str, ways: list[Comparison]) -> Profi
             f"{FEWEST_CHECKED_STEPS * 5 // 4} steps."
         )
     samples = tuple(
-        Sample(s.seconds, s.phase, s.resident_bytes, s.anonymous_bytes, s.file_bytes) for s in sampler.samples
+        TimelineSample(s.seconds, s.phase, s.resident_bytes, s.anonymous_bytes, s.file_bytes)
+        for s in sampler.samples
     )
     this = Comparison(
         "this task", peak_bytes, step_s, "killed by the kernel" if run.killed else "measured above"
@@ -45,7 +52,7 @@ def fill_profile(run: ProfileRun, command: str, ways: list[Comparison]) -> Profi
     return Profile(
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         identity=identify(request.package, run.planner.arithmetic, command, request.engine),
-        work=Work(
+        work=WorkRecord(
             batch_size=plan.work.batch_size,
             micro_batch=plan.choice.micro_batch,
             sequence=plan.work.sequence,
@@ -80,7 +87,7 @@ def fill_profile(run: ProfileRun, command: str, ways: list[Comparison]) -> Profi
 
 
 def _sampled_peaks(sampler: Observer) -> dict[str, int]:
-    """The largest sample of each phase: all that is known of a worker that was killed."""
+    """The largest sample of each phase, which is all that is known of a worker that was killed."""
     peaks: dict[str, int] = {}
     for sample in sampler.samples:
         peaks[sample.phase] = max(peaks.get(sample.phase, 0), sample.resident_bytes)
@@ -88,7 +95,7 @@ def _sampled_peaks(sampler: Observer) -> dict[str, int]:
 
 
 def _charged(run: ProfileRun) -> int | None:
-    """The kernel's largest charge; a control group that killed had been charged its whole cap."""
+    """The kernel's largest charge. A control group that killed the worker had been charged its whole cap."""
     if run.outcome is not None:
         return run.outcome.memory.cgroup_peak_bytes
     return run.request.cap_bytes if run.enforced_by in {"cgroup_v1", "cgroup_v2"} else None

@@ -1,8 +1,8 @@
 """The memory-budget report's drawings: plain SVG text, coloured by the page's style sheet.
 
 Each drawing is made for one width in pixels; below :data:`edge_runtime.html.svg.NARROW` names stand above their bars
-instead of beside them. What colour tells is told by a pattern or a word as well: predicted and file-backed memory are
-hatched. Every drawing has a title and a description, and the page repeats its figures as text or table.
+instead of beside them. A pattern or a word repeats whatever colour says: predicted and file-backed memory are hatched.
+Every drawing has a title and a description, and the page repeats its figures as text or table.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from html import escape
 from itertools import accumulate, pairwise
 
 from edge_runtime.html.svg import NARROW, SHORTEST, points_text, svg, svg_text, ticks
-from edge_runtime.profile.document import Profile, Sample, thin
+from edge_runtime.profile.document import Profile, TimelineSample, thin
 from edge_runtime.profile.text import column_mib, duration, size
 
-#: More points than this cannot be told apart on a screen.
+#: Largest number of points that can be told apart on a screen.
 _POINTS = 480
 _MIB = 1 << 20
 _LETTER = 6.9  # pixels a letter of a label takes, on the wide side
@@ -73,7 +73,7 @@ def waterfall(profile: Profile, width: int) -> str:
 def _stairs(
     kind: str, lengths: Sequence[int], left: float, scale: float, y: float, row_height: int
 ) -> Iterator[str]:
-    """A bar for each length, the last being the unexplained rest; then one bar for their sum."""
+    """A bar for each length, the last of which is the unexplained rest; then one bar for their sum."""
     end = 0
     for index, length in enumerate(lengths):
         start, end = end, end + length
@@ -110,7 +110,7 @@ def _row_texts(
 
 
 def _grid_down(most: int, scale: float, left: float, top: float, bottom: float) -> Iterator[str]:
-    """Vertical lines at round numbers of MiB, numbered at the foot."""
+    """Vertical lines at round numbers of MiB, with the numbers at the foot."""
     yield svg_text(
         left if left < 10 else left - 14,
         bottom + 16,
@@ -161,7 +161,17 @@ def timeline(profile: Profile, width: int) -> str:
 
 @dataclass(frozen=True)
 class _Plane:
-    """Where seconds and bytes lie on the drawing, in pixels; ``most`` bytes reach up to ``top``."""
+    """Where seconds and bytes lie on the drawing.
+
+    Attributes:
+        left: x of the first second, in pixels.
+        right: x of the last second, in pixels.
+        top: y of ``most`` bytes, in pixels.
+        bottom: y of no bytes, in pixels.
+        first: first second.
+        last: last second.
+        most: number of bytes at the top.
+    """
 
     left: float
     right: float
@@ -179,11 +189,11 @@ class _Plane:
 
     @property
     def across(self) -> float:
-        """Pixels of a second."""
+        """Pixels of one second."""
         return (self.right - self.left) / max(self.last - self.first, SHORTEST)
 
 
-def _plane(profile: Profile, samples: Sequence[Sample], width: int) -> _Plane:
+def _plane(profile: Profile, samples: Sequence[TimelineSample], width: int) -> _Plane:
     highest = max(max(s.resident_bytes, s.anonymous_bytes + s.file_bytes) for s in samples)
     top = 14 + 17 * _LABEL_ROWS
     first, last = samples[0].seconds, samples[-1].seconds
@@ -210,7 +220,7 @@ def _axes(plane: _Plane, width: int) -> Iterator[str]:
     yield svg_text((plane.left + plane.right) / 2, plane.bottom + 36, unit, "muted small middle")
 
 
-def _phase_runs(samples: Sequence[Sample]) -> list[tuple[str, float, float]]:
+def _phase_runs(samples: Sequence[TimelineSample]) -> list[tuple[str, float, float]]:
     """Stretches of one phase as (name, from, until); each lasts until the next begins."""
     starts = [0, *(i for i, (a, b) in enumerate(pairwise(samples), 1) if a.phase != b.phase)]
     ends = [*starts[1:], len(samples) - 1]
@@ -229,7 +239,7 @@ def _phase_bands(runs: Sequence[tuple[str, float, float]], plane: _Plane) -> Ite
 
 
 def _phase_labels(runs: Sequence[tuple[str, float, float]], plane: _Plane) -> Iterator[str]:
-    """Names above their bands, lowest row first, in as many rows as keep them apart."""
+    """Names above their bands, the lowest row first, in as many rows as keep them apart."""
     ends = [0.0] * _LABEL_ROWS
     for name, since, _ in runs:
         shown = _fitted(name, 120)
@@ -246,7 +256,7 @@ def _phase_labels(runs: Sequence[tuple[str, float, float]], plane: _Plane) -> It
         yield svg_text(x, y, shown, "phase")
 
 
-def _levels(profile: Profile, samples: Sequence[Sample], plane: _Plane) -> Iterator[str]:
+def _levels(profile: Profile, samples: Sequence[TimelineSample], plane: _Plane) -> Iterator[str]:
     """The cap, the high-water mark and the highest sample."""
     highest = max(samples, key=lambda sample: sample.resident_bytes)
     x, y = plane.x(highest.seconds), plane.y(highest.resident_bytes)
@@ -341,7 +351,7 @@ def _fitted(text: str, pixels: float) -> str:
 
 
 def _plate(x: float, y: float, text: str, kind: str = "") -> list[str]:
-    """Text on a ground of its own, so that no line runs through a figure."""
+    """Text with a background of its own, so that no line runs through a figure."""
     wide = 6.4 * len(text) + 6
     start = x - wide if "end" in kind.split() else x
     return [

@@ -1,6 +1,6 @@
-"""What a profiled task is compared with: inference alone, and backpropagation where torch is installed.
+"""Other ways to do a profiled task's work: inference alone, and backpropagation where torch is installed.
 
-Each runs in a process of its own. One that cannot be had is left out, and a note says why or how to get it.
+Each runs in a process of its own. A way that is not to be had here is left out, and a note says why, or how to get it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edge_runtime.protocol.messages import Bytes, Seconds
 from edge_runtime.worker.jobs import EvaluateJob, EvaluateOutcome, TrainJob
 from edge_runtime.worker.process import run_worker
 
-#: Rows that inference alone runs over: enough to time it, and bounded for a large data file.
+#: Number of rows that inference alone runs over: enough to time it, and few enough of a large data file.
 MOST_COMPARED_ROWS = 1024
 BACKPROPAGATION = "export.torch_baseline"
 BACKPROPAGATION_STEPS, BACKPROPAGATION_TIMEOUT_S = 6, 900.0
@@ -29,10 +29,19 @@ _MOST_REASON_CHARACTERS = 300
 
 
 class BackpropagationSettings(Struct, frozen=True):
-    """What the child process is asked: steps on the very batches that the task takes.
+    """Settings of the child process, which takes steps on the very batches of the task.
 
     Attributes:
-        model: Hugging Face folder. slices: trained beside the head, as the package names them.
+        model: path of the Hugging Face folder.
+        package_folder: path of the package folder.
+        package_sha256: digest that names the package.
+        data_path: path of the data file.
+        slices: names of the slices that are trained beside the head.
+        sequence: largest number of tokens of a row.
+        batch_size: number of rows of a step.
+        steps: number of steps.
+        seed: seed of the task.
+        threads: number of threads of torch.
     """
 
     model: str
@@ -48,17 +57,23 @@ class BackpropagationSettings(Struct, frozen=True):
 
 
 class BackpropagationOutcome(Struct, frozen=True):
-    """High-water mark of the child, and the median of its steps after the first."""
+    """Measurements of the child process.
+
+    Attributes:
+        high_water_bytes: its high-water mark.
+        step_s: median seconds of its steps after the first.
+    """
 
     high_water_bytes: Bytes
     step_s: Seconds
 
 
 def inference_alone(job: TrainJob, folder: Path) -> tuple[Comparison | None, str]:
-    """The primal programs over the same rows under the same cap, and a note.
+    """The primal programs over the same rows under the same cap; and a note.
 
     Args:
-        job: of the profiled task. folder: for a shortened copy of a large data file.
+        job: job of the profiled task.
+        folder: folder for a shortened copy of a large data file.
     """
     rows = count_rows(Path(job.data_path))
     data = Path(job.data_path)
@@ -88,11 +103,11 @@ def inference_alone(job: TrainJob, folder: Path) -> tuple[Comparison | None, str
 
 
 def backpropagation(job: TrainJob, model: Path | None) -> tuple[Comparison | None, str]:
-    """A few AdamW steps of PyTorch on the same batches, without a cap, and a note.
+    """A few AdamW steps of PyTorch on the same batches, without a cap; and a note.
 
     Args:
-        job: of the profiled task.
-        model: Hugging Face folder that the package was made from; None compares nothing.
+        job: job of the profiled task.
+        model: path of the Hugging Face folder that the package was made from; None compares nothing.
     """
     if model is None or importlib.util.find_spec("torch") is None:
         return None, (
@@ -130,7 +145,7 @@ def backpropagation(job: TrainJob, model: Path | None) -> tuple[Comparison | Non
 
 
 def _batch_seconds(outcome: EvaluateOutcome, batch_size: int) -> float | None:
-    """Seconds for as many rows as a step has, after the first group of rows."""
+    """Seconds for as many rows as a step has, the first group of rows left out."""
     steps = outcome.steps
     if len(steps) < 2:
         return None

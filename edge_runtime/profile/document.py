@@ -1,11 +1,11 @@
 """The memory-budget report as one typed document: what was measured, what was predicted, and what follows.
 
-Measured facts are fields; everything that can be worked out from them (verdict, headroom, unexplained rest,
-prediction error) is a property, so that a report cannot contradict itself. The JSON form carries the derived
-values as well, for programs that only want the verdict; reading it back ignores and recomputes them.
+Measured facts are fields. Everything that follows from them (verdict, headroom, unexplained rest, prediction error) is
+a property, so that a report cannot contradict itself. The JSON form carries the derived values as well, for programs
+that only want the verdict; reading it back ignores them and derives them anew.
 
-An earlier report comes from outside: every size, count and text in it is bounded here, and what breaks a
-bound is named. All sizes are in bytes, all times in seconds.
+An earlier report comes from outside, so every size, count and text in it is bounded here, and an error names what
+exceeds its bound. All sizes are in bytes, all times in seconds.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from edge_runtime.memory.enforcement import EnforcedBy
 from edge_runtime.protocol.messages import Bytes, Count, PositiveCount, Seconds, Sha256, Update
 
 FORMAT_VERSION = 1
-#: Largest report that is read back.
+#: Size of the largest report that is read back.
 MAX_DOCUMENT_BYTES = 4 << 20
-#: Most samples a report holds; :func:`thin` brings a longer timeline below it.
+#: Largest number of samples in a report; :func:`thin` brings a longer timeline below it.
 MAX_SAMPLES = 4096
-#: Up to this share of the peak may lie outside all bins before the report calls it a fault of its own.
+#: Share of the peak that may lie outside all bins before the report says that its bins do not explain it.
 UNEXPLAINED_SHARE = 0.05
-#: How much the peak may grow over an earlier report's before that counts as a regression.
+#: Growth of the peak over an earlier report's, as a share, that is no regression.
 TOLERANCE = 0.05
-#: The row that closes the bins: what was measured (or predicted) and belongs to none of them.
+#: Name of the row after the bins, for memory that belongs to none of them.
 UNEXPLAINED = "unexplained"
 
 # Reports are printed on terminals: neither control characters nor marks that turn the writing direction.
@@ -42,14 +42,28 @@ Moment = Annotated[
     str, Meta(pattern=r"^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}(\.[0-9]{1,6})?(Z|\+00:00)\Z")
 ]
 PositiveBytes = Annotated[int, Meta(ge=1, le=1 << 50)]
-#: A slope may be negative: memory that was given back.
+#: A slope, which is negative where memory was given back.
 BytesPerStep = Annotated[float, Meta(ge=-1e15, le=1e15)]
 Weights = Literal["resident", "streamed"]
 Failure = Literal["killed", "over_cap", "charge_over_cap", "leak"]
 
 
-class Identity(Struct, frozen=True):
-    """On what, of what and by what the figures were measured; ``command`` repeats the measurement."""
+class ProfileIdentity(Struct, frozen=True):
+    """What was measured, and on which machine.
+
+    Attributes:
+        device: model of the device.
+        kernel: name and version of its kernel.
+        cpu: type of its CPU.
+        page_size_bytes: size of a page of memory.
+        memory_bytes: size of its memory.
+        runtime_version: version of this program.
+        engine: name and version of the inference engine.
+        package_name: name of the package.
+        package_sha256: digest that names the package.
+        arithmetic: arithmetic that the package was run in.
+        command: command line that repeats the measurement.
+    """
 
     device: Name
     kernel: Name
@@ -64,10 +78,20 @@ class Identity(Struct, frozen=True):
     command: Note
 
 
-class Work(Struct, frozen=True):
-    """What the worker did: ``micro_batch`` examples of ``batch_size`` at a time, ``sequence`` tokens long.
+class WorkRecord(Struct, frozen=True):
+    """What the worker did.
 
-    ``gave_up`` says what the planner's ladder let go of to fit the cap, in its own order.
+    Attributes:
+        batch_size: number of examples of a step.
+        micro_batch: number of examples at a time.
+        sequence: number of tokens of an example.
+        draws: number of directions of each example.
+        slices: names of the trained slices.
+        weights: whether weights stayed in memory or passed through it.
+        steps: number of steps.
+        threads: number of threads of the engine.
+        gave_up: sentences that say what the plan gave up to fit the cap, in the planner's order.
+        update: way to the slices' gradient.
     """
 
     batch_size: PositiveCount
@@ -83,7 +107,14 @@ class Work(Struct, frozen=True):
 
 
 class Bin(Struct, frozen=True):
-    """One part of the peak. ``measured_bytes`` is None where it could not be told from its neighbours."""
+    """One part of the peak.
+
+    Attributes:
+        name: name of the part.
+        predicted_bytes: its predicted size.
+        measured_bytes: its measured size; None where it could not be told from other parts.
+        note: remark for the reader.
+    """
 
     name: Name
     predicted_bytes: Bytes
@@ -91,8 +122,16 @@ class Bin(Struct, frozen=True):
     note: Note = ""
 
 
-class Sample(Struct, frozen=True):
-    """Memory at one moment, ``seconds`` after the worker started."""
+class TimelineSample(Struct, frozen=True):
+    """Memory at one moment.
+
+    Attributes:
+        seconds: time since the worker started.
+        phase: phase that the worker was in.
+        resident_bytes: pages in memory.
+        anonymous_bytes: the worker's own pages.
+        file_bytes: pages of mapped files and shared memory.
+    """
 
     seconds: Seconds
     phase: Name
@@ -102,7 +141,13 @@ class Sample(Struct, frozen=True):
 
 
 class PhasePeak(Struct, frozen=True):
-    """High-water mark within one phase (start, load, step, serialise, upload), and how long it took."""
+    """High-water mark within one phase.
+
+    Attributes:
+        name: name of the phase, such as start, load, step or serialise.
+        peak_bytes: high-water mark within it.
+        seconds: time that it took.
+    """
 
     name: Name
     peak_bytes: Bytes
@@ -110,7 +155,15 @@ class PhasePeak(Struct, frozen=True):
 
 
 class LiveTensor(Struct, frozen=True):
-    """A tensor alive at the peak; ``shape`` is text such as ``1 × 128 × 3072``."""
+    """A tensor alive at the peak.
+
+    Attributes:
+        name: name in the program.
+        program: program that holds it.
+        operator: operator that made it.
+        shape: shape as text, such as ``1 × 128 × 3072``.
+        bytes: its size.
+    """
 
     name: Name
     program: Name
@@ -120,9 +173,20 @@ class LiveTensor(Struct, frozen=True):
 
 
 class WhatIf(Struct, frozen=True):
-    """Another size of the work, as the planner predicts it; ``chosen`` marks the one that was run.
+    """Another size of the work, as the planner predicts it.
 
-    ``draws_at_a_time`` of its draws run together; 0 in a report that does not tell.
+    Attributes:
+        batch_size: number of examples of a step.
+        micro_batch: number of examples at a time.
+        sequence: number of tokens of an example.
+        draws: number of directions of each example.
+        slices: number of trained slices.
+        weights: whether weights stay in memory or pass through it.
+        predicted_peak_bytes: predicted peak.
+        predicted_step_s: predicted time of a step; None where the machine was not measured.
+        fits: whether the peak fits the cap.
+        chosen: whether this is the work that was run.
+        draws_at_a_time: number of draws at a time; 0 in an older report, which does not tell.
     """
 
     batch_size: PositiveCount
@@ -139,9 +203,15 @@ class WhatIf(Struct, frozen=True):
 
 
 class Growth(Struct, frozen=True):
-    """The leak check: anonymous memory at the first and last of ``steps`` steps, and the slope between.
+    """The leak check: how anonymous memory changed from step to step.
 
-    ``warm_up`` steps before them are left out.
+    Attributes:
+        steps: number of steps that were checked.
+        first_bytes: anonymous memory after the first of them.
+        last_bytes: anonymous memory after the last of them.
+        per_step_bytes: slope over the steps.
+        limit_per_step_bytes: largest slope that is no leak.
+        warm_up: number of steps before them that were left out.
     """
 
     steps: PositiveCount
@@ -158,7 +228,14 @@ class Growth(Struct, frozen=True):
 
 
 class Comparison(Struct, frozen=True):
-    """The same batch done another way; ``step_s`` is None where no step was timed."""
+    """The same batch done another way.
+
+    Attributes:
+        name: name of the way.
+        peak_bytes: its high-water mark.
+        step_s: time of a step; None where none was timed.
+        note: remark for the reader.
+    """
 
     name: Name
     peak_bytes: PositiveBytes
@@ -167,7 +244,13 @@ class Comparison(Struct, frozen=True):
 
 
 class Measuring(Struct, frozen=True):
-    """What measuring cost: ``seconds`` spent on taking all ``samples``."""
+    """What measuring itself cost.
+
+    Attributes:
+        samples: number of looks at the worker.
+        seconds: time that they took together.
+        note: remark for the reader.
+    """
 
     samples: Count
     seconds: Seconds
@@ -175,7 +258,14 @@ class Measuring(Struct, frozen=True):
 
 
 class LedgerRow(Struct, frozen=True):
-    """A bin, or the rest that closes the sum; a rest is negative where the bins overlap."""
+    """A bin, or the rest that closes the sum.
+
+    Attributes:
+        name: name of the row.
+        predicted_bytes: its predicted size.
+        measured_bytes: its measured size, negative for a rest where the bins overlap; None where it could not be told.
+        note: remark for the reader.
+    """
 
     name: str
     predicted_bytes: int
@@ -186,16 +276,34 @@ class LedgerRow(Struct, frozen=True):
 class Profile(Struct, frozen=True, kw_only=True):
     """One measured run against its cap.
 
-    ``peak_bytes`` is the worker's high-water mark (VmHWM), ``charged_peak_bytes`` what the kernel charged
-    to its cgroup (None where there was none); ``enforced_by`` is what held the worker to the cap. ``killed``
-    says that the kernel ended the worker; ``step_s`` is None if it finished no step. ``growth`` is None
-    if no leak check was run. ``notes`` are what a reader should know besides, a sentence or two each.
+    Attributes:
+        format_version: version of this form.
+        created: moment of the measurement.
+        identity: device, package and program of the measurement.
+        work: size of the work, and how it was done.
+        cap_bytes: memory that the worker was held to.
+        peak_bytes: the worker's high-water mark (VmHWM).
+        charged_peak_bytes: largest charge of its control group by the kernel; None without a group.
+        enforced_by: means that held the worker to the cap.
+        enforcement_note: reason why no better means did; empty if the best one did.
+        predicted_peak_bytes: predicted peak.
+        bins: parts of the peak.
+        timeline: memory over time.
+        phases: high-water marks of the phases, in their order.
+        tensors: largest tensors alive at the peak.
+        what_if: other sizes of the work.
+        growth: the leak check; None if there were too few steps for it.
+        comparisons: other ways to do the same batch, this one first.
+        step_s: median time of a step; None if no step was finished.
+        measuring: cost of measuring.
+        killed: whether the kernel killed the worker.
+        notes: other things that a reader should know, a sentence or two each.
     """
 
     format_version: PositiveCount = FORMAT_VERSION
     created: Moment
-    identity: Identity
-    work: Work
+    identity: ProfileIdentity
+    work: WorkRecord
     cap_bytes: PositiveBytes
     peak_bytes: PositiveBytes
     charged_peak_bytes: Bytes | None
@@ -203,7 +311,7 @@ class Profile(Struct, frozen=True, kw_only=True):
     enforcement_note: Note = field(default="", name="judge_note")
     predicted_peak_bytes: PositiveBytes
     bins: Annotated[tuple[Bin, ...], Meta(max_length=32)]
-    timeline: Annotated[tuple[Sample, ...], Meta(max_length=MAX_SAMPLES)]
+    timeline: Annotated[tuple[TimelineSample, ...], Meta(max_length=MAX_SAMPLES)]
     phases: Annotated[tuple[PhasePeak, ...], Meta(max_length=32)]
     tensors: Annotated[tuple[LiveTensor, ...], Meta(max_length=64)]
     what_if: Annotated[tuple[WhatIf, ...], Meta(max_length=256)]
@@ -216,7 +324,7 @@ class Profile(Struct, frozen=True, kw_only=True):
 
     @property
     def failures(self) -> tuple[Failure, ...]:
-        """Every reason why the run did not keep to its budget; empty if it passed."""
+        """All reasons why the run did not keep to its budget; empty if it passed."""
         return tuple(self._failures())
 
     def _failures(self) -> Iterator[Failure]:
@@ -236,7 +344,7 @@ class Profile(Struct, frozen=True, kw_only=True):
 
     @property
     def headroom_bytes(self) -> int:
-        """What the cap leaves above the high-water mark; negative if the mark lies above the cap."""
+        """Bytes between the high-water mark and the cap; negative if the mark lies above the cap."""
         return self.cap_bytes - self.peak_bytes
 
     @property
@@ -256,7 +364,7 @@ class Profile(Struct, frozen=True, kw_only=True):
 
     @property
     def is_split(self) -> bool:
-        """Whether any bin was measured: a worker that was ended cannot tell."""
+        """Whether any bin was measured; a worker that was killed cannot tell."""
         return any(bin_.measured_bytes is not None for bin_ in self.bins)
 
     @property
@@ -266,31 +374,35 @@ class Profile(Struct, frozen=True, kw_only=True):
 
     @property
     def prediction_error(self) -> float:
-        """The prediction's error as a share of the measured peak; positive if it was too high."""
+        """Error of the prediction as a share of the measured peak; positive if the prediction was too high."""
         return (self.predicted_peak_bytes - self.peak_bytes) / self.peak_bytes
 
     @property
     def owner(self) -> PhasePeak | None:
-        """The phase that owns the peak, the first of equals; None if no phase was measured."""
+        """The phase with the highest mark, the first of equals; None if no phase was measured."""
         return max(self.phases, key=lambda phase: phase.peak_bytes, default=None)
 
     @property
-    def highest_sample(self) -> Sample | None:
+    def highest_sample(self) -> TimelineSample | None:
         """The sample with the most resident memory, the first of equals; None without a timeline."""
         return max(self.timeline, key=lambda sample: sample.resident_bytes, default=None)
 
     @property
     def ledger(self) -> tuple[LedgerRow, ...]:
-        """All bins and the unexplained rest: either column sums up to its peak exactly."""
+        """All bins and the unexplained rest. Each column adds up to its peak exactly."""
         rows = [LedgerRow(b.name, b.predicted_bytes, b.measured_bytes, b.note) for b in self.bins]
         unpredicted = self.predicted_peak_bytes - sum(b.predicted_bytes for b in self.bins)
         return (*rows, LedgerRow(UNEXPLAINED, unpredicted, self.unexplained_bytes, ""))
 
 
-def thin(samples: tuple[Sample, ...], count: int) -> tuple[Sample, ...]:
-    """At most ``count`` samples (at least 3) of a timeline: its ends, and the highest of each stretch.
+def thin(samples: tuple[TimelineSample, ...], count: int) -> tuple[TimelineSample, ...]:
+    """Fewer samples of a timeline: its ends, and the highest of each stretch.
 
-    The highest sample of all is always among them, the first of equals.
+    The highest sample of all is always among them; of equal ones it is the first.
+
+    Args:
+        samples: samples in order of time.
+        count: largest number of samples to return, at least 3.
     """
     if len(samples) <= count:
         return samples
@@ -304,7 +416,7 @@ def encode_profile(profile: Profile) -> bytes:
     """Indented JSON with the derived values beside the measured ones, ending with a newline.
 
     Raises:
-        ConfigError: the profile breaks one of this module's bounds, so that it could not be read back.
+        ConfigError: the profile breaks one of this module's bounds, so it could not be read back.
     """
     content = msgspec.to_builtins(profile)
     try:
@@ -326,11 +438,10 @@ def encode_profile(profile: Profile) -> bytes:
 
 
 def decode_profile(data: bytes) -> Profile:
-    """Read a report that was written earlier, perhaps elsewhere.
+    """Read a report that was written earlier, perhaps on another machine.
 
     Raises:
-        ConfigError: it is too large, no report, from a newer version, or a field breaks its bound; one
-            line that names the field.
+        ConfigError: it is too large, is no report, has a newer version, or breaks a bound; names the field in one line.
     """
     if len(data) > MAX_DOCUMENT_BYTES:
         raise ConfigError(
@@ -356,7 +467,7 @@ class _Version(Struct):
 
 
 def _check(profile: Profile) -> None:
-    """Bounds that span fields; raises the same error as those of a single field."""
+    """Check the bounds that span several fields, with errors like those of a single field."""
     _refuse_doubles("bins", [bin_.name for bin_ in profile.bins] + [UNEXPLAINED])
     _refuse_doubles("phases", [phase.name for phase in profile.phases])
     for index, (earlier, later) in enumerate(pairwise(profile.timeline)):
@@ -373,7 +484,14 @@ def _refuse_doubles(field: str, names: list[str]) -> None:
 
 
 class Change(Struct, frozen=True):
-    """One figure before and now; None where that report does not have it."""
+    """One figure before and now.
+
+    Attributes:
+        name: name of the figure.
+        unit: its unit.
+        old: figure of the earlier report; None if that does not have it.
+        new: figure of this report; None if it does not have it.
+    """
 
     name: str
     unit: Literal["bytes", "seconds"]
@@ -382,11 +500,11 @@ class Change(Struct, frozen=True):
 
     @property
     def share(self) -> float | None:
-        """Growth as a share of the old figure; None where there is nothing to divide by."""
+        """Growth as a share of the old figure; None where that is missing or zero."""
         return None if self.old is None or self.new is None or not self.old else self._growth / abs(self.old)
 
     def grew(self, tolerance: float) -> bool:
-        """Whether both reports have the figure and it grew by more than ``tolerance`` of the old one."""
+        """Whether both reports have the figure and it grew by more than ``tolerance``, as a share of the old one."""
         return self.old is not None and self._growth > abs(self.old) * tolerance
 
     @property
@@ -395,10 +513,17 @@ class Change(Struct, frozen=True):
 
 
 class Difference(Struct, frozen=True):
-    """A report against an earlier one.
+    """A report compared with an earlier one.
 
-    ``notes`` say in a line each what else differs between the two, so that nobody takes a change of
-    device or settings for one of the program.
+    Attributes:
+        old_created: moment of the earlier measurement.
+        new_created: moment of this measurement.
+        tolerance: growth that is accepted, as a share of the old figure.
+        peak: the peak.
+        others: other figures.
+        bins: parts of the peak.
+        notes: whatever else differs between the two reports, a line each, so that nobody takes a change of device or
+            settings for one of the program.
     """
 
     old_created: str
@@ -411,12 +536,12 @@ class Difference(Struct, frozen=True):
 
     @property
     def changes(self) -> tuple[Change, ...]:
-        """The peak first, then the other figures, then the bins."""
+        """All figures: the peak, then the others, then the bins."""
         return (self.peak, *self.others, *self.bins)
 
     @property
     def grown(self) -> tuple[Change, ...]:
-        """What grew by more than the tolerance."""
+        """The figures that grew by more than the tolerance."""
         return tuple(change for change in self.changes if change.grew(self.tolerance))
 
     @property
@@ -425,7 +550,7 @@ class Difference(Struct, frozen=True):
         return self.peak.grew(self.tolerance)
 
 
-#: What was asked for; the rest of the work (micro-batch, weights, threads) is how it was done.
+#: Fields of the work that were asked for; the others (micro-batch, weights, threads) say how it was done.
 _ASKED = ("batch_size", "sequence", "draws", "slices", "update")
 _DONE = ("micro_batch", "weights", "threads", "steps", "gave_up")
 _PLACE = (
@@ -444,9 +569,10 @@ def compare(old: Profile, new: Profile, tolerance: float = TOLERANCE, *, unlike:
     """Compare a report with an earlier one.
 
     Args:
-        old, new: the two reports.
-        tolerance: growth, as a share of the old figure, that is not worth mentioning; 0 to 10.
-        unlike: compare although the package's name or the work asked for differs; the notes then say so.
+        old: the earlier report.
+        new: this report.
+        tolerance: growth that is accepted, as a share of the old figure, from 0 to 10.
+        unlike: whether to compare although package name or work differ; the notes then say that they do.
 
     Raises:
         ConfigError: the tolerance is out of range; or the reports are of different packages or work.

@@ -1,6 +1,6 @@
-"""From what a worker answered to what a memory report states: step time, growth, bins, phases, tensors.
+"""From a worker's answer to the figures of a memory report: step time, growth, bins, phases, tensors.
 
-Pure functions of the measured figures; nothing here runs anything. Sizes are in bytes, times in seconds.
+These are pure functions of the measured figures; nothing here runs anything. Sizes are in bytes, times in seconds.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from edge_runtime.package.manifest import Manifest, PeakTensor, Variant
 from edge_runtime.profile.document import Bin, Growth, LiveTensor, PhasePeak
 from edge_runtime.worker.jobs import BinMeasure, StepMeasure
 
-#: The first steps meet every length of batch for the first time and set up what stays: they are no measure of the
-#: rest. A fifth of them, and no more than this.
+#: Largest number of warm-up steps, which are a fifth of all. The first steps meet every length of batch for the first
+#: time and set up what stays, so they are no measure of the rest.
 MOST_WARM_UP_STEPS = 20
-#: A leak check needs so many steps after that.
+#: Number of steps after the warm-up that a leak check needs.
 FEWEST_CHECKED_STEPS = 20
 #: Growth that counts as a leak: above four pages of 4 KiB a step, 16 MiB in a thousand steps. A leaked hidden state of
 #: one example (128 tokens, 384 wide) is twelve times as much.
 LEAK_BYTES_PER_STEP = 16 << 10
-#: A slope within this many of its own standard errors is noise, and the limit is raised to that.
+#: A slope within this many of its own standard errors is noise, so the limit is raised to them.
 NOISE_ERRORS = 4.0
-#: Tensors that a report lists.
+#: Number of tensors that a report lists.
 MOST_TENSORS = 12
 MOST_NAME_CHARACTERS = 120
-#: The bin of what loading takes beyond any step, and gives back.
+#: Name of the bin for memory that loading takes beyond any step, and gives back.
 LOADING = "loading"
 BIN_NOTES = {
     "libraries": "Python, numpy and the engine's library, before the job",
@@ -44,15 +44,20 @@ BIN_NOTES = {
 
 
 def warm_up(steps: int) -> int:
-    """How many of the first steps are left out of step time and leak check."""
+    """Number of first steps that are left out of step time and leak check."""
     return min(MOST_WARM_UP_STEPS, steps // 5)
 
 
 def after_warm_up(kept: Sequence[StepMeasure], steps: int) -> tuple[list[tuple[int, StepMeasure]], int]:
-    """The kept steps after the warm-up, each with its number; and how many steps lie between two of them.
+    """The steps after the warm-up.
 
-    ``kept`` is what :class:`edge_runtime.worker.memory_breakdown.MemoryBreakdown` kept of so many ``steps``: the
-    first and every stride-th, the stride a power of 2.
+    Args:
+        kept: measurements of steps that :class:`edge_runtime.worker.memory_breakdown.MemoryBreakdown` kept: the first
+            and every stride-th, where the stride is a power of 2.
+        steps: number of all steps.
+
+    Returns:
+        The kept steps after the warm-up, each with its number; and the stride.
     """
     stride = 1
     while kept and -(-steps // stride) > len(kept):
@@ -62,7 +67,7 @@ def after_warm_up(kept: Sequence[StepMeasure], steps: int) -> tuple[list[tuple[i
 
 
 def step_seconds(kept: Sequence[StepMeasure], steps: int) -> float | None:
-    """Median time of a step after the warm-up; None where no two ends of steps are known."""
+    """Median time of a step after the warm-up; None where fewer than two of them were kept."""
     measured, stride = after_warm_up(kept, steps)
     gaps = [(later.end_s - earlier.end_s) / stride for (_, earlier), (_, later) in pairwise(measured)]
     return max(0.0, median(gaps)) if gaps else None
@@ -71,8 +76,11 @@ def step_seconds(kept: Sequence[StepMeasure], steps: int) -> float | None:
 def growth(kept: Sequence[StepMeasure], steps: int) -> Growth | None:
     """The leak check: least-squares slope of anonymous memory over the steps after the warm-up.
 
-    Pages of files are left out: they come a stretch at a time, whenever a library's code is first used, and cannot
-    grow beyond the files. None where fewer than ``FEWEST_CHECKED_STEPS`` are left.
+    Pages of files are left out: they come a stretch at a time, whenever a library's code is first used, and cannot grow
+    beyond the files.
+
+    Returns:
+        The check; None where fewer than ``FEWEST_CHECKED_STEPS`` steps are left.
     """
     measured, _ = after_warm_up(kept, steps)
     checked = steps - warm_up(steps)
@@ -92,7 +100,7 @@ def growth(kept: Sequence[StepMeasure], steps: int) -> Growth | None:
 
 
 def _slope(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
-    """Least-squares slope of ys over xs, and its standard error; needs three points."""
+    """Least-squares slope of ys over xs, and its standard error. It needs three points."""
     count = len(xs)
     mean_x, mean_y = sum(xs) / count, sum(ys) / count
     spread = sum((x - mean_x) ** 2 for x in xs)
@@ -108,7 +116,8 @@ def bins(peak: PeakPrediction, measured: Sequence[BinMeasure], phases: Mapping[s
     the bins add up to the peak of the whole run.
 
     Args:
-        peak: of the plan. measured: of the worker; empty if it did not live to tell.
+        peak: the plan's prediction.
+        measured: the worker's measurements; empty if it was killed.
         phases: high-water mark of each phase.
     """
     sizes = {bin_.name: bin_.measured_bytes for bin_ in measured}
@@ -126,10 +135,12 @@ def bins(peak: PeakPrediction, measured: Sequence[BinMeasure], phases: Mapping[s
 def phase_peaks(
     peaks: Mapping[str, int], entered_s: Mapping[str, float], end_s: float
 ) -> tuple[PhasePeak, ...]:
-    """Each phase with its high-water mark and how long it took, in their order.
+    """Each phase with its high-water mark and the time it took, in order.
 
     Args:
-        peaks: by phase. entered_s: when each was entered, after the worker's start. end_s: when it ended.
+        peaks: high-water mark of each phase.
+        entered_s: start of each phase, in seconds after the worker's start.
+        end_s: the worker's end, in seconds after its start.
     """
     names = [name for name in entered_s if name in peaks]
     starts = [entered_s[name] for name in names] + [end_s]
@@ -143,7 +154,7 @@ def phase_peaks(
 
 
 def tensors(planner: Planner, plan: Plan) -> tuple[LiveTensor, ...]:
-    """The largest tensors alive at the peak of the program that holds most; empty if the package does not tell."""
+    """The largest tensors alive at the peak of the program that holds most; empty if the package does not name them."""
     program, variant = _largest_program(planner, plan)
     found = [
         LiveTensor(
@@ -172,7 +183,7 @@ def _live(variant: Variant, plan: Plan) -> float:
 
 
 def _shape(tensor: PeakTensor, plan: Plan) -> str:
-    """The shape with the plan's numbers for the names of dynamic sides; a side nobody knows keeps its name."""
+    """The shape with the plan's numbers in place of dynamic sides. An unknown side keeps its name."""
     known = {
         "batch": plan.choice.micro_batch,
         "sequence": plan.work.sequence,
@@ -191,5 +202,5 @@ def _side(side: str, known: Mapping[str, int]) -> str:
 
 
 def _shown(text: str) -> str:
-    """A text of a package as a report may print it."""
+    """A package's text in the form in which a report may print it."""
     return "".join(c for c in text if c.isprintable())[:MOST_NAME_CHARACTERS] or "–"

@@ -1,4 +1,4 @@
-"""What a memory report says of the machine, the package and the program it was measured with."""
+"""What a memory report says about the machine, the package and the program that it was measured with."""
 
 from __future__ import annotations
 
@@ -14,22 +14,27 @@ from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import ConfigError
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import cpu_type
-from edge_runtime.profile.document import Identity
+from edge_runtime.profile.document import ProfileIdentity
 
-#: Where boards and PCs say what they are.
+#: Files in which boards and PCs name their model.
 _MODELS = (Path("/proc/device-tree/model"), Path("/sys/class/dmi/id/product_name"))
 
 
-def identify(package: Package, arithmetic: str, command: str, engine: EngineName = "onnxruntime") -> Identity:
-    """The identity of a measurement here.
+def identify(
+    package: Package, arithmetic: str, command: str, engine: EngineName = "onnxruntime"
+) -> ProfileIdentity:
+    """The identity of a measurement on this machine.
 
     Args:
-        package: what is measured. arithmetic, engine: what it runs in. command: repeats the measurement.
+        package: package that is measured.
+        arithmetic: arithmetic that it runs in.
+        command: command line that repeats the measurement.
+        engine: name of the engine that it runs on.
 
     Raises:
         ConfigError: the command is too long for a report, or holds characters that no terminal prints.
     """
-    identity = Identity(
+    identity = ProfileIdentity(
         device=_model(),
         kernel=f"{platform.system()} {platform.release()} {platform.machine()}",
         cpu=f"{cpu_type()}, {len(os.sched_getaffinity(0))} usable",
@@ -43,13 +48,13 @@ def identify(package: Package, arithmetic: str, command: str, engine: EngineName
         command=command,
     )
     try:
-        return msgspec.convert(msgspec.to_builtins(identity), Identity)
+        return msgspec.convert(msgspec.to_builtins(identity), ProfileIdentity)
     except msgspec.ValidationError as error:
         raise ConfigError(f"the report cannot say what was measured: {error}") from error
 
 
 def _model() -> str:
-    """The model of the board or PC; the architecture where it tells none."""
+    """Model of the board or PC; the architecture where the system does not tell it."""
     for path in _MODELS:
         try:
             text = path.read_text(errors="replace").strip("\0 \n")

@@ -1,4 +1,4 @@
-"""The measured half of a profile: prepare the package, train in a worker under the cap, compare other ways."""
+"""The measured half of a profile: prepare the package, train in a worker under the cap, try other ways."""
 
 from __future__ import annotations
 
@@ -19,19 +19,15 @@ from edge_runtime.memory.plan import USABLE_SHARE, ExecutionChoice, Plan, Planne
 from edge_runtime.memory.sampler import Sampler
 from edge_runtime.package.prepared import read_prepared
 from edge_runtime.profile.comparisons import backpropagation, inference_alone
-from edge_runtime.profile.document import (
-    Comparison,
-)
+from edge_runtime.profile.document import Comparison
 from edge_runtime.profile.request import PlanRequest, prepared_beside
 from edge_runtime.protocol.messages import LocalOptimizer, Task
 from edge_runtime.worker.jobs import PrepareJob, TrainJob, TrainOutcome
 from edge_runtime.worker.process import RunningWorker, ensure_prepared, finish_worker
 
-#: As devices have it by default (``prefix_cache`` in device.toml).
+#: Size of the prefix cache that devices have by default (``prefix_cache`` in device.toml).
 PREFIX_CACHE_BYTES = 256 << 20
-
-
-#: In the place of a signature that the worker does not look at: no coordinator sends this task.
+#: Stands in for a signature, which the worker does not check: no coordinator sends this task.
 _UNSIGNED = "A" * 86 + "=="
 
 
@@ -40,13 +36,19 @@ class Settings:
     """What to profile, and where the report goes.
 
     Attributes:
-        data: rows as a device has them. steps: of the task. threads: of the engine.
-        weights, micro_batch: force how the work is done; None leaves it to the plan.
+        request: package, cap and work.
+        data: path of a data file like a device's.
+        steps: number of steps of the task.
+        threads: number of threads of the engine.
         output: path of the report without its ending.
-        against: an earlier report. tolerance: growth of the peak over it that is accepted, as a share.
-        model: the Hugging Face folder the package was made from, to compare with backpropagation.
-        prepared_folder: where the package is, or will be, prepared; None takes the place beside it.
-        command: repeats the measurement.
+        command: command line that repeats the measurement.
+        weights: forced place of the weights; None leaves it to the plan.
+        micro_batch: forced number of examples at a time; None leaves it to the plan.
+        against: path of an earlier report to compare with; None compares with none.
+        tolerance: growth of the peak over the earlier report that is accepted, as a share.
+        model: path of the Hugging Face folder that the package was made from, for the comparison with backpropagation;
+            None leaves that out.
+        prepared_folder: path of the prepared folder, which need not exist yet; None takes the place beside the package.
     """
 
     request: PlanRequest
@@ -64,7 +66,13 @@ class Settings:
 
 
 class Observer(Sampler):
-    """A watch that also notes when each phase began, and what looking costs."""
+    """A sampler that also notes when each phase began, and what a look at the worker costs.
+
+    Attributes:
+        process_id: id of the worker's process.
+        looks: number of looks so far.
+        entered_s: start of each phase, in seconds after the worker's start.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +82,7 @@ class Observer(Sampler):
         self._costs_s: list[float] = []
 
     def add(self, seconds: float, memory: ProcessMemory) -> None:
-        """Take in one look; at the first of each phase, time another."""
+        """Take in one look. At the first of each phase, look once more and time it."""
         super().add(seconds, memory)
         self.looks += 1
         if self.phase not in self.entered_s:
@@ -85,7 +93,7 @@ class Observer(Sampler):
 
     @property
     def look_s(self) -> float:
-        """Seconds that a look takes, the mean of those timed."""
+        """Seconds that a look takes, the mean of those that were timed."""
         return sum(self._costs_s) / max(1, len(self._costs_s))
 
 
@@ -94,11 +102,16 @@ class ProfileRun:
     """One profiled task and what came of it.
 
     Attributes:
-        outcome: None if the worker was ``killed`` for memory.
-        enforced_by: who held the worker to the cap.
-        enforcement_note: why nobody better could; empty if the best one did.
-        ended_s: when the worker had ended, after its start.
-        notes: what a reader should know.
+        job: job of the task.
+        planner: planner for the package on this machine.
+        request: package, cap and work, with the package prepared.
+        observer: the worker's phases and memory over time.
+        outcome: the worker's answer; None if it was killed for memory.
+        killed: error that says so; None if it was not killed.
+        enforced_by: means that held the worker to the cap.
+        enforcement_note: reason why no better means did; empty if the best one did.
+        ended_s: the worker's end, in seconds after its start.
+        notes: other things that a reader should know.
     """
 
     job: TrainJob
@@ -114,7 +127,10 @@ class ProfileRun:
 
     @property
     def plan(self) -> Plan:
-        """As the worker chose it; where it was killed, as it must have chosen for the sequence that was asked."""
+        """The plan that the worker chose.
+
+        If it was killed and cannot tell, this is the plan that it must have chosen for the requested sequence.
+        """
         if self.outcome is not None:
             return self.outcome.plan
         if self.job.choice is not None:
@@ -127,7 +143,7 @@ def prepared_folder(settings: Settings) -> Path:
 
 
 def prepare_for_request(settings: Settings) -> PlanRequest:
-    """What was asked, with the package prepared for this machine."""
+    """Prepare the package for this machine; the result is the request with the package prepared."""
     package, folder = settings.request.package, prepared_folder(settings)
     ensure_prepared(
         PrepareJob(
@@ -143,7 +159,14 @@ def prepare_for_request(settings: Settings) -> PlanRequest:
 
 
 def new_run(settings: Settings, request: PlanRequest, rows: int, folder: Path) -> ProfileRun:
-    """The task as a coordinator would have sent it, not started yet; ``folder`` is for what it writes."""
+    """The task as a coordinator would send it, not started yet.
+
+    Args:
+        settings: task to run, and place of the report.
+        request: package, cap and work, with the package prepared.
+        rows: number of rows of the data.
+        folder: folder for the files that the task writes.
+    """
     package, work, notes = request.package, request.work, []
     if rows < work.batch_size:
         notes.append(f"The data has {rows} rows: they are the batch, instead of {work.batch_size}.")
@@ -193,7 +216,7 @@ def new_run(settings: Settings, request: PlanRequest, rows: int, folder: Path) -
 def _forced(
     planner: Planner, request: PlanRequest, weights: WeightsMode | None, micro_batch: int | None
 ) -> ExecutionChoice | None:
-    """The fastest way with what is forced that fits, or the smallest if none does; None if nothing is forced."""
+    """The fastest choice with the forced parts that fits, or the smallest if none fits; None if nothing is forced."""
     if weights is None and micro_batch is None:
         return None
     ways = {
@@ -211,7 +234,7 @@ def _forced(
 
 
 def train_measured(run: ProfileRun, launch: Callable[[TrainJob], RunningWorker]) -> None:
-    """Run the task and take note of how it went."""
+    """Run the task in a worker, and record how it went."""
     worker = launch(run.job)
     run.observer.process_id = worker.process.pid
     run.enforced_by, run.enforcement_note = worker.memory_limit.enforced_by, worker.memory_limit.note
@@ -241,7 +264,7 @@ def train_measured(run: ProfileRun, launch: Callable[[TrainJob], RunningWorker])
 
 
 def compare_ways(run: ProfileRun, model: Path | None, folder: Path) -> list[Comparison]:
-    """Other ways to do the same work; notes tell of those that could not be had."""
+    """Other ways to do the same work. Notes name those that are not to be had here."""
     found = []
     for way, note in (
         inference_alone(run.job, folder),

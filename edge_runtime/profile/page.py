@@ -1,8 +1,7 @@
 """The memory-budget report as one HTML file that needs nothing else: no script, no font, no network.
 
-The content policy in its head forbids every outside resource, so what is written here is what is shown.
-Every text that comes from the report is escaped. Figures appear as drawing and as text, and nothing is told
-by colour alone.
+The content policy in its head forbids every outside resource, so what is written here is all that is shown. Every text
+that comes from the report is escaped. Figures appear both as drawing and as text, and nothing is told by colour alone.
 """
 
 from __future__ import annotations
@@ -59,7 +58,9 @@ def render_page(profile: Profile, difference: Difference | None = None) -> str:
     """The whole report as one HTML document.
 
     Args:
-        profile: the report. difference: against an earlier one, from ``profile_document.compare``.
+        profile: the report.
+        difference: comparison with an earlier report, from :func:`edge_runtime.profile.document.compare`; None without
+            one.
     """
     title = f"{profile.verdict}: {verdict_line(profile)}"
     return f"""<!doctype html>
@@ -331,7 +332,7 @@ def _measuring(profile: Profile) -> str:
 
 
 def _told(line: str, tone: str) -> str:
-    """A sentence whose outcome, up to the colon, stands out."""
+    """A sentence whose verdict, up to the colon, stands out."""
     outcome, colon, rest = line.partition(":")
     return f'<p><span class="tag {tone}">{_prose(outcome + colon)}</span>{_prose(rest)}</p>'
 
@@ -354,7 +355,7 @@ def _figure(key: str, drawings: str) -> str:
 
 
 def _key(*entries: tuple[str, str]) -> str:
-    """What the signs of a drawing mean."""
+    """The legend of a drawing."""
     return f'<ul class="key">{"".join(_key_entries(entries))}</ul>'
 
 

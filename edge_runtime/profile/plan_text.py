@@ -21,10 +21,14 @@ PREDICTED_PARTS = {
 
 
 def plan_lines(request: PlanRequest, *, with_options: bool = False) -> Iterator[str]:
-    """The plan that fits the cap, line by line; ``with_options`` adds the table of other sizes.
+    """The plan that fits the cap, line by line.
+
+    Args:
+        request: package, cap and work.
+        with_options: whether to add the table of other sizes.
 
     Raises:
-        CapExceededError: nothing fits; gives the smallest cap that would.
+        CapExceededError: no plan fits; the message gives the smallest cap that would do.
     """
     return (line.rstrip() for line in _lines(request, with_options=with_options))
 

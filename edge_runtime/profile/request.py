@@ -1,6 +1,6 @@
-"""What a command line asks to be planned or profiled: a package, a cap and a step's work, checked before anything runs.
+"""What a command line asks to plan or profile: a package, a cap and a step's work, checked before anything runs.
 
-Everything here needs the manifest alone: no engine and no numpy.
+All of this needs the manifest alone: no engine and no numpy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import Prepared, read_prepared, stale_reason
 from edge_runtime.protocol.messages import Update
 
-#: Beyond any step this is written for; catches a slip of the hand.
+#: Bounds beyond any sensible step, which catch a slip of the hand.
 MAX_BATCH, MAX_DRAWS, MAX_STEPS, MAX_THREADS = 4096, 1024, 1_000_000, 256
 MIB = 1 << 20
 
@@ -29,10 +29,12 @@ class PlanRequest:
     """A package, and what is asked of it.
 
     Attributes:
-        work: ``slices`` without the head, which is always trained, by its exact gradient.
+        package: the package, narrowed to the engine.
+        cap_bytes: memory that the worker may take.
+        work: size of a step's work. Its slices do not include the head, which is always trained by its exact gradient.
         prepared: the package as prepared for this machine; None if it is not.
-        unprepared: why it is not, empty if it is.
-        engine: what runs the programs; ``package`` is as that engine sees it.
+        unprepared: reason why it is not prepared; empty if it is.
+        engine: name of the engine that runs the programs.
     """
 
     package: Package
@@ -43,7 +45,11 @@ class PlanRequest:
     engine: EngineName = "onnxruntime"
 
     def planner(self, floor_bytes: int = 0) -> Planner:
-        """Plans for this package here; ``floor_bytes`` as :class:`edge_runtime.memory.plan.Planner` takes it."""
+        """A planner for this package on this machine.
+
+        Args:
+            floor_bytes: resident memory of an empty worker, measured on the device; 0 takes the planner's constant.
+        """
         if self.prepared is None:
             return Planner(self.package.manifest, None, floor_bytes)
         return Planner(
@@ -67,18 +73,19 @@ def parse_request(
     """Open a package and check what is asked of it.
 
     Args:
-        folder: of the package.
-        cap: a size as :func:`edge_runtime.agent.config.parse_bytes` reads it.
-        batch: examples of a step. sequence: tokens; None takes the package's limit. draws: tangents per example.
-        slices: names with commas between them; None takes all.
-        update: how their gradient is found; backpropagation makes no draws.
-        publisher_key: must have signed the package; None warns on standard error that nobody checked.
-        prepared_folder: where the package is prepared; None looks beside it (:func:`prepared_beside`) and takes what
-            it finds.
-        engine: what is to run the programs.
+        folder: path of the package folder.
+        cap: size of the cap, as :func:`edge_runtime.config_file.parse_bytes` reads it.
+        batch: number of examples of a step.
+        sequence: number of tokens; None takes the package's limit.
+        draws: number of directions of each example.
+        slices: names of the slices to train, with commas between them; None takes all.
+        update: way to the slices' gradient; backpropagation makes no draws.
+        publisher_key: public key that must have signed the package; None warns on standard error that nobody checked.
+        prepared_folder: path of the prepared folder; None takes what lies beside the package (:func:`prepared_beside`).
+        engine: name of the engine that is to run the programs.
 
     Raises:
-        ConfigError: an option is out of its limits; names option and limit.
+        ConfigError: an option is out of its limits; names the option and the limit.
         CapExceededError: the libraries alone take more than the cap.
         PreparationError: ``prepared_folder`` holds no package prepared for this machine.
         ArtefactError: the package cannot be read, is not signed by the key, or has no such slice.
@@ -101,13 +108,17 @@ def parse_request(
 
 
 def check_range(option: str, value: int, largest: int) -> None:
-    """Refuse a number outside 1 to ``largest`` with a ConfigError that names the option."""
+    """Check an option's value.
+
+    Raises:
+        ConfigError: it is not within 1 to ``largest``; names the option.
+    """
     if not 1 <= value <= largest:
         raise ConfigError(f"{option} is {value}; it may be 1 to {largest}")
 
 
 def open_package(folder: Path, publisher_key: str | None) -> Package:
-    """The package of a folder; without a key, standard error says that its signature was not checked."""
+    """The package of a folder. Without a key, standard error says that its signature was not checked."""
     if publisher_key is not None:
         return Package.open(folder, publisher_key)
     package = Package.open_unsigned(folder)
@@ -118,7 +129,7 @@ def open_package(folder: Path, publisher_key: str | None) -> Package:
 
 
 def prepared_beside(package_folder: Path) -> Path:
-    """Where a package is prepared if no folder is named: beside it, ``-prepared`` added to its name."""
+    """Path of a prepared folder that is not named: beside the package, with ``-prepared`` added to its name."""
     resolved = package_folder.resolve()
     return resolved.with_name(f"{resolved.name}-prepared")
 

@@ -1,4 +1,4 @@
-"""Profile a task: run it in an enforced worker and write the memory report, :func:`profile_package`.
+"""Profile a task: :func:`profile_package` runs it in a worker under the cap and writes the memory report.
 
 This process stays small, without numpy and the engine: workers do the work, and it looks at them.
 """
@@ -50,9 +50,11 @@ class ProfileReport:
     """What was written.
 
     Attributes:
-        difference: against the earlier report, if one was given and is of the same work.
-        text: the whole report. paths: of page, document and text.
-        error: why the command must not end well; None if the run kept to its budget and did not regress.
+        profile: the report.
+        difference: comparison with the earlier report; None if none was given, or if it is of other work.
+        text: the whole report as text.
+        paths: paths of page, document and text.
+        error: reason why the command must fail; None if the run kept to its budget and did not regress.
     """
 
     profile: Profile
@@ -65,17 +67,17 @@ class ProfileReport:
 def profile_package(
     settings: Settings, launch: Callable[[TrainJob], RunningWorker] = start_worker
 ) -> ProfileReport:
-    """Run a task, compare it with other ways, and write the report.
+    """Run a task, try other ways to do it, and write the report.
 
-    What can be refused is refused before anything runs. The files are written last, each as a whole.
+    Whatever can be refused is refused before anything runs. The files are written last, each as a whole.
 
     Args:
-        settings: what to run.
-        launch: starts the worker.
+        settings: task to run, and place of the report.
+        launch: function that starts a worker on the task.
 
     Raises:
         ConfigError: a setting cannot be used.
-        EdgeError: the package cannot be prepared, or the task was refused or failed otherwise than for memory.
+        EdgeError: the package cannot be prepared, or the task was refused or failed for a reason other than memory.
     """
     # 1. Check what can be checked.
     old = _earlier(settings.against)
@@ -114,7 +116,11 @@ def _earlier(path: Path | None) -> Profile | None:
 
 
 def _check(settings: Settings) -> int:
-    """Refuse what cannot be run or written; returns the number of rows."""
+    """Check that everything can be run and written.
+
+    Returns:
+        The number of rows.
+    """
     check_range("--steps", settings.steps, MAX_STEPS)
     check_range("--threads", settings.threads, MAX_THREADS)
     if settings.micro_batch is not None:
@@ -139,7 +145,7 @@ def _check(settings: Settings) -> int:
 def _against(
     old: Profile | None, new: Profile, tolerance: float
 ) -> tuple[Difference | None, ConfigError | None]:
-    """The comparison with an earlier report, or why there is none: what was measured is written all the same."""
+    """The comparison with an earlier report, or the error that prevents it; the report is written in either case."""
     if old is None:
         return None, None
     try:
@@ -149,7 +155,7 @@ def _against(
 
 
 def _write(profile: Profile, difference: Difference | None, output: Path) -> tuple[str, tuple[Path, ...]]:
-    """Write page, document and text, each as a whole, once all of them can be made."""
+    """Write page, document and text, each as a whole, after all of them could be made."""
     text = render_text(profile, difference)
     contents = {
         ".html": render_page(profile, difference).encode(),

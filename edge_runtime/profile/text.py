@@ -1,7 +1,7 @@
 """The memory-budget report in words: its sentences, and the whole of it as plain text for a terminal.
 
-The page uses the same sentences, so that both say the same. Sizes are printed in MiB (2^20 bytes), small
-ones in KiB (2^10 bytes). No line of the text is longer than :data:`COLUMNS`.
+The page uses the same sentences, so that both say the same. Sizes are printed in MiB (2^20 bytes), small ones in KiB
+(2^10 bytes). No line of the text is longer than :data:`COLUMNS`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def duration(seconds: float | None) -> str:
 
 
 def share(part: float, *, signed: bool = False) -> str:
-    """A share as per cent, with one digit after the point where the number is small."""
+    """A share in per cent, with one digit after the point where it is small."""
     percent = 100 * part
     digits = 0 if abs(percent) >= 9.95 or part == 0 else 1
     signed = signed and part != 0
@@ -73,14 +73,14 @@ def verdict_line(profile: Profile) -> str:
 
 
 def headroom(profile: Profile) -> str:
-    """What the cap leaves, or by how much it was broken."""
+    """What the cap leaves, or how far it was exceeded."""
     if profile.headroom_bytes < 0:
         return f"{size(-profile.headroom_bytes)} over the cap"
     return f"{share(profile.headroom_share)} headroom"
 
 
 def failure_lines(profile: Profile) -> list[str]:
-    """A sentence for each reason why the run did not keep to its budget."""
+    """One sentence for each reason why the run did not keep to its budget."""
     charged, growth = profile.charged_peak_bytes or 0, profile.growth
     sentences: dict[Failure, str] = {
         "killed": "The kernel ended the worker: the figures are those up to that moment.",
@@ -92,13 +92,13 @@ def failure_lines(profile: Profile) -> list[str]:
 
 
 def enforcement_line(profile: Profile) -> str:
-    """Who held the worker to the cap."""
+    """The means that held the worker to the cap."""
     note = f" {profile.enforcement_note}" if profile.enforcement_note else ""
     return f"Enforced: {_ENFORCERS[profile.enforced_by]}.{note}"
 
 
 def charge_line(profile: Profile) -> str:
-    """The kernel's charge as a second figure, and where the gap between the two comes from."""
+    """The kernel's charge as a second figure, and the cause of the gap between the two."""
     charged = profile.charged_peak_bytes
     if charged is None:
         return (
@@ -181,7 +181,7 @@ def measuring_line(profile: Profile) -> str:
 
 
 def identity_rows(profile: Profile) -> list[tuple[str, str]]:
-    """What was measured, and on what, as (name, value)."""
+    """What was measured, and on which machine, as pairs of name and value."""
     identity, work = profile.identity, profile.work
     return [
         ("device", f"{identity.device}, {size(identity.memory_bytes)} memory"),
@@ -204,7 +204,7 @@ def identity_rows(profile: Profile) -> list[tuple[str, str]]:
 
 
 def gradient_words(update: Update, draws: int) -> str:
-    """How the slices' gradient is found."""
+    """The way to the slices' gradient, in words."""
     return "backpropagation" if update == "backprop" else plural(draws, "draw")
 
 
@@ -231,7 +231,7 @@ def change_size(value: float | None, unit: str) -> str:
 
 
 def change_verdict(change: Change, tolerance: float) -> str:
-    """What became of a figure, in a word or two."""
+    """How a figure changed, in a word or two."""
     if change.old is None or change.new is None:
         return "not in both"
     if change.grew(tolerance):
@@ -240,7 +240,7 @@ def change_verdict(change: Change, tolerance: float) -> str:
 
 
 def row_note(profile: Profile, row: LedgerRow) -> str:
-    """A bin's own note; for the rest, its share of the peak."""
+    """A bin's own note; for the unexplained rest, its share of the peak."""
     if row.name != UNEXPLAINED:
         return row.note
     if not profile.is_split:
@@ -254,10 +254,12 @@ def plural(count: int, noun: str) -> str:
 
 
 def render_text(profile: Profile, difference: Difference | None = None) -> str:
-    """The whole report as plain text that ends with a newline; no line is longer than 100 columns.
+    """The whole report as plain text that ends with a newline.
 
     Args:
-        profile: the report. difference: against an earlier one, from ``profile_document.compare``.
+        profile: the report.
+        difference: comparison with an earlier report, from :func:`edge_runtime.profile.document.compare`; None without
+            one.
     """
     return "\n".join(line.rstrip() for line in _lines(profile, difference)) + "\n"
 
@@ -310,7 +312,7 @@ def _bins(profile: Profile) -> Iterator[str]:
 
 
 def _timeline(profile: Profile) -> Iterator[str]:
-    """One character a stretch: an eighth of the cap for each level."""
+    """One character for each stretch of time, one level for each eighth of the cap."""
     yield from _heading("Over time, against the cap")
     samples = thin(profile.timeline, COLUMNS - 10)
     if samples:
@@ -360,14 +362,14 @@ def _comparisons(profile: Profile) -> Iterator[str]:
 
 
 def option_lines(options: Sequence[WhatIf]) -> Iterator[str]:
-    """Options as a table, a line each below its header; peaks in MiB."""
+    """Options as a table with a header and a line for each; peaks in MiB."""
     rows = [(*map(str, option_cells(option)), option_verdict(option)) for option in options]
     header = ("batch", "at a time", "tokens", "draws", "slices", "weights", "peak", "step", "")
     yield from table(header, rows, "rrrrrlrrl")
 
 
 def option_cells(option: WhatIf) -> tuple[int | str, ...]:
-    """An option's sizes, predicted peak in MiB and predicted step."""
+    """An option's sizes, its predicted peak in MiB and its predicted step time."""
     return (
         option.batch_size,
         option.micro_batch,
@@ -410,7 +412,7 @@ def _heading(title: str) -> Iterator[str]:
 
 
 def _command(command: str) -> list[str]:
-    """The command in lines that a shell takes as one."""
+    """The command in lines that a shell reads as one."""
     *lines, last = _wrapped(command, " " * 19, first="  to repeat        ", columns=COLUMNS - 2)
     return [*(line + " \\" for line in lines), last]
 
@@ -423,7 +425,13 @@ def _wrapped(text: str, indent: str, *, first: str = "", columns: int = COLUMNS)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> Iterator[str]:
-    """Aligned columns, ``sides`` a letter l or r each; where they are too wide, the widest columns of text are cut."""
+    """Aligned columns. Where they are too wide together, the widest are cut.
+
+    Args:
+        header: head of each column.
+        rows: cells of each row.
+        sides: side to which each column is aligned, a letter l or r for each.
+    """
     lines = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     while sum(widths) + 2 * len(widths) > COLUMNS:

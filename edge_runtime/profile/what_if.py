@@ -1,7 +1,7 @@
 """What other sizes of the work would take: a bounded grid around what was asked, as the planner predicts it.
 
-One thing is varied at a time, each in every way to do the work that matters: weights resident or streamed, the
-preferred number of examples at a time or one.
+One size is varied at a time. Each is shown in the choices that matter: weights resident or streamed, and the preferred
+number of examples at a time or one.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from edge_runtime.memory.plan import (
 )
 from edge_runtime.profile.document import WhatIf
 
-#: Most rows of a grid: 10 works in 4 ways each, and the chosen one.
+#: Largest number of options: 10 works in 4 ways each, and the chosen one, fit in.
 MAX_OPTIONS = 60
-#: Draws to compare with, besides those asked for.
+#: Numbers of draws to show besides the one asked for.
 DRAWS = (1, 4)
 MODES: tuple[WeightsMode, ...] = ("resident", "streamed")
 
 
 def what_if(planner: Planner, request: Work, chosen: Plan, cap_bytes: int) -> tuple[WhatIf, ...]:
-    """Predictions around some work; exactly one of them is the chosen plan.
+    """Predictions around a work. Exactly one of them is the chosen plan.
 
     Args:
-        planner: of the package, on this machine.
-        request: the work as asked.
+        planner: planner for the package on this machine.
+        request: the work that was asked for.
         chosen: the plan that was chosen for it, perhaps with less work.
-        cap_bytes: what an option has to fit, with the planner's margin.
+        cap_bytes: cap that an option has to fit, with the planner's margin.
 
     Returns:
-        At most ``MAX_OPTIONS``, the chosen plan's work first.
+        At most ``MAX_OPTIONS`` predictions, those for the chosen plan's work first.
     """
     limit = planner.manifest.sequence_limit
     works = dict.fromkeys([chosen.work, request, *_around(request, limit)])
@@ -53,7 +53,7 @@ def what_if(planner: Planner, request: Work, chosen: Plan, cap_bytes: int) -> tu
 
 
 def _around(work: Work, sequence_limit: int) -> Iterator[Work]:
-    """The work with one thing changed: batch, sequence, draws, slices (those nearest the head stay)."""
+    """The work with one size changed: batch, sequence, draws, or slices (those nearest the head stay)."""
     for batch in (work.batch_size * 2, work.batch_size // 2):
         if batch:
             yield replace(work, batch_size=batch)
@@ -68,7 +68,7 @@ def _around(work: Work, sequence_limit: int) -> Iterator[Work]:
 
 
 def _ways(planner: Planner, work: Work, chosen: Plan) -> list[ExecutionChoice]:
-    """The ways to do a work that are worth a row; among them, for its own work, the chosen one."""
+    """The choices for a work that are worth a row, the chosen one among them if this is the chosen plan's work."""
     fastest = next(planner.choices(work))
     largest = fastest.micro_batch
     together = chosen.choice.draws_at_a_time

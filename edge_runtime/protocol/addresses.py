@@ -6,7 +6,7 @@ import ipaddress
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this very machine."""
+    """Whether a host name or address means this very machine."""
     if host == "localhost":
         return True
     try:

@@ -1,9 +1,9 @@
 """Wire messages between device and coordinator: one frozen msgspec Struct each.
 
-Rules of evolution: new fields go last and have a default; a field is never renamed or given another
-meaning; recorded bytes of every released version must decode forever (tests/edge_runtime/golden).
-Control messages travel as JSON, results as MessagePack because they carry tensors.
-Sizes and counts are bounded here, so that whatever decodes can be used without further checks of range.
+Rules of evolution: new fields go last and have a default; a field is never renamed or given another meaning; recorded
+bytes of every released version must decode forever (tests/edge_runtime/golden). Control messages travel as JSON,
+results as MessagePack because they carry tensors. Sizes and counts are bounded here, so that whatever decodes can be
+used without checking ranges again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edge_runtime.errors import ProtocolError
 
 PROTOCOL_VERSION = 1
 
-#: Largest body of a control message, and of a result, that either side accepts.
+#: Size of the largest control message, and of the largest result, that either side accepts.
 MAX_CONTROL_BYTES = 1 << 20
 MAX_RESULT_BYTES = 64 << 20
 
@@ -33,19 +33,19 @@ PositiveCount = Annotated[int, Meta(ge=1, le=1 << 31)]
 Seed = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Rate = Annotated[float, Meta(gt=0, le=1e6)]
-#: How the slices' gradient is found: estimated by forward mode, computed by checkpointed backpropagation, or
-#: estimated from differences of losses (zero order), for comparison.
+#: Ways to the slices' gradient: estimated by forward mode, computed by checkpointed backpropagation, or estimated from
+#: differences of losses (zero order), for comparison.
 Update = Literal["forward", "backprop", "zero_order"]
-#: See :mod:`edge_runtime.training.tangents`.
+#: Kinds of directions, explained in :mod:`edge_runtime.training.tangents`.
 Directions = Literal["per_example", "shared", "orthogonal", "gaussian", "filtered", "one_slice"]
-#: Kinds of which each example has its own; the others share a draw's direction over the batch.
+#: Kinds in which each example has directions of its own; in the others the batch shares a draw's direction.
 PER_EXAMPLE: tuple[Directions, ...] = ("per_example", "one_slice")
 Loss = Literal["cross_entropy", "phuber"]
-#: What a result brings: the change of the trained values, or the numbers from which it is computed again.
+#: Contents of a result: the change of the trained values, or the numbers from which it is computed again.
 ReportKind = Literal["weights", "scalars"]
-#: How a trained head moves: by its exact gradient, or perturbed like a slice, as published methods do.
+#: Ways to train the head: by its exact gradient, or perturbed like a slice, as published methods do.
 HeadUpdate = Literal["exact", "perturbed"]
-#: Zero order: (ℓ(θ+hv) - ℓ(θ-hv)) / 2h, or (ℓ(θ+hv) - ℓ(θ)) / h.
+#: Differences of zero order: (ℓ(θ+hv) - ℓ(θ-hv)) / 2h, or (ℓ(θ+hv) - ℓ(θ)) / h.
 Difference = Literal["central", "forward"]
 #: The knot of the partially Huberised cross-entropy: it is linear in p below p = 1/τ.
 PhuberTau = Annotated[float, Meta(gt=1, le=1e6)]
@@ -53,7 +53,15 @@ Candidates = Annotated[int, Meta(ge=1, le=1000)]
 
 
 class EnrolRequest(Struct, frozen=True):
-    """A device asks to join, once, with a one-time token and the public half of its own key."""
+    """A device asks to join, once.
+
+    Attributes:
+        token: one-time token.
+        device_name: name by which operators call the device.
+        device_class: name of the kind of device.
+        public_key: public half of the device's own key.
+        protocol: version of this protocol.
+    """
 
     token: Annotated[str, Meta(min_length=16, max_length=128)]
     device_name: Identifier
@@ -63,7 +71,12 @@ class EnrolRequest(Struct, frozen=True):
 
 
 class EnrolResponse(Struct, frozen=True):
-    """The device's identity, and the key that will sign its tasks (pinned by the device)."""
+    """The device is enrolled.
+
+    Attributes:
+        device_id: id of the device from now on.
+        coordinator_public_key: public key that will sign its tasks, which the device pins.
+    """
 
     device_id: Identifier
     coordinator_public_key: PublicKey
@@ -72,8 +85,12 @@ class EnrolResponse(Struct, frozen=True):
 class CheckInRequest(Struct, frozen=True):
     """A device offers itself for work.
 
-    ``cap_bytes`` is the memory its operator grants to the worker process; ``floor_bytes`` what an empty
-    worker takes there (0 if not measured yet).
+    Attributes:
+        runtime_version: version of the device's program.
+        cap_bytes: memory that its operator grants to the worker process.
+        floor_bytes: memory that an empty worker takes there; 0 if it was not measured yet.
+        example_count: number of rows of its data.
+        protocol: version of this protocol.
     """
 
     runtime_version: Text
@@ -160,19 +177,20 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
 class Task(TrainingSettings, frozen=True, kw_only=True):
     """One device's share of a round.
 
-    ``slices`` are trained as ``update`` says; the head, if ``train_head``, by its exact gradient. Tangents are keyed
-    by (seed, round, slot, step, example, draw, slice), so they depend on nothing a machine could differ in.
+    The slices' gradient is found as ``update`` says, and the head is trained, if ``train_head``, as ``head`` says.
+    Tangents are keyed by (seed, round, slot, step, example, draw, slice), so they depend on nothing in which machines
+    could differ.
 
     Attributes:
         task_id: name of the task.
         run_id: name of the run.
         round: number of the round, from 0.
-        slot: the device's number within the round.
+        slot: number of the device within the round.
         package: digest of the package's manifest.
         package_signature: the publisher's signature of the manifest.
         state: digest of the blob that holds the current values of all slices.
         slices: names of the slices to train.
-        optimizer: how gradients become a change.
+        optimizer: rule and rates by which gradients become a change.
         required_bytes: memory that the coordinator expects the task to take.
         deadline_s: seconds until the result must have arrived.
         freeze_a: whether LoRA's B alone is trained.
@@ -224,19 +242,30 @@ _TASK_ORDER = (
 
 
 def training_settings(of: TrainingSettings) -> dict[str, Any]:
-    """The settings by field name, for another struct that has them too."""
+    """The settings by field name, for another struct that has the same fields."""
     return {name: getattr(of, name) for name in TrainingSettings.__struct_fields__}
 
 
 class SignedTask(Struct, frozen=True, tag_field="answer", tag="task"):
-    """``task`` holds the JSON bytes of a :class:`Task`; the signature is over exactly those bytes."""
+    """A task, signed.
+
+    Attributes:
+        task: JSON bytes of a :class:`Task`, as text.
+        signature: the coordinator's signature of exactly those bytes.
+    """
 
     task: str
     signature: SignatureText
 
 
 class ComeBack(Struct, frozen=True, tag_field="answer", tag="come_back"):
-    """No work now: check in again after a uniformly drawn time in this window."""
+    """There is no work now: check in again after a time drawn uniformly from a window.
+
+    Attributes:
+        after_min_s: start of the window, in seconds from now.
+        after_max_s: end of the window, in seconds from now.
+        reason: reason, for people.
+    """
 
     after_min_s: Seconds
     after_max_s: Seconds
@@ -244,7 +273,14 @@ class ComeBack(Struct, frozen=True, tag_field="answer", tag="come_back"):
 
 
 class NotEligible(Struct, frozen=True, tag_field="answer", tag="not_eligible"):
-    """The device cannot serve the current run; ``code`` is stable, ``message`` is for people."""
+    """The device cannot serve the current run: check in again after a time drawn uniformly from a window.
+
+    Attributes:
+        code: reason, for programs; it never changes.
+        message: reason, for people.
+        after_min_s: start of the window, in seconds from now.
+        after_max_s: end of the window, in seconds from now.
+    """
 
     code: Identifier
     message: Text
@@ -258,9 +294,17 @@ CheckInResponse = SignedTask | ComeBack | NotEligible
 class MemoryReport(Struct, frozen=True):
     """Predicted beside measured memory of one worker, in bytes.
 
-    ``high_water_bytes`` is VmHWM; ``cgroup_peak_bytes`` the kernel's charge where a cgroup was at hand
-    (None elsewhere); ``phases`` the high-water mark within each phase. ``enforced_by`` is who enforced the cap:
-    ``cgroup_v2``, ``cgroup_v1``, ``rlimit`` or ``none``; empty from a device that does not tell.
+    Attributes:
+        predicted_peak_bytes: predicted peak.
+        high_water_bytes: high-water mark (VmHWM).
+        cap_bytes: memory that the worker was held to.
+        cgroup_peak_bytes: largest charge of its control group by the kernel; None without a group.
+        anonymous_bytes: the worker's own pages at the end.
+        file_bytes: pages of mapped files and shared memory at the end.
+        floor_bytes: resident memory before the job.
+        phases: high-water mark of each phase.
+        enforced_by: means that enforced the cap: ``cgroup_v2``, ``cgroup_v1``, ``rlimit`` or ``none``; empty from a
+            device that does not tell.
     """
 
     predicted_peak_bytes: Bytes
@@ -275,12 +319,22 @@ class MemoryReport(Struct, frozen=True):
 
 
 class Result(Struct, frozen=True):
-    """What comes back from a task: the change of the trained values, and what it took.
+    """The result of a task: the change of the trained values, and what it took.
 
-    ``change`` is a safetensors blob with one float32 tensor per ``slice/tensor``: values after the task
-    minus values before. With ``report = "scalars"`` it holds, in place of the slices, what
-    :mod:`edge_runtime.training.replay` makes the same change of. ``examples`` counts rows that entered applied steps
-    and weighs the mean; ``mean_loss`` is over the same rows, None if no step was applied.
+    Attributes:
+        task_id: name of the task.
+        run_id: name of the run.
+        round: number of the round.
+        examples: number of rows that entered applied steps; it weighs the mean over devices.
+        steps_applied: number of steps whose gradient was taken.
+        steps_skipped: number of steps left out because something was not finite.
+        mean_loss: mean loss of these rows; None if no step was applied.
+        seconds: time that the task took.
+        memory: predicted and measured memory.
+        change_sha256: digest of ``change``.
+        change: safetensors with one float32 tensor per ``slice/tensor``: values after the task minus values before.
+            With ``report = "scalars"`` it holds, in place of the slices, the numbers from which
+            :mod:`edge_runtime.training.replay` makes the same change.
     """
 
     task_id: Identifier
@@ -297,13 +351,23 @@ class Result(Struct, frozen=True):
 
 
 class ResultReceipt(Struct, frozen=True):
-    """``counted`` the first time, ``duplicate`` when the same result arrives again."""
+    """A result has arrived.
+
+    Attributes:
+        status: ``counted`` the first time, ``duplicate`` when the same result arrives again.
+    """
 
     status: Literal["counted", "duplicate"]
 
 
 class DeviceEvent(Struct, frozen=True):
-    """Something a device wants operators to know; never holds data values."""
+    """An event on a device that operators want to know of. It never holds data values.
+
+    Attributes:
+        code: kind of event, for programs.
+        message: description, for people.
+        task_id: name of the task; None outside a task.
+    """
 
     code: Identifier
     message: Text
@@ -311,7 +375,12 @@ class DeviceEvent(Struct, frozen=True):
 
 
 class Refusal(Struct, frozen=True):
-    """Body of every 4xx answer."""
+    """Body of every 4xx answer.
+
+    Attributes:
+        code: reason, for programs.
+        message: reason, for people.
+    """
 
     code: Identifier
     message: Text
@@ -329,7 +398,11 @@ MessageT = TypeVar("MessageT")
 
 
 def decode(data: bytes, kind: type[MessageT]) -> MessageT:
-    """Parse a JSON control message; raises :class:`ProtocolError` naming the field."""
+    """Parse a JSON control message.
+
+    Raises:
+        ProtocolError: it is too long or malformed; names the field.
+    """
     if len(data) > MAX_CONTROL_BYTES:
         raise ProtocolError(f"message of {len(data)} bytes exceeds the limit of {MAX_CONTROL_BYTES}")
     try:
@@ -344,7 +417,11 @@ def encode_result(result: Result) -> bytes:
 
 
 def decode_result(data: bytes) -> Result:
-    """Parse a result; raises :class:`ProtocolError` naming the field."""
+    """Parse a result.
+
+    Raises:
+        ProtocolError: it is too long or malformed; names the field.
+    """
     if len(data) > MAX_RESULT_BYTES:
         raise ProtocolError(f"result of {len(data)} bytes exceeds the limit of {MAX_RESULT_BYTES}")
     try:

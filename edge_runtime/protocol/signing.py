@@ -1,11 +1,11 @@
 """Ed25519 keys, signatures over bytes, and signatures over requests.
 
-Requests are signed by one fixed profile of RFC 9421 (HTTP message signatures): the covered components are
-``"@method" "@path" "content-digest"``, in this order, with ``created``, ``nonce``, ``keyid`` (the device's
-id) and ``alg="ed25519"``. The body enters through its RFC 9530 ``Content-Digest`` in sha-256. Whatever
-does not fit the profile to the letter is refused, so there is nothing to negotiate and little to parse.
+Requests are signed by one fixed profile of RFC 9421 (HTTP message signatures): the covered components are ``"@method"
+"@path" "content-digest"``, in this order, with ``created``, ``nonce``, ``keyid`` (the device's id) and
+``alg="ed25519"``. The body enters through its RFC 9530 ``Content-Digest`` in sha-256. Whatever does not fit the profile
+to the letter is refused, so there is nothing to negotiate and little to parse.
 
-Paths carry no query: a query would not be covered.
+Paths carry no query, because a query would not be covered.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CONTENT_DIGEST = "Content-Digest"
 SIGNATURE_INPUT = "Signature-Input"
 SIGNATURE = "Signature"
 
-#: Longest header value that is looked at, in characters; our own take about 250.
+#: Length of the longest header value that is parsed, in characters; signers of this project write about 250.
 MAX_HEADER_CHARACTERS = 1024
 MAX_KEY_FILE_BYTES = 4096
 
@@ -104,14 +104,14 @@ def verify(public_key: str, data: bytes, signature: str, *, what: str) -> None:
     """Check that ``public_key`` signed exactly ``data``.
 
     Args:
-        public_key: 32 bytes in base64.
+        public_key: public key, 32 bytes in base64.
         data: the signed bytes.
-        signature: 64 bytes in base64.
-        what: names the signed thing in the error, e.g. ``"package models/minilm"``.
+        signature: signature, 64 bytes in base64.
+        what: name of the signed thing for the error, such as ``"package models/minilm"``.
 
     Raises:
-        SignatureError: the key or signature is malformed, or the signature is by another key or over
-            other bytes.
+        SignatureError: the key or signature is malformed, or the signature was made with another key or over other
+            bytes.
     """
     key_bytes = _decode(public_key, _KEY_BYTES, what=f"the public key for {what}")
     signature_bytes = _decode(signature, _SIGNATURE_BYTES, what=f"the signature of {what}")
@@ -127,8 +127,12 @@ def verify(public_key: str, data: bytes, signature: str, *, what: str) -> None:
 class RequestSignature(Struct, frozen=True):
     """The signature headers of a request, parsed but not yet verified.
 
-    ``created_s`` is the signer's clock in seconds since 1970; whoever verifies decides which age is too
-    old and remembers each ``nonce`` for that long.
+    Attributes:
+        device_id: id that the signer claims.
+        created_s: the signer's clock in seconds since 1970; whoever verifies decides which age is too old.
+        nonce: value that the signer uses only once; whoever verifies remembers it until that age.
+        content_digest: value of the ``Content-Digest`` header.
+        signature: signature in base64.
     """
 
     device_id: str
@@ -145,15 +149,15 @@ def sign_request(
 
     Args:
         key: the device's key.
-        device_id: the id it enrolled under.
-        method: in capitals, as sent.
-        path: as sent, with the leading slash and without a query.
-        body: as sent; empty for GET.
-        now_s: seconds since 1970.
+        device_id: id that the device got when it enrolled.
+        method: HTTP method in capitals.
+        path: path with its leading slash, without a query.
+        body: content; empty for GET.
+        now_s: time in seconds since 1970.
         nonce: 8 to 64 characters of base64, never used twice by this device.
 
     Raises:
-        ValueError: a value that the profile cannot carry.
+        ValueError: a value does not fit the profile.
     """
     parameters = _parameters(device_id, now_s, nonce)
     if _INPUT_FORM.fullmatch(f"sig1={parameters}") is None:
@@ -170,7 +174,7 @@ def sign_request(
 
 
 def parse_request_signature(headers: Mapping[str, str]) -> RequestSignature:
-    """Read the signature headers of a request; header names are compared without regard to case.
+    """Read the signature headers of a request. Capitals in header names make no difference.
 
     Raises:
         SignatureError: a header is missing, too long, or does not fit the profile.
@@ -191,7 +195,7 @@ def parse_request_signature(headers: Mapping[str, str]) -> RequestSignature:
 def verify_request(
     public_key: str, signature: RequestSignature, *, method: str, path: str, body: bytes
 ) -> None:
-    """Check that ``public_key`` signed this request. Age and nonce are the caller's to check.
+    """Check that ``public_key`` signed this request. Age and nonce are for the caller to check.
 
     Raises:
         SignatureError: the body does not match its digest, or the signature does not match the request.

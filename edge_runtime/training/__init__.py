@@ -1,1 +1,1 @@
-"""The update on the device: tangents, estimators of the gradient, optimisers, replay of reported scalars."""
+"""Training on the device: tangents, estimators of the gradient, optimisers, and replay of reported scalars."""

@@ -1,4 +1,4 @@
-"""Which estimator a task trains with, and what programs that one needs: the only place that chooses."""
+"""The estimator of a task, and the programs that it needs. This is the only place that chooses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ESTIMATORS: dict[Update, type[ForwardMode] | type[ZeroOrder] | type[ExactGradien
 
 
 def estimator_of(work: LocalWork) -> Estimator:
-    """The estimator that a task asks for; where no slice is trained, all of them come to :class:`HeadOnly`."""
+    """The estimator that a task asks for; :class:`HeadOnly` where no slice is trained."""
     return ESTIMATORS[work.task.update](work) if work.estimated_slices else HeadOnly(work)
 
 

@@ -1,4 +1,4 @@
-"""How well values do on rows: accuracy and mean loss, by the primal programs alone."""
+"""Evaluation of values on rows: accuracy and mean loss, by the primal programs alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from edge_runtime.package.slices import Values
 
 @dataclass(frozen=True)
 class Scores:
-    """Sums over what was predicted: rows for classification, tokens for language modelling."""
+    """Sums over all predictions: one a row for classification, one a token for language modelling.
+
+    Attributes:
+        correct: number of correct predictions.
+        predicted: number of predictions.
+        loss_sum: sum of their cross-entropies.
+    """
 
     correct: int
     predicted: int
@@ -24,12 +30,12 @@ class Scores:
 
     @property
     def accuracy(self) -> float:
-        """The share predicted right."""
+        """Share of correct predictions."""
         return self.correct / self.predicted
 
     @property
     def mean_loss(self) -> float:
-        """Mean cross-entropy."""
+        """Mean cross-entropy of the predictions."""
         return self.loss_sum / self.predicted
 
 
@@ -40,17 +46,17 @@ def score(
     micro_batch: int,
     after_group: Callable[[], None] = lambda: None,
 ) -> Scores:
-    """Run all examples, like lengths together.
+    """Run all examples, those of like length together.
 
     Args:
-        executor: without trained slices.
-        values: of all slices.
-        examples: all rows.
-        micro_batch: how many run at a time.
-        after_group: called after each of these groups.
+        executor: programs loaded without trained slices.
+        values: values of all slices, by flat name.
+        examples: all rows, tokenised.
+        micro_batch: number of examples that run at a time.
+        after_group: function called after each such group.
 
     Raises:
-        PackageError: the package's head does not give what tells right from wrong.
+        PackageError: the package's head gives nothing that tells right predictions from wrong ones.
     """
     correct, predicted, loss_sum = 0, 0, 0.0
     for group in group_by_length(examples.ids, micro_batch):
@@ -64,7 +70,7 @@ def score(
 
 
 def _correct(sweep: Sweep, batch: Batch) -> int:
-    """How many labels of a batch were predicted right."""
+    """Number of correct predictions of a batch."""
     if sweep.correct is not None:
         return int(sweep.correct.sum())
     if sweep.logits is None:

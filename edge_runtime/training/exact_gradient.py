@@ -15,7 +15,7 @@ from edge_runtime.training.step import LocalWork, Step, finite, with_exact_head
 
 
 class ExactGradient:
-    """Computes the gradient; see :class:`edge_runtime.training.step.Estimator`.
+    """Computes the gradient by backpropagation; see :class:`edge_runtime.training.step.Estimator`.
 
     Raises:
         PackageError: the executor has no adjoint programs.

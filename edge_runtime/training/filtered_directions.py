@@ -1,16 +1,17 @@
-"""Filtered directions: of many normal candidates those nearest to where the model moved last (FwdLLM, ATC 2024).
+"""Filtered directions: of many normal candidates, those nearest to where the model moved last (FwdLLM, ATC 2024).
 
-For each tensor by itself, candidates·K normal directions are drawn and the K with the largest cosine to the tensor's
-reference are kept, the nearest first; of equal ones the earlier. The reference is the server's last averaged change.
-That points against the gradient, but nothing is negated: the estimate (∇ℓ·v)v is the same for v and -v, and candidates
-are as likely as their negatives, so keeping those nearest to the change is, in law, keeping those nearest to the
-gradient. Without a reference, or where a tensor of it is zero, the first K candidates are taken.
+For each tensor by itself, candidates·K normal directions are drawn. The K with the largest cosine to the tensor's
+reference are kept, the nearest first, and of equal ones the earlier. The reference is the server's last averaged
+change. It points against the gradient, but nothing is negated: the estimate (∇ℓ·v)v is the same for v and -v, and
+candidates are as likely as their negatives, so keeping those nearest to the change is, in law, keeping those nearest to
+the gradient. Without a reference, or where a tensor of it is zero, the first K candidates are kept.
 
-A server that replays must choose alike. Entries are whole multiples of a grain, and the reference is rounded to 20 bits
-of its largest entry: products are sums of integers, exact in any order, and what is left is a square root and a
-division, which IEEE 754 defines to the last bit.
+A server that replays must choose the same ones. Entries are whole multiples of a grain, and the reference is rounded to
+20 bits of its largest entry. So products are sums of integers, which are exact in any order, and only a square root and
+a division remain, which IEEE 754 defines to the last bit.
 
-Candidates are drawn one at a time, and the chosen ones a second time: K directions and one candidate are in memory.
+Candidates are drawn one at a time, and the chosen ones a second time, so that only K directions and one candidate are
+in memory.
 """
 
 from __future__ import annotations
@@ -40,10 +41,12 @@ def draw_filtered(
     """Directions (K, 1, d), chosen for each tensor by itself.
 
     Args:
-        candidate: the direction (d,) of a number from 0 to candidates·K - 1, its entries multiples of ``grain``.
+        candidate: function that gives the direction (d,) of a number from 0 to candidates·K - 1.
         specs: slices whose tensors lie side by side in a direction.
-        draws: K. candidates: how many are drawn for each that is kept.
-        reference: by flat name; None takes the first K.
+        draws: number K of directions.
+        candidates: number of candidates for each direction.
+        reference: values to compare with, by flat name; None keeps the first K candidates.
+        grain: number of which all entries of candidates are whole multiples.
 
     Raises:
         SliceError: the reference lacks a tensor, or has it in another shape.
@@ -64,7 +67,11 @@ def draw_filtered(
 
 
 def check_reference(reference: Values, specs: Sequence[SliceSpec]) -> None:
-    """Refuse a reference that lacks a tensor of the slices or has it in another shape: :class:`SliceError`."""
+    """Check that a reference has every tensor of the slices.
+
+    Raises:
+        SliceError: it lacks a tensor, or has it in another shape.
+    """
     for name, shape in shapes(specs).items():
         if name not in reference:
             raise SliceError(f"the reference lacks tensor {name}, which directions are to be compared with")
@@ -79,10 +86,11 @@ def decode_reference(data: bytes, specs: Sequence[SliceSpec]) -> Values:
 
     Args:
         data: safetensors bytes from outside, of the form of slice values.
-        specs: what is estimated; the reference may hold more.
+        specs: slices whose gradient is estimated; the reference may hold more.
 
     Raises:
-        SliceError: not safetensors, or a tensor is missing, of another shape or dtype, or not finite; names it.
+        SliceError: the bytes are not safetensors; or a tensor is missing, of another shape or dtype, or not finite.
+            Names the tensor.
     """
     try:
         reference: Values = load(data)
@@ -103,7 +111,7 @@ def _choose(
     reference: Mapping[str, NDArray[np.int64]],
     grain: float,
 ) -> dict[str, NDArray[np.int64]]:
-    """For each tensor the numbers of the K candidates nearest to its reference, the nearest first."""
+    """Numbers of the K candidates nearest to the reference, for each tensor, the nearest first."""
     cosines = {name: np.zeros(candidates * draws) for name in parts}
     for number in range(candidates * draws):
         drawn = np.rint(candidate(number) / np.float32(grain)).astype(np.int64)
@@ -124,7 +132,7 @@ def _whole(reference: Values, specs: Sequence[SliceSpec]) -> dict[str, NDArray[n
 
 
 def _parts(specs: Sequence[SliceSpec]) -> dict[str, slice]:
-    """Where each tensor lies in a direction."""
+    """Place of each tensor in a direction."""
     parts, start = {}, 0
     for name, shape in shapes(specs).items():
         size = int(np.prod(shape))

@@ -21,7 +21,7 @@ from edge_runtime.training.tangents import draw_tangents
 
 
 class ForwardMode:
-    """Estimates by forward mode; see :class:`edge_runtime.training.step.Estimator`."""
+    """Estimates the gradient by forward mode; see :class:`edge_runtime.training.step.Estimator`."""
 
     def __init__(self, work: LocalWork) -> None:
         self._work = work
@@ -55,7 +55,7 @@ class ForwardMode:
 
 
 def _of_examples(drawn: Values, group: Sequence[int], shared: bool) -> Values:
-    """The slices' tangents (k, b, *s) of one micro-batch; the head's go another way."""
+    """The slices' tangents (k, b, *s) for one micro-batch. The head's are used elsewhere (:func:`_jvps`)."""
     return {
         name: tangent.repeat(len(group), axis=1) if shared else tangent[:, group]
         for name, tangent in drawn.items()
@@ -64,9 +64,12 @@ def _of_examples(drawn: Values, group: Sequence[int], shared: bool) -> Values:
 
 
 def _jvps(sweep: Sweep, drawn: Values, order: Sequence[int]) -> FloatArray:
-    """Directional derivatives (k, B) in the order of the batch, those of a perturbed head included.
+    """Directional derivatives (k, B) in the order of the batch, those along a perturbed head's tangents included.
 
-    ``order`` has the position in the batch of each of the sweep's examples.
+    Args:
+        sweep: outputs of a sweep.
+        drawn: tangents of the sweep's draws, by flat name.
+        order: position in the batch of each of the sweep's examples.
     """
     positions = np.argsort(order)
     jvps = None if sweep.jvps is None else sweep.jvps[:, positions]

@@ -33,11 +33,11 @@ def estimate(jvps: FloatArray, tangents: Mapping[str, FloatArray]) -> Values:
 
     Args:
         jvps: (K, B) directional derivatives of each example's loss.
-        tangents: flat name to (K, B, *s); of the head (K, B, *shape).
+        tangents: (K, B, *s) tangents of slice tensors and (K, B, *shape) of the head's, by flat name.
 
     Returns:
-        Flat name to (1, *s), of the head to its shape: the mean over draws and examples, summed draw by draw in
-        float64, all tensors side by side.
+        The mean over draws and examples, (1, *s) for slice tensors and of their own shape for the head's, by flat name.
+        It is summed draw by draw in float64, all tensors side by side.
     """
     draws, batch = jvps.shape
     weights = jvps.astype(np.float64)
@@ -82,8 +82,11 @@ def head_jvps(
     logits is the residual: the derivative is residual·(V·feature + v). No program carries the head's tangent.
 
     Args:
-        residual: (B, C) softmax minus one-hot. features: (B, H).
-        tangents: among others ``head/weight`` (K, b, C, H) and ``head/bias`` (K, b, C), b = B or 1.
+        residual: (B, C) softmax minus one-hot.
+        features: (B, H) input of the head.
+        tangents: tangents by flat name, among them ``head/weight`` (K, b, C, H) and ``head/bias`` (K, b, C), b = B or
+            1.
+        head: name of the head's slice.
     """
     moved = (
         np.matmul(tangents[key(head, "weight")], features[:, :, None])[..., 0] + tangents[key(head, "bias")]
@@ -96,7 +99,9 @@ def head_gradient(residual: FloatArray, features: FloatArray, head: str = "head"
     """Exact mean gradient of the head.
 
     Args:
-        residual: (B, C) softmax minus one-hot. features: (B, H).
+        residual: (B, C) softmax minus one-hot.
+        features: (B, H) input of the head.
+        head: name of the head's slice.
 
     Returns:
         ``head/weight`` (C, H) and ``head/bias`` (C,).

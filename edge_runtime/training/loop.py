@@ -1,4 +1,4 @@
-"""A task's local steps, from the values it came with to what is handed back: :func:`train_locally`."""
+"""A task's local steps, from the values it came with to the change it hands back: :func:`train_locally`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Trained:
     """What local training did.
 
     Attributes:
-        delta: what the task hands back: values after it minus values before, or scalars that give the same.
+        delta: values after the task minus values before, or scalars from which the same is made; the task hands it
+            back.
         examples: number of rows that entered applied steps.
         steps_applied: number of steps whose gradient was taken.
         steps_skipped: number of steps left out because something was not finite.
@@ -42,7 +43,7 @@ def train_locally(work: LocalWork, values: Values, stepped: Callable[[], None] =
     """Take a task's local steps.
 
     Args:
-        work: what all steps share.
+        work: parts that all steps share.
         values: values of all slices, as the task came with them.
         stepped: function called after each step.
     """
@@ -83,7 +84,7 @@ def train_locally(work: LocalWork, values: Values, stepped: Callable[[], None] =
 
 
 def count_steps(task: Task, row_count: int) -> int:
-    """A task's steps on a device with so many rows: ``epochs`` passes over them, at most ``steps``."""
+    """Number of steps on a device with so many rows: ``epochs`` passes over them, at most ``steps``."""
     if not task.epochs:
         return task.steps
     return min(task.steps, -(-row_count * task.epochs // min(task.batch_size, row_count)))

@@ -1,14 +1,14 @@
-"""Losses that are functions of the cross-entropy of each example, applied to what a sweep gives.
+"""Losses that are functions of each example's cross-entropy, applied to the outputs of a sweep.
 
 The partially Huberised cross-entropy (Menon et al., ICLR 2020, "Can gradient clipping mitigate label noise?", section
-5) is -log p of the label's probability p while p > 1/τ, and its tangent, a line in p, below. In the cross-entropy
-c = -log p:
+5) is -log p of the label's probability p while p > 1/τ, and below that its tangent, a line in p. In the cross-entropy c
+= -log p:
 
     φ(c) = c                       φ'(c) = 1            for c ≤ log τ
     φ(c) = 1 + log τ - τ·e^{-c}    φ'(c) = τ·e^{-c}     for c > log τ
 
-An example whose label is all but impossible, a wrong label perhaps, pulls with a force that goes to zero. No program
-changes: by the chain rule loss, directional derivatives and residual of an example are mapped and scaled.
+An example whose label is all but impossible, perhaps a wrong label, pulls with a force that goes to zero. No program
+changes: by the chain rule, an example's loss, directional derivatives and residual are mapped and scaled.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from edge_runtime.protocol.messages import Task
 
 
 def phuber(cross_entropy: FloatArray, tau: float) -> tuple[FloatArray, FloatArray]:
-    """Loss and slope, (B,) each, of cross-entropies (B,); those up to log τ stay as they are to the last bit."""
+    """Loss and slope, (B,) each, at cross-entropies (B,). Those up to log τ stay as they are to the last bit."""
     knot = math.log(tau)
     slope = np.minimum(1.0, tau * np.exp(-cross_entropy.astype(np.float64)))
     bent = 1.0 + knot - slope
@@ -34,12 +34,12 @@ def phuber(cross_entropy: FloatArray, tau: float) -> tuple[FloatArray, FloatArra
 
 
 def slopes(task: Task, cross_entropy: FloatArray) -> FloatArray | None:
-    """How much each example's gradient is scaled by the task's loss, (B,); None if by nothing."""
+    """(B,) factor by which the task's loss scales each example's gradient; None for cross-entropy itself."""
     return phuber(cross_entropy, task.phuber_tau)[1] if task.loss == "phuber" else None
 
 
 def apply_loss(task: Task, sweep: Sweep) -> Sweep:
-    """A sweep as of the task's loss instead of cross-entropy."""
+    """A sweep with the task's loss in place of cross-entropy, and derivatives and residual scaled to match."""
     if task.loss == "cross_entropy":
         return sweep
     loss, slope = phuber(sweep.loss, task.phuber_tau)

@@ -1,6 +1,6 @@
-"""Which ways to train go together: checked where a run is configured, and again where a task is done.
+"""Which training settings go together: checked where a run is configured, and again where a task is done.
 
-Nothing here needs numpy: the agent and the coordinator's configuration call it.
+Nothing here needs numpy, so that the agent and the coordinator's configuration can call it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from edge_runtime.protocol.messages import PER_EXAMPLE, Task, TrainingSettings
 
 
 def check_method(settings: TrainingSettings) -> None:
-    """Refuse what does not go together.
+    """Refuse settings that exclude each other.
 
     Raises:
-        ConfigError: names the two settings and what to do.
+        ConfigError: two of them do; names both and says what to do.
     """
     if settings.update == "backprop":
         if settings.draws != 1:
@@ -40,12 +40,12 @@ def check_method(settings: TrainingSettings) -> None:
         )
 
 
-def check_package(task: Task, manifest: Manifest) -> None:
-    """Check a task's method against its package.
+def check_task(task: Task, manifest: Manifest) -> None:
+    """Check a task's settings against its package.
 
     Raises:
-        ConfigError: what is frozen or Huberised is not there.
-        PackageError: a head is to be trained that the package does not have, or a slice is unknown.
+        ConfigError: a setting does not suit the package's task or slices.
+        PackageError: the task trains a head that the package does not have, or names an unknown slice.
     """
     if task.train_head and manifest.head is None:
         raise PackageError(

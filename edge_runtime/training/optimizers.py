@@ -1,7 +1,7 @@
-"""Local optimisers: from gradient estimates to a change of the slices' values.
+"""Local optimisers: from gradients to a change of the slices' values.
 
-``accumulate`` and ``sgd`` are linear in the estimates, so noise averages out over devices before anything
-is normalised; ``adamw`` normalises on the device and is here for comparison.
+``accumulate`` and ``sgd`` are linear in the estimates, so noise averages out over devices before anything is
+normalised; ``adamw`` normalises on the device and is here for comparison.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from edge_runtime.protocol.messages import LocalOptimizer
 
 
 class Optimizer(Protocol):
-    """Holds the values of a task and moves them."""
+    """Holds the values of a task and changes them."""
 
     def values(self) -> Values:
-        """The values at which the next gradient is to be taken."""
+        """Values at which the next gradient is to be taken."""
         ...
 
     def step(self, gradient: Values) -> None:
@@ -26,7 +26,7 @@ class Optimizer(Protocol):
         ...
 
     def delta(self) -> Values:
-        """What the task did to each trained tensor."""
+        """Change of each trained tensor since the start."""
         ...
 
 
@@ -34,9 +34,9 @@ def make_optimizer(settings: LocalOptimizer, start: Values, trained: list[str]) 
     """The optimiser a task asks for.
 
     Args:
-        settings: of the task.
+        settings: rule and rates of the optimiser.
         start: all values, by flat name; not modified.
-        trained: flat names the task trains.
+        trained: flat names of the tensors that the task trains.
     """
     kinds: dict[str, type[Accumulate] | type[Sgd] | type[AdamW]]
     kinds = {"accumulate": Accumulate, "sgd": Sgd, "adamw": AdamW}
@@ -58,7 +58,7 @@ class _Base:
 
 
 class Accumulate(_Base):
-    """change = -rate · Σ gradients, all taken at the values the task came with."""
+    """change = -rate · Σ gradients, all taken at the values that the task came with."""
 
     def values(self) -> Values:
         return self._start
@@ -69,14 +69,17 @@ class Accumulate(_Base):
 
 
 class Sgd(Accumulate):
-    """The same sum, but each gradient is taken where the last step led."""
+    """The same sum, but each gradient is taken at the values after the last step."""
 
     def values(self) -> Values:
         return {**self._start, **{name: self._start[name] + moved for name, moved in self._delta.items()}}
 
 
 class AdamW(_Base):
-    """Adam without weight decay on such small slices (Kingma & Ba 2015, Algorithm 1), state fresh per task."""
+    """Adam without weight decay on such small slices (Kingma & Ba 2015, Algorithm 1).
+
+    Its state starts afresh in each task.
+    """
 
     BETA1, BETA2, EPSILON = np.float32(0.9), np.float32(0.999), np.float32(1e-8)
 

@@ -1,9 +1,9 @@
 """Random words by address: Philox 4x64-10 over whole arrays of counters.
 
-Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3 and table 2. It is made of integer
+Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3 and table 2. Philox is made of integer
 operations only, so every CPU draws the same. A tangent is a few words at each of many addresses, and making one of
-numpy's generators for each (13 µs) took longer than the words: here all addresses go through the ten rounds together.
-Addresses with many words are left to numpy's own, which makes the same words faster once it is set up.
+numpy's generators for each (13 µs) took longer than the words. Here all addresses go through the ten rounds together.
+Addresses with many words are left to numpy's own generator, which makes the same words faster once it is set up.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Words = NDArray[np.uint64]
 
-#: Words of a block, and blocks of an address from which numpy's generator is as fast.
+#: Number of words in a block, and number of blocks of an address from which numpy's generator is as fast.
 BLOCK = 4
 MANY_BLOCKS = 64
 _ROUNDS = 10
@@ -25,14 +25,17 @@ _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 def words_at(keys: Words, step: int, examples: Sequence[int], draws: Sequence[int], count: int) -> Words:
-    """Words of every address, as numpy's generator of counter (0, draw, example, step) gives them.
+    """Words of every address, as numpy's generator with the counter (0, draw, example, step) gives them.
 
     Args:
-        keys: (G, 2), one for each slice.
-        count: words of each address.
+        keys: (G, 2) key of each slice.
+        step: number of the local step.
+        examples: positions of the B examples in the step's batch.
+        draws: numbers of the K draws.
+        count: number of words of each address.
 
     Returns:
-        (G, K, B, count) over keys, draws and examples.
+        (G, K, B, count) words by key, draw and example.
     """
     blocks = -(-count // BLOCK)
     if blocks >= MANY_BLOCKS:

@@ -1,11 +1,12 @@
 """Scalar reports: a task's change made again, bit for bit, from its directional derivatives alone.
 
-A device whose task says ``report = "scalars"`` sends for each applied step the (K, b) numbers of which its estimate was
-made: b is the number of examples of a batch, or 1 where all its examples share a direction. The directions follow from
-the task (:mod:`edge_runtime.training.tangents`), so whoever has the task and the values it came with takes the very
-same steps. The change of a head whose gradient is exact travels as it is; a perturbed one is replayed like a slice.
+A device whose task says ``report = "scalars"`` sends, for each applied step, the (K, b) numbers of which its estimate
+was made. Here b is the number of examples of a batch, or 1 where all its examples share a direction. The directions
+follow from the task (:mod:`edge_runtime.training.tangents`), so whoever has the task and the values it came with can
+take the very same steps. The change of a head whose gradient is exact travels as it is; a perturbed head is replayed
+like a slice.
 
-Every operation between these numbers and the change is an elementwise IEEE one in a fixed order: all CPUs agree.
+Every operation between these numbers and the change is an elementwise IEEE one in a fixed order, so all CPUs agree.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from edge_runtime.training.optimizers import make_optimizer
 from edge_runtime.training.tangents import draw_tangents
 from edge_runtime.training.trainable import estimated_slices, exact_heads
 
-#: Names in a report: float32 (S, K, b) numbers, and float32 (S,) which steps they are of, ascending.
+#: Names in a report: float32 (S, K, b) numbers, and the float32 (S,) numbers of their steps, ascending.
 SCALARS, STEPS = "scalars/jvps", "scalars/steps"
 
 
@@ -36,16 +37,17 @@ def replay(
     report: Mapping[str, FloatArray],
     reference: Values | None = None,
 ) -> Values:
-    """The change of all that the task estimated: its slices, and a perturbed head.
+    """The change of everything whose gradient the task estimated: its slices, and a perturbed head.
 
     Args:
-        task: that was trained. specs: its slices and, if the task trained it, the head (others are passed over).
-        values: of all slices, as the task came with them.
-        report: what the device sent, checked by :func:`decode_report`.
-        reference: the values of the task's ``reference``; None if it has none.
+        task: task that was trained.
+        specs: its slices and, if the task trained it, the head; others are passed over.
+        values: values of all slices, as the task came with them.
+        report: the device's report, checked by :func:`decode_report`.
+        reference: values of the task's ``reference``; None if it has none.
 
     Raises:
-        SliceError: numbers so large that the change they make is not finite.
+        SliceError: the numbers are so large that the change they make is not finite.
     """
     moved = estimated_slices(task, specs)
     optimizer = make_optimizer(task.optimizer, values, list(shapes(moved)))
@@ -62,16 +64,17 @@ def replay(
 
 
 def decode_report(data: bytes, task: Task, heads: Sequence[SliceSpec]) -> Values:
-    """Parse and check what a device sent.
+    """Parse and check a device's report.
 
     Args:
         data: safetensors bytes from outside.
-        task: whose report it is. heads: the head, if the task trained it; slices are passed over.
+        task: task of the report.
+        heads: the head, if the task trained it; slices are passed over.
 
     Raises:
-        SliceError: not safetensors; a tensor is missing, unknown, of another shape or dtype, or not finite; or more
-            steps, draws or examples than the task has, or a number beyond its ``jvp_limit``. Names the tensor and the
-            limit.
+        SliceError: the bytes are not safetensors; a tensor is missing, unknown, of another shape or dtype, or not
+            finite; there are more steps, draws or examples than the task has; or a number exceeds its ``jvp_limit``.
+            Names the tensor and the limit.
     """
     try:
         report: Values = load(data)

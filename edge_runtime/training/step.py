@@ -35,7 +35,7 @@ class LocalWork:
         executor: programs loaded for the task's slices, of the kind its estimator needs.
         task: settings of the training.
         examples: the device's rows, tokenised.
-        choice: how many examples and draws run at a time.
+        choice: number of examples and of draws that run at a time.
         reference: values that filtered directions are compared with; None if there are none yet.
     """
 
@@ -102,7 +102,7 @@ class Estimator(Protocol):
         Args:
             number: the step's number within its task; part of the tangents' key.
             values: values of all slices, by flat name; the gradient is taken there.
-            rows: which of the device's examples make the batch.
+            rows: rows among the device's examples that make the batch.
 
         Returns:
             The step, or None if a loss or derivative was not finite: such a step must not be applied.

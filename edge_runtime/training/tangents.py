@@ -1,8 +1,8 @@
 """Directions for forward gradients: reproducible on any machine, never stored.
 
-Entries are Rademacher, ±1 with equal chance: E[v vᵀ] = I as for a Gaussian, smaller variance of the
-estimate, one random bit each; or, to compare with published methods, standard normal. Words come from Philox
-(:mod:`edge_runtime.training.philox`).
+Entries are Rademacher, ±1 with equal chance: E[v vᵀ] = I as for normal entries, but the estimate has a smaller variance
+and an entry takes one random bit. To compare with published methods they may be standard normal instead. Words come
+from Philox (:mod:`edge_runtime.training.philox`).
 
 * key (128 bits): the first 16 bytes of SHA-256 over ``"edge tangents 1"``, run seed, round, slot and slice name;
 * counter (4 × 64 bits): (block, draw, example, step); blocks count from 1;
@@ -12,14 +12,14 @@ estimate, one random bit each; or, to compare with published methods, standard n
 Kinds of directions:
 
 * ``per_example``: every example and draw has its own;
-* ``one_slice``: the same, but it moves one slice alone, by ±√S of S slices; draws and examples take the slices in
-  turn, from one drawn anew in each step. E[v vᵀ] = I as ever, but a slice's error is S·d_s/(K·B) times its own squared
-  gradient: a slice of small gradients is not drowned in the noise of others;
+* ``one_slice``: the same, but each moves one slice alone, by ±√S of S slices; draws and examples take the slices in
+  turn, from one drawn anew in each step. E[v vᵀ] = I still holds, but a slice's error is S·d_s/(K·B) times its own
+  squared gradient: a slice of small gradients is not drowned in the noise of others;
 * ``shared``: a draw has one direction for the whole batch (drawn as example 0);
-* ``orthogonal``: shared, and the draws of a step are rows of a randomly signed Hadamard matrix of order n, the
-  smallest power of two ≥ d. Its columns are orthogonal, so n draws give Σ v vᵀ = n·I: the exact gradient;
+* ``orthogonal``: shared, and the draws of a step are rows of a randomly signed Hadamard matrix of order n, the smallest
+  power of two ≥ d. Its columns are orthogonal, so n draws give Σ v vᵀ = n·I: the exact gradient;
 * ``gaussian``: shared, with standard normal entries, as Spry is published (arXiv 2405.15551);
-* ``filtered``: of normal candidates those nearest to a reference (:mod:`edge_runtime.training.filtered_directions`);
+* ``filtered``: of normal candidates, those nearest to a reference (:mod:`edge_runtime.training.filtered_directions`);
   candidate c is drawn as draw c.
 """
 
@@ -40,33 +40,38 @@ from edge_runtime.training.filtered_directions import draw_filtered
 from edge_runtime.training.philox import BLOCK, MANY_BLOCKS, Words, words_at
 
 _DOMAIN = b"edge tangents 1"
-#: Normal entries are multiples of this.
+#: Number of which all normal entries are whole multiples.
 GRAIN = 2.0**-12
 
 
 @dataclass(frozen=True)
 class Entries:
-    """How a direction's entries are made of random words: ``make(words (..., n), count)`` gives (..., count) floats."""
+    """How a direction's entries are made of random words.
+
+    Attributes:
+        words: function from a number of entries to the number of words that they take.
+        make: function from words (..., n) and a number of entries to float32 entries (..., count).
+    """
 
     words: Callable[[int], int]
     make: Callable[[Words, int], FloatArray]
 
 
 def philox_key(seed: int, round_number: int, slot: int, slice_name: str) -> Words:
-    """The 128-bit key as two words."""
+    """The 128-bit key of a slice, as two words."""
     packed = struct.pack("<QQQ", seed, round_number, slot) + slice_name.encode()
     key: Words = np.frombuffer(hashlib.sha256(_DOMAIN + packed).digest()[:16], dtype="<u8").astype(np.uint64)
     return key
 
 
 def random_words(key: Words, step: int, example: int, draw: int, count: int) -> Words:
-    """``count`` random 64-bit words for one (step, example, draw)."""
+    """``count`` random 64-bit words of one (step, example, draw)."""
     words: Words = words_at(key[None], step, [example], [draw], count)[0, 0, 0]
     return words
 
 
 def signs(words: Words, count: int) -> FloatArray:
-    """The first ``count`` bits of the last axis of ``words`` as ±1."""
+    """±1 from the first ``count`` bits of the last axis of ``words``."""
     octets = np.ascontiguousarray(words, dtype="<u8").view(np.uint8)
     bits = np.unpackbits(octets, axis=-1, bitorder="little", count=count)
     return bits.astype(np.float32) * 2 - 1
@@ -101,15 +106,15 @@ def draw_tangents(
     """All tangents of one step.
 
     Args:
-        task: gives seed, round, slot, draws K and the kind of directions.
-        specs: what is estimated.
+        task: task with seed, round, slot, number K of draws and kind of directions.
+        specs: slices whose gradient is estimated.
         step: number of the local step.
-        examples: positions of the examples in the step's batch, B of them.
-        reference: what ``filtered`` directions are compared with; None if there is nothing yet.
+        examples: positions of the B examples in the step's batch.
+        reference: values that ``filtered`` directions are compared with; None if there are none yet.
 
     Returns:
-        For each flat tensor name of shape (1, *s) an array (K, B, *s); of the head, whose tensors are not
-        repeated, (K, B, *shape).
+        Tangents by flat name: (K, B, *s) for a slice tensor of shape (1, *s), and (K, B, *shape) for a tensor of the
+        head, which is not repeated over examples.
 
     Raises:
         SliceError: the reference lacks a tensor of ``specs``, or has it in another shape.
@@ -137,9 +142,9 @@ def draw_tangents(
 
 
 def _turns(task: Task, specs: Sequence[SliceSpec], step: int, examples: Sequence[int]) -> FloatArray:
-    """(K, B, d): √S on the entries of the slice whose turn it is, 0 on those of the others.
+    """(K, B, d) factors: √S on the entries of the slice whose turn it is, 0 on those of the other slices.
 
-    Draw k of example i moves slice (start + i·K + k) mod S: an example's draws take different slices.
+    Draw k of example i moves slice (start + i·K + k) mod S, so an example's draws take different slices.
     """
     key = philox_key(task.seed, task.round, task.slot, "/".join(spec.name for spec in specs))
     start = int(random_words(key, step, 0, 0, 1)[0] % np.uint64(len(specs)))
@@ -158,7 +163,7 @@ def draw_flat(
     draws: Sequence[int],
     entries: Entries,
 ) -> FloatArray:
-    """Independent directions (K, B, d), all slices side by side, of the given draws and examples."""
+    """Independent directions (K, B, d) of the given draws and examples, all slices side by side."""
     ends = np.cumsum([0, *(spec.dimensions for spec in specs)])
     flat = np.empty((len(draws), len(examples), ends[-1]), dtype=np.float32)
     alike: dict[int, list[int]] = {}
@@ -178,7 +183,12 @@ def draw_flat(
 
 
 def split(flat: FloatArray, specs: Sequence[SliceSpec]) -> dict[str, FloatArray]:
-    """Cut directions (K, B, d) into the tensors of the slices, in order; shapes as of :func:`draw_tangents`."""
+    """Cut directions (K, B, d) into the tensors of the slices, in their order.
+
+    Returns:
+        Tangents by flat name: (K, B, *s) for a slice tensor of shape (1, *s), and (K, B, *shape) for a tensor of the
+        head.
+    """
     result: dict[str, FloatArray] = {}
     start = 0
     for spec in specs:
@@ -192,7 +202,7 @@ def split(flat: FloatArray, specs: Sequence[SliceSpec]) -> dict[str, FloatArray]
 
 
 def hadamard_rows(rows: NDArray[np.int64], columns: int) -> FloatArray:
-    """Rows of the Sylvester–Hadamard matrix: entry (i, j) is -1 to the number of common bits of i and j."""
+    """Rows of the Sylvester–Hadamard matrix: entry (i, j) is (-1)^(number of common bits of i and j)."""
     common = rows[:, None] & np.arange(columns)[None, :]
     parity = np.zeros_like(common)
     while common.any():
@@ -202,7 +212,7 @@ def hadamard_rows(rows: NDArray[np.int64], columns: int) -> FloatArray:
 
 
 def _orthogonal(task: Task, specs: Sequence[SliceSpec], step: int) -> FloatArray:
-    """Directions (K, 1, d)."""
+    """Orthogonal directions (K, 1, d)."""
     size = sum(spec.dimensions for spec in specs)
     order = 1 << max(size - 1, 0).bit_length()
     key = philox_key(task.seed, task.round, task.slot, "/".join(spec.name for spec in specs))

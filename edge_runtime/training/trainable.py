@@ -1,4 +1,4 @@
-"""What a task trains, and how: device and coordinator must agree to the last tensor."""
+"""Which tensors a task trains, and how. Device and coordinator must agree on this to the last tensor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def estimated_slices(task: Task, specs: Sequence[SliceSpec]) -> list[SliceSpec]:
     LoRA's A is left out where it is frozen; the head comes last where it is perturbed like a slice.
 
     Args:
-        task: what is asked.
+        task: settings of the training.
         specs: the task's slices and the package's head, if it has one; other slices are passed over.
     """
     named = {spec.name: spec for spec in specs}
@@ -30,7 +30,7 @@ def exact_heads(task: Task, specs: Sequence[SliceSpec]) -> list[SliceSpec]:
     """The head, if the task trains it by its exact gradient; else nothing.
 
     Args:
-        task: what is asked.
+        task: settings of the training.
         specs: the package's head, if it has one; slices are passed over.
     """
     return _heads(task, specs) if task.head == "exact" else []

@@ -5,9 +5,9 @@ Along a direction v, shared by the batch, and with the batch's mean loss ℓ,
     central: (ℓ(θ + hv) - ℓ(θ - hv)) / 2h = ∇ℓ·v + O(h²)
     forward: (ℓ(θ + hv) - ℓ(θ)) / h       = ∇ℓ·v + O(h)
 
-The estimate made of them is that of forward mode. MeZO (Malladi et al. 2023, arXiv 2305.17333) is one central draw,
+The estimate is made of them as in forward mode. MeZO (Malladi et al. 2023, arXiv 2305.17333) takes one central draw,
 BAFFLE (arXiv 2301.12195) many forward draws, FwdLLM (arXiv 2308.13894) central draws of filtered directions. Losses are
-float32: for small h their rounding, divided by h, is the larger error.
+float32: for small h the larger error is their rounding, divided by h.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from edge_runtime.training.tangents import draw_tangents
 
 
 class ZeroOrder:
-    """Estimates by zero order; see :class:`edge_runtime.training.step.Estimator`.
+    """Estimates the gradient by zero order; see :class:`edge_runtime.training.step.Estimator`.
 
-    Without a pass at the values themselves a step's loss is the mean of all passes, which differs by O(h²).
+    Where no pass is made at the values themselves, a step's loss is the mean of all passes, which differs by O(h²).
     """
 
     def __init__(self, work: LocalWork) -> None:
@@ -66,7 +66,7 @@ class ZeroOrder:
 
 
 def _moved(values: Values, tangents: Values, draw: int, distance: float) -> Values:
-    """The values, with those that have a tangent (K, 1, *s) moved along draw's."""
+    """The values, of which those with a tangent (K, 1, *s) are moved along the given draw's."""
     return {
         **values,
         **{

@@ -1,11 +1,11 @@
-"""Jobs for the worker process: what is asked of it, what it answers, and how it is started.
+"""Jobs for the worker process: what it is asked to do, and what it answers.
 
-The worker is a child process because it alone loads numpy and the engine: the agent stays small, and a
-worker that is killed for memory takes nothing with it. A job goes in as one JSON document on standard
-input. Lines of JSON come back on standard output: a :class:`PhaseEntered` for each phase, and last the outcome. Other
-lines are passed over: onnxruntime prints some there when it is short of memory.
-Logs go to standard error. The kernel holds the worker to the job's cap (``edge_runtime.memory.enforcement``), and while
-the parent waits it looks at the worker's memory (``edge_runtime.memory.sampler``).
+The worker is a child process because it alone loads numpy and the engine. So the agent stays small, and a worker that
+is killed for memory takes nothing else with it. A job goes in as one JSON document on standard input. Lines of JSON
+come back on standard output: a :class:`PhaseEntered` for each phase, and last the outcome. Other lines are passed over,
+because onnxruntime prints some there when it is short of memory. Logs go to standard error. The kernel holds the worker
+to the job's cap (``edge_runtime.memory.enforcement``), and the parent looks at the worker's memory while it waits
+(``edge_runtime.memory.sampler``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import EdgeError, WorkerError
 from edge_runtime.memory.plan import ExecutionChoice, Plan
 from edge_runtime.package.manifest import Arithmetic
-from edge_runtime.package.prepared import Candidate
+from edge_runtime.package.prepared import MeasuredArithmetic
 from edge_runtime.protocol.messages import (
     Bytes,
     Count,
@@ -37,12 +37,23 @@ FAILURE_EXIT_CODE = 3
 
 
 class TrainJob(Struct, frozen=True, tag="train"):
-    """Train one task; the change is written to ``delta_path`` as safetensors.
+    """Train one task.
 
-    ``cap_bytes`` is what the kernel enforces, ``budget_bytes`` what the plan may use (0: all of the cap).
-    ``choice`` fixes how the work is done, for measuring; None lets the plan choose. ``prefix_cache_bytes`` is
-    what the prefix cache may take on disk, beside ``delta_path``. ``reference_path`` is the file of the task's
-    ``reference``, empty if it has none.
+    Attributes:
+        package_folder: path of the package folder.
+        package_sha256: digest that names the package.
+        prepared_folder: path of the prepared folder.
+        state_path: path of the file with the values of all slices.
+        data_path: path of the data file.
+        delta_path: path that the change is written to, as safetensors.
+        task: settings of the training.
+        cap_bytes: memory that the kernel holds the worker to.
+        threads: number of threads of the engine.
+        budget_bytes: memory that the plan may use; 0 takes all of the cap.
+        choice: forced choice of how the work is done, for measurements; None lets the plan choose.
+        prefix_cache_bytes: size that the prefix cache may have, in a file beside ``delta_path``.
+        engine: name of the engine.
+        reference_path: path of the file with the task's ``reference``; empty if it has none.
     """
 
     package_folder: str
@@ -62,14 +73,25 @@ class TrainJob(Struct, frozen=True, tag="train"):
 
 
 class BinMeasure(Struct, frozen=True):
-    """What one part of the prediction took in the worker, in bytes."""
+    """Measured size of one part of the prediction.
+
+    Attributes:
+        name: name of the part.
+        measured_bytes: memory that it took in the worker.
+    """
 
     name: Identifier
     measured_bytes: Bytes
 
 
 class StepMeasure(Struct, frozen=True):
-    """One step: its end, in seconds since the job began, and the memory there: all resident, and anonymous of it."""
+    """Time and memory at the end of one step.
+
+    Attributes:
+        end_s: end of the step, in seconds since the job began.
+        resident_bytes: resident memory.
+        anonymous_bytes: anonymous memory, a part of the resident.
+    """
 
     end_s: Seconds
     resident_bytes: Bytes
@@ -77,12 +99,23 @@ class StepMeasure(Struct, frozen=True):
 
 
 class TrainOutcome(Struct, frozen=True):
-    """What training did; see :class:`edge_runtime.protocol.messages.Result` for the first fields.
+    """What training did.
 
-    ``bins`` split the peak of the step phase as the plan's prediction does. ``steps`` holds at most ``MAX_STEPS`` of
-    them, the first and then evenly. ``prefix_hits`` and ``prefix_misses`` count lookups in the prefix cache.
-    ``proportional_*`` are the parts of PSS at the end of the steps, 0 where the kernel does not tell them.
-    ``weights_read_bytes`` is what all steps together read of the weights, from memory or disk.
+    Attributes:
+        examples: number of rows that entered applied steps.
+        steps_applied: number of steps whose gradient was taken.
+        steps_skipped: number of steps left out because something was not finite.
+        mean_loss: mean loss of these rows; None if no step was applied.
+        seconds: time that the task took.
+        memory: predicted and measured memory.
+        plan: the plan that was followed.
+        bins: measured parts of the peak of the step phase, split as in the plan's prediction.
+        steps: time and memory of at most ``MAX_STEPS`` steps, evenly spaced from the first.
+        prefix_hits: number of examples found in the prefix cache.
+        prefix_misses: number of examples not found in the prefix cache.
+        proportional_anonymous_bytes: anonymous part of PSS after the last step; 0 where the kernel does not tell it.
+        proportional_file_bytes: file-backed part of PSS after the last step; 0 where the kernel does not tell it.
+        weights_read_bytes: bytes of weights that all steps together read, from memory or disk.
     """
 
     examples: Count
@@ -102,7 +135,19 @@ class TrainOutcome(Struct, frozen=True):
 
 
 class EvaluateJob(Struct, frozen=True, tag="evaluate"):
-    """Run the primal programs over a data file and count correct answers."""
+    """Run the primal programs over a data file and count correct answers.
+
+    Attributes:
+        package_folder: path of the package folder.
+        package_sha256: digest that names the package.
+        prepared_folder: path of the prepared folder.
+        state_path: path of the file with the values of all slices.
+        data_path: path of the data file.
+        sequence_limit: largest number of tokens of a row.
+        cap_bytes: memory that the kernel holds the worker to.
+        threads: number of threads of the engine.
+        engine: name of the engine.
+    """
 
     package_folder: str
     package_sha256: Sha256
@@ -116,9 +161,16 @@ class EvaluateJob(Struct, frozen=True, tag="evaluate"):
 
 
 class EvaluateOutcome(Struct, frozen=True):
-    """Accuracy and mean cross-entropy over all rows; for language modelling over all predicted tokens.
+    """Accuracy and loss, over rows for classification and over predicted tokens for language modelling.
 
-    ``tokens`` counts those, 0 for classification. Perplexity is exp(``mean_loss``).
+    Attributes:
+        rows: number of rows.
+        accuracy: share of correct predictions.
+        mean_loss: mean cross-entropy; perplexity is its exponential.
+        seconds: time that the evaluation took.
+        memory: predicted and measured memory.
+        steps: time and memory after groups of rows.
+        tokens: number of predicted tokens; 0 for classification.
     """
 
     rows: Count
@@ -131,7 +183,17 @@ class EvaluateOutcome(Struct, frozen=True):
 
 
 class PrepareJob(Struct, frozen=True, tag="prepare"):
-    """Lay a package out for this machine; ``arithmetic`` None measures which is best."""
+    """Prepare a package for this machine.
+
+    Attributes:
+        package_folder: path of the package folder.
+        package_sha256: digest that names the package.
+        prepared_folder: path of the prepared folder, which is replaced.
+        cap_bytes: memory that the kernel holds the worker to.
+        threads: number of threads of the engine.
+        arithmetic: arithmetic to prepare for; None measures which is best.
+        engine: name of the engine.
+    """
 
     package_folder: str
     package_sha256: Sha256
@@ -143,16 +205,30 @@ class PrepareJob(Struct, frozen=True, tag="prepare"):
 
 
 class PrepareOutcome(Struct, frozen=True):
-    """Which arithmetic was chosen, and every one that was measured."""
+    """The arithmetic that a package was prepared in.
+
+    Attributes:
+        arithmetic: arithmetic that was chosen.
+        candidates: all arithmetics that were measured.
+        seconds: time that preparing took.
+        memory: measured memory.
+    """
 
     arithmetic: Arithmetic
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[MeasuredArithmetic, ...]
     seconds: Seconds
     memory: MemoryReport
 
 
 class Failure(Struct, frozen=True):
-    """The worker's own report of an error it raised on purpose; ``kind`` is the class name."""
+    """The worker's own report of an error that it raised on purpose.
+
+    Attributes:
+        kind: name of the error's class.
+        message: message of the error.
+        required_bytes: memory that the work needs, of a CapExceededError; else 0.
+        cap_bytes: memory that the operator granted, of a CapExceededError; else 0.
+    """
 
     kind: Text
     message: Text
@@ -161,7 +237,11 @@ class Failure(Struct, frozen=True):
 
 
 class PhaseEntered(Struct, frozen=True, tag="phase"):
-    """The worker says what it does from now on."""
+    """The worker begins a phase.
+
+    Attributes:
+        phase: name of the phase.
+    """
 
     phase: Identifier
 
@@ -171,7 +251,7 @@ OutcomeT = TypeVar("OutcomeT", TrainOutcome, EvaluateOutcome, PrepareOutcome)
 
 
 def describe_failure(error: EdgeError) -> Failure:
-    """The form in which a worker hands an error to its parent."""
+    """The report by which a worker hands an error to its parent."""
     return Failure(
         kind=type(error).__name__,
         message=str(error)[:2000],
@@ -181,7 +261,7 @@ def describe_failure(error: EdgeError) -> Failure:
 
 
 def rebuild_error(failure: Failure) -> EdgeError:
-    """The error that :func:`describe_failure` was given, in the process that it was handed to."""
+    """The error that a worker raised, made again in its parent from the report."""
     kind = getattr(errors, failure.kind, WorkerError)
     if kind is errors.CapExceededError:
         return errors.CapExceededError(

@@ -1,4 +1,4 @@
-"""The worker process: one job in, one outcome out (see ``edge_runtime.worker.jobs``).
+"""The worker process: one job in, one outcome out (see :mod:`edge_runtime.worker.jobs`).
 
 Training a task is :func:`train`, readable top to bottom; evaluation is :func:`evaluate`, preparing a package
 :func:`prepare_package`.
@@ -52,12 +52,13 @@ from edge_runtime.worker.session import TaskSession, evaluate_outcome, evaluatio
 
 
 def train(job: TrainJob, meter: Meter) -> TrainOutcome:
-    """Run a task's local steps and write the delta of its slices to ``job.delta_path``.
+    """Take a task's local steps and write the change to ``job.delta_path``.
 
     Raises:
-        CapExceededError: no plan fits the cap, with both figures.
-        ConfigError: the task asks for what does not go together (:mod:`edge_runtime.training.methods`).
-        EdgeError: package, state or data cannot be used.
+        CapExceededError: no plan fits the cap; has both figures.
+        ConfigError: settings of the task exclude each other or do not suit the package
+            (:mod:`edge_runtime.training.methods`).
+        EdgeError: package, values or data cannot be used.
     """
     task, started, engine = job.task, time.monotonic(), engine_maker(job.engine)(job.threads)
     check_method(task)  # the agent checked it too, but any JSON may arrive on standard input
@@ -130,7 +131,7 @@ def evaluate(job: EvaluateJob, meter: Meter) -> EvaluateOutcome:
 
 
 def prepare_package(job: PrepareJob, meter: Meter) -> PrepareOutcome:
-    """Lay a package out for this machine, once."""
+    """Prepare a package for this machine."""
     started = time.monotonic()
     meter.enter("prepare")
     package = Package.open_known(Path(job.package_folder), job.package_sha256).for_engine(job.engine)
@@ -149,7 +150,12 @@ def prepare_package(job: PrepareJob, meter: Meter) -> PrepareOutcome:
 def run(
     job: Job, announce: Callable[[str], None] | None = None
 ) -> TrainOutcome | EvaluateOutcome | PrepareOutcome:
-    """Do one job in this process; ``announce`` is called with each phase as it is entered."""
+    """Do one job in this process.
+
+    Args:
+        job: the job.
+        announce: function that is called with the name of each phase as it begins; None calls nothing.
+    """
     keep_freed_memory()
     engine_maker(job.engine)  # its library is part of the floor
     meter = Meter(announce)
@@ -159,7 +165,7 @@ def run(
 
 
 def main() -> int:
-    """Read a job from standard input, do it, write phases and the outcome to standard output."""
+    """Read a job from standard input, do it, and write phases and outcome to standard output."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     try:
         job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
@@ -189,7 +195,7 @@ def _announce(phase: str) -> None:
 def _load(
     job: TrainJob | EvaluateJob, engine: Engine, sequence_limit: int
 ) -> tuple[PreparedPackage, Values, Examples]:
-    """Package, slice values and tokenised rows of a job; the tokenizer is gone before any program is loaded."""
+    """Package, slice values and tokenised rows of a job. The tokenizer is gone before any program is loaded."""
     package = Package.open_known(Path(job.package_folder), job.package_sha256).for_engine(job.engine)
     prepared = PreparedPackage.open(package, Path(job.prepared_folder), engine.version)
     manifest = package.manifest
@@ -211,7 +217,7 @@ def _planner(prepared: PreparedPackage, meter: Meter) -> Planner:
 
 
 def _reference(job: TrainJob) -> bytes | None:
-    """The values that the task's filtered directions are compared with; None if there are none yet."""
+    """Bytes of the values that the task's filtered directions are compared with; None if there are none yet."""
     task = job.task
     if task.directions != "filtered" or task.reference is None:
         return None
@@ -229,7 +235,7 @@ def _read(path: str, what: str) -> bytes:
 
 @contextmanager
 def _prefix_cache(job: TrainJob, session: TaskSession) -> Iterator[PrefixCache | None]:
-    """A prefix cache, where there is something to keep and room for it."""
+    """A prefix cache; None where there is nothing to keep or no room for it."""
     if not session.repeats_a_prefix or job.prefix_cache_bytes == 0:
         yield None
         return

@@ -1,9 +1,13 @@
-"""Where a worker's memory went: the parts of the prediction, measured in the worker that does the task.
+"""Breakdown of a worker's memory: the parts of the prediction, measured in the worker that does the task.
 
-Parts are told apart by when memory appears and of what kind it is: libraries are what was there before the job, less
-the code that was given back; the tokenizer's rest is what its work left behind; the engine is anonymous memory that
-came with its programs, and more library pages than there were; weights are resident pages of files in the package's
-folders; what else the steps added is live tensors, but for the arrays this project holds itself, which are counted.
+Parts are told apart by when memory appears and by its kind:
+
+- libraries: resident memory before the job, less library code that was given back;
+- tokenizer: anonymous memory that its work left behind;
+- engine: anonymous memory that came with its programs, and library pages that came since the start;
+- weights: resident pages of files in the package's folders;
+- waiting: arrays that wait between segments, and slices: copies of their values, both counted by this project itself;
+- live: all other anonymous memory that the steps added.
 """
 
 from __future__ import annotations
@@ -19,16 +23,16 @@ from edge_runtime.memory.plan import SLICE_COPIES
 from edge_runtime.package.slices import Values
 from edge_runtime.worker.jobs import BinMeasure, StepMeasure
 
-#: Steps whose memory is kept: the first, and then every second, fourth, ... so that there are never more.
+#: Largest number of steps whose measurements are kept: all, or every second, every fourth and so on from the first.
 MAX_STEPS = 1024
 
 
 class MemoryBreakdown:
-    """Takes note at the moments of a job; :meth:`bins` adds up.
+    """Measures memory at the moments of a job, from which :meth:`bins` makes the breakdown.
 
     Args:
         floor_bytes: resident memory before the job.
-        folders: of package and prepared weights.
+        folders: package folder and prepared folder.
     """
 
     def __init__(self, floor_bytes: int, folders: Sequence[Path]) -> None:
@@ -47,19 +51,22 @@ class MemoryBreakdown:
         self._executor: Executor | None = None
 
     def tokenised(self) -> None:
-        """The rows are token ids, and the tokenizer is gone."""
+        """Measure after the rows became token ids and the tokenizer is gone."""
         before, self._anonymous_bytes = self._anonymous_bytes, status_bytes("RssAnon")
         self._tokenizer_bytes = max(0, self._anonymous_bytes - before)
 
     def loaded(self, executor: Executor) -> None:
-        """The programs are loaded; from now on memory belongs to steps. The first step is looked at closely."""
+        """Measure after the programs were loaded. From here on added memory belongs to the steps.
+
+        The first step is observed segment by segment.
+        """
         self._loaded_bytes = status_bytes("RssAnon")
         self._engine_bytes = max(0, self._loaded_bytes - self._anonymous_bytes)
         self._executor = executor
         executor.observe = self._observe
 
     def stepped(self) -> None:
-        """A step has ended."""
+        """Measure after a step."""
         if self._executor is not None:
             self._executor.observe = None
             self._executor = None
@@ -72,11 +79,15 @@ class MemoryBreakdown:
 
     @property
     def steps(self) -> tuple[StepMeasure, ...]:
-        """The steps that were kept."""
+        """Measurements of the steps that were kept."""
         return tuple(self._steps)
 
     def bins(self, values: Values) -> tuple[BinMeasure, ...]:
-        """What each part takes, in bytes; call it when the steps have ended. ``values`` are those of all slices."""
+        """The breakdown, after the last step.
+
+        Args:
+            values: values of all slices.
+        """
         own_bytes = SLICE_COPIES * sum(value.nbytes for value in values.values())
         _, library_bytes = mapped_bytes(self._folders)
         # Library pages: those given back since the start, or those that came since.

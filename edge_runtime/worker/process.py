@@ -1,4 +1,4 @@
-"""A worker's process: started under a memory limit, watched, and its ending told apart."""
+"""A worker's process: started under a memory limit, watched while it runs, and judged by how it ended."""
 
 from __future__ import annotations
 
@@ -30,34 +30,36 @@ from edge_runtime.worker.jobs import (
     rebuild_error,
 )
 
-#: What a worker may write to standard output, and how many phases it may enter.
+#: Number of bytes that a worker may write to standard output, and of phases that it may enter.
 MAX_OUTPUT_BYTES = 1 << 20
 MAX_PHASES = 1000
-
-
-#: How much of a library's own words about a refused allocation is passed on.
+#: Length to which a library's own words about a refused allocation are cut.
 MAX_HOW_CHARACTERS = 300
 WORKER_COMMAND = (sys.executable, "-m", "edge_runtime.worker.main")
-
-
-#: How a program ends whose allocation was refused where no exception can be raised: abort(3).
+#: Signal that ends a program whose allocation was refused where no exception can be raised: abort(3).
 REFUSED_MEMORY_SIGNAL = signal.SIGABRT
 
 
 @dataclass(frozen=True)
 class RunningWorker:
-    """A worker and the memory limit it runs under; :func:`finish_worker` waits for it and clears both away."""
+    """A worker that runs; :func:`finish_worker` waits for it and removes its memory limit.
+
+    Attributes:
+        process: its process.
+        memory_limit: memory limit that it runs under.
+        started_s: start, on the monotonic clock.
+    """
 
     process: subprocess.Popen[bytes]
     memory_limit: MemoryLimit
     started_s: float
 
     def kill(self) -> None:
-        """Stop the worker at once; nothing happens if it has ended."""
+        """Stop the worker at once. Nothing happens if it has ended."""
         self.process.kill()
 
     def close(self) -> None:
-        """Stop the worker if it still runs, and remove its control group. May be called again."""
+        """Stop the worker if it still runs, and remove its control group. More calls do nothing."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
@@ -67,7 +69,12 @@ class RunningWorker:
 
 
 def start_worker(job: Job, command: Sequence[str] = WORKER_COMMAND) -> RunningWorker:
-    """Start a worker on ``job``, held to its ``cap_bytes``; pass it to :func:`finish_worker`."""
+    """Start a worker on a job, held to the job's ``cap_bytes``; pass it to :func:`finish_worker`.
+
+    Args:
+        job: the job.
+        command: command that starts the worker's program.
+    """
     memory_limit = make_memory_limit(job.cap_bytes)
     try:
         process = subprocess.Popen(
@@ -95,20 +102,20 @@ def finish_worker(
     timeout_s: float | None = None,
     sampler: Sampler | None = None,
 ) -> OutcomeT:
-    """Wait for a worker, clear it away and read its outcome.
+    """Wait for a worker, read its outcome and remove its memory limit.
 
-    The outcome's memory report tells who enforced the cap and, under a control group, the kernel's peak charge.
+    The outcome's memory report tells who enforced the cap and, under a control group, the kernel's largest charge.
 
     Args:
-        worker: from :func:`start_worker`.
-        outcome: what the job's kind answers.
-        timeout_s: after this long it is stopped; None to wait for ever.
-        sampler: collects phases and memory over time, for callers who want to see them.
+        worker: the worker, from :func:`start_worker`.
+        outcome: class of the job's outcome.
+        timeout_s: seconds after which the worker is stopped; None waits for ever.
+        sampler: sampler that takes in phases and memory over time; None takes one of its own.
 
     Raises:
-        OutOfMemoryError: the kernel killed it at its cap, or refused it memory.
-        EdgeError: the very class the worker raised, with its message.
-        WorkerError: it was killed, timed out, or answered nonsense.
+        OutOfMemoryError: the kernel killed the worker at its cap, or refused it memory.
+        EdgeError: the worker raised it; class and message are the same.
+        WorkerError: the worker was killed, timed out, or answered nonsense.
     """
     sampler = sampler or Sampler()
     try:
@@ -125,22 +132,32 @@ def finish_worker(
 def run_worker(
     job: Job, outcome: type[OutcomeT], timeout_s: float | None = None, sampler: Sampler | None = None
 ) -> OutcomeT:
-    """Start a worker and wait for its outcome; arguments and errors as in :func:`finish_worker`."""
+    """Start a worker and wait for its outcome.
+
+    Args:
+        job: the job.
+        outcome: class of the job's outcome.
+        timeout_s: seconds after which the worker is stopped; None waits for ever.
+        sampler: sampler that takes in phases and memory over time; None takes one of its own.
+
+    Raises:
+        EdgeError: the worker failed; see :func:`finish_worker`.
+    """
     return finish_worker(start_worker(job), outcome, timeout_s, sampler)
 
 
 def ensure_prepared(job: PrepareJob, timeout_s: float | None = None) -> None:
-    """Have a worker prepare a package, unless the folder holds it already, prepared for this machine.
+    """Have a worker prepare a package, unless the folder already holds it, prepared for this machine.
 
     Raises:
-        EdgeError: as :func:`finish_worker`; the folder is then as it was.
+        EdgeError: the worker failed (see :func:`finish_worker`); the folder is then as it was.
     """
     if not is_current(Path(job.prepared_folder), job.package_sha256, job.arithmetic, job.engine):
         run_worker(job, PrepareOutcome, timeout_s)
 
 
 def _hand_over(process: subprocess.Popen[bytes], data: bytes) -> None:
-    """Give the worker its job; how it ended is told by :func:`finish_worker` if it no longer listens."""
+    """Give the worker its job. If it no longer listens, :func:`finish_worker` tells how it ended."""
     if process.stdin is None:
         raise WorkerError("the worker has no standard input")
     try:
@@ -152,7 +169,7 @@ def _hand_over(process: subprocess.Popen[bytes], data: bytes) -> None:
 
 
 def _listen(worker: RunningWorker, sampler: Sampler, timeout_s: float | None) -> bytes:
-    """Wait for the worker's end, looking at it now and then; returns the last line it wrote."""
+    """Wait for the end of a worker, looking at its memory meanwhile; the result is the last line that it wrote."""
     stdout = worker.process.stdout
     if stdout is None:
         raise WorkerError("the worker has no standard output")
@@ -206,7 +223,7 @@ def _look(worker: RunningWorker, sampler: Sampler) -> None:
 
 
 def _phase(line: bytes) -> str | None:
-    """The phase that a line announces, None if it is part of the answer."""
+    """The phase that a line announces; None if the line is part of the answer."""
     try:
         return msgspec.json.decode(line, type=PhaseEntered).phase
     except msgspec.DecodeError:
@@ -214,7 +231,11 @@ def _phase(line: bytes) -> str | None:
 
 
 def _read(worker: RunningWorker, sampler: Sampler, output: bytes, outcome: type[OutcomeT]) -> OutcomeT:
-    """The outcome of a worker that has ended; errors as in :func:`finish_worker`."""
+    """The outcome of a worker that has ended.
+
+    Raises:
+        EdgeError: the worker failed; see :func:`finish_worker`.
+    """
     code = worker.process.returncode
     if code < 0:
         killed = code == -signal.SIGKILL and worker.memory_limit.killed_for_memory()

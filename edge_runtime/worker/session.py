@@ -18,12 +18,12 @@ from edge_runtime.protocol.messages import MemoryReport, Task
 from edge_runtime.training.evaluation import Scores
 from edge_runtime.training.filtered_directions import decode_reference
 from edge_runtime.training.loop import Trained, train_locally
-from edge_runtime.training.methods import check_package
+from edge_runtime.training.methods import check_task
 from edge_runtime.training.step import LocalWork
 from edge_runtime.training.trainable import estimated_slices
 from edge_runtime.worker.jobs import EvaluateOutcome, TrainOutcome
 
-#: Segment 0 is the embedding: cheaper to run than to read back. From here on a prefix holds a block.
+#: First segment at whose entry a prefix holds a block; the embedding, segment 0, is cheaper to run than to read back.
 FIRST_BLOCK_BEHIND_A_BLOCK = 2
 
 
@@ -32,11 +32,11 @@ class TaskSession:
     """A task with all that it names, checked against its package.
 
     Attributes:
-        task: what is asked.
+        task: settings of the training.
         manifest: the package's manifest.
         values: values of all slices, as the task came with them.
         examples: the device's rows, tokenised.
-        work: the task's size, which a plan is chosen for.
+        work: size of a step's work, for which a plan is chosen.
         reference: values that filtered directions are compared with; None if there are none yet.
     """
 
@@ -63,7 +63,7 @@ class TaskSession:
             PackageError: the task names a slice or a head that the package does not have.
             SliceError: ``reference``, if there is one, does not hold the values that directions are compared with.
         """
-        check_package(task, manifest)
+        check_task(task, manifest)
         estimated = estimated_slices(task, manifest.slices)
         names = tuple(spec.name for spec in estimated)
         return cls(
@@ -103,7 +103,7 @@ def train_outcome(trained: Trained, plan: Plan, seconds: float, memory: MemoryRe
 
 
 def evaluation_work(examples: Examples) -> Work:
-    """The size of an evaluation, which a plan is chosen for."""
+    """Size of an evaluation's work, for which a plan is chosen."""
     together = preferred_micro_batch(len(examples.ids), examples.longest)
     return Work(together, examples.longest, 0, ())
 

@@ -1,6 +1,9 @@
-"""Local training in the test's own process: a package's rows, and one call that trains a task on them."""
+"""Local training in the test's own process: a data file, a package's rows, and one call that trains a task on them."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
 
 from msgspec.structs import replace
 
@@ -16,6 +19,13 @@ from edge_runtime.training.estimators import executor_of
 from edge_runtime.training.loop import Trained, train_locally
 from edge_runtime.training.step import LocalWork
 from tests.export import tiny
+
+
+def write_labelled_rows(path: Path) -> Path:
+    """Eight rows of real text with labels in turn, as a device's data file."""
+    rows = [{"text": text, "label": tiny.LABELS[i % 3]} for i, text in enumerate(tiny.SENTENCES)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def examples_of(prepared: PreparedPackage, texts: tuple[str, ...] = tiny.SENTENCES) -> Examples:

@@ -1,4 +1,4 @@
-"""Layer inputs kept for the backward pass: what comes back, and what a disk may do."""
+"""Layer inputs store for the backward pass: what comes back, and what a disk may do."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ def test_what_was_pushed_last_comes_back_first(tmp_path_factory, on_disk: bool, 
     """However pushes and pops take turns, a pop gives the arrays of the last push that is left, bit for bit."""
     folder = tmp_path_factory.getbasetemp() if on_disk else None
     expected: list[list[np.ndarray]] = []
-    with ActivationStore(folder) as kept:
+    with ActivationStore(folder) as store:
         for number, push in enumerate(data.draw(st.lists(st.booleans(), max_size=20))):
             if push:
                 expected.append(group(number, data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))))
-                kept.push(expected[-1])
+                store.push(expected[-1])
             elif expected:
-                for got, wanted in zip(kept.pop(), expected.pop(), strict=True):
+                for got, wanted in zip(store.pop(), expected.pop(), strict=True):
                     assert np.array_equal(got, wanted)
-        assert len(kept.arrays) == (0 if on_disk else sum(map(len, expected)))
+        assert len(store.arrays) == (0 if on_disk else sum(map(len, expected)))
 
 
 def test_the_file_is_a_stack_without_a_name(tmp_path) -> None:
     """Pass after pass the file grows no further than one pass, and the folder shows no file."""
-    with ActivationStore(tmp_path) as kept:
+    with ActivationStore(tmp_path) as store:
         for _ in range(3):
             for number in range(4):
-                kept.push(group(number, [2, 1]))
+                store.push(group(number, [2, 1]))
             assert list(tmp_path.iterdir()) == []
-            assert kept._file is not None
-            assert kept._file.seek(0, 2) == 4 * 3 * 3 * 4 * 4
+            assert store._file is not None
+            assert store._file.seek(0, 2) == 4 * 3 * 3 * 4 * 4
             for _ in range(4):
-                kept.pop()
+                store.pop()
 
 
 def test_a_full_disk_is_told_with_what_is_free(tmp_path: Path, monkeypatch) -> None:
@@ -59,19 +59,19 @@ def test_a_full_disk_is_told_with_what_is_free(tmp_path: Path, monkeypatch) -> N
 
     monkeypatch.setattr(activation_store.os, "pwrite", fail)
     with (
-        ActivationStore(tmp_path) as kept,
+        ActivationStore(tmp_path) as store,
         pytest.raises(DeviceError, match=r"No space left.*MiB are free") as caught,
     ):
-        kept.push(group(0, [1]))
+        store.push(group(0, [1]))
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_lost_its_end_is_told(tmp_path: Path) -> None:
     """Inputs that cannot be read back are an error, never zeros."""
-    with ActivationStore(tmp_path) as kept:
-        kept.push(group(0, [2]))
-        assert kept._file is not None
-        kept._file.truncate(8)
+    with ActivationStore(tmp_path) as store:
+        store.push(group(0, [2]))
+        assert store._file is not None
+        store._file.truncate(8)
         with pytest.raises(DeviceError, match="lost its end"):
-            kept.pop()
+            store.pop()

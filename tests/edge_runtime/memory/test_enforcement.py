@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from edge_runtime.errors import EdgeError, OutOfMemoryError, WorkerError
 from edge_runtime.memory import cgroups, enforcement
@@ -26,20 +27,13 @@ from edge_runtime.memory.enforcement import (
 )
 from edge_runtime.memory.sampler import Sampler
 from edge_runtime.worker import process
-from edge_runtime.worker.jobs import EvaluateJob, EvaluateOutcome
+from edge_runtime.worker.jobs import EvaluateOutcome
 from edge_runtime.worker.process import RunningWorker, finish_worker, start_worker
+from tests.edge_runtime.jobs import EVALUATE_JOB
 
 MIB = 1 << 20
 CAP_BYTES = 96 * MIB
-JOB = EvaluateJob(
-    package_folder="p",
-    package_sha256="0" * 64,
-    prepared_folder="q",
-    state_path="s",
-    data_path="d",
-    sequence_limit=64,
-    cap_bytes=CAP_BYTES,
-)
+JOB = replace(EVALUATE_JOB, cap_bytes=CAP_BYTES)
 NOWHERE = Hierarchies(v2=Path("/nonexistent"), v1=Path("/nonexistent"))
 
 #: The real worker's main around a job that does something else in phase "step".

@@ -8,14 +8,14 @@ from edge_runtime.profile.document import (
     Bin,
     Comparison,
     Growth,
-    Identity,
     LiveTensor,
     Measuring,
     PhasePeak,
     Profile,
-    Sample,
+    ProfileIdentity,
+    TimelineSample,
     WhatIf,
-    Work,
+    WorkRecord,
 )
 
 MIB = 1 << 20
@@ -26,7 +26,7 @@ def mib(count: float) -> int:
     return int(count * MIB)
 
 
-IDENTITY = Identity(
+IDENTITY = ProfileIdentity(
     device="raspberry-pi-4",
     kernel="Linux 6.6.31 aarch64",
     cpu="Cortex-A72, 4 cores",
@@ -42,7 +42,7 @@ IDENTITY = Identity(
         "--draws 1 --steps 8 --data examples/banking77/dev.jsonl --output report"
     ),
 )
-WORK = Work(
+WORK = WorkRecord(
     batch_size=8,
     micro_batch=2,
     sequence=128,
@@ -73,7 +73,7 @@ _COURSE = (
 )
 
 
-def timeline() -> tuple[Sample, ...]:
+def timeline() -> tuple[TimelineSample, ...]:
     """A sample every 10 ms; each of eight steps breathes once."""
     samples = []
     for phase, since, until, anonymous, file in _COURSE:
@@ -85,7 +85,7 @@ def timeline() -> tuple[Sample, ...]:
                 mib(anonymous[0] + (anonymous[1] - anonymous[0]) * done + breath),
                 mib(file[0] + (file[1] - file[0]) * done),
             )
-            samples.append(Sample(since + index / 100, phase, sum(parts), *parts))
+            samples.append(TimelineSample(since + index / 100, phase, sum(parts), *parts))
     return tuple(samples)
 
 

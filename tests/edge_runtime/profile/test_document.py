@@ -20,7 +20,7 @@ from edge_runtime.profile.document import (
     Bin,
     Growth,
     Profile,
-    Sample,
+    TimelineSample,
     compare,
     decode_profile,
     encode_profile,
@@ -126,7 +126,7 @@ def test_the_ledger_sums_up_to_both_peaks(
 @given(heights=st.lists(st.integers(0, 1000), max_size=60), count=st.integers(3, 20))
 def test_thinning_never_loses_the_peak(heights: list[int], count: int) -> None:
     """A thinned timeline keeps its ends, its order and its highest sample, and no more than asked for."""
-    samples = tuple(Sample(float(i), "step", height, height, 0) for i, height in enumerate(heights))
+    samples = tuple(TimelineSample(float(i), "step", height, height, 0) for i, height in enumerate(heights))
     thinned = thin(samples, count)
     assert len(thinned) <= max(count, 0)
     assert [s for s in samples if s in thinned] == list(thinned)

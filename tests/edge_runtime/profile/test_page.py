@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from edge_runtime.html.svg import NARROW, ticks
 from edge_runtime.profile.charts import comparison_bars, gauge, timeline, waterfall
-from edge_runtime.profile.document import Bin, Difference, Profile, Sample, compare
+from edge_runtime.profile.document import Bin, Difference, Profile, TimelineSample, compare
 from edge_runtime.profile.page import render_page
 from tests.edge_runtime.profile.profiles import FAILED, PROFILE, mib
 
@@ -44,7 +44,7 @@ CASES: dict[str, tuple[Profile, Difference | None]] = {
         replace(
             PROFILE,
             timeline=tuple(
-                Sample(i * 5e-324, f"a long phase name {i % 7}", mib(300), mib(200), mib(140))
+                TimelineSample(i * 5e-324, f"a long phase name {i % 7}", mib(300), mib(200), mib(140))
                 for i in range(900)
             ),
         ),

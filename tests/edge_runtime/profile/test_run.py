@@ -35,9 +35,9 @@ from edge_runtime.profile.text import render_text
 from edge_runtime.protocol.signing import generate_key
 from edge_runtime.worker.jobs import BinMeasure, StepMeasure
 from edge_runtime.worker.process import start_worker
+from tests.edge_runtime.local import write_labelled_rows
 from tests.edge_runtime.memory.test_enforcement import GROWING, WORKER
 from tests.edge_runtime.packages import make_manifest, write_package
-from tests.export import tiny
 
 MIB = 1 << 20
 KEY = generate_key()
@@ -57,10 +57,7 @@ class Answer:
 @pytest.fixture
 def data(tmp_path) -> Path:
     """Eight rows of real text with labels in turn."""
-    path = tmp_path / "data.jsonl"
-    rows = [{"text": text, "label": tiny.LABELS[i % 3]} for i, text in enumerate(tiny.SENTENCES)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_labelled_rows(tmp_path / "data.jsonl")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from edge_runtime.errors import ConfigError, EdgeError, PackageError
 from edge_runtime.protocol.messages import Task
-from edge_runtime.training.methods import check_method, check_package
+from edge_runtime.training.methods import check_method, check_task
 from edge_runtime.worker.jobs import TrainOutcome
 from edge_runtime.worker.process import run_worker
 from tests.edge_runtime.golden.tangents import TASK
@@ -76,9 +76,9 @@ def test_what_a_package_cannot_do_is_refused(
     """A task that its package cannot serve is refused with the package's name."""
     manifest = make_manifest()
     task: Task = replace(TASK, slices=("block0.query",) if "slices" not in package else ())
-    check_package(task, manifest)
+    check_task(task, manifest)
     with pytest.raises(error, match=message):
-        check_package(replace(task, **asked), replace(manifest, **package))
+        check_task(replace(task, **asked), replace(manifest, **package))
 
 
 def test_a_worker_refuses_before_it_loads(train_job) -> None:  # noqa: F811

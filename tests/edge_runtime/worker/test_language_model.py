@@ -21,9 +21,10 @@ from edge_runtime.protocol.messages import LocalOptimizer, Task
 from edge_runtime.protocol.signing import generate_key
 from edge_runtime.training.gradient import estimate
 from edge_runtime.training.tangents import draw_tangents
-from edge_runtime.worker.jobs import EvaluateJob, EvaluateOutcome, TrainJob, TrainOutcome
+from edge_runtime.worker.jobs import EvaluateOutcome, TrainJob, TrainOutcome
 from edge_runtime.worker.process import run_worker
 from tests.edge_runtime.bigram import CORE, HIDDEN, SLICE, Bigram, write_bigram
+from tests.edge_runtime.jobs import evaluation_before
 
 MIB = 1 << 20
 TEXTS = ("the cat sat", "the dog ran home", "the cat ran", "home sat the dog the cat", "dog ran")
@@ -190,17 +191,7 @@ def test_training_lowers_the_loss(train_job) -> None:
 
 def test_evaluation_is_over_tokens_not_rows(bigram, prepared, core, train_job) -> None:
     """Loss and accuracy weigh each predicted token alike: a long row counts for more than a short one."""
-    train = train_job()
-    job = EvaluateJob(
-        train.package_folder,
-        train.package_sha256,
-        train.prepared_folder,
-        train.state_path,
-        train.data_path,
-        16,
-        1024 * MIB,
-    )
-    outcome = run_worker(job, EvaluateOutcome)
+    outcome = run_worker(evaluation_before(train_job(), 16), EvaluateOutcome)
     batch = batch_of(bigram)
     loss, right = bigram.loss(batch, core[0])
     weights = np.array([len(text.split()) - 1 for text in TEXTS])

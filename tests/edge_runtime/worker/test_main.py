@@ -36,7 +36,6 @@ from edge_runtime.training.gradient import estimate
 from edge_runtime.training.replay import decode_report, replay
 from edge_runtime.training.tangents import draw_tangents
 from edge_runtime.worker.jobs import (
-    EvaluateJob,
     EvaluateOutcome,
     Failure,
     PrepareJob,
@@ -51,6 +50,8 @@ from edge_runtime.worker.process import (
     run_worker,
     start_worker,
 )
+from tests.edge_runtime.jobs import evaluation_before
+from tests.edge_runtime.local import write_labelled_rows
 from tests.export import tiny
 
 MIB = 1 << 20
@@ -66,10 +67,7 @@ def values(exported) -> dict[str, np.ndarray]:
 @pytest.fixture
 def data(tmp_path) -> Path:
     """Eight rows of real text with labels in turn."""
-    path = tmp_path / "data.jsonl"
-    rows = [{"text": text, "label": tiny.LABELS[i % 3]} for i, text in enumerate(tiny.SENTENCES)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_labelled_rows(tmp_path / "data.jsonl")
 
 
 @pytest.fixture
@@ -275,17 +273,7 @@ def test_a_task_without_a_finite_step_changes_nothing(train_job, values, data, t
 
 def test_evaluation_counts_what_torch_counts(exported, float_prepared, train_job) -> None:
     """Accuracy and mean loss over all rows equal the torch reference's."""
-    train = train_job(float_prepared)
-    job = EvaluateJob(
-        train.package_folder,
-        train.package_sha256,
-        train.prepared_folder,
-        train.state_path,
-        train.data_path,
-        sequence_limit=32,
-        cap_bytes=1024 * MIB,
-    )
-    outcome = run_worker(job, EvaluateOutcome)
+    outcome = run_worker(evaluation_before(train_job(float_prepared), 32), EvaluateOutcome)
     batch = tiny.torch_batch(tiny.make_text_batch(float_prepared.package))
     result = exported.reference.run(batch, tiny.moved_slices(exported.reference))
     correct = (result["logits"].argmax(1) == batch["labels"]).float().mean()

@@ -12,7 +12,6 @@ from edge_runtime.errors import CapExceededError, DataError, EdgeError, RefusedE
 from edge_runtime.memory.plan import ExecutionChoice
 from edge_runtime.memory.sampler import Sampler
 from edge_runtime.worker.jobs import (
-    EvaluateJob,
     EvaluateOutcome,
     Failure,
     Job,
@@ -29,16 +28,8 @@ from edge_runtime.worker.process import (
     start_worker,
 )
 from tests.edge_runtime.golden.tangents import TASK
+from tests.edge_runtime.jobs import EVALUATE_JOB
 
-JOB = EvaluateJob(
-    package_folder="p",
-    package_sha256="0" * 64,
-    prepared_folder="q",
-    state_path="s",
-    data_path="d",
-    sequence_limit=64,
-    cap_bytes=1 << 30,
-)
 OUTCOME = """
 import json
 print(json.dumps({
@@ -49,7 +40,7 @@ print(json.dumps({
 
 
 def worker_that(program: str) -> RunningWorker:
-    return start_worker(JOB, [sys.executable, "-c", f"import sys; sys.stdin.read()\n{program}"])
+    return start_worker(EVALUATE_JOB, [sys.executable, "-c", f"import sys; sys.stdin.read()\n{program}"])
 
 
 def failing_with(failure: Failure) -> RunningWorker:
@@ -72,7 +63,7 @@ def test_jobs_survive_the_way_to_the_worker() -> None:
             budget_bytes=1,
             choice=ExecutionChoice("streamed", 2, 1),
         ),
-        JOB,
+        EVALUATE_JOB,
         PrepareJob("p", "0" * 64, "q", cap_bytes=1, arithmetic="float"),
     ]
     for job in jobs:
@@ -145,7 +136,7 @@ def test_a_worker_that_closes_its_output_is_stopped_too() -> None:
 
 def test_a_worker_that_never_reads_its_job_ends_in_its_own_way() -> None:
     """A worker that dies before it takes its job is told by its exit code, not as a broken pipe."""
-    job = msgspec.structs.replace(JOB, package_folder="p" * 200_000)
+    job = msgspec.structs.replace(EVALUATE_JOB, package_folder="p" * 200_000)
     with pytest.raises(WorkerError, match="exit code 7"):
         finish_worker(start_worker(job, [sys.executable, "-c", "import sys; sys.exit(7)"]), EvaluateOutcome)
 
