@@ -37,7 +37,7 @@ from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import HEAD_PREFIX, FloatArray, Values, decode_values, shapes
 from edge_runtime.training.gradient import head_gradient
 
-DEVICES, ROWS_PER_DEVICE, PLACES, STEPS, BATCH, SEED = 100, 44, 10, 5, 8, 0
+DEVICES, ROWS_PER_DEVICE, SLOTS, STEPS, BATCH, SEED = 100, 44, 10, 5, 8, 0
 SEQUENCE = 64
 #: Of the run to the points, of slices and of the head: rates found by no search. Adam's first step moves every entry
 #: by the whole rate, which 384 features a class add up.
@@ -78,7 +78,7 @@ SLICE_TYPES = {
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class GradientSnapshot:
     """Everything that estimates at one point of the run are made of and judged by.
 
     Attributes:
@@ -102,39 +102,39 @@ class Checkpoint:
     jvp_difference: float
 
 
-def checkpoints(
+def snapshots(
     folder: Path, data: Path, data_name: str, type_name: str, rounds: Sequence[int]
-) -> list[Checkpoint]:
+) -> list[GradientSnapshot]:
     """The points of a run; those that ``folder`` keeps from an earlier call are taken as they are."""
     slice_type = SLICE_TYPES[type_name]
     name = f"{data_name}, {type_name}".lower().replace(", ", "-").replace(" ", "-")
     files = {number: folder / f"{name}-round-{number}.checkpoint" for number in rounds}
     if not all(file.exists() for file in files.values()):
         run = ExactRun(folder, data, data_name, slice_type)
-        for made in run.checkpoints(rounds):
+        for made in run.snapshots(rounds):
             save(files[made.round_number], made)
             print(f"{data_name}, {type_name}, round {made.round_number}: loss {made.loss:.3f}", flush=True)
     return [load(file) for file in files.values()]
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint: arrays as safetensors, the rest as its metadata."""
-    arrays = {name: np.ascontiguousarray(getattr(checkpoint, name)) for name in _ARRAYS}
+def save(path: Path, snapshot: GradientSnapshot) -> None:
+    """Write a snapshot: arrays as safetensors, the rest as its metadata."""
+    arrays = {name: np.ascontiguousarray(getattr(snapshot, name)) for name in _ARRAYS}
     rest = {
-        "round_number": str(checkpoint.round_number),
-        "loss": repr(checkpoint.loss),
-        "jvp_difference": repr(checkpoint.jvp_difference),
-        "specs": msgspec.json.encode(checkpoint.specs).decode(),
+        "round_number": str(snapshot.round_number),
+        "loss": repr(snapshot.loss),
+        "jvp_difference": repr(snapshot.jvp_difference),
+        "specs": msgspec.json.encode(snapshot.specs).decode(),
     }
     save_file(arrays, path, rest)
 
 
-def load(path: Path) -> Checkpoint:
+def load(path: Path) -> GradientSnapshot:
     """Read what :func:`save` wrote."""
     with safe_open(path, "numpy") as file:
         rest = file.metadata()
         arrays = {name: file.get_tensor(name) for name in _ARRAYS}
-    return Checkpoint(
+    return GradientSnapshot(
         round_number=int(rest["round_number"]),
         loss=float(rest["loss"]),
         specs=msgspec.json.decode(rest["specs"], type=tuple[SliceSpec, ...]),
@@ -168,13 +168,13 @@ class ExactRun:
         start = (package.package / self.manifest.initial_state).read_bytes()
         self.values: Values = decode_values(start, self.manifest.slices)
 
-    def checkpoints(self, rounds: Sequence[int]) -> Iterator[Checkpoint]:
+    def snapshots(self, rounds: Sequence[int]) -> Iterator[GradientSnapshot]:
         """Train, and stop after each of these numbers of rounds, ascending and at least 1."""
         moments: dict[str, Moments] = {}
         last: Values = {}
         for number in range(max(rounds) + 1):
             if number in rounds:
-                yield self._checkpoint(number, last)
+                yield self._snapshot(number, last)
             if number == max(rounds):
                 return
             last = self._mean_gradient(self._round_rows(number))
@@ -184,11 +184,11 @@ class ExactRun:
                 change = -gradient.astype(np.float64)
                 self.values[name], moments[name] = step(self.values[name], change, before, config)
 
-    def _checkpoint(self, number: int, last: Values) -> Checkpoint:
+    def _snapshot(self, number: int, last: Values) -> GradientSnapshot:
         rows, others = self._round_rows(number), self._round_rows(number, apart=True)
         gradients, residuals, loss = self._single(rows)
         other, other_residuals, _ = self._single(others)
-        return Checkpoint(
+        return GradientSnapshot(
             number,
             loss,
             self.specs,
@@ -203,7 +203,7 @@ class ExactRun:
     def _round_rows(self, number: int, *, apart: bool = False) -> list[int]:
         """Rows that a round's devices train on, in order; or ten other devices'."""
         order = np.random.default_rng([SEED, number]).permutation(DEVICES)
-        chosen = order[PLACES : 2 * PLACES] if apart else order[:PLACES]
+        chosen = order[SLOTS : 2 * SLOTS] if apart else order[:SLOTS]
         rows: list[int] = []
         for slot, device in enumerate(chosen):
             share = self.shares[device]

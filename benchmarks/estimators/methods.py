@@ -49,7 +49,7 @@ Estimator = Callable[[StepInput], DoubleArray]
 
 
 @dataclass(frozen=True)
-class Method:
+class EstimatorMethod:
     """A way to estimate.
 
     Attributes:
@@ -140,11 +140,11 @@ def exact(step: StepInput) -> DoubleArray:
 
 
 SHIPPED = {
-    "per_example": Method(shipped("per_example")),
-    "one_slice": Method(shipped("one_slice")),
-    "shared": Method(shipped("shared")),
-    "orthogonal": Method(shipped("orthogonal")),
-    "gaussian": Method(shipped("gaussian")),
-    "filtered (biased)": Method(shipped("filtered"), biased=True),
-    "zero order, shared": Method(shipped("shared"), way="central"),
+    "per_example": EstimatorMethod(shipped("per_example")),
+    "one_slice": EstimatorMethod(shipped("one_slice")),
+    "shared": EstimatorMethod(shipped("shared")),
+    "orthogonal": EstimatorMethod(shipped("orthogonal")),
+    "gaussian": EstimatorMethod(shipped("gaussian")),
+    "filtered (biased)": EstimatorMethod(shipped("filtered"), biased=True),
+    "zero order, shared": EstimatorMethod(shipped("shared"), way="central"),
 }

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.estimators.candidates import residual_maps, softened
 from benchmarks.estimators.errors import per_example_error
-from benchmarks.estimators.exact_gradients import BATCH, Checkpoint
+from benchmarks.estimators.exact_gradients import BATCH, GradientSnapshot
+from benchmarks.estimators.unshipped import residual_maps, softened
 from benchmarks.harness.result_file import Figure, figure
 
 #: Forward passes of an example: those of forward mode with 1, 4 and 16 draws.
@@ -24,7 +24,7 @@ SPLIT_WORDS = {"whole": "all slices to every device", "cyclic": "slices dealt ou
 PER_SLICE = ("one_slice", "coordinate scales", "eigenvector scales")
 
 
-def signal(checkpoint: Checkpoint) -> dict[str, Any]:
+def signal(snapshot: GradientSnapshot) -> dict[str, Any]:
     """What decides how well gradients can be estimated; numbers without unit.
 
     ``noise``: E‖g_i‖² / ‖ḡ‖² over the round's rows; ``noise_unbiased``: with the part of ‖ḡ‖² that the rows' own
@@ -33,31 +33,31 @@ def signal(checkpoint: Checkpoint) -> dict[str, Any]:
     of E‖g_i‖², for each slice. ``last_cosine``: of ḡ to the exact mean gradient of the round before.
     ``step_error_of_one_draw``: of directions per example, by formula.
     """
-    gradients = checkpoint.gradients.astype(np.float64)
+    gradients = snapshot.gradients.astype(np.float64)
     count, size = gradients.shape
     moments = (gradients**2).mean(axis=0)
     total, mean = float(moments.sum()), float((gradients.mean(axis=0) ** 2).sum())
     unbiased = (mean - total / count) / (1 - 1 / count)
-    left_residual = gradients - checkpoint.residuals @ residual_maps(checkpoint)
-    starts = np.cumsum([0, *(spec.dimensions for spec in checkpoint.specs[:-1])])
+    left_residual = gradients - snapshot.residuals @ residual_maps(snapshot)
+    starts = np.cumsum([0, *(spec.dimensions for spec in snapshot.specs[:-1])])
     shares = np.add.reduceat(moments, starts) / total
     found: dict[str, Any] = {
-        "loss": checkpoint.loss,
+        "loss": snapshot.loss,
         "dimensions": size,
         "noise": total / mean,
         "noise_unbiased": total / unbiased if unbiased > 0 else None,
-        "last_cosine": cosine(checkpoint.last, gradients.mean(axis=0)),
-        "mean_unexplained": float(((gradients - checkpoint.last) ** 2).sum(axis=1).mean() / total),
+        "last_cosine": cosine(snapshot.last, gradients.mean(axis=0)),
+        "mean_unexplained": float(((gradients - snapshot.last) ** 2).sum(axis=1).mean() / total),
         "residual_unexplained": float((left_residual**2).sum(axis=1).mean() / total),
         "coordinate_gain": float(size * total / np.sqrt(moments).sum() ** 2),
-        "jvp_difference": checkpoint.jvp_difference,
+        "jvp_difference": snapshot.jvp_difference,
         "step_error_of_one_draw": per_example_error(gradients.reshape(-1, BATCH, size), 1),
     }
     if size <= 1000:
         values = softened(np.linalg.eigvalsh(gradients.T @ gradients / count))
         found["eigenvector_gain"] = float(size * values.sum() / np.sqrt(values).sum() ** 2)
     rounded = {key: value if value is None else float(f"{value:.4g}") for key, value in found.items()}
-    shown = {spec.target: float(f"{share:.3g}") for spec, share in zip(checkpoint.specs, shares, strict=True)}
+    shown = {spec.target: float(f"{share:.3g}") for spec, share in zip(snapshot.specs, shares, strict=True)}
     return {**rounded, "slice_shares": shown}
 
 

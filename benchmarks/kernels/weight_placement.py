@@ -6,7 +6,6 @@ to load, growth of anonymous and of file-backed memory by loading and running, a
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.harness.arguments import bench_parser
 from benchmarks.harness.measured_process import pinned_to_cores, python_program, run_measured
 from benchmarks.harness.result_file import RESULTS, figure, write_result
 from benchmarks.harness.shapes import BERT_BASE
@@ -38,13 +38,7 @@ RUNS = 40
 
 def main() -> int:
     """Measure every way in turns and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--folder", type=Path, default=Path("build/bench-memory"), help="for models and packages"
-    )
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=RESULT)
+    parser = bench_parser(__doc__.splitlines()[0], RESULT, repetitions=3)
     arguments = parser.parse_args()
     pinned_to_cores(arguments.threads)
     subject = make_subjects(arguments.folder, arguments.threads, (BERT_BASE.name,))[BERT_BASE.name]

@@ -50,7 +50,7 @@ EVALUATIONS = 5
 
 
 @dataclass(frozen=True)
-class Sweep:
+class ArmSweep:
     """One call of ``edge-coordinator simulate``: a task and partition, its arms and seeds."""
 
     folder: Path
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _rate_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[Sweep]:
+def _rate_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[ArmSweep]:
     sweeps = []
     for task in tasks:
         grid = {
@@ -139,22 +139,22 @@ def _rate_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[Sweep]
             for rate in arm.grid
         }
         folder = arguments.output / f"rates-{task}"
-        sweeps.append(Sweep(folder, task, 1.0, (RATE_SEED,), RATE_ROUNDS, grid))
+        sweeps.append(ArmSweep(folder, task, 1.0, (RATE_SEED,), RATE_ROUNDS, grid))
     return sweeps
 
 
-def _choice_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[Sweep]:
+def _choice_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[ArmSweep]:
     arms = {
         "ours": (ARMS["ours"], rate_of("trec", "ours")),
         **{name: (arm, rate_of("trec", "ours")) for name, arm in CHOICES.items()},
     }
     return [
-        Sweep(arguments.output / f"choices-{task}", task, 1.0, (RATE_SEED,), RATE_ROUNDS, arms)
+        ArmSweep(arguments.output / f"choices-{task}", task, 1.0, (RATE_SEED,), RATE_ROUNDS, arms)
         for task in tasks
     ]
 
 
-def _arm_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[Sweep]:
+def _arm_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[ArmSweep]:
     seeds = tuple(int(seed) for seed in arguments.seeds.split(","))
     rounds = QUICK_ROUNDS if arguments.quick else arguments.rounds
     kind = "quick" if arguments.quick else "arms"
@@ -166,10 +166,10 @@ def _arm_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[Sweep]:
         for alpha in alphas:
             folder = arguments.output / f"{kind}-{task}-{alpha}"
             number = 1.0 if task == DECODER else float(alpha)
-            sweeps.append(Sweep(folder, task, number, seeds, rounds, arms))
+            sweeps.append(ArmSweep(folder, task, number, seeds, rounds, arms))
         if task != DECODER:
             folder = arguments.output / f"reports-{task}"
-            sweeps.append(Sweep(folder, task, 1.0, seeds[:1], 2, reports))
+            sweeps.append(ArmSweep(folder, task, 1.0, seeds[:1], 2, reports))
     return sweeps
 
 
@@ -202,7 +202,7 @@ def _export(output: Path, task: str, name: str, model: Path, dev: Path, options:
         raise SystemExit(code)
 
 
-def _simulate(config: Path, sweep: Sweep, processes: int) -> None:
+def _simulate(config: Path, sweep: ArmSweep, processes: int) -> None:
     """Fill the sweep's folder, arms dealt to processes; then its page."""
     command = [
         sys.executable,

@@ -51,7 +51,7 @@ UPLINK = 1.0
 
 
 @dataclass(frozen=True)
-class Curve:
+class ArmCurve:
     """An arm's records, one a seed."""
 
     records: tuple[Record, ...]
@@ -89,17 +89,17 @@ class Curve:
         ]
 
 
-def read_curves(folder: Path) -> dict[str, Curve]:
+def read_curves(folder: Path) -> dict[str, ArmCurve]:
     """The arms of a sweep by name."""
     found: dict[str, list[Record]] = {}
     for path in sorted((folder / "arms").glob("*-seed*.json")):
         record = msgspec.json.decode(path.read_bytes(), type=Record)
         if record.points:
             found.setdefault(record.arm, []).append(record)
-    return {name: Curve(tuple(records)) for name, records in found.items()}
+    return {name: ArmCurve(tuple(records)) for name, records in found.items()}
 
 
-def ends(title: str, curves: dict[str, Curve]) -> list[Figure]:
+def ends(title: str, curves: dict[str, ArmCurve]) -> list[Figure]:
     """Accuracy of each arm after its last round."""
     rows = []
     for name in ARMS:
@@ -110,7 +110,7 @@ def ends(title: str, curves: dict[str, Curve]) -> list[Figure]:
     return rows
 
 
-def claims(title: str, alpha: str, curves: dict[str, Curve]) -> list[Figure]:
+def claims(title: str, alpha: str, curves: dict[str, ArmCurve]) -> list[Figure]:
     """What the ends come to; comparisons are over seeds that both arms have."""
     if not {"head", "backprop", "ours"} <= curves.keys():
         return []
@@ -125,7 +125,7 @@ def claims(title: str, alpha: str, curves: dict[str, Curve]) -> list[Figure]:
     return rows
 
 
-def decoder_ends(curves: dict[str, Curve]) -> list[Figure]:
+def decoder_ends(curves: dict[str, ArmCurve]) -> list[Figure]:
     """Perplexity on speeches kept back: where all arms begin, and where each ends."""
     rows = []
     for name, arm in arms_of(DECODER).items():
@@ -141,7 +141,7 @@ def decoder_ends(curves: dict[str, Curve]) -> list[Figure]:
     return rows
 
 
-def decoder_claims(curves: dict[str, Curve]) -> list[Figure]:
+def decoder_claims(curves: dict[str, ArmCurve]) -> list[Figure]:
     """Of the loss that backpropagation takes off the model as it came, what forward mode takes off.
 
     There is no head to train alone, so the model as it came stands where head only stands elsewhere.
@@ -208,8 +208,8 @@ def write_tables(output: Path, command: str) -> None:
     conditions = {
         "rates, by task": RATES,
         "grids": {name: arm.grid for name, arm in {**ARMS, **DECODER_ARMS}.items()},
-        "accuracy of each rate in percent, by seed of the grid": _grids(output, Curve.finals, *TITLES),
-        "perplexity of each rate, by seed of the grid": _grids(output, Curve.perplexities, DECODER),
+        "accuracy of each rate in percent, by seed of the grid": _grids(output, ArmCurve.finals, *TITLES),
+        "perplexity of each rate, by seed of the grid": _grids(output, ArmCurve.perplexities, DECODER),
         "sweeps": sweeps,
     }
     write_result(RESULTS / "learning.json", command, 1, claimed, {})
@@ -217,7 +217,7 @@ def write_tables(output: Path, command: str) -> None:
     write_result(RESULTS / "learning-costs.json", command, 1, costs, {})
 
 
-def _grids(output: Path, end: Callable[[Curve], dict[int, float]], *tasks: str) -> dict[str, Any]:
+def _grids(output: Path, end: Callable[[ArmCurve], dict[int, float]], *tasks: str) -> dict[str, Any]:
     """Task to arm and rate to where it ended, by seed; tasks without a grid are left out."""
     found = {
         task: {name: end(curve) for name, curve in read_curves(output / f"rates-{task}").items()}
@@ -226,7 +226,7 @@ def _grids(output: Path, end: Callable[[Curve], dict[int, float]], *tasks: str) 
     return {task: ended for task, ended in found.items() if ended}
 
 
-def _kept(title: str, name: str, words: str, reach: float, curves: dict[str, Curve]) -> list[Figure]:
+def _kept(title: str, name: str, words: str, reach: float, curves: dict[str, ArmCurve]) -> list[Figure]:
     """The denominator, and the share of it that forward mode keeps: ratio of means, range over seeds.
 
     A share of less than ``DENOMINATOR`` points is chance, and is not told.
@@ -262,12 +262,12 @@ def _share(name: str, parts: Sequence[float], wholes: Sequence[float], reach: fl
     return _row(name, share, "%", reach, share >= reach, min(shares), max(shares))
 
 
-def _gain(curves: dict[str, Curve], name: str, seeds: Sequence[int]) -> float:
+def _gain(curves: dict[str, ArmCurve], name: str, seeds: Sequence[int]) -> float:
     """An arm's mean accuracy over head only's, in points."""
     return curves[name].mean(seeds) - curves["head"].mean(seeds)
 
 
-def _against_spry(title: str, name: str, curves: dict[str, Curve]) -> list[Figure]:
+def _against_spry(title: str, name: str, curves: dict[str, ArmCurve]) -> list[Figure]:
     """Both at the most passes that both took; a gain of Spry's is compared only where it has one."""
     seeds = _common(curves, ("head", "ours", name))
     if not seeds:
@@ -291,7 +291,7 @@ def _against_spry(title: str, name: str, curves: dict[str, Curve]) -> list[Figur
     return [*rows, *_passes_to(f"{title}: passes to Spry's best, over its own", ours, spry, FIFTH)]
 
 
-def _against_zero_order(title: str, curves: dict[str, Curve]) -> list[Figure]:
+def _against_zero_order(title: str, curves: dict[str, ArmCurve]) -> list[Figure]:
     best = max((name for name in ZERO_ORDER if name in curves), key=lambda name: _best(curves, name))
     seeds = _common(curves, ("ours", best))
     if not seeds:
@@ -338,7 +338,7 @@ def _costs(output: Path, task: str) -> list[Figure]:
     return rows
 
 
-def _bytes_up(curve: Curve) -> int:
+def _bytes_up(curve: ArmCurve) -> int:
     return round(fmean(record.points[-1].bytes_up / record.results for record in curve.records))
 
 
@@ -362,16 +362,16 @@ def _passes_to(
     return [_row(name, taken / own, "times", reach, taken / own <= reach)]
 
 
-def _best(curves: dict[str, Curve], name: str) -> float:
+def _best(curves: dict[str, ArmCurve], name: str) -> float:
     curve = curves[name]
     return max(accuracy for _, accuracy in curve.mean_curve(list(curve.finals())))
 
 
-def _common(curves: dict[str, Curve], names: Sequence[str]) -> list[int]:
+def _common(curves: dict[str, ArmCurve], names: Sequence[str]) -> list[int]:
     return sorted(set.intersection(*(set(curves[name].finals()) for name in names)))
 
 
-def _summary(curve: Curve) -> dict[str, Any]:
+def _summary(curve: ArmCurve) -> dict[str, Any]:
     seeds = sorted(curve.finals())
     last = [record.points[-1] for record in curve.records]
     return {

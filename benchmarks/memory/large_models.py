@@ -9,7 +9,6 @@ Published for 7 B: 6.2 GB by forward mode and 33.9 GB by backpropagation (Pancha
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.harness.arguments import bench_parser
 from benchmarks.harness.long_rows import write_full_rows
 from benchmarks.harness.measured_process import pinned_to_cores, run_measured
 from benchmarks.harness.minilm import packaged_model
@@ -54,12 +54,7 @@ class Export:
 
 def main() -> int:
     """Export what is not there, run the steps, write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--folder", type=Path, default=Path("build/bench-large"), help="for models and packages"
-    )
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=RESULT)
+    parser = bench_parser(__doc__.splitlines()[0], RESULT, folder="build/bench-large")
     arguments = parser.parse_args()
     pinned_to_cores(arguments.threads)
     folder: Path = arguments.folder

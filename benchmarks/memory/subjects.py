@@ -26,6 +26,7 @@ TOKENS, ROWS = 128, 64
 #: What a job may take where a benchmark measures and does not limit.
 AMPLE_BYTES = 4 << 30
 TASK_ID = "benchmark"
+ACCUMULATE = LocalOptimizer("accumulate", slice_rate=1e-3, head_rate=1e-3)
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,9 @@ class Subject:
         arithmetic: Arithmetic | None = None,
         prefix_cache_bytes: int = 0,
         update: Update = "forward",
+        optimizer: LocalOptimizer = ACCUMULATE,
     ) -> TrainJob:
-        """A task that trains slices (all by default) and the head."""
+        """A task that trains slices (all by default) and the head, on the package prepared for this machine."""
         task = Task(
             task_id=TASK_ID,
             run_id=TASK_ID,
@@ -83,7 +85,7 @@ class Subject:
             batch_size=batch_size,
             draws=draws,
             sequence_limit=sequence,
-            optimizer=LocalOptimizer("accumulate", slice_rate=1e-3, head_rate=1e-3),
+            optimizer=optimizer,
             required_bytes=0,
             deadline_s=0.0,
             update=update,

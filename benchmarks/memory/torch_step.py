@@ -36,7 +36,7 @@ def main() -> None:
 
     seconds = []
     size = settings["batch_size"]
-    micro_batch = settings.get("micro_batch", size)
+    micro_batch = settings["micro_batch"]
     for step in range(settings["steps"]):
         started = time.perf_counter()
         optimizer.zero_grad()

@@ -26,6 +26,7 @@ from typing import Any
 import msgspec
 import torch
 
+from benchmarks.harness.torch_gradient import slice_gradient
 from coordinator.aggregation.mean import Contribution, apply_changes, mean_change
 from coordinator.config import RunConfig, run_config
 from coordinator.rounds.assignment import assign
@@ -49,7 +50,6 @@ from export.cli import read_labels
 from export.model.load import load_model
 from export.model.slices import SliceOptions
 from export.packaging.export_package import ExportOptions, export_package
-from export.packaging.self_check import flat_values, torch_inputs
 from export.packaging.torch_reference import TorchReference
 from export.quantisation.stored import store
 
@@ -98,12 +98,12 @@ class Simulation:
         ]
         curve = []
         for number in range(config.rounds):
-            places = assign(slices, config.devices_per_round, number)
-            # Devices are seated as in the demo, where every arm's places would need what forward mode needs.
+            slots = assign(slices, config.devices_per_round, number)
+            # Devices get the slots they get in the demo, where every slot needs what forward mode needs.
             needs = assign(self.slices, config.devices_per_round, number)
             order = draw_order(candidates, config.seed, number)
             seats = fit(
-                order, len(places), lambda place, _, n=needs: required_bytes(manifest, config, n[place], 0)
+                order, len(slots), lambda slot, _, n=needs: required_bytes(manifest, config, n[slot], 0)
             )
             contributions = [
                 Contribution(
@@ -113,7 +113,7 @@ class Simulation:
                         self.split.devices[int(seats[slot].device_id)],
                     )
                 )
-                for slot, names in enumerate(places)
+                for slot, names in enumerate(slots)
             ]
             values, moments = apply_changes(
                 values,
@@ -173,16 +173,12 @@ class Simulation:
         """Local training with the exact gradient of the same slices on the same batches."""
         manifest = self.package.manifest
         tokenizer = Tokenizer(self.package.path(manifest.tokenizer), self.config.sequence_limit)
-        flat = {
-            name: next(iter(flat_values({name: reference.tensors[name]}))) for name in reference.trainable
-        }
 
         def local(task: Task, values: Values, data: Path) -> tuple[int, Values]:
             rows = load_rows(data, manifest.labels)
             ids = tokenizer.encode(rows)
             specs = [manifest.slice_named(name) for name in (*task.slices, "head")]
             optimizer = make_optimizer(task.optimizer, values, list(shapes(specs)))
-            wanted = [name for name, key in flat.items() if key.split("/")[0] in task.slices]
             batches = draw_batches(
                 len(rows),
                 seed=task.seed,
@@ -197,13 +193,7 @@ class Simulation:
                     [rows[i].label for i in chosen],
                     pad_token_id=manifest.pad_token_id,
                 )
-                at = optimizer.values()
-                tensors = {name: torch.from_numpy(at[key]) for name, key in flat.items()}
-                for name in wanted:
-                    tensors[name] = tensors[name].clone().requires_grad_()
-                outputs = reference.run(torch_inputs(batch), tensors)
-                slopes = torch.autograd.grad(outputs["loss"].mean(), [tensors[name] for name in wanted])
-                gradient = {flat[name]: slope.numpy() for name, slope in zip(wanted, slopes, strict=True)}
+                outputs, gradient = slice_gradient(reference, batch, optimizer.values(), task.slices)
                 head = head_gradient(
                     outputs["residual"].detach().numpy(), outputs["features"].detach().numpy()
                 )
@@ -211,9 +201,6 @@ class Simulation:
             return sum(len(chosen) for chosen in batches), optimizer.change()
 
         return local
-
-    def _data_of(self, candidate: Candidate) -> Path:
-        return self.split.devices[int(candidate.device_id)]
 
     def _task(self, number: int, slot: int, slices: tuple[str, ...]) -> Task:
         config = self.config

@@ -44,7 +44,7 @@ NORM_EPSILON, ROTARY_BASE = 1e-5, 10000.0
 
 
 @dataclass(frozen=True)
-class Shape:
+class Llama2cShape:
     """What the header says; ``shared_classifier`` if the output matrix is the embedding."""
 
     dim: int
@@ -87,7 +87,7 @@ class Shape:
         return shapes
 
 
-#: Name in :attr:`Shape.stored` to Hugging Face's name within a layer.
+#: Name in :attr:`Llama2cShape.stored` to Hugging Face's name within a layer.
 LAYER_NAMES = {
     "attention_norm": "input_layernorm",
     "query": "self_attn.q_proj",
@@ -101,7 +101,7 @@ LAYER_NAMES = {
 }
 
 
-def convert(checkpoint: Path, tokenizer: Path, output: Path) -> Shape:
+def convert(checkpoint: Path, tokenizer: Path, output: Path) -> Llama2cShape:
     """Write ``config.json``, ``model.safetensors``, ``tokenizer.json`` and ``tokenizer_config.json``, or nothing.
 
     Holds the model in memory twice: the form was made for small ones.
@@ -145,8 +145,8 @@ def convert(checkpoint: Path, tokenizer: Path, output: Path) -> Shape:
     return shape
 
 
-def read_checkpoint(path: Path) -> tuple[Shape, dict[str, FloatArray]]:
-    """The header, and the stored tensors by their name in :attr:`Shape.stored`, mapped from the file.
+def read_checkpoint(path: Path) -> tuple[Llama2cShape, dict[str, FloatArray]]:
+    """The header, and the stored tensors by their name in :attr:`Llama2cShape.stored`, mapped from the file.
 
     Raises:
         ModelError: as in :func:`convert`.
@@ -173,7 +173,7 @@ def read_checkpoint(path: Path) -> tuple[Shape, dict[str, FloatArray]]:
     return shape, tensors
 
 
-def huggingface_tensors(shape: Shape, stored: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+def huggingface_tensors(shape: Llama2cShape, stored: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     """The tensors under the names and in the order of rows that ``LlamaForCausalLM`` has."""
     tensors = {"model.embed_tokens.weight": stored["embedding"], "model.norm.weight": stored["final_norm"]}
     if not shape.shared_classifier:
@@ -193,7 +193,7 @@ def _halves(matrix: FloatArray, head_size: int) -> FloatArray:
     return heads.transpose(0, 2, 1, 3).reshape(matrix.shape)
 
 
-def _parse_header(path: Path, header: bytes) -> Shape:
+def _parse_header(path: Path, header: bytes) -> Llama2cShape:
     if len(header) < HEADER.size:
         raise ModelError(f"{path} ends within its header of {HEADER.size} bytes; fetch it again")
     numbers = dict(zip(LIMITS, HEADER.unpack(header), strict=True))
@@ -210,7 +210,7 @@ def _parse_header(path: Path, header: bytes) -> Shape:
                 f"{path} is no llama2.c checkpoint of version 0: its header says {name} = {numbers[name]}, "
                 f"which may be 1 to {limit}"
             )
-    shape = Shape(**numbers, shared_classifier=shared)
+    shape = Llama2cShape(**numbers, shared_classifier=shared)
     if shape.dim % shape.n_heads or shape.n_heads % shape.n_kv_heads or shape.head_size % 2:
         raise ModelError(
             f"{path} is no llama2.c checkpoint of version 0: dim {shape.dim}, {shape.n_heads} heads and "
@@ -219,7 +219,7 @@ def _parse_header(path: Path, header: bytes) -> Shape:
     return shape
 
 
-def _config(shape: Shape) -> dict[str, object]:
+def _config(shape: Llama2cShape) -> dict[str, object]:
     """``config.json``. llama2.c ends a text by the token that begins one."""
     return {
         "architectures": ["LlamaForCausalLM"],

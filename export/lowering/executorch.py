@@ -45,7 +45,7 @@ _REFUSED = {
 
 
 @dataclass(frozen=True)
-class ExecutorchProgram:
+class LoweredProgram:
     """A lowered program.
 
     Attributes:
@@ -61,7 +61,7 @@ class ExecutorchProgram:
     undelegated: tuple[tuple[str, int, str], ...]
 
 
-def lower_executorch(program: TracedProgram, bounds: Mapping[Axis, int]) -> ExecutorchProgram:
+def lower_executorch(program: TracedProgram, bounds: Mapping[Axis, int]) -> LoweredProgram:
     """Translate a program.
 
     Args:
@@ -115,7 +115,7 @@ def _example(node: fx.Node, axes: Mapping[int, str], sizes: Mapping[str, int]) -
 
 def _lower(
     recorded: torch.export.ExportedProgram, names: tuple[str, ...], outputs: tuple[str, ...]
-) -> ExecutorchProgram:
+) -> LoweredProgram:
     try:
         edge = to_edge_transform_and_lower(
             recorded,
@@ -135,7 +135,7 @@ def _lower(
         raise ModelError(f"ExecuTorch cannot lower the program: {reason}") from error
     plans = lowered.executorch_program.execution_plan
     planned = sum(int(size) for plan in plans for size in plan.non_const_buffer_sizes)
-    return ExecutorchProgram(bytes(lowered.buffer), names, outputs, planned, undelegated)
+    return LoweredProgram(bytes(lowered.buffer), names, outputs, planned, undelegated)
 
 
 def _undelegated(graph: fx.Graph) -> tuple[tuple[str, int, str], ...]:

@@ -127,6 +127,12 @@ def _leading_triplets(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor
     return left, singular, right @ basis.T
 
 
+def slice_and_tensor(parameter: str) -> tuple[str, str]:
+    """Names that a package gives to a trainable parameter of a loaded module: its slice and the tensor in it."""
+    owner, _, tensor = parameter.removeprefix("encoder.").rpartition(".")
+    return owner, tensor
+
+
 def attach_slices(model: nn.Module, blocks: str, options: SliceOptions) -> tuple[str, ...]:
     """Replace every targeted linear layer inside the blocks by a :class:`SlicedLinear`, in order.
 

@@ -32,6 +32,7 @@ from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import Values, key
 from edge_runtime.protocol.messages import LocalOptimizer, Task
 from edge_runtime.training.tangents import draw_tangents
+from export.model.slices import slice_and_tensor
 from export.packaging.quantisation_effect import quantisation_effect
 from export.packaging.torch_reference import TorchReference
 
@@ -60,7 +61,7 @@ def chosen_segments(manifest: Manifest) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Sample:
+class CheckSample:
     """Real text, and where and in which directions derivatives are compared.
 
     ``values`` holds every trainable tensor of the segments, by parameter name, ``tangents`` those of the slices, (K, B,
@@ -72,7 +73,7 @@ class Sample:
     tangents: Values
 
 
-def draw_sample(package: Package, reference: TorchReference, texts: tuple[str, ...]) -> Sample:
+def draw_sample(package: Package, reference: TorchReference, texts: tuple[str, ...]) -> CheckSample:
     """A batch of the texts, slices off their zeros, and seeded tangents.
 
     Args:
@@ -90,11 +91,11 @@ def draw_sample(package: Package, reference: TorchReference, texts: tuple[str, .
     )
     trained = [spec for spec in manifest.slices if spec.kind != "head"]
     tangents = draw_tangents(_check_task(), trained, 0, range(len(rows)))
-    return Sample(batch, _perturbed(reference), tangents)
+    return CheckSample(batch, _perturbed(reference), tangents)
 
 
 def check_package(
-    package: Package, reference: TorchReference, sample: Sample, engine_name: EngineName = "onnxruntime"
+    package: Package, reference: TorchReference, sample: CheckSample, engine_name: EngineName = "onnxruntime"
 ) -> dict[Arithmetic, SelfCheck]:
     """Compare loss and jvp of a package's programs with torch, in every arithmetic it offers on an engine.
 
@@ -138,7 +139,9 @@ def check_package(
     return checks
 
 
-def measure_effect(plain: TorchReference, quantised: TorchReference, sample: Sample) -> QuantisationEffect:
+def measure_effect(
+    plain: TorchReference, quantised: TorchReference, sample: CheckSample
+) -> QuantisationEffect:
     """What quantisation does to loss and directional derivatives of the sample."""
     directions = {
         name: torch.from_numpy(sample.tangents[_flat_name(name)])
@@ -198,8 +201,7 @@ def flat_values(slices: dict[str, Tensor]) -> Values:
 
 
 def _flat_name(parameter: str) -> str:
-    owner, _, tensor = parameter.removeprefix("encoder.").rpartition(".")
-    return key(owner, tensor)
+    return key(*slice_and_tensor(parameter))
 
 
 def torch_inputs(batch: Batch) -> dict[str, Tensor]:

@@ -23,8 +23,8 @@ import msgspec
 import numpy as np
 
 from benchmarks.estimators.errors import DoubleArray
-from benchmarks.estimators.exact_gradients import BATCH, STEPS, Checkpoint, Matrix
-from benchmarks.estimators.methods import Method, StepInput, directions, flattened, jvps_along
+from benchmarks.estimators.exact_gradients import BATCH, STEPS, GradientSnapshot, Matrix
+from benchmarks.estimators.methods import EstimatorMethod, StepInput, directions, flattened, jvps_along
 from edge_runtime.package.slices import FloatArray
 from edge_runtime.training.gradient import clamped
 from edge_runtime.training.tangents import draw_tangents
@@ -84,10 +84,10 @@ def orthogonal_over(step: StepInput, each: int) -> DoubleArray:
     return gathered(jvps if each > 1 else jvps.mean(axis=1, keepdims=True), flat)
 
 
-def candidates(checkpoint: Checkpoint) -> dict[str, Method]:
-    """All of them, fitted on the checkpoint's other rows."""
-    other = checkpoint.other
-    maps = residual_maps(checkpoint)
+def unshipped_methods(snapshot: GradientSnapshot) -> dict[str, EstimatorMethod]:
+    """All of them, fitted on the snapshot's other rows."""
+    other = snapshot.other
+    maps = residual_maps(snapshot)
     squares = softened((other**2).mean(axis=0, dtype=np.float64))
 
     @cache
@@ -110,25 +110,29 @@ def candidates(checkpoint: Checkpoint) -> dict[str, Method]:
         return scaled(step, np.sqrt(squares[step.columns]).astype(np.float32))
 
     found = {
-        "mean control": Method(lambda step: controlled(step, step.last[None])),
-        "residual control": Method(lambda step: controlled(step, step.residuals @ maps[:, step.columns])),
-        "coordinate scales": Method(coordinates),
-        "momentum direction": Method(momentum_direction, least_draws=2),
-        "orthogonal over steps": Method(lambda step: orthogonal_over(step, 1)),
-        "orthogonal over examples": Method(lambda step: orthogonal_over(step, BATCH)),
-        "clamped (biased)": Method(clamp, biased=True),
+        "mean control": EstimatorMethod(lambda step: controlled(step, step.last[None])),
+        "residual control": EstimatorMethod(
+            lambda step: controlled(step, step.residuals @ maps[:, step.columns])
+        ),
+        "coordinate scales": EstimatorMethod(coordinates),
+        "momentum direction": EstimatorMethod(momentum_direction, least_draws=2),
+        "orthogonal over steps": EstimatorMethod(lambda step: orthogonal_over(step, 1)),
+        "orthogonal over examples": EstimatorMethod(lambda step: orthogonal_over(step, BATCH)),
+        "clamped (biased)": EstimatorMethod(clamp, biased=True),
     }
     if other.shape[1] <= MOST_EIGENVECTORS:
-        found["eigenvector scales"] = Method(lambda step: scaled(step, *eigen(tuple(step.columns.tolist()))))
+        found["eigenvector scales"] = EstimatorMethod(
+            lambda step: scaled(step, *eigen(tuple(step.columns.tolist())))
+        )
     return found
 
 
-def residual_maps(checkpoint: Checkpoint) -> Matrix:
+def residual_maps(snapshot: GradientSnapshot) -> Matrix:
     """J, (C, d), fitted on the other rows."""
-    residuals = checkpoint.other_residuals.astype(np.float64)
+    residuals = snapshot.other_residuals.astype(np.float64)
     moments = residuals.T @ residuals
     moments += RIDGE * moments.trace() / len(moments) * np.eye(len(moments))
-    maps: Matrix = np.linalg.solve(moments, residuals.T @ checkpoint.other).astype(np.float32)
+    maps: Matrix = np.linalg.solve(moments, residuals.T @ snapshot.other).astype(np.float32)
     return maps
 
 
