@@ -30,7 +30,7 @@ FloatArray = NDArray[np.float32]
 HEADER = struct.Struct("<7i")
 #: First int32 of the later forms, which this reader does not know: "ak42".
 VERSIONED_MAGIC = 0x616B3432
-#: Beyond any model that the form was used for; a header above these is not a header.
+#: Larger than any model in this form: a file whose header says more is no checkpoint.
 LIMITS = {
     "dim": 1 << 16,
     "hidden_dim": 1 << 20,
@@ -45,7 +45,18 @@ NORM_EPSILON, ROTARY_BASE = 1e-5, 10000.0
 
 @dataclass(frozen=True)
 class Llama2cShape:
-    """What the header says; ``shared_classifier`` if the output matrix is the embedding."""
+    """Sizes of a model, from the header of its checkpoint.
+
+    Attributes:
+        dim: values of a hidden state.
+        hidden_dim: values within the feed-forward part.
+        n_layers: number of blocks.
+        n_heads: query heads of a block.
+        n_kv_heads: key and value heads of a block.
+        vocab_size: number of tokens in the vocabulary.
+        max_seq_len: longest text, in tokens.
+        shared_classifier: whether the output matrix is the embedding.
+    """
 
     dim: int
     hidden_dim: int
@@ -63,7 +74,7 @@ class Llama2cShape:
 
     @property
     def stored(self) -> dict[str, tuple[int, ...]]:
-        """Tensors in the order of the file; the two rotary tables are there and not needed."""
+        """Shapes of the tensors, in the order of the file; the two rotary tables stand in it and are not needed."""
         layers, dim, hidden = self.n_layers, self.dim, self.hidden_dim
         keys = self.n_kv_heads * self.head_size
         tables = (self.max_seq_len, self.head_size // 2)
@@ -87,7 +98,7 @@ class Llama2cShape:
         return shapes
 
 
-#: Name in :attr:`Llama2cShape.stored` to Hugging Face's name within a layer.
+#: Hugging Face's names within a layer, by the names in :attr:`Llama2cShape.stored`.
 LAYER_NAMES = {
     "attention_norm": "input_layernorm",
     "query": "self_attn.q_proj",
@@ -104,10 +115,12 @@ LAYER_NAMES = {
 def convert(checkpoint: Path, tokenizer: Path, output: Path) -> Llama2cShape:
     """Write ``config.json``, ``model.safetensors``, ``tokenizer.json`` and ``tokenizer_config.json``, or nothing.
 
-    Holds the model in memory twice: the form was made for small ones.
+    The model is held in memory twice: models in this form are small.
 
     Args:
-        checkpoint: of version 0. tokenizer: llama2.c's ``.bin`` for the same vocabulary. output: folder to create.
+        checkpoint: llama2.c checkpoint, version 0.
+        tokenizer: llama2.c's ``.bin`` for the same vocabulary.
+        output: folder to create.
 
     Raises:
         ModelError: a file cannot be read, is truncated or is not of its form, the two do not belong together, or
@@ -149,7 +162,7 @@ def read_checkpoint(path: Path) -> tuple[Llama2cShape, dict[str, FloatArray]]:
     """The header, and the stored tensors by their name in :attr:`Llama2cShape.stored`, mapped from the file.
 
     Raises:
-        ModelError: as in :func:`convert`.
+        ModelError: the file cannot be read, is truncated or is no checkpoint of version 0.
     """
     try:
         size = path.stat().st_size
@@ -220,7 +233,7 @@ def _parse_header(path: Path, header: bytes) -> Llama2cShape:
 
 
 def _config(shape: Llama2cShape) -> dict[str, object]:
-    """``config.json``. llama2.c ends a text by the token that begins one."""
+    """``config.json``. llama2.c ends a text with the token that begins one."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

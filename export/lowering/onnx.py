@@ -31,10 +31,11 @@ TRANSPOSED = "FrozenLinearTransposed"
 
 
 def _engine_operator(name: str, inputs: dict[str, str], attributes: tuple[str, ...]) -> onnxscript.values.Op:
-    """An operator of ONNX Runtime's own domain; ``onnx`` carries no schema for these.
+    """An operator of ONNX Runtime's own domain, for which ``onnx`` carries no schema.
 
     Args:
-        name: of the operator. inputs: name to element type, ``?`` at the end marks an optional one.
+        name: name of the operator.
+        inputs: element type of each input, by name; ``?`` at the end marks an optional input.
         attributes: names of its integer attributes.
     """
     schema = onnx.defs.OpSchema
@@ -199,7 +200,7 @@ def _to_gelu(x: Any, approximate: str = "none") -> Any:
 
 
 def _name_reshapes_by_position(graph: fx.Graph) -> None:
-    """Pass: a reshape whose sizes are the input's own sizes, constants and at most one other becomes positional.
+    """Pass: a reshape to the input's own sizes, constants and at most one other size names its axes by position.
 
     ONNX Reshape reads 0 as "same as the input's axis here" and -1 as "the rest". Reshapes that need more
     than that are left as they are.

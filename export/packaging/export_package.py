@@ -65,16 +65,19 @@ class ExportOptions:
     """What to export.
 
     Attributes:
-        model: Hugging Face folder. labels: the label set, in order; none for a causal language model.
-        output: folder to create. slices: which slices.
+        model: Hugging Face model folder.
+        labels: label set, in order; empty for a causal language model.
+        output: folder to create.
+        slices: slices to attach.
         sequence_limit: longest sequence the package will train, in tokens.
-        quantisation: of frozen matrices; ``none`` keeps float32 for comparison.
-        check_texts: real text for the self-check, at least one. task: what the model is trained for.
-        adapter: ``peft`` adapter folder that the slices start from; rank and targets are its own, for ``lora`` the
-            scale too.
+        quantisation: format of frozen matrices; ``none`` keeps float32 for comparison.
+        check_texts: real text for the self-check, at least one.
+        task: what the model is trained for.
+        adapter: ``peft`` adapter folder that the slices start from; its rank and targets replace those of ``slices``,
+            for ``lora`` its scale too.
         trust_remote_code: whether Python code of the model folder's own may run.
-        with_adjoint: also write the adjoint programs that backpropagation runs.
-        engines: what devices may run the package on; ONNX Runtime is always among them.
+        with_adjoint: whether to write the adjoint programs that backpropagation runs, too.
+        engines: engines that devices may run the package on; ONNX Runtime is always among them.
     """
 
     model: Path

@@ -39,11 +39,11 @@ from export.packaging.torch_reference import TorchReference
 STRICT_LIMIT = 1e-3
 COSINE_LIMIT = 0.9
 CHECK_DRAWS = 4
-#: At most so many rows, and so many tokens of all of them together: fewer long texts.
+#: Most rows of a sample, and most tokens of all its rows together: of long texts it has fewer.
 CHECK_ROWS, CHECK_TOKENS = 16, 512
 #: Slices are moved off their initial zeros, so that every path carries signal.
 PERTURBATION = 0.02
-#: Weights up to this size are compared whole; beyond, this many blocks are.
+#: Packages with weights up to this size are compared whole; of larger ones, at least this many blocks are.
 WHOLE_BYTES, FEW_BLOCKS = 512 << 20, 2
 
 
@@ -62,10 +62,12 @@ def chosen_segments(manifest: Manifest) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class CheckSample:
-    """Real text, and where and in which directions derivatives are compared.
+    """What the self-check runs programs and torch on.
 
-    ``values`` holds every trainable tensor of the segments, by parameter name, ``tangents`` those of the slices, (K, B,
-    *s) by flat name.
+    Attributes:
+        batch: real text.
+        values: every trainable tensor of the segments, by parameter name; derivatives are compared at these values.
+        tangents: directions (K, B, *s) in which derivatives are compared, by flat name; the head has none.
     """
 
     batch: Batch
@@ -74,10 +76,12 @@ class CheckSample:
 
 
 def draw_sample(package: Package, reference: TorchReference, texts: tuple[str, ...]) -> CheckSample:
-    """A batch of the texts, slices off their zeros, and seeded tangents.
+    """A batch of the texts, slices moved off their zeros, and seeded tangents.
 
     Args:
-        package: with the segments to compare only, from :func:`shortened`. reference: runs them.
+        package: package that has only the segments to compare, made by :func:`shortened`.
+        reference: same segments in torch.
+        texts: real texts; the first ``CHECK_ROWS`` are used, or fewer if they are long.
     """
     manifest = package.manifest
     labels = len(manifest.labels)
@@ -100,10 +104,16 @@ def check_package(
     """Compare loss and jvp of a package's programs with torch, in every arithmetic it offers on an engine.
 
     Args:
-        package: with the segments to compare only. reference: runs them. sample: what to run them on.
+        package: package that has only the segments to compare.
+        reference: same segments in torch.
+        sample: text, values and tangents to run both on.
+        engine_name: engine to run the programs on.
+
+    Returns:
+        The differences, by arithmetic.
 
     Raises:
-        ModelError: in float arithmetic they disagree beyond the limit; the message gives the differences.
+        ModelError: in float arithmetic the two disagree beyond the limit; the message gives the differences.
     """
     package = package.for_engine(engine_name)
     manifest, batch, values, tangents = package.manifest, sample.batch, sample.values, sample.tangents
