@@ -39,8 +39,8 @@ from edge_runtime.training.gradient import head_gradient
 
 DEVICES, ROWS_PER_DEVICE, SLOTS, STEPS, BATCH, SEED = 100, 44, 10, 5, 8, 0
 SEQUENCE = 64
-#: Of the run to the points, of slices and of the head: rates found by no search. Adam's first step moves every entry
-#: by the whole rate, which 384 features a class add up.
+#: The server's optimisers in that run, for slices and for the head. No search found the rates. The head's is small
+#: because Adam's first step moves every entry by the whole rate, and 384 features of a class add up.
 ADAM = ServerOptimizerConfig("adam", rate=0.01, tau=1e-4)
 HEAD_ADAM = ServerOptimizerConfig("adam", rate=0.002, tau=1e-4)
 Matrix = NDArray[np.float32]
@@ -49,7 +49,14 @@ _ARRAYS = ("gradients", "other", "residuals", "other_residuals", "last")
 
 @dataclass(frozen=True)
 class SliceType:
-    """What is trained: options of the export, and which of the package's slices (``blocks`` None: all)."""
+    """What is trained.
+
+    Attributes:
+        package: name of the package that has these slices, perhaps among others.
+        options: options of ``edge-export package`` that make it.
+        targets: names of the layers whose slices are trained.
+        blocks: numbers of the blocks whose slices are trained; None for all.
+    """
 
     package: str
     options: tuple[str, ...]
@@ -79,15 +86,17 @@ SLICE_TYPES = {
 
 @dataclass(frozen=True)
 class GradientSnapshot:
-    """Everything that estimates at one point of the run are made of and judged by.
+    """Exact gradients at one point of the run: what estimates there are made of and judged by.
 
     Attributes:
-        round_number: rounds before it. loss: mean over the rows of ``gradients``.
+        round_number: number of rounds before this point.
+        loss: mean loss over the rows of ``gradients``.
         specs: slices whose tensors lie side by side in a row of d numbers.
-        gradients: (400, d), of the round's rows: device by device, step by step, in the order of the batch.
-        other: (400, d), of the rows of ten devices that are not in the round.
-        residuals, other_residuals: (400, C), softmax minus one-hot of the same rows.
-        last: (d,), the mean gradient of the round before, at the values of then.
+        gradients: gradients of the round's rows, (400, d): device by device, step by step, in the order of the batch.
+        other: gradients of the rows of ten devices that are not in the round, (400, d).
+        residuals: softmax minus one-hot (C classes) of the round's rows, (400, C).
+        other_residuals: softmax minus one-hot of the other devices' rows, (400, C).
+        last: mean gradient of the round before, at the values it had then, (d,).
         jvp_difference: largest difference of a batch's g·v to the dual programs' jvp, over the largest jvp.
     """
 
@@ -105,7 +114,15 @@ class GradientSnapshot:
 def snapshots(
     folder: Path, data: Path, data_name: str, type_name: str, rounds: Sequence[int]
 ) -> list[GradientSnapshot]:
-    """The points of a run; those that ``folder`` keeps from an earlier call are taken as they are."""
+    """Snapshots of one run.
+
+    Args:
+        folder: folder for packages and snapshots; those that it has from an earlier call are taken as they are.
+        data: folder of the data sets.
+        data_name: data set, one of the names in ``READERS``.
+        type_name: slice type, one of the names in ``SLICE_TYPES``.
+        rounds: numbers of rounds after which a snapshot is taken.
+    """
     slice_type = SLICE_TYPES[type_name]
     name = f"{data_name}, {type_name}".lower().replace(", ", "-").replace(" ", "-")
     files = {number: folder / f"{name}-round-{number}.checkpoint" for number in rounds}
@@ -144,7 +161,7 @@ def load(path: Path) -> GradientSnapshot:
 
 
 class ExactRun:
-    """A data set, a slice type and the run of exact gradients on them."""
+    """The run of exact gradients on one data set with one slice type."""
 
     def __init__(self, folder: Path, data: Path, data_name: str, slice_type: SliceType) -> None:
         rows = READERS[data_name](data)
@@ -169,7 +186,7 @@ class ExactRun:
         self.values: Values = decode_values(start, self.manifest.slices)
 
     def snapshots(self, rounds: Sequence[int]) -> Iterator[GradientSnapshot]:
-        """Train, and stop after each of these numbers of rounds, ascending and at least 1."""
+        """Train, and take a snapshot after each of these numbers of rounds, which ascend from 1 or more."""
         moments: dict[str, Moments] = {}
         last: Values = {}
         for number in range(max(rounds) + 1):
@@ -201,7 +218,7 @@ class ExactRun:
         )
 
     def _round_rows(self, number: int, *, apart: bool = False) -> list[int]:
-        """Rows that a round's devices train on, in order; or ten other devices'."""
+        """Rows that a round's devices train on, in order; or with ``apart`` the rows of ten other devices."""
         order = np.random.default_rng([SEED, number]).permutation(DEVICES)
         chosen = order[SLOTS : 2 * SLOTS] if apart else order[:SLOTS]
         rows: list[int] = []
@@ -219,7 +236,7 @@ class ExactRun:
         return Examples(ids, [row.label for row in chosen], self.manifest.pad_token_id, SEQUENCE)
 
     def _mean_gradient(self, rows: Sequence[int]) -> Values:
-        """Of all trained slices and the head."""
+        """The mean gradient over some rows, of all trained slices and the head."""
         examples = self._examples(rows)
         batches = [examples.batch(group) for group in group_by_length(examples.ids, BATCH)]
         sweep, gradient = self.executor.gradient(self.values, batches)
@@ -241,7 +258,7 @@ class ExactRun:
         return flat
 
     def _check(self, rows: Sequence[int], gradients: Matrix) -> float:
-        """A batch's jvps by the dual programs, along random signs, beside g·v."""
+        """How far a batch's jvps by the dual programs are from g·v along the same random signs."""
         batch: Batch = self._examples(rows).batch(range(len(rows)))
         flat = np.random.default_rng(SEED).choice(np.float32([-1, 1]), gradients.shape)
         tangents, start = {}, 0

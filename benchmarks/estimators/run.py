@@ -1,9 +1,9 @@
 """`make bench-estimators`: how near gradient estimates come to the exact gradient, at equal forward passes.
 
-At points of a run of exact federated training on all-MiniLM-L6-v2 the exact gradient of each example is computed once
-(:mod:`benchmarks.estimators.exact_gradients`); what the package offers (:mod:`benchmarks.estimators.methods`) and
-what it does not (:mod:`benchmarks.estimators.unshipped`) is then judged on it over and over
-(:mod:`benchmarks.estimators.errors`).
+At points of a run of exact federated training on all-MiniLM-L6-v2, the exact gradient of each example is computed once
+(:mod:`benchmarks.estimators.exact_gradients`). The estimators that the package offers
+(:mod:`benchmarks.estimators.methods`), and some that it does not (:mod:`benchmarks.estimators.unshipped`), are then
+judged on these gradients many times (:mod:`benchmarks.estimators.errors`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from coordinator.rounds.assignment import deal
 
 RESULT = RESULTS / "estimators.json"
 LAST_BLOCKS, QUERY_VALUE, LORA = SLICE_TYPES
-#: Data set, slice type, rounds before the points; and the round at which every budget is tried, not 5 passes alone.
+#: Data set, slice type, and the numbers of rounds after which gradients are taken.
 SETTINGS = (
     ("TREC", LAST_BLOCKS, (1, 5, 25)),
     ("SST-2", LAST_BLOCKS, (1, 5, 25)),
@@ -53,7 +53,7 @@ SPLITS: tuple[Literal["whole", "cyclic"], ...] = ("whole", "cyclic")
 
 
 def main() -> int:
-    """Judge all and write the table."""
+    """Judge every estimator and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[3] / "shared" / "data")
     parser.add_argument(
@@ -90,7 +90,7 @@ def main() -> int:
 
 
 def judge_all(snapshot: GradientSnapshot, repetitions: int) -> list[dict[str, Any]]:
-    """Every method, deal and number of passes at one point of the run."""
+    """Errors of every method at one point of the run, for each way to deal slices and each number of passes."""
     methods: dict[str, EstimatorMethod] = {**SHIPPED, **unshipped_methods(snapshot)}
     judged = []
     budgets = BUDGETS if snapshot.round_number == MAIN_ROUND else (MAIN_PASSES,)
@@ -117,7 +117,7 @@ def judge_method(
     split: Literal["whole", "cyclic"],
     repetitions: int,
 ) -> dict[str, Errors]:
-    """Errors at each level, mean over repetitions that draw anew."""
+    """Errors of one method at each level, means over repetitions that draw other directions."""
     specs = snapshot.specs
     sizes = [spec.dimensions for spec in specs]
     starts = [0, *np.cumsum(sizes)[:-1].tolist()]
@@ -148,7 +148,7 @@ def judge_method(
 def _entry(
     name: str, split: str, draws: int, passes_taken: int, found: Mapping[str, Errors]
 ) -> dict[str, Any]:
-    """One judgement as the result file keeps it, with four digits."""
+    """One entry of the result file, its numbers with four digits."""
     errors = {
         level: {key: float(f"{value:.4g}") for key, value in asdict(each).items()}
         for level, each in found.items()

@@ -1,18 +1,22 @@
-"""Estimators that were thought of, judged beside those that the package offers, which has none of them.
+"""Estimators that the package does not have, judged beside those that it has.
 
-What they have to know beforehand (mean gradient, directions of large gradients, how gradients follow from residuals) is
-taken from exact gradients of other devices' rows at the very same values: more than a fleet could know, so their
-figures here are the most that can be hoped for. v: the runtime's directions per example, entries ±1.
+Some have to know things beforehand: the mean gradient, the directions of large gradients, or how gradients follow from
+residuals. They get these from exact gradients of other devices' rows at the very same values. A fleet could not know as
+much, so their figures here are the best they could reach. v stands for the runtime's directions per example, whose
+entries are ±1.
 
-* ``mean control``: m + mean (g_i·v - m·v) v, m the mean gradient of the round before;
-* ``residual control``: the same with h_i = Σ_c r_ic J_c for m, r_i the softmax residual, J fitted by ridge regression;
+* ``mean control``: m + mean (g_i·v - m·v) v, with m the mean gradient of the round before;
+* ``residual control``: the same with h_i = Σ_c r_ic J_c in place of m, where r_i is the softmax residual and J is
+  fitted by ridge regression;
 * ``coordinate scales``: mean (g_i·D^-½ v) D^½ v with D_j ∝ √E g_j²: of all diagonal D the least error,
   (Σ_j √E g_j²)² instead of d Σ_j E g_j²;
 * ``eigenvector scales``: the same in the eigenvectors of E g gᵀ;
-* ``momentum direction``: the first draw is m/‖m‖, the others are orthogonal to it and make up for the rest;
-* ``orthogonal over steps``: shared directions, rows of one Hadamard matrix over all of a task's draws and steps;
-* ``orthogonal over examples``: the same over its draws, steps and examples, each its own;
-* ``clamped`` (biased): jvps beyond their 99 % quantile are cut to it; a task's ``jvp_limit``, with a limit that fits.
+* ``momentum direction``: the first draw is m/‖m‖, the others are orthogonal to it and cover the rest;
+* ``orthogonal over steps``: directions shared by the batch, rows of one Hadamard matrix over all of a task's draws and
+  steps;
+* ``orthogonal over examples``: the same over its draws, steps and examples, so that each example has its own;
+* ``clamped`` (biased): jvps beyond their 99 % quantile are cut to it, as a task's ``jvp_limit`` does with a fixed
+  limit.
 """
 
 from __future__ import annotations
@@ -29,32 +33,43 @@ from edge_runtime.package.slices import FloatArray
 from edge_runtime.training.gradient import clamped
 from edge_runtime.training.tangents import draw_tangents
 
-#: Of the fitted second moments: added to each before roots are taken, in parts of their mean.
+#: Part of their mean that is added to the fitted second moments before roots are taken.
 SOFTENING = 1e-3
-#: Of the least squares, in parts of the residuals' mean second moment: without it, a class that other devices hardly
-#: have gets an arbitrary J.
+#: Strength of the ridge, as a part of the residuals' mean second moment. Without it, a class that other devices hardly
+#: have would get an arbitrary J.
 RIDGE = 0.1
 QUANTILE = 0.99
-#: Above so many dimensions their matrix is left alone.
+#: With more dimensions than these, eigenvectors are not computed.
 MOST_EIGENVECTORS = 1000
 
 
 def gathered(jvps: FloatArray, flat: FloatArray) -> DoubleArray:
-    """mean over draws and examples of jvp·v, in one product."""
+    """The mean of jvp·v over draws and examples, as one product."""
     draws, batch = jvps.shape
     made: DoubleArray = np.einsum("kb,kbn->n", jvps, flat, dtype=np.float64) / (draws * batch)
     return made
 
 
 def controlled(step: StepInput, expected: Matrix) -> DoubleArray:
-    """Directions per example on what is left of each gradient after an expected (B, n) or (1, n)."""
+    """An estimate with a control variate: directions per example measure what is left beside the expected gradient.
+
+    Args:
+        step: step to estimate.
+        expected: expected gradient of each example, (B, n), or of all alike, (1, n).
+    """
     flat = flattened(directions(step, "per_example"))
     rest = step.gradients - expected
     return gathered(jvps_along(rest, flat), flat) + expected.mean(axis=0, dtype=np.float64)
 
 
 def scaled(step: StepInput, scales: FloatArray, basis: Matrix | None = None) -> DoubleArray:
-    """Directions Q s^-½ v for the derivative and Q s^½ v for the estimate, Q (n, n) orthogonal or None for unity."""
+    """An estimate with directions Q s^-½ v for the derivative and Q s^½ v for the result.
+
+    Args:
+        step: step to estimate.
+        scales: scale s of each direction, (n,).
+        basis: orthogonal matrix Q, (n, n); None for the identity.
+    """
     flat = flattened(directions(step, "per_example"))
     turned = step.gradients if basis is None else step.gradients @ basis
     root = np.sqrt(scales)
@@ -63,7 +78,7 @@ def scaled(step: StepInput, scales: FloatArray, basis: Matrix | None = None) -> 
 
 
 def momentum_direction(step: StepInput) -> DoubleArray:
-    """The first draw along the last mean gradient, the others orthogonal to it."""
+    """An estimate whose first draw is along the last mean gradient, and whose others are orthogonal to it."""
     length = np.linalg.norm(step.last)
     if length == 0:  # the first round of a head of zeros
         return controlled(step, step.last[None])
@@ -75,7 +90,12 @@ def momentum_direction(step: StepInput) -> DoubleArray:
 
 
 def orthogonal_over(step: StepInput, each: int) -> DoubleArray:
-    """Rows of one Hadamard matrix over a task's draws and steps, and over ``each`` examples of a batch (or 1)."""
+    """An estimate along rows of one Hadamard matrix, which serves all draws and steps of a task.
+
+    Args:
+        step: step to estimate.
+        each: examples of a batch that get rows of their own; 1 if they share them.
+    """
     count = step.task.draws * each
     whole = msgspec.structs.replace(step.task, directions="orthogonal", draws=count * STEPS)
     rows = flattened(draw_tangents(whole, step.specs, 0, [0]))[:, 0]
@@ -85,7 +105,7 @@ def orthogonal_over(step: StepInput, each: int) -> DoubleArray:
 
 
 def unshipped_methods(snapshot: GradientSnapshot) -> dict[str, EstimatorMethod]:
-    """All of them, fitted on the snapshot's other rows."""
+    """All estimators of this module by name, fitted on the other devices' rows of a snapshot."""
     other = snapshot.other
     maps = residual_maps(snapshot)
     squares = softened((other**2).mean(axis=0, dtype=np.float64))
@@ -128,7 +148,7 @@ def unshipped_methods(snapshot: GradientSnapshot) -> dict[str, EstimatorMethod]:
 
 
 def residual_maps(snapshot: GradientSnapshot) -> Matrix:
-    """J, (C, d), fitted on the other rows."""
+    """The map J (C, d) from residuals to gradients, fitted on the other devices' rows."""
     residuals = snapshot.other_residuals.astype(np.float64)
     moments = residuals.T @ residuals
     moments += RIDGE * moments.trace() / len(moments) * np.eye(len(moments))
@@ -137,5 +157,5 @@ def residual_maps(snapshot: GradientSnapshot) -> Matrix:
 
 
 def softened(moments: DoubleArray) -> DoubleArray:
-    """Second moments without zeros."""
+    """Second moments made larger than zero, by a part of their mean."""
     return np.maximum(moments, 0) + SOFTENING * moments.mean()

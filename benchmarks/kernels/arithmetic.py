@@ -1,9 +1,8 @@
 """`make bench-arithmetic`: which arithmetic gives the best gradient estimate for its time, on real weights and text.
 
 all-MiniLM-L6-v2, 8 rows of 128 tokens, all slices. The exact gradient comes from torch on the same quantised weights.
-Each arithmetic estimates it from the same tangents, again and again; a step's time is that of the whole sweep. The
-cosine of an estimate grows with the root of the number of draws, so cosine² per second is what more draws cannot
-change.
+Each arithmetic estimates it many times, from the same tangents; a step's time is that of the whole sweep. The cosine of
+an estimate grows with the root of the number of draws, so cosine² per second does not depend on it.
 """
 
 from __future__ import annotations
@@ -87,7 +86,17 @@ def _compare(
     draws: int,
     repetitions: int,
 ) -> list[Figure]:
-    """Estimates from the same tangents by every arithmetic, in turns."""
+    """Figures of every arithmetic, which take turns on the same tangents.
+
+    Args:
+        subject: model and package.
+        executors: executor of each arithmetic.
+        batch: rows to run.
+        values: values of slices and head.
+        exact: mean loss and gradient by torch.
+        draws: draws of a sweep.
+        repetitions: number of turns.
+    """
     manifest = subject.manifest
     specs = [manifest.slice_named(name) for name in subject.slices]
     task = msgspec.structs.replace(subject.job(None).task, draws=draws)

@@ -1,7 +1,8 @@
 """`make bench-placement`: where a block's weights can lie for the engine, and what each way costs.
 
-One block of the BERT-base shape, its dual program with one draw, 1 × 128 tokens. Each way is a fresh process: seconds
-to load, growth of anonymous and of file-backed memory by loading and running, and the time of a run.
+Measured on the dual program of one BERT-base block, with one draw and 1 × 128 tokens. Each way runs in a fresh process,
+which gives the seconds to load, the growth of anonymous and of file-backed memory by loading and running, and the
+seconds of a run.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from benchmarks.harness.tables import table
 from benchmarks.memory.subjects import TOKENS, Subject, make_subjects
 
 RESULT = RESULTS / "weight-placement.json"
-#: Way: arithmetic of the program, and where its weights are.
+#: The ways by title: arithmetic of the program, and where its weights are.
 WAYS = {
     "block_int8, bound and packed by each session": ("block_int8", "bound"),
     "block_int8, packed once and mapped": ("block_int8", "prepacked"),
@@ -74,7 +75,7 @@ def main() -> int:
 def _rewritten(subject: Subject, arithmetic: str, place: str, folder: Path) -> Path:
     """The block's dual program with its weights as initialisers of an external file, packed or not, or as inputs.
 
-    Tensors that are fed lie in an ``.npz`` file beside the program.
+    Weights that are fed as inputs lie in ``.npy`` files beside the program.
     """
     import onnx
     import onnxruntime as ort
@@ -138,7 +139,7 @@ def _options(threads: int) -> Any:
 
 
 def child() -> None:
-    """Load one program, run it, and answer what that took."""
+    """Load one program, run it, and write what that took."""
     import onnxruntime as ort
 
     from edge_runtime.memory.allocator import keep_freed_memory

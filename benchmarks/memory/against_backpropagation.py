@@ -36,7 +36,7 @@ SUBJECTS = (MINILM, BERT_BASE.name, LLAMA_1B.name)
 ARITHMETIC: Arithmetic = "row_int8"
 UPDATES: dict[Update, str] = {"forward": "forward mode", "backprop": "backpropagation"}
 BATCH, WARM_UP_STEPS = 8, 1
-#: Caps are rounded up to these steps, so that a floor measured a little higher does not refuse a smallest cap.
+#: Smallest caps are rounded up to a multiple of this, so that a worker whose own floor is a little higher still fits.
 CAP_STEP = 4_000_000
 
 
@@ -67,9 +67,11 @@ class CappedBench:
     def run(
         self, subject: Subject, cap_bytes: int, update: Update, batch: int, steps: int
     ) -> Readings | None:
-        """One worker that plans for itself under a cap: ``peak`` and ``read`` in bytes, ``step`` in seconds.
+        """One worker that plans for itself under a cap.
 
-        Where it refuses the cap or is killed, it gives None and a line that says so.
+        Returns:
+            ``peak`` and ``read`` (weights read a step) in bytes, ``step`` in seconds; None, after a line that says so,
+            if the worker refuses the cap or is killed.
         """
         key = _key(subject, cap_bytes, update)
         job = subject.job(
@@ -95,7 +97,7 @@ class CappedBench:
         return values
 
     def find_largest(self) -> None:
-        """The largest batch of each arm under each cap but the ample one, run once."""
+        """Find the largest batch of each arm under each cap but the ample one, and run it once."""
         for subject in self.subjects.values():
             for cap_bytes in self.caps(subject)[:-1]:
                 for update in UPDATES:
@@ -158,7 +160,7 @@ def main() -> int:
 
 
 def _subjects(folder: Path, threads: int, names: list[str]) -> dict[str, Subject]:
-    """Those that the exporter takes; one that it refuses is skipped, and said."""
+    """The subjects that the exporter takes; one that it refuses is skipped, with a line that says so."""
     found: dict[str, Subject] = {}
     for name in names:
         try:

@@ -86,7 +86,7 @@ class TorchBench:
         slices: tuple[str, ...] | None = None,
         prefix_cache_bytes: int = 0,
     ) -> Readings | None:
-        """One worker under a cap; None, and a line that says so, where the kernel kills it."""
+        """One worker under a cap; if the kernel kills it, None after a line that says so."""
         job = self.subjects[name].job(
             choice,
             draws=draws,
@@ -140,7 +140,7 @@ class TorchBench:
 
 
 def _shown(title: str, readings: Readings) -> Readings:
-    """Print what an arm gave; returns it."""
+    """Print what an arm gave, and return it."""
     shown = {what: f"{v / MB:.1f} MB" if v > 1e4 else f"{v:.3f}" for what, v in readings.items()}
     print(f"  {title}: {shown}", flush=True)
     return readings
@@ -206,7 +206,7 @@ def main() -> int:
 
 
 def _blocks(subject: Subject) -> int:
-    """Embedding and head are no blocks."""
+    """The number of blocks: embedding and head are segments, but no blocks."""
     return len(subject.manifest.segments) - 2
 
 

@@ -133,7 +133,7 @@ class StepBench:
         }
 
     def block_programs(self, rows_at_a_time: int) -> Readings:
-        """Seconds of the block's program by number of draws; 0 is its primal program."""
+        """Seconds of the block's program by number of draws; 0 draws stand for its primal program."""
         command = python_program("benchmarks.memory.block_programs", "1,4", 40, rows_at_a_time)
         output = self._run(command, msgspec.json.encode(self.train_job(1, rows_at_a_time))).output
         return {draws: median(seconds) for draws, seconds in json.loads(output).items()}

@@ -1,7 +1,8 @@
 """`make bench-memory-grid`: predicted beside measured peaks over shapes, batches, sequences, draws and weights.
 
-Each row is one fresh worker, held by the kernel to a cap 10 % above its prediction, which takes two steps. Measured is
-its high-water mark (VmHWM). Wanted: within 10 % of each other, and the prediction never more than 5 % below.
+Each row is one fresh worker that takes two steps, held by the kernel to a cap 10 % above its prediction. What is
+measured is its high-water mark (VmHWM). To reach: both within 10 % of each other, and the prediction never more than
+5 % below.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""`make demo-reference`: what the demo is compared with, by the same rounds, data and seeds.
+"""`make demo-reference`: what the demo is compared with, on the same rounds, data and seeds.
 
 Three arms run in this process, with the coordinator's own selection, assignment, aggregation and server optimisers:
 
-* ``forward``: the worker's own training; the figure is the demo's but for rounding (threads, CPU);
+* ``forward``: the worker's own training; its accuracy differs from the demo's by rounding alone (threads, CPU);
 * ``head_only``: the same without slices;
 * ``backpropagation``: the exact gradient of the same slices, by torch on the same quantised weights.
 """
@@ -56,7 +56,7 @@ from export.quantisation.stored import store
 ARMS = ("head_only", "backpropagation", "forward")
 RESULT = HERE.parents[1] / "benchmarks" / "results" / "demo-reference.json"
 CAP_BYTES = 1 << 40
-#: Trains one task from the given values on a device's file; returns examples and change.
+#: Trains one task from the given values on a device's file; returns the number of examples and the values' change.
 LocalTraining = Callable[[Task, Values, Path], tuple[int, Values]]
 
 
@@ -88,7 +88,16 @@ class Simulation:
         self.state = folder / "state.safetensors"
 
     def run(self, name: str, slices: tuple[str, ...], local: LocalTraining) -> dict[str, Any]:
-        """Play all rounds of an arm; returns its accuracy and curve."""
+        """Play all rounds of an arm.
+
+        Args:
+            name: what lines on the terminal call it.
+            slices: names of the slices that it trains.
+            local: training of one task on one device.
+
+        Returns:
+            ``accuracy`` and ``loss`` at the end, the ``seconds`` it took and its ``curve``.
+        """
         started, manifest, config = time.monotonic(), self.package.manifest, self.config
         values = decode_values(self.package.path(manifest.initial_state).read_bytes(), manifest.slices)
         moments: dict[str, Any] = {}
@@ -227,7 +236,7 @@ class Simulation:
 
 
 def main() -> int:
-    """Run the chosen arms for each seed and store them; what is there after each seed is complete."""
+    """Run the chosen arms for each seed; the result file is written after each seed, and complete each time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--seeds", default="0,1,2", help="run seeds; the demo's is 0")
@@ -277,7 +286,7 @@ def _store(path: Path, table: dict[str, Any], seeds: dict[str, dict[str, Any]]) 
 
 
 def _rows(seeds: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means over seeds, each with its range; the reach is the demo's own."""
+    """Means over seeds, each with its range; the value to reach is the demo's own."""
     rows = []
     for arm in ARMS:
         found = [100 * arms[arm]["accuracy"] for arms in seeds.values() if arm in arms]
