@@ -1,6 +1,6 @@
-"""A coordinator and devices as processes of this machine, started by the product's own commands.
+"""What the demonstrations share: a coordinator and devices as processes of this machine.
 
-What the demonstrations share. Every process leaves its log in the output folder.
+They are started by the product's own commands. Every process leaves its log in the output folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ class Fleet:
     """A running coordinator with its devices.
 
     Attributes:
-        output: the demonstration's folder. state: the coordinator's folder in it. url: its address.
+        output: folder of the demonstration.
+        state: folder of the coordinator, within it.
+        url: address of the coordinator.
     """
 
     output: Path
@@ -51,14 +53,19 @@ def train_on_fleet(
     dev: Path,
     rounds: int | None,
 ) -> Path:
-    """Start a coordinator and a device for each file of rows, train to the run's end, and say so.
+    """Start a coordinator and a device for each file of rows, and train to the run's end.
 
     Args:
-        template, output, package, publisher_key, dev, rounds: as of :func:`complete_run_config`.
-        data: as of :func:`running_fleet`.
+        template: run.toml with ``data = "dev.jsonl"`` in its table of evaluation.
+        output: folder for state, configurations, logs and results.
+        package: package to train.
+        publisher_key: public key that the package is signed with.
+        data: files of rows, each moved into the folder of the device that owns it.
+        dev: rows that the coordinator evaluates on.
+        rounds: number of rounds in place of the template's; None keeps the template's.
 
     Returns:
-        The trained slices.
+        The file of trained slices.
     """
     print("\n3. Coordinator and devices", flush=True)
     with running_fleet(output, publisher_key, data) as fleet:
@@ -75,8 +82,9 @@ def running_fleet(output: Path, publisher_key: str, data: Sequence[Path]) -> Ite
     """Serve, and start one device for each file of rows; all processes are gone afterwards.
 
     Args:
-        output: folder for state, configurations and logs. publisher_key: whose packages devices trust.
-        data: moved, each into the folder of the device that owns it.
+        output: folder for state, configurations and logs.
+        publisher_key: public key of the publisher whose packages devices trust.
+        data: files of rows, each moved into the folder of the device that owns it.
     """
     state = output / "coordinator"
     processes: list[subprocess.Popen[bytes]] = []
@@ -105,11 +113,16 @@ def complete_run_config(
     devices: int,
     rounds: int | None,
 ) -> Path:
-    """A run.toml completed with this machine's paths, in ``output``.
+    """Write a run.toml completed with this machine's paths; returns it.
 
     Args:
-        template: with ``data = "dev.jsonl"`` in its table of evaluation. devices: in the fleet.
-        rounds: instead of the template's; None keeps those.
+        template: run.toml with ``data = "dev.jsonl"`` in its table of evaluation.
+        output: folder to write it to.
+        package: package to train.
+        publisher_key: public key that the package is signed with.
+        dev: rows that the coordinator evaluates on.
+        devices: number of devices in the fleet.
+        rounds: number of rounds in place of the template's; None keeps the template's.
     """
     text = template.read_text()
     settings = tomllib.loads(text)
@@ -121,6 +134,14 @@ def complete_run_config(
     path = output / "run.toml"
     path.write_text(head + text)
     return path
+
+
+def empty_folder(path: Path) -> Path:
+    """Make an empty folder, and remove what was there before; returns its absolute path."""
+    folder = path.absolute()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def run(*parts: object) -> str:
@@ -169,7 +190,7 @@ def _wait_for_url(state: Path, process: subprocess.Popen[bytes]) -> str:
 
 
 def _device_config(output: Path, number: int, data: Path, url: str, publisher_key: str, state: Path) -> Path:
-    """Write one device's folder: its configuration, and a copy of its own rows only."""
+    """Make one device's folder, with its configuration and its own rows; returns the configuration."""
     folder = output / "devices" / f"{number:02d}"
     folder.mkdir(parents=True)
     shutil.move(data, folder / "data.jsonl")

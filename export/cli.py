@@ -341,7 +341,7 @@ def _read_key(path: Path) -> PrivateKey:
 
 
 def _check_ranges(arguments: argparse.Namespace) -> None:
-    """Refuse numbers out of range, and what an adapter brings itself: rank and targets; for LoRA the scale too."""
+    """Refuse numbers out of range, and options that an adapter settles: rank and targets; for LoRA the scale too."""
     if arguments.adapter is not None:
         own = ("rank", "targets") if arguments.slice == "lora_xs" else ("rank", "targets", "alpha")
         if given := [name for name in own if getattr(arguments, name) is not None]:

@@ -25,7 +25,7 @@ from edge_runtime.package.package import Package
 from edge_runtime.profile.comparisons import BackpropagationOutcome, BackpropagationSettings
 from export.model.heads import HEAD
 from export.model.load import load_model
-from export.model.slices import SliceOptions
+from export.model.slices import SliceOptions, slice_and_tensor
 
 RATE = 1e-3
 
@@ -88,8 +88,7 @@ def _model(settings: BackpropagationSettings, manifest: Manifest) -> nn.Module:
     model = load_model(Path(settings.model), len(manifest.labels), options, manifest.task).materialise()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not name.startswith(f"{HEAD}."):
-            owner = name.removeprefix("encoder.").rpartition(".")[0]
-            parameter.requires_grad_(owner in settings.slices)
+            parameter.requires_grad_(slice_and_tensor(name)[0] in settings.slices)
     return model.train()
 
 

@@ -1,1 +1,1 @@
-"""The estimator bench."""
+"""The estimator bench: how near gradient estimates come to the exact gradient."""

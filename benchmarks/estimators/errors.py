@@ -4,12 +4,12 @@ For estimates e and exact gradients g of the same parameters:
 
 * error: Σ‖e - g‖² / Σ‖g‖², sums over steps or devices;
 * cosine: e·g / ‖e‖‖g‖, mean over steps or devices;
-* both of each slice by itself, and their mean over slices: what is left after every slice is divided by its exact
-  gradient's norm, much as a server's Adam divides.
+* error and cosine of each slice by itself, then their means over slices. Here every slice counts alike, much as a
+  server's Adam divides every slice by its own size.
 
-A step and a task are compared with the exact gradient of their own rows and slices; a round with the mean over all its
-devices' rows, of all slices. So a round that deals slices out has an error even where its gradients are exact: each
-slice meets few of the rows.
+A step and a task are compared with the exact gradient of their own rows and slices. A round is compared with the mean
+over the rows of all its devices, for all slices. So a round that deals slices out has an error even where its gradients
+are exact: each slice meets few of the rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,14 @@ LEVELS = ("step", "task", "round")
 
 @dataclass(frozen=True)
 class Errors:
-    """See the module; numbers without unit."""
+    """Distance of estimates from exact gradients, in numbers without unit; the module says how each is defined.
+
+    Attributes:
+        error: squared error over the squared norm of the exact gradients.
+        cosine: mean cosine of estimate and exact gradient.
+        slice_error: mean over slices of each slice's own error.
+        slice_cosine: mean over slices of each slice's own cosine.
+    """
 
     error: float
     cosine: float
@@ -40,10 +47,13 @@ def judge(
     """Errors at each level.
 
     Args:
-        estimates: (P, S, d) of devices and steps, zero where a device does not train.
-        exact: (P, S, d) mean gradients of the same rows, of all slices.
-        owned: (P, d), 1 where a device trains and 0 elsewhere; every entry is trained by some device.
-        starts: where each slice starts among the d entries.
+        estimates: estimates (P, S, d) of P devices in S steps, zero where a device does not train.
+        exact: mean gradients (P, S, d) of the same rows, for all slices.
+        owned: ones where a device trains and zeros elsewhere, (P, d); every entry is trained by some device.
+        starts: index of each slice's first entry among the d.
+
+    Returns:
+        The errors after a ``step``, a ``task`` and a ``round``.
     """
     steps = exact.shape[1]
     of_task, own = estimates.mean(axis=1), exact * owned[:, None]
@@ -56,18 +66,19 @@ def judge(
 
 
 def mean_errors(repeated: Sequence[Errors]) -> Errors:
-    """Over repetitions."""
+    """The mean over repetitions."""
     names = ("error", "cosine", "slice_error", "slice_cosine")
     return Errors(**{name: float(np.mean([getattr(each, name) for each in repeated])) for name in names})
 
 
 def per_example_error(gradients: DoubleArray, draws: int) -> float:
-    """What the error of directions per example comes to, by edge_runtime.training.gradient's formula.
+    """The error that directions per example should have, by the formula in ``edge_runtime.training.gradient``.
 
-    Σ(d - 1)/(K·B)·mean_i‖g_i‖² / Σ‖ḡ‖²
+    It is Σ (d - 1)/(K·B)·mean_i‖g_i‖² / Σ‖ḡ‖², both sums over batches.
 
     Args:
-        gradients: (n, B, d) of n batches. draws: K.
+        gradients: gradients (n, B, d) of the B examples of n batches.
+        draws: number of draws K.
     """
     batch, size = gradients.shape[1:]
     squares = (gradients**2).sum(axis=2).mean(axis=1)
@@ -75,12 +86,12 @@ def per_example_error(gradients: DoubleArray, draws: int) -> float:
 
 
 def passes(draws: int, way: str) -> int:
-    """Forward passes of an example: ``forward`` mode 1 + K, ``central`` differences 2K."""
+    """Forward passes of an example with K draws: 1 + K in ``forward`` mode, 2K by ``central`` differences."""
     return 2 * draws if way == "central" else 1 + draws
 
 
 def draws_within(budget: int, way: str) -> int:
-    """The most draws for so many forward passes, at least 1."""
+    """The most draws that so many forward passes allow, at least 1."""
     return max(budget // 2 if way == "central" else budget - 1, 1)
 
 
@@ -89,7 +100,14 @@ def _rows(array: DoubleArray) -> DoubleArray:
 
 
 def _errors(estimate: DoubleArray, exact: DoubleArray, owned: DoubleArray, starts: Sequence[int]) -> Errors:
-    """All arguments (n, d)."""
+    """The errors of n estimates.
+
+    Args:
+        estimate: estimates, (n, d).
+        exact: exact gradients, (n, d).
+        owned: ones where an estimate is made and zeros elsewhere, (n, d).
+        starts: index of each slice's first entry among the d.
+    """
     trained = np.add.reduceat(owned, starts, axis=1) > 0
     products, sizes, squares, missed = (
         np.add.reduceat(each, starts, axis=1)

@@ -37,10 +37,10 @@ from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import HEAD_PREFIX, FloatArray, Values, decode_values, shapes
 from edge_runtime.training.gradient import head_gradient
 
-DEVICES, ROWS_PER_DEVICE, PLACES, STEPS, BATCH, SEED = 100, 44, 10, 5, 8, 0
+DEVICES, ROWS_PER_DEVICE, SLOTS, STEPS, BATCH, SEED = 100, 44, 10, 5, 8, 0
 SEQUENCE = 64
-#: Of the run to the points, of slices and of the head: rates found by no search. Adam's first step moves every entry
-#: by the whole rate, which 384 features a class add up.
+#: The server's optimisers in that run, for slices and for the head. No search found the rates. The head's is small
+#: because Adam's first step moves every entry by the whole rate, and 384 features of a class add up.
 ADAM = ServerOptimizerConfig("adam", rate=0.01, tau=1e-4)
 HEAD_ADAM = ServerOptimizerConfig("adam", rate=0.002, tau=1e-4)
 Matrix = NDArray[np.float32]
@@ -49,7 +49,14 @@ _ARRAYS = ("gradients", "other", "residuals", "other_residuals", "last")
 
 @dataclass(frozen=True)
 class SliceType:
-    """What is trained: options of the export, and which of the package's slices (``blocks`` None: all)."""
+    """What is trained.
+
+    Attributes:
+        package: name of the package that has these slices, perhaps among others.
+        options: options of ``edge-export package`` that make it.
+        targets: names of the layers whose slices are trained.
+        blocks: numbers of the blocks whose slices are trained; None for all.
+    """
 
     package: str
     options: tuple[str, ...]
@@ -78,16 +85,18 @@ SLICE_TYPES = {
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """Everything that estimates at one point of the run are made of and judged by.
+class GradientSnapshot:
+    """Exact gradients at one point of the run: what estimates there are made of and judged by.
 
     Attributes:
-        round_number: rounds before it. loss: mean over the rows of ``gradients``.
+        round_number: number of rounds before this point.
+        loss: mean loss over the rows of ``gradients``.
         specs: slices whose tensors lie side by side in a row of d numbers.
-        gradients: (400, d), of the round's rows: device by device, step by step, in the order of the batch.
-        other: (400, d), of the rows of ten devices that are not in the round.
-        residuals, other_residuals: (400, C), softmax minus one-hot of the same rows.
-        last: (d,), the mean gradient of the round before, at the values of then.
+        gradients: gradients of the round's rows, (400, d): device by device, step by step, in the order of the batch.
+        other: gradients of the rows of ten devices that are not in the round, (400, d).
+        residuals: softmax minus one-hot (C classes) of the round's rows, (400, C).
+        other_residuals: softmax minus one-hot of the other devices' rows, (400, C).
+        last: mean gradient of the round before, at the values it had then, (d,).
         jvp_difference: largest difference of a batch's g·v to the dual programs' jvp, over the largest jvp.
     """
 
@@ -102,39 +111,47 @@ class Checkpoint:
     jvp_difference: float
 
 
-def checkpoints(
+def snapshots(
     folder: Path, data: Path, data_name: str, type_name: str, rounds: Sequence[int]
-) -> list[Checkpoint]:
-    """The points of a run; those that ``folder`` keeps from an earlier call are taken as they are."""
+) -> list[GradientSnapshot]:
+    """Snapshots of one run.
+
+    Args:
+        folder: folder for packages and snapshots; those that it has from an earlier call are taken as they are.
+        data: folder of the data sets.
+        data_name: data set, one of the names in ``READERS``.
+        type_name: slice type, one of the names in ``SLICE_TYPES``.
+        rounds: numbers of rounds after which a snapshot is taken.
+    """
     slice_type = SLICE_TYPES[type_name]
     name = f"{data_name}, {type_name}".lower().replace(", ", "-").replace(" ", "-")
     files = {number: folder / f"{name}-round-{number}.checkpoint" for number in rounds}
     if not all(file.exists() for file in files.values()):
         run = ExactRun(folder, data, data_name, slice_type)
-        for made in run.checkpoints(rounds):
+        for made in run.snapshots(rounds):
             save(files[made.round_number], made)
             print(f"{data_name}, {type_name}, round {made.round_number}: loss {made.loss:.3f}", flush=True)
     return [load(file) for file in files.values()]
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint: arrays as safetensors, the rest as its metadata."""
-    arrays = {name: np.ascontiguousarray(getattr(checkpoint, name)) for name in _ARRAYS}
+def save(path: Path, snapshot: GradientSnapshot) -> None:
+    """Write a snapshot: arrays as safetensors, the rest as its metadata."""
+    arrays = {name: np.ascontiguousarray(getattr(snapshot, name)) for name in _ARRAYS}
     rest = {
-        "round_number": str(checkpoint.round_number),
-        "loss": repr(checkpoint.loss),
-        "jvp_difference": repr(checkpoint.jvp_difference),
-        "specs": msgspec.json.encode(checkpoint.specs).decode(),
+        "round_number": str(snapshot.round_number),
+        "loss": repr(snapshot.loss),
+        "jvp_difference": repr(snapshot.jvp_difference),
+        "specs": msgspec.json.encode(snapshot.specs).decode(),
     }
     save_file(arrays, path, rest)
 
 
-def load(path: Path) -> Checkpoint:
+def load(path: Path) -> GradientSnapshot:
     """Read what :func:`save` wrote."""
     with safe_open(path, "numpy") as file:
         rest = file.metadata()
         arrays = {name: file.get_tensor(name) for name in _ARRAYS}
-    return Checkpoint(
+    return GradientSnapshot(
         round_number=int(rest["round_number"]),
         loss=float(rest["loss"]),
         specs=msgspec.json.decode(rest["specs"], type=tuple[SliceSpec, ...]),
@@ -144,7 +161,7 @@ def load(path: Path) -> Checkpoint:
 
 
 class ExactRun:
-    """A data set, a slice type and the run of exact gradients on them."""
+    """The run of exact gradients on one data set with one slice type."""
 
     def __init__(self, folder: Path, data: Path, data_name: str, slice_type: SliceType) -> None:
         rows = READERS[data_name](data)
@@ -168,13 +185,13 @@ class ExactRun:
         start = (package.package / self.manifest.initial_state).read_bytes()
         self.values: Values = decode_values(start, self.manifest.slices)
 
-    def checkpoints(self, rounds: Sequence[int]) -> Iterator[Checkpoint]:
-        """Train, and stop after each of these numbers of rounds, ascending and at least 1."""
+    def snapshots(self, rounds: Sequence[int]) -> Iterator[GradientSnapshot]:
+        """Train, and take a snapshot after each of these numbers of rounds, which ascend from 1 or more."""
         moments: dict[str, Moments] = {}
         last: Values = {}
         for number in range(max(rounds) + 1):
             if number in rounds:
-                yield self._checkpoint(number, last)
+                yield self._snapshot(number, last)
             if number == max(rounds):
                 return
             last = self._mean_gradient(self._round_rows(number))
@@ -184,11 +201,11 @@ class ExactRun:
                 change = -gradient.astype(np.float64)
                 self.values[name], moments[name] = step(self.values[name], change, before, config)
 
-    def _checkpoint(self, number: int, last: Values) -> Checkpoint:
+    def _snapshot(self, number: int, last: Values) -> GradientSnapshot:
         rows, others = self._round_rows(number), self._round_rows(number, apart=True)
         gradients, residuals, loss = self._single(rows)
         other, other_residuals, _ = self._single(others)
-        return Checkpoint(
+        return GradientSnapshot(
             number,
             loss,
             self.specs,
@@ -201,9 +218,9 @@ class ExactRun:
         )
 
     def _round_rows(self, number: int, *, apart: bool = False) -> list[int]:
-        """Rows that a round's devices train on, in order; or ten other devices'."""
+        """Rows that a round's devices train on, in order; or with ``apart`` the rows of ten other devices."""
         order = np.random.default_rng([SEED, number]).permutation(DEVICES)
-        chosen = order[PLACES : 2 * PLACES] if apart else order[:PLACES]
+        chosen = order[SLOTS : 2 * SLOTS] if apart else order[:SLOTS]
         rows: list[int] = []
         for slot, device in enumerate(chosen):
             share = self.shares[device]
@@ -219,7 +236,7 @@ class ExactRun:
         return Examples(ids, [row.label for row in chosen], self.manifest.pad_token_id, SEQUENCE)
 
     def _mean_gradient(self, rows: Sequence[int]) -> Values:
-        """Of all trained slices and the head."""
+        """The mean gradient over some rows, of all trained slices and the head."""
         examples = self._examples(rows)
         batches = [examples.batch(group) for group in group_by_length(examples.ids, BATCH)]
         sweep, gradient = self.executor.gradient(self.values, batches)
@@ -241,7 +258,7 @@ class ExactRun:
         return flat
 
     def _check(self, rows: Sequence[int], gradients: Matrix) -> float:
-        """A batch's jvps by the dual programs, along random signs, beside g·v."""
+        """How far a batch's jvps by the dual programs are from g·v along the same random signs."""
         batch: Batch = self._examples(rows).batch(range(len(rows)))
         flat = np.random.default_rng(SEED).choice(np.float32([-1, 1]), gradients.shape)
         tangents, start = {}, 0

@@ -21,7 +21,7 @@ from edge_runtime.protocol.messages import PER_EXAMPLE, Directions, LocalOptimiz
 from edge_runtime.training.gradient import estimate, shared_jvps
 from edge_runtime.training.tangents import draw_tangents
 
-#: Normal candidates for each filtered direction.
+#: Normal directions from which each filtered direction is chosen.
 CANDIDATES = 10
 
 
@@ -30,10 +30,13 @@ class StepInput:
     """One step of one device.
 
     Attributes:
-        task: gives seed, round, slot and draws. specs: what the device trains, n numbers together.
-        columns: where these numbers lie among all d. number: of the step.
-        gradients: (B, n), exact, of each example. residuals: (B, C) of the same.
-        last: (n,), mean gradient of the round before.
+        task: task with the seed, round, slot and draws of the device.
+        specs: slices that the device trains, n numbers together.
+        columns: indices of these numbers among all d, (n,).
+        number: number of the step within the task.
+        gradients: exact gradient of each example, (B, n).
+        residuals: softmax minus one-hot of each example, (B, C).
+        last: mean gradient of the round before, (n,).
     """
 
     task: Task
@@ -49,12 +52,14 @@ Estimator = Callable[[StepInput], DoubleArray]
 
 
 @dataclass(frozen=True)
-class Method:
-    """A way to estimate.
+class EstimatorMethod:
+    """A way to estimate a gradient.
 
     Attributes:
+        estimate: function that gives the estimate of one step.
         way: how derivatives are found: ``forward`` mode or ``central`` differences.
-        biased: whether its mean is another than the gradient. least_draws: below which it does not exist.
+        biased: whether the mean of its estimates is another than the gradient.
+        least_draws: fewest draws that it can work with.
     """
 
     estimate: Estimator
@@ -64,7 +69,7 @@ class Method:
 
 
 def make_task(slices: tuple[str, ...], round_number: int, slot: int, seed: int, draws: int) -> Task:
-    """A task as far as directions go by it."""
+    """A task with everything that directions depend on; its other fields mean nothing."""
     return Task(
         task_id="estimators",
         run_id="estimators",
@@ -88,7 +93,7 @@ def make_task(slices: tuple[str, ...], round_number: int, slot: int, seed: int, 
 
 
 def directions(step: StepInput, kind: Directions) -> Values:
-    """The runtime's tangents (K, b, *s), b = 1 where examples share them."""
+    """The runtime's tangents (K, b, *s); b is the number of examples, or 1 where they share directions."""
     task = msgspec.structs.replace(step.task, directions=kind)
     examples = range(len(step.gradients)) if kind in PER_EXAMPLE else [0]
     reference = cut(-step.last, step.specs) if kind == "filtered" else None
@@ -96,7 +101,7 @@ def directions(step: StepInput, kind: Directions) -> Values:
 
 
 def flattened(tensors: Values) -> FloatArray:
-    """Tangents (K, b, *s) side by side: (K, b, n)."""
+    """Tangents (K, b, *s) of all slices side by side, as (K, b, n)."""
     return np.concatenate([each.reshape(*each.shape[:2], -1) for each in tensors.values()], axis=2)
 
 
@@ -111,7 +116,7 @@ def cut(flat: FloatArray, specs: tuple[SliceSpec, ...]) -> Values:
 
 
 def jvps_along(gradients: Matrix, flat: FloatArray) -> FloatArray:
-    """g_i·v, (K, B), along directions (K, B, n) or shared ones (K, 1, n)."""
+    """Derivatives g_i·v, (K, B), along directions (K, B, n), or along shared ones (K, 1, n)."""
     if flat.shape[1] == 1:
         shared: FloatArray = flat[:, 0] @ gradients.T
         return shared
@@ -120,7 +125,7 @@ def jvps_along(gradients: Matrix, flat: FloatArray) -> FloatArray:
 
 
 def shipped(kind: Directions) -> Estimator:
-    """The runtime's estimate from its directions of one kind."""
+    """The runtime's own estimate, from its own directions of one kind."""
 
     def run(step: StepInput) -> DoubleArray:
         tangents = directions(step, kind)
@@ -134,17 +139,17 @@ def shipped(kind: Directions) -> Estimator:
 
 
 def exact(step: StepInput) -> DoubleArray:
-    """No estimate: backpropagation."""
+    """The exact mean gradient, as backpropagation gives it."""
     mean: DoubleArray = step.gradients.mean(axis=0, dtype=np.float64)
     return mean
 
 
 SHIPPED = {
-    "per_example": Method(shipped("per_example")),
-    "one_slice": Method(shipped("one_slice")),
-    "shared": Method(shipped("shared")),
-    "orthogonal": Method(shipped("orthogonal")),
-    "gaussian": Method(shipped("gaussian")),
-    "filtered (biased)": Method(shipped("filtered"), biased=True),
-    "zero order, shared": Method(shipped("shared"), way="central"),
+    "per_example": EstimatorMethod(shipped("per_example")),
+    "one_slice": EstimatorMethod(shipped("one_slice")),
+    "shared": EstimatorMethod(shipped("shared")),
+    "orthogonal": EstimatorMethod(shipped("orthogonal")),
+    "gaussian": EstimatorMethod(shipped("gaussian")),
+    "filtered (biased)": EstimatorMethod(shipped("filtered"), biased=True),
+    "zero order, shared": EstimatorMethod(shipped("shared"), way="central"),
 }

@@ -8,61 +8,64 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.estimators.candidates import residual_maps, softened
 from benchmarks.estimators.errors import per_example_error
-from benchmarks.estimators.exact_gradients import BATCH, Checkpoint
+from benchmarks.estimators.exact_gradients import BATCH, GradientSnapshot
+from benchmarks.estimators.unshipped import residual_maps, softened
 from benchmarks.harness.result_file import Figure, figure
 
 #: Forward passes of an example: those of forward mode with 1, 4 and 16 draws.
 BUDGETS = (2, 5, 17)
-#: At every point of the run this budget is tried, and all at one of the points.
+#: The budget that is tried at every point of the run; all budgets are tried at one point only.
 MAIN_PASSES, MAIN_ROUND = BUDGETS[1], 5
 MAIN_SLICES = "LoRA-XS, last 2 blocks"
 BASE = "per_example"
 SPLIT_WORDS = {"whole": "all slices to every device", "cyclic": "slices dealt out"}
-#: Methods that share noise among slices in another way than the rest.
+#: Methods that spread the noise over slices in another way than the rest.
 PER_SLICE = ("one_slice", "coordinate scales", "eigenvector scales")
 
 
-def signal(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What decides how well gradients can be estimated; numbers without unit.
+def signal(snapshot: GradientSnapshot) -> dict[str, Any]:
+    """What decides how well gradients can be estimated, in numbers without unit.
 
-    ``noise``: E‖g_i‖² / ‖ḡ‖² over the round's rows; ``noise_unbiased``: with the part of ‖ḡ‖² that the rows' own
-    scatter adds taken off, None where nothing is left. ``*_unexplained``: what a control variate leaves of E‖g_i‖².
-    ``*_gain``: how many times less the error is with scales that fit the rows they are judged on. ``slice_shares``:
-    of E‖g_i‖², for each slice. ``last_cosine``: of ḡ to the exact mean gradient of the round before.
-    ``step_error_of_one_draw``: of directions per example, by formula.
+    * ``noise``: E‖g_i‖² / ‖ḡ‖² over the round's rows;
+    * ``noise_unbiased``: the same without the part of ‖ḡ‖² that comes from the scatter of the rows themselves; None
+      where nothing is left;
+    * ``*_unexplained``: the part of E‖g_i‖² that a control variate leaves;
+    * ``*_gain``: how many times smaller the error is with scales that fit the very rows they are judged on;
+    * ``slice_shares``: each slice's share of E‖g_i‖²;
+    * ``last_cosine``: cosine of ḡ to the exact mean gradient of the round before;
+    * ``step_error_of_one_draw``: error after a step of directions per example with one draw, by formula.
     """
-    gradients = checkpoint.gradients.astype(np.float64)
+    gradients = snapshot.gradients.astype(np.float64)
     count, size = gradients.shape
     moments = (gradients**2).mean(axis=0)
     total, mean = float(moments.sum()), float((gradients.mean(axis=0) ** 2).sum())
     unbiased = (mean - total / count) / (1 - 1 / count)
-    left_residual = gradients - checkpoint.residuals @ residual_maps(checkpoint)
-    starts = np.cumsum([0, *(spec.dimensions for spec in checkpoint.specs[:-1])])
+    left_residual = gradients - snapshot.residuals @ residual_maps(snapshot)
+    starts = np.cumsum([0, *(spec.dimensions for spec in snapshot.specs[:-1])])
     shares = np.add.reduceat(moments, starts) / total
     found: dict[str, Any] = {
-        "loss": checkpoint.loss,
+        "loss": snapshot.loss,
         "dimensions": size,
         "noise": total / mean,
         "noise_unbiased": total / unbiased if unbiased > 0 else None,
-        "last_cosine": cosine(checkpoint.last, gradients.mean(axis=0)),
-        "mean_unexplained": float(((gradients - checkpoint.last) ** 2).sum(axis=1).mean() / total),
+        "last_cosine": cosine(snapshot.last, gradients.mean(axis=0)),
+        "mean_unexplained": float(((gradients - snapshot.last) ** 2).sum(axis=1).mean() / total),
         "residual_unexplained": float((left_residual**2).sum(axis=1).mean() / total),
         "coordinate_gain": float(size * total / np.sqrt(moments).sum() ** 2),
-        "jvp_difference": checkpoint.jvp_difference,
+        "jvp_difference": snapshot.jvp_difference,
         "step_error_of_one_draw": per_example_error(gradients.reshape(-1, BATCH, size), 1),
     }
     if size <= 1000:
         values = softened(np.linalg.eigvalsh(gradients.T @ gradients / count))
         found["eigenvector_gain"] = float(size * values.sum() / np.sqrt(values).sum() ** 2)
     rounded = {key: value if value is None else float(f"{value:.4g}") for key, value in found.items()}
-    shown = {spec.target: float(f"{share:.3g}") for spec, share in zip(checkpoint.specs, shares, strict=True)}
+    shown = {spec.target: float(f"{share:.3g}") for spec, share in zip(snapshot.specs, shares, strict=True)}
     return {**rounded, "slice_shares": shown}
 
 
 def table_rows(judged: Sequence[Mapping[str, Any]], signals: Sequence[Mapping[str, Any]]) -> list[Figure]:
-    """The page's rows: medians and ranges over data sets and points of the run, LoRA-XS in the last two blocks."""
+    """The page's rows: medians and ranges over data sets and points of the run, for LoRA-XS in the last two blocks."""
     points = [each for each in signals if each["slices"] == MAIN_SLICES]
     kept = [each for each in judged if each["slices"] == MAIN_SLICES]
     rows = [*_signal_rows(points), *_absolute_rows(kept)]
@@ -128,7 +131,7 @@ def _absolute_rows(kept: Sequence[Mapping[str, Any]]) -> list[Figure]:
 def _found(
     kept: Sequence[Mapping[str, Any]], name: str, split: str, level: str, key: str, **where: float
 ) -> list[float]:
-    """At every point, by default at 5 passes; the exact gradient has no number of passes."""
+    """One figure of a method at every point, by default at 5 passes; the exact gradient has no number of passes."""
     where = where if "passes" in where or name == "exact" else {**where, "passes": MAIN_PASSES}
     return [
         each[level][key]
@@ -138,7 +141,7 @@ def _found(
 
 
 def _ratio(kept: Sequence[Mapping[str, Any]], name: str, level: str, key: str) -> Figure:
-    """A method's error over that of directions per example, point by point, nobody taking more than 5 passes."""
+    """A method's error over that of directions per example, point by point; neither takes more than 5 passes."""
     own = [
         each[level][key]
         for each in kept
@@ -156,6 +159,6 @@ def _ratio(kept: Sequence[Mapping[str, Any]], name: str, level: str, key: str) -
 
 
 def cosine(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> float:
-    """0 where one of them is zero."""
+    """The cosine of two vectors; 0 where one of them is zero."""
     scale = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / scale if scale else 0.0

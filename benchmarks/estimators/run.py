@@ -1,9 +1,9 @@
 """`make bench-estimators`: how near gradient estimates come to the exact gradient, at equal forward passes.
 
-At points of a run of exact federated training on all-MiniLM-L6-v2 the exact gradient of each example is computed once
-(:mod:`benchmarks.estimators.exact_gradients`); what the package offers (:mod:`benchmarks.estimators.methods`) and
-what it does not (:mod:`benchmarks.estimators.candidates`) is then judged on it over and over
-(:mod:`benchmarks.estimators.errors`).
+At points of a run of exact federated training on all-MiniLM-L6-v2, the exact gradient of each example is computed once
+(:mod:`benchmarks.estimators.exact_gradients`). The estimators that the package offers
+(:mod:`benchmarks.estimators.methods`), and some that it does not (:mod:`benchmarks.estimators.unshipped`), are then
+judged on these gradients many times (:mod:`benchmarks.estimators.errors`).
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.estimators.candidates import candidates
 from benchmarks.estimators.errors import LEVELS, DoubleArray, Errors, draws_within, judge, mean_errors, passes
 from benchmarks.estimators.exact_gradients import (
     ADAM,
     BATCH,
     HEAD_ADAM,
-    PLACES,
     SEED,
     SLICE_TYPES,
+    SLOTS,
     STEPS,
-    Checkpoint,
-    checkpoints,
+    GradientSnapshot,
+    snapshots,
 )
-from benchmarks.estimators.methods import SHIPPED, Method, StepInput, exact, make_task
+from benchmarks.estimators.methods import SHIPPED, EstimatorMethod, StepInput, exact, make_task
 from benchmarks.estimators.rows import BUDGETS, MAIN_PASSES, MAIN_ROUND, signal, table_rows
+from benchmarks.estimators.unshipped import unshipped_methods
+from benchmarks.harness.arguments import command_line
 from benchmarks.harness.measured_process import pinned_to_cores
 from benchmarks.harness.result_file import RESULTS, write_result
 from benchmarks.harness.tables import table
@@ -40,7 +41,7 @@ from coordinator.rounds.assignment import deal
 
 RESULT = RESULTS / "estimators.json"
 LAST_BLOCKS, QUERY_VALUE, LORA = SLICE_TYPES
-#: Data set, slice type, rounds before the points; and the round at which every budget is tried, not 5 passes alone.
+#: Data set, slice type, and the numbers of rounds after which gradients are taken.
 SETTINGS = (
     ("TREC", LAST_BLOCKS, (1, 5, 25)),
     ("SST-2", LAST_BLOCKS, (1, 5, 25)),
@@ -52,7 +53,7 @@ SPLITS: tuple[Literal["whole", "cyclic"], ...] = ("whole", "cyclic")
 
 
 def main() -> int:
-    """Judge all and write the table."""
+    """Judge every estimator and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path(__file__).parents[3] / "shared" / "data")
     parser.add_argument(
@@ -74,11 +75,11 @@ def main() -> int:
         wanted = [number for number in rounds if number in arguments.rounds]
         if not wanted:
             continue
-        for checkpoint in checkpoints(arguments.folder, arguments.data, data_name, type_name, wanted):
-            where = {"data": data_name, "slices": type_name, "rounds": checkpoint.round_number}
-            signals.append({**where, **signal(checkpoint)})
+        for snapshot in snapshots(arguments.folder, arguments.data, data_name, type_name, wanted):
+            where = {"data": data_name, "slices": type_name, "rounds": snapshot.round_number}
+            signals.append({**where, **signal(snapshot)})
             print(json.dumps(signals[-1]), flush=True)
-            judged += [{**where, **each} for each in judge_all(checkpoint, repetitions)]
+            judged += [{**where, **each} for each in judge_all(snapshot, repetitions)]
     rows = table_rows(judged, signals)
     if arguments.quick and arguments.output is None:
         print("\n".join(f"{row.name}: {row.value} {row.unit}" for row in rows))
@@ -88,14 +89,14 @@ def main() -> int:
     return 0
 
 
-def judge_all(checkpoint: Checkpoint, repetitions: int) -> list[dict[str, Any]]:
-    """Every method, deal and number of passes at one point of the run."""
-    methods: dict[str, Method] = {**SHIPPED, **candidates(checkpoint)}
+def judge_all(snapshot: GradientSnapshot, repetitions: int) -> list[dict[str, Any]]:
+    """Errors of every method at one point of the run, for each way to deal slices and each number of passes."""
+    methods: dict[str, EstimatorMethod] = {**SHIPPED, **unshipped_methods(snapshot)}
     judged = []
-    budgets = BUDGETS if checkpoint.round_number == MAIN_ROUND else (MAIN_PASSES,)
-    large = checkpoint.gradients.shape[1] > 1000
+    budgets = BUDGETS if snapshot.round_number == MAIN_ROUND else (MAIN_PASSES,)
+    large = snapshot.gradients.shape[1] > 1000
     for split in SPLITS:
-        found = judge_method(checkpoint, Method(exact), 1, split, 1)
+        found = judge_method(snapshot, EstimatorMethod(exact), 1, split, 1)
         judged.append(_entry("exact", split, 0, 0, found))
         for name, method in methods.items():
             for budget in budgets[:2] if large else budgets:
@@ -103,39 +104,43 @@ def judge_all(checkpoint: Checkpoint, repetitions: int) -> list[dict[str, Any]]:
                 if draws < method.least_draws:
                     continue
                 slow = name.startswith("filtered")
-                found = judge_method(checkpoint, method, draws, split, 2 if slow or large else repetitions)
+                found = judge_method(snapshot, method, draws, split, 2 if slow or large else repetitions)
                 judged.append(_entry(name, split, draws, passes(draws, method.way), found))
         print(f"  {split}: {len(judged)} judged", flush=True)
     return judged
 
 
 def judge_method(
-    checkpoint: Checkpoint, method: Method, draws: int, split: Literal["whole", "cyclic"], repetitions: int
+    snapshot: GradientSnapshot,
+    method: EstimatorMethod,
+    draws: int,
+    split: Literal["whole", "cyclic"],
+    repetitions: int,
 ) -> dict[str, Errors]:
-    """Errors at each level, mean over repetitions that draw anew."""
-    specs = checkpoint.specs
+    """Errors of one method at each level, means over repetitions that draw other directions."""
+    specs = snapshot.specs
     sizes = [spec.dimensions for spec in specs]
     starts = [0, *np.cumsum(sizes)[:-1].tolist()]
-    dealt = deal([spec.name for spec in specs], [], PLACES, checkpoint.round_number, split=split)
-    size = checkpoint.gradients.shape[1]
-    by_step = checkpoint.gradients.reshape(PLACES, STEPS, BATCH, size)
-    residuals = checkpoint.residuals.reshape(PLACES, STEPS, BATCH, -1)
+    dealt = deal([spec.name for spec in specs], [], SLOTS, snapshot.round_number, split=split)
+    size = snapshot.gradients.shape[1]
+    by_step = snapshot.gradients.reshape(SLOTS, STEPS, BATCH, size)
+    residuals = snapshot.residuals.reshape(SLOTS, STEPS, BATCH, -1)
     means = by_step.mean(axis=2, dtype=np.float64)
     repeated = []
     for repetition in range(repetitions):
-        estimates: DoubleArray = np.zeros((PLACES, STEPS, size))
-        owned: DoubleArray = np.zeros((PLACES, size))
-        for place, names in enumerate(dealt):
+        estimates: DoubleArray = np.zeros((SLOTS, STEPS, size))
+        owned: DoubleArray = np.zeros((SLOTS, size))
+        for slot, names in enumerate(dealt):
             own = tuple(spec for spec in specs if spec.name in names)
             columns = np.flatnonzero(np.repeat([spec.name in names for spec in specs], sizes))
-            owned[place, columns] = 1
-            task = make_task(names, checkpoint.round_number, place, SEED + repetition, draws)
+            owned[slot, columns] = 1
+            task = make_task(names, snapshot.round_number, slot, SEED + repetition, draws)
             for number in range(STEPS):
-                gradients = np.ascontiguousarray(by_step[place, number][:, columns])
+                gradients = np.ascontiguousarray(by_step[slot, number][:, columns])
                 step = StepInput(
-                    task, own, columns, number, gradients, residuals[place, number], checkpoint.last[columns]
+                    task, own, columns, number, gradients, residuals[slot, number], snapshot.last[columns]
                 )
-                estimates[place, number, columns] = method.estimate(step)
+                estimates[slot, number, columns] = method.estimate(step)
         repeated.append(judge(estimates, means, owned, starts))
     return {level: mean_errors([each[level] for each in repeated]) for level in LEVELS}
 
@@ -143,7 +148,7 @@ def judge_method(
 def _entry(
     name: str, split: str, draws: int, passes_taken: int, found: Mapping[str, Errors]
 ) -> dict[str, Any]:
-    """One judgement as the result file keeps it, with four digits."""
+    """One entry of the result file, its numbers with four digits."""
     errors = {
         level: {key: float(f"{value:.4g}") for key, value in asdict(each).items()}
         for level, each in found.items()
@@ -152,15 +157,11 @@ def _entry(
 
 
 def _write(path: Path, repetitions: int, rows: list[Any], more: dict[str, Any]) -> dict[str, Any]:
-    command = (
-        " ".join(["python -m benchmarks.estimators.run", *sys.argv[1:]])
-        if sys.argv[1:]
-        else "make bench-estimators"
-    )
+    command = command_line("benchmarks.estimators.run", "bench-estimators")
     conditions = {
         "model": "all-MiniLM-L6-v2, float",
         "data": "Dirichlet(1.0), 100 devices of 44 rows",
-        "round": f"{PLACES} devices, {STEPS} steps of {BATCH}",
+        "round": f"{SLOTS} devices, {STEPS} steps of {BATCH}",
         "run": f"exact gradients, Adam {ADAM.rate}, head {HEAD_ADAM.rate}",
         "seed": SEED,
         "repetitions": f"{repetitions}; of filtered and of LoRA 2",

@@ -1,1 +1,1 @@
-"""What the benches share: subjects' shapes and rows, measured processes, result files, tables."""
+"""What the benches share: options, model shapes, rows, measured processes, turns, result files and tables."""

@@ -10,9 +10,11 @@ from coordinator.simulation.labelled_rows import LabelledRows
 
 
 def read_trec(folder: Path, *, fine: bool = False) -> LabelledRows:
-    """TREC's training questions (Li and Roth 2002) with their six coarse classes, from lines "LABEL:fine text".
+    """TREC's training questions (Li and Roth 2002), from lines "LABEL:fine text".
 
-    ``fine``: with the whole label, of which there are 50.
+    Args:
+        folder: folder of the data sets.
+        fine: whether rows get the whole label, of which there are 50, or the coarse class before the colon, one of six.
     """
     path = folder / "trec" / "TREC.train"
     pairs = [line.split(" ", 1) for line in read_text(path, "latin-1").splitlines() if line.strip()]
@@ -22,7 +24,7 @@ def read_trec(folder: Path, *, fine: bool = False) -> LabelledRows:
 
 
 def read_sst2(folder: Path) -> LabelledRows:
-    """SST-2's training sentences (Socher et al. 2013) and phrases of them, negative 0 and positive 1."""
+    """SST-2's training sentences (Socher et al. 2013) and phrases of them; 0 is negative and 1 positive."""
     path = folder / "sst2" / "train.tsv"
     lines = csv.DictReader(read_text(path, "utf-8").splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
     pairs = [(line["sentence"].strip(), line["label"]) for line in lines]
@@ -33,7 +35,7 @@ READERS = {"TREC": read_trec, "SST-2": read_sst2}
 
 
 def read_text(path: Path, encoding: str = "utf-8") -> str:
-    """A data set's file; exits with a line that names it and the option if it cannot be read."""
+    """The text of a data set's file; if it cannot be read, the program ends with a line that names it and --data."""
     try:
         return path.read_text(encoding)
     except OSError as error:

@@ -18,7 +18,8 @@ def write_full_rows(path: Path, tokenizer: Path, tokens: int, count: int) -> Non
     Args:
         path: file to write.
         tokenizer: ``tokenizer.json`` that counts the tokens.
-        tokens: of a row, at least. count: of rows.
+        tokens: fewest tokens of a row.
+        count: number of rows.
     """
     counter = tokenizers.Tokenizer.from_file(str(tokenizer))
     counter.no_truncation()

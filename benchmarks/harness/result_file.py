@@ -24,10 +24,11 @@ class Figure:
     Attributes:
         name: what was measured.
         value: median over the repetitions.
-        unit: ``bytes``, ``seconds`` or ``times``.
-        reach: the value wanted at most; None where nothing is promised.
+        unit: ``bytes``, ``seconds``, ``times`` or another word that follows the number.
+        reach: value to reach; None where nothing is promised.
         met: whether it was reached; None without ``reach``.
-        low, high: smallest and largest over the repetitions.
+        low: smallest value over the repetitions.
+        high: largest value over the repetitions.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Figure:
 
 
 def figure(name: str, unit: str, repeated: Sequence[float], reach: float | None = None) -> Figure:
-    """The figure of several repetitions."""
+    """The figure of several repetitions; a ``reach`` is met by a median that is not above it."""
     value = median(repeated)
     met = None if reach is None else value <= reach
     return Figure(name, _shown(value), unit, reach, met, _shown(min(repeated)), _shown(max(repeated)))
@@ -49,7 +50,18 @@ def figure(name: str, unit: str, repeated: Sequence[float], reach: float | None 
 def write_result(
     path: Path, command: str, threads: int, figures: Sequence[Figure], conditions: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write a result file; returns the document."""
+    """Write a result file.
+
+    Args:
+        path: file to write.
+        command: command that measures the figures again.
+        threads: threads that what was measured ran on.
+        figures: rows of the table.
+        conditions: whatever else is needed to measure the same again.
+
+    Returns:
+        The document that was written.
+    """
     document = {
         "command": command,
         "commit": _commit(),
@@ -65,12 +77,12 @@ def write_result(
 
 
 def _shown(value: float) -> float:
-    """Bytes stay whole numbers; the rest keeps four digits, which is more than repeats."""
+    """Bytes stay whole numbers; other values keep four digits, which is more than repetitions agree on."""
     return value if isinstance(value, int) else float(f"{value:.4g}") if value < 1e4 else round(value)
 
 
 def _commit() -> str:
-    """The commit measured, marked where tracked files differ from it; results may, one written after another."""
+    """The commit that was measured, marked if tracked files differ from it; other result files may differ."""
     known = _git("describe", "--always", "--abbrev=40", "--exclude=*")
     changed = _git("diff", "--name-only", "HEAD", "--", ":/", f":(exclude){RESULTS.name}")
     return f"{known}-dirty" if changed else known or "unknown"

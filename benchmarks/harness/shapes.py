@@ -10,13 +10,21 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-#: What ``transformers`` reads of a tokenizer; the vocabulary is BERT's uncased one, the same for all shapes.
+#: Files that ``transformers`` reads a tokenizer from; the vocabulary is BERT's uncased one for all shapes.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Sizes of an encoder: ``hidden`` values a token, ``inner`` of the feed-forward part."""
+class EncoderShape:
+    """Sizes of a BERT encoder.
+
+    Attributes:
+        name: what tables call it.
+        hidden: values of a hidden state.
+        blocks: number of blocks.
+        heads: attention heads of a block.
+        inner: values within the feed-forward part.
+    """
 
     name: str
     hidden: int
@@ -27,7 +35,17 @@ class Shape:
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """Sizes of a Llama decoder; ``groups`` are its key and value heads."""
+    """Sizes of a Llama decoder.
+
+    Attributes:
+        name: what tables call it.
+        hidden: values of a hidden state.
+        blocks: number of blocks.
+        heads: query heads of a block.
+        groups: key and value heads of a block.
+        inner: values within the feed-forward part.
+        vocabulary: number of tokens in the vocabulary.
+    """
 
     name: str
     hidden: int
@@ -38,25 +56,33 @@ class DecoderShape:
     vocabulary: int
 
 
-#: Llama 2 7B's (Touvron et al. 2023, arXiv 2307.09288, and its published configuration).
+#: Sizes of Llama 2 7B (Touvron et al. 2023, arXiv 2307.09288, and its published configuration).
 LLAMA_7B = DecoderShape(
     "Llama 7B", hidden=4096, blocks=32, heads=32, groups=32, inner=11_008, vocabulary=32_000
 )
-#: TinyLlama's (Zhang et al. 2024, arXiv 2401.02385, table 1).
+#: Sizes of TinyLlama (Zhang et al. 2024, arXiv 2401.02385, table 1).
 LLAMA_1B = DecoderShape(
     "Llama 1.1B", hidden=2048, blocks=22, heads=32, groups=4, inner=5632, vocabulary=32_000
 )
-BERT_BASE = Shape("BERT-base", hidden=768, blocks=12, heads=12, inner=3072)
-BERT_LARGE = Shape("BERT-large", hidden=1024, blocks=24, heads=16, inner=4096)
+#: Sizes of the two smaller SmolLM, from their published configurations.
+LLAMA_360M = DecoderShape(
+    "Llama 360M", hidden=960, blocks=32, heads=15, groups=5, inner=2560, vocabulary=49_152
+)
+LLAMA_135M = DecoderShape(
+    "Llama 135M", hidden=576, blocks=30, heads=9, groups=3, inner=1536, vocabulary=49_152
+)
+BERT_BASE = EncoderShape("BERT-base", hidden=768, blocks=12, heads=12, inner=3072)
+BERT_LARGE = EncoderShape("BERT-large", hidden=1024, blocks=24, heads=16, inner=4096)
 
 
-def write_shape(folder: Path, shape: Shape, tokenizer_folder: Path, seed: int = 0) -> Path:
-    """Write a model folder of that shape with random weights, or leave it if it is there.
+def write_shape(folder: Path, shape: EncoderShape, tokenizer_folder: Path, seed: int = 0) -> Path:
+    """Write an encoder of a shape with random weights; a folder that is there already is left as it is.
 
     Args:
-        folder: to create. shape: which sizes.
-        tokenizer_folder: a model folder with BERT's uncased tokenizer.
-        seed: of the weights.
+        folder: model folder to create.
+        shape: sizes of the model.
+        tokenizer_folder: model folder with BERT's uncased tokenizer.
+        seed: seed of the weights.
     """
     if (folder / "model.safetensors").exists():
         return folder
@@ -75,19 +101,14 @@ def write_shape(folder: Path, shape: Shape, tokenizer_folder: Path, seed: int = 
     return folder
 
 
-#: SmolLM's two smaller ones, from their published configurations.
-LLAMA_360M = DecoderShape(
-    "Llama 360M", hidden=960, blocks=32, heads=15, groups=5, inner=2560, vocabulary=49_152
-)
-LLAMA_135M = DecoderShape(
-    "Llama 135M", hidden=576, blocks=30, heads=9, groups=3, inner=1536, vocabulary=49_152
-)
-
-
 def write_decoder(folder: Path, shape: DecoderShape, tokenizer_folder: Path, seed: int = 0) -> Path:
-    """The same for a decoder, its weights in bfloat16, without ever holding more than one shard.
+    """Write a decoder of a shape with random weights in bfloat16, holding one shard in memory at a time.
 
-    The tokenizer's vocabulary must fit the shape's.
+    Args:
+        folder: model folder to create; one that is there already is left as it is.
+        shape: sizes of the model; its vocabulary is at least the tokenizer's.
+        tokenizer_folder: model folder with BERT's uncased tokenizer.
+        seed: seed of the weights.
     """
     if (folder / "config.json").exists():
         return folder

@@ -1,1 +1,1 @@
-"""Benches of single products and of where weights lie."""
+"""Benches of the arithmetics of frozen products, and of where their weights lie."""

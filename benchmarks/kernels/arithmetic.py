@@ -1,23 +1,21 @@
 """`make bench-arithmetic`: which arithmetic gives the best gradient estimate for its time, on real weights and text.
 
 all-MiniLM-L6-v2, 8 rows of 128 tokens, all slices. The exact gradient comes from torch on the same quantised weights.
-Each arithmetic estimates it from the same tangents, again and again; a step's time is that of the whole sweep. The
-cosine of an estimate grows with the root of the number of draws, so cosine² per second is what more draws cannot
-change.
+Each arithmetic estimates it many times, from the same tangents; a step's time is that of the whole sweep. The cosine of
+an estimate grows with the root of the number of draws, so cosine² per second does not depend on it.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
-from pathlib import Path
 from statistics import mean, median
 
 import msgspec
 import numpy as np
 
+from benchmarks.harness.arguments import bench_parser
 from benchmarks.harness.long_rows import LABELS
 from benchmarks.harness.measured_process import pinned_to_cores
 from benchmarks.harness.result_file import RESULTS, Figure, figure, write_result
@@ -42,13 +40,7 @@ PERTURBATION = 0.02
 
 def main() -> int:
     """Measure all arithmetics in turns and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--folder", type=Path, default=Path("build/bench-memory"), help="for models and packages"
-    )
-    parser.add_argument("--repetitions", type=int, default=40)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=RESULT)
+    parser = bench_parser(__doc__.splitlines()[0], RESULT, repetitions=40)
     arguments = parser.parse_args()
     pinned_to_cores(arguments.threads)
     keep_freed_memory()
@@ -66,7 +58,13 @@ def main() -> int:
     figures = []
     for draws in (1, 4):
         figures += _compare(
-            subject, executors, batch, values, (exact_loss, exact), draws, arguments.repetitions
+            subject,
+            executors,
+            batch,
+            values,
+            (exact_loss, exact),
+            draws=draws,
+            repetitions=arguments.repetitions,
         )
     conditions = {
         "model": "all-MiniLM-L6-v2",
@@ -84,10 +82,21 @@ def _compare(
     batch: Batch,
     values: Values,
     exact: tuple[float, np.ndarray],
+    *,
     draws: int,
     repetitions: int,
 ) -> list[Figure]:
-    """Estimates from the same tangents by every arithmetic, in turns."""
+    """Figures of every arithmetic, which take turns on the same tangents.
+
+    Args:
+        subject: model and package.
+        executors: executor of each arithmetic.
+        batch: rows to run.
+        values: values of slices and head.
+        exact: mean loss and gradient by torch.
+        draws: draws of a sweep.
+        repetitions: number of turns.
+    """
     manifest = subject.manifest
     specs = [manifest.slice_named(name) for name in subject.slices]
     task = msgspec.structs.replace(subject.job(None).task, draws=draws)
@@ -147,26 +156,17 @@ def _values(subject: Subject) -> Values:
 
 def _exact(subject: Subject, batch: Batch, values: Values) -> tuple[float, np.ndarray]:
     """Mean loss, and the gradient of all slices as one vector, by torch."""
-    import torch
-
+    from benchmarks.harness.torch_gradient import slice_gradient
     from export.model.load import load_model
     from export.model.slices import SliceOptions
-    from export.packaging.self_check import flat_values, torch_inputs
     from export.packaging.torch_reference import TorchReference
     from export.quantisation.stored import store
 
     labels = json.loads(LABELS.read_text())
     stored = store(load_model(subject.model, len(labels), SliceOptions()), "int8")
     reference = TorchReference(stored.segments, stored.in_memory())
-    flat = {name: next(iter(flat_values({name: reference.tensors[name]}))) for name in reference.trainable}
-    tensors = {name: torch.from_numpy(values[key]) for name, key in flat.items()}
-    wanted = [name for name, key in flat.items() if key.split("/")[0] in subject.slices]
-    for name in wanted:
-        tensors[name] = tensors[name].clone().requires_grad_()
-    loss = reference.run(torch_inputs(batch), tensors)["loss"].mean()
-    slopes = torch.autograd.grad(loss, [tensors[name] for name in wanted])
-    gradient = {flat[name]: slope.numpy() for name, slope in zip(wanted, slopes, strict=True)}
-    return float(loss.detach()), _flat(gradient)
+    outputs, gradient = slice_gradient(reference, batch, values, subject.slices)
+    return float(outputs["loss"].mean().detach()), _flat(gradient)
 
 
 def _flat(gradient: Values) -> np.ndarray:

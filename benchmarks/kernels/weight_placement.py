@@ -1,12 +1,12 @@
 """`make bench-placement`: where a block's weights can lie for the engine, and what each way costs.
 
-One block of the BERT-base shape, its dual program with one draw, 1 × 128 tokens. Each way is a fresh process: seconds
-to load, growth of anonymous and of file-backed memory by loading and running, and the time of a run.
+Measured on the dual program of one BERT-base block, with one draw and 1 × 128 tokens. Each way runs in a fresh process,
+which gives the seconds to load, the growth of anonymous and of file-backed memory by loading and running, and the
+seconds of a run.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.harness.arguments import bench_parser
 from benchmarks.harness.measured_process import pinned_to_cores, python_program, run_measured
 from benchmarks.harness.result_file import RESULTS, figure, write_result
 from benchmarks.harness.shapes import BERT_BASE
@@ -24,7 +25,7 @@ from benchmarks.harness.tables import table
 from benchmarks.memory.subjects import TOKENS, Subject, make_subjects
 
 RESULT = RESULTS / "weight-placement.json"
-#: Way: arithmetic of the program, and where its weights are.
+#: The ways by title: arithmetic of the program, and where its weights are.
 WAYS = {
     "block_int8, bound and packed by each session": ("block_int8", "bound"),
     "block_int8, packed once and mapped": ("block_int8", "prepacked"),
@@ -38,13 +39,7 @@ RUNS = 40
 
 def main() -> int:
     """Measure every way in turns and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--folder", type=Path, default=Path("build/bench-memory"), help="for models and packages"
-    )
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=RESULT)
+    parser = bench_parser(__doc__.splitlines()[0], RESULT, repetitions=3)
     arguments = parser.parse_args()
     pinned_to_cores(arguments.threads)
     subject = make_subjects(arguments.folder, arguments.threads, (BERT_BASE.name,))[BERT_BASE.name]
@@ -80,7 +75,7 @@ def main() -> int:
 def _rewritten(subject: Subject, arithmetic: str, place: str, folder: Path) -> Path:
     """The block's dual program with its weights as initialisers of an external file, packed or not, or as inputs.
 
-    Tensors that are fed lie in an ``.npz`` file beside the program.
+    Weights that are fed as inputs lie in ``.npy`` files beside the program.
     """
     import onnx
     import onnxruntime as ort
@@ -144,7 +139,7 @@ def _options(threads: int) -> Any:
 
 
 def child() -> None:
-    """Load one program, run it, and answer what that took."""
+    """Load one program, run it, and write what that took."""
     import onnxruntime as ort
 
     from edge_runtime.memory.allocator import keep_freed_memory

@@ -1,7 +1,8 @@
 """Arms of the learning bench: packages, methods and the grids from which their rates were chosen.
 
-Every arm of a task meets the same devices, rows and batches, and has the same exact head and server optimiser for it
-unless its published form says otherwise. Each gets the same effort: three rates, and one beyond an end that won.
+Every arm of a task meets the same devices, rows and batches. Every arm trains the head by the same exact gradient and
+the same server optimiser, unless its published form says otherwise. Each gets the same effort: three rates, and one
+more beyond the best if that was the first or last of them.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ DECODER_PACKAGES = {
     "lora1": PACKAGES["lora1"],
     "lora1-adjoint": (*PACKAGES["lora1"], "--with-adjoint"),
 }
-#: The server's rate for the head in every arm but those that say otherwise: head only's best, but for TREC's two, where
-#: it was set before the grid ran (head only has its own best there, twice as much).
+#: The server's rate for the head, in every arm that does not say otherwise. It is the best of the arm "head only",
+#: except on TREC's two tasks: there it was set before the grid ran, and the best of "head only" is twice as much.
 HEAD_RATES = {"trec": 0.01, "trec_fine": 0.02, "sst2": 0.01, "ag_news": 0.01, "banking77": 0.02}
-#: The best of each grid, by accuracy after 16 rounds on a seed of its own (``--stage rates``). Arms that a task does
-#: not name have TREC's rate there.
+#: The best rate of each grid, by accuracy after 16 rounds on a seed of its own (``--stage rates``). An arm that a task
+#: does not name has its rate on TREC.
 RATES: dict[str, dict[str, float]] = {
     "trec": {
         "head": 0.02,
@@ -90,10 +91,12 @@ class BenchArm:
     """One arm.
 
     Attributes:
-        kind: what it is, for tables. package: which of :data:`PACKAGES`.
-        run: its run configuration, over the common one.
-        rate: dotted keys in ``run`` that the grid sets, all to one value. grid: the values.
-        rounds_times: how many times the others' rounds it has.
+        kind: what tables call it.
+        package: name of its package in :data:`PACKAGES`.
+        run: settings of its run that differ from the common ones.
+        rate: dotted keys in ``run`` that the grid sets, all to one value.
+        grid: rates that the grid tries.
+        rounds_times: its number of rounds, over that of the other arms.
     """
 
     kind: str
@@ -104,7 +107,7 @@ class BenchArm:
     rounds_times: int = 1
 
     def with_rate(self, rate: float) -> dict[str, Any]:
-        """Its run configuration at a rate."""
+        """The settings of its run at one rate."""
         table = self.run
         for path in self.rate:
             over: Any = rate
@@ -114,7 +117,7 @@ class BenchArm:
         return table
 
 
-#: Spry's own settings but for the clients' rate, which is its grid's.
+#: Spry's published settings. The clients' rate comes from its grid.
 SPRY = {
     "directions": "gaussian",
     "head": "perturbed",
@@ -123,7 +126,7 @@ SPRY = {
     "local_optimizer": {"name": "adamw"},
     "server_optimizer": {"slices": YOGI, "head": YOGI},
 }
-#: Backpropagation's published forms: devices move after each step of their own, and send where they came to.
+#: Published forms of backpropagation: devices update their values after every local step, and send the result.
 LOCAL_RATE = ("local_optimizer.slice_rate", "local_optimizer.head_rate")
 MEAN = {"name": "sgd", "rate": 1.0}
 FEDAVG = {
@@ -144,7 +147,7 @@ def _exact(kind: str, package: str, grid: tuple[float, ...]) -> BenchArm:
 
 
 def _forward(kind: str, directions: str, draws: int, grid: tuple[float, ...]) -> BenchArm:
-    """Forward mode on our slices, averaged alike."""
+    """Forward mode on our slices, averaged before the server's Adam too."""
     run = {"directions": directions, "draws": draws, "server_optimizer": {"slices": ADAM}}
     return BenchArm(f"forward mode, {kind}", "xs", run, SLICES_RATE, grid)
 
@@ -225,7 +228,7 @@ def _on_lora1(kind: str, draws: int) -> BenchArm:
     return replace(arm, kind=f"forward mode on LoRA r=1, {kind}", package="lora1-adjoint")
 
 
-#: Arms that the decoder has besides: its small matrices bear larger slices, the very ones that Spry is published with.
+#: Arms that only the decoder has. Its matrices are so small that it can train the slices that Spry is published with.
 DECODER_ARMS: dict[str, BenchArm] = {
     "backprop-lora1": _exact("backpropagation, LoRA r=1", "lora1-adjoint", (0.01, 0.02, 0.05)),
     "ours-lora1": _on_lora1("one slice a draw, 8 draws", draws=8),
@@ -241,7 +244,7 @@ def arms_of(task: str) -> dict[str, BenchArm]:
 
 
 def rate_of(task: str, arm: str) -> float:
-    """The rate that a grid chose for an arm; Spry's for its longer runs too."""
+    """The rate that a grid chose for an arm; Spry's longer runs have Spry's rate."""
     name = {"spry8": "spry"}.get(arm, arm)
     return {**RATES["trec"], **RATES.get(task, {})}[name]
 
@@ -252,7 +255,7 @@ def _changed(kind: str, **changes: Any) -> BenchArm:
     return BenchArm(kind, ours.package, merged(ours.with_rate(rate_of("trec", "ours")), changes), (), ())
 
 
-#: Ours with one thing changed at a time, at ours' rate unless another is named: what the default rests on.
+#: The reasons for the defaults: our arm with one setting changed at a time, at our rate unless another is named.
 CHOICES: dict[str, BenchArm] = {
     "all-slices-a-draw": _changed("every draw moves all slices", directions="per_example"),
     "dealt": _changed("slices dealt to devices", split="cyclic"),
@@ -284,7 +287,7 @@ CHOICES: dict[str, BenchArm] = {
     "head-first": _changed("4 rounds of the head alone", head_warm_up_rounds=4),
     "clamped": _changed("jvps clamped to 3", jvp_limit=3.0),
 }
-#: Ours as it reports, for its bytes: the values come out the same to the last bit.
+#: Our arm with each way to report, to count bytes; the values are the same to the last bit.
 REPORTS: dict[str, BenchArm] = {
     "weights": _changed("ours, weights", report="weights"),
     "scalars": _changed("ours, scalars", report="scalars"),

@@ -24,7 +24,13 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task's files: rows of ``text`` and ``label``, and the label set."""
+    """A task's files.
+
+    Attributes:
+        train: training rows, each with ``text`` and ``label``.
+        dev: rows for evaluation, in the same form.
+        labels: JSON array of the label set.
+    """
 
     train: Path
     dev: Path
@@ -33,31 +39,30 @@ class TaskData:
 
 def sst2(folder: Path) -> tuple[list[Pair], list[Pair]]:
     """SST-2 (GLUE): training rows and GLUE's own dev split."""
-
     lines = read_text(folder / "sst2" / "dev.tsv").splitlines()[1:]
     dev = [(label, text.strip()) for label, text in (line.split("\t", 1) for line in lines) if text.strip()]
     return _pairs(read_sst2(folder)), dev
 
 
 def ag_news(folder: Path) -> tuple[list[Pair], list[Pair]]:
-    """AG News, the pool of training rows."""
+    """AG News: its pool of training rows, cut in two."""
     lines = read_text(folder / "ag_news" / "train_pool.csv").splitlines(keepends=True)
     return _cut([(row["label"], row["text"].strip()) for row in csv.DictReader(lines)])
 
 
 def banking77(folder: Path) -> tuple[list[Pair], list[Pair]]:
-    """banking77's training rows."""
+    """banking77: its training rows, cut in two."""
     lines = read_text(folder / "banking77" / "train.csv").splitlines(keepends=True)
     return _cut([(row["category"], row["text"].strip()) for row in csv.DictReader(lines)])
 
 
 def trec(folder: Path) -> tuple[list[Pair], list[Pair]]:
-    """TREC's training rows with their coarse classes."""
+    """TREC: its training rows with their coarse classes, cut in two."""
     return _cut(_pairs(read_trec(folder)))
 
 
 def trec_fine(folder: Path) -> tuple[list[Pair], list[Pair]]:
-    """TREC's training rows with their fine classes."""
+    """TREC: its training rows with their fine classes, cut in two."""
     return _cut(_pairs(read_trec(folder, fine=True)))
 
 
@@ -80,7 +85,16 @@ def prepare(task: str, data: Path, output: Path) -> TaskData:
 
 
 def speakers(data: Path, output: Path, rows_at_least: int = 8) -> tuple[Path, Path]:
-    """TinyShakespeare's speeches with their speakers as owners: training rows, and every tenth speech as dev rows."""
+    """Write TinyShakespeare's speeches, with their speakers as owners.
+
+    Args:
+        data: folder of the data sets.
+        output: folder to write to.
+        rows_at_least: fewest speeches of a speaker; others are left out.
+
+    Returns:
+        The file of training rows, and that of dev rows, which are every tenth speech.
+    """
     text = read_text(data / "tinyshakespeare" / "input.txt")
     said: dict[str, list[str]] = {}
     for part in re.split(r"\n\s*\n", text):

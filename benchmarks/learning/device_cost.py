@@ -1,4 +1,4 @@
-"""What the learning bench's arms take on a device: memory, and time under one cap, each in workers of its own."""
+"""What the learning bench's arms take on a device: memory, and time under one cap, each measured in fresh workers."""
 
 from __future__ import annotations
 
@@ -21,22 +21,27 @@ from edge_runtime.worker.process import run_worker
 AMPLE_BYTES = 512 << 20
 STEPS, BATCH, SEQUENCE = 5, 8, 64
 REPETITIONS = 5
-#: What a common cap begins with over backpropagation's peak, and grows by until both arms have a plan.
+#: A common cap begins at backpropagation's peak times this, and is multiplied by it until both arms have a plan.
 ROOM = 1.05
-#: Settings of a run that a task has under another name, or not at all.
+#: Settings of a run that a task has under another name, or does not have.
 OF_THE_SERVER = ("slices", "split", "server_optimizer", "rate_decay", "local_optimizer")
 
 
 @dataclass(frozen=True)
 class SameCap:
-    """Two arms under one cap: ratios of their times a step, run in turn."""
+    """Two arms under one cap.
+
+    Attributes:
+        cap_bytes: cap of both.
+        times: ratios of their seconds a step, one for each time they ran in turn.
+    """
 
     cap_bytes: int
     times: tuple[float, ...]
 
 
 def peaks(output: Path, task: str, names: tuple[str, ...]) -> dict[str, int]:
-    """Arm to VmHWM of a worker that trains one task of it, in bytes; those whose package is not there are left out."""
+    """VmHWM of a worker that trains one task, in bytes, by arm; arms whose package is not there are left out."""
     found = {}
     for name in names:
         if (output / _package(task, name)).is_dir():
@@ -49,7 +54,10 @@ def at_equal_memory(output: Path, task: str, name: str, peak_bytes: int) -> Same
     """An arm beside backpropagation on the same slices, both under about the least cap that backpropagation needs.
 
     Args:
-        peak_bytes: backpropagation's, where there was ample memory.
+        output: folder of the bench, with packages and data.
+        task: task of the bench.
+        name: name of the arm.
+        peak_bytes: peak of backpropagation with ample memory.
     """
     cap_bytes = int(peak_bytes * ROOM)
     while True:
@@ -60,7 +68,7 @@ def at_equal_memory(output: Path, task: str, name: str, peak_bytes: int) -> Same
 
 
 def with_ample_memory(output: Path, task: str, name: str) -> SameCap:
-    """The same where all draws are run together."""
+    """An arm beside backpropagation with so much memory that all draws run together."""
     return SameCap(AMPLE_BYTES, _side_by_side(output, task, name, AMPLE_BYTES))
 
 
@@ -70,7 +78,7 @@ def _side_by_side(output: Path, task: str, name: str, cap_bytes: int) -> tuple[f
 
 
 def _step_seconds(job: TrainJob) -> float:
-    """Of the steps after the first, which pays for what is made once."""
+    """Median seconds of the steps after the first, which also pays for what is done once."""
     ends = [step.end_s for step in run_worker(job, TrainOutcome).steps]
     return median(later - earlier for earlier, later in pairwise(ends))
 
@@ -80,7 +88,7 @@ def _package(task: str, name: str) -> str:
 
 
 def _job(output: Path, task: str, name: str, cap_bytes: int) -> TrainJob:
-    """A task of an arm, ready to be run."""
+    """The job of a worker that trains one task of an arm."""
     rows = output / f"rows-{task}.jsonl"
     lines = (output / "data" / task / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     rows.write_text("".join(lines[: STEPS * BATCH]), encoding="utf-8")

@@ -1,13 +1,16 @@
 """`make bench-learning`: how much of backpropagation's gain forward mode keeps, on fleets of 100 simulated devices.
 
-    python -m benchmarks.learning.run --stage rates     # every arm's grid of rates on a seed of its own; choose,
-    write down python -m benchmarks.learning.run --stage choices   # ours with one thing changed at a time, on the
-    same seed python -m benchmarks.learning.run                   # arms, seeds and partitions at the chosen rates,
-    and the tables python -m benchmarks.learning.run --quick           # one task, one seed, few rounds: minutes
+    python -m benchmarks.learning.run --stage rates    # every arm's grid of rates, on a seed of its own
+    python -m benchmarks.learning.run --stage choices  # our arm with one setting changed at a time, on the same seed
+    python -m benchmarks.learning.run                  # arms, seeds and partitions at the chosen rates; the tables
+    python -m benchmarks.learning.run --quick          # one task, one seed and few rounds, in minutes
+
+After the first stage the best rates are written into ``benchmarks.learning.arms`` by hand.
 
 Gain kept = (arm - head only) / (backpropagation on the same slices - head only), by accuracy of the global model on dev
-rows after the last round; the same devices, rounds, rows and seeds. Work lies in ``--output`` and is taken up where it
-stopped: a folder of arm records for each task and partition (``edge-coordinator simulate``), with its comparison page.
+rows after the last round, on the same devices, rounds, rows and seeds. The work is kept in ``--output``, and a bench
+that was stopped goes on there. For each task and partition it has a folder of arm records, which
+``edge-coordinator simulate`` writes, with its comparison page.
 """
 
 from __future__ import annotations
@@ -44,14 +47,23 @@ from export.cli import main as export_command
 #: Rows of each device, by task: TREC has 4,452 training rows for 100 devices.
 ROWS_PER_DEVICE = {"trec": 44, "trec_fine": 44, "sst2": 64, "ag_news": 64, "banking77": 64}
 ROUNDS, QUICK_ROUNDS, RATE_ROUNDS = 20, 6, 16
-#: The grid runs on a seed that no result is told of.
+#: The seed of the grid; no result comes from it.
 RATE_SEED = 100
 EVALUATIONS = 5
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """One call of ``edge-coordinator simulate``: a task and partition, its arms and seeds."""
+class ArmSweep:
+    """What one call of ``edge-coordinator simulate`` runs.
+
+    Attributes:
+        folder: folder for the records.
+        task: data set to train on.
+        alpha: Dirichlet parameter of the partition over devices; the smaller, the more unlike.
+        seeds: seeds to run each arm with.
+        rounds: number of rounds.
+        arms: each arm with its rate, by name.
+    """
 
     folder: Path
     task: str
@@ -130,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _rate_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[Sweep]:
+def _rate_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[ArmSweep]:
     sweeps = []
     for task in tasks:
         grid = {
@@ -139,22 +151,22 @@ def _rate_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[Sweep]
             for rate in arm.grid
         }
         folder = arguments.output / f"rates-{task}"
-        sweeps.append(Sweep(folder, task, 1.0, (RATE_SEED,), RATE_ROUNDS, grid))
+        sweeps.append(ArmSweep(folder, task, 1.0, (RATE_SEED,), RATE_ROUNDS, grid))
     return sweeps
 
 
-def _choice_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[Sweep]:
+def _choice_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[ArmSweep]:
     arms = {
         "ours": (ARMS["ours"], rate_of("trec", "ours")),
         **{name: (arm, rate_of("trec", "ours")) for name, arm in CHOICES.items()},
     }
     return [
-        Sweep(arguments.output / f"choices-{task}", task, 1.0, (RATE_SEED,), RATE_ROUNDS, arms)
+        ArmSweep(arguments.output / f"choices-{task}", task, 1.0, (RATE_SEED,), RATE_ROUNDS, arms)
         for task in tasks
     ]
 
 
-def _arm_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[Sweep]:
+def _arm_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[ArmSweep]:
     seeds = tuple(int(seed) for seed in arguments.seeds.split(","))
     rounds = QUICK_ROUNDS if arguments.quick else arguments.rounds
     kind = "quick" if arguments.quick else "arms"
@@ -166,15 +178,15 @@ def _arm_sweeps(arguments: argparse.Namespace, tasks: list[str]) -> list[Sweep]:
         for alpha in alphas:
             folder = arguments.output / f"{kind}-{task}-{alpha}"
             number = 1.0 if task == DECODER else float(alpha)
-            sweeps.append(Sweep(folder, task, number, seeds, rounds, arms))
+            sweeps.append(ArmSweep(folder, task, number, seeds, rounds, arms))
         if task != DECODER:
             folder = arguments.output / f"reports-{task}"
-            sweeps.append(Sweep(folder, task, 1.0, seeds[:1], 2, reports))
+            sweeps.append(ArmSweep(folder, task, 1.0, seeds[:1], 2, reports))
     return sweeps
 
 
 def _chosen(arguments: argparse.Namespace, task: str) -> dict[str, BenchArm]:
-    """The task's arms that are asked for."""
+    """Those of the task's arms that are asked for."""
     asked = arguments.arms.split(",") if arguments.arms else None
     arms = arms_of(task)
     return {name: arm for name, arm in arms.items() if asked is None or name in asked}
@@ -202,8 +214,8 @@ def _export(output: Path, task: str, name: str, model: Path, dev: Path, options:
         raise SystemExit(code)
 
 
-def _simulate(config: Path, sweep: Sweep, processes: int) -> None:
-    """Fill the sweep's folder, arms dealt to processes; then its page."""
+def _simulate(config: Path, sweep: ArmSweep, processes: int) -> None:
+    """Fill the sweep's folder, its arms dealt out to processes, and then write its page."""
     command = [
         sys.executable,
         "-m",

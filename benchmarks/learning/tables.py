@@ -1,4 +1,4 @@
-"""What the learning bench's records say: where every arm ended, and the claims, each with its true value."""
+"""What the learning bench's records show: where every arm ended, and each claim with its true value."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from benchmarks.learning.arms import ARMS, DECODER, DECODER_ARMS, RATES, REPORTS
 from benchmarks.learning.device_cost import at_equal_memory, peaks, with_ample_memory
 from coordinator.simulation.record import Point, Record
 
-#: Our arms, by their draws.
+#: Our arms, with their number of draws in words.
 OURS = {"ours": "8 draws", "ours16": "16 draws"}
-#: Spry's arms, the one with most passes first.
+#: Spry's arms, the one with the most passes first.
 SPRY = ("spry8", "spry")
 ZERO_ORDER = ("mezo", "baffle", "fwdllm")
-#: Arms whose memory is measured; the others do on a device what one of these does.
+#: Arms whose memory is measured. On a device, each of the others does the same as one of these.
 MEASURED = ("head", "backprop", "ours", "ours16", "lora8", "spry", "mezo", "baffle", "fwdllm")
-#: The task whose workers are measured: bytes and times follow the shapes, which all share but for the head.
+#: The task whose workers are measured. Bytes and times depend on shapes, which are the same for all tasks except the
+#: head's.
 COSTS_TASK = "trec"
 TITLES = {
     "trec": "TREC",
@@ -33,10 +34,13 @@ TITLES = {
     "banking77": "banking77",
 }
 SPEAKERS = "Shakespeare by speaker"
-#: Wanted of gain kept by Dirichlet alpha; against LoRA r=8; points a denominator must have.
+#: Least share to reach, in percent, of backpropagation's gain on the same slices, by the Dirichlet alpha.
 KEPT = {"1.0": 90.0, "0.1": 80.0}
-KEPT_OF_LORA, DENOMINATOR = 75.0, 5.0
-#: The same of a decoder: an arm, backpropagation, what is wanted.
+#: Least share to reach, in percent, of the gain with LoRA r=8.
+KEPT_OF_LORA = 75.0
+#: Least gain, in points, of which a share is worth telling.
+DENOMINATOR = 5.0
+#: Shares of a decoder: forward mode's arm, backpropagation's arm, and the least share to reach, in percent.
 DECODER_SHARES = (
     ("ours", "backprop", KEPT["1.0"]),
     ("ours16", "backprop", KEPT["1.0"]),
@@ -44,43 +48,50 @@ DECODER_SHARES = (
     ("ours", "lora8", KEPT_OF_LORA),
     ("ours-lora1", "lora8", KEPT_OF_LORA),
 )
-#: Wanted of gains over Spry's at equal passes, of passes to its best, and to the best of zero order.
-TWICE, FIFTH, TENTH = 2.0, 0.2, 0.1
-#: Percent of LoRA r=8's uplink.
+#: Least ratio of our gain to Spry's at equal passes.
+TWICE = 2.0
+#: Largest ratio of our passes to those that Spry, or the best of zero order, took to its best.
+FIFTH, TENTH = 0.2, 0.1
+#: Largest uplink, in percent of that of LoRA r=8.
 UPLINK = 1.0
 
 
 @dataclass(frozen=True)
-class Curve:
-    """An arm's records, one a seed."""
+class ArmCurve:
+    """How an arm learnt: its records, one for each seed."""
 
     records: tuple[Record, ...]
 
     def finals(self) -> dict[int, float]:
-        """Seed to accuracy after the last round, in percent; a diverged arm counts as it last was."""
+        """Accuracy after the last round by seed, in percent; if the arm diverged, after the last round it played."""
         return {record.seed: 100 * float(record.points[-1].accuracy or 0) for record in self.records}
 
     def perplexities(self) -> dict[int, float]:
-        """Seed to perplexity after the last round, of a decoder."""
+        """A decoder's perplexity after the last round, by seed."""
         return {record.seed: round(float(record.points[-1].perplexity or 0), 2) for record in self.records}
 
     def mean(self, seeds: Sequence[int]) -> float:
-        """Of the finals over some seeds."""
+        """The mean of the final accuracies over some seeds, in percent."""
         finals = self.finals()
         return fmean(finals[seed] for seed in seeds)
 
     def mean_curve(self, seeds: Sequence[int]) -> list[tuple[float, float]]:
-        """(passes, accuracy in percent) after each evaluated round, means over seeds."""
+        """Means over seeds of (passes, accuracy in percent) after each evaluated round."""
         return self._means(seeds, lambda _, point: 100 * float(point.accuracy or 0))
 
     def losses_off(self, seeds: Sequence[int]) -> list[tuple[float, float]]:
-        """(passes, loss taken off since the start) after each evaluated round, means over seeds."""
+        """Means over seeds of (passes, loss at the start minus loss now) after each evaluated round."""
         return self._means(seeds, lambda start, point: float(start.loss or 0) - float(point.loss or 0))
 
     def _means(
         self, seeds: Sequence[int], value: Callable[[Point, Point], float]
     ) -> list[tuple[float, float]]:
-        """(passes, value of the start and the point) at each point that all of the seeds have."""
+        """Means of (passes, value) at each point that all of the seeds have.
+
+        Args:
+            seeds: seeds to take the mean over.
+            value: function of the first point of a record and of the point at hand.
+        """
         chosen = [record.points for record in self.records if record.seed in seeds]
         starts = [points[0] for points in chosen]
         return [
@@ -89,17 +100,17 @@ class Curve:
         ]
 
 
-def read_curves(folder: Path) -> dict[str, Curve]:
-    """The arms of a sweep by name."""
+def read_curves(folder: Path) -> dict[str, ArmCurve]:
+    """Curves of a sweep's arms, by name."""
     found: dict[str, list[Record]] = {}
     for path in sorted((folder / "arms").glob("*-seed*.json")):
         record = msgspec.json.decode(path.read_bytes(), type=Record)
         if record.points:
             found.setdefault(record.arm, []).append(record)
-    return {name: Curve(tuple(records)) for name, records in found.items()}
+    return {name: ArmCurve(tuple(records)) for name, records in found.items()}
 
 
-def ends(title: str, curves: dict[str, Curve]) -> list[Figure]:
+def ends(title: str, curves: dict[str, ArmCurve]) -> list[Figure]:
     """Accuracy of each arm after its last round."""
     rows = []
     for name in ARMS:
@@ -110,8 +121,8 @@ def ends(title: str, curves: dict[str, Curve]) -> list[Figure]:
     return rows
 
 
-def claims(title: str, alpha: str, curves: dict[str, Curve]) -> list[Figure]:
-    """What the ends come to; comparisons are over seeds that both arms have."""
+def claims(title: str, alpha: str, curves: dict[str, ArmCurve]) -> list[Figure]:
+    """The claims about one task and partition; arms are compared over the seeds that both have."""
     if not {"head", "backprop", "ours"} <= curves.keys():
         return []
     rows = _kept(title, "backprop", "", KEPT[alpha], curves)
@@ -125,8 +136,8 @@ def claims(title: str, alpha: str, curves: dict[str, Curve]) -> list[Figure]:
     return rows
 
 
-def decoder_ends(curves: dict[str, Curve]) -> list[Figure]:
-    """Perplexity on speeches kept back: where all arms begin, and where each ends."""
+def decoder_ends(curves: dict[str, ArmCurve]) -> list[Figure]:
+    """Perplexity on held-out speeches: where all arms begin, and where each ends."""
     rows = []
     for name, arm in arms_of(DECODER).items():
         if name not in curves:
@@ -141,10 +152,10 @@ def decoder_ends(curves: dict[str, Curve]) -> list[Figure]:
     return rows
 
 
-def decoder_claims(curves: dict[str, Curve]) -> list[Figure]:
-    """Of the loss that backpropagation takes off the model as it came, what forward mode takes off.
+def decoder_claims(curves: dict[str, ArmCurve]) -> list[Figure]:
+    """How much of backpropagation's drop in loss forward mode reaches, counted from the untrained model.
 
-    There is no head to train alone, so the model as it came stands where head only stands elsewhere.
+    A decoder has no head to train alone, so the untrained model takes the place that head only has elsewhere.
     """
     rows = []
     for ours, full, reach in DECODER_SHARES:
@@ -176,7 +187,7 @@ def _kind(name: str) -> str:
 def _at_equal_passes(
     ours: list[tuple[float, float]], theirs: list[tuple[float, float]]
 ) -> tuple[float, float, float]:
-    """The most passes that both took, and the best of each until then."""
+    """The largest number of passes that both took, and the best value that each had within it."""
     passes = min(ours[-1][0], theirs[-1][0])
     our_best, their_best = (
         max(value for taken, value in curve if taken <= passes) for curve in (ours, theirs)
@@ -185,10 +196,10 @@ def _at_equal_passes(
 
 
 def write_tables(output: Path, command: str) -> None:
-    """Results from all sweeps in ``output``.
+    """Write the result files from all sweeps in ``output``.
 
-    ``learning.json`` has the claims, ``learning-arms.json`` where every arm ended, with its grid and curve, and
-    ``learning-costs.json`` bytes, memory and time.
+    ``learning.json`` has the claims; ``learning-arms.json`` has where every arm ended, with its grid and curve; and
+    ``learning-costs.json`` has bytes, memory and time.
     """
     claimed: list[Figure] = []
     ended: list[Figure] = []
@@ -208,8 +219,8 @@ def write_tables(output: Path, command: str) -> None:
     conditions = {
         "rates, by task": RATES,
         "grids": {name: arm.grid for name, arm in {**ARMS, **DECODER_ARMS}.items()},
-        "accuracy of each rate in percent, by seed of the grid": _grids(output, Curve.finals, *TITLES),
-        "perplexity of each rate, by seed of the grid": _grids(output, Curve.perplexities, DECODER),
+        "accuracy of each rate in percent, by seed of the grid": _grids(output, ArmCurve.finals, *TITLES),
+        "perplexity of each rate, by seed of the grid": _grids(output, ArmCurve.perplexities, DECODER),
         "sweeps": sweeps,
     }
     write_result(RESULTS / "learning.json", command, 1, claimed, {})
@@ -217,8 +228,8 @@ def write_tables(output: Path, command: str) -> None:
     write_result(RESULTS / "learning-costs.json", command, 1, costs, {})
 
 
-def _grids(output: Path, end: Callable[[Curve], dict[int, float]], *tasks: str) -> dict[str, Any]:
-    """Task to arm and rate to where it ended, by seed; tasks without a grid are left out."""
+def _grids(output: Path, end: Callable[[ArmCurve], dict[int, float]], *tasks: str) -> dict[str, Any]:
+    """Where every arm of a grid ended, by task, by arm with rate, and by seed; tasks without a grid are left out."""
     found = {
         task: {name: end(curve) for name, curve in read_curves(output / f"rates-{task}").items()}
         for task in tasks
@@ -226,10 +237,17 @@ def _grids(output: Path, end: Callable[[Curve], dict[int, float]], *tasks: str) 
     return {task: ended for task, ended in found.items() if ended}
 
 
-def _kept(title: str, name: str, words: str, reach: float, curves: dict[str, Curve]) -> list[Figure]:
-    """The denominator, and the share of it that forward mode keeps: ratio of means, range over seeds.
+def _kept(title: str, name: str, words: str, reach: float, curves: dict[str, ArmCurve]) -> list[Figure]:
+    """Backpropagation's gain, and the share of it that forward mode keeps: a ratio of means, with its range over seeds.
 
-    A share of less than ``DENOMINATOR`` points is chance, and is not told.
+    A share of less than ``DENOMINATOR`` points would be chance, so it is left out.
+
+    Args:
+        title: task and partition in words.
+        name: name of backpropagation's arm.
+        words: addition to the row's name that says which arm that is.
+        reach: least share to reach, in percent.
+        curves: all arms by name.
     """
     seeds = _common(curves, ("head", name))
     if not seeds:
@@ -243,8 +261,8 @@ def _kept(title: str, name: str, words: str, reach: float, curves: dict[str, Cur
             "points",
             DENOMINATOR,
             gain >= DENOMINATOR,
-            min(gains),
-            max(gains),
+            low=min(gains),
+            high=max(gains),
         )
     ]
     for ours, draws in OURS.items():
@@ -256,19 +274,19 @@ def _kept(title: str, name: str, words: str, reach: float, curves: dict[str, Cur
 
 
 def _share(name: str, parts: Sequence[float], wholes: Sequence[float], reach: float) -> Figure:
-    """Percent that the parts, one a seed, are of the wholes; the range is over seeds whose whole is a gain."""
+    """The sum of the parts over that of the wholes, in percent; its range is over the seeds whose whole is a gain."""
     share = 100 * sum(parts) / sum(wholes)
     shares = [100 * part / whole for part, whole in zip(parts, wholes, strict=True) if whole > 0]
-    return _row(name, share, "%", reach, share >= reach, min(shares), max(shares))
+    return _row(name, share, "%", reach, share >= reach, low=min(shares), high=max(shares))
 
 
-def _gain(curves: dict[str, Curve], name: str, seeds: Sequence[int]) -> float:
-    """An arm's mean accuracy over head only's, in points."""
+def _gain(curves: dict[str, ArmCurve], name: str, seeds: Sequence[int]) -> float:
+    """An arm's mean accuracy minus that of head only, in points."""
     return curves[name].mean(seeds) - curves["head"].mean(seeds)
 
 
-def _against_spry(title: str, name: str, curves: dict[str, Curve]) -> list[Figure]:
-    """Both at the most passes that both took; a gain of Spry's is compared only where it has one."""
+def _against_spry(title: str, name: str, curves: dict[str, ArmCurve]) -> list[Figure]:
+    """Ours and Spry at the largest number of passes that both took; gains are compared only if Spry has one."""
     seeds = _common(curves, ("head", "ours", name))
     if not seeds:
         return []
@@ -291,7 +309,7 @@ def _against_spry(title: str, name: str, curves: dict[str, Curve]) -> list[Figur
     return [*rows, *_passes_to(f"{title}: passes to Spry's best, over its own", ours, spry, FIFTH)]
 
 
-def _against_zero_order(title: str, curves: dict[str, Curve]) -> list[Figure]:
+def _against_zero_order(title: str, curves: dict[str, ArmCurve]) -> list[Figure]:
     best = max((name for name in ZERO_ORDER if name in curves), key=lambda name: _best(curves, name))
     seeds = _common(curves, ("ours", best))
     if not seeds:
@@ -301,7 +319,7 @@ def _against_zero_order(title: str, curves: dict[str, Curve]) -> list[Figure]:
 
 
 def _uplink(title: str, output: Path, task: str) -> list[Figure]:
-    """Bytes of a result, as ours reports it, beside LoRA r=8 in weights."""
+    """Bytes of one result for each of our ways to report, beside those of LoRA r=8 that reports weights."""
     reports = read_curves(output / f"reports-{task}")
     lora = read_curves(output / f"arms-{task}-1.0").get("lora8")
     sizes = {name: _bytes_up(curve) for name, curve in reports.items()}
@@ -321,7 +339,7 @@ def _uplink(title: str, output: Path, task: str) -> list[Figure]:
 
 
 def _costs(output: Path, task: str) -> list[Figure]:
-    """Memory of each arm's worker, and forward mode's time beside backpropagation's under the same cap."""
+    """Memory of each arm's worker, and seconds a step of forward mode over backpropagation's under the same cap."""
     title = TITLES[task]
     measured = peaks(output, task, MEASURED)
     rows = [
@@ -338,14 +356,21 @@ def _costs(output: Path, task: str) -> list[Figure]:
     return rows
 
 
-def _bytes_up(curve: Curve) -> int:
+def _bytes_up(curve: ArmCurve) -> int:
     return round(fmean(record.points[-1].bytes_up / record.results for record in curve.records))
 
 
 def _passes_to(
     name: str, ours: list[tuple[float, float]], theirs: list[tuple[float, float]], reach: float
 ) -> list[Figure]:
-    """How many passes we took to be as good as they ever were, over theirs; infinite if we never were."""
+    """Passes that our arm took to the other arm's best value, over the passes that arm took itself.
+
+    Args:
+        name: name of the row.
+        ours: (passes, value) of our arm.
+        theirs: (passes, value) of the other arm.
+        reach: largest ratio to reach. If our arm never has that value, the ratio is infinite.
+    """
     best = max(accuracy for _, accuracy in theirs)
     own = next(passes for passes, accuracy in theirs if accuracy == best)
     taken = next((passes for passes, accuracy in ours if accuracy >= best), None)
@@ -362,16 +387,16 @@ def _passes_to(
     return [_row(name, taken / own, "times", reach, taken / own <= reach)]
 
 
-def _best(curves: dict[str, Curve], name: str) -> float:
+def _best(curves: dict[str, ArmCurve], name: str) -> float:
     curve = curves[name]
     return max(accuracy for _, accuracy in curve.mean_curve(list(curve.finals())))
 
 
-def _common(curves: dict[str, Curve], names: Sequence[str]) -> list[int]:
+def _common(curves: dict[str, ArmCurve], names: Sequence[str]) -> list[int]:
     return sorted(set.intersection(*(set(curves[name].finals()) for name in names)))
 
 
-def _summary(curve: Curve) -> dict[str, Any]:
+def _summary(curve: ArmCurve) -> dict[str, Any]:
     seeds = sorted(curve.finals())
     last = [record.points[-1] for record in curve.records]
     return {
@@ -390,6 +415,7 @@ def _row(
     unit: str,
     reach: float | None = None,
     met: bool | None = None,
+    *,
     low: float | None = None,
     high: float | None = None,
 ) -> Figure:

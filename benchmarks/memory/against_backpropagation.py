@@ -1,26 +1,28 @@
-"""`make bench-opponent`: forward mode beside checkpointed backpropagation, on the same engine, package and caps.
+"""`make bench-opponent`: forward mode beside the backpropagation baseline, on the same engine, package and caps.
 
-Both run the same primal programs on the same int8 weights; backpropagation adds the adjoint programs, keeps each
-block's input and reads every weight twice. Under each cap each plans for itself, and the kernel holds it to the cap:
-the smallest caps that the planner grants to either, and an ample one. A cap that one of them cannot work in is a row
-of the other alone. The largest batch is the largest that was planned under the cap and then ran, up to the rows at
-hand.
+The baseline is checkpointed backpropagation. Both run the same primal programs on the same int8 weights; the baseline
+also runs the adjoint programs, keeps each block's input and reads every weight twice. The caps are the smallest that
+the planner grants to either, and an ample one. Under each cap both plan for themselves, and the kernel holds them to
+it. Where one of them cannot work within a cap, the table has the other's rows alone. The largest batch is the largest
+that was planned under the cap and then ran, up to the number of rows at hand.
 """
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
-from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
+from benchmarks.harness.arguments import bench_parser, command_line
 from benchmarks.harness.measured_process import pinned_to_cores
 from benchmarks.harness.result_file import RESULTS, Figure, figure, write_result
 from benchmarks.harness.shapes import BERT_BASE, LLAMA_1B
 from benchmarks.harness.tables import table
+from benchmarks.harness.turns import Readings, take_turns
 from benchmarks.memory.subjects import AMPLE_BYTES, MINILM, ROWS, TOKENS, Subject, make_subjects
 from edge_runtime.errors import CapExceededError, OutOfMemoryError
 from edge_runtime.memory.plan import Planner, Work
@@ -34,19 +36,16 @@ SUBJECTS = (MINILM, BERT_BASE.name, LLAMA_1B.name)
 ARITHMETIC: Arithmetic = "row_int8"
 UPDATES: dict[Update, str] = {"forward": "forward mode", "backprop": "backpropagation"}
 BATCH, WARM_UP_STEPS = 8, 1
-#: Caps are rounded up to these steps, so that a floor measured a little higher does not refuse a smallest cap.
+#: Smallest caps are rounded up to a multiple of this, so that a worker whose own floor is a little higher still fits.
 CAP_STEP = 4_000_000
-#: What one arm gave in one turn: ``peak`` and ``read`` in bytes, ``step`` in seconds.
-Values = dict[str, float]
 
 
-class Bench:
-    """Runs arms under caps and keeps what they gave, turn by turn."""
+class CappedBench:
+    """Runs forward mode and backpropagation on the same subjects, each under the same caps."""
 
     def __init__(self, subjects: dict[str, Subject], steps: int) -> None:
         self.subjects = subjects
         self.steps = steps
-        self.turns: dict[str, list[Values]] = defaultdict(list)
         self.largest: dict[str, int] = {}
         self.plans: dict[str, str] = {}
         self.enforcers: set[str] = set()
@@ -55,8 +54,25 @@ class Bench:
         """The smallest cap of either way to train at this batch, and an ample one, in bytes."""
         return [*sorted({_rounded(self._smallest(subject, update)) for update in UPDATES}), AMPLE_BYTES]
 
-    def arm(self, subject: Subject, cap_bytes: int, update: Update, batch: int, steps: int) -> Values | None:
-        """One worker that plans for itself under a cap; None, and a line, where it refuses or is killed."""
+    def arms(self) -> dict[str, Callable[[], Readings | None]]:
+        """Both ways to train, on every subject and under every cap, by title."""
+        steps = WARM_UP_STEPS + self.steps
+        return {
+            _key(subject, cap_bytes, update): partial(self.run, subject, cap_bytes, update, BATCH, steps)
+            for subject in self.subjects.values()
+            for cap_bytes in self.caps(subject)
+            for update in UPDATES
+        }
+
+    def run(
+        self, subject: Subject, cap_bytes: int, update: Update, batch: int, steps: int
+    ) -> Readings | None:
+        """One worker that plans for itself under a cap.
+
+        Returns:
+            ``peak`` and ``read`` (weights read a step) in bytes, ``step`` in seconds; None, after a line that says so,
+            if the worker refuses the cap or is killed.
+        """
         key = _key(subject, cap_bytes, update)
         job = subject.job(
             None, steps=steps, batch_size=batch, cap_bytes=cap_bytes, arithmetic=ARITHMETIC, update=update
@@ -80,22 +96,13 @@ class Bench:
         print(f"  {key}, batch {batch}: {values}", flush=True)
         return values
 
-    def turn(self) -> None:
-        """Every arm once."""
-        for subject in self.subjects.values():
-            for cap_bytes in self.caps(subject):
-                for update in UPDATES:
-                    values = self.arm(subject, cap_bytes, update, BATCH, WARM_UP_STEPS + self.steps)
-                    if values is not None:
-                        self.turns[_key(subject, cap_bytes, update)].append(values)
-
     def find_largest(self) -> None:
-        """The largest batch of each arm under each cap but the ample one, run once."""
+        """Find the largest batch of each arm under each cap but the ample one, and run it once."""
         for subject in self.subjects.values():
             for cap_bytes in self.caps(subject)[:-1]:
                 for update in UPDATES:
                     batch = self._largest_planned(subject, cap_bytes, update)
-                    if batch and self.arm(subject, cap_bytes, update, batch, 1) is not None:
+                    if batch and self.run(subject, cap_bytes, update, batch, 1) is not None:
                         self.largest[_key(subject, cap_bytes, update)] = batch
 
     def _smallest(self, subject: Subject, update: Update) -> int:
@@ -126,22 +133,15 @@ def _key(subject: Subject, cap_bytes: int, update: Update) -> str:
 
 def main() -> int:
     """Measure everything in turns and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--folder", type=Path, default=Path("build/bench-opponent"), help="for models and packages"
+    parser = bench_parser(
+        __doc__.splitlines()[0], RESULT, folder="build/bench-opponent", repetitions=3, steps=3
     )
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=SUBJECTS)
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3, help="timed steps of a process")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=RESULT)
     arguments = parser.parse_args()
     cores = pinned_to_cores(arguments.threads)
     subjects = _subjects(arguments.folder, arguments.threads, arguments.subjects)
-    bench = Bench(subjects, arguments.steps)
-    for turn in range(arguments.repetitions):
-        print(f"Turn {turn + 1} of {arguments.repetitions}", flush=True)
-        bench.turn()
+    bench = CappedBench(subjects, arguments.steps)
+    turns = take_turns(bench.arms(), arguments.repetitions)
     bench.find_largest()
     conditions = {
         "batch": f"{BATCH} x {TOKENS} tokens, 1 draw",
@@ -152,18 +152,15 @@ def main() -> int:
         "judge": ", ".join(sorted(bench.enforcers)),
         "plans": bench.plans,
     }
-    command = (
-        " ".join(["python -m benchmarks.memory.against_backpropagation", *sys.argv[1:]])
-        if sys.argv[1:]
-        else "make bench-opponent"
-    )
-    document = write_result(arguments.output, command, arguments.threads, _figures(bench), conditions)
+    command = command_line("benchmarks.memory.against_backpropagation", "bench-opponent")
+    figures = _figures(turns, bench.largest)
+    document = write_result(arguments.output, command, arguments.threads, figures, conditions)
     print("\n" + table(document))
     return 0
 
 
 def _subjects(folder: Path, threads: int, names: list[str]) -> dict[str, Subject]:
-    """Those that the exporter takes; one that it refuses is skipped, and said."""
+    """The subjects that the exporter takes; one that it refuses is skipped, with a line that says so."""
     found: dict[str, Subject] = {}
     for name in names:
         try:
@@ -173,15 +170,17 @@ def _subjects(folder: Path, threads: int, names: list[str]) -> dict[str, Subject
     return found
 
 
-def _figures(bench: Bench) -> list[Figure]:
+def _figures(turns: dict[str, list[Readings]], largest: dict[str, int]) -> list[Figure]:
     figures: list[Figure] = []
-    for key, turns in bench.turns.items():
-        figures.append(figure(f"{key}: peak", "bytes", [v["peak"] for v in turns]))
-        figures.append(figure(f"{key}: step", "seconds", [v["step"] for v in turns]))
-        figures.append(figure(f"{key}: weights read a step", "bytes", [v["read"] for v in turns]))
-        if key in bench.largest:
-            most = " (all rows at hand)" if bench.largest[key] == ROWS else ""
-            figures.append(figure(f"{key}: largest batch{most}", "examples", [bench.largest[key]]))
+    for key, readings in turns.items():
+        if not readings:
+            continue
+        figures.append(figure(f"{key}: peak", "bytes", [each["peak"] for each in readings]))
+        figures.append(figure(f"{key}: step", "seconds", [each["step"] for each in readings]))
+        figures.append(figure(f"{key}: weights read a step", "bytes", [each["read"] for each in readings]))
+        if key in largest:
+            most = " (all rows at hand)" if largest[key] == ROWS else ""
+            figures.append(figure(f"{key}: largest batch{most}", "examples", [largest[key]]))
     return figures
 
 

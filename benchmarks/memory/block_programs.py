@@ -1,6 +1,7 @@
 """Child program: one block's dual program beside its primal program, in turns, on the same real activations.
 
-Takes a training job from standard input; writes the seconds of every run as JSON, by number of draws (0 is primal).
+Takes a training job from standard input, and writes the seconds of every run as JSON, by number of draws; 0 draws stand
+for the primal program.
 """
 
 from __future__ import annotations
@@ -33,19 +34,19 @@ WARM_UP = 3
 
 
 class Recorded:
-    """A program that notes what it is given."""
+    """A program that keeps the inputs it is given."""
 
     def __init__(self, program: LoadedProgram, runs: list[Run]) -> None:
         self._program, self._runs = program, runs
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """See :class:`LoadedProgram`."""
+        """Keep the inputs, then run the program."""
         self._runs.append((self._program, dict(inputs)))
         return self._program.run(inputs)
 
 
 class RecordingEngine:
-    """The engine, keeping what its programs were given, in the order they ran."""
+    """An engine that keeps what its programs were given, in the order in which they ran."""
 
     def __init__(self, engine: OnnxEngine) -> None:
         self._engine = engine
@@ -53,7 +54,7 @@ class RecordingEngine:
         self.runs: list[Run] = []
 
     def load(self, program: Path, weights: Mapping[str, Array], outputs: Sequence[str]) -> Recorded:
-        """See :class:`edge_runtime.engines.engine.Engine`."""
+        """Load a program that keeps its inputs."""
         return Recorded(self._engine.load(program, weights, outputs), self.runs)
 
 

@@ -1,15 +1,14 @@
 """`make bench-large`: decoders of up to 7 B parameters, exported in bounded memory and trained under small caps.
 
-Llama shapes with random weights, in int4. Each is exported in a fresh process under an enforced limit.
-Then, for each cap, the largest model whose step the planner grants takes forward-mode steps in a fresh worker that
-the kernel holds to that cap: batch 1 of 256 tokens, LoRA-XS on all query and value projections, one draw.
+Llama shapes with random weights, in int4. Each is exported in a fresh process under an enforced limit. Then, for each
+cap, the largest model whose step the planner grants takes forward-mode steps in a fresh worker. The kernel holds the
+worker to that cap. A step has one row of 256 tokens, LoRA-XS on all query and value projections, and one draw.
 
 Published for 7 B: 6.2 GB by forward mode and 33.9 GB by backpropagation (Panchal et al. 2024, arXiv 2405.15551).
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.harness.arguments import bench_parser
 from benchmarks.harness.long_rows import write_full_rows
 from benchmarks.harness.measured_process import pinned_to_cores, run_measured
 from benchmarks.harness.minilm import packaged_model
@@ -35,17 +35,23 @@ RESULT = RESULTS / "large-models.json"
 SHAPES = (LLAMA_7B, LLAMA_1B, LLAMA_360M, LLAMA_135M)
 CAPS = (512_000_000, 256_000_000, 128_000_000)
 BATCH, TOKENS, ROWS = 1, 256, 8
-#: The first only warms up.
+#: Steps of a worker; the first only warms up.
 STEPS = 2
 ARITHMETIC: Arithmetic = "row_int8"
-#: What the exporter may take, enforced.
+#: Memory that the exporter may take; the kernel enforces it.
 EXPORT_LIMIT_BYTES = 6_000_000_000
 EXPORT_TIMEOUT_S = 5400.0
 
 
 @dataclass(frozen=True)
 class Export:
-    """What an export took: resident and charged bytes at their peaks, and seconds."""
+    """What an export took.
+
+    Attributes:
+        resident_bytes: peak of resident memory.
+        charged_bytes: peak of the kernel's charge; None without a cgroup.
+        seconds: how long it took.
+    """
 
     resident_bytes: int
     charged_bytes: int | None
@@ -54,12 +60,7 @@ class Export:
 
 def main() -> int:
     """Export what is not there, run the steps, write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--folder", type=Path, default=Path("build/bench-large"), help="for models and packages"
-    )
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=RESULT)
+    parser = bench_parser(__doc__.splitlines()[0], RESULT, folder="build/bench-large")
     arguments = parser.parse_args()
     pinned_to_cores(arguments.threads)
     folder: Path = arguments.folder
@@ -88,7 +89,7 @@ def main() -> int:
 
 
 def _subject(folder: Path, shape: DecoderShape, texts: Path, threads: int) -> Subject:
-    """A shape's package; exported in a measured process, which is recorded beside it, unless it is there."""
+    """A shape's package. If it is not there, it is exported in a measured process, whose figures are kept beside it."""
     model = write_decoder(folder / _slug(shape), shape, packaged_model())
     package = folder / f"{_slug(shape)}.int4"
     if not (package / MANIFEST).exists():
@@ -110,7 +111,7 @@ def _largest(subjects: dict[str, Subject], cap_bytes: int) -> tuple[str, TrainOu
     """The largest model that takes its step under a cap, and that step.
 
     Raises:
-        SystemExit: none does.
+        SystemExit: no model takes a step under the cap.
     """
     for name, subject in subjects.items():
         work = Work(BATCH, TOKENS, 1, subject.slices)

@@ -2,10 +2,14 @@
 
     python -m benchmarks.memory.live_sets package/programs/block_0.dual.onnx --sizes 1x128x1 1x128x4
 
-Sizes are batch x sequence x draws; weights and inputs are ones. Columns, in MB: predicted; *exact*, the growth
-of the resident peak with every tensor in a mapping of its own; *arena*, the growth over the first run at that
-size in the worker's shared arena, and after five more. Some freed memory of loading is used again by the arena, so
-its growth may be below the live set. Needs Linux.
+Sizes are batch x sequence x draws; weights and inputs are ones. The columns, in MB:
+
+* *predicted*: the predicted live set;
+* *exact*: growth of the resident peak with every tensor in a mapping of its own;
+* *arena*: growth over the first run at that size in the worker's shared arena, and after five more. The arena uses
+  some memory again that loading freed, so its growth may be below the live set.
+
+It needs Linux.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ import onnxruntime as ort
 from export.lowering.live_sets import evaluate, live_sets
 from export.lowering.trace import BATCH, DRAWS, SEQUENCE
 
-#: mallopt(3)'s option numbers, and a threshold above which tensors get mappings of their own.
+#: Numbers of two options of mallopt(3), and the size above which tensors get a mapping of their own, in bytes.
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _OWN_MAPPING_BYTES = -3, -1, 1 << 14
 _WARM_SIZE = {BATCH: 1, SEQUENCE: 2, DRAWS: 1}
 _TYPES = {"tensor(float)": np.float32, "tensor(int8)": np.int8, "tensor(int64)": np.int64}
@@ -66,10 +70,10 @@ def _size(text: str) -> dict[str, int]:
 def _predict(program: Path, size: dict[str, int]) -> float:
     return max(
         evaluate(
-            {(t.batch_power, t.sequence_power, t.draws_power): t.coefficient for t in candidate},
+            {(t.batch_power, t.sequence_power, t.draws_power): t.coefficient for t in polynomial},
             *size.values(),
         )
-        for candidate in live_sets(ir.load(program))
+        for polynomial in live_sets(ir.load(program))
     )
 
 
@@ -82,7 +86,14 @@ def _in_fresh_process(arguments: argparse.Namespace, size: str, kind: str) -> di
 
 
 def _measure(program: Path, size: dict[str, int], kind: str, engine_default: bool) -> dict[str, float]:
-    """Growth in MB; ``kind`` says where tensors lie."""
+    """Growth of memory in MB, and the smallest time of a run in milliseconds.
+
+    Args:
+        program: ONNX program to run.
+        size: batch, sequence and draws.
+        kind: ``exact`` gives every tensor a mapping of its own; ``arena`` uses the worker's shared arena.
+        engine_default: whether the engine keeps its own order, fusions and reuse of memory.
+    """
     if kind == "exact":
         for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
             ctypes.CDLL(None).mallopt(option, _OWN_MAPPING_BYTES)

@@ -1,17 +1,17 @@
 """`make bench-memory-grid`: predicted beside measured peaks over shapes, batches, sequences, draws and weights.
 
-Each row is one fresh worker, held by the kernel to a cap 10 % above its prediction, which takes two steps. Measured is
-its high-water mark (VmHWM). Wanted: within 10 % of each other, and the prediction never more than 5 % below.
+Each row is one fresh worker that takes two steps, held by the kernel to a cap 10 % above its prediction. What is
+measured is its high-water mark (VmHWM). To reach: both within 10 % of each other, and the prediction never more than
+5 % below.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from itertools import product
-from pathlib import Path
 
+from benchmarks.harness.arguments import bench_parser
 from benchmarks.harness.measured_process import pinned_to_cores, python_program, run_measured
 from benchmarks.harness.result_file import RESULTS, Figure, figure, write_result
 from benchmarks.harness.shapes import BERT_BASE, BERT_LARGE
@@ -39,12 +39,7 @@ BLOCK_GROWTH_BYTES = 9_000_000
 
 def main() -> int:
     """Measure the grid and write its table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--folder", type=Path, default=Path("build/bench-memory"), help="for models and packages"
-    )
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=RESULT)
+    parser = bench_parser(__doc__.splitlines()[0], RESULT)
     parser.add_argument(
         "--parts", action="store_true", help="print the parts of each prediction beside its measure"
     )

@@ -1,4 +1,4 @@
-"""What the memory benchmarks run: packages of three shapes, prepared for this machine, and jobs on them."""
+"""What the memory benches run: packages of several model shapes, prepared for this machine, and jobs on them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,25 @@ from edge_runtime.worker.process import ensure_prepared
 
 MINILM = "MiniLM"
 TOKENS, ROWS = 128, 64
-#: What a job may take where a benchmark measures and does not limit.
+#: Cap of a job where a bench measures memory and does not limit it.
 AMPLE_BYTES = 4 << 30
 TASK_ID = "benchmark"
+ACCUMULATE = LocalOptimizer("accumulate", slice_rate=1e-3, head_rate=1e-3)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One model: its Hugging Face folder, its package, and rows that fill its sequences."""
+    """One model with its package.
+
+    Attributes:
+        name: what tables call it.
+        model: Hugging Face folder.
+        package: folder of the package.
+        sha256: digest of the package's manifest.
+        manifest: manifest of the package.
+        rows: JSONL file of rows that fill the sequences.
+        threads: threads that its jobs run on.
+    """
 
     name: str
     model: Path
@@ -46,7 +57,7 @@ class Subject:
         return tuple(spec.name for spec in self.manifest.slices if spec.kind != "head")
 
     def prepared(self, arithmetic: Arithmetic | None = None, cap_bytes: int = AMPLE_BYTES) -> Path:
-        """The package prepared for this machine under a cap; in the arithmetic that is best here, or a given one."""
+        """The package prepared for this machine under a cap, in a given arithmetic or in the best one here."""
         folder = self.package.with_name(f"{self.package.name}-{arithmetic or 'prepared'}")
         ensure_prepared(
             PrepareJob(str(self.package), self.sha256, str(folder), cap_bytes, self.threads, arithmetic)
@@ -66,8 +77,9 @@ class Subject:
         arithmetic: Arithmetic | None = None,
         prefix_cache_bytes: int = 0,
         update: Update = "forward",
+        optimizer: LocalOptimizer = ACCUMULATE,
     ) -> TrainJob:
-        """A task that trains slices (all by default) and the head."""
+        """A task that trains slices (all by default) and the head, on the package prepared for this machine."""
         task = Task(
             task_id=TASK_ID,
             run_id=TASK_ID,
@@ -83,7 +95,7 @@ class Subject:
             batch_size=batch_size,
             draws=draws,
             sequence_limit=sequence,
-            optimizer=LocalOptimizer("accumulate", slice_rate=1e-3, head_rate=1e-3),
+            optimizer=optimizer,
             required_bytes=0,
             deadline_s=0.0,
             update=update,
@@ -106,9 +118,13 @@ class Subject:
 def make_subjects(
     folder: Path, threads: int, names: tuple[str, ...], *, with_adjoint: bool = False
 ) -> dict[str, Subject]:
-    """Models, packages and rows below ``folder``; packages that are there already are taken as they are.
+    """Make models, packages and rows.
 
-    ``with_adjoint`` exports the programs of backpropagation as well: give such packages a folder of their own.
+    Args:
+        folder: folder for all of them; packages that it has already are taken as they are.
+        threads: threads that jobs run on.
+        names: names of the models.
+        with_adjoint: whether packages have the programs of backpropagation too; such packages need another folder.
     """
     minilm = packaged_model()
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +148,7 @@ def make_subjects(
 
 
 def without_labels(rows: Path) -> Path:
-    """The same texts as language modelling takes them, in a file beside the rows; returns it."""
+    """Write the texts of rows without labels, for language modelling, to a file beside them; returns that file."""
     path = rows.with_name("texts.jsonl")
     texts = [json.loads(line)["text"] for line in rows.read_text("utf-8").splitlines()]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
@@ -155,7 +171,7 @@ def _subject(
 def export_command(
     folder: Path, model: Path, rows: Path, package: Path, options: tuple[str, ...]
 ) -> list[str]:
-    """The command that exports a model, signed with the folder's key, which is made if there is none."""
+    """The command that exports a model, signed with the folder's key; the key is made if there is none."""
     key = folder / "publisher.key"
     if not key.exists():
         generate_key().save(key)
@@ -164,6 +180,6 @@ def export_command(
 
 
 def opened(name: str, model: Path, package: Path, rows: Path, threads: int) -> Subject:
-    """The subject of a package that is there."""
+    """The subject of a package that is there already."""
     sha256 = hashlib.sha256((package / MANIFEST).read_bytes()).hexdigest()
     return Subject(name, model, package, sha256, Package.open_known(package, sha256).manifest, rows, threads)

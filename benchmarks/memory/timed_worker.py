@@ -1,8 +1,8 @@
 """Child program: the worker's own job, with a clock beside its loop.
 
-Takes a job from standard input as ``edge_runtime.worker.main`` does. Writes JSON: the seconds of every training step
-(whole: tangents, batches, sweep, gradient, optimiser) or of every evaluated group, and the rows of each group run.
-Memory is measured with the worker itself, never with this program.
+Takes a job from standard input as ``edge_runtime.worker.main`` does. Writes as JSON the seconds of every whole training
+step (tangents, batches, sweep, gradient and optimiser) or of every evaluated group, and the numbers of rows that ran at
+a time. Memory is measured on the worker itself, never on this program.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ group_rows: set[int] = set()
 
 
 class TimedExecutor(Executor):
-    """Notes how long each sweep takes, and how many rows it runs at a time."""
+    """An executor that keeps how long each sweep takes, and how many rows it runs at a time."""
 
     def sweep(self, values: Values, micro_batches: Sequence[Batch], *rest: Any, **named: Any) -> Sweep:
-        """See :meth:`Executor.sweep`."""
+        """Sweep, with a clock."""
         group_rows.update(len(batch.labels) for batch in micro_batches)
         started = time.perf_counter()
         result = super().sweep(values, micro_batches, *rest, **named)
@@ -43,20 +43,20 @@ class TimedExecutor(Executor):
 
 
 class TimedOptimizer:
-    """Notes when each step ends."""
+    """An optimiser that keeps when each step ends."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self.values, self.delta = optimizer.values, optimizer.delta
 
     def step(self, gradient: Values) -> None:
-        """See :meth:`Optimizer.step`."""
+        """Take the step, and keep the time."""
         self._optimizer.step(gradient)
         step_ends.append(time.perf_counter())
 
 
 def timed_optimizer(settings: LocalOptimizer, start: Values, trained: list[str]) -> Optimizer:
-    """See :func:`edge_runtime.training.optimizers.make_optimizer`."""
+    """The worker's own optimiser, with a clock."""
     return TimedOptimizer(make_optimizer(settings, start, trained))
 
 

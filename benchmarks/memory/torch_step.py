@@ -1,4 +1,4 @@
-"""Child program: LoRA steps as PyTorch, Transformers and peft do them, the usual way to fine-tune.
+"""Child program: LoRA steps by PyTorch, Transformers and peft, the usual way to fine-tune.
 
 Reads its settings as JSON from standard input and writes its peak and the seconds of every step as JSON.
 """
@@ -36,7 +36,7 @@ def main() -> None:
 
     seconds = []
     size = settings["batch_size"]
-    micro_batch = settings.get("micro_batch", size)
+    micro_batch = settings["micro_batch"]
     for step in range(settings["steps"]):
         started = time.perf_counter()
         optimizer.zero_grad()

@@ -31,7 +31,13 @@ logging.disable_progress_bar()
 
 @dataclass(frozen=True)
 class Agreement:
-    """Share of dev rows on which both predict the same label, and the accuracy of each."""
+    """How the runtime and ``peft`` agree on the dev rows.
+
+    Attributes:
+        agreement: share of rows for which both predict the same label.
+        runtime_accuracy: share of rows for which the runtime is right.
+        peft_accuracy: share of rows for which ``peft`` is right.
+    """
 
     agreement: float
     runtime_accuracy: float
@@ -41,7 +47,16 @@ class Agreement:
 def compare_with_peft(
     model: Path, adapter: Path, package_folder: Path, publisher_key: str, slices: Path, dev: Path
 ) -> Agreement:
-    """Predict the dev rows with the runtime (int8 base) and with peft (float base), and compare."""
+    """Predict the dev rows with the runtime (int8 base) and with peft (float base), and compare.
+
+    Args:
+        model: Hugging Face folder of the float base.
+        adapter: adapter folder that ``edge-export adapter`` wrote.
+        package_folder: package of the quantised base.
+        publisher_key: public key that the package is signed with.
+        slices: file of trained slices.
+        dev: rows to predict.
+    """
     package = Package.open(package_folder, publisher_key)
     rows = load_rows(dev, json.loads((adapter / "head.json").read_text())["labels"])
     tokenizer = Tokenizer(package.path(package.manifest.tokenizer), package.manifest.sequence_limit)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import time
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 from examples.banking77.compare import compare_with_peft
 from examples.banking77.page import write_page
 from examples.banking77.prepare import HERE, prepare
-from examples.fleet import run, show, train_on_fleet
+from examples.fleet import empty_folder, run, show, train_on_fleet
 
 REFERENCE = HERE.parents[1] / "benchmarks" / "results" / "demo-reference.json"
 
@@ -24,9 +23,7 @@ REFERENCE = HERE.parents[1] / "benchmarks" / "results" / "demo-reference.json"
 def main() -> int:
     """Run the demo; returns a process exit code."""
     arguments = _arguments()
-    output: Path = arguments.output.absolute()
-    shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True)
+    output = empty_folder(arguments.output)
     started = time.monotonic()
 
     print(

@@ -29,10 +29,10 @@ def write_page(output: Path, reference: dict[str, Any] | None, agreement: Agreem
     """Write report.json and report.html into ``output``; returns the text for the terminal.
 
     Args:
-        output: the demo's folder; ``run/`` holds the coordinator's own report.
-        reference: stored accuracies of the other arms, or None if they do not apply to these settings.
-        agreement: of the peft adapter with the runtime.
-        seconds: the demo has taken so far, set-up not counted.
+        output: folder of the demo; its ``run/`` holds the coordinator's own report.
+        reference: stored accuracies of the other arms; None if they do not apply to these settings.
+        agreement: how the peft adapter agrees with the runtime.
+        seconds: time the demo has taken so far, set-up not counted.
     """
     run = json.loads((output / "run" / "report.json").read_text())["run"]
     rounds = run["rounds"]

@@ -19,7 +19,13 @@ DEV_ROWS = 1000
 
 @dataclass(frozen=True)
 class Split:
-    """Where the files are."""
+    """The files of a split.
+
+    Attributes:
+        labels: JSON array of the label set.
+        dev: held-out rows.
+        devices: rows of each device.
+    """
 
     labels: Path
     dev: Path
@@ -30,8 +36,10 @@ def prepare(folder: Path, devices: int = 20, alpha: float = 1.0, seed: int = 0) 
     """Write ``labels.json``, ``dev.jsonl`` and ``device-NN.jsonl`` into ``folder``.
 
     Args:
-        folder: made if missing. devices: how many. alpha: of the Dirichlet split; small is uneven.
-        seed: of dev split and partition.
+        folder: folder to write to, made if missing.
+        devices: number of devices.
+        alpha: parameter of the Dirichlet split; the smaller, the more uneven.
+        seed: seed of dev split and partition.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (HERE / "train.csv").open(newline="", encoding="utf-8") as file:
@@ -67,7 +75,7 @@ def prepare(folder: Path, devices: int = 20, alpha: float = 1.0, seed: int = 0) 
 
 
 def _stratified(by_label: dict[str, list[int]], total: int, generator: np.random.Generator) -> list[int]:
-    """DEV_ROWS rows, each label in proportion; rounding goes to the largest remainders."""
+    """Draw DEV_ROWS rows, each label in proportion; counts are rounded up where the remainders are largest."""
     exact = {label: DEV_ROWS * len(members) / total for label, members in by_label.items()}
     counts = {label: int(share) for label, share in exact.items()}
     by_remainder = sorted(exact, key=lambda label: (counts[label] - exact[label], label))

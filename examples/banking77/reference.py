@@ -1,8 +1,8 @@
-"""`make demo-reference`: what the demo is compared with, by the same rounds, data and seeds.
+"""`make demo-reference`: what the demo is compared with, on the same rounds, data and seeds.
 
 Three arms run in this process, with the coordinator's own selection, assignment, aggregation and server optimisers:
 
-* ``forward``: the worker's own training; the figure is the demo's but for rounding (threads, CPU);
+* ``forward``: the worker's own training; its accuracy differs from the demo's by rounding alone (threads, CPU);
 * ``head_only``: the same without slices;
 * ``backpropagation``: the exact gradient of the same slices, by torch on the same quantised weights.
 """
@@ -26,6 +26,7 @@ from typing import Any
 import msgspec
 import torch
 
+from benchmarks.harness.torch_gradient import slice_gradient
 from coordinator.aggregation.mean import Contribution, apply_deltas, mean_delta
 from coordinator.config import RunConfig, run_config
 from coordinator.rounds.assignment import assign
@@ -49,14 +50,13 @@ from export.cli import read_labels
 from export.model.load import load_model
 from export.model.slices import SliceOptions
 from export.packaging.export_package import ExportOptions, export_package
-from export.packaging.self_check import flat_values, torch_inputs
 from export.packaging.torch_reference import TorchReference
 from export.quantisation.stored import store
 
 ARMS = ("head_only", "backpropagation", "forward")
 RESULT = HERE.parents[1] / "benchmarks" / "results" / "demo-reference.json"
 CAP_BYTES = 1 << 40
-#: Trains one task from the given values on a device's file; returns examples and change.
+#: Trains one task from the given values on a device's file; returns the number of examples and the values' change.
 LocalTraining = Callable[[Task, Values, Path], tuple[int, Values]]
 
 
@@ -88,7 +88,16 @@ class Simulation:
         self.state = folder / "state.safetensors"
 
     def run(self, name: str, slices: tuple[str, ...], local: LocalTraining) -> dict[str, Any]:
-        """Play all rounds of an arm; returns its accuracy and curve."""
+        """Play all rounds of an arm.
+
+        Args:
+            name: what lines on the terminal call it.
+            slices: names of the slices that it trains.
+            local: training of one task on one device.
+
+        Returns:
+            ``accuracy`` and ``loss`` at the end, the ``seconds`` it took and its ``curve``.
+        """
         started, manifest, config = time.monotonic(), self.package.manifest, self.config
         values = decode_values(self.package.path(manifest.initial_state).read_bytes(), manifest.slices)
         moments: dict[str, Any] = {}
@@ -98,12 +107,12 @@ class Simulation:
         ]
         curve = []
         for number in range(config.rounds):
-            places = assign(slices, config.devices_per_round, number)
-            # Devices are seated as in the demo, where every arm's places would need what forward mode needs.
+            slots = assign(slices, config.devices_per_round, number)
+            # Devices get the slots they get in the demo, where every slot needs what forward mode needs.
             needs = assign(self.slices, config.devices_per_round, number)
             order = draw_order(candidates, config.seed, number)
             seats = fit(
-                order, len(places), lambda place, _, n=needs: required_bytes(manifest, config, n[place], 0)
+                order, len(slots), lambda slot, _, n=needs: required_bytes(manifest, config, n[slot], 0)
             )
             contributions = [
                 Contribution(
@@ -113,7 +122,7 @@ class Simulation:
                         self.split.devices[int(seats[slot].device_id)],
                     )
                 )
-                for slot, names in enumerate(places)
+                for slot, names in enumerate(slots)
             ]
             values, moments = apply_deltas(
                 values,
@@ -173,16 +182,12 @@ class Simulation:
         """Local training with the exact gradient of the same slices on the same batches."""
         manifest = self.package.manifest
         tokenizer = Tokenizer(self.package.path(manifest.tokenizer), self.config.sequence_limit)
-        flat = {
-            name: next(iter(flat_values({name: reference.tensors[name]}))) for name in reference.trainable
-        }
 
         def local(task: Task, values: Values, data: Path) -> tuple[int, Values]:
             rows = load_rows(data, manifest.labels)
             ids = tokenizer.encode(rows)
             specs = [manifest.slice_named(name) for name in (*task.slices, "head")]
             optimizer = make_optimizer(task.optimizer, values, list(shapes(specs)))
-            wanted = [name for name, key in flat.items() if key.split("/")[0] in task.slices]
             batches = draw_batches(
                 len(rows),
                 seed=task.seed,
@@ -197,23 +202,14 @@ class Simulation:
                     [rows[i].label for i in chosen],
                     pad_token_id=manifest.pad_token_id,
                 )
-                at = optimizer.values()
-                tensors = {name: torch.from_numpy(at[key]) for name, key in flat.items()}
-                for name in wanted:
-                    tensors[name] = tensors[name].clone().requires_grad_()
-                outputs = reference.run(torch_inputs(batch), tensors)
-                slopes = torch.autograd.grad(outputs["loss"].mean(), [tensors[name] for name in wanted])
-                gradient = {flat[name]: slope.numpy() for name, slope in zip(wanted, slopes, strict=True)}
+                outputs, gradient = slice_gradient(reference, batch, optimizer.values(), task.slices)
                 head = head_gradient(
                     outputs["residual"].detach().numpy(), outputs["features"].detach().numpy()
                 )
                 optimizer.step({**gradient, **head})
-            return sum(len(chosen) for chosen in batches), optimizer.change()
+            return sum(len(chosen) for chosen in batches), optimizer.delta()
 
         return local
-
-    def _data_of(self, candidate: SelectableDevice) -> Path:
-        return self.split.devices[int(candidate.device_id)]
 
     def _task(self, number: int, slot: int, slices: tuple[str, ...]) -> Task:
         config = self.config
@@ -240,7 +236,7 @@ class Simulation:
 
 
 def main() -> int:
-    """Run the chosen arms for each seed and store them; what is there after each seed is complete."""
+    """Run the chosen arms for each seed; the result file is written after each seed, and complete each time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--seeds", default="0,1,2", help="run seeds; the demo's is 0")
@@ -290,7 +286,7 @@ def _store(path: Path, table: dict[str, Any], seeds: dict[str, dict[str, Any]]) 
 
 
 def _rows(seeds: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means over seeds, each with its range; the reach is the demo's own."""
+    """Means over seeds, each with its range; the value to reach is the demo's own."""
     rows = []
     for arm in ARMS:
         found = [100 * arms[arm]["accuracy"] for arms in seeds.values() if arm in arms]

@@ -21,7 +21,14 @@ logging.disable_progress_bar()
 
 
 def perplexity_of_adapter(model: Path, adapter: Path, dev: Path, sequence_limit: int) -> float:
-    """Perplexity of a token of the dev rows, as the coordinator counts it."""
+    """Perplexity of a token of the dev rows, counted as the coordinator counts it.
+
+    Args:
+        model: Hugging Face folder of the float base.
+        adapter: adapter folder that ``edge-export adapter`` wrote.
+        dev: rows to predict.
+        sequence_limit: longest sequence, in tokens.
+    """
     base = AutoModelForCausalLM.from_pretrained(model, local_files_only=True).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft reads a property that transformers has renamed

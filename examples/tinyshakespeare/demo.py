@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-from examples.fleet import run, show, train_on_fleet
+from examples.fleet import empty_folder, run, show, train_on_fleet
 from examples.tinyshakespeare.compare import perplexity_of_adapter
 from examples.tinyshakespeare.prepare import HERE, prepare
 
@@ -25,9 +24,7 @@ SEQUENCE_LIMIT = 64
 def main() -> int:
     """Run the demo; returns a process exit code."""
     arguments = _arguments()
-    output: Path = arguments.output.absolute()
-    shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True)
+    output = empty_folder(arguments.output)
     started = time.monotonic()
 
     print(f"1. Data: ten speakers of Shakespeare's plays on {arguments.devices} devices", flush=True)

@@ -18,7 +18,12 @@ DEV_ROWS = 20
 
 @dataclass(frozen=True)
 class Split:
-    """Where the files are."""
+    """The files of a split.
+
+    Attributes:
+        dev: held-out passages.
+        devices: passages of each device.
+    """
 
     dev: Path
     devices: tuple[Path, ...]
@@ -28,8 +33,9 @@ def prepare(folder: Path, devices: int = 10, seed: int = 0) -> Split:
     """Write ``dev.jsonl`` and ``device-NN.jsonl`` into ``folder``.
 
     Args:
-        folder: made if missing. devices: how many, at most one a speaker; speaker ``i`` goes to device
-            ``i mod devices``. seed: of the dev split.
+        folder: folder to write to, made if missing.
+        devices: number of devices, at most one a speaker; speaker ``i`` goes to device ``i mod devices``.
+        seed: seed of the dev split.
     """
     folder.mkdir(parents=True, exist_ok=True)
     speakers: dict[str, list[str]] = {}

@@ -1,8 +1,8 @@
 """What backpropagation reaches with the same slices, for comparison with the demo.
 
-The float model of the demo's folder is trained by torch: each round the exact gradient over as many rows as a round of
-the demo uses, drawn from all devices' rows; then the demo's own server optimiser. It sends nothing and quantises
-nothing, so it is an upper mark rather than another arm of the same run.
+torch trains the float model of the demo's folder. Each round takes the exact gradient over as many rows as a round of
+the demo uses, drawn from all devices' rows, and then a step of the demo's own server optimiser. Nothing is sent and
+nothing is quantised, so the result is an upper mark rather than another arm of the same run.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A finished run merged into the float model folder it came from: every adapted weight becomes W + scale·B·A.
 
 Weight files are copied as they are and the adapted tensors rewritten in place: names, sharding, dtypes, tied tensors
-and metadata stay, and memory holds one tensor at a time. Everything else in the folder is copied, but for weights in
-formats that would still be unmerged.
+and metadata stay, and memory holds one tensor at a time. Everything else in the folder is copied too, except weights in
+other formats, which would still be unmerged.
 """
 
 from __future__ import annotations
@@ -47,7 +47,13 @@ LEFTOVERS = frozenset({CONFIG, WEIGHTS, HEAD_TENSORS, HEAD_DESCRIBED})
 
 @dataclass(frozen=True)
 class Merged:
-    """A merged folder: which of its weight files changed, and what of the model folder was not taken over."""
+    """A merged model folder.
+
+    Attributes:
+        folder: folder that was written.
+        changed: names of the weight files in it that hold merged weights.
+        left_out: files of the model folder that were not copied.
+    """
 
     folder: Path
     changed: tuple[str, ...]
@@ -58,9 +64,9 @@ def merge(package: Package, values: Values, model_folder: Path, output: Path) ->
     """Write a model folder with the slices merged in, or nothing.
 
     Args:
-        package: the package the values belong to.
-        values: of every slice, by flat name.
-        model_folder: the float model the package was made from; its weights must be safetensors.
+        package: package the values belong to.
+        values: values of every slice, by flat name.
+        model_folder: folder of the float model the package was made from; its weights must be safetensors.
         output: folder to create. A package's head goes beside the weights, as in an adapter.
 
     Raises:
@@ -92,7 +98,7 @@ def merge(package: Package, values: Values, model_folder: Path, output: Path) ->
 
 
 def _load(package: Package, folder: Path) -> LoadedModel:
-    """The folder's model without values, which must be the package's."""
+    """The folder's model, without its weights. It must be the one that the package was made from."""
     manifest = package.manifest
     targets = tuple(spec.target for spec in adapted(package))
     options = SliceOptions(kind="lora", rank=1, alpha=1.0, targets=targets)
@@ -108,7 +114,7 @@ def _load(package: Package, folder: Path) -> LoadedModel:
 
 
 def _copy(source: Path, target: Path, weights: set[str]) -> tuple[str, ...]:
-    """Copy a folder's files, links followed; returns those left out."""
+    """Copy a folder's files, following links; returns those that were left out."""
     left_out = []
     for path in sorted(source.rglob("*")):
         relative = path.relative_to(source)

@@ -20,12 +20,12 @@ CONV1D_FAMILIES = frozenset({"gpt2", "openai-gpt"})
 
 
 def in_package(modules: tuple[str, ...], architecture: str, task: TaskKind) -> dict[str, str]:
-    """Module names of an adapter to those of a package, whichever class the adapter was trained on.
+    """Map module names of an adapter to those of a package, whichever class the adapter was trained on.
 
     Args:
-        modules: as the adapter has them, without :data:`ROOT`.
+        modules: module names in the adapter, without :data:`ROOT`.
         architecture: ``model_type`` of the model. One that transformers does not know keeps its names.
-        task: the package's.
+        task: what the package is trained for.
     """
     if architecture not in CONFIG_MAPPING or CONFIG_MAPPING[architecture] not in MODEL_MAPPING:
         return {module: module for module in modules}

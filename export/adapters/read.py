@@ -70,10 +70,12 @@ class Adapter:
     """A LoRA adapter.
 
     Attributes:
-        folder: where it was read. rank: r. scale: what B·A is multiplied by.
-        pairs: by module name in the model without a head.
+        folder: folder it was read from.
+        rank: LoRA's r, the same for all pairs.
+        scale: number that every B·A is multiplied by.
+        pairs: factors by module name, named as in the model without a head.
         head: ``weight`` (C, H) and ``bias`` (C,) of a head for the labels that were asked for, in their order; None
-            if the folder has none.
+            if the folder has no head.
     """
 
     folder: Path
@@ -83,7 +85,7 @@ class Adapter:
     head: dict[str, FloatArray] | None
 
     def slice_options(self, chosen: SliceOptions) -> SliceOptions:
-        """Options for slices that can hold this adapter; ``chosen`` says which kind, and for LoRA-XS the scale."""
+        """Options for slices that can hold this adapter, of the kind that is chosen; for LoRA-XS with its scale."""
         return replace(
             chosen,
             rank=self.rank,
@@ -94,7 +96,13 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What an adapter is to start: the model's ``model_type``, the package's task and labels."""
+    """What an adapter is to start.
+
+    Attributes:
+        architecture: ``model_type`` of the model.
+        task: what the package is trained for.
+        labels: label set of the package, in order; empty for a causal language model.
+    """
 
     architecture: str
     task: TaskKind
@@ -105,11 +113,12 @@ def read_adapter(folder: Path, wanted: Wanted) -> Adapter:
     """Read an adapter folder.
 
     Args:
-        folder: holds ``adapter_config.json`` and ``adapter_model.safetensors``; perhaps our ``head.safetensors``.
-        wanted: what it is to start.
+        folder: adapter folder, with ``adapter_config.json`` and ``adapter_model.safetensors``; if our exporter wrote
+            it, perhaps with ``head.safetensors``.
+        wanted: model, task and labels that the adapter is to start.
 
     Raises:
-        ModelError: not an adapter, not plain LoRA, or tensors that do not fit each other or the configuration.
+        ModelError: it is no adapter or not plain LoRA, or its tensors do not fit each other or the configuration.
     """
     settings = _read_settings(folder)
     if settings.fan_in_fan_out and wanted.architecture not in CONV1D_FAMILIES:
@@ -235,7 +244,7 @@ def _pair(folder: Path, module: str, parts: dict[str, FloatArray], rank: int) ->
 
 
 def _read_head(folder: Path, labels: tuple[str, ...]) -> dict[str, FloatArray] | None:
-    """The folder's head with its rows in the order of ``labels``; None if it has none, or for other labels."""
+    """The folder's head with its rows in the order of ``labels``; None without labels, or if it has no head."""
     if not labels or not (folder / HEAD_TENSORS).is_file():
         return None
     described = read_json_object(folder / HEAD_DESCRIBED)

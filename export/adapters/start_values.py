@@ -1,8 +1,8 @@
-"""Slice values that compute what an adapter computes: where a run goes on from.
+"""Slice values that compute what an adapter computes, so that a run can go on from an adapter.
 
 A LoRA slice takes A and B as they are. A LoRA-XS slice has only its core R between frozen factors U (out, r) and
-V (r, in): the R with U·R·V = scale·B·A exists if the pair lies in their span, as that of an earlier LoRA-XS run on the
-same model does, and then is R = U⁺·(scale·B·A)·V⁺, least squares.
+V (r, in). There is an R with U·R·V = scale·B·A if the pair lies in their span, as that of an earlier LoRA-XS run on the
+same model does. Then R = U⁺·(scale·B·A)·V⁺, by least squares.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from export.adapters.read import Adapter, Pair
 
 #: Largest part of an update, by Frobenius norm, that may lie outside a LoRA-XS slice's span.
 SPAN_TOLERANCE = 1e-3
-
 #: Gives a LoRA-XS slice's frozen factors up (out, r) and down (r, in).
 Factors = Callable[[SliceSpec], tuple[FloatArray, FloatArray]]
 
@@ -28,16 +27,16 @@ def start_values(adapter: Adapter, specs: Iterable[SliceSpec], factors: Factors)
     """Values of all slices that an adapter speaks for.
 
     Args:
-        adapter: what to start from.
-        specs: the package's slices.
-        factors: called for LoRA-XS slices only.
+        adapter: adapter to start from.
+        specs: slices of the package.
+        factors: function that gives the frozen factors of a slice; called for LoRA-XS slices only.
 
     Returns:
         Values by flat name; the head's are among them if the adapter has a head.
 
     Raises:
-        ModelError: a slice the adapter does not name or the other way round, other shapes, or an update outside a
-            slice's span.
+        ModelError: the adapter has no factors for a slice, or factors for none; shapes differ; or the update lies
+            outside a slice's span.
     """
     values: Values = {}
     used = set()

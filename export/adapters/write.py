@@ -43,8 +43,8 @@ def write_adapter(package: Package, values: Values, output: Path, base_model: st
     """Write an adapter folder, or nothing.
 
     Args:
-        package: the package the values belong to.
-        values: of every slice, by flat name.
+        package: package the values belong to.
+        values: values of every slice, by flat name.
         output: folder to create.
         base_model: name or path of the model the adapter is for, recorded in its configuration.
 
@@ -82,7 +82,7 @@ def adapted(package: Package) -> tuple[SliceSpec, ...]:
 
 
 def write_head(package: Package, values: Values, folder: Path) -> None:
-    """Write head and description into a folder; nothing for a package without a head."""
+    """Write the head and its description into a folder, or nothing if the package has no head."""
     head = package.manifest.head
     if head is None:
         return
@@ -134,7 +134,12 @@ def whole_factor(tensors: Mapping[str, Tensor], name: str, joint: str) -> Tensor
     """A LoRA-XS factor as programs compute with it: as stored, or put together from its quantised parts.
 
     Args:
-        tensors: by name. name: the factor's. joint: what stands between it and the name of a part.
+        tensors: tensors by name, among them the factor or its parts.
+        name: name of the factor.
+        joint: character between the name of the factor and that of a part.
+
+    Raises:
+        ModelError: neither the factor nor its parts are there.
     """
     if name in tensors:
         return tensors[name]

@@ -37,8 +37,8 @@ class AdjointInterpreter(fx.Interpreter):
 
         Args:
             primals: one tensor per placeholder, in order.
-            wanted: for each whether its cotangent is asked for.
-            seeds: cotangents of outputs by their position; None stands for ones, outputs not named for zeros.
+            wanted: for each placeholder, whether its cotangent is asked for.
+            seeds: cotangents of outputs, by position; None stands for ones. Outputs that are not named count as zeros.
 
         Returns:
             The outputs, and the cotangents of the wanted placeholders, each of its primal's shape.
@@ -109,7 +109,7 @@ class AdjointInterpreter(fx.Interpreter):
 
 @contextmanager
 def _named(node: fx.Node) -> Iterator[None]:
-    """What a rule refuses is told with operator and node."""
+    """Add operator and node to the message of what a rule refuses."""
     try:
         yield
     except MissingRuleError as error:
@@ -117,7 +117,7 @@ def _named(node: fx.Node) -> Iterator[None]:
 
 
 def _read(node: fx.Node) -> list[Any]:
-    """Arguments that a rule differentiates by, by position; a list operator's are those of its list."""
+    """Arguments that a rule may differentiate by, in order; of an operator that takes a list, the list's entries."""
     first = node.args[0] if node.args else None
     if node.target in LISTED and isinstance(first, list | tuple):
         return list(first)

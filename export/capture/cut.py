@@ -16,11 +16,7 @@ from export.model.heads import OUTPUTS
 from export.model.load import LoadedModel, is_trainable
 
 aten = torch.ops.aten
-
-
 MODEL_INPUTS = ("input_ids", "attention_mask", "labels")
-
-
 #: Operators that only hint at memory layout, or copy.
 COPIES = (aten.clone.default, aten.alias.default, aten._assert_tensor_metadata.default)
 
@@ -43,6 +39,11 @@ class Cutter:
         self.calls_of_blocks: dict[tuple[str, int], int] = {}
 
     def cut(self) -> list[SegmentGraph]:
+        """One graph a segment, in order: embedding, every call of a block, head.
+
+        Raises:
+            ModelError: no operation belongs to a block, or the blocks are not a chain.
+        """
         place = self._place_nodes()
         last = max(place.values())
         names = ["embedding", *(f"block_{i}" for i in range(last - 1)), "head"]

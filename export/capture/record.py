@@ -43,10 +43,12 @@ KEPT_WHOLE = (
 
 @dataclass(frozen=True)
 class Capture:
-    """All segments in order, and the tensors they name.
+    """A recorded and cut model.
 
-    ``tensors`` has the shape and dtype of each (on the meta device); those that no model folder holds, because the
-    recording made them, have their values in ``constants``.
+    Attributes:
+        segments: all segments, in order.
+        tensors: shape and dtype of every tensor that they name, on the meta device.
+        constants: values of those tensors that no model folder holds, because the recording made them.
     """
 
     segments: tuple[SegmentGraph, ...]

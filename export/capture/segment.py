@@ -43,7 +43,7 @@ class SegmentGraph:
 
 
 def structure_of(segment: SegmentGraph, tensors: dict[str, Tensor]) -> tuple[Any, ...]:
-    """A key equal for segments that can share a program: same operators, arguments, shapes."""
+    """A key that is equal for segments that can share a program: same operators, arguments and shapes."""
     index = {node: i for i, node in enumerate(segment.graph.nodes)}
 
     def plain(value: Any) -> Any:

@@ -30,7 +30,7 @@ FloatArray = NDArray[np.float32]
 HEADER = struct.Struct("<7i")
 #: First int32 of the later forms, which this reader does not know: "ak42".
 VERSIONED_MAGIC = 0x616B3432
-#: Beyond any model that the form was used for; a header above these is not a header.
+#: Larger than any model in this form: a file whose header says more is no checkpoint.
 LIMITS = {
     "dim": 1 << 16,
     "hidden_dim": 1 << 20,
@@ -44,8 +44,19 @@ NORM_EPSILON, ROTARY_BASE = 1e-5, 10000.0
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What the header says; ``shared_classifier`` if the output matrix is the embedding."""
+class Llama2cShape:
+    """Sizes of a model, from the header of its checkpoint.
+
+    Attributes:
+        dim: values of a hidden state.
+        hidden_dim: values within the feed-forward part.
+        n_layers: number of blocks.
+        n_heads: query heads of a block.
+        n_kv_heads: key and value heads of a block.
+        vocab_size: number of tokens in the vocabulary.
+        max_seq_len: longest text, in tokens.
+        shared_classifier: whether the output matrix is the embedding.
+    """
 
     dim: int
     hidden_dim: int
@@ -63,7 +74,7 @@ class Shape:
 
     @property
     def stored(self) -> dict[str, tuple[int, ...]]:
-        """Tensors in the order of the file; the two rotary tables are there and not needed."""
+        """Shapes of the tensors, in the order of the file; the two rotary tables stand in it and are not needed."""
         layers, dim, hidden = self.n_layers, self.dim, self.hidden_dim
         keys = self.n_kv_heads * self.head_size
         tables = (self.max_seq_len, self.head_size // 2)
@@ -87,7 +98,7 @@ class Shape:
         return shapes
 
 
-#: Name in :attr:`Shape.stored` to Hugging Face's name within a layer.
+#: Hugging Face's names within a layer, by the names in :attr:`Llama2cShape.stored`.
 LAYER_NAMES = {
     "attention_norm": "input_layernorm",
     "query": "self_attn.q_proj",
@@ -101,13 +112,15 @@ LAYER_NAMES = {
 }
 
 
-def convert(checkpoint: Path, tokenizer: Path, output: Path) -> Shape:
+def convert(checkpoint: Path, tokenizer: Path, output: Path) -> Llama2cShape:
     """Write ``config.json``, ``model.safetensors``, ``tokenizer.json`` and ``tokenizer_config.json``, or nothing.
 
-    Holds the model in memory twice: the form was made for small ones.
+    The model is held in memory twice: models in this form are small.
 
     Args:
-        checkpoint: of version 0. tokenizer: llama2.c's ``.bin`` for the same vocabulary. output: folder to create.
+        checkpoint: llama2.c checkpoint, version 0.
+        tokenizer: llama2.c's ``.bin`` for the same vocabulary.
+        output: folder to create.
 
     Raises:
         ModelError: a file cannot be read, is truncated or is not of its form, the two do not belong together, or
@@ -145,11 +158,11 @@ def convert(checkpoint: Path, tokenizer: Path, output: Path) -> Shape:
     return shape
 
 
-def read_checkpoint(path: Path) -> tuple[Shape, dict[str, FloatArray]]:
-    """The header, and the stored tensors by their name in :attr:`Shape.stored`, mapped from the file.
+def read_checkpoint(path: Path) -> tuple[Llama2cShape, dict[str, FloatArray]]:
+    """The header, and the stored tensors by their name in :attr:`Llama2cShape.stored`, mapped from the file.
 
     Raises:
-        ModelError: as in :func:`convert`.
+        ModelError: the file cannot be read, is truncated or is no checkpoint of version 0.
     """
     try:
         size = path.stat().st_size
@@ -173,7 +186,7 @@ def read_checkpoint(path: Path) -> tuple[Shape, dict[str, FloatArray]]:
     return shape, tensors
 
 
-def huggingface_tensors(shape: Shape, stored: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+def huggingface_tensors(shape: Llama2cShape, stored: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     """The tensors under the names and in the order of rows that ``LlamaForCausalLM`` has."""
     tensors = {"model.embed_tokens.weight": stored["embedding"], "model.norm.weight": stored["final_norm"]}
     if not shape.shared_classifier:
@@ -193,7 +206,7 @@ def _halves(matrix: FloatArray, head_size: int) -> FloatArray:
     return heads.transpose(0, 2, 1, 3).reshape(matrix.shape)
 
 
-def _parse_header(path: Path, header: bytes) -> Shape:
+def _parse_header(path: Path, header: bytes) -> Llama2cShape:
     if len(header) < HEADER.size:
         raise ModelError(f"{path} ends within its header of {HEADER.size} bytes; fetch it again")
     numbers = dict(zip(LIMITS, HEADER.unpack(header), strict=True))
@@ -210,7 +223,7 @@ def _parse_header(path: Path, header: bytes) -> Shape:
                 f"{path} is no llama2.c checkpoint of version 0: its header says {name} = {numbers[name]}, "
                 f"which may be 1 to {limit}"
             )
-    shape = Shape(**numbers, shared_classifier=shared)
+    shape = Llama2cShape(**numbers, shared_classifier=shared)
     if shape.dim % shape.n_heads or shape.n_heads % shape.n_kv_heads or shape.head_size % 2:
         raise ModelError(
             f"{path} is no llama2.c checkpoint of version 0: dim {shape.dim}, {shape.n_heads} heads and "
@@ -219,8 +232,8 @@ def _parse_header(path: Path, header: bytes) -> Shape:
     return shape
 
 
-def _config(shape: Shape) -> dict[str, object]:
-    """``config.json``. llama2.c ends a text by the token that begins one."""
+def _config(shape: Llama2cShape) -> dict[str, object]:
+    """``config.json``. llama2.c ends a text with the token that begins one."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

@@ -30,7 +30,12 @@ _LENGTH, _ENTRY = struct.Struct("<i"), struct.Struct("<fi")
 
 @dataclass(frozen=True)
 class Token:
-    """A token's text as it appears in a text, and its score; higher is merged earlier."""
+    """A token of the vocabulary.
+
+    Attributes:
+        text: characters the token stands for.
+        score: number that ranks the merge which makes it; the highest is merged first.
+    """
 
     text: str
     score: float
@@ -40,7 +45,8 @@ def read_vocabulary(path: Path, size: int) -> list[Token]:
     """The tokens of a ``.bin`` file, by id.
 
     Args:
-        path: the file. size: of the checkpoint's vocabulary; the file does not say its own.
+        path: tokenizer file.
+        size: number of tokens in the checkpoint's vocabulary; the file does not say its own.
 
     Raises:
         ModelError: the file cannot be read, is truncated, holds another number of tokens, or one that is too long,
@@ -146,7 +152,7 @@ def _token(path: Path, number: int, score: float, data: bytes, length: int) -> T
 
 
 def _named(path: Path, tokens: list[Token]) -> list[Token]:
-    """With the names that ``tokenizers`` expects of special tokens and bytes; all texts must differ."""
+    """The tokens, special ones and bytes under the names that ``tokenizers`` expects; all texts must differ."""
     names = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
     named = [Token(name, 0.0) for name in names] + tokens[FIRST_TEXT:]
     seen: dict[str, int] = {}

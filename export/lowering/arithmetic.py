@@ -49,9 +49,9 @@ SMALLEST_MAXIMUM = 1e-30
 Side = int | str | ir.SymbolicDim
 _ENGINE_DOMAIN = "com.microsoft"
 _LINEAR = "MatMulNBits"
-#: Float bytes of a band of a matrix, near what a core's cache holds; and its fewest rows.
+#: Size of a band of a matrix in float, in bytes, near what a core's cache holds; and the fewest rows of a band.
 BAND_BYTES, BAND_ROWS = 2 << 20, 64
-#: The file that bound weights claim to lie in; the runtime gives them before it would be read.
+#: The file that bound weights are said to lie in. It is never read: the runtime hands the weights over before.
 UNREAD_FILE = "bound-by-the-runtime"
 
 
@@ -59,16 +59,16 @@ def with_arithmetic(model: ir.Model, arithmetic: Arithmetic) -> ir.Model:
     """A copy of a lowered program that computes its frozen products in the given arithmetic.
 
     Args:
-        model: as ``export.lowering.onnx`` gives it; left as it is. Every frozen tensor is an input.
-        arithmetic: which.
-
-    Raises:
-        ModelError: a block arithmetic is asked of a program with transposed products.
+        model: program that ``export.lowering.onnx`` lowered, whose frozen tensors are all inputs; left as it is.
+        arithmetic: arithmetic to compute in.
 
     Returns:
         The program. For ``block_int8`` and ``block_int4`` the repacked weights are external initialisers without
         data, named as before; otherwise every weight is an input, and ``X_levels``, ``X_scales``, ``X_zero_points``
         are replaced by ``X_int8`` and ``X_int8_scales`` or by ``X_float``.
+
+    Raises:
+        ModelError: the program has transposed products and the arithmetic is a block arithmetic.
     """
     copied: ir.Model = ir.from_proto(ir.to_proto(model))
     if arithmetic in BLOCK_ARITHMETICS:

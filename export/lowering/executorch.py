@@ -45,13 +45,15 @@ _REFUSED = {
 
 
 @dataclass(frozen=True)
-class ExecutorchProgram:
+class LoweredProgram:
     """A lowered program.
 
     Attributes:
-        buffer: the ``.pte``. inputs, outputs: names, in the method's order.
-        planned_bytes: the memory ExecuTorch planned ahead, all arenas together.
-        undelegated: operators that XNNPACK did not take: name, how many, and why.
+        buffer: bytes of the ``.pte`` file.
+        inputs: names of the inputs, in the order the method takes them.
+        outputs: names of the outputs, in the order the method gives them.
+        planned_bytes: memory that ExecuTorch planned ahead, all arenas together.
+        undelegated: operators that XNNPACK did not take, each with its name, how many there are, and the reason.
     """
 
     buffer: bytes
@@ -61,18 +63,18 @@ class ExecutorchProgram:
     undelegated: tuple[tuple[str, int, str], ...]
 
 
-def lower_executorch(program: TracedProgram, bounds: Mapping[Axis, int]) -> ExecutorchProgram:
+def lower_executorch(program: TracedProgram, bounds: Mapping[Axis, int]) -> LoweredProgram:
     """Translate a program.
 
     Args:
-        program: recorded by ``export.lowering.trace.trace``; left as it is.
-        bounds: the largest draws, batch and sequence the lowered program takes.
+        program: what ``export.lowering.trace.trace`` recorded; left as it is.
+        bounds: largest draws, batch and sequence that the lowered program takes.
 
     Returns:
         The program, which takes every frozen matrix X as float32 ``X_float`` (K, N).
 
     Raises:
-        ModelError: it cannot lower the program.
+        ModelError: ExecuTorch cannot lower the program.
     """
     with quiet():
         recorded, names = _record_again(program, bounds)
@@ -115,7 +117,7 @@ def _example(node: fx.Node, axes: Mapping[int, str], sizes: Mapping[str, int]) -
 
 def _lower(
     recorded: torch.export.ExportedProgram, names: tuple[str, ...], outputs: tuple[str, ...]
-) -> ExecutorchProgram:
+) -> LoweredProgram:
     try:
         edge = to_edge_transform_and_lower(
             recorded,
@@ -135,7 +137,7 @@ def _lower(
         raise ModelError(f"ExecuTorch cannot lower the program: {reason}") from error
     plans = lowered.executorch_program.execution_plan
     planned = sum(int(size) for plan in plans for size in plan.non_const_buffer_sizes)
-    return ExecutorchProgram(bytes(lowered.buffer), names, outputs, planned, undelegated)
+    return LoweredProgram(bytes(lowered.buffer), names, outputs, planned, undelegated)
 
 
 def _undelegated(graph: fx.Graph) -> tuple[tuple[str, int, str], ...]:
@@ -168,10 +170,10 @@ def _reason(node: fx.Node, name: str, known: frozenset[str]) -> str:
 
 
 def _partitioner() -> Any:
-    """XNNPACK for all it takes, but for copies and added sides.
+    """XNNPACK for everything it takes, except copies and added sides.
 
     A copy that changes nothing would be an output passed through, and an added side may be a reshape with two dynamic
-    sides: its partitioner takes both, and its compiler then refuses the whole program.
+    sides. Its partitioner takes both, and its compiler then refuses the whole program.
     """
     left = {f"{name}Config" for name in ("Clone", "CloneDimOrder", "ToDimOrderCopy", "UnsqueezeCopy")}
     return XnnpackPartitioner(configs=[c for c in ALL_PARTITIONER_CONFIGS if c.__name__ not in left])

@@ -41,7 +41,9 @@ class Buffer:
     """Memory that one or several values of a graph share.
 
     Attributes:
-        size: in bytes. users: indices of the nodes that read it. escapes: it is an output of the graph.
+        size: number of bytes, a polynomial in batch, sequence and draws.
+        users: indices of the nodes that read it.
+        escapes: whether it is an output of the graph.
     """
 
     size: Polynomial
@@ -54,8 +56,10 @@ class NodeMemory:
     """What one node does to memory.
 
     Attributes:
-        reads, makes: buffers. overwrites: the buffer it may write its result into, if nothing else reads
-            that buffer later. workspace: bytes it needs only while it runs.
+        reads: buffers that it reads.
+        makes: buffers that it fills.
+        overwrites: buffer that it may write its result into, if nothing else reads that buffer later; None for most.
+        workspace: bytes that it needs only while it runs.
     """
 
     reads: tuple[Buffer, ...]
@@ -102,31 +106,31 @@ def node_memory(model: ir.Model) -> list[NodeMemory]:
 
 
 def live_sets(model: ir.Model) -> tuple[tuple[SizeTerm, ...], ...]:
-    """Polynomials of which the largest value at a size is the program's peak of live tensors, in bytes."""
+    """Polynomials whose largest value at a size is the program's peak of live tensors, in bytes."""
     memory = node_memory(model)
     alive: dict[Buffer, None] = {}
-    candidates: list[Polynomial] = []
+    sums: list[Polynomial] = []
     for position, node in enumerate(memory):
         last = [b for b in node.reads if b in alive and not b.escapes and max(b.users) == position]
         if node.overwrites in last:
             alive.pop(node.overwrites)
         alive.update(dict.fromkeys(node.makes))
-        candidates.append(_sum([*(buffer.size for buffer in alive), node.workspace]))
+        sums.append(_sum([*(buffer.size for buffer in alive), node.workspace]))
         for buffer in last:
             alive.pop(buffer, None)
-    return tuple(_terms(polynomial) for polynomial in _undominated(candidates))
+    return tuple(_terms(polynomial) for polynomial in _undominated(sums))
 
 
 def peak_tensors(model: ir.Model, reference: tuple[int, int, int], count: int) -> tuple[PeakTensor, ...]:
     """The largest tensors alive where the live set is largest.
 
     Args:
-        model: lowered, in its final order.
+        model: lowered program, its nodes in their final order.
         reference: batch, sequence and draws at which sizes are compared.
-        count: how many tensors at most.
+        count: largest number of tensors to give.
 
     Returns:
-        Largest first; tensors that share memory are told once, by the name that made it.
+        The tensors, largest first. Those that share memory are given once, under the name of the one that made it.
     """
     memory = node_memory(model)
     made: dict[Buffer, tuple[ir.Node, ir.Value]] = {}
@@ -203,13 +207,14 @@ def _sum(polynomials: Iterable[Polynomial]) -> Polynomial:
     return dict(total)
 
 
-def _undominated(candidates: list[Polynomial]) -> list[Polynomial]:
+def _undominated(polynomials: list[Polynomial]) -> list[Polynomial]:
+    """Those that may be the largest at some size: no other is at least as large in every term."""
     kept: list[Polynomial] = []
-    for candidate in candidates:
-        if any(_dominates(other, candidate) for other in kept):
+    for polynomial in polynomials:
+        if any(_dominates(other, polynomial) for other in kept):
             continue
-        kept = [other for other in kept if not _dominates(candidate, other)]
-        kept.append(candidate)
+        kept = [other for other in kept if not _dominates(polynomial, other)]
+        kept.append(polynomial)
     return kept
 
 

@@ -8,6 +8,7 @@ inputs; ``export.lowering.arithmetic`` decides which of them are bound when the 
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import warnings
@@ -35,10 +36,11 @@ TRANSPOSED = "FrozenLinearTransposed"
 
 
 def _engine_operator(name: str, inputs: dict[str, str], attributes: tuple[str, ...]) -> onnxscript.values.Op:
-    """An operator of ONNX Runtime's own domain; ``onnx`` carries no schema for these.
+    """An operator of ONNX Runtime's own domain, for which ``onnx`` carries no schema.
 
     Args:
-        name: of the operator. inputs: name to element type, ``?`` at the end marks an optional one.
+        name: name of the operator.
+        inputs: element type of each input, by name; ``?`` at the end marks an optional input.
         attributes: names of its integer attributes.
     """
     schema = onnx.defs.OpSchema
@@ -110,21 +112,21 @@ def lower(program: TracedProgram) -> ir.Model:
     """Translate a program.
 
     Args:
-        program: recorded by ``export.lowering.trace.trace``.
+        program: what ``export.lowering.trace.trace`` recorded; left as it is.
 
     Returns:
         An ONNX model whose inputs and outputs carry the program's names; frozen tensors are inputs too.
     """
-    graph_module = program.exported.graph_module
-    _name_reshapes_by_position(graph_module.graph)
-    _drop_copies(graph_module.graph)
-    graph_module.recompile()
+    rewritten = _with_own_graph(program.exported)
+    _name_reshapes_by_position(rewritten.graph)
+    _drop_copies(rewritten.graph)
+    rewritten.graph_module.recompile()
     # The translator warns about libraries that are not installed and not needed.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exported = torch.onnx.export(
-            program.exported,
+            rewritten,
             dynamo=True,
             custom_translation_table={
                 frozen_linear: _to_matmul_nbits,
@@ -144,6 +146,21 @@ def lower(program: TracedProgram) -> ir.Model:
     _name_axes(model, program)
     _shed_debug_data(model)
     return model
+
+
+def _with_own_graph(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The same program with a copy of its graph. Tensors are shared, so that no weight is copied."""
+    return torch.export.ExportedProgram(
+        exported.graph_module,
+        copy.deepcopy(exported.graph),
+        exported.graph_signature,
+        exported.state_dict,
+        exported.range_constraints,
+        exported.module_call_graph,
+        exported.example_inputs,
+        exported.constants,
+        verifiers=exported.verifiers,
+    )
 
 
 def _to_matmul_nbits(
@@ -188,7 +205,7 @@ def _to_gelu(x: Any, approximate: str = "none") -> Any:
 
 
 def _name_reshapes_by_position(graph: fx.Graph) -> None:
-    """Pass: a reshape whose sizes are the input's own sizes, constants and at most one other becomes positional.
+    """Pass: a reshape to the input's own sizes, constants and at most one other size names its axes by position.
 
     ONNX Reshape reads 0 as "same as the input's axis here" and -1 as "the rest". Reshapes that need more
     than that are left as they are.

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 def quiet() -> Iterator[None]:
     """No warnings and no log lines below errors: standard error is for our own lines.
 
-    transformers and peft, for one, import torchao where they find it; ExecuTorch brings it, without its CUDA libraries.
+    transformers and peft, for example, import torchao where they find it, and ExecuTorch installs it without its CUDA
+    libraries.
     """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -32,8 +32,8 @@ def order_for_memory(model: ir.Model, beam: int = BEAM) -> bool:
     """Put a graph's nodes into a topological order with a small largest live set.
 
     Args:
-        model: lowered; every value has a shape. Its nodes are reordered in place, nothing else changes.
-        beam: sets of nodes kept in a layer of the search.
+        model: lowered program in which every value has a shape. Its nodes are reordered in place, nothing else changes.
+        beam: number of sets of nodes kept in a layer of the search.
 
     Returns:
         Whether the order changed. The new order is never worse than the old one: the larger of its peaks at

@@ -35,8 +35,11 @@ class TracedProgram:
     """A recorded program.
 
     Attributes:
-        inputs, outputs: their names, in order; ``weights`` are the last inputs.
-        axes: for each input its dynamic axes, by the names DRAWS, BATCH, SEQUENCE.
+        exported: recording itself.
+        inputs: names of the inputs, in order.
+        outputs: names of the outputs, in order.
+        weights: names of the frozen tensors, which are the last inputs.
+        axes: dynamic axes of each input, each under its name: DRAWS, BATCH or SEQUENCE.
     """
 
     exported: torch.export.ExportedProgram
@@ -116,13 +119,13 @@ def trace(
     """Record one program with draws, batch and sequence as dynamic dimensions.
 
     Args:
-        segment: possibly quantised.
-        kind: which program.
+        segment: segment to record, quantised or not.
+        kind: kind of program to record.
         tensors: trainable and frozen tensors by name, for shape and dtype; they may be on the meta device.
-        position_limit: longest sequence the model allows.
+        position_limit: longest sequence the model allows, in tokens.
 
     Raises:
-        MissingRuleError: the dual, or the adjoint, of an operator is not known.
+        MissingRuleError: an operator has no tangent rule, or no adjoint rule.
     """
     program = _AdjointProgram(segment) if kind == "adjoint" else _Program(segment, kind)
     dims = {

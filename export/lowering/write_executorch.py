@@ -20,7 +20,7 @@ _MANY = 1 << 30
 
 
 def bounds_for(sequence_limit: int) -> dict[Axis, int]:
-    """The sizes that memory is planned for: what plans prefer to run at a time, at the longest sequence."""
+    """The sizes that memory is planned for: what a device prefers to run at a time, at the longest sequence."""
     return {
         "draws": MOST_DRAWS,
         "batch": preferred_micro_batch(_MANY, sequence_limit),
@@ -32,8 +32,10 @@ def write_executorch(folder: Path, name: str, traced: TracedProgram, sequence_li
     """Lower a program to ``programs/NAME.pte`` and describe it.
 
     Args:
-        folder: of the package. name: of the program. traced: left as it is.
-        sequence_limit: of the package.
+        folder: folder of the package.
+        name: name of the program.
+        traced: recorded program; left as it is.
+        sequence_limit: longest sequence of the package, in tokens.
 
     Raises:
         ModelError: ExecuTorch cannot lower the program.

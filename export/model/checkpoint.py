@@ -24,8 +24,8 @@ class Checkpoint:
     """The tensors of a folder under the names of a model.
 
     Args:
-        folder: a Hugging Face model folder.
-        model: whose names to use; its parameters need no values.
+        folder: Hugging Face model folder.
+        model: model whose names the tensors get; its parameters need no values.
 
     Raises:
         ModelError: there are no weight files, or an index names shards that are missing.

@@ -26,8 +26,8 @@ def check_model_folder(folder: Path, labels: tuple[str, ...], *, trust_remote_co
     """Refuse a folder that cannot become a package for these labels.
 
     Args:
-        folder: the model folder.
-        labels: the label set; empty for a causal language model.
+        folder: model folder.
+        labels: label set; empty for a causal language model.
         trust_remote_code: whether the operator lets the folder's own Python code run.
 
     Raises:
@@ -105,10 +105,14 @@ def _shards(folder: Path, index: Path) -> dict[str, tuple[str, ...]]:
 
 
 def require_finite(name: str, tensor: Tensor) -> None:
-    """Refuse a weight that holds a NaN or an infinity; ``name`` is its name in the folder.
+    """Refuse a weight that holds a NaN or an infinity.
+
+    Args:
+        name: name of the weight in its folder.
+        tensor: values of the weight.
 
     Raises:
-        ModelError: it does; the message counts them.
+        ModelError: some values are not finite; the message counts them.
     """
     if not tensor.is_floating_point():
         return

@@ -37,7 +37,9 @@ class Head(nn.Module):
         """Loss and what the exact head gradient needs.
 
         Args:
-            hidden: (B, T, H). attention_mask: (B, T), 1 for real tokens. labels: (B,) class indices.
+            hidden: last hidden states, (B, T, H).
+            attention_mask: 1 for real tokens and 0 for padding, (B, T).
+            labels: class indices, (B,).
 
         Returns:
             ``loss`` (B,); ``logits`` (B, C); ``residual`` = softmax - onehot = ∂loss/∂logits (B, C);
@@ -71,7 +73,7 @@ class Classifier(nn.Module):
         self.arguments = arguments
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """(B, T) ids and mask, (B,) labels; outputs as :meth:`Head.forward`."""
+        """Outputs of :meth:`Head.forward` for ids and mask (B, T) and labels (B,)."""
         given = {"input_ids": input_ids, "attention_mask": attention_mask, **self.arguments}
         hidden = self.encoder(**given).last_hidden_state
         return self.head(hidden, attention_mask, labels)  # type: ignore[no-any-return]
@@ -89,8 +91,10 @@ class LanguageModel(nn.Module):
         """Loss of each example and how often its most probable token was right.
 
         Args:
-            input_ids, attention_mask: (B, T). labels: (B, T), the token that follows each, ``NOT_PREDICTED`` where
-                nothing is predicted; at least one a row.
+            input_ids: token ids, (B, T).
+            attention_mask: 1 for real tokens and 0 for padding, (B, T).
+            labels: token that follows each, (B, T), ``NOT_PREDICTED`` where nothing is predicted; every row predicts
+                at least one.
 
         Returns:
             ``loss`` (B,), the mean over predicted tokens of cross-entropy; ``correct`` (B,), a count.

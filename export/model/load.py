@@ -32,7 +32,12 @@ UNUSED = "pooler."
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where a parameter's values come from: a name of the base model, and whether its matrix lies transposed there."""
+    """Where a parameter's values come from.
+
+    Attributes:
+        name: name of the parameter in the base model.
+        transposed: whether its matrix lies transposed there.
+    """
 
     name: str
     transposed: bool = False
@@ -40,7 +45,13 @@ class _Origin:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a folder keeps a parameter: the file, the name there, and whether its matrix lies transposed."""
+    """Where a folder keeps a parameter.
+
+    Attributes:
+        file: weight file that holds it.
+        stored: name of the tensor in the file.
+        transposed: whether its matrix lies transposed there.
+    """
 
     file: Path
     stored: str
@@ -52,9 +63,15 @@ class LoadedModel:
     """A model ready for capture.
 
     Attributes:
-        module: takes (input_ids, attention_mask, labels); frozen parameters have no values.
+        task: what the model is trained for.
+        module: module to capture, a function of (input_ids, attention_mask, labels); frozen parameters have no values.
         blocks: dotted path of its list of blocks.
+        architecture: ``model_type`` of the folder's configuration.
+        hidden_size: values of a hidden state.
+        position_limit: longest sequence it has positions for, in tokens.
+        parameters: number of parameters of the base model.
         causal: whether attention looks back only.
+        sliced: dotted paths of the layers that have a slice, in the base model.
     """
 
     task: TaskKind
@@ -71,7 +88,7 @@ class LoadedModel:
     _factors: dict[str, tuple[Tensor, Tensor]]
 
     def tensor(self, name: str) -> Tensor:
-        """Values of a parameter or buffer of ``module``, in float32 where it is a float; frozen ones are read anew.
+        """Values of a parameter or buffer of ``module``; floats in float32, frozen ones read from the folder each time.
 
         Raises:
             ModelError: the folder's weights lack it, or hold a value that is not finite.
@@ -91,7 +108,7 @@ class LoadedModel:
         """Where the folder keeps a frozen parameter of ``module``.
 
         Raises:
-            ModelError: it is not one tensor there.
+            ModelError: the folder does not keep it as one tensor.
         """
         origin = self._origins[name]
         file, stored = self._checkpoint.place(origin.name)
@@ -134,12 +151,14 @@ def load_model(
     """Build a folder's model without weights and attach slices, and a zero head for classification.
 
     Args:
-        folder: with config.json and weights. classes: size of the label set. options: which slices.
-        task: ``causal_lm`` takes the model with its own output layer, frozen.
+        folder: model folder, with config.json and weights.
+        classes: size of the label set.
+        options: slices to attach.
+        task: what the model is trained for; ``causal_lm`` takes it with its own output layer, frozen.
         trust_remote_code: whether Python code of the folder's own may run.
 
     Raises:
-        ModelError: not a model folder, no recognisable block structure, no module matches the targets, or weights
+        ModelError: it is no model folder, its blocks cannot be recognised, no module matches the targets, or weights
             are missing; the message says what was looked for and what was found.
     """
     base, config = _build(folder, task, trust_remote_code)
@@ -239,7 +258,7 @@ def _build(folder: Path, task: TaskKind, trust_remote_code: bool) -> tuple[PreTr
 
 @contextmanager
 def _parameters_without_values() -> Iterator[None]:
-    """Within, modules are made with parameters that have a shape but no memory; buffers keep their values."""
+    """Within this context, new modules get parameters that have a shape but no memory; buffers keep their values."""
     original = nn.Module.register_parameter
 
     def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -257,7 +276,12 @@ def _parameters_without_values() -> Iterator[None]:
 def _as_linear_layers(model: nn.Module, names: dict[nn.Parameter, str]) -> set[nn.Parameter]:
     """Replace GPT-2's Conv1D by the linear layer it is.
 
-    Returns the new weights, which lie transposed in the folder; ``names`` learns what they are called there.
+    Args:
+        model: model to change in place.
+        names: names of parameters in the folder; those of the new weights are added.
+
+    Returns:
+        The new weights, which lie transposed in the folder.
     """
     transposed = set()
     for path, module in list(model.named_modules()):
@@ -275,7 +299,7 @@ def _as_linear_layers(model: nn.Module, names: dict[nn.Parameter, str]) -> set[n
 
 
 def _names_of_tied(model: nn.Module) -> dict[str, list[str]]:
-    """First name of a parameter that has several, to all of them."""
+    """All names of every parameter that has several, by the first of them."""
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)

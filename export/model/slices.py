@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from edge_runtime.errors import ModelError
 
 SliceKind = Literal["lora_xs", "lora"]
-#: Names of trainable tensors of a slice, and of those made from the frozen weight.
+#: Names of a slice's trainable tensors, and of the tensors made from the frozen weight.
 TRAINABLE = ("core", "A", "B")
 FACTORS = ("up", "down")
 #: Sides up to which the singular value decomposition is exact; beyond, its leading part is found by iteration.
@@ -29,11 +29,11 @@ class SliceOptions:
     Attributes:
         kind: ``lora_xs`` (a trained r×r core between frozen SVD factors; Bałazy et al. 2024,
             arXiv 2405.17604, section 3) or ``lora`` (Hu et al. 2021, arXiv 2106.09685, section 4.1).
-        rank: r.
-        alpha: LoRA's scale numerator; the update is multiplied by alpha / rank.
-        targets: module names as ``peft``'s ``target_modules``: a name or a dotted suffix of it. Empty means the
-            family's query and value projections.
-        seed: of LoRA's random A.
+        rank: inner side r of a slice.
+        alpha: numerator of the scale; the update is multiplied by alpha / rank.
+        targets: modules to adapt, as in ``peft``'s ``target_modules``: a name or a dotted suffix of it. Empty means
+            the family's query and value projections.
+        seed: seed of LoRA's random A.
     """
 
     kind: SliceKind = "lora_xs"
@@ -127,11 +127,19 @@ def _leading_triplets(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor
     return left, singular, right @ basis.T
 
 
+def slice_and_tensor(parameter: str) -> tuple[str, str]:
+    """Names that a package gives to a trainable parameter of a loaded module: its slice and the tensor in it."""
+    owner, _, tensor = parameter.removeprefix("encoder.").rpartition(".")
+    return owner, tensor
+
+
 def attach_slices(model: nn.Module, blocks: str, options: SliceOptions) -> tuple[str, ...]:
     """Replace every targeted linear layer inside the blocks by a :class:`SlicedLinear`, in order.
 
     Args:
-        model: changed in place. blocks: dotted path of its list of blocks. options: which slices.
+        model: model to change in place.
+        blocks: dotted path of its list of blocks.
+        options: slices to attach.
 
     Returns:
         Dotted paths of the replaced layers.

@@ -40,8 +40,8 @@ from export.lowering.arithmetic import probe
 from export.model.folder import check_model_folder, read_config
 from export.model.heads import HEAD
 from export.model.load import LoadedModel, load_model
-from export.model.slices import FACTORS, SliceKind, SliceOptions
-from export.packaging.programs import OFFERED, Progress, write_programs
+from export.model.slices import FACTORS, SliceKind, SliceOptions, slice_and_tensor
+from export.packaging.programs import OFFERED, ProgramOptions, Progress, write_programs
 from export.packaging.self_check import (
     COSINE_LIMIT,
     check_package,
@@ -65,16 +65,19 @@ class ExportOptions:
     """What to export.
 
     Attributes:
-        model: Hugging Face folder. labels: the label set, in order; none for a causal language model.
-        output: folder to create. slices: which slices.
+        model: Hugging Face model folder.
+        labels: label set, in order; empty for a causal language model.
+        output: folder to create.
+        slices: slices to attach.
         sequence_limit: longest sequence the package will train, in tokens.
-        quantisation: of frozen matrices; ``none`` keeps float32 for comparison.
-        check_texts: real text for the self-check, at least one. task: what the model is trained for.
-        adapter: ``peft`` adapter folder that the slices start from; rank and targets are its own, for ``lora`` the
-            scale too.
+        quantisation: format of frozen matrices; ``none`` keeps float32 for comparison.
+        check_texts: real text for the self-check, at least one.
+        task: what the model is trained for.
+        adapter: ``peft`` adapter folder that the slices start from; its rank and targets replace those of ``slices``,
+            for ``lora`` its scale too.
         trust_remote_code: whether Python code of the model folder's own may run.
-        with_adjoint: also write the adjoint programs that backpropagation runs.
-        engines: what devices may run the package on; ONNX Runtime is always among them.
+        with_adjoint: whether to write the adjoint programs that backpropagation runs, too.
+        engines: engines that devices may run the package on; ONNX Runtime is always among them.
     """
 
     model: Path
@@ -145,15 +148,13 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
             progress(note)
 
         # 4. Trace and lower each distinct structure once.
-        programs, names = write_programs(
-            folder,
-            stored,
-            model.position_limit,
-            OFFERED[options.quantisation],
-            options.with_adjoint,
-            progress,
-            sequence_limit if "executorch" in options.engines else None,
+        chosen_programs = ProgramOptions(
+            position_limit=model.position_limit,
+            arithmetics=OFFERED[options.quantisation],
+            with_adjoint=options.with_adjoint,
+            executorch_limit=sequence_limit if "executorch" in options.engines else None,
         )
+        programs, names = write_programs(folder, stored, chosen_programs, progress)
         ir.save(probe(), folder / PROBE)
 
         # 5. Write weights, one matrix at a time.
@@ -161,7 +162,14 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
 
         # 6. Compare with torch on real text, then describe and sign.
         manifest = _describe(
-            options, model, sequence_limit, pad_token_id, folder, programs, manifest_segments, specs
+            options,
+            model,
+            folder,
+            sequence_limit=sequence_limit,
+            pad_token_id=pad_token_id,
+            programs=programs,
+            segments=manifest_segments,
+            slices=specs,
         )
         chosen = chosen_segments(manifest)
         progress(
@@ -191,14 +199,15 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
 def _describe(
     options: ExportOptions,
     model: LoadedModel,
+    folder: Path,
+    *,
     sequence_limit: int,
     pad_token_id: int,
-    folder: Path,
     programs: dict[str, Program],
     segments: tuple[Segment, ...],
     slices: tuple[SliceSpec, ...],
 ) -> Manifest:
-    """The manifest, without self-checks."""
+    """The manifest of the files in ``folder``, without self-checks."""
     return Manifest(
         format_version=FORMAT_VERSION,
         name=_safe_name(options.model.name),
@@ -255,18 +264,12 @@ def _without_poor_arithmetics(manifest: Manifest, folder: Path) -> Manifest:
     return msgspec.structs.replace(manifest, programs=programs, self_checks=checks, files=_list_files(folder))
 
 
-def _flat_name(source: str) -> tuple[str, str]:
-    """Slice and tensor name of a trainable parameter of the classifier."""
-    slice_name, tensor = source.rsplit(".", 1)
-    return slice_name.removeprefix("encoder."), tensor
-
-
 def _slice_specs(stored: StoredModel, kind: SliceKind) -> tuple[SliceSpec, ...]:
     tensors: dict[str, dict[str, TensorSpec]] = {}
     segments: dict[str, list[int]] = {}
     for index, segment in enumerate(stored.segments):
         for placeholder, source in segment.slices.items():
-            name, tensor = _flat_name(source)
+            name, tensor = slice_and_tensor(source)
             shape = tuple(stored.shapes[source].shape)
             tensors.setdefault(name, {})[tensor] = TensorSpec(tensor, shape, placeholder)
             segments.setdefault(name, []).append(index)
@@ -285,7 +288,7 @@ def _read_adapter(options: ExportOptions, folder: Path) -> Adapter:
 
 def _initial_values(stored: StoredModel, specs: tuple[SliceSpec, ...], adapter: Adapter | None) -> Values:
     sources = [source for segment in stored.segments for source in segment.slices.values()]
-    values = {key(*_flat_name(source)): stored.tensors[source].numpy() for source in sources}
+    values = {key(*slice_and_tensor(source)): stored.tensors[source].numpy() for source in sources}
     if adapter is None:
         return values
 

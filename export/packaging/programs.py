@@ -1,18 +1,14 @@
-"""A package's program files: each segment in each form and arithmetic."""
+"""A package's program files: each segment as primal, entry, dual and adjoint program, in each arithmetic."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
-from edge_runtime.package.manifest import (
-    Arithmetic,
-    Program,
-    Quantisation,
-    Variant,
-)
+from edge_runtime.package.manifest import Arithmetic, Program, Quantisation, Variant
 from export.capture.segment import SegmentGraph, structure_of
 from export.lowering.arithmetic import has_frozen_products, with_arithmetic
 from export.lowering.live_sets import live_sets, peak_tensors
@@ -28,40 +24,49 @@ OFFERED: dict[Quantisation, tuple[Arithmetic, ...]] = {
     "int4": ("row_int8", "block_int4", "float"),
     "none": ("float",),
 }
-
-
-#: Those in which a frozen product can be read transposed.
+#: Arithmetics in which a frozen product can be read transposed.
 ADJOINT_ARITHMETICS: tuple[Arithmetic, ...] = ("row_int8", "float")
-
-
-#: Tensors of a program's largest live set that the manifest names.
+#: How many tensors of a program's largest live set the manifest names.
 PEAK_TENSORS = 8
 
-
+#: Called with a sentence as each stage begins.
 Progress = Callable[[str], None]
 
 
-def _kinds(segment: SegmentGraph, with_adjoint: bool, behind_slices: bool) -> tuple[ProgramKind, ...]:
-    """The programs a segment needs; ``behind_slices``: one of its own or of a segment before it may carry tangents."""
-    if not segment.slices and not behind_slices:
-        return ("primal",)
-    enters = bool(segment.slices) and segment.name != HEAD
-    forward: tuple[ProgramKind, ...] = ("primal", "entry", "dual") if enters else ("primal", "dual")
-    return (*forward, "adjoint") if with_adjoint else forward
+@dataclass(frozen=True)
+class ProgramOptions:
+    """Which programs a package gets.
+
+    Attributes:
+        position_limit: longest sequence the model has positions for, in tokens.
+        arithmetics: arithmetics to write every program in; adjoint programs only in those that can read a frozen
+            matrix transposed.
+        with_adjoint: whether to write the adjoint programs that backpropagation runs.
+        executorch_limit: longest sequence of ExecuTorch's programs, in tokens; None if the package has none.
+    """
+
+    position_limit: int
+    arithmetics: tuple[Arithmetic, ...]
+    with_adjoint: bool
+    executorch_limit: int | None
 
 
 def write_programs(
-    folder: Path,
-    stored: StoredModel,
-    position_limit: int,
-    arithmetics: tuple[Arithmetic, ...],
-    with_adjoint: bool,
-    progress: Progress,
-    executorch_limit: int | None,
+    folder: Path, stored: StoredModel, options: ProgramOptions, progress: Progress
 ) -> tuple[dict[str, Program], list[dict[ProgramKind, str]]]:
-    """Trace and lower; returns programs by name, and for each segment the names of its programs by kind.
+    """Trace and lower each distinct structure once; blocks of equal structure share their programs.
 
-    ``executorch_limit`` is the longest sequence of ExecuTorch's programs; None writes none.
+    Args:
+        folder: package that is being written; the files go to its ``programs/``.
+        stored: segments of the model.
+        options: which programs to write.
+        progress: called with a sentence before each program.
+
+    Returns:
+        The programs by name; and for each segment the names of its programs, by kind.
+
+    Raises:
+        ModelError: an operator has no tangent or adjoint rule, or an engine cannot lower a program.
     """
     programs: dict[str, Program] = {}
     by_structure: dict[object, dict[ProgramKind, str]] = {}
@@ -72,22 +77,43 @@ def write_programs(
         structure = (structure_of(segment, stored.shapes), behind_slices)
         if structure not in by_structure:
             made: dict[ProgramKind, str] = {}
-            for kind in _kinds(segment, with_adjoint, behind_slices):
+            for kind in _kinds(segment, options.with_adjoint, behind_slices):
                 name = f"{segment.name}.{kind}"
                 progress(f"Lowering {name}")
-                traced = trace(segment, kind, stored.shapes, position_limit)
-                flowing = tuple(n for n in traced.inputs if n not in segment.weights)
-                limit = executorch_limit if kind != "adjoint" else None
-                executorch = _write_executorch(folder, name, traced, limit)
-                lowered = lower(traced)  # rewrites what was traced
-                order_for_memory(lowered)  # arithmetics replace nodes where they stand
-                offered = tuple(a for a in arithmetics if kind != "adjoint" or a in ADJOINT_ARITHMETICS)
-                variants = _write_variants(folder, name, lowered, flowing, offered)
-                programs[name] = Program(flowing, traced.outputs, variants, executorch)
+                traced = trace(segment, kind, stored.shapes, options.position_limit)
+                programs[name] = _write_program(folder, name, kind, traced, options)
                 made[kind] = name
             by_structure[structure] = made
         names.append(by_structure[structure])
     return programs, names
+
+
+def _kinds(segment: SegmentGraph, with_adjoint: bool, behind_slices: bool) -> tuple[ProgramKind, ...]:
+    """The programs a segment needs.
+
+    Args:
+        segment: segment in question.
+        with_adjoint: whether adjoint programs are wanted at all.
+        behind_slices: whether this segment or one before it has slices, so that its values may carry tangents.
+    """
+    if not segment.slices and not behind_slices:
+        return ("primal",)
+    enters = bool(segment.slices) and segment.name != HEAD
+    forward: tuple[ProgramKind, ...] = ("primal", "entry", "dual") if enters else ("primal", "dual")
+    return (*forward, "adjoint") if with_adjoint else forward
+
+
+def _write_program(
+    folder: Path, name: str, kind: ProgramKind, traced: TracedProgram, options: ProgramOptions
+) -> Program:
+    """Lower one recorded program for every engine and arithmetic, and describe its files."""
+    flowing = tuple(each for each in traced.inputs if each not in traced.weights)
+    lowered = lower(traced)
+    order_for_memory(lowered)  # before arithmetics, which replace nodes where they stand
+    offered = tuple(a for a in options.arithmetics if kind != "adjoint" or a in ADJOINT_ARITHMETICS)
+    variants = _write_variants(folder, name, lowered, flowing, offered)
+    limit = options.executorch_limit if kind != "adjoint" else None
+    return Program(flowing, traced.outputs, variants, _write_executorch(folder, name, traced, limit))
 
 
 def _write_executorch(

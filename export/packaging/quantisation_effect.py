@@ -1,6 +1,6 @@
 """What quantisation does to a model: loss and directional derivatives of the quantised one beside the float one.
 
-Both run in torch, so the rounding of stored weights is all that differs.
+Both run in torch, so that they differ by nothing but the rounding of the weights.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ def quantisation_effect(
     """Compare a model with its quantised form on a batch of real text.
 
     Args:
-        plain: on weights as they are in the model's folder. quantised: on weights as they are stored.
-        inputs: the model's inputs by name, as :meth:`TorchReference.run` takes them.
-        slices: every trainable tensor by parameter name, (1, *s).
-        directions: tangents (K, B, *s) of those tensors whose derivatives are compared.
+        plain: model with the weights of its folder.
+        quantised: same model with the weights that the package stores.
+        inputs: inputs of the model, by name: ``input_ids``, ``attention_mask`` and ``labels``.
+        slices: every trainable tensor by parameter name, each of shape (1, *s).
+        directions: tangents (K, B, *s) of the tensors along which derivatives are compared, by parameter name.
     """
     loss, jvps = _loss_and_jvps(plain, inputs, slices, directions)
     found_loss, found_jvps = _loss_and_jvps(quantised, inputs, slices, directions)

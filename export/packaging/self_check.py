@@ -32,17 +32,18 @@ from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import Values, key
 from edge_runtime.protocol.messages import LocalOptimizer, Task
 from edge_runtime.training.tangents import draw_tangents
+from export.model.slices import slice_and_tensor
 from export.packaging.quantisation_effect import quantisation_effect
 from export.packaging.torch_reference import TorchReference
 
 STRICT_LIMIT = 1e-3
 COSINE_LIMIT = 0.9
 CHECK_DRAWS = 4
-#: At most so many rows, and so many tokens of all of them together: fewer long texts.
+#: Most rows of a sample, and most tokens of all its rows together: of long texts it has fewer.
 CHECK_ROWS, CHECK_TOKENS = 16, 512
 #: Slices are moved off their initial zeros, so that every path carries signal.
 PERTURBATION = 0.02
-#: Weights up to this size are compared whole; beyond, this many blocks are.
+#: Packages with weights up to this size are compared whole; of larger ones, at least this many blocks are.
 WHOLE_BYTES, FEW_BLOCKS = 512 << 20, 2
 
 
@@ -60,11 +61,13 @@ def chosen_segments(manifest: Manifest) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Real text, and where and in which directions derivatives are compared.
+class CheckSample:
+    """What the self-check runs programs and torch on.
 
-    ``values`` holds every trainable tensor of the segments, by parameter name, ``tangents`` those of the slices, (K, B,
-    *s) by flat name.
+    Attributes:
+        batch: real text.
+        values: every trainable tensor of the segments, by parameter name; derivatives are compared at these values.
+        tangents: directions (K, B, *s) in which derivatives are compared, by flat name; the head has none.
     """
 
     batch: Batch
@@ -72,11 +75,13 @@ class Sample:
     tangents: Values
 
 
-def draw_sample(package: Package, reference: TorchReference, texts: tuple[str, ...]) -> Sample:
-    """A batch of the texts, slices off their zeros, and seeded tangents.
+def draw_sample(package: Package, reference: TorchReference, texts: tuple[str, ...]) -> CheckSample:
+    """A batch of the texts, slices moved off their zeros, and seeded tangents.
 
     Args:
-        package: with the segments to compare only, from :func:`shortened`. reference: runs them.
+        package: package that has only the segments to compare, made by :func:`shortened`.
+        reference: same segments in torch.
+        texts: real texts; the first ``CHECK_ROWS`` are used, or fewer if they are long.
     """
     manifest = package.manifest
     labels = len(manifest.labels)
@@ -90,19 +95,25 @@ def draw_sample(package: Package, reference: TorchReference, texts: tuple[str, .
     )
     trained = [spec for spec in manifest.slices if spec.kind != "head"]
     tangents = draw_tangents(_check_task(), trained, 0, range(len(rows)))
-    return Sample(batch, _perturbed(reference), tangents)
+    return CheckSample(batch, _perturbed(reference), tangents)
 
 
 def check_package(
-    package: Package, reference: TorchReference, sample: Sample, engine_name: EngineName = "onnxruntime"
+    package: Package, reference: TorchReference, sample: CheckSample, engine_name: EngineName = "onnxruntime"
 ) -> dict[Arithmetic, SelfCheck]:
     """Compare loss and jvp of a package's programs with torch, in every arithmetic it offers on an engine.
 
     Args:
-        package: with the segments to compare only. reference: runs them. sample: what to run them on.
+        package: package that has only the segments to compare.
+        reference: same segments in torch.
+        sample: text, values and tangents to run both on.
+        engine_name: engine to run the programs on.
+
+    Returns:
+        The differences, by arithmetic.
 
     Raises:
-        ModelError: in float arithmetic they disagree beyond the limit; the message gives the differences.
+        ModelError: in float arithmetic the two disagree beyond the limit; the message gives the differences.
     """
     package = package.for_engine(engine_name)
     manifest, batch, values, tangents = package.manifest, sample.batch, sample.values, sample.tangents
@@ -138,7 +149,9 @@ def check_package(
     return checks
 
 
-def measure_effect(plain: TorchReference, quantised: TorchReference, sample: Sample) -> QuantisationEffect:
+def measure_effect(
+    plain: TorchReference, quantised: TorchReference, sample: CheckSample
+) -> QuantisationEffect:
     """What quantisation does to loss and directional derivatives of the sample."""
     directions = {
         name: torch.from_numpy(sample.tangents[_flat_name(name)])
@@ -198,8 +211,7 @@ def flat_values(slices: dict[str, Tensor]) -> Values:
 
 
 def _flat_name(parameter: str) -> str:
-    owner, _, tensor = parameter.removeprefix("encoder.").rpartition(".")
-    return key(owner, tensor)
+    return key(*slice_and_tensor(parameter))
 
 
 def torch_inputs(batch: Batch) -> dict[str, Tensor]:

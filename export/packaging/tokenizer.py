@@ -22,16 +22,16 @@ VOCABULARIES = (
 def write_tokenizer(folder: Path, path: Path, *, trust_remote_code: bool = False) -> tuple[int, str | None]:
     """Write the tokenizer as one JSON file.
 
-    Decoders often have no padding token. Padding lies under an attention mask, so that any token of the vocabulary
-    serves: the unknown one, else the one that ends a text.
+    Decoders often have no padding token. Padding is masked, so any token of the vocabulary serves: the unknown token is
+    taken, or else the one that ends a text.
 
     Args:
-        folder: the model folder.
+        folder: model folder.
         path: file to write.
         trust_remote_code: whether Python code of the folder's own may run.
 
     Returns:
-        The padding id; and a sentence for people, if another token than the folder's padding token was taken.
+        The padding id; and a sentence for people if a token stands in for padding, else None.
 
     Raises:
         ModelError: there is no tokenizer that the device could read, or no token to pad with.

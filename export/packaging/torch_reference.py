@@ -1,7 +1,7 @@
 """The same segments, on the same stored weights, run by torch: what programs are compared with.
 
-Differentiable in the slices by ordinary reverse mode, one segment at a time: its weights are there only while it
-runs, forwards and once more backwards, so that memory does not grow with the model.
+Gradients of the slices come from ordinary reverse mode, one segment at a time. A segment's weights are in memory only
+while it runs, once forwards and once backwards, so that memory does not grow with the model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class TorchReference:
     """Runs a chain of segments.
 
     Args:
-        segments: in order, quantised or not.
+        segments: segments to run, in order, quantised or not.
         tensors: every frozen and trainable tensor they name; frozen ones are asked for each time they are needed.
     """
 
@@ -37,8 +37,8 @@ class TorchReference:
 
         Args:
             inputs: ``input_ids`` and ``attention_mask`` (B, T), ``labels`` (B,) or, for language modelling, (B, T).
-            slices: trainable tensors by parameter name, those missing as captured. A slice tensor of shape
-                (1, *s) may be given as (B, *s): then each example uses its own values.
+            slices: trainable tensors by parameter name; those left out keep the values they were captured with. A
+                slice tensor of shape (1, *s) may be given as (B, *s): then each example uses its own values.
         """
         flow = dict(inputs)
         for index, segment in enumerate(self._segments):

@@ -10,24 +10,15 @@ import numpy as np
 from torch import Tensor
 
 from edge_runtime.errors import ModelError
-from edge_runtime.package.manifest import (
-    Segment,
-    TensorRef,
-)
+from edge_runtime.package.manifest import Segment, TensorRef
 from export.capture.segment import SegmentGraph
 from export.lowering.trace import ProgramKind
 from export.packaging.programs import Progress
 from export.quantisation.stored import StoredModel
 
 #: Segments start on a page, tensors on a cache line.
-PAGE_BYTES = 4096
-
-
-TENSOR_ALIGNMENT_BYTES = 64
-
-
+PAGE_BYTES, TENSOR_ALIGNMENT_BYTES = 4096, 64
 BAR_WIDTH = 20
-
 
 DtypeName = Literal["float32", "uint8", "int64", "bool"]
 
@@ -38,7 +29,17 @@ def write_segments(
     names: list[dict[ProgramKind, str]],
     progress: Progress,
 ) -> tuple[Segment, ...]:
-    """Write all frozen tensors; segments that share them, as blocks of ALBERT do, share one file."""
+    """Write all frozen tensors; segments that share them, as blocks of ALBERT do, share one file.
+
+    Args:
+        folder: package that is being written; the files go to its ``weights/``.
+        stored: segments of the model and their tensors.
+        names: names of each segment's programs, by kind.
+        progress: called with a sentence before each file.
+
+    Returns:
+        The segments for the manifest, in order.
+    """
     written: dict[tuple[str, ...], dict[str, TensorRef]] = {}
     segments = []
     for index, segment in enumerate(stored.segments):

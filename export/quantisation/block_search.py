@@ -28,7 +28,8 @@ def quantise_blocks(weight: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]
     """Levels, scales and zero points of a matrix's blocks. Rows do not influence each other.
 
     Args:
-        weight: floating point of shape (N, K). block: inputs that share a scale; divides K.
+        weight: floating-point matrix (N, K).
+        block: number of inputs that share a scale; divides K.
 
     Returns:
         Levels 0 to 15, uint8 (N, K/block, block); scales, float32 (N, K/block); zero points 0 to 15, uint8

@@ -37,11 +37,13 @@ def stored_format(
 ) -> Literal["int8", "int4"] | None:
     """The format a matrix is stored in; None where it stays float32.
 
-    A linear layer's matrix stays float if it has fewer than ``BLOCK`` rows, a slice's few. A row that is not whole
-    blocks of int4 is stored in int8, and float if it is not whole blocks of that either.
+    A linear layer's matrix stays float if it has fewer than ``BLOCK`` rows, as a slice's factors do. A row that is not
+    whole blocks of int4 is stored in int8, and in float if it is not whole blocks of that either.
 
     Args:
-        kind: what it is used as. quantisation: ``int8``, ``int4`` or ``none``. shape: (N, K).
+        kind: what the matrix is used as.
+        quantisation: format asked for: ``int8``, ``int4`` or ``none``.
+        shape: shape of the matrix, (N, K).
     """
     rows, columns = shape
     if quantisation == "none" or columns % BLOCK or (kind == "linear" and rows < BLOCK):
@@ -53,7 +55,9 @@ def stored_parts(kind: MatrixKind, quantisation: str, shape: tuple[int, ...]) ->
     """Shapes and types of the tensors a matrix is stored as, by suffix; none where it stays float32.
 
     Args:
-        kind: what it is used as. quantisation: ``int8``, ``int4`` or ``none``. shape: (N, K).
+        kind: what the matrix is used as.
+        quantisation: format asked for: ``int8``, ``int4`` or ``none``.
+        shape: shape of the matrix, (N, K).
     """
     chosen = stored_format(kind, quantisation, shape)
     rows, columns = shape
@@ -75,10 +79,12 @@ def quantise(weight: Tensor, kind: MatrixKind, quantisation: str) -> dict[str, T
     """The tensors a matrix is stored as, of the shapes and types that :func:`stored_parts` gives.
 
     Args:
-        weight: floating point of shape (N, K). kind: what it is used as. quantisation: ``int8`` or ``int4``.
+        weight: floating-point matrix (N, K).
+        kind: what the matrix is used as.
+        quantisation: format asked for: ``int8`` or ``int4``.
 
     Raises:
-        ValueError: such a matrix stays float32.
+        ValueError: a matrix of this kind and shape stays float32.
     """
     chosen = stored_format(kind, quantisation, tuple(weight.shape))
     if chosen is None:
@@ -94,7 +100,7 @@ def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Quantise a matrix to int8, block-wise along its rows.
 
     Args:
-        weight: floating point of shape (N, K); K must be a multiple of BLOCK.
+        weight: floating-point matrix (N, K); K must be a multiple of BLOCK.
 
     Returns:
         Levels, uint8 of shape (N, K/BLOCK, BLOCK), and scales, float32 of shape (N, K/BLOCK).
@@ -116,7 +122,9 @@ def dequantise(levels: Tensor, scales: Tensor, zero_points: Tensor | None = None
     """The float32 matrix (N, K) that the kernels compute with.
 
     Args:
-        levels: of three axes, int8 without ``zero_points`` and int4 with them. scales: (N, blocks).
+        levels: levels with three axes, (N, blocks, bytes of a block).
+        scales: scales, (N, blocks).
+        zero_points: packed zero points of int4; None for int8.
     """
     if zero_points is None:
         centred = levels.to(scales.dtype) - ZERO_POINT
@@ -201,6 +209,6 @@ def _(levels: Tensor, scales: Tensor, index: Tensor) -> Tensor:
 
 
 frozen_linear = torch.ops.edge.frozen_linear.default
-#: Cotangent (..., N) of a frozen product to that of its input (..., K): the same stored weight, not transposed in it.
+#: Takes the cotangent (..., N) of a frozen product to that of its input (..., K), on the same stored weight.
 frozen_linear_transposed = torch.ops.edge.frozen_linear_transposed.default
 frozen_embedding = torch.ops.edge.frozen_embedding.default

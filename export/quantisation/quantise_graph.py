@@ -29,9 +29,11 @@ class StoredPart:
     """A tensor that a segment names and that quantising a matrix makes.
 
     Attributes:
-        source: the matrix, by its name in the model. suffix: which part of
-            :func:`export.quantisation.quantise.quantise`.
-        kind: what the matrix is used as. shape, dtype: of the part.
+        source: name of the matrix in the model.
+        suffix: name of the part: ``levels``, ``scales`` or ``zero_points``.
+        kind: what the matrix is used as.
+        shape: shape of the part.
+        dtype: element type of the part.
     """
 
     source: str
@@ -50,13 +52,13 @@ def quantise_segment(
     """Rewrite a segment in place.
 
     Args:
-        segment: changed in place and returned.
+        segment: segment to rewrite; it is changed in place and returned.
         tensors: frozen tensors of the model by name; only their shapes are read, so they may be fake.
-        quantisation: ``int8``, ``int4``, or ``none`` to leave everything float32.
-        accuracy_level: of ``MatMulNBits``: 4 computes in int8, 1 in float32.
+        quantisation: format of frozen matrices: ``int8``, ``int4``, or ``none`` to leave everything float32.
+        accuracy_level: attribute of ``MatMulNBits``: 4 computes in int8, 1 in float32.
 
     Returns:
-        The segment, and by stored name each quantised tensor that it now names.
+        The segment; and each quantised tensor that it now names, by stored name.
     """
     stored: dict[str, StoredPart] = {}
     for node in list(segment.graph.nodes):

@@ -1,7 +1,8 @@
-"""A model as a package will hold it: its segments, and the tensors they name, made one at a time.
+"""A model as a package stores it: its segments, and the tensors they name, made one at a time.
 
-A tensor is read from the model's folder and quantised when it is asked for, or read back from the package that is
-being written. Nobody holds all of them.
+*Stored* means quantised, as the package's files hold it: frozen matrices in int8 or int4 (float32 where quantisation is
+``none``), all else as it is. A tensor is read from the model's folder and quantised when it is asked for, or read back
+from the package that is being written. Nobody holds all of them.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from export.quantisation.quantise_graph import StoredPart, quantise_segment
 
 @dataclass(frozen=True)
 class StoredModel:
-    """Segments with quantised operators.
+    """A captured model whose segments compute with quantised matrices.
 
     Attributes:
-        plain: the same before their matrices were quantised.
-        shapes: shape and dtype of every tensor the segments name, on the meta device.
-        tensors: their values, and those that only ``plain`` names.
+        segments: segments, in order, on quantised operators.
+        plain: same segments before their matrices were quantised.
+        shapes: shape and dtype of every tensor that ``segments`` name, on the meta device.
+        tensors: values of these tensors; those that only ``plain`` names can be asked for too.
     """
 
     segments: tuple[SegmentGraph, ...]
@@ -46,10 +48,11 @@ def store(model: LoadedModel, quantisation: str) -> StoredModel:
     """Capture a model, cut it, and quantise its frozen matrices.
 
     Args:
-        model: loaded once for this purpose. quantisation: ``int8``, ``int4``, or ``none`` for float32.
+        model: model to capture, loaded for this alone: its module has no usable values afterwards.
+        quantisation: format of frozen matrices: ``int8``, ``int4``, or ``none`` for float32.
 
     Raises:
-        ModelError: as :func:`export.capture.record.capture`.
+        ModelError: the model cannot be recorded, or its blocks are not a chain.
     """
     captured = capture(model)
     plain = tuple(segment.copied() for segment in captured.segments)
@@ -76,8 +79,11 @@ class StoredTensors(Mapping[str, Tensor]):
     parts are asked for one after another.
 
     Args:
-        model: gives what is not quantised. names: of all tensors the segments name.
-        constants: made by the recording. parts: the quantised ones. quantisation: how.
+        model: model that the values are read from.
+        names: names of all tensors that the segments name.
+        constants: tensors that the recording made, by name.
+        parts: quantised tensors, each with the matrix it is a part of, by name.
+        quantisation: format of frozen matrices.
     """
 
     def __init__(
@@ -119,7 +125,9 @@ class WrittenTensors(Mapping[str, Tensor]):
     """Tensors read back from the files of a package that is being written; the rest from elsewhere.
 
     Args:
-        folder: of the package. references: where each written tensor lies. others: those that are not frozen.
+        folder: folder of the package.
+        references: place of each written tensor, by name.
+        others: tensors that are not frozen, by name.
     """
 
     def __init__(

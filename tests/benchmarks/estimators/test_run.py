@@ -2,21 +2,21 @@ import msgspec
 import numpy as np
 import pytest
 
-from benchmarks.estimators.candidates import candidates
 from benchmarks.estimators.errors import draws_within, judge, passes, per_example_error
-from benchmarks.estimators.exact_gradients import BATCH, PLACES, STEPS, Checkpoint, load, save
-from benchmarks.estimators.methods import SHIPPED, Method, exact
+from benchmarks.estimators.exact_gradients import BATCH, SLOTS, STEPS, GradientSnapshot, load, save
+from benchmarks.estimators.methods import SHIPPED, EstimatorMethod, exact
 from benchmarks.estimators.run import judge_method
+from benchmarks.estimators.unshipped import unshipped_methods
 from benchmarks.harness.labelled_texts import read_sst2, read_trec
 from edge_runtime.package.manifest import SliceSpec, TensorSpec
 
 SLICES, SIDE = 12, 2
 SIZE = SLICES * SIDE * SIDE
-ROWS = PLACES * STEPS * BATCH
+ROWS = SLOTS * STEPS * BATCH
 
 
 @pytest.fixture(scope="module")
-def checkpoint() -> Checkpoint:
+def snapshot() -> GradientSnapshot:
     """Made-up gradients: a common part, much scatter, and slices of very different size."""
     generator = np.random.default_rng(3)
     sizes = np.repeat(np.geomspace(0.1, 1.0, SLICES), SIDE * SIDE)
@@ -32,29 +32,28 @@ def checkpoint() -> Checkpoint:
     )
     residuals = generator.standard_normal((2, ROWS, 3)).astype(np.float32)
     last = rows().mean(axis=0)
-    return Checkpoint(5, 1.0, specs, rows(), rows(), residuals[0], residuals[1], last, 0.0)
+    return GradientSnapshot(5, 1.0, specs, rows(), rows(), residuals[0], residuals[1], last, 0.0)
 
 
 @pytest.mark.parametrize("draws", [1, 4])
-def test_directions_per_example_err_as_the_formula_says(checkpoint, draws: int) -> None:
+def test_directions_per_example_err_as_the_formula_says(snapshot, draws: int) -> None:
     """The measured error after a step is (d - 1)/(K·B)·E‖g_i‖²/‖ḡ‖², summed over the round's steps."""
-    found = judge_method(checkpoint, SHIPPED["per_example"], draws, "whole", 10)["step"].error
-    batches = checkpoint.gradients.astype(np.float64).reshape(-1, BATCH, SIZE)
+    found = judge_method(snapshot, SHIPPED["per_example"], draws, "whole", 10)["step"].error
+    batches = snapshot.gradients.astype(np.float64).reshape(-1, BATCH, SIZE)
     assert found == pytest.approx(per_example_error(batches, draws), rel=0.05)
 
 
-def test_one_slice_at_a_time_shares_the_noise_out(checkpoint) -> None:
+def test_one_slice_at_a_time_shares_the_noise_out(snapshot) -> None:
     """Moving one slice at a time errs less, slice by slice, than moving all where slices differ in size."""
     one, every = (
-        judge_method(checkpoint, SHIPPED[name], 4, "whole", 3)["round"]
-        for name in ("one_slice", "per_example")
+        judge_method(snapshot, SHIPPED[name], 4, "whole", 3)["round"] for name in ("one_slice", "per_example")
     )
     assert one.slice_error < 0.7 * every.slice_error
 
 
-def test_unbiased_candidates_tend_to_the_gradient(checkpoint) -> None:
+def test_unbiased_candidates_tend_to_the_gradient(snapshot) -> None:
     """The mean over many repetitions of every candidate that is not marked biased nears the exact gradient."""
-    for name, method in candidates(checkpoint).items():
+    for name, method in unshipped_methods(snapshot).items():
         if method.biased:
             continue
 
@@ -62,8 +61,8 @@ def test_unbiased_candidates_tend_to_the_gradient(checkpoint) -> None:
             tasks = [msgspec.structs.replace(step.task, seed=seed) for seed in range(12)]
             return np.mean([method.estimate(_with(step, task)) for task in tasks], axis=0)
 
-        single = judge_method(checkpoint, method, 4, "whole", 1)["task"].error
-        many = judge_method(checkpoint, Method(averaged), 4, "whole", 1)["task"].error
+        single = judge_method(snapshot, method, 4, "whole", 1)["task"].error
+        many = judge_method(snapshot, EstimatorMethod(averaged), 4, "whole", 1)["task"].error
         assert many == pytest.approx(single / 12, rel=0.35), name
 
 
@@ -71,10 +70,10 @@ def _with(step, task):
     return type(step)(**{**vars(step), "task": task})
 
 
-def test_exact_gradients_err_only_where_slices_are_dealt_out(checkpoint) -> None:
+def test_exact_gradients_err_only_where_slices_are_dealt_out(snapshot) -> None:
     """Where every device trains all, a round of exact gradients has no error; dealt out, it lacks rows."""
-    whole = judge_method(checkpoint, Method(exact), 1, "whole", 1)
-    dealt = judge_method(checkpoint, Method(exact), 1, "cyclic", 1)
+    whole = judge_method(snapshot, EstimatorMethod(exact), 1, "whole", 1)
+    dealt = judge_method(snapshot, EstimatorMethod(exact), 1, "cyclic", 1)
     assert whole["round"].error == pytest.approx(0.0, abs=1e-12)
     assert whole["round"].cosine == pytest.approx(1.0)
     assert dealt["step"].error == pytest.approx(0.0, abs=1e-12)
@@ -100,13 +99,13 @@ def test_draws_take_no_more_passes_than_allowed(budget: int, way: str, draws: in
     assert passes(draws, way) <= budget < passes(draws + 1, way)
 
 
-def test_a_point_is_read_as_it_was_written(tmp_path, checkpoint) -> None:
+def test_a_point_is_read_as_it_was_written(tmp_path, snapshot) -> None:
     """Arrays, slices and numbers survive the file."""
-    save(tmp_path / "point", checkpoint)
+    save(tmp_path / "point", snapshot)
     read = load(tmp_path / "point")
-    assert read.specs == checkpoint.specs
+    assert read.specs == snapshot.specs
     assert (read.round_number, read.loss) == (5, 1.0)
-    assert np.array_equal(read.gradients, checkpoint.gradients)
+    assert np.array_equal(read.gradients, snapshot.gradients)
 
 
 def test_texts_and_labels_are_read(tmp_path) -> None:

@@ -8,8 +8,8 @@ import pytest
 from msgspec.structs import replace
 
 from benchmarks.learning.arms import ARMS, CHOICES, DECODER, DECODER_ARMS, REPORTS, BenchArm, rate_of
-from benchmarks.learning.run import Sweep
-from benchmarks.learning.tables import Curve, claims, decoder_claims
+from benchmarks.learning.run import ArmSweep
+from benchmarks.learning.tables import ArmCurve, claims, decoder_claims
 from coordinator.simulation.config import read_simulation_config
 from coordinator.simulation.record import Point, Record
 
@@ -41,10 +41,10 @@ def record(arm: str, seed: int, accuracies: list[float], passes: int) -> Record:
     )
 
 
-def losses(arm: str, *seeds: list[float]) -> Curve:
+def losses(arm: str, *seeds: list[float]) -> ArmCurve:
     """An arm of a decoder."""
     curves = curve(arm, *([0.0] * len(each) for each in seeds))
-    return Curve(
+    return ArmCurve(
         tuple(
             replace(
                 record,
@@ -57,8 +57,8 @@ def losses(arm: str, *seeds: list[float]) -> Curve:
     )
 
 
-def curve(arm: str, *seeds: list[float], passes: int = 1) -> Curve:
-    return Curve(tuple(record(arm, seed, accuracies, passes) for seed, accuracies in enumerate(seeds)))
+def curve(arm: str, *seeds: list[float], passes: int = 1) -> ArmCurve:
+    return ArmCurve(tuple(record(arm, seed, accuracies, passes) for seed, accuracies in enumerate(seeds)))
 
 
 def test_gain_kept_is_a_ratio_of_means() -> None:
@@ -136,6 +136,6 @@ def test_every_arm_is_a_simulation_that_is_accepted(
 ) -> None:
     """The configuration that the bench writes is read without complaint, each arm with its rate."""
     path = tmp_path / "sweep.toml"
-    path.write_text(Sweep(tmp_path, "trec", 1.0, (0, 1), 20, arms).config())
+    path.write_text(ArmSweep(tmp_path, "trec", 1.0, (0, 1), 20, arms).config())
     config = read_simulation_config(path)
     assert [arm.name for arm in config.arms] == list(arms)

@@ -13,7 +13,7 @@ import torch
 from edge_runtime.engines.choice import engine_maker, engine_version
 from edge_runtime.engines.executorch_engine import ExecutorchEngine
 from edge_runtime.errors import ConfigError, FormatVersionError, PackageError, WorkerError
-from export.lowering.executorch import ExecutorchProgram, lower_executorch
+from export.lowering.executorch import LoweredProgram, lower_executorch
 from export.lowering.trace import TracedProgram
 
 MOST = 4
@@ -29,7 +29,7 @@ class Product(torch.nn.Module):
 
 
 @pytest.fixture(scope="module")
-def lowered() -> ExecutorchProgram:
+def lowered() -> LoweredProgram:
     """The product, for up to MOST rows."""
     batch = torch.export.Dim("batch", min=1, max=4096)
     exported = torch.export.export(
@@ -40,7 +40,7 @@ def lowered() -> ExecutorchProgram:
 
 
 @pytest.fixture
-def program(lowered: ExecutorchProgram, tmp_path: Path) -> Path:
+def program(lowered: LoweredProgram, tmp_path: Path) -> Path:
     """The product as a file."""
     path = tmp_path / "program.pte"
     path.write_bytes(lowered.buffer)
@@ -160,14 +160,14 @@ def test_the_first_engine_does_without_the_second() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_memory_is_planned_ahead_for_the_bounds(lowered: ExecutorchProgram) -> None:
+def test_memory_is_planned_ahead_for_the_bounds(lowered: LoweredProgram) -> None:
     """The planned memory holds at least both outputs at the largest size."""
     assert lowered.planned_bytes >= 2 * MOST * 2 * 4
     assert lowered.inputs == ("x", "w")
     assert lowered.outputs == ("y", "s")
 
 
-def test_what_is_not_delegated_is_listed_with_the_reason(lowered: ExecutorchProgram) -> None:
+def test_what_is_not_delegated_is_listed_with_the_reason(lowered: LoweredProgram) -> None:
     """The product stays with ExecuTorch's kernel, since its weight is an input; the sum goes to XNNPACK."""
     listed = {operator: (count, reason) for operator, count, reason in lowered.undelegated}
     assert listed["aten.mm"][0] == 1

@@ -18,6 +18,9 @@ from edge_runtime.memory.plan import Planner, Work
 from edge_runtime.package.package import Package
 from edge_runtime.training.tangents import draw_tangents
 from export.cli import read_engines, summary
+from export.lowering.executorch import lower_executorch
+from export.lowering.onnx import lower
+from export.lowering.trace import trace
 from export.lowering.write_executorch import MOST_DRAWS, bounds_for
 from export.packaging import export_package as package_module
 from tests.export import tiny
@@ -172,6 +175,15 @@ def test_a_package_without_programs_for_an_engine_is_refused(package: Package) -
         PackageError, match="no programs for executorch, only for onnxruntime; export it with"
     ):
         manifest.for_engine("executorch")
+
+
+def test_both_engines_lower_one_recording_in_any_order(exported: Exported) -> None:
+    """A recorded program gives the same ExecuTorch program before and after it was lowered to ONNX."""
+    stored, bounds = exported.stored, bounds_for(exported.package.manifest.sequence_limit)
+    traced = trace(stored.segments[1], "entry", stored.shapes, tiny.POSITIONS)
+    before = lower_executorch(traced, bounds)
+    lower(traced)
+    assert lower_executorch(traced, bounds) == before
 
 
 def test_the_self_check_ran_on_both_engines(package: Package) -> None:

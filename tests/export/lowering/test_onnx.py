@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
@@ -17,6 +18,8 @@ from edge_runtime.package.manifest import Arithmetic, Program, Variant
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.training.tangents import draw_tangents
+from export.lowering.onnx import lower
+from export.lowering.trace import trace
 from tests.export import tiny
 
 #: Relative difference allowed between ONNX Runtime and torch with float activations.
@@ -168,8 +171,8 @@ def test_programs_name_nothing_of_the_exporting_machine(exported) -> None:
     """A program carries no source path and no Python stack of the machine that made it."""
     for _, _, variant in variants(exported.package):
         data = (exported.package.folder / variant.file).read_bytes()
-        for trace in (b"site-packages", str(Path(tiny.__file__).parents[2]).encode(), b".py"):
-            assert trace not in data, (variant.file, trace)
+        for leak in (b"site-packages", str(Path(tiny.__file__).parents[2]).encode(), b".py"):
+            assert leak not in data, (variant.file, leak)
 
 
 def test_a_tangent_costs_the_products_it_passes_and_no_more(exported) -> None:
@@ -206,6 +209,16 @@ def test_axes_are_called_by_what_they_are(exported) -> None:
             names = [d.dim_param for d in value.type.tensor_type.shape.dim if d.dim_param]
             assert set(names) <= {"draws", "batch", "sequence"}, (name, value.name, names)
             assert ("draws" in names) == value.name.endswith("_dot")
+
+
+def test_lowering_leaves_the_recorded_program_as_it_is(exported) -> None:
+    """The graph is rewritten on a copy: a recorded program stays unchanged, and lowers to the same model again."""
+    segment = exported.stored.segments[1]
+    traced = trace(segment, "dual", exported.stored.shapes, tiny.POSITIONS)
+    recorded = str(traced.exported.graph)
+    first, again = (ir.to_proto(lower(traced)).SerializeToString() for _ in range(2))
+    assert str(traced.exported.graph) == recorded
+    assert first == again
 
 
 def test_the_engine_accepts_programs_only_with_their_weights(exported) -> None:
