@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 #: Folders whose docstrings keep to the form.
-CLEAN = ("benchmarks", "examples", "export")
+CLEAN = ("benchmarks", "coordinator", "edge_runtime", "examples", "export")
 
 NAMED, UNNAMED = {"Args:", "Attributes:"}, {"Returns:"}
 #: "name: what it is"; names start with stars where they stand for several arguments.

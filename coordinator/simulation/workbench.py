@@ -50,8 +50,10 @@ class Job(Struct, frozen=True):
     """One task for one simulated device.
 
     Attributes:
+        task: what is asked.
         rows: what the device holds, as indices into the training file.
-        state: safetensors bytes of all slice values. reference: of what filtered directions are compared with.
+        state: safetensors bytes of all slice values.
+        reference: safetensors bytes of the values that filtered directions are compared with; empty without them.
         cap_bytes: memory that the device grants.
         seconds: virtual, as the result shall tell them.
     """
