@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import time
 import warnings
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 #: Sizes (batch, sequence, draws) for which the summary predicts memory.
 SUMMARY_SIZES = ((1, 64, 1), (8, 64, 1), (8, 128, 1), (8, 128, 4))
-MAX_LABELS_BYTES = 64 << 20
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -210,6 +208,8 @@ def _labels(arguments: argparse.Namespace) -> tuple[str, ...]:
     if arguments.task == "classification":
         if arguments.labels is None:
             raise ConfigError("classification needs --labels, a JSON array of the label set")
+        from export.model.labels import read_labels
+
         return read_labels(arguments.labels)
     if arguments.labels is not None:
         raise ConfigError("a causal language model has no labels; leave --labels out")
@@ -226,25 +226,6 @@ def _llama2c(arguments: argparse.Namespace) -> int:
         f"texts of up to {shape.max_seq_len}"
     )
     return 0
-
-
-def read_labels(path: Path) -> tuple[str, ...]:
-    """The label set: a JSON array of at least two distinct strings.
-
-    Raises:
-        ConfigError: it is anything else.
-    """
-    if path.stat().st_size > MAX_LABELS_BYTES:
-        raise ConfigError(f"{path} has more than {MAX_LABELS_BYTES} bytes; it should hold one label set")
-    try:
-        labels = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
-    if not isinstance(labels, list) or not all(isinstance(label, str) and label for label in labels):
-        raise ConfigError(f"{path} must hold a JSON array of non-empty strings")
-    if len(labels) < 2 or len(set(labels)) != len(labels):
-        raise ConfigError(f"{path} must hold at least two labels, each once")
-    return tuple(labels)
 
 
 def read_engines(text: str) -> tuple[EngineName, ...]:

@@ -5,23 +5,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
-
-from edge_runtime.data.rows import MAX_LABEL_CHARACTERS, MAX_ROW_BYTES, MAX_ROWS, NO_LABEL, Row
+from edge_runtime.data.rows import NO_LABEL, Line, Row, label_index, read_lines
 from edge_runtime.errors import DataError
 
-_FORM = (
-    'an object {"text": "…", "label": "…"}, or without the label for language modelling, "owner" beside them'
-)
-
-
-class _Line(Struct, frozen=True, forbid_unknown_fields=True):
-    text: Annotated[str, Meta(min_length=1)]
-    label: Annotated[str, Meta(max_length=MAX_LABEL_CHARACTERS)] | UnsetType = UNSET
-    owner: Annotated[str, Meta(min_length=1, max_length=MAX_LABEL_CHARACTERS)] | UnsetType = UNSET
+OWNER = "owner"
+MAX_OWNER_CHARACTERS = 2000
 
 
 @dataclass(frozen=True)
@@ -38,7 +27,7 @@ class LabelledRows:
 
     path: Path
     texts: tuple[str, ...]
-    labels: tuple[str, ...] | None
+    labels: tuple[str | int, ...] | None
     owners: tuple[str, ...] | None
     sha256: str
 
@@ -56,14 +45,12 @@ class LabelledRows:
             raise DataError(
                 f"{self.path} has no labels, and the package sorts texts into {len(labels)}; add them"
             )
-        index = {label: position for position, label in enumerate(labels)}
-        for number, label in enumerate(self.labels, start=1):
-            if label not in index:
-                raise DataError(
-                    f"{self.path} line {number} has a label outside the package's set of {len(labels)}; "
-                    "correct or remove it"
-                )
-        return [Row(text, index[label]) for text, label in zip(self.texts, self.labels, strict=True)]
+        index = label_index(labels)
+        wheres = (f"{self.path} row {number}" for number in range(1, len(self.texts) + 1))
+        return [
+            Row(text, index(label, where))
+            for text, label, where in zip(self.texts, self.labels, wheres, strict=True)
+        ]
 
 
 def read_labelled_rows(path: Path) -> LabelledRows:
@@ -72,33 +59,21 @@ def read_labelled_rows(path: Path) -> LabelledRows:
     Raises:
         DataError: it is missing, empty or too long, a row is malformed, or not all rows have the same keys.
     """
-    decoder = msgspec.json.Decoder(_Line)
-    digest = hashlib.sha256()
-    lines: list[_Line] = []
-    try:
-        with path.open("rb") as file:
-            while data := file.readline(MAX_ROW_BYTES + 1):
-                digest.update(data)
-                lines.append(_parse(decoder, data, f"{path} line {len(lines) + 1}"))
-                if len(lines) > MAX_ROWS:
-                    raise DataError(f"{path} has more than {MAX_ROWS} rows; keep fewer")
-    except OSError as error:
-        raise DataError(f"cannot read the data file {path}: {error.strerror}") from error
-    if not lines:
-        raise DataError(f"{path} is empty; it needs at least one row")
-    labels = [line.label for line in lines if line.label is not UNSET]
-    owners = [line.owner for line in lines if line.owner is not UNSET]
-    for name, found in (("label", labels), ("owner", owners)):
-        if found and len(found) != len(lines):
-            raise DataError(f"{path} has rows with and without {name}; give it to all or to none")
+    lines = list(read_lines(path, labelled=None))
+    owners = [_owner(line) for line in lines if OWNER in line.others]
+    if owners and len(owners) != len(lines):
+        raise DataError(f"{path} has rows with and without {OWNER}; give it to all or to none")
+    labels = tuple(line.label for line in lines if line.label is not None)
     texts = tuple(line.text for line in lines)
-    return LabelledRows(path, texts, tuple(labels) or None, tuple(owners) or None, digest.hexdigest())
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return LabelledRows(path, texts, labels or None, tuple(owners) or None, digest)
 
 
-def _parse(decoder: msgspec.json.Decoder[_Line], data: bytes, where: str) -> _Line:
-    if len(data) > MAX_ROW_BYTES:
-        raise DataError(f"{where} has more than {MAX_ROW_BYTES} bytes; shorten or remove it")
-    try:
-        return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise DataError(f"{where} is not {_FORM}") from None
+def _owner(line: Line) -> str:
+    owner = line.others[OWNER]
+    if not isinstance(owner, str) or not 0 < len(owner) <= MAX_OWNER_CHARACTERS:
+        raise DataError(
+            f"{line.where} has an {OWNER} that is no string of 1 to {MAX_OWNER_CHARACTERS} characters; correct it"
+        )
+    return owner

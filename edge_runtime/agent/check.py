@@ -43,7 +43,7 @@ class Finding(Struct, frozen=True):
 
 def check_device(config: DeviceConfig, store: Store, transport: Transport) -> Iterator[Finding]:
     """Run all checks. None of them stops the others or changes anything at the coordinator."""
-    yield _finding("data", lambda: f"{check_rows(config.data)} rows in {config.data}")
+    yield _finding("data", lambda: _check_data(config))
     yield _finding("engine", lambda: engine_version(config.engine))
     yield _finding("cap", lambda: _check_cap(config))
     yield _finding("disk", lambda: _check_disk(config, store))
@@ -59,6 +59,11 @@ def _finding(name: str, run: Callable[[], str]) -> Finding:
         return Finding(name, run())
     except EdgeError as error:
         return Finding(name, str(error), error)
+
+
+def _check_data(config: DeviceConfig) -> str:
+    found = check_rows(config.data)
+    return f"{found.rows} rows in {config.data}" + (f"; {found.note}" if found.note else "")
 
 
 def _check_cap(config: DeviceConfig) -> str:

@@ -2,18 +2,21 @@
 
 For language modelling a row is ``{"text": …}`` alone: the text itself is what is predicted.
 
-Errors name file, line number and limit. They never quote the text, the label or anything else from the file, because an
-error's message may travel to the coordinator.
+What people's files differ in is read where it can mean one thing only: a byte order mark, blank lines, further columns,
+labels written as whole numbers. Everything else is refused in one line with file, line number, cause and cure. Errors
+never quote the text, the label or anything else from a row, because an error's message may travel to the coordinator;
+of the names of columns they tell only those listed in this module.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import Struct
 
 from edge_runtime.errors import DataError
 
@@ -22,7 +25,38 @@ MAX_ROWS = 1_000_000
 MAX_LABEL_CHARACTERS = 2000
 #: The label of a row that has none.
 NO_LABEL = -1
+TEXT, LABEL = "text", "label"
+#: Columns that other tools call the text or the label; a file that has them instead needs them renamed.
+TEXT_SYNONYMS = (
+    *(
+        "sentence",
+        "content",
+        "review",
+        "question",
+        "query",
+        "utterance",
+        "input",
+        "inputs",
+        "prompt",
+        "document",
+    ),
+    *("Text", "TEXT", "body", "message", "title"),
+)
+LABEL_SYNONYMS = ("labels", "intent", "category", "class", "target", "Label", "LABEL", "output", "sentiment")
+#: Columns that make a row more than one text: to leave them out would change what is learned.
+SECOND_TEXTS = (
+    *("text_pair", "text2", "text_b", "sentence2", "sentence_b", "question2", "premise", "hypothesis"),
+    *("context", "passage", "answer", "response", "completion", "chosen", "rejected", "messages"),
+)
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+#: First bytes of files that are no text in UTF-8; :mod:`edge_runtime.data.diagnosis` has the words for each.
+OTHER_FORMATS = (b"\xff\xfe", b"\xfe\xff", b"\x1f\x8b", b"PK\x03\x04", b"PAR1", b"ARROW1", b"SQLite format 3")
 _COUNT_CHUNK_BYTES = 1 << 18
+_DECODER = msgspec.json.Decoder()
+_LABELLED = 'an object {"text": "…", "label": "…"}'
+_TEXT_ALONE = 'an object {"text": "…"}'
+#: What a row must be, by whether it has a label; None: unknown, in the first row.
+_FORMS = {True: _LABELLED, False: _TEXT_ALONE, None: f"{_LABELLED}, or {_TEXT_ALONE}"}
 
 
 class Row(Struct, frozen=True):
@@ -37,20 +71,52 @@ class Row(Struct, frozen=True):
     label: int = NO_LABEL
 
 
-class _Line(Struct, frozen=True, forbid_unknown_fields=True):
-    text: Annotated[str, Meta(min_length=1)]
-    label: Annotated[str, Meta(max_length=MAX_LABEL_CHARACTERS)] | UnsetType = UNSET
+@dataclass(frozen=True)
+class Line:
+    """One row as the file has it.
+
+    Attributes:
+        where: words that name file and line in an error.
+        text: its text, never blank.
+        label: its label; a whole number where the file has one instead of a name; None without one.
+        others: its further columns.
+    """
+
+    where: str
+    text: str
+    label: str | int | None
+    others: dict[str, Any]
 
 
-_DECODER = msgspec.json.Decoder(_Line)
-_LABELLED = 'an object {"text": "…", "label": "…"} with exactly these two strings'
-_TEXT_ALONE = 'an object {"text": "…"} with exactly this string'
-#: Form of a row, by whether rows have labels; None stands for the first row, before that is known.
-_FORMS = {True: _LABELLED, False: _TEXT_ALONE, None: f"{_LABELLED}, or {_TEXT_ALONE}"}
+@dataclass(frozen=True)
+class RowsSummary:
+    """What a data file holds, without any of its values.
+
+    Attributes:
+        rows: number of rows.
+        labelled: whether they have labels.
+        numbered: whether labels are whole numbers.
+        unused_columns: number of further columns, which nothing reads.
+    """
+
+    rows: int
+    labelled: bool
+    numbered: bool
+    unused_columns: int
+
+    @property
+    def note(self) -> str:
+        """What a person should know of how the file is read; empty if there is nothing."""
+        notes = []
+        if self.numbered:
+            notes.append("labels are whole numbers, read as the package's labels of that name or position")
+        if self.unused_columns:
+            notes.append(f"{self.unused_columns} columns beside text and label are not used")
+        return "; ".join(notes)
 
 
 def load_rows(path: Path, labels: Sequence[str]) -> list[Row]:
-    """All rows of a data file; row ``i`` is line ``i + 1``.
+    """All rows of a data file, in its order.
 
     Args:
         path: the JSONL file.
@@ -60,92 +126,209 @@ def load_rows(path: Path, labels: Sequence[str]) -> list[Row]:
         DataError: the file is missing, empty or too long; or a row is malformed, too long or without text, or has a
             label that is not among ``labels``.
     """
-    index = {label: position for position, label in enumerate(labels)}
-    rows = []
-    for where, line in _parsed(path, labelled=bool(labels)):
-        if line.label is UNSET:
-            rows.append(Row(line.text))
-            continue
-        label = index.get(line.label)
-        if label is None:
-            raise DataError(
-                f"{where} has a label outside the package's set of {len(index)}; correct or remove it"
-            )
-        rows.append(Row(line.text, label))
-    return rows
+    index = label_index(labels)
+    return [
+        Row(line.text) if line.label is None else Row(line.text, index(line.label, line.where))
+        for line in read_lines(path, labelled=bool(labels))
+    ]
 
 
-def check_rows(path: Path) -> int:
-    """Parse a data file without knowing the package.
-
-    Returns:
-        The number of rows. They may have labels or not, but all must be like the first.
+def check_rows(path: Path) -> RowsSummary:
+    """Parse a data file without knowing the package; rows may have labels or not, but all must be like the first.
 
     Raises:
-        DataError: the file is missing, empty or too long; or a row is malformed, too long or without text.
+        DataError: a row that :func:`load_rows` would refuse whatever the package's labels are.
     """
-    return sum(1 for _ in _parsed(path, labelled=None))
+    rows, labelled, numbered = 0, False, False
+    columns: set[str] = set()
+    for line in read_lines(path, labelled=None):
+        rows += 1
+        labelled = line.label is not None
+        numbered = numbered or isinstance(line.label, int)
+        columns.update(line.others)
+    return RowsSummary(rows, labelled, numbered, len(columns))
 
 
 def count_rows(path: Path) -> int:
-    """Number of lines of a data file, without parsing them.
+    """Number of lines of a data file that are not blank, without parsing them.
 
     Raises:
         DataError: the file cannot be read.
     """
-    lines, last = 0, b"\n"
+    rows, blank = 0, True
     try:
         with path.open("rb") as file:
             while chunk := file.read(_COUNT_CHUNK_BYTES):
-                lines += chunk.count(b"\n")
-                last = chunk[-1:]
+                first, *rest = chunk.split(b"\n")
+                blank = blank and not first.strip(b" \t\r\v\f" + _BYTE_ORDER_MARK)
+                for part in rest:
+                    rows += not blank
+                    blank = not part.strip()
     except OSError as error:
         raise DataError(f"cannot read the data file {path}: {error.strerror}") from error
-    return lines if last == b"\n" else lines + 1
+    return rows + (not blank)
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def label_index(labels: Sequence[str]) -> Callable[[str | int, str], int]:
+    """A function from a row's label, and the words that name the row, to the label's position in the set.
+
+    A whole number means the label of that name, where labels are numbers themselves, and else the label at that
+    position, counted from 0. The function raises :class:`DataError` for a label that is not in the set.
+    """
+    names = {label: position for position, label in enumerate(labels)}
+    alike = {label.strip().casefold() for label in labels}
+    are_numbers = all(label.removeprefix("-").isdecimal() for label in labels)
+
+    def position(label: str | int, where: str) -> int:
+        if isinstance(label, int) and not are_numbers:
+            if 0 <= label < len(labels):
+                return label
+            raise DataError(
+                f"{where} has a whole number as its label, outside 0 to {len(labels) - 1}, the positions of the "
+                f"package's {len(labels)} labels; correct it, or write the label's name"
+            )
+        found = names.get(str(label))
+        if found is None:
+            near = str(label).strip().casefold() in alike
+            raise DataError(
+                f"{where} has a label outside the package's set of {len(labels)}"
+                f"{', which differs from one of them in spaces or capitals alone' if near else ''}; "
+                "correct or remove it"
+            )
+        return found
+
+    return position
+
+
+def read_lines(path: Path, *, labelled: bool | None) -> Iterator[Line]:
+    """Each row of a data file, parsed and checked by itself.
+
+    Args:
+        path: the JSONL file.
+        labelled: whether rows have labels; None asks of all rows what the first one has.
+
+    Raises:
+        DataError: the file is missing, empty or too long, or a row is malformed, too long or without text.
+    """
+    rows, like_first = 0, labelled is None
+    for number, data in enumerate(_raw_lines(path), start=1):
+        if number == 1:
+            _refuse_other_formats(path, data)
+            data = data.removeprefix(_BYTE_ORDER_MARK)  # noqa: PLW2901 - the mark is no part of the line
+        if not data.strip():
+            continue
+        rows += 1
+        if rows > MAX_ROWS:
+            raise DataError(f"{path} has more than {MAX_ROWS} rows; keep the most recent ones")
+        line = _parse(data, f"{path} line {number}", None if like_first else labelled, first=rows == 1)
+        if like_first and rows > 1 and labelled is not (line.label is not None):
+            has = ("no label, and the first row has one", "a label, and the first row has none")
+            raise DataError(f"{line.where} has {has[line.label is not None]}; give all rows one, or none")
+        labelled = line.label is not None
+        yield line
+    if rows == 0:
+        raise DataError(f"{path} is empty; it needs at least one row")
+
+
+def _raw_lines(path: Path) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
-            for number in range(1, MAX_ROWS + 2):
-                line = file.readline(MAX_ROW_BYTES + 1)
-                if not line:
-                    return
-                if number > MAX_ROWS:
-                    raise DataError(f"{path} has more than {MAX_ROWS} rows; keep the most recent ones")
+            while line := file.readline(MAX_ROW_BYTES + 1):
                 yield line
     except OSError as error:
         raise DataError(f"cannot read the data file {path}: {error.strerror}") from error
 
 
-def _parsed(path: Path, *, labelled: bool | None) -> Iterator[tuple[str, _Line]]:
-    """Each row, with the words that name it in an error.
+def _refuse_other_formats(path: Path, data: bytes) -> None:
+    if data.startswith(OTHER_FORMATS):
+        from edge_runtime.data.diagnosis import other_format  # noqa: PLC0415 - rarely needed, memory counts
 
-    Args:
-        path: the JSONL file.
-        labelled: whether rows must have a label; None makes all follow the first.
-    """
-    number = 0
-    for number, line in enumerate(_lines(path), start=1):
-        where = f"{path} line {number}"
-        parsed = _parse(line, where, labelled)
-        labelled = parsed.label is not UNSET
-        yield where, parsed
-    if number == 0:
-        raise DataError(f"{path} is empty; it needs at least one row")
+        raise DataError(f"{path} {other_format(data)}")
 
 
-def _parse(line: bytes, where: str, labelled: bool | None) -> _Line:
-    if len(line) > MAX_ROW_BYTES:
+def _parse(data: bytes, where: str, labelled: bool | None, *, first: bool) -> Line:
+    if len(data) > MAX_ROW_BYTES:
         raise DataError(f"{where} has more than {MAX_ROW_BYTES} bytes; shorten or remove it")
+    row = _object(data, where, labelled, first=first)
+    text = _text(row, where, labelled)
+    label = _label(row, where, labelled)
+    others = {name: value for name, value in row.items() if name not in (TEXT, LABEL)}
+    if second := next((name for name in SECOND_TEXTS if name in others), None):
+        raise DataError(
+            f"{where} has a column {second!r} beside {TEXT!r}, and a row is one text: join the two into {TEXT!r}, or "
+            f"remove {second!r}"
+        )
+    return Line(where, text, label, others)
+
+
+def _object(data: bytes, where: str, labelled: bool | None, *, first: bool) -> dict[str, Any]:
+    """The row's JSON object; the library's own error may quote the row, so it is never chained."""
     try:
-        parsed = _DECODER.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        # The cause may quote the row, so it is not chained.
-        raise DataError(f"{where} is not {_FORMS[labelled]}") from None
-    if labelled is not None and labelled != (parsed.label is not UNSET):
-        has = "has no label" if labelled else "has a label, and language modelling takes none"
-        raise DataError(f"{where} {has}; it must be {_FORMS[labelled]}")
-    if not parsed.text.strip():
+        row = _DECODER.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        from edge_runtime.data.diagnosis import why_unreadable  # noqa: PLC0415 - rarely needed, memory counts
+
+        raise DataError(f"{where} {why_unreadable(data, _FORMS[labelled], first=first)}") from None
+    if isinstance(row, list):
+        raise DataError(
+            f"{where} is a JSON array; write each of its rows as a line of its own, without commas between them"
+        )
+    if not isinstance(row, dict):
+        raise DataError(f"{where} is JSON, but no object; it must be {_FORMS[labelled]}")
+    for name in (TEXT, LABEL):
+        if data.count(f'"{name}"'.encode()) > 1 and _stands_twice(data, name):
+            raise DataError(f"{where} has the column {name!r} twice; keep one of them")
+    return row
+
+
+def _stands_twice(data: bytes, name: str) -> bool:
+    """Whether a key occurs more than once at the top of an object, of which parsers silently keep the last."""
+    import json  # noqa: PLC0415 - rarely needed, and the worker's memory counts
+
+    keys: list[list[str]] = []
+    json.loads(data, object_pairs_hook=lambda pairs: keys.append([key for key, _ in pairs]))
+    return keys[-1].count(name) > 1  # the outermost object ends last
+
+
+def _text(row: dict[str, Any], where: str, labelled: bool | None) -> str:
+    text = row.get(TEXT)
+    if isinstance(text, str) and text.strip():
+        return text
+    if isinstance(text, str):
         raise DataError(f"{where} has an empty text; remove it")
-    return parsed
+    if TEXT in row:
+        raise DataError(f"{where} has {_kind(text)} as its text; it must be a string")
+    synonym = next((name for name in TEXT_SYNONYMS if name in row), None)
+    advice = f"rename the column {synonym!r} to {TEXT!r}" if synonym else f"it must be {_FORMS[labelled]}"
+    raise DataError(f"{where} has no column {TEXT!r}; {advice}")
+
+
+def _label(row: dict[str, Any], where: str, labelled: bool | None) -> str | int | None:
+    label = row.get(LABEL)
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)  # what a table with missing numbers is written as
+    if label is None:
+        if not labelled:
+            return None
+        synonym = next((name for name in LABEL_SYNONYMS if name in row), None)
+        advice = (
+            f"rename the column {synonym!r} to {LABEL!r}" if synonym else "give it one, or remove the row"
+        )
+        raise DataError(f"{where} has no label; {advice}")
+    if labelled is False:
+        raise DataError(
+            f"{where} has a label, and rows of language modelling have none; remove the column {LABEL!r}"
+        )
+    if isinstance(label, list):
+        raise DataError(f"{where} has a list as its label; a row has one label")
+    if isinstance(label, bool) or not isinstance(label, str | int):
+        raise DataError(f"{where} has {_kind(label)} as its label; it must be a string or a whole number")
+    if isinstance(label, str) and len(label) > MAX_LABEL_CHARACTERS:
+        raise DataError(f"{where} has a label of more than {MAX_LABEL_CHARACTERS} characters; shorten it")
+    return label
+
+
+def _kind(value: object) -> str:
+    """What a JSON value is, in words."""
+    kinds = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return kinds.get(type(value), "null")

@@ -46,7 +46,7 @@ from edge_runtime.worker.jobs import EvaluateJob, TrainJob
 from edge_runtime.worker.main import evaluate, train
 from examples.banking77.demo import packaged_model
 from examples.banking77.prepare import HERE, prepare
-from export.cli import read_labels
+from export.model.labels import read_labels
 from export.model.load import load_model
 from export.model.slices import SliceOptions
 from export.packaging.export_package import ExportOptions, export_package

@@ -5,21 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.data.batches import PAD_TO, Tokenizer, draw_batches, load_rows, make_batch, padded_length
-from edge_runtime.data.rows import MAX_ROW_BYTES, Row, check_rows, count_rows
+from edge_runtime.data.batches import PAD_TO, Tokenizer, draw_batches, make_batch, padded_length
+from edge_runtime.data.rows import Row
 from edge_runtime.errors import DataError, PackageError
 
-LABELS = ("negative", "positive")
-GOOD = b'{"text": "fine film", "label": "positive"}\n'
-QUOTED = "confidential"
 # draw_batches(8, seed=7, round_number=1, slot=0, steps=2, batch_size=4), numpy 2
 RECORDED_DRAW = [[7, 5, 4, 2], [0, 6, 3, 1]]
-
-
-def write(folder: Path, data: bytes) -> Path:
-    path = folder / "data.jsonl"
-    path.write_bytes(data)
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -32,62 +23,6 @@ def tokenizer_path(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     tokenizer.save(str(path))
     return path
-
-
-def test_rows_carry_label_indices(tmp_path) -> None:
-    """Labels become positions in the package's label set; the last newline may be missing."""
-    path = write(tmp_path, GOOD + b'{"label": "negative", "text": "bad film"}')
-    assert load_rows(path, LABELS) == [Row("fine film", 1), Row("bad film", 0)]
-    assert count_rows(path) == check_rows(path) == 2
-
-
-@pytest.mark.parametrize(
-    ("row", "why"),
-    [
-        (b"", "exactly these two"),
-        (b"confidential", "exactly these two"),
-        (b'{"text": "confidential"}', "exactly these two"),
-        (b'{"text": "confidential", "label": 1}', "exactly these two"),
-        (b'{"text": "confidential", "label": "positive", "confidential": 1}', "exactly these two"),
-        (b'{"text": "confidential \xff", "label": "positive"}', "exactly these two"),
-        (b'{"text": "", "label": "positive"}', "exactly these two"),
-        (b'{"text": "  ", "label": "positive"}', "empty text"),
-        (b'{"text": "confidential", "label": "confidential"}', "label outside the package's set of 2"),
-        (b'{"text": "' + b"x" * MAX_ROW_BYTES + b'", "label": "positive"}', str(MAX_ROW_BYTES)),
-    ],
-)
-def test_a_bad_row_is_named_by_line_and_never_quoted(tmp_path, row: bytes, why: str) -> None:
-    """The error has file, line number and reason, and nothing from the row, in its causes neither."""
-    path = write(tmp_path, GOOD + row + b"\n" + GOOD)
-    with pytest.raises(DataError, match=r"data\.jsonl line 2 ") as caught:
-        load_rows(path, LABELS)
-    assert why in str(caught.value)
-    assert QUOTED not in str(caught.value)
-    assert caught.value.__cause__ is None
-
-
-def test_an_empty_file_is_refused(tmp_path) -> None:
-    """A device without examples has nothing to train on."""
-    with pytest.raises(DataError, match="at least one row"):
-        load_rows(write(tmp_path, b""), LABELS)
-
-
-@pytest.mark.parametrize("read", [count_rows, check_rows])
-def test_a_missing_file_is_named(tmp_path, read) -> None:
-    """A data path that leads nowhere is a DataError."""
-    with pytest.raises(DataError, match=r"none\.jsonl"):
-        read(tmp_path / "none.jsonl")
-
-
-@given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=5))
-def test_any_text_comes_back_as_it_was(tmp_path_factory, texts: list[str]) -> None:
-    """Text survives, newlines and all, and counting agrees with parsing."""
-    import json
-
-    path = tmp_path_factory.mktemp("rows") / "data.jsonl"
-    path.write_text("".join(json.dumps({"text": t, "label": "positive"}) + "\n" for t in texts))
-    assert [row.text for row in load_rows(path, LABELS)] == texts
-    assert count_rows(path) == len(texts)
 
 
 def test_the_tokenizer_truncates_and_never_pads(tokenizer_path) -> None:
@@ -188,5 +123,5 @@ def test_a_tokenizer_that_gives_up_is_the_packages_fault(tmp_path) -> None:
 
     Raw(models.WordLevel({"fine": 1})).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(PackageError, match="unknown token") as caught:
-        Tokenizer(tmp_path / "tokenizer.json", sequence_limit=4).encode([Row(QUOTED, 1)])
+        Tokenizer(tmp_path / "tokenizer.json", sequence_limit=4).encode([Row("confidential", 1)])
     assert caught.value.__cause__ is None
