@@ -32,7 +32,7 @@ class Finding(Struct, frozen=True):
 
     Attributes:
         name: name of the check.
-        detail: what was found, in words.
+        detail: description of what was found.
         error: the error that was found; None where all is well.
     """
 

@@ -161,7 +161,7 @@ class Plan(Struct, frozen=True):
 
     Attributes:
         work: size of a step's work.
-        choice: how it is done.
+        choice: execution chosen for it.
         peak: predicted peak memory.
         step_s: predicted seconds of a step; None where the machine was not measured.
         gave_up: sentences, one for each rung that the plan stands below the fastest.

@@ -129,7 +129,13 @@ FED = {"embedding": ("embedding",), "head": ("output",), "head_dual": ("output",
 
 @dataclass(frozen=True)
 class Bigram:
-    """The package, and the numbers it was made of."""
+    """The package, and the numbers that it was made of.
+
+    Attributes:
+        package: the package.
+        embedding: (64, H) float32 embedding, one row a token.
+        output: (H, 8) float32 output layer U.
+    """
 
     package: Package
     embedding: np.ndarray

@@ -1,4 +1,4 @@
-"""Layer inputs store for the backward pass: what comes back, and what a disk may do."""
+"""Layer inputs kept for the backward sweep: what comes back, and what a disk may do."""
 
 from __future__ import annotations
 

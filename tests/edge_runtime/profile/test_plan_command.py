@@ -23,7 +23,13 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command printed, and its exit code."""
+    """What a command left behind.
+
+    Attributes:
+        code: exit code.
+        out: text on standard output.
+        err: text on standard error.
+    """
 
     code: int
     out: str

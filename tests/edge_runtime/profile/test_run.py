@@ -46,7 +46,14 @@ QUERY = "encoder.layer.1.attention.self.query"
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command printed, its exit code and its report."""
+    """What a command left behind.
+
+    Attributes:
+        code: exit code.
+        out: text on standard output.
+        err: text on standard error.
+        profile: the report; None if none was written.
+    """
 
     code: int
     out: str

@@ -34,7 +34,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "zero order, forward": {"update": "zero_order", "directions": "shared", "difference": "forward"},
     "zero order, perturbed head": {"update": "zero_order", "directions": "orthogonal", "head": "perturbed"},
     "limited": {"jvp_limit": 0.05},
-    "huberised": {"loss": "phuber", "tau": 2.0},
+    "huberised": {"loss": "phuber", "phuber_tau": 2.0},
     "epochs": {"epochs": 1},
 }
 
