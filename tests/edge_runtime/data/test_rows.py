@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -133,35 +132,6 @@ def test_a_bad_row_is_named_by_line_and_never_quoted(tmp_path, row: bytes, why: 
 
 
 @pytest.mark.parametrize(
-    ("data", "why"),
-    [
-        (b"text,label\nfine film,positive\n", "line 1 is not JSON; it looks like a comma-separated table"),
-        (b"text\tlabel\nfine film\tpositive\n", "line 1 is not JSON; it looks like a tab-separated table"),
-        (
-            b"text;label\nfine film;positive\n",
-            "line 1 is not JSON; it looks like a semicolon-separated table",
-        ),
-        (b"[\n" + GOOD + b"]\n", "line 1 opens a JSON value that goes on in the next line"),
-        (
-            "\ufeff".encode("utf-16-le") + GOOD.decode().encode("utf-16-le"),
-            "is UTF-16, not UTF-8; convert it: iconv",
-        ),
-        (b"\x1f\x8b\x08\x00", "is compressed by gzip; unpack it: gunzip"),
-        (b"PK\x03\x04", "is a ZIP archive or a spreadsheet"),
-        (b"PAR1", "is a Parquet file"),
-        (b"SQLite format 3\x00", "is an SQLite database"),
-        (b"", "is empty; it needs at least one row"),
-        (b"\n\n", "is empty; it needs at least one row"),
-    ],
-)
-def test_another_format_is_named(tmp_path, data: bytes, why: str) -> None:
-    """A file that is no JSONL at all is refused with what it is and what to do."""
-    with pytest.raises(DataError) as caught:
-        load_rows(write(tmp_path, data), LABELS)
-    assert why in str(caught.value)
-
-
-@pytest.mark.parametrize(
     ("first", "second", "why"),
     [
         (
@@ -187,19 +157,6 @@ def test_a_label_is_one_too_much_for_language_modelling(tmp_path) -> None:
     assert load_rows(write(tmp_path, b'{"text": "a", "label": null}\n'), ()) == [Row("a")]
     with pytest.raises(DataError, match="line 1 has a label, and rows of language modelling have none"):
         load_rows(write(tmp_path, GOOD), ())
-
-
-@pytest.mark.parametrize(
-    ("encoding", "command"), [("latin1", "iconv -f LATIN1 -t UTF-8"), ("utf-16", "iconv -f UTF-16 -t UTF-8")]
-)
-def test_the_way_out_of_another_encoding_works(tmp_path, encoding: str, command: str) -> None:
-    """The command that the error names makes the file readable, with the characters that were meant."""
-    path = write(tmp_path, '{"text": "déjà vu", "label": "positive"}\n'.encode(encoding))
-    with pytest.raises(DataError, match=command):
-        load_rows(path, LABELS)
-    done = subprocess.run([*command.split(), path], capture_output=True, check=True)
-    path.write_bytes(done.stdout)
-    assert load_rows(path, LABELS) == [Row("déjà vu", 1)]
 
 
 @pytest.mark.parametrize("read", [count_rows, check_rows])
