@@ -116,7 +116,10 @@ BAD_DATA = {
         "line 2 has a label outside",
     ),
     "no rows": (None, "is empty; it needs at least one row"),
-    "malformed row": (f'{{"text": "{SECRET}"\n', 'line 2 is not an object {"text": "…", "label": "…"}'),
+    "malformed row": (
+        f'{{"text": "{SECRET}"\n',
+        'line 2 is not JSON; it must be an object {"text": "…", "label": "…"}',
+    ),
 }
 
 
@@ -350,7 +353,7 @@ REPORTS = {
     "stranger": "SignatureError: the signature of package ",
     "empty": "DataError: {folder}/data.jsonl is empty; it needs at least one row",
     "outsider": "DataError: {folder}/data.jsonl line 5 has a label outside the package's set of 4; correct",
-    "malformed": "DataError: {folder}/data.jsonl line 3 is not an object",
+    "malformed": "DataError: {folder}/data.jsonl line 3 is not JSON; it must be an object",
 }
 
 
@@ -380,7 +383,9 @@ def test_sound_device_is_not_held_up(faulty) -> None:
     assert "status=counted" in faulty.devices["sound"].log
 
 
-@pytest.mark.parametrize(("name", "line"), [("empty", "is empty"), ("malformed", "line 3 is not an object")])
+@pytest.mark.parametrize(
+    ("name", "line"), [("empty", "is empty"), ("malformed", "line 3 is not JSON; it must be an object")]
+)
 def test_check_names_the_row(faulty, name: str, line: str) -> None:
     """``edge-runtime check`` finds bad rows before a task does, and ends with the code of data errors."""
     done = command("edge_runtime.cli", "check", "--config", faulty.devices[name].folder / "device.toml")
