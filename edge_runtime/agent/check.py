@@ -18,7 +18,7 @@ from edge_runtime.agent.store import Store
 from edge_runtime.agent.transport import Request, Response, Transport
 from edge_runtime.data.rows import check_rows
 from edge_runtime.engines.choice import engine_version
-from edge_runtime.errors import DeviceError, EdgeError, RefusedError, UnreachableError
+from edge_runtime.errors import DeviceError, EdgeError, ProtocolError, RefusedError, UnreachableError
 from edge_runtime.protocol.messages import Refusal, decode
 
 #: Largest clock difference that coordinators accept; see docs/protocol.md.
@@ -50,7 +50,7 @@ def check_device(config: DeviceConfig, store: Store, transport: Transport) -> It
     yield _finding("key", lambda: _check_key(store))
     yield _finding("enrolment", lambda: _check_enrolment(config, store))
     answers: list[Response] = []
-    yield _finding("coordinator", lambda: _check_coordinator(store, transport, answers))
+    yield _finding("coordinator", lambda: _check_coordinator(config, store, transport, answers))
     yield _finding("clock", lambda: _check_clock(answers))
 
 
@@ -101,22 +101,41 @@ def _check_enrolment(config: DeviceConfig, store: Store) -> str:
     return f"enrolled as {identity.device_id}"
 
 
-def _check_coordinator(store: Store, transport: Transport, answers: list[Response]) -> str:
+def _check_coordinator(
+    config: DeviceConfig, store: Store, transport: Transport, answers: list[Response]
+) -> str:
     identity = store.identity()
     if identity is None:
-        answers.append(transport.send(Request("GET", f"/v1/blobs/{'0' * 64}")))
-        return f"answers with status {answers[0].status}"
+        answer = transport.send(Request("GET", f"/v1/blobs/{'0' * 64}"))
+        answers.append(answer)
+        _refusal(config, answer)  # a coordinator refuses whom it does not know
+        return "answers; it will know this device once it is enrolled"
     answer = Client(transport, store.key(), identity.device_id).probe()
     answers.append(answer)
     if answer.status >= 500:
         raise UnreachableError(f"the coordinator answered {answer.status}; try again later")
+    refusal = _refusal(config, answer)
     if answer.status != 404:
-        refusal = decode(answer.body, Refusal)
         raise RefusedError(
             f"the coordinator does not accept this device ({refusal.code}): {refusal.message}",
             code=refusal.code,
         )
     return "answers, and accepts this device's signature"
+
+
+def _refusal(config: DeviceConfig, answer: Response) -> Refusal:
+    """The coordinator's refusal of a probe.
+
+    Raises:
+        UnreachableError: something else answered.
+    """
+    try:
+        return decode(answer.body, Refusal)
+    except ProtocolError:
+        raise UnreachableError(
+            f"{config.coordinator_url} answers with status {answer.status}, but not as a coordinator does; check the "
+            "address in coordinator_url, and any proxy in between"
+        ) from None
 
 
 def _check_clock(answers: list[Response]) -> str:

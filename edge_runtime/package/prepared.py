@@ -54,6 +54,7 @@ class Calibration(Struct, frozen=True):
         primal_s: seconds of the primal program.
         dual_1_s: seconds of the dual program with one draw.
         dual_4_s: seconds of the dual program with four draws.
+        disturbed: whether other work on the machine kept the times from being true, after several tries.
     """
 
     rows: PositiveCount
@@ -61,6 +62,7 @@ class Calibration(Struct, frozen=True):
     primal_s: float
     dual_1_s: float
     dual_4_s: float
+    disturbed: bool = False
 
 
 class PreparedSegment(Struct, frozen=True):

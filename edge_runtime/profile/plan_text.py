@@ -67,6 +67,9 @@ def _at_a_time(plan: Plan) -> str:
 def _step(request: PlanRequest, plan: Plan) -> str:
     if plan.step_s is None:
         return f"time not known: {request.unprepared}; edge-runtime profile prepares it"
+    prepared = request.prepared
+    if prepared is not None and prepared.calibration.disturbed:
+        return f"{duration(plan.step_s)}, predicted from times that other work disturbed; prepare again when it is idle"
     return f"{duration(plan.step_s)}, predicted"
 
 

@@ -95,7 +95,9 @@ def test_enrol_then_status_and_check(tmp_path, url, capsys) -> None:
 def test_check_works_before_enrolment(tmp_path, url, capsys) -> None:
     """A fresh device that has a token is fit to serve, and checking makes no key."""
     assert cli.main(["check", "--config", write_config(tmp_path, url)]) == 0
-    assert "not enrolled yet" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "not enrolled yet" in out
+    assert "ok coordinator: answers; it will know this device once it is enrolled" in re.sub(" +", " ", out)
     assert not (tmp_path / "state" / "device.key").exists()
 
 
@@ -127,6 +129,21 @@ def test_check_goes_on_after_a_failure(tmp_path, capsys) -> None:
     assert re.search(r"failed data: .*line 1 ", out)
     assert re.search(r"failed coordinator: .*check the address", out)
     assert "clock: not compared" in out
+
+
+@pytest.mark.parametrize("enrolled", [False, True])
+@pytest.mark.parametrize("status", [200, 404, 401])
+def test_check_tells_another_server_from_a_coordinator(
+    tmp_path, url, capsys, monkeypatch, enrolled: bool, status: int
+) -> None:
+    """Whatever status a web server answers with, it is no coordinator unless it refuses as one does."""
+    config = write_config(tmp_path, url)
+    if enrolled:
+        cli.main(["enrol", "--config", config])
+    monkeypatch.setattr(Stub, "do_GET", lambda stub: stub.answer(status, b"<html>welcome</html>"))
+    assert cli.main(["check", "--config", config]) == 21
+    out = capsys.readouterr().out
+    assert f"failed coordinator: {url} answers with status {status}, but not as a coordinator does" in out
 
 
 @pytest.mark.parametrize(
