@@ -83,6 +83,7 @@ constraints:
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 		--unsafe-package torch --unsafe-package pip --constraint torch.txt \
 		--extra coordinator --extra dev --extra export --extra ray --output-file constraints.txt pyproject.toml
+	$(BIN)/python -m devices.packaging.pins
 
 clean:
 	rm -rf build $(VENV)

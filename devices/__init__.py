@@ -1,0 +1,1 @@
+"""What installs on devices: profiles, units, pinned packages."""
