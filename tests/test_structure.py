@@ -284,7 +284,6 @@ WITHOUT_TEST_FILE = {
     "edge_runtime/engines/choice.py",
     "edge_runtime/engines/engine.py",
     "edge_runtime/engines/names.py",
-    "edge_runtime/execution/calibration.py",
     "edge_runtime/execution/layout.py",
     "edge_runtime/exit_status.py",
     "edge_runtime/html/style.py",
