@@ -15,7 +15,7 @@ from statistics import mean, median
 import msgspec
 import numpy as np
 
-from benchmarks.harness.arguments import bench_parser
+from benchmarks.harness.arguments import bench_parser, command_line
 from benchmarks.harness.long_rows import LABELS
 from benchmarks.harness.measured_process import pinned_to_cores
 from benchmarks.harness.result_file import RESULTS, Figure, figure, write_result
@@ -25,7 +25,7 @@ from edge_runtime.data.batches import Batch, Tokenizer, load_rows, make_batch
 from edge_runtime.engines.onnxruntime_engine import OnnxEngine
 from edge_runtime.execution.executor import Executor
 from edge_runtime.memory.allocator import keep_freed_memory
-from edge_runtime.package.manifest import ARITHMETICS, Arithmetic
+from edge_runtime.package.manifest import Arithmetic
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import Values
@@ -53,7 +53,7 @@ def main() -> int:
         name: Executor(
             PreparedPackage.open(package, subject.prepared(name), engine.version), engine, subject.slices
         )
-        for name in ARITHMETICS
+        for name in subject.manifest.arithmetics
     }
     figures = []
     for draws in (1, 4):
@@ -71,7 +71,8 @@ def main() -> int:
         "batch": f"{BATCH} x {TOKENS} tokens",
         "repetitions": arguments.repetitions,
     }
-    document = write_result(arguments.output, "make bench-arithmetic", arguments.threads, figures, conditions)
+    command = command_line("benchmarks.kernels.arithmetic", "bench-arithmetic")
+    document = write_result(arguments.output, command, arguments.threads, figures, conditions)
     print("\n" + table(document))
     return 0
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness.arguments import bench_parser
+from benchmarks.harness.arguments import bench_parser, command_line
 from benchmarks.harness.measured_process import pinned_to_cores, python_program, run_measured
 from benchmarks.harness.result_file import RESULTS, figure, write_result
 from benchmarks.harness.shapes import BERT_BASE
@@ -67,7 +67,8 @@ def main() -> int:
                     figure(f"{way}: {what.removesuffix('_s')}", unit, [turn[what] for turn in turns])
                 )
     conditions = {"program": f"dual of a {BERT_BASE.name} block", "size": f"1 x {TOKENS}, 1 draw"}
-    document = write_result(arguments.output, "make bench-placement", arguments.threads, figures, conditions)
+    command = command_line("benchmarks.kernels.weight_placement", "bench-placement")
+    document = write_result(arguments.output, command, arguments.threads, figures, conditions)
     print("\n" + table(document))
     return 0
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 
 import msgspec
 
 from benchmarks.harness.minilm import packaged_model
 from benchmarks.learning.arms import ARMS, rate_of
-from benchmarks.memory.subjects import opened
+from benchmarks.memory.subjects import opened, step_seconds
 from coordinator.simulation.config import merged
 from edge_runtime.errors import CapExceededError
 from edge_runtime.protocol.messages import Task
@@ -79,8 +77,7 @@ def _side_by_side(output: Path, task: str, name: str, cap_bytes: int) -> tuple[f
 
 def _step_seconds(job: TrainJob) -> float:
     """Median seconds of the steps after the first, which also pays for what is done once."""
-    ends = [step.end_s for step in run_worker(job, TrainOutcome).steps]
-    return median(later - earlier for earlier, later in pairwise(ends))
+    return step_seconds(run_worker(job, TrainOutcome).steps)
 
 
 def _package(task: str, name: str) -> str:

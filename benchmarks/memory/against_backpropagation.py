@@ -13,9 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 
 from benchmarks.harness.arguments import bench_parser, command_line
 from benchmarks.harness.measured_process import pinned_to_cores
@@ -23,7 +21,7 @@ from benchmarks.harness.result_file import RESULTS, Figure, figure, write_result
 from benchmarks.harness.shapes import BERT_BASE, LLAMA_1B
 from benchmarks.harness.tables import table
 from benchmarks.harness.turns import Readings, take_turns
-from benchmarks.memory.subjects import AMPLE_BYTES, MINILM, ROWS, TOKENS, Subject, make_subjects
+from benchmarks.memory.subjects import AMPLE_BYTES, MINILM, ROWS, TOKENS, Subject, make_subjects, step_seconds
 from edge_runtime.errors import CapExceededError, OutOfMemoryError
 from edge_runtime.memory.plan import Planner, Work
 from edge_runtime.package.manifest import Arithmetic
@@ -87,11 +85,10 @@ class CappedBench:
         self.plans[f"{key}, batch {batch}"] = (
             f"{choice.weights}, inputs in {choice.inputs}, {choice.micro_batch} at a time"
         )
-        ends = [step.end_s for step in outcome.steps]
         values = {
             "peak": outcome.memory.high_water_bytes,
             "read": outcome.weights_read_bytes / steps,
-            "step": median(after - before for before, after in pairwise(ends)) if steps > 1 else ends[0],
+            "step": step_seconds(outcome.steps) if steps > 1 else outcome.steps[0].end_s,
         }
         print(f"  {key}, batch {batch}: {values}", flush=True)
         return values

@@ -11,7 +11,6 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import pairwise
 from statistics import median
 
 import msgspec
@@ -22,7 +21,7 @@ from benchmarks.harness.result_file import RESULTS, Figure, figure, write_result
 from benchmarks.harness.shapes import BERT_BASE, BERT_LARGE
 from benchmarks.harness.tables import table
 from benchmarks.harness.turns import Readings, take_turns
-from benchmarks.memory.subjects import MINILM, TOKENS, Subject, make_subjects
+from benchmarks.memory.subjects import MINILM, TOKENS, Subject, make_subjects, step_seconds
 from benchmarks.memory.torch_peer import run_torch_steps
 from edge_runtime.errors import OutOfMemoryError
 from edge_runtime.memory.plan import ExecutionChoice
@@ -103,14 +102,13 @@ class TorchBench:
             return None
         memory = outcome.memory
         self.enforcers.add(memory.enforced_by)
-        ends = [step.end_s for step in outcome.steps]
         return _shown(
             f"{name}, {title}",
             {
                 "peak": memory.high_water_bytes,
                 "charged": memory.cgroup_peak_bytes or 0,
                 "anonymous": memory.anonymous_bytes,
-                "step": median(after - before for before, after in pairwise(ends)),
+                "step": step_seconds(outcome.steps, WARM_UP_STEPS),
                 "hits": outcome.prefix_hits / max(1, outcome.prefix_hits + outcome.prefix_misses),
             },
         )

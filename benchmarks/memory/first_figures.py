@@ -1,9 +1,9 @@
 """`make bench`: the runtime's training step beside PyTorch's, on one machine, same cores, same text.
 
 all-MiniLM-L6-v2, batches of 8 rows of 128 tokens, 77 labels. Every arm is a fresh process per repetition, and the arms
-take turns, so that a busy machine disturbs them alike: ratios are taken within a turn. The worker's memory is measured
-on the worker itself, its time on the same job with a clock beside its loop. The table shows the median over
-repetitions, beside the smallest and largest.
+take turns, so that a busy machine disturbs them alike: ratios are taken within a turn. The worker runs under its cap,
+and tells the end of each of its steps itself. The table shows the median over repetitions, beside the smallest and
+largest.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from benchmarks.harness.measured_process import Measured, pinned_to_cores, pytho
 from benchmarks.harness.result_file import RESULTS, Figure, figure, write_result
 from benchmarks.harness.tables import table
 from benchmarks.harness.turns import Readings, take_turns
-from benchmarks.memory.subjects import MINILM, TOKENS, Subject, make_subjects
+from benchmarks.memory.subjects import MINILM, TOKENS, Subject, make_subjects, step_seconds
 from benchmarks.memory.torch_peer import run_torch_steps
 from edge_runtime.memory.plan import ExecutionChoice, preferred_micro_batch
 from edge_runtime.package.prepared import read_prepared
-from edge_runtime.protocol.messages import LocalOptimizer
+from edge_runtime.protocol.messages import LocalOptimizer, MemoryReport
 from edge_runtime.worker.jobs import EvaluateJob, EvaluateOutcome, TrainJob, TrainOutcome
 
 RESULT = RESULTS / "bench.json"
@@ -91,21 +91,15 @@ class StepBench:
         }
 
     def train(self, *, draws: int, rows_at_a_time: int) -> Readings:
-        """The worker under its cap gives memory; the same job with a clock gives time."""
+        """A worker that trains under its cap."""
         given = msgspec.json.encode(self.train_job(draws, rows_at_a_time))
         measured = self._run(python_program("edge_runtime.worker.main"), given, limit_bytes=CAP_BYTES)
-        memory = msgspec.json.decode(measured.output.splitlines()[-1], type=TrainOutcome).memory
-        timed = json.loads(self._run(python_program("benchmarks.memory.timed_worker"), given).output)
-        if timed["group_rows"] != [rows_at_a_time]:
+        outcome = msgspec.json.decode(measured.output.splitlines()[-1], type=TrainOutcome)
+        if outcome.plan.choice.micro_batch != rows_at_a_time:
             raise SystemExit(
-                f"error: the plan ran groups of {timed['group_rows']} rows, not {rows_at_a_time}"
+                f"error: the plan ran groups of {outcome.plan.choice.micro_batch} rows, not {rows_at_a_time}"
             )
-        return {
-            "resident": memory.high_water_bytes + measured.children_peak_bytes,
-            "charged": _charged_bytes(measured),
-            "predicted": memory.predicted_peak_bytes,
-            "step": median(timed["seconds"][WARM_UP_STEPS - 1 :]),
-        }
+        return _readings(measured, outcome.memory, step_seconds(outcome.steps, WARM_UP_STEPS))
 
     def evaluate(self) -> Readings:
         """The primal programs alone over the same rows; time for as many rows as a batch has."""
@@ -122,15 +116,10 @@ class StepBench:
         )
         given = msgspec.json.encode(job)
         measured = self._run(python_program("edge_runtime.worker.main"), given, limit_bytes=CAP_BYTES)
-        memory = msgspec.json.decode(measured.output.splitlines()[-1], type=EvaluateOutcome).memory
-        timed = json.loads(self._run(python_program("benchmarks.memory.timed_worker"), given).output)
-        groups = BATCH // timed["group_rows"][0]
-        return {
-            "resident": memory.high_water_bytes + measured.children_peak_bytes,
-            "charged": _charged_bytes(measured),
-            "predicted": memory.predicted_peak_bytes,
-            "step": groups * median(timed["seconds"][WARM_UP_STEPS:]),
-        }
+        outcome = msgspec.json.decode(measured.output.splitlines()[-1], type=EvaluateOutcome)
+        group_rows = -(-outcome.rows // len(outcome.steps))
+        groups = BATCH // group_rows
+        return _readings(measured, outcome.memory, groups * step_seconds(outcome.steps, WARM_UP_STEPS))
 
     def block_programs(self, rows_at_a_time: int) -> Readings:
         """Seconds of the block's program by number of draws; 0 draws stand for its primal program."""
@@ -157,6 +146,16 @@ class StepBench:
     def _note(self, measured: Measured) -> None:
         if measured.note:
             self.notes.add(measured.note)
+
+
+def _readings(measured: Measured, memory: MemoryReport, step_s: float) -> Readings:
+    """What a worker gave."""
+    return {
+        "resident": memory.high_water_bytes + measured.children_peak_bytes,
+        "charged": _charged_bytes(measured),
+        "predicted": memory.predicted_peak_bytes,
+        "step": step_s,
+    }
 
 
 def _charged_bytes(measured: Measured) -> int:

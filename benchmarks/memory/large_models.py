@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.harness.arguments import bench_parser
+from benchmarks.harness.arguments import bench_parser, command_line
 from benchmarks.harness.long_rows import write_full_rows
 from benchmarks.harness.measured_process import pinned_to_cores, run_measured
 from benchmarks.harness.minilm import packaged_model
@@ -83,7 +83,8 @@ def main() -> int:
         "arithmetic": ARITHMETIC,
         "judge": ", ".join(sorted(enforcers)),
     }
-    document = write_result(arguments.output, "make bench-large", arguments.threads, figures, conditions)
+    command = command_line("benchmarks.memory.large_models", "bench-large")
+    document = write_result(arguments.output, command, arguments.threads, figures, conditions)
     print("\n" + table(document))
     return 0
 

@@ -11,7 +11,7 @@ import json
 import sys
 from itertools import product
 
-from benchmarks.harness.arguments import bench_parser
+from benchmarks.harness.arguments import bench_parser, command_line
 from benchmarks.harness.measured_process import pinned_to_cores, python_program, run_measured
 from benchmarks.harness.result_file import RESULTS, Figure, figure, write_result
 from benchmarks.harness.shapes import BERT_BASE, BERT_LARGE
@@ -69,9 +69,8 @@ def main() -> int:
     ]
     summary += _growth(subjects[BERT_BASE.name])
     conditions = {"configurations": len(rows), "judge": ", ".join(sorted(enforcers))}
-    document = write_result(
-        arguments.output, "make bench-memory-grid", arguments.threads, [*summary, *rows], conditions
-    )
+    command = command_line("benchmarks.memory.prediction_grid", "bench-memory-grid")
+    document = write_result(arguments.output, command, arguments.threads, [*summary, *rows], conditions)
     print("\n" + table(document))
     return 0
 

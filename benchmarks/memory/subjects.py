@@ -6,8 +6,11 @@ import hashlib
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 from benchmarks.harness.long_rows import LABELS, write_full_rows
 from benchmarks.harness.measured_process import python_program
@@ -18,7 +21,7 @@ from edge_runtime.package.manifest import MANIFEST, Arithmetic, Manifest
 from edge_runtime.package.package import Package
 from edge_runtime.protocol.messages import LocalOptimizer, Task, Update
 from edge_runtime.protocol.signing import generate_key
-from edge_runtime.worker.jobs import PrepareJob, TrainJob
+from edge_runtime.worker.jobs import PrepareJob, StepMeasure, TrainJob
 from edge_runtime.worker.process import ensure_prepared
 
 MINILM = "MiniLM"
@@ -113,6 +116,17 @@ class Subject:
             choice=choice,
             prefix_cache_bytes=prefix_cache_bytes,
         )
+
+
+def step_seconds(steps: Sequence[StepMeasure], warm_up: int = 1) -> float:
+    """Median seconds of a worker's steps.
+
+    Args:
+        steps: all steps of the worker; each tells its end.
+        warm_up: number of first steps that do not count, at least 1, since nothing tells when the first began.
+    """
+    ends = [step.end_s for step in steps[warm_up - 1 :]]
+    return median(after - before for before, after in pairwise(ends))
 
 
 def make_subjects(
