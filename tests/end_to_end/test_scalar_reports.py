@@ -1,8 +1,8 @@
-"""Pairs of runs that differ in what their devices send: the change, or the numbers it is made of."""
+"""Two fleets that differ in what their devices send: the change, or the numbers it is made of."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,35 +15,29 @@ from tests.end_to_end.harness import RUN, Fleet
 HEADER_BYTES = 600
 
 
-@pytest.fixture(scope="module")
-def fleet(workshop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """A coordinator and three devices with LoRA slices, which serve one run after another."""
-    with Fleet(tmp_path_factory.mktemp("reports") / "fleet", workshop.package("lora")) as fleet:
-        add_devices(fleet)
-        yield fleet
-
-
-def finished(fleet: Fleet, **changes: object) -> tuple[bytes, float]:
+def finished(folder: Path, package, **changes: object) -> tuple[bytes, float]:
     """A run by real processes: its final slices, and the mean bytes a task sent up."""
-    run_id = fleet.create_run(**changes)
-    run = fleet.wait_until_finished()
-    assert run.run_id == run_id
-    ups = [entry.bytes_up_per_task for entry in run.rounds]
-    assert all(entry.bytes_up > entry.bytes_up_per_task for entry in run.rounds)
-    return fleet.admin.slices(), sum(ups) / len(ups)
+    with Fleet(folder, package) as fleet:
+        fleet.create_run(**changes)
+        add_devices(fleet)
+        run = fleet.wait_until_finished()
+        ups = [entry.bytes_up_per_task for entry in run.rounds]
+        assert all(entry.bytes_up > entry.bytes_up_per_task for entry in run.rounds)
+        return fleet.admin.slices(), sum(ups) / len(ups)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_same_bytes_from_numbers_alone(fleet, optimizer: str) -> None:
+def test_same_bytes_from_numbers_alone(workshop, tmp_path, optimizer: str) -> None:
     """Whether devices send weights or scalars, the final slices are the same to the last bit; scalars are fewer."""
+    package = workshop.package("lora")
     local = {"name": optimizer, "slice_rate": 0.01, "head_rate": 0.01}
     slices, sent = {}, {}
     for report in ("weights", "scalars"):
         changes = {"local_optimizer": local, "report": report}
-        slices[report], sent[report] = finished(fleet, **changes)
+        slices[report], sent[report] = finished(tmp_path / report, package, **changes)
     assert slices["scalars"] == slices["weights"]
 
-    manifest = Package.open(fleet.package.folder, fleet.package.publisher_key).manifest
+    manifest = Package.open(package.folder, package.publisher_key).manifest
     numbers = {spec.name: spec.dimensions for spec in manifest.slices}
     head = numbers.pop("head")
     half = sum(numbers.values()) / 2  # two places share the slices
@@ -96,9 +90,10 @@ METHODS: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
-def test_every_method_ends_in_the_same_bytes(fleet, method: dict[str, object]) -> None:
+def test_every_method_ends_in_the_same_bytes(workshop, tmp_path, method: dict[str, object]) -> None:
     """The same holds where the head is perturbed, A frozen, losses compared, or the server keeps more than values."""
-    weights, sent = finished(fleet, **method)
-    scalars, fewer = finished(fleet, **method, report="scalars")
+    package = workshop.package("lora")
+    weights, sent = finished(tmp_path / "weights", package, **method)
+    scalars, fewer = finished(tmp_path / "scalars", package, **method, report="scalars")
     assert scalars == weights
     assert fewer < sent
