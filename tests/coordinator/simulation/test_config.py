@@ -93,7 +93,14 @@ def test_a_file_that_is_no_toml_is_named(
 
 @pytest.mark.parametrize(
     "row",
-    ['{"text": 3}', '{"text": "a", "label": "b"}\n{"text": "a"}', '{"text": "a", "colour": "b"}', "{", ""],
+    [
+        '{"text": 3}',
+        '{"text": "a", "label": "b"}\n{"text": "a"}',
+        '{"text": "a", "label": ["colour"]}',
+        '{"text": "a", "owner": 3}',
+        "{",
+        "",
+    ],
 )
 def test_a_bad_row_is_named_and_not_quoted(
     workshop: Workshop, capsys: pytest.CaptureFixture[str], row: str
