@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from edge_runtime.figures import duration
 from edge_runtime.profile.document import (
     Comparison,
     Measuring,
@@ -15,7 +16,6 @@ from edge_runtime.profile.document import (
 from edge_runtime.profile.facts import FEWEST_CHECKED_STEPS, bins, growth, phase_peaks, step_seconds, tensors
 from edge_runtime.profile.identity import identify
 from edge_runtime.profile.measure import Observer, ProfileRun
-from edge_runtime.profile.text import duration
 from edge_runtime.profile.what_if import what_if
 
 #: Largest number of samples of the timeline in a report.

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from html import escape
 from itertools import accumulate, pairwise
 
+from edge_runtime.figures import MIB, column_mib, duration, size
 from edge_runtime.html.svg import NARROW, SHORTEST, points_text, svg, svg_text, ticks
 from edge_runtime.profile.document import Profile, TimelineSample, thin
-from edge_runtime.profile.text import column_mib, duration, size
 
 #: Largest number of points that can be told apart on a screen.
 _POINTS = 480
-_MIB = 1 << 20
 _LETTER = 6.9  # pixels a letter of a label takes, on the wide side
 #: A timeline whose first sample lies within this share of its length is drawn from 0 on.
 _AT_ONCE = 0.02
@@ -117,8 +116,8 @@ def _grid_down(most: int, scale: float, left: float, top: float, bottom: float) 
         "MiB",
         "muted small" if left < 10 else "muted small end",
     )
-    for tick in ticks(most / _MIB, 5)[1 if left < 10 else 0 :]:
-        x = left + tick * _MIB * scale
+    for tick in ticks(most / MIB, 5)[1 if left < 10 else 0 :]:
+        x = left + tick * MIB * scale
         yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>'
         yield svg_text(x, bottom + 16, f"{tick:g}", "muted small middle")
 
@@ -210,8 +209,8 @@ def _plane(profile: Profile, samples: Sequence[TimelineSample], width: int) -> _
 
 def _axes(plane: _Plane, width: int) -> Iterator[str]:
     yield svg_text(0, 13, "MiB", "muted small")
-    for tick in ticks(plane.most / _MIB, 5):
-        level = plane.y(tick * _MIB)
+    for tick in ticks(plane.most / MIB, 5):
+        level = plane.y(tick * MIB)
         yield f'<line class="grid" x1="{plane.left}" x2="{plane.right}" y1="{level:.1f}" y2="{level:.1f}"/>'
         yield svg_text(plane.left - 8, level + 4, f"{tick:g}", "muted small end")
     for tick in ticks(plane.last - plane.first, 4 if width < NARROW else 8):

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from html import escape
 
+from edge_runtime.figures import column_mib, duration, plural, share, size
 from edge_runtime.html.style import STYLE
 from edge_runtime.profile.charts import comparison_bars, gauge, timeline, waterfall
 from edge_runtime.profile.document import Difference, LedgerRow, Profile
@@ -17,9 +18,7 @@ from edge_runtime.profile.text import (
     change_size,
     change_verdict,
     charge_line,
-    column_mib,
     difference_line,
-    duration,
     enforcement_line,
     failure_lines,
     growth_line,
@@ -27,11 +26,8 @@ from edge_runtime.profile.text import (
     measuring_line,
     option_cells,
     option_verdict,
-    plural,
     prediction_line,
     row_note,
-    share,
-    size,
     timeline_line,
     unexplained_line,
     verdict_line,
@@ -152,7 +148,7 @@ def _difference(difference: Difference) -> str:
         cells = (
             change_size(change.old, change.unit),
             change_size(change.new, change.unit),
-            "–" if change.share is None else share(change.share, signed=True),
+            "" if change.share is None else share(change.share, signed=True),
         )
         rows.append(
             _row(change.name, cells, verdict, kind="grew" if verdict == "grew" else "", bad=verdict == "grew")

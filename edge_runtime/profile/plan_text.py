@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from edge_runtime.figures import column_mib, duration, plural, size
 from edge_runtime.memory.plan import USABLE_SHARE, Plan
 from edge_runtime.profile.request import PlanRequest
-from edge_runtime.profile.text import column_mib, duration, gradient_words, option_lines, plural, size, table
+from edge_runtime.profile.text import gradient_words, option_lines, table
 from edge_runtime.profile.what_if import what_if
 
 PREDICTED_PARTS = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from edge_runtime.figures import NOT_MEASURED, column_mib, duration, plural, share, size
 from edge_runtime.profile.document import (
     UNEXPLAINED,
     UNEXPLAINED_SHARE,
@@ -30,41 +31,6 @@ _ENFORCERS = {
     "none": "nothing held the worker to the cap: it was only compared with it afterwards",
 }
 _LEVELS = "▁▂▃▄▅▆▇█"
-
-
-def size(count: float) -> str:
-    """A size in bytes as text: MiB, or KiB below a tenth of a MiB."""
-    mib = count / (1 << 20)
-    if abs(mib) >= 10:
-        return f"{mib:.1f} MiB"
-    return f"{mib:.2f} MiB" if abs(mib) >= 0.1 else f"{count / 1024:.1f} KiB"
-
-
-def column_mib(count: float | None) -> str:
-    """A size in bytes as a bare number of MiB for a table; a dash where there is none."""
-    if count is None:
-        return "–"
-    mib = count / (1 << 20)
-    return f"{mib:.2f}" if count == 0 or abs(mib) >= 0.005 else "< 0.01" if mib > 0 else "> -0.01"
-
-
-def duration(seconds: float | None) -> str:
-    """A time in seconds as text; a dash where there is none."""
-    if seconds is None:
-        return "–"
-    if 0 < seconds < 0.0009995:
-        return f"{seconds * 1e6:.0f} µs"
-    if 0 < seconds < 0.9995:
-        return f"{seconds * 1000:.0f} ms"
-    return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:.0f} s"
-
-
-def share(part: float, *, signed: bool = False) -> str:
-    """A share in per cent, with one digit after the point where it is small."""
-    percent = 100 * part
-    digits = 0 if abs(percent) >= 9.95 or part == 0 else 1
-    signed = signed and part != 0
-    return f"{percent:+.{digits}f} %" if signed else f"{percent:.{digits}f} %"
 
 
 def verdict_line(profile: Profile) -> str:
@@ -226,7 +192,7 @@ def difference_line(difference: Difference) -> str:
 def change_size(value: float | None, unit: str) -> str:
     """One figure of a change."""
     if value is None:
-        return "–"
+        return NOT_MEASURED
     return size(value) if unit == "bytes" else duration(value)
 
 
@@ -246,11 +212,6 @@ def row_note(profile: Profile, row: LedgerRow) -> str:
     if not profile.is_split:
         return "no bin was measured"
     return f"{share(profile.unexplained_share)} of the peak" + ("" if profile.is_explained else ": too much")
-
-
-def plural(count: int, noun: str) -> str:
-    """A count with its noun."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def render_text(profile: Profile, difference: Difference | None = None) -> str:
@@ -396,7 +357,7 @@ def _difference(difference: Difference) -> Iterator[str]:
                 change.name,
                 change_size(change.old, change.unit),
                 change_size(change.new, change.unit),
-                "–" if change.share is None else share(change.share, signed=True),
+                "" if change.share is None else share(change.share, signed=True),
                 change_verdict(change, difference.tolerance),
             )
             for change in difference.changes
