@@ -45,9 +45,9 @@ def test_a_cap_missed_by_little_is_still_seen() -> None:
     ("charged", "expected"),
     [
         (None, "no second figure"),
-        (mib(84.1), "13.2 MiB less than the high-water mark"),
-        (mib(107.4), "10.1 MiB more than the high-water mark"),
-        (PROFILE.peak_bytes, "exactly the high-water mark"),
+        (mib(84.1), "13.2 MiB less than the measured peak"),
+        (mib(107.4), "10.1 MiB more than the measured peak"),
+        (PROFILE.peak_bytes, "exactly the measured peak"),
     ],
 )
 def test_the_gap_between_both_figures_is_explained(charged: int | None, expected: str) -> None:
