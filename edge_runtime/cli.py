@@ -242,6 +242,7 @@ def _check(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     from edge_runtime.agent.config import load_config
     from edge_runtime.agent.store import Store
+    from edge_runtime.figures import size
     from edge_runtime.protocol.messages import decode_result
 
     config = load_config(arguments.config)
@@ -250,8 +251,8 @@ def _status(arguments: argparse.Namespace) -> int:
     print(f"device       {config.device_name} ({config.device_class})")
     print(f"enrolled     {identity.device_id if identity else 'no'}")
     print(f"coordinator  {config.coordinator_url}")
-    print(f"cap          {config.cap} bytes")
-    print(f"downloads    {store.blobs.used_bytes()} of {config.disk_quota} bytes")
+    print(f"cap          {size(config.cap)}")
+    print(f"downloads    {size(store.blobs.used_bytes())} of {size(config.disk_quota)}")
     pending = store.pending()
     print(f"pending      {f'result of task {decode_result(pending).task_id}' if pending else 'nothing'}")
     return 0

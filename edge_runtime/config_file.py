@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from edge_runtime.errors import ConfigError
+from edge_runtime.figures import MIB, size
 
 MAX_CONFIG_BYTES = 1 << 20
 
@@ -43,6 +44,10 @@ _SIZE_FORM = re.compile(r"(?P<number>[0-9]{1,15})(?P<unit>[KMGT]?)(i?B)?", re.IG
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
+#: A cap that was written without its unit is taken for a number of MiB up to here, which is 64 GiB.
+MOST_MEANT_MIB = 1 << 16
+
+
 ByteSize = Annotated[int, Meta(ge=1, le=MAX_SIZE_BYTES)]
 
 
@@ -55,7 +60,25 @@ def parse_bytes(value: str | int) -> int:
     match = _SIZE_FORM.fullmatch(str(value).replace(" ", ""))
     if match is None or isinstance(value, bool):
         raise ConfigError(f'{value!r} is not a size; write bytes as 268435456 or with a unit as "256M"')
-    size = int(match["number"]) * _UNITS[match["unit"].upper()]
-    if not 0 < size <= MAX_SIZE_BYTES:
-        raise ConfigError(f"a size of {size} bytes is outside 1 to {MAX_SIZE_BYTES}")
-    return size
+    count = int(match["number"]) * _UNITS[match["unit"].upper()]
+    if not 0 < count <= MAX_SIZE_BYTES:
+        raise ConfigError(f"a size of {count} bytes is outside 1 to {MAX_SIZE_BYTES}")
+    return count
+
+
+def parse_cap(value: str | int) -> int:
+    """A cap in bytes, as :func:`parse_bytes` reads it.
+
+    Raises:
+        ConfigError: it is no size, or is below 1 MiB, which is a slip of the unit; proposes the unit that was meant.
+    """
+    cap_bytes = parse_bytes(value)
+    if cap_bytes >= MIB:
+        return cap_bytes
+    number = re.match("[0-9]+", str(value).replace(" ", ""))
+    meant = (
+        f'did you mean "{int(number[0])}M"?'
+        if number and 1 <= int(number[0]) <= MOST_MEANT_MIB
+        else ('write it with a unit, as "256M"')
+    )
+    raise ConfigError(f"a cap of {size(cap_bytes)} is less than any program takes; {meant}")

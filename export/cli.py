@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime.errors import ConfigError
 from edge_runtime.exit_status import exit_code_of
+from edge_runtime.figures import size, whole_size
 
 if TYPE_CHECKING:
     from edge_runtime.engines.names import EngineName
@@ -251,7 +252,7 @@ def summary(package: Package) -> str:
         f"sha256     {package.sha256}",
         f"base       {manifest.base.architecture}, {manifest.base.parameters / 1e6:.1f} M parameters, "
         f"{manifest.base.quantisation}",
-        "sizes      " + ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in sorted(groups.items())),
+        "sizes      " + ", ".join(f"{name} {size(count)}" for name, count in sorted(groups.items())),
         "slices",
         *(f"  {spec.name:<42} {spec.kind:<8} {spec.dimensions:>7} trainable" for spec in manifest.slices),
         "predicted peak of a training worker",
@@ -280,9 +281,7 @@ def _executorch_lines(manifest: Manifest) -> list[str]:
     ]
     for name, program in manifest.programs.items():
         for variant in program.executorch.values():
-            lines.append(
-                f"  {name}: {variant.planned_bytes / 1e6:.1f} MB planned ahead; not delegated to XNNPACK:"
-            )
+            lines.append(f"  {name}: {size(variant.planned_bytes)} planned ahead; not delegated to XNNPACK:")
             lines += [f"    {each.nodes:>4} {each.operator}: {each.reason}" for each in variant.undelegated]
     return lines
 
@@ -298,7 +297,7 @@ def _predictions(manifest: Manifest) -> list[str]:
         smallest = planner.smallest(work).peak.total_bytes
         lines.append(
             f"  batch {batch}, {work.sequence} tokens, {draws} draws: "
-            f"{largest >> 20} MiB at best speed, {smallest >> 20} MiB at least"
+            f"{whole_size(largest)} at best speed, {whole_size(smallest)} at least"
         )
     return lines
 

@@ -12,6 +12,7 @@ from coordinator.rounds.runs import Run, active_run
 from coordinator.storage import device_rows, event_rows, round_rows, run_rows, slot_rows, task_rows
 from coordinator.storage.stores import Stores
 from coordinator.storage.task_rows import TaskWithSlices
+from edge_runtime.figures import size, whole_size
 from edge_runtime.protocol import messages
 from edge_runtime.protocol.messages import (
     PROTOCOL_VERSION,
@@ -189,7 +190,10 @@ def _least_required_bytes(connection: sqlite3.Connection, run: Run, floor_bytes:
 def _too_small(
     connection: sqlite3.Connection, run: Run, device: Device, needed: int, cap_bytes: int, *, now_s: float
 ) -> NotEligible:
-    message = f"needs {needed} bytes, the cap is {cap_bytes}; grant more memory to serve run {run.run_id}"
+    message = (
+        f"needs {whole_size(needed, up=True)}, the cap is {size(cap_bytes)}; "
+        f"grant more memory to serve run {run.run_id}"
+    )
     code = "cap_too_small"
     if not event_rows.was_recorded(
         connection, run_id=run.run_id, device_name=device.name, code=code, message=message

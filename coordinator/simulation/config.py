@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from coordinator.config import Fraction, RunConfig, run_config
-from edge_runtime.config_file import MAX_SIZE_BYTES, parse_bytes, read_toml
+from edge_runtime.config_file import MAX_SIZE_BYTES, parse_bytes, parse_cap, read_toml
 from edge_runtime.errors import ConfigError
 from edge_runtime.package.manifest import Arithmetic
 from edge_runtime.protocol.messages import Seconds, Seed
@@ -227,6 +227,8 @@ def _size(key: str, value: object) -> int:
     if not isinstance(value, str | int):
         raise ConfigError(f"fleet.{key} is a {type(value).__name__}, not a size")
     try:
+        if key == "cap":
+            return parse_cap(value)
         return 0 if key == "prefix_cache" and value == 0 else parse_bytes(value)
     except ConfigError as error:
         raise ConfigError(f"fleet.{key}: {error}") from error

@@ -27,6 +27,7 @@ from coordinator.simulation.simulate import Simulation
 from coordinator.simulation.trainers import HereTrainer, Trainer
 from coordinator.simulation.workbench import BenchSettings, Workbench
 from edge_runtime.errors import CapExceededError, ConfigError, EdgeError, PackageError
+from edge_runtime.figures import whole_size
 from edge_runtime.package.manifest import Manifest
 from edge_runtime.package.package import Package
 
@@ -250,8 +251,8 @@ def _check_arm(config: SimulationConfig, arm: ArmConfig, train: LabelledRows, de
         raise PackageError(f"arm {arm.name}: {error}") from error
     if least > config.fleet.cap:
         raise CapExceededError(
-            f"arm {arm.name}: its smallest task needs {least >> 20} MiB and fleet.cap is {config.fleet.cap >> 20} MiB; "
-            "raise fleet.cap",
+            f"arm {arm.name}: its smallest task needs {whole_size(least, up=True)} and "
+            f"fleet.cap is {whole_size(config.fleet.cap)}; raise fleet.cap",
             required_bytes=least,
             cap_bytes=config.fleet.cap,
         )

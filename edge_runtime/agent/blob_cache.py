@@ -20,6 +20,7 @@ from pathlib import Path
 
 from edge_runtime.durable import TEMPORARY_SUFFIX, rename_durably, write_durably
 from edge_runtime.errors import DeviceError, DigestError
+from edge_runtime.figures import size
 from edge_runtime.package.manifest import MANIFEST, SIGNATURE, Manifest
 from edge_runtime.package.package import Package, sha256_of
 
@@ -101,14 +102,14 @@ class BlobCache:
                 path.unlink()
         if used_bytes + needed_bytes > self._quota_bytes:
             raise DeviceError(
-                f"{needed_bytes} bytes of downloads do not fit: disk_quota is {self._quota_bytes} bytes, "
-                f"of which {used_bytes} are in use by this task; raise disk_quota or use a smaller package"
+                f"{size(needed_bytes)} of downloads do not fit: disk_quota is {size(self._quota_bytes)}, "
+                f"of which {size(used_bytes)} are in use by this task; raise disk_quota or use a smaller package"
             )
         free_bytes = shutil.disk_usage(self._folder).free
         if free_bytes < needed_bytes:
             raise DeviceError(
-                f"{needed_bytes} bytes of downloads do not fit: the disk of {self._folder} has "
-                f"{free_bytes} bytes free; free some space"
+                f"{size(needed_bytes)} of downloads do not fit: the disk of {self._folder} has "
+                f"{size(free_bytes)} free; free some space"
             )
 
     def held_bytes(self, sha256: str) -> int:

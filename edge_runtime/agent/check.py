@@ -19,6 +19,7 @@ from edge_runtime.agent.transport import Request, Response, Transport
 from edge_runtime.data.rows import check_rows
 from edge_runtime.engines.choice import engine_version
 from edge_runtime.errors import DeviceError, EdgeError, ProtocolError, RefusedError, UnreachableError
+from edge_runtime.figures import size
 from edge_runtime.protocol.messages import Refusal, decode
 
 #: Largest clock difference that coordinators accept; see docs/protocol.md.
@@ -69,9 +70,9 @@ def _check_data(config: DeviceConfig) -> str:
 def _check_cap(config: DeviceConfig) -> str:
     if config.cap < MIN_CAP_BYTES:
         raise DeviceError(
-            f"cap is {config.cap} bytes, under {MIN_CAP_BYTES}, the least an engine loads in; raise it"
+            f"cap is {size(config.cap)}, under {size(MIN_CAP_BYTES)}, the least an engine loads in; raise it"
         )
-    return f"{config.cap} bytes for the training process"
+    return f"{size(config.cap)} for the training process"
 
 
 def _check_disk(config: DeviceConfig, store: Store) -> str:
@@ -79,10 +80,10 @@ def _check_disk(config: DeviceConfig, store: Store) -> str:
     used_bytes = store.blobs.used_bytes()
     if free_bytes + used_bytes < config.disk_quota:
         raise DeviceError(
-            f"disk_quota is {config.disk_quota} bytes and only {free_bytes + used_bytes} can be had "
+            f"disk_quota is {size(config.disk_quota)} and only {size(free_bytes + used_bytes)} can be had "
             f"on the disk of {config.state_folder}; free some space or lower disk_quota"
         )
-    return f"{free_bytes} bytes free, {used_bytes} of a quota of {config.disk_quota} used"
+    return f"{size(free_bytes)} free, {size(used_bytes)} of a quota of {size(config.disk_quota)} used"
 
 
 def _check_key(store: Store) -> str:

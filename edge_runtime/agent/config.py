@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Struct
 
-from edge_runtime.config_file import MAX_SIZE_BYTES, ByteSize, parse_bytes, read_toml
+from edge_runtime.config_file import MAX_SIZE_BYTES, ByteSize, parse_bytes, parse_cap, read_toml
 from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import ConfigError
 from edge_runtime.package.manifest import Arithmetic
@@ -136,6 +136,8 @@ def _size(name: str, value: object) -> int:
     if not isinstance(value, str | int):
         raise ConfigError(f"{name} is a {type(value).__name__}, not a size")
     try:
+        if name == "cap":
+            return parse_cap(value)
         return 0 if name == "prefix_cache" and value == 0 else parse_bytes(value)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error

@@ -14,6 +14,7 @@ from edge_runtime.errors import (
     PackageError,
     ProtocolError,
 )
+from edge_runtime.figures import size, whole_size
 from edge_runtime.package.manifest import Manifest, parse_manifest
 from edge_runtime.protocol.messages import (
     MAX_RESULT_BYTES,
@@ -71,7 +72,7 @@ def admit_task(task: Task, config: DeviceConfig) -> None:
     """
     if task.required_bytes > config.cap:
         raise CapExceededError(
-            f"task {task.task_id} needs {task.required_bytes} bytes and the cap is {config.cap}; "
+            f"task {task.task_id} needs {whole_size(task.required_bytes, up=True)} and the cap is {size(config.cap)}; "
             "raise cap, or let the run assign less to this class of device",
             required_bytes=task.required_bytes,
             cap_bytes=config.cap,
@@ -96,13 +97,13 @@ def admit_package(task: Task, manifest: Manifest, config: DeviceConfig) -> None:
     for name, entry in manifest.files.items():
         if entry.bytes > config.max_blob_bytes:
             raise DeviceError(
-                f"{name} of package {manifest.name} has {entry.bytes} bytes "
-                f"and max_blob_bytes is {config.max_blob_bytes}; raise it, or export a smaller package"
+                f"{name} of package {manifest.name} has {size(entry.bytes)} "
+                f"and max_blob_bytes is {size(config.max_blob_bytes)}; raise it, or export a smaller package"
             )
     total_bytes = sum(entry.bytes for entry in manifest.files.values())
     if total_bytes > config.disk_quota:
         raise DeviceError(
-            f"package {manifest.name} has {total_bytes} bytes and disk_quota is {config.disk_quota}; "
+            f"package {manifest.name} has {size(total_bytes)} and disk_quota is {size(config.disk_quota)}; "
             "raise it, or export a smaller package"
         )
 
@@ -154,7 +155,7 @@ def describe(code: str, error: Exception, task_id: str | None) -> DeviceEvent:
 
 def describe_retry(error: OutOfMemoryError, budget_bytes: int, task_id: str) -> DeviceEvent:
     """The event that tells operators that a task goes on with a smaller plan after it ran out of memory."""
-    message = f"{error}; trying once more with a plan for {budget_bytes} bytes"
+    message = f"{error}; trying once more with a plan for {size(budget_bytes)}"
     return DeviceEvent("plan_reduced", message[:_MAX_MESSAGE_CHARACTERS], task_id)
 
 

@@ -1,4 +1,4 @@
-"""The style sheet of the memory-budget report: light and dark, wide and narrow, screen and paper."""
+"""The style sheet of all pages: light and dark, wide and narrow, screen and paper."""
 
 STYLE = """
 :root {
@@ -30,10 +30,12 @@ section { margin-top: 3.2rem }
   letter-spacing: -.02em; text-wrap: balance; margin: .25rem 0 1.1rem }
 .failures { margin: .2rem 0 1.1rem; padding-left: 1.2rem; color: var(--fail); font-weight: 600 }
 .verdict .lead { margin-top: .5rem }
-.tiles { display: grid; grid-template-columns: repeat(6, 1fr); gap: 1px;
-  margin: 1.2rem 0 0;
-  background: var(--line); border: 1px solid var(--line); border-radius: .6rem; overflow: hidden }
-.tiles div { background: var(--card); padding: .8rem 1rem }
+.advice { font-size: 1.05rem; max-width: 50rem; margin: 0 0 .7rem }
+.basis { max-width: 50rem; margin: .7rem 0 }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.6rem, 1fr)); gap: 1px;
+  margin: 1.2rem 0 0; background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
+  overflow: hidden }
+.tiles div { padding: .8rem 1rem; box-shadow: 0 0 0 1px var(--line) }
 .tiles dt { font-size: .83rem; color: var(--muted) }
 .tiles dd { margin: 0; font-size: 1.2rem; font-weight: 600 }
 .tiles dd small { display: block; font-size: .8rem; font-weight: 400; color: var(--muted) }
@@ -49,9 +51,9 @@ th, td { padding: .42rem 1.1rem; text-align: left; border-top: 1px solid var(--l
   vertical-align: baseline; white-space: nowrap }
 thead td { border-top: 0 }
 thead th { border-top: 0; color: var(--muted); font-weight: 600; font-size: .85rem }
-tbody th { font-weight: 500 }
+tbody th { font-weight: 500; white-space: normal; min-width: 7rem }
 td.n, th.n { text-align: right }
-td.t { white-space: normal; min-width: 12rem }
+td.t { white-space: normal; min-width: 7rem }
 tr.chosen > *, tr.owner > *, tr.total > * { font-weight: 700; background: var(--soft) }
 tr.no > * { color: var(--muted) }
 tr.grew > * { font-weight: 700 }
@@ -59,12 +61,13 @@ tr.grew > * { font-weight: 700 }
 .tag { font-weight: 700 }
 .tag.bad { color: var(--fail) }
 .tag.good { color: var(--pass) }
-.identity th { color: var(--muted); width: 9rem }
-.identity td { white-space: normal; overflow-wrap: anywhere }
+.facts { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; margin-top: 1rem }
+.facts th { color: var(--muted); width: 10rem; white-space: normal }
+.facts td { white-space: normal; overflow-wrap: anywhere }
 pre { background: var(--soft); border-radius: .4rem; padding: .7rem .9rem; margin: .5rem 0 0;
   white-space: pre-wrap; overflow-x: auto;
   font: .86rem/1.5 ui-monospace, "Liberation Mono", monospace }
-pre span { white-space: nowrap }
+pre span { display: inline-block; max-width: 100%; overflow-wrap: anywhere }
 figure { margin: 0 }
 figcaption { color: var(--muted); font-size: .85rem; margin-bottom: .7rem }
 .key { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none; padding: 0; margin: 0 }
@@ -72,6 +75,15 @@ figcaption { color: var(--muted); font-size: .85rem; margin-bottom: .7rem }
 details { margin-top: .8rem }
 summary { cursor: pointer; color: var(--muted); font-size: .9rem }
 details .scroll { margin-top: .6rem }
+summary h2 { display: inline; color: var(--ink) }
+.line { fill: none; stroke-width: 2.4; stroke-linejoin: round }
+.dot { stroke: var(--card); stroke-width: 1.5 }
+.line-0 { stroke: var(--measured) }
+.line-1 { stroke: var(--anonymous); stroke-dasharray: 7 4 }
+.line-2 { stroke: var(--file); stroke-dasharray: 2 3 }
+.dot.line-0 { fill: var(--measured); stroke: var(--card) }
+.dot.line-1 { fill: var(--anonymous); stroke: var(--card); stroke-dasharray: none }
+.dot.line-2 { fill: var(--file); stroke: var(--card); stroke-dasharray: none }
 svg text { fill: var(--ink); font-size: 13px; font-family: inherit }
 svg .muted { fill: var(--muted) }
 svg .small { font-size: 12px }
@@ -111,11 +123,9 @@ svg .cap-text { fill: var(--cap); font-weight: 600 }
 .spark .room { fill: var(--soft); stroke: none }
 .defs { position: absolute; width: 0; height: 0 }
 @media (max-width: 56rem) {
-  .tiles { grid-template-columns: repeat(3, 1fr) }
   .wide text { font-size: 15px }
   .wide .small, .wide .phase { font-size: 14px }
 }
-@media (max-width: 27rem) { .tiles { grid-template-columns: repeat(2, 1fr) } }
 @media (max-width: 42rem) {
   main { padding: 1.2rem .9rem 3rem }
   .wide, .spark { display: none }
@@ -124,8 +134,22 @@ svg .cap-text { fill: var(--cap); font-weight: 600 }
   .box { padding: .9rem }
   section { margin-top: 2.5rem }
   th, td { padding-left: .8rem; padding-right: .8rem }
-  caption { padding-left: .8rem }
-  .identity th { width: 6.2rem }
+  caption { padding-left: .8rem; padding-right: .8rem }
+  .facts table, .facts caption, .facts tbody, .facts tr, .facts th, .facts td { display: block; width: auto }
+  .facts td { border-top: 0; padding-top: 0 }
+  .facts th { padding-bottom: 0 }
+  .scroll table, .scroll caption, .scroll tbody { display: block }
+  .scroll thead { display: none }
+  .scroll tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(5.6rem, 1fr)); gap: .15rem .6rem;
+    border-top: 1px solid var(--line); padding: .55rem .8rem }
+  .scroll tr > th { grid-column: 1 / -1; font-weight: 650; background: none }
+  .scroll tr > * { border-top: 0; padding: 0; white-space: normal; overflow-wrap: anywhere; min-width: 0 }
+  .scroll tr > td { text-align: left; background: none }
+  .scroll tr > td.t { grid-column: span 2 }
+  .scroll td::before { content: attr(data-name); display: block; font-size: .78rem; font-weight: 400;
+    color: var(--muted) }
+  .scroll td:empty { display: none }
+  tr.chosen, tr.owner, tr.total { background: var(--soft) }
 }
 @media print {
   :root { --paper: #fff; --card: #fff; --ink: #000; --muted: #444; --line: #bbb; --soft: #eee;

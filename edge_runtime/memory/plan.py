@@ -24,6 +24,7 @@ from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 from edge_runtime.errors import CapExceededError, PackageError
+from edge_runtime.figures import MIB, whole_size
 from edge_runtime.package.manifest import (
     ARITHMETICS,
     BLOCK_ARITHMETICS,
@@ -262,7 +263,7 @@ class Planner:
     def smallest_cap(self, work: Work) -> int:
         """The smallest cap under which :meth:`choose` finds a plan, in bytes, a whole number of MiB."""
         needed = self.smallest(work).peak.total_bytes / USABLE_SHARE
-        return (int(needed) // (1 << 20) + 1) << 20
+        return (int(needed) // MIB + 1) * MIB
 
     def predict(self, work: Work, choice: ExecutionChoice) -> PeakPrediction:
         """Predicted peak of a worker that does the work in the given way."""
@@ -409,8 +410,7 @@ class Planner:
         }[work.update]
         would = f"would fit here with {' and '.join(offers)}" if offers else "nothing smaller would fit here"
         return CapExceededError(
-            f"the task needs a cap of {cap >> 20} MiB ({least}), "
-            f"the cap is {budget_bytes >> 20} MiB; {would}",
+            f"the task needs a cap of {whole_size(cap)} ({least}), the cap is {whole_size(budget_bytes)}; {would}",
             required_bytes=cap,
             cap_bytes=budget_bytes,
         )

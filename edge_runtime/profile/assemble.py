@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from edge_runtime.figures import duration
+from edge_runtime.memory.plan import Work
 from edge_runtime.profile.document import (
     Comparison,
     Measuring,
@@ -15,18 +17,18 @@ from edge_runtime.profile.document import (
 from edge_runtime.profile.facts import FEWEST_CHECKED_STEPS, bins, growth, phase_peaks, step_seconds, tensors
 from edge_runtime.profile.identity import identify
 from edge_runtime.profile.measure import Observer, ProfileRun
-from edge_runtime.profile.text import duration
-from edge_runtime.profile.what_if import what_if
+from edge_runtime.profile.what_if import edges, what_if, worst_case
 
 #: Largest number of samples of the timeline in a report.
 MOST_SAMPLES = 400
 
 
-def fill_profile(run: ProfileRun, command: str, ways: list[Comparison]) -> Profile:
+def fill_profile(run: ProfileRun, asked: Work, command: str, ways: list[Comparison]) -> Profile:
     """The report of a task that has ended, killed or not.
 
     Args:
         run: the profiled task.
+        asked: the work as it was asked for, whatever the data allowed.
         command: command line that repeats the measurement.
         ways: other ways to do the same work.
     """
@@ -83,6 +85,10 @@ def fill_profile(run: ProfileRun, command: str, ways: list[Comparison]) -> Profi
         measuring=_measuring(sampler, steps),
         killed=run.killed is not None,
         notes=tuple(note[:1000] for note in run.notes),
+        worst_case=worst_case(
+            run.planner, asked, request.cap_bytes, max(0, peak_bytes - plan.peak.total_bytes)
+        ),
+        edges=edges(run.planner, plan, request.cap_bytes),
     )
 
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import accumulate, pairwise
 
+from edge_runtime.figures import MIB, column_mib, duration, size
 from edge_runtime.html.svg import NARROW, SHORTEST, points_text, svg, svg_text, ticks
 from edge_runtime.profile.document import Profile, TimelineSample, thin
-from edge_runtime.profile.text import column_mib, duration, size
 
 #: Largest number of points that can be told apart on a screen.
 _POINTS = 480
-_MIB = 1 << 20
 _LETTER = 6.9  # pixels a letter of a label takes, on the wide side
 #: A timeline whose first sample lies within this share of its length is drawn from 0 on.
 _AT_ONCE = 0.02
@@ -56,10 +54,11 @@ def waterfall(profile: Profile, width: int) -> str:
         top = head + index * row_height
         texts += _row_texts(row.name, row.predicted_bytes, row.measured_bytes, width, top)
     texts += _row_texts("peak", profile.predicted_peak_bytes, profile.peak_bytes, width, total, "strong")
+    spans = _spans(width, head, row_height, len(rows) + 1, _BAR + _GAP + _BAR)
     parts = [
-        *_grid_down(most, scale, left, head, height - 22),
+        *_grid_down(most, scale, left, spans),
         *bars,
-        *_cap_down(profile.cap_bytes, left + profile.cap_bytes * scale, head, height - 22, width - right),
+        *_cap_down(profile.cap_bytes, left + profile.cap_bytes * scale, spans, head - 14, width - right),
         *texts,
     ]
     described = "; ".join(
@@ -109,25 +108,40 @@ def _row_texts(
     ]
 
 
-def _grid_down(most: int, scale: float, left: float, top: float, bottom: float) -> Iterator[str]:
+def _spans(width: int, head: float, row_height: int, rows: int, bars: int) -> list[tuple[float, float]]:
+    """Where vertical lines are drawn: from head to foot, but on a narrow drawing beside the bars alone.
+
+    There names and figures have lines of their own above the bars, and nothing may run through them.
+    """
+    if width >= NARROW:
+        return [(head, head + rows * row_height + 2)]
+    tops = [head + row * row_height + 24 for row in range(rows)]
+    return [(top - 2, top + bars + 2) for top in tops]
+
+
+def _grid_down(most: int, scale: float, left: float, spans: Sequence[tuple[float, float]]) -> Iterator[str]:
     """Vertical lines at round numbers of MiB, with the numbers at the foot."""
+    bottom = spans[-1][1]
     yield svg_text(
         left if left < 10 else left - 14,
         bottom + 16,
         "MiB",
         "muted small" if left < 10 else "muted small end",
     )
-    for tick in ticks(most / _MIB, 5)[1 if left < 10 else 0 :]:
-        x = left + tick * _MIB * scale
-        yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>'
+    for tick in ticks(most / MIB, 5)[1 if left < 10 else 0 :]:
+        x = left + tick * MIB * scale
+        for top, foot in spans:
+            yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{foot}"/>'
         yield svg_text(x, bottom + 16, f"{tick:g}", "muted small middle")
 
 
-def _cap_down(cap: int, x: float, top: float, bottom: float, last: float) -> list[str]:
+def _cap_down(
+    cap: int, x: float, spans: Sequence[tuple[float, float]], label: float, last: float
+) -> list[str]:
     side = "end" if x > last - 90 else "middle"
     return [
-        f'<line class="cap" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 6}" y2="{bottom}"/>',
-        svg_text(min(x + 1, last), top - 14, f"cap {size(cap)}", f"cap-text {side}"),
+        *(f'<line class="cap" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{foot}"/>' for top, foot in spans),
+        svg_text(min(x + 1, last), label, f"cap {size(cap)}", f"cap-text {side}"),
     ]
 
 
@@ -153,7 +167,7 @@ def timeline(profile: Profile, width: int) -> str:
     ]
     described = (
         f"Resident memory over {duration(plane.last - plane.first)} against a cap of "
-        f"{size(profile.cap_bytes)}, high-water mark {size(profile.peak_bytes)}. Phases in order: "
+        f"{size(profile.cap_bytes)}, peak {size(profile.peak_bytes)}. Phases in order: "
         f"{', '.join(dict.fromkeys(name for name, _, _ in runs))}"
     )
     return svg("timeline", width, plane.bottom + 40, "Memory over time, by phase", described, parts)
@@ -210,8 +224,8 @@ def _plane(profile: Profile, samples: Sequence[TimelineSample], width: int) -> _
 
 def _axes(plane: _Plane, width: int) -> Iterator[str]:
     yield svg_text(0, 13, "MiB", "muted small")
-    for tick in ticks(plane.most / _MIB, 5):
-        level = plane.y(tick * _MIB)
+    for tick in ticks(plane.most / MIB, 5):
+        level = plane.y(tick * MIB)
         yield f'<line class="grid" x1="{plane.left}" x2="{plane.right}" y1="{level:.1f}" y2="{level:.1f}"/>'
         yield svg_text(plane.left - 8, level + 4, f"{tick:g}", "muted small end")
     for tick in ticks(plane.last - plane.first, 4 if width < NARROW else 8):
@@ -257,7 +271,7 @@ def _phase_labels(runs: Sequence[tuple[str, float, float]], plane: _Plane) -> It
 
 
 def _levels(profile: Profile, samples: Sequence[TimelineSample], plane: _Plane) -> Iterator[str]:
-    """The cap, the high-water mark and the highest sample."""
+    """The cap, the peak and the highest sample."""
     highest = max(samples, key=lambda sample: sample.resident_bytes)
     x, y = plane.x(highest.seconds), plane.y(highest.resident_bytes)
     cap, mark = plane.y(profile.cap_bytes), plane.y(profile.peak_bytes)
@@ -303,46 +317,17 @@ def comparison_bars(profile: Profile, width: int) -> str:
         texts += _plate(0, baseline, _fitted(way.name, width - 150 if narrow else 212))
         figures = f"{size(way.peak_bytes)} · {duration(way.step_s)}"
         texts += _plate(width, baseline, figures, "number end")
+    spans = _spans(width, head, row_height, len(profile.comparisons), 18)
     parts = [
-        *_grid_down(most, scale, left, head, height - 22),
+        *_grid_down(most, scale, left, spans),
         *bars,
-        *_cap_down(profile.cap_bytes, left + profile.cap_bytes * scale, head, height - 22, width - right),
+        *_cap_down(profile.cap_bytes, left + profile.cap_bytes * scale, spans, head - 14, width - right),
         *texts,
     ]
     described = "; ".join(
         f"{way.name}: {size(way.peak_bytes)}, step {duration(way.step_s)}" for way in profile.comparisons
     )
     return svg("ways", width, height, "Peak memory compared with other ways", described, parts)
-
-
-def gauge(profile: Profile) -> str:
-    """One bar: the high-water mark within the cap, with the prediction and the kernel's charge as marks."""
-    charged = profile.charged_peak_bytes
-    most = max(profile.cap_bytes, profile.peak_bytes, profile.predicted_peak_bytes, charged or 0)
-
-    def at(count: int) -> str:
-        return f"{100 * count / most:.2f}%"
-
-    cap, peak, predicted = at(profile.cap_bytes), at(profile.peak_bytes), at(profile.predicted_peak_bytes)
-    # What lies above the cap is hatched; below it, one bar covers the other.
-    within = at(min(profile.peak_bytes, profile.cap_bytes))
-    parts = [
-        f'<rect class="room" x="0" y="6" width="{cap}" height="20" rx="3"/>',
-        f'<rect class="way over" x="0" y="6" width="{peak}" height="20" rx="3"/>',
-        f'<rect class="measured" x="0" y="6" width="{within}" height="20" rx="3"/>',
-        f'<line class="predicted-mark" x1="{predicted}" x2="{predicted}" y1="2" y2="30"/>',
-        f'<line class="cap solid" x1="{cap}" x2="{cap}" y1="0" y2="32"/>',
-    ]
-    if charged is not None:
-        parts.append(f'<circle class="charge" cx="{at(charged)}" cy="16" r="5"/>')
-    described = f"{size(profile.peak_bytes)} of {size(profile.cap_bytes)}"
-    described += f", predicted {size(profile.predicted_peak_bytes)}"
-    if charged is not None:
-        described += f", charged by the kernel {size(charged)}"
-    return (
-        f'<svg class="gauge" width="100%" height="32" role="img" aria-label="{escape(described)}">'
-        f"{''.join(parts)}</svg>"
-    )
 
 
 def _fitted(text: str, pixels: float) -> str:

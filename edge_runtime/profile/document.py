@@ -45,6 +45,7 @@ PositiveBytes = Annotated[int, Meta(ge=1, le=1 << 50)]
 #: A slope, which is negative where memory was given back.
 BytesPerStep = Annotated[float, Meta(ge=-1e15, le=1e15)]
 Weights = Literal["resident", "streamed"]
+EdgeSize = Literal["batch_size", "sequence", "draws"]
 Failure = Literal["killed", "over_cap", "charge_over_cap", "leak"]
 
 
@@ -163,6 +164,7 @@ class LiveTensor(Struct, frozen=True):
         operator: operator that made it.
         shape: shape as text, such as ``1 × 128 × 3072``.
         bytes: its size.
+        what: what it is, in words; empty in an older report.
     """
 
     name: Name
@@ -170,6 +172,7 @@ class LiveTensor(Struct, frozen=True):
     operator: Name
     shape: Name
     bytes: Bytes
+    what: Note = ""
 
 
 class WhatIf(Struct, frozen=True):
@@ -200,6 +203,44 @@ class WhatIf(Struct, frozen=True):
     fits: bool
     chosen: bool
     draws_at_a_time: Count = 0
+
+
+class Edge(Struct, frozen=True):
+    """How far one size of the work may go under the cap, all else as it was run. Sizes are tried in doublings.
+
+    Attributes:
+        size: the size that is varied.
+        largest: the largest size tried that fits; None if none does.
+        first_over: the smallest size tried that does not fit; None if all up to the bound fit.
+        bound: largest size that may be asked for.
+    """
+
+    size: EdgeSize
+    largest: WhatIf | None
+    first_over: WhatIf | None
+    bound: PositiveCount
+
+
+class WorstCase(Struct, frozen=True):
+    """The largest step that the task allows, as the planner predicts it, and the caps that follow.
+
+    Attributes:
+        batch_size: number of examples of a step that was asked for.
+        sequence: number of tokens that rows may have.
+        predicted_peak_bytes: predicted peak of the plan that would be chosen; of the smallest if none fits.
+        fits: whether a plan for it fits the cap.
+        gave_up: sentences that say what that plan gives up to fit.
+        smallest_cap_bytes: smallest cap under which a plan for it fits, a whole number of MiB.
+        advised_cap_bytes: smallest round cap under which it runs as in that plan, a whole number of MiB.
+    """
+
+    batch_size: PositiveCount
+    sequence: PositiveCount
+    predicted_peak_bytes: Bytes
+    fits: bool
+    gave_up: Annotated[tuple[Name, ...], Meta(max_length=16)]
+    smallest_cap_bytes: PositiveBytes
+    advised_cap_bytes: PositiveBytes
 
 
 class Growth(Struct, frozen=True):
@@ -298,6 +339,8 @@ class Profile(Struct, frozen=True, kw_only=True):
         measuring: cost of measuring.
         killed: whether the kernel killed the worker.
         notes: other things that a reader should know, a sentence or two each.
+        worst_case: the largest step that the task allows; None in an older report.
+        edges: how far each size of the work may go.
     """
 
     format_version: PositiveCount = FORMAT_VERSION
@@ -321,6 +364,8 @@ class Profile(Struct, frozen=True, kw_only=True):
     measuring: Measuring
     killed: bool = False
     notes: Annotated[tuple[Note, ...], Meta(max_length=16)] = ()
+    worst_case: WorstCase | None = None
+    edges: Annotated[tuple[Edge, ...], Meta(max_length=8)] = ()
 
     @property
     def failures(self) -> tuple[Failure, ...]:
@@ -594,7 +639,7 @@ def compare(old: Profile, new: Profile, tolerance: float = TOLERANCE, *, unlike:
         old_created=old.created,
         new_created=new.created,
         tolerance=tolerance,
-        peak=Change("peak (VmHWM)", "bytes", old.peak_bytes, new.peak_bytes),
+        peak=Change("peak", "bytes", old.peak_bytes, new.peak_bytes),
         others=(
             Change("kernel's charge", "bytes", old.charged_peak_bytes, new.charged_peak_bytes),
             Change("predicted peak", "bytes", old.predicted_peak_bytes, new.predicted_peak_bytes),

@@ -163,10 +163,43 @@ def tensors(planner: Planner, plan: Plan) -> tuple[LiveTensor, ...]:
             operator=_shown(tensor.operator),
             shape=_shown(_shape(tensor, plan)),
             bytes=int(_live(replace(variant, live=((tensor.size,),)), plan)),
+            what=tensor_words(tensor),
         )
         for tensor in variant.peak_tensors
     ]
     return tuple(sorted(found, key=lambda tensor: -tensor.bytes)[:MOST_TENSORS])
+
+
+#: What an operator makes, in words; the first match counts.
+_MADE = (
+    (("Embedding", "Gather"), "embeddings of the tokens"),
+    (("LayerNorm", "RMSNorm", "Normalization"), "normalised activations"),
+    (("Quantize",), "activations rounded to int8"),
+    (("MatMul", "Gemm", "linear"), "a linear layer's output"),
+    (("Softmax",), "attention weights"),
+    (("Gelu", "Erf", "Relu", "Tanh", "Sigmoid", "Silu", "Swish"), "an activation function's output"),
+    (("Transpose", "Reshape", "Expand", "Concat", "Slice", "Squeeze"), "rearranged activations"),
+    (("ReduceSum", "ReduceMean", "ReduceMax"), "sums over activations"),
+)
+
+
+def tensor_words(tensor: PeakTensor) -> str:
+    """What a tensor is, in words: what its operator makes, or what its sides tell, and whether it is a tangent."""
+    sides = {name for side in tensor.shape for name in side.split("*")}
+    if not sides & {"batch", "sequence", "draws"}:
+        return "a slice's values or a constant"
+    if tensor.shape[-2:] == ("sequence", "sequence"):
+        made = "attention scores of each token with each other"
+    else:
+        made = next(
+            (
+                words
+                for operators, words in _MADE
+                if any(part.lower() in tensor.operator.lower() for part in operators)
+            ),
+            "values between two layers",
+        )
+    return f"tangents of {made}" if "draws" in sides else made
 
 
 def _largest_program(planner: Planner, plan: Plan) -> tuple[str, Variant]:

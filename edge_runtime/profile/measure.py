@@ -13,6 +13,7 @@ import msgspec
 from edge_runtime.errors import (
     OutOfMemoryError,
 )
+from edge_runtime.figures import size
 from edge_runtime.memory.enforcement import EnforcedBy
 from edge_runtime.memory.meter import ProcessMemory, read_memory
 from edge_runtime.memory.plan import USABLE_SHARE, ExecutionChoice, Plan, Planner, WeightsMode
@@ -254,7 +255,7 @@ def train_measured(run: ProfileRun, launch: Callable[[TrainJob], RunningWorker])
         )
     shared = run.outcome.proportional_anonymous_bytes, run.outcome.proportional_file_bytes
     if any(shared):
-        anonymous, file = (f"{size / (1 << 20):.1f} MiB" for size in shared)
+        anonymous, file = (size(count) for count in shared)
         run.notes.append(
             f"Proportional set size when the steps had ended: {anonymous} anonymous and {file} of files, where a "
             f"page that other processes hold as well counts by its share."

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from edge_runtime.figures import column_mib, duration, plural, size
 from edge_runtime.memory.plan import USABLE_SHARE, Plan
 from edge_runtime.profile.request import PlanRequest
-from edge_runtime.profile.text import column_mib, duration, gradient_words, option_lines, plural, size, table
-from edge_runtime.profile.what_if import what_if
+from edge_runtime.profile.text import cap_setting, edge_lines, gradient_words, option_lines, table
+from edge_runtime.profile.what_if import edges, what_if
 
 PREDICTED_PARTS = {
     "libraries": "interpreter and libraries",
@@ -48,11 +49,13 @@ def _lines(request: PlanRequest, *, with_options: bool) -> Iterator[str]:
         yield f"planned   {size(planned)} ahead of time by {request.engine}, for all programs of this work"
     yield f"given up  {'; '.join(plan.gave_up) or 'nothing'}"
     yield f"step      {_step(request, plan)}"
+    yield f"cap       {cap_setting(planner.smallest_cap(request.work))} is the smallest that this work fits"
     yield ""
     yield from _peak(plan, request.cap_bytes)
     if with_options:
         yield ""
         yield "other sizes, peaks in MiB:"
+        yield from edge_lines(edges(planner, plan, request.cap_bytes))
         yield from option_lines(what_if(planner, request.work, plan, request.cap_bytes))
 
 

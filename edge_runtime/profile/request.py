@@ -9,10 +9,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_runtime.config_file import parse_bytes
+from edge_runtime.config_file import parse_cap
 from edge_runtime.engines.choice import engine_version
 from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import CapExceededError, ConfigError, PreparationError
+from edge_runtime.figures import size, whole_size
 from edge_runtime.memory.plan import Planner, Work
 from edge_runtime.package.manifest import Manifest
 from edge_runtime.package.package import Package
@@ -21,7 +22,6 @@ from edge_runtime.protocol.messages import Update
 
 #: Bounds beyond any sensible step, which catch a slip of the hand.
 MAX_BATCH, MAX_DRAWS, MAX_STEPS, MAX_THREADS = 4096, 1024, 1_000_000, 256
-MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def parse_request(
 
     Args:
         folder: path of the package folder.
-        cap: size of the cap, as :func:`edge_runtime.config_file.parse_bytes` reads it.
+        cap: size of the cap, as :func:`edge_runtime.config_file.parse_cap` reads it.
         batch: number of examples of a step.
         sequence: number of tokens; None takes the package's limit.
         draws: number of directions of each example.
@@ -90,7 +90,7 @@ def parse_request(
         PreparationError: ``prepared_folder`` holds no package prepared for this machine.
         ArtefactError: the package cannot be read, is not signed by the key, or has no such slice.
     """
-    cap_bytes = parse_bytes(cap)
+    cap_bytes = parse_cap(cap)
     check_range("--batch", batch, MAX_BATCH)
     check_range("--draws", draws, MAX_DRAWS)
     if update == "backprop" and draws != 1:
@@ -164,8 +164,8 @@ def _require_floor(request: PlanRequest) -> None:
     if request.cap_bytes < smallest.peak.libraries_bytes:
         needed = planner.smallest_cap(request.work)
         raise CapExceededError(
-            f"the cap is {request.cap_bytes / MIB:.1f} MiB, and Python with the libraries alone takes "
-            f"{smallest.peak.libraries_bytes / MIB:.0f} MiB; this work needs a cap of {needed // MIB} MiB",
+            f"the cap is {size(request.cap_bytes)}, and Python with the libraries alone takes "
+            f"{whole_size(smallest.peak.libraries_bytes)}; this work needs a cap of {whole_size(needed)}",
             required_bytes=needed,
             cap_bytes=request.cap_bytes,
         )

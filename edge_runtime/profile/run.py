@@ -98,7 +98,7 @@ def profile_package(
         ways = compare_ways(run, settings.model, Path(name))
 
     # 3. Write it down.
-    profile = fill_profile(run, settings.command, ways)
+    profile = fill_profile(run, settings.request.work, settings.command, ways)
     difference, unlike = _against(old, profile, settings.tolerance)
     text, paths = _write(profile, difference, settings.output)
     error = run.killed or _broken_budget(profile) or unlike or _regression(difference)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from edge_runtime.figures import MIB, NOT_MEASURED, column_mib, duration, plural, share, size, whole_size
 from edge_runtime.profile.document import (
     UNEXPLAINED,
     UNEXPLAINED_SHARE,
     Change,
     Difference,
+    Edge,
     Failure,
     LedgerRow,
     Profile,
@@ -30,41 +32,6 @@ _ENFORCERS = {
     "none": "nothing held the worker to the cap: it was only compared with it afterwards",
 }
 _LEVELS = "▁▂▃▄▅▆▇█"
-
-
-def size(count: float) -> str:
-    """A size in bytes as text: MiB, or KiB below a tenth of a MiB."""
-    mib = count / (1 << 20)
-    if abs(mib) >= 10:
-        return f"{mib:.1f} MiB"
-    return f"{mib:.2f} MiB" if abs(mib) >= 0.1 else f"{count / 1024:.1f} KiB"
-
-
-def column_mib(count: float | None) -> str:
-    """A size in bytes as a bare number of MiB for a table; a dash where there is none."""
-    if count is None:
-        return "–"
-    mib = count / (1 << 20)
-    return f"{mib:.2f}" if count == 0 or abs(mib) >= 0.005 else "< 0.01" if mib > 0 else "> -0.01"
-
-
-def duration(seconds: float | None) -> str:
-    """A time in seconds as text; a dash where there is none."""
-    if seconds is None:
-        return "–"
-    if 0 < seconds < 0.0009995:
-        return f"{seconds * 1e6:.0f} µs"
-    if 0 < seconds < 0.9995:
-        return f"{seconds * 1000:.0f} ms"
-    return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:.0f} s"
-
-
-def share(part: float, *, signed: bool = False) -> str:
-    """A share in per cent, with one digit after the point where it is small."""
-    percent = 100 * part
-    digits = 0 if abs(percent) >= 9.95 or part == 0 else 1
-    signed = signed and part != 0
-    return f"{percent:+.{digits}f} %" if signed else f"{percent:.{digits}f} %"
 
 
 def verdict_line(profile: Profile) -> str:
@@ -84,11 +51,52 @@ def failure_lines(profile: Profile) -> list[str]:
     charged, growth = profile.charged_peak_bytes or 0, profile.growth
     sentences: dict[Failure, str] = {
         "killed": "The kernel ended the worker: the figures are those up to that moment.",
-        "over_cap": f"The high-water mark lies {size(-profile.headroom_bytes)} above the cap.",
+        "over_cap": f"The measured peak lies {size(-profile.headroom_bytes)} above the cap.",
         "charge_over_cap": f"The kernel's charge lies {size(charged - profile.cap_bytes)} above the cap.",
         "leak": "" if growth is None else growth_line(profile),
     }
     return [sentences[failure] for failure in profile.failures]
+
+
+def advice_line(profile: Profile) -> str:
+    """What to write into the configuration, in a sentence; empty where an older report does not tell."""
+    worst, cap = profile.worst_case, cap_setting(profile.cap_bytes)
+    if worst is None:
+        return ""
+    if "leak" in profile.failures:
+        return "No cap is enough for long tasks of this work: memory grows with each step."
+    if profile.killed:
+        larger = cap_setting(-(-3 * profile.cap_bytes // (16 * MIB)) * 8 * MIB)
+        return f"Do not set {cap} for this work: the worker was ended there. Profile it again with {larger}."
+    smallest = f"the smallest cap that works is {whole_size(worst.smallest_cap_bytes)}, as predicted"
+    if worst.smallest_cap_bytes == worst.advised_cap_bytes:
+        smallest = "smaller caps do not work, as predicted"
+    advised = cap_setting(worst.advised_cap_bytes)
+    if profile.failures or not worst.fits:
+        return f"{cap} is too small for this work. Set {advised}; {smallest}."
+    return f"You can set {advised} for this work; {smallest}."
+
+
+def cap_setting(cap_bytes: int) -> str:
+    """A cap as an operator writes it into device.toml."""
+    return f'cap = "{cap_bytes // MIB}M"'
+
+
+def basis_line(profile: Profile) -> str:
+    """What the verdict rests on: the rows that were there, and what the task's limit would add."""
+    work, worst = profile.work, profile.worst_case
+    if worst is None:
+        return ""
+    measured = f"{plural(work.batch_size, 'example')} a step, of at most {plural(work.sequence, 'token')}"
+    if (work.batch_size, work.sequence) == (worst.batch_size, worst.sequence):
+        return f"This {profile.verdict} was measured at the task's own limits: {measured}."
+    limits = f"{plural(worst.batch_size, 'example')} of {plural(worst.sequence, 'token')}"
+    fits = "which fits" if worst.fits else "which does not fit"
+    given_up = f", with {' and '.join(worst.gave_up)}" if worst.gave_up and worst.fits else ""
+    return (
+        f"This {profile.verdict} rests on what was measured: {measured}. At the task's limits, {limits}, the plan "
+        f"predicts {size(worst.predicted_peak_bytes)}, {fits}{given_up}."
+    )
 
 
 def enforcement_line(profile: Profile) -> str:
@@ -103,20 +111,19 @@ def charge_line(profile: Profile) -> str:
     if charged is None:
         return (
             "There is no second figure: the kernel's own charge was not available here, so the peak rests "
-            "on the high-water mark (VmHWM) alone."
+            "on resident memory alone."
         )
     gap = charged - profile.peak_bytes
     start = f"The kernel charged {size(charged)} at the most"
     if gap == 0:
-        return f"{start}, exactly the high-water mark."
+        return f"{start}, exactly the measured peak."
     if gap < 0:
         return (
-            f"{start}, {size(-gap)} less than the high-water mark. As a rule these are resident pages "
-            f"of files that another process read first, such as libraries: they count in the mark and are "
-            f"charged elsewhere."
+            f"{start}, {size(-gap)} less than the measured peak. As a rule these are pages of files that "
+            f"another process read first, such as libraries: they count in the peak and are charged elsewhere."
         )
     return (
-        f"{start}, {size(gap)} more than the high-water mark. As a rule this is what the kernel keeps "
+        f"{start}, {size(gap)} more than the measured peak. As a rule this is what the kernel keeps "
         f"for the worker: cached file pages, page tables and socket buffers."
     )
 
@@ -155,7 +162,7 @@ def timeline_line(profile: Profile) -> str:
     )
     if missed <= 0:
         return line
-    return f"{line} The high-water mark is {size(missed)} above it: no sample fell on the peak."
+    return f"{line} The peak is {size(missed)} above it: no sample fell on the peak."
 
 
 def growth_line(profile: Profile) -> str:
@@ -226,7 +233,7 @@ def difference_line(difference: Difference) -> str:
 def change_size(value: float | None, unit: str) -> str:
     """One figure of a change."""
     if value is None:
-        return "–"
+        return NOT_MEASURED
     return size(value) if unit == "bytes" else duration(value)
 
 
@@ -246,11 +253,6 @@ def row_note(profile: Profile, row: LedgerRow) -> str:
     if not profile.is_split:
         return "no bin was measured"
     return f"{share(profile.unexplained_share)} of the peak" + ("" if profile.is_explained else ": too much")
-
-
-def plural(count: int, noun: str) -> str:
-    """A count with its noun."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def render_text(profile: Profile, difference: Difference | None = None) -> str:
@@ -288,8 +290,10 @@ def _verdict(profile: Profile) -> Iterator[str]:
         enforcement_line(profile),
         charge_line(profile),
         prediction_line(profile),
+        basis_line(profile),
+        advice_line(profile),
     )
-    for line in lines:
+    for line in filter(None, lines):
         yield from _wrapped(line, "      ", first="      ")
 
 
@@ -342,14 +346,18 @@ def _tensors(profile: Profile) -> Iterator[str]:
     if not profile.tensors:
         return
     yield from _heading("Largest tensors at the peak, in MiB")
-    rows = [(t.name, column_mib(t.bytes), t.shape, t.operator, t.program) for t in profile.tensors]
-    yield from table(("tensor", "MiB", "shape", "operator", "program"), rows, "lrlll")
+    rows = [
+        (t.what or t.name, column_mib(t.bytes), t.shape, f"{t.program}: {t.name} ({t.operator})")
+        for t in profile.tensors
+    ]
+    yield from table(("tensor", "MiB", "shape", "name in the package"), rows, "lrll")
 
 
 def _what_if(profile: Profile) -> Iterator[str]:
     if not profile.what_if:
         return
-    yield from _heading("What if: other sizes, as predicted, in MiB")
+    yield from _heading("What fits: other sizes, as predicted, in MiB")
+    yield from edge_lines(profile.edges)
     yield from option_lines(profile.what_if)
 
 
@@ -359,6 +367,34 @@ def _comparisons(profile: Profile) -> Iterator[str]:
     yield from _heading("Compared with other ways, in MiB")
     rows = [(c.name, column_mib(c.peak_bytes), duration(c.step_s), c.note) for c in profile.comparisons]
     yield from table(("way", "peak", "step", "note"), rows, "lrrl")
+
+
+def edge_lines(edges: Sequence[Edge]) -> Iterator[str]:
+    """How far each size may go, as a table and an empty line; nothing without any."""
+    if not edges:
+        return
+    rows = [(*edge_cells(edge),) for edge in edges]
+    yield from table(("", "largest that fits", "peak", "first that does not", "peak"), rows, "lrrrr")
+    yield ""
+
+
+EDGE_NAMES = {
+    "batch_size": "examples of a step",
+    "sequence": "tokens of a row",
+    "draws": "draws of an example",
+}
+
+
+def edge_cells(edge: Edge) -> tuple[str, str, str, str, str]:
+    """A size's name, the largest value that fits, its peak in MiB, the first that does not fit, and its peak."""
+    largest, first_over = edge.largest, edge.first_over
+    return (
+        EDGE_NAMES[edge.size],
+        "none" if largest is None else f"{getattr(largest, edge.size):,}",
+        "" if largest is None else column_mib(largest.predicted_peak_bytes),
+        f"none up to {edge.bound:,}" if first_over is None else f"{getattr(first_over, edge.size):,}",
+        "" if first_over is None else column_mib(first_over.predicted_peak_bytes),
+    )
 
 
 def option_lines(options: Sequence[WhatIf]) -> Iterator[str]:
@@ -396,7 +432,7 @@ def _difference(difference: Difference) -> Iterator[str]:
                 change.name,
                 change_size(change.old, change.unit),
                 change_size(change.new, change.unit),
-                "–" if change.share is None else share(change.share, signed=True),
+                "" if change.share is None else share(change.share, signed=True),
                 change_verdict(change, difference.tolerance),
             )
             for change in difference.changes

@@ -1,7 +1,7 @@
-"""What other sizes of the work would take: a bounded grid around what was asked, as the planner predicts it.
+"""What other sizes of the work would take, as the planner predicts it: how far each may go, and a grid around the work.
 
-One size is varied at a time. Each is shown in the choices that matter: weights resident or streamed, and the preferred
-number of examples at a time or one.
+One size is varied at a time. In the grid each is shown in the choices that matter: weights resident or streamed, and
+the preferred number of examples at a time or one.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
+from edge_runtime.errors import CapExceededError
+from edge_runtime.figures import MIB
 from edge_runtime.memory.plan import (
     SHORTEST_SEQUENCE,
     USABLE_SHARE,
@@ -19,10 +21,13 @@ from edge_runtime.memory.plan import (
     WeightsMode,
     Work,
 )
-from edge_runtime.profile.document import WhatIf
+from edge_runtime.profile.document import Edge, EdgeSize, WhatIf, WorstCase
+from edge_runtime.profile.request import MAX_BATCH, MAX_DRAWS
 
 #: Largest number of options: 10 works in 4 ways each, and the chosen one, fit in.
 MAX_OPTIONS = 60
+#: An advised cap is a multiple of this.
+ROUND_CAP_BYTES = 8 * MIB
 #: Numbers of draws to show besides the one asked for.
 DRAWS = (1, 4)
 MODES: tuple[WeightsMode, ...] = ("resident", "streamed")
@@ -50,6 +55,89 @@ def what_if(planner: Planner, request: Work, chosen: Plan, cap_bytes: int) -> tu
     return tuple(
         replace(option, chosen=option.chosen and plan.work == chosen.work) for plan, option in options
     )[:MAX_OPTIONS]
+
+
+def edges(planner: Planner, chosen: Plan, cap_bytes: int) -> tuple[Edge, ...]:
+    """How far batch, sequence and draws may each go under a cap, the others as in the chosen plan.
+
+    Args:
+        planner: planner for the package on this machine.
+        chosen: the plan to start from.
+        cap_bytes: cap that has to be kept, with the planner's margin.
+    """
+    work = chosen.work
+    found = [
+        _edge(planner, work, "batch_size", MAX_BATCH, cap_bytes),
+        _edge(planner, work, "sequence", planner.manifest.sequence_limit, cap_bytes),
+    ]
+    if work.update == "forward" and work.slices:
+        found.append(_edge(planner, work, "draws", MAX_DRAWS, cap_bytes))
+    return tuple(found)
+
+
+def _edge(planner: Planner, work: Work, size: EdgeSize, bound: int, cap_bytes: int) -> Edge:
+    def at(count: int) -> WhatIf:
+        return _best(planner, replace(work, **{size: count}), cap_bytes)
+
+    count: int = getattr(work, size)
+    tried = at(count)
+    if not tried.fits:
+        while not tried.fits:
+            first_over = tried
+            if count == 1:
+                return Edge(size, None, first_over, bound)
+            count //= 2
+            tried = at(count)
+        return Edge(size, tried, first_over, bound)
+    while tried.fits:
+        largest = tried
+        if count >= bound:
+            return Edge(size, largest, None, bound)
+        count = min(bound, 2 * count)
+        tried = at(count)
+    return Edge(size, largest, tried, bound)
+
+
+def _best(planner: Planner, work: Work, cap_bytes: int) -> WhatIf:
+    """The plan that would be chosen for a work; the smallest one if none fits."""
+    try:
+        plan = planner.choose(work, cap_bytes)
+    except CapExceededError:
+        plan = planner.smallest(work)
+    return _option(plan, cap_bytes, chosen=False)
+
+
+def worst_case(planner: Planner, asked: Work, cap_bytes: int, excess_bytes: int = 0) -> WorstCase:
+    """The largest step that a task allows, and the caps that follow from it.
+
+    Args:
+        planner: planner for the package on this machine.
+        asked: the work as it was asked for: its batch size, and its limit of tokens whatever rows there are.
+        cap_bytes: the cap.
+        excess_bytes: memory that was measured beyond what had been predicted, which is added to each prediction.
+    """
+    smallest_cap = planner.smallest_cap(asked) + _rounded_up(excess_bytes, MIB)
+    try:
+        plan, fits = planner.choose(asked, cap_bytes - excess_bytes), True
+    except CapExceededError:
+        plan, fits = planner.smallest(asked), False
+    needed = int((plan.peak.total_bytes + excess_bytes) / USABLE_SHARE)
+    advised = max(smallest_cap, _rounded_up(needed, ROUND_CAP_BYTES))
+    if fits:
+        advised = max(smallest_cap, min(advised, cap_bytes // MIB * MIB))
+    return WorstCase(
+        batch_size=asked.batch_size,
+        sequence=asked.sequence,
+        predicted_peak_bytes=plan.peak.total_bytes + excess_bytes,
+        fits=fits,
+        gave_up=plan.gave_up,
+        smallest_cap_bytes=smallest_cap,
+        advised_cap_bytes=advised,
+    )
+
+
+def _rounded_up(count: int, step: int) -> int:
+    return -(-count // step) * step
 
 
 def _around(work: Work, sequence_limit: int) -> Iterator[Work]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from edge_runtime.errors import OutOfMemoryError, WorkerError
+from edge_runtime.figures import size
 from edge_runtime.memory.enforcement import MemoryLimit, make_memory_limit, remove_memory_limit
 from edge_runtime.memory.meter import read_memory
 from edge_runtime.memory.sampler import FIRST_PHASE, FOLLOW_INTERVAL_S, SAMPLE_INTERVAL_S, Sampler
@@ -272,12 +273,14 @@ def _out_of_memory(worker: RunningWorker, sampler: Sampler, how: str) -> OutOfMe
         sampler.last,
     )
     seen = (
-        f"{last.resident_bytes} bytes resident, {last.anonymous_bytes} its own," if last else "nothing known"
+        f"{size(last.resident_bytes)} resident, {size(last.anonymous_bytes)} its own,"
+        if last
+        else "nothing known"
     )
     return OutOfMemoryError(
         f"the worker ran out of memory in phase {sampler.phase} ({how[:MAX_HOW_CHARACTERS]}): {seen} when last looked "
-        f"at, the cap is {cap_bytes} ({enforced_by}); grant a larger cap, or ask for shorter sequences, fewer draws or "
-        "fewer slices",
+        f"at, the cap is {size(cap_bytes)} ({enforced_by}); grant a larger cap, or ask for shorter sequences, "
+        "fewer draws or fewer slices",
         phase=sampler.phase,
         last_bytes=last.resident_bytes if last else 0,
         cap_bytes=cap_bytes,

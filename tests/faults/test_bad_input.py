@@ -370,7 +370,7 @@ def test_device_reports(faulty, name: str) -> None:
 def test_small_device_is_told_both_numbers(faulty) -> None:
     """A device whose cap is under what any task needs gets none; operator and device learn both numbers."""
     (event,) = faulty.wait("the event", lambda: faulty.events("small", "cap_too_small"))
-    assert f"bytes, the cap is {60 << 20}; grant more memory to serve run" in event.message
+    assert "MiB, the cap is 60.0 MiB; grant more memory to serve run" in event.message
     assert faulty.query("SELECT count(*) FROM tasks JOIN devices USING (device_id) WHERE name = 'small'") == [
         (0,)
     ]

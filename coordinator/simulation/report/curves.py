@@ -9,12 +9,13 @@ from statistics import fmean
 from coordinator.simulation.record import Point, Record
 from coordinator.simulation.report.comparison import ArmComparison, score
 from coordinator.simulation.report.table import count_text
-from edge_runtime.html.svg import points_text, svg, svg_text, ticks
+from edge_runtime.html.line_chart import Plane, axes
+from edge_runtime.html.svg import points_text, svg
 
 #: Colours of the page's style sheet, taken in turn; with dashes, more arms than colours can be told apart.
 COLOURS = 8
 _DASHES = ("", "7 4", "2 3", "9 3 2 3")
-_LEFT, _RIGHT, _TOP, _BOTTOM, _HEIGHT = 52, 14, 14, 44, 320
+_HEIGHT = 320
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,15 @@ def chart(comparison: ArmComparison, axis: Axis, width: int) -> str:
     every = [point for curve in drawn for point in curve.points]
     if not every:
         return ""
-    plane = _Plane.around(every, width, percent=comparison.measure == "accuracy")
-    parts = _axes(plane, axis)
+    plane = Plane.around(
+        width,
+        _HEIGHT,
+        most=max(point[0] for point in every),
+        low=min(point[2] for point in every),
+        high=max(point[3] for point in every),
+        percent=comparison.measure == "accuracy",
+    )
+    parts = axes(plane, axis.title, axis.label)
     for index, curve in enumerate(drawn):
         parts += _band(plane, curve, index)
     for index, curve in enumerate(drawn):
@@ -88,67 +96,7 @@ def dash(index: int) -> str:
     return _DASHES[index // COLOURS % len(_DASHES)]
 
 
-@dataclass(frozen=True)
-class _Plane:
-    """Where values lie on the drawing, in pixels.
-
-    Attributes:
-        width: width of the drawing in pixels.
-        most: largest value of the horizontal axis.
-        low: score at the bottom.
-        high: score at the top.
-        percent: whether scores are written in per cent.
-    """
-
-    width: int
-    most: float
-    low: float
-    high: float
-    percent: bool
-
-    @classmethod
-    def around(
-        cls, every: Sequence[tuple[float, float, float, float]], width: int, *, percent: bool
-    ) -> _Plane:
-        low, high = min(point[2] for point in every), max(point[3] for point in every)
-        margin = 0.06 * (high - low) or 0.05
-        high = min(1.0, high + margin) if percent else high + margin
-        return cls(width, max(point[0] for point in every) or 1.0, max(0.0, low - margin), high, percent)
-
-    def x(self, value: float) -> float:
-        return _LEFT + value * (self.width - _LEFT - _RIGHT) / self.most
-
-    def y(self, value: float) -> float:
-        return _HEIGHT - _BOTTOM - (value - self.low) * (_HEIGHT - _TOP - _BOTTOM) / (self.high - self.low)
-
-    def label(self, value: float) -> str:
-        return f"{100 * value:.3g} %" if self.percent else f"{value:.4g}"
-
-    def levels(self) -> list[float]:
-        """Round scores within the drawing."""
-        step = ticks(self.high - self.low, 5)
-        size = step[1] if len(step) > 1 else self.high - self.low
-        first = int(self.low / size) + (self.low % size > 0)
-        return [number * size for number in range(first, int(self.high / size) + 1)]
-
-
-def _axes(plane: _Plane, axis: Axis) -> list[str]:
-    right, bottom = plane.width - _RIGHT, _HEIGHT - _BOTTOM
-    parts = []
-    for level in plane.levels():
-        y = plane.y(level)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(svg_text(_LEFT - 7, y + 4, plane.label(level), "muted small end"))
-    numbered = ticks(plane.most, 3 if plane.width < 420 else 5)
-    for number in numbered:
-        place = "end" if plane.x(number) > right - 16 else "middle"
-        parts.append(svg_text(plane.x(number), bottom + 17, axis.label(number), f"muted small {place}"))
-    parts.append(f'<line class="tick" x1="{_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
-    parts.append(svg_text((_LEFT + right) / 2, bottom + 37, axis.title, "muted small middle"))
-    return parts
-
-
-def _band(plane: _Plane, curve: Curve, index: int) -> list[str]:
+def _band(plane: Plane, curve: Curve, index: int) -> list[str]:
     if len(curve.points) < 2 or all(low == high for _, _, low, high in curve.points):
         return []
     upper = [(plane.x(x), plane.y(high)) for x, _, _, high in curve.points]
@@ -156,7 +104,7 @@ def _band(plane: _Plane, curve: Curve, index: int) -> list[str]:
     return [f'<polygon class="seeds arm-{index % COLOURS}" points="{points_text([*upper, *lower])}"/>']
 
 
-def _line(plane: _Plane, curve: Curve, index: int) -> list[str]:
+def _line(plane: Plane, curve: Curve, index: int) -> list[str]:
     if not curve.points:
         return []
     dashes = f' stroke-dasharray="{dash(index)}"' if dash(index) else ""

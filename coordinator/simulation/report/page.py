@@ -7,6 +7,7 @@ from html import escape
 from coordinator.simulation.report.comparison import ArmComparison
 from coordinator.simulation.report.curves import AXES, COLOURS, chart, dash
 from coordinator.simulation.report.table import WORDS, cells, columns, denominator_text
+from edge_runtime.html.parts import Row, table
 from edge_runtime.html.style import STYLE
 
 _WIDE, _NARROW = 900, 380
@@ -68,27 +69,15 @@ def _lead(comparison: ArmComparison) -> str:
 
 def _table(comparison: ArmComparison) -> str:
     names = columns(comparison)
-    kinds = [_cell_class(name) for name in names]
-    head = "".join(f"<th {kind}>{escape(name)}</th>" for name, kind in zip(names, kinds, strict=True))
-    rows = []
-    for arm in comparison.arms:
-        chosen = ' class="chosen"' if arm.name == comparison.reference else ""
-        texts = cells(comparison, arm)
-        body = "".join(
-            f"<td {kind}>{escape(cell)}</td>" for cell, kind in zip(texts[1:], kinds[1:], strict=True)
+    rows = [
+        Row(
+            tuple(escape(cell) for cell in cells(comparison, arm)),
+            "chosen" if arm.name == comparison.reference else "",
         )
-        rows.append(f'<tr{chosen}><th scope="row">{escape(texts[0])}</th>{body}</tr>')
-    return (
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
-
-
-def _cell_class(column: str) -> str:
-    """Prose wraps, names stay whole, numbers stand right."""
-    if column in ("kind", "status"):
-        return 'class="t"'
-    return "" if column in WORDS else 'class="n"'
+        for arm in comparison.arms
+    ]
+    numbers = [index for index, name in enumerate(names) if name not in WORDS]
+    return table("Arms compared", names, rows, numbers=numbers)
 
 
 def _key(comparison: ArmComparison) -> str:

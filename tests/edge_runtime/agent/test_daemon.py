@@ -17,6 +17,7 @@ from edge_runtime.agent.enrolment import ensure_identity
 from edge_runtime.agent.store import Store
 from edge_runtime.agent.transport import Response
 from edge_runtime.errors import ConfigError, RefusedError, SignatureError
+from edge_runtime.figures import size
 from edge_runtime.log import _line
 from edge_runtime.memory.plan import ExecutionChoice, PeakPrediction, Work
 from edge_runtime.package.prepared import PREPARED
@@ -399,7 +400,7 @@ def test_after_an_out_of_memory_kill_a_smaller_plan_does_the_task(board) -> None
     code, message = board.event()
     assert code == "plan_reduced"
     assert "out of memory in phase step" in message
-    assert f"the cap is {CAP_BYTES}" in message
+    assert f"the cap is {size(CAP_BYTES)}" in message
     assert board.coordinator.receipts == ["counted"]
     assert [job.cap_bytes for job in board.jobs] == [CAP_BYTES, CAP_BYTES]
     assert [job.budget_bytes for job in board.jobs] == [CAP_BYTES, CAP_BYTES * 3 // 4]

@@ -225,7 +225,7 @@ def test_a_comparison_names_what_grew() -> None:
     bins = tuple(replace(b, measured_bytes=mib(20)) if b.name == "live tensors" else b for b in PROFILE.bins)
     new = replace(PROFILE, peak_bytes=mib(107.4), step_s=2.0, charged_peak_bytes=None, bins=bins)
     difference = compare(PROFILE, new)
-    assert [change.name for change in difference.grown] == ["peak (VmHWM)", "step", "live tensors"]
+    assert [change.name for change in difference.grown] == ["peak", "step", "live tensors"]
     charge = next(change for change in difference.changes if change.name == "kernel's charge")
     assert charge.share is None
 

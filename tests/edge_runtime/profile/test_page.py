@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 import xml.etree.ElementTree as ET
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -12,22 +9,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from edge_runtime.figures import size
 from edge_runtime.html.svg import NARROW, ticks
-from edge_runtime.profile.charts import comparison_bars, gauge, timeline, waterfall
+from edge_runtime.profile.charts import comparison_bars, timeline, waterfall
 from edge_runtime.profile.document import Bin, Difference, Profile, TimelineSample, compare
 from edge_runtime.profile.page import render_page
-from tests.edge_runtime.profile.profiles import FAILED, PROFILE, mib
-
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(
-    BROWSER is None, reason="no Chromium on this machine (Debian: apt-get install chromium)"
+from tests.edge_runtime.html.pages import (
+    Layout,
+    Reader,
+    assert_stands_alone,
+    assert_well_formed,
+    browse,
+    lay_out,
+    needs_browser,
+    text_of,
 )
+from tests.edge_runtime.profile.profiles import FAILED, PROFILE, SHORT_ROWS, mib
 
 BARE = replace(
     PROFILE, timeline=(), phases=(), tensors=(), what_if=(), growth=None, comparisons=(), step_s=None
 )
+BARE = replace(BARE, worst_case=None, edges=())
 CASES: dict[str, tuple[Profile, Difference | None]] = {
     "passed": (PROFILE, None),
+    "short rows": (SHORT_ROWS, None),
     "failed": (FAILED, compare(PROFILE, FAILED)),
     "bare": (replace(BARE, bins=(), charged_peak_bytes=None, enforced_by="none"), None),
     "long names": (
@@ -55,56 +60,16 @@ CASES: dict[str, tuple[Profile, Difference | None]] = {
 each_case = pytest.mark.parametrize("case", CASES)
 
 
-class Reader(HTMLParser):
-    """Collects a page's tags and attributes, and whether every tag is closed in order."""
-
-    VOID = ("meta", "!doctype", "br")
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 @each_case
 def test_the_page_stands_alone(case: str) -> None:
     """The page names no address but SVG's namespace, holds no script, and forbids every outside resource."""
-    page = render_page(*CASES[case])
-    assert set(re.findall(r"[a-z]+://[^\"' <]*", page)) <= {"http://www.w3.org/2000/svg"}
-    tags = Reader(page).tags
-    assert not {tag for tag, _ in tags} & {"script", "link", "img", "iframe", "object", "base"}
-    assert not {name for _, attributes in tags for name in attributes} & {"src", "href"}
-    assert "default-src 'none'" in page
-    assert "@import" not in page
-    assert re.findall(r"url\((?!#)", page) == []
+    assert_stands_alone(render_page(*CASES[case]))
 
 
 @each_case
 def test_the_page_is_well_formed(case: str) -> None:
     """Every tag is closed, every id is unique and every reference has its target."""
-    reader = Reader(render_page(*CASES[case]))
-    assert reader.open == []
-    ids = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]
-    assert len(ids) == len(set(ids))
-    for _, attributes in reader.tags:
-        assert set((attributes.get("aria-labelledby") or "").split()) <= set(ids)
+    assert_well_formed(render_page(*CASES[case]))
 
 
 @each_case
@@ -209,7 +174,10 @@ def test_drawings_stay_inside_their_frame(case: str, width: int) -> None:
 def test_the_gauge_shows_all_figures_in_words_too(case: str) -> None:
     """The bar at the top has its figures as its label."""
     profile, _ = CASES[case]
-    assert ("charged by the kernel" in gauge(profile)) == (profile.charged_peak_bytes is not None)
+    bar = re.search(r'<svg class="gauge".*?aria-label="([^"]*)"', render_page(profile))
+    assert bar is not None
+    assert size(profile.peak_bytes) in bar[1]
+    assert ("charged by the kernel" in bar[1]) == (profile.charged_peak_bytes is not None)
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
@@ -222,34 +190,22 @@ def test_ticks_are_few_and_within_the_axis(most: float, count: int) -> None:
     assert len(marks) <= count + 2
 
 
-def browse(folder: Path, page: str, width: int = 1280) -> tuple[str, list[str]]:
-    """The rendered document and the console's lines."""
-    (folder / "report.html").write_text(page, encoding="utf-8")
-    command = [
-        str(BROWSER),
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        f"--user-data-dir={folder / 'profile'}",
-        f"--window-size={width},900",
-        "--enable-logging=stderr",
-        "--v=0",
-        "--dump-dom",
-        (folder / "report.html").as_uri(),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[tuple[str, int], Layout], list[str]]:
+    """Every case on a telephone and on a desk, and what the browser complained about, from one browser."""
+    pages = {case: render_page(*CASES[case]) for case in CASES}
+    return lay_out(tmp_path_factory.mktemp("shown"), pages, (360, 1200))
 
 
 @needs_browser
 @each_case
-def test_a_browser_shows_the_page_without_complaint(case: str, tmp_path: Path) -> None:
+def test_a_browser_shows_the_page_without_complaint(
+    case: str, shown: tuple[dict[tuple[str, int], Layout], list[str]]
+) -> None:
     """Chromium renders the page, finds the verdict in it and writes nothing to its console."""
-    profile, difference = CASES[case]
-    shown, console = browse(tmp_path, render_page(profile, difference))
+    layouts, console = shown
     assert console == []
-    assert f" {profile.verdict}</p>" in shown
+    assert f" {CASES[case][0].verdict}\n" in layouts[case, 1200].text
 
 
 @needs_browser
@@ -262,12 +218,90 @@ def test_the_browser_would_complain_about_an_outside_resource(tmp_path: Path) ->
 
 @needs_browser
 @each_case
-def test_the_page_fits_a_telephone(case: str, tmp_path: Path) -> None:
-    """At 390 pixels nothing but the tables' own boxes has to be scrolled sideways."""
-    page = render_page(*CASES[case]).replace("default-src 'none';", "script-src 'unsafe-inline';")
-    probe = "document.body.dataset.wide = document.documentElement.scrollWidth + '/' + innerWidth"
-    shown, _ = browse(tmp_path, page.replace("</body>", f"<script>{probe}</script></body>"), width=390)
-    found = re.search(r'data-wide="(\d+)/(\d+)"', shown)
-    assert found is not None
-    assert int(found[1]) <= int(found[2])
-    assert int(found[2]) <= 500
+@pytest.mark.parametrize("width", [360, 1200])
+def test_nothing_is_cut_off(
+    case: str, width: int, shown: tuple[dict[tuple[str, int], Layout], list[str]]
+) -> None:
+    """On a telephone and on a desk no table is cut, nothing is scrolled sideways and no cap runs through a figure."""
+    layout = shown[0][case, width]
+    assert layout.width <= width
+    assert layout.outside == []
+    assert layout.struck == []
+
+
+@needs_browser
+def test_a_table_that_is_too_wide_would_be_seen(tmp_path: Path) -> None:
+    """The probe of the test above names what does not fit the screen, and a figure that is struck through."""
+    wide = render_page(PROFILE).replace("</main>", '<div style="width:400px">wide</div></main>')
+    drawing = '<svg viewBox="0 0 340 40"><text class="number" x="9" y="20">97.3</text>'
+    drawing += '<line class="cap" x1="15" x2="15" y1="0" y2="40"/></svg>'
+    struck = render_page(PROFILE).replace("</main>", f"{drawing}</main>")
+    layouts, _ = lay_out(tmp_path, {"wide": wide, "struck": struck}, (360,))
+    assert "DIV.: wide" in layouts["wide", 360].outside
+    assert layouts["struck", 360].struck == ["text.number: 97.3"]
+
+
+def test_the_advice_can_be_typed() -> None:
+    """The first sentence gives the cap to set and the smallest that works."""
+    figure = re.search(r'<p class="figure">(.*?)</p>', render_page(PROFILE))
+    assert figure is not None
+    assert text_of(figure[1]) == (
+        'You can set cap = "104M" for this work; the smallest cap that works is 88 MiB, as predicted.'
+    )
+
+
+def test_a_pass_says_what_it_rests_on() -> None:
+    """Measured on short rows, the page tells the task's limits beside them, and that they need a larger cap."""
+    text = text_of(render_page(SHORT_ROWS))
+    assert "This PASS rests on what was measured: 8 examples a step, of at most 24 tokens." in text
+    assert (
+        "At the task's limits, 8 examples of 128 tokens, the plan predicts 126.3 MiB, which does not fit."
+        in text
+    )
+    assert 'cap = "128M" is too small for this work. Set cap = "136M"' in text
+    assert "What the verdict rests on" in text
+    whole = text_of(render_page(PROFILE))
+    assert (
+        "This PASS was measured at the task's own limits: 8 examples a step, of at most 128 tokens." in whole
+    )
+    assert "What the verdict rests on" not in whole
+
+
+@pytest.mark.parametrize(
+    ("profile", "advice"),
+    [
+        (FAILED, "No cap is enough for long tasks of this work: memory grows with each step."),
+        (replace(FAILED, growth=None), 'Do not set cap = "128M" for this work: the worker was ended there.'),
+        (replace(FAILED, growth=None), 'Profile it again with cap = "192M".'),
+        (
+            replace(FAILED, growth=None, killed=False),
+            'cap = "128M" is too small for this work. Set cap = "104M"',
+        ),
+    ],
+)
+def test_a_failed_run_is_not_advised_to_go_on(profile: Profile, advice: str) -> None:
+    """A leak, a kill and a broken cap each have their own advice."""
+    assert advice in text_of(render_page(profile))
+
+
+def test_what_fits_begins_with_the_edge() -> None:
+    """The largest sizes that fit and the first that do not stand open; the grid of sizes is folded."""
+    page = render_page(PROFILE)
+    section = page.partition("<h2>What fits</h2>")[2].partition("</section>")[0]
+    edge, _, grid = section.partition("<details>")
+    text = text_of(edge)
+    for expected in ("examples of a step", "64", "128", "131.00", "none up to 128", "draws of an example"):
+        assert expected in text
+    assert "▶" not in text
+    assert "▶ fits, chosen" in text_of("<details>" + grid)
+
+
+def test_technical_words_are_folded() -> None:
+    """VmHWM and names of graphs stand in folded parts alone; what is open says the same in words."""
+    page = re.sub(r"<details>.*?</details></section>", "", render_page(PROFILE), flags=re.DOTALL)
+    assert "VmHWM" not in page
+    assert "gelu_3" not in page
+    whole = text_of(render_page(PROFILE))
+    assert "VmHWM" in whole
+    assert "an activation function's output" in whole
+    assert "gelu_3" in whole

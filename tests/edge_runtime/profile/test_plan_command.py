@@ -80,7 +80,9 @@ def test_time_is_told_once_the_package_is_prepared(plan, package) -> None:
     assert "time not known: it is not prepared for this machine" in plan("--cap", "256M").out
     sha256 = Package.open(package, KEY.public_key).sha256
     folder = write_prepared(prepared_beside(package), sha256)
-    assert re.search(r"^step +[0-9.]+ s, predicted$", plan("--cap", "256M").out, flags=re.MULTILINE)
+    assert re.search(
+        r"^step +[0-9.]+ (s|min|min [0-9]+ s), predicted$", plan("--cap", "256M").out, flags=re.MULTILINE
+    )
     assert "predicted" in plan("--cap", "256M", "--prepared", str(folder)).out
     write_prepared(folder, sha256, cpu="another")
     assert "was prepared for the CPU another" in plan("--cap", "256M").out
@@ -120,6 +122,7 @@ def test_other_sizes_are_tabled_with_the_chosen_one_marked(plan) -> None:
     [
         (["--cap", "plenty"], 11, "'plenty' is not a size"),
         (["--cap", "0"], 11, "outside 1 to"),
+        (["--cap", "256"], 11, 'a cap of 256 bytes is less than any program takes; did you mean "256M"?'),
         (["--cap", "10M"], 13, "the libraries alone takes"),
         (["--cap", "1G", "--sequence", "65"], 11, "--sequence is 65; package little takes 1 to 64 tokens"),
         (["--cap", "1G", "--sequence", "0"], 11, "--sequence is 0"),

@@ -26,6 +26,7 @@ from edge_runtime.profile.facts import (
     growth,
     phase_peaks,
     step_seconds,
+    tensor_words,
     tensors,
 )
 from edge_runtime.profile.measure import Observer, Settings
@@ -362,6 +363,28 @@ def test_tensors_are_those_of_the_program_that_holds_most() -> None:
         ("dot", "MatMul", "3 × 32 × 8 × odd", 32 * 2 * 16 * 3, "block"),
         ("small", "Add", "2 × 16", 4 * 2 * 16, "block"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("operator", "shape", "words"),
+    [
+        ("GatherBlockQuantized", ("batch", "sequence", "384"), "embeddings of the tokens"),
+        ("LayerNormalization", ("batch", "sequence", "384"), "normalised activations"),
+        ("QuantizeLinear", ("draws*batch*sequence", "384"), "tangents of activations rounded to int8"),
+        (
+            "MatMulIntegerToFloat",
+            ("draws", "batch", "sequence", "1536"),
+            "tangents of a linear layer's output",
+        ),
+        ("MatMul", ("batch", "12", "sequence", "sequence"), "attention scores of each token with each other"),
+        ("Transpose", ("batch", "12", "sequence", "32"), "rearranged activations"),
+        ("Transpose", ("4", "384"), "a slice's values or a constant"),
+        ("Mul", ("batch", "sequence", "384"), "values between two layers"),
+    ],
+)
+def test_a_tensor_is_told_in_words(operator: str, shape: tuple[str, ...], words: str) -> None:
+    """What a tensor is follows from its operator and its sides, and a side of draws makes it a tangent."""
+    assert tensor_words(PeakTensor("permute_2", operator, shape, SizeTerm(4.0, 1, 1))) == words
 
 
 def test_an_observer_times_its_looks_and_notes_when_phases_begin() -> None:

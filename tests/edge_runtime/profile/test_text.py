@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from edge_runtime.profile.document import Bin, Comparison, Growth, LiveTensor, compare
-from edge_runtime.profile.text import COLUMNS, charge_line, column_mib, duration, render_text, share, size
-from tests.edge_runtime.profile.profiles import FAILED, MIB, PROFILE, mib
+from edge_runtime.profile.text import COLUMNS, charge_line, render_text
+from tests.edge_runtime.profile.profiles import FAILED, PROFILE, mib
 
 NAMES = st.text(
     st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1, max_size=120
@@ -45,9 +45,9 @@ def test_a_cap_missed_by_little_is_still_seen() -> None:
     ("charged", "expected"),
     [
         (None, "no second figure"),
-        (mib(84.1), "13.2 MiB less than the high-water mark"),
-        (mib(107.4), "10.1 MiB more than the high-water mark"),
-        (PROFILE.peak_bytes, "exactly the high-water mark"),
+        (mib(84.1), "13.2 MiB less than the measured peak"),
+        (mib(107.4), "10.1 MiB more than the measured peak"),
+        (PROFILE.peak_bytes, "exactly the measured peak"),
     ],
 )
 def test_the_gap_between_both_figures_is_explained(charged: int | None, expected: str) -> None:
@@ -103,7 +103,7 @@ def test_a_comparison_is_part_of_the_text() -> None:
     text = render_text(FAILED, compare(PROFILE, FAILED))
     assert "REGRESSED: the peak grew by more than 5.0 %: 97.3 MiB before, 131.4 MiB now (+35 %)." in text
     assert "! enforced by was cgroup_v2, is cgroup_v1" in text
-    assert re.search(r"step +960 ms +– +– +not in both", text)
+    assert re.search(r"step +960 ms +not measured +not in both", text)
     assert "No regression" in render_text(PROFILE, compare(PROFILE, PROFILE))
 
 
@@ -122,29 +122,3 @@ def test_no_line_is_too_long_for_a_terminal(name: str, shape: str, bytes_: int, 
     )
     text = render_text(profile, compare(PROFILE, profile, unlike=True))
     assert max(map(len, text.split("\n"))) <= COLUMNS
-
-
-@pytest.mark.parametrize(
-    ("shown", "expected"),
-    [
-        (size(0), "0.0 KiB"),
-        (size(4096), "4.0 KiB"),
-        (size(MIB), "1.00 MiB"),
-        (size(-20 * MIB), "-20.0 MiB"),
-        (column_mib(None), "–"),
-        (column_mib(0), "0.00"),
-        (column_mib(100), "< 0.01"),
-        (column_mib(-100), "> -0.01"),
-        (duration(None), "–"),
-        (duration(0), "0 s"),
-        (duration(0.0421), "42 ms"),
-        (duration(3.0), "3 s"),
-        (share(0.0123), "1.2 %"),
-        (share(0.24), "24 %"),
-        (share(-0.5, signed=True), "-50 %"),
-        (share(0, signed=True), "0 %"),
-    ],
-)
-def test_figures_are_written_as_people_read_them(shown: str, expected: str) -> None:
-    """Sizes, times and shares have a unit and as many digits as say something."""
-    assert shown == expected

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 from msgspec.structs import replace
 
+from edge_runtime.errors import CapExceededError
+from edge_runtime.figures import MIB
 from edge_runtime.memory.plan import USABLE_SHARE, ExecutionChoice, Planner, Work
 from edge_runtime.package.manifest import SizeTerm
 from edge_runtime.package.prepared import Calibration
 from edge_runtime.profile.text import option_lines
-from edge_runtime.profile.what_if import MAX_OPTIONS, what_if
+from edge_runtime.profile.what_if import MAX_OPTIONS, edges, what_if, worst_case
 from tests.edge_runtime.packages import make_manifest
 
 CAP_BYTES = 76 << 20
@@ -87,3 +90,69 @@ def test_training_the_head_alone_has_a_grid_too() -> None:
     options = what_if(planner(), work, planner().choose(work, CAP_BYTES), CAP_BYTES)
     assert {option.slices for option in options} == {0}
     assert sum(option.chosen for option in options) == 1
+
+
+def test_the_edge_is_where_the_planner_refuses() -> None:
+    """The largest size of each kind has a plan under the cap, and the first that is over has none."""
+    plan = planner().choose(ASKED, CAP_BYTES)
+    found = {edge.size: edge for edge in edges(planner(), plan, CAP_BYTES)}
+    assert set(found) == {"batch_size", "sequence", "draws"}
+    for size, edge in found.items():
+        assert edge.largest is not None
+        planner().choose(replace(plan.work, **{size: getattr(edge.largest, size)}), CAP_BYTES)
+        if edge.first_over is None:
+            assert getattr(edge.largest, size) == edge.bound
+        else:
+            with pytest.raises(CapExceededError):
+                planner().choose(replace(plan.work, **{size: getattr(edge.first_over, size)}), CAP_BYTES)
+            assert getattr(edge.first_over, size) <= 2 * getattr(edge.largest, size)
+    assert found["sequence"].bound == 64
+    assert any(edge.first_over is not None for edge in found.values())
+
+
+def test_the_edge_is_found_from_above_too() -> None:
+    """Where the work itself does not fit, sizes are halved until one does; some sizes have none that does."""
+    large = planner().plan(replace(ASKED, batch_size=4096, sequence=64), ExecutionChoice("streamed", 1, 1))
+    found = {edge.size: edge for edge in edges(planner(), large, CAP_BYTES)}
+    batch, draws = found["batch_size"], found["draws"]
+    assert batch.largest is not None
+    assert batch.first_over is not None
+    assert batch.first_over.batch_size == 2 * batch.largest.batch_size
+    assert draws.largest is None
+    assert draws.first_over is not None
+    assert draws.first_over.draws == 1
+
+
+def test_backpropagation_has_no_draws_to_vary() -> None:
+    """Only forward mode has an edge of draws."""
+    plan = planner().plan(Work(8, 32, 1, ()), ExecutionChoice("resident", 1, 1))
+    assert [edge.size for edge in edges(planner(), plan, CAP_BYTES)] == ["batch_size", "sequence"]
+
+
+def test_the_worst_case_tells_caps_that_work() -> None:
+    """Both caps have a plan; one MiB below the smaller there is none, and under the advised one nothing is slower."""
+    asked = replace(ASKED, sequence=64)
+    worst = worst_case(planner(), asked, 128 << 20)
+    assert worst.fits
+    assert planner().choose(asked, worst.smallest_cap_bytes)
+    with pytest.raises(CapExceededError):
+        planner().choose(asked, worst.smallest_cap_bytes - MIB)
+    assert worst.smallest_cap_bytes <= worst.advised_cap_bytes <= 128 << 20
+    assert planner().choose(asked, worst.advised_cap_bytes).gave_up == worst.gave_up
+
+
+def test_the_worst_case_may_not_fit() -> None:
+    """Where no plan fits, the smallest is told, and both caps are above the one that was tried."""
+    asked = replace(ASKED, batch_size=4096, sequence=64)
+    worst = worst_case(planner(), asked, CAP_BYTES)
+    assert not worst.fits
+    assert worst.predicted_peak_bytes == planner().smallest(asked).peak.total_bytes
+    assert CAP_BYTES < worst.smallest_cap_bytes <= worst.advised_cap_bytes
+
+
+def test_what_was_measured_beyond_the_prediction_is_added() -> None:
+    """A peak that was predicted too low raises every figure that is predicted from it."""
+    plain, raised = (worst_case(planner(), ASKED, 128 << 20, excess) for excess in (0, 3 * MIB))
+    assert raised.predicted_peak_bytes == plain.predicted_peak_bytes + 3 * MIB
+    assert raised.smallest_cap_bytes == plain.smallest_cap_bytes + 3 * MIB
+    assert raised.advised_cap_bytes >= plain.advised_cap_bytes
