@@ -278,7 +278,6 @@ WITHOUT_TEST_FILE = {
     "edge_runtime/agent/client.py",
     "edge_runtime/agent/decisions.py",
     "edge_runtime/agent/enrolment.py",
-    "edge_runtime/config_file.py",
     "edge_runtime/data/examples.py",
     "edge_runtime/data/rows.py",
     "edge_runtime/durable.py",
