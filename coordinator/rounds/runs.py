@@ -223,6 +223,10 @@ def active_run(stores: Stores, connection: sqlite3.Connection) -> Run | None:
 def find_run(stores: Stores, connection: sqlite3.Connection, run_id: str) -> Run:
     """A run by id, or the newest for ``latest``; :class:`NotFoundError` ``unknown_run`` if there is none."""
     row = run_rows.find_newest(connection) if run_id == "latest" else run_rows.find(connection, run_id)
+    if row is None and run_id == "latest":
+        raise NotFoundError(
+            "unknown_run", "there is no run yet; create one with: edge-coordinator run create run.toml"
+        )
     if row is None:
         raise NotFoundError("unknown_run", f"no run {run_id}; list them with: edge-coordinator run list")
     return run_of(stores, row)
@@ -256,8 +260,8 @@ def end_run(connection: sqlite3.Connection, run_id: str, state: str, reason: str
     record(connection, now_s, f"run_{state}", reason, run_id=run_id)
 
 
-def stop_run(stores: Stores, connection: sqlite3.Connection, run_id: str, *, now_s: float) -> str:
-    """Stop a run at the operator's word; a run that has ended already stays as it is. Returns its id.
+def stop_run(stores: Stores, connection: sqlite3.Connection, run_id: str, *, now_s: float) -> Run:
+    """Stop a run at the operator's word; one that has ended already stays as it is. Returns it as it was before.
 
     Raises:
         NotFoundError: ``unknown_run``.
@@ -265,4 +269,4 @@ def stop_run(stores: Stores, connection: sqlite3.Connection, run_id: str, *, now
     run = find_run(stores, connection, run_id)
     if run.state in ("queued", *ACTIVE):
         end_run(connection, run.run_id, "stopped", "stopped by the operator", now_s=now_s)
-    return run.run_id
+    return run

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from coordinator.api.serve import CoordinatorServer, ServeOptions, bind
+from coordinator.cli import main
+from edge_runtime.agent.client import enrol
+from edge_runtime.agent.transport import HttpTransport
+from edge_runtime.protocol.messages import EnrolRequest
 from edge_runtime.protocol.signing import generate_key
 from tests.coordinator.conftest import ROW, World
+from tests.coordinator.test_cli import write_run
 from tests.edge_runtime.bigram import write_bigram
 
 OTHER_KEY = generate_key().public_key
@@ -92,3 +101,92 @@ def test_a_run_of_a_language_model_is_held_to_its_task(world: World, folder: Pat
     world.package = write_bigram(folder / "bigram", world.publisher).package.folder
     changed, said = REFUSED_LANGUAGE_MODELS[case]
     assert said in refusal(world, folder, changed)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[CoordinatorServer]:
+    """A coordinator on a free port, in a thread of its own."""
+    server = bind(ServeOptions(tmp_path / "state", port=0))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.server.started:
+        time.sleep(0.01)
+    yield server
+    server.stop()
+    thread.join()
+
+
+@pytest.fixture
+def command(
+    served: CoordinatorServer, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command of the operator's: exit code, output, and what it says beside it."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([*words, f"--state={served.state}"])
+        said = capsys.readouterr()
+        return code, said.out.strip(), said.err.strip()
+
+    return run
+
+
+def test_acts_say_what_they_did(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    """Stopping names the run and what it was doing, and of two runs none is stopped by guess."""
+    path = write_run(tmp_path)
+    _, first, _ = command("run", "create", str(path))
+    while "running" not in command("run", "list")[1]:
+        time.sleep(0.01)
+    code, second, beside = command("run", "create", str(path))
+    assert (code, beside) == (0, f"note: queued behind {first} (running)")
+    code, out, beside = command("run", "stop")
+    assert (code, out) == (11, "")
+    assert f"{first} (running), {second} (queued); say which one with --run NAME" in beside
+    assert command("run", "stop", "--run", second) == (0, f"stopped run {second} (queued)", "")
+    assert command("run", "stop", second) == (
+        0,
+        f"run {second} had ended before (stopped); nothing has changed",
+        "",
+    )
+    assert command("run", "stop") == (0, f"stopped run {first} (running)", "")
+    assert command("run", "stop", "demo")[0] == 11
+
+
+def test_looks_say_what_they_took(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    """Show, watch, report and fetch-slices take the newest run where none is named, and say which it is."""
+    path = write_run(tmp_path)
+    code, _, said = command("run", "show")
+    assert (code, said) == (
+        22,
+        "error: there is no run yet; create one with: edge-coordinator run create run.toml",
+    )
+    _, first, _ = command("run", "create", str(path))
+    command("run", "stop")
+    assert command("run", "show")[2] == ""  # nothing else could be meant
+    _, second, _ = command("run", "create", str(path))
+    command("run", "stop")
+    slices, report = str(tmp_path / "slices"), str(tmp_path / "report")
+    for words in (
+        ["show"],
+        ["watch"],
+        ["report", f"--output={report}"],
+        ["fetch-slices", f"--output={slices}"],
+    ):
+        _, out, said = command("run", *words)
+        assert said == f"note: run {second}, the newest of 2; --run NAME takes another"
+        assert second in out
+        _, out, said = command("run", *words, "--run", first)
+        assert said == ""
+        assert first in out
+
+
+def test_a_revoked_device_is_named(
+    command: Callable[..., tuple[int, str, str]], served: CoordinatorServer
+) -> None:
+    """Revoking by id names the device, and one that nobody knows is told where to look."""
+    token, key = command("token")[1], generate_key().public_key
+    device_id = enrol(HttpTransport(served.url), EnrolRequest(token, "board", "generic", key)).device_id
+    assert command("device", "revoke", device_id) == (0, "revoked board", "")
+    code, _, said = command("device", "revoke", "board")
+    assert code == 22
+    assert said == "error: no device board is enrolled; list them with: edge-coordinator device list"
