@@ -164,7 +164,7 @@ def enrol(connection: sqlite3.Connection, request: EnrolRequest, *, now_s: float
     return device_id
 
 
-def revoke(connection: sqlite3.Connection, name: str, *, now_s: float) -> str:
+def revoke(connection: sqlite3.Connection, name: str, *, now_s: float) -> Device:
     """Refuse all further requests of a device; its open task is given to another.
 
     Args:
@@ -173,18 +173,20 @@ def revoke(connection: sqlite3.Connection, name: str, *, now_s: float) -> str:
         now_s: the present moment, in seconds since 1970.
 
     Returns:
-        the device's id.
+        the device.
 
     Raises:
         NotFoundError: ``unknown_device``.
     """
     device = device_rows.find_unrevoked(connection, name)
     if device is None:
-        raise NotFoundError("unknown_device", f"no device {name} is enrolled")
+        raise NotFoundError(
+            "unknown_device", f"no device {name} is enrolled; list them with: edge-coordinator device list"
+        )
     device_rows.revoke(connection, device.device_id, revoked_s=now_s)
     task_rows.lapse_open_of_device(connection, device.device_id)
     record(connection, now_s, "revoked", "by the operator", device=device.name)
-    return device.device_id
+    return Device(device.device_id, device.name)
 
 
 def load_admin_token(folder: Path) -> str:

@@ -101,9 +101,11 @@ def build_parser() -> argparse.ArgumentParser:
         ("fetch-slices", _fetch_slices, "fetch a run's slice values as safetensors"),
     ):
         sub = run.add_parser(name, parents=[where], help=text)
+        default = "the only one that has not ended" if name == "stop" else "the newest"
         sub.add_argument(
-            "run_id", nargs="?", default="latest", help="the run's id (default: %(default)s, the newest)"
+            "run_id", nargs="?", metavar="NAME", help=f"the run's name or id (default: {default})"
         )
+        sub.add_argument("--run", metavar="NAME", help="the same, as an option")
         sub.set_defaults(command=command)
         if name == "report":
             sub.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
@@ -157,15 +159,22 @@ def _token(arguments: argparse.Namespace) -> int:
 
 
 def _revoke(arguments: argparse.Namespace) -> int:
-    _client(arguments).revoke_device(arguments.name)
-    print(f"revoked {arguments.name}")
+    print(f"revoked {_client(arguments).revoke_device(arguments.name).name}")
     return 0
 
 
 def _create_run(arguments: argparse.Namespace) -> int:
+    from coordinator.admin.choice import OPEN
     from coordinator.config import read_run_config
 
-    print(_client(arguments).create_run(read_run_config(arguments.config)))
+    client = _client(arguments)
+    run_id = client.create_run(read_run_config(arguments.config))
+    print(run_id)
+    before = [run for run in client.list_runs() if run.state in OPEN and run.run_id != run_id]
+    if before:
+        sys.stderr.write(
+            f"note: queued behind {', '.join(f'{run.run_id} ({run.state})' for run in before)}\n"
+        )
     return 0
 
 
@@ -180,7 +189,8 @@ def _list_runs(arguments: argparse.Namespace) -> int:
 def _show_run(arguments: argparse.Namespace) -> int:
     from coordinator.admin.report import headline, text_table
 
-    run = _client(arguments).run(arguments.run_id)
+    client = _client(arguments)
+    run = client.run(_shown(arguments, client))
     print(headline(run), text_table(run), sep="\n\n")
     return 0
 
@@ -188,11 +198,20 @@ def _show_run(arguments: argparse.Namespace) -> int:
 def _watch_run(arguments: argparse.Namespace) -> int:
     from coordinator.admin.watch import watch
 
-    return 0 if watch(_client(arguments), arguments.run_id).state == "finished" else 1
+    client = _client(arguments)
+    return 0 if watch(client, _shown(arguments, client)).state == "finished" else 1
 
 
 def _stop_run(arguments: argparse.Namespace) -> int:
-    _client(arguments).stop_run(arguments.run_id)
+    from coordinator.admin.choice import OPEN, choose_to_stop, given_name
+
+    client = _client(arguments)
+    given = given_name(arguments.run_id, arguments.run)
+    stopped = client.stop_run(choose_to_stop(client.list_runs(), given).run_id)
+    if stopped.was in OPEN:
+        print(f"stopped run {stopped.run_id} ({stopped.was})")
+    else:
+        print(f"run {stopped.run_id} had ended before ({stopped.was}); nothing has changed")
     return 0
 
 
@@ -200,16 +219,30 @@ def _report_run(arguments: argparse.Namespace) -> int:
     from coordinator.admin.report import write_report
 
     client = _client(arguments)
-    run = client.run(arguments.run_id)
+    run = client.run(_shown(arguments, client))
     write_report(run, client.events(run.run_id), arguments.output)
-    print(f"wrote {arguments.output}")
+    print(f"wrote {arguments.output}: run {run.run_id} ({run.state})")
     return 0
 
 
 def _fetch_slices(arguments: argparse.Namespace) -> int:
-    write_durably(arguments.output, _client(arguments).slices(arguments.run_id))
-    print(f"wrote {arguments.output}")
+    client = _client(arguments)
+    run = client.run(_shown(arguments, client))
+    write_durably(arguments.output, client.slices(run.run_id))
+    done = f"{run.rounds_committed} of {run.rounds_wanted} rounds"
+    print(f"wrote {arguments.output}: run {run.run_id} ({run.state}, {done})")
     return 0
+
+
+def _shown(arguments: argparse.Namespace, client: AdminClient) -> str:
+    """The run that a command looks at; where the operator left that open, the choice is told beside the output."""
+    from coordinator.admin.choice import choose_to_show, given_name
+
+    given = given_name(arguments.run_id, arguments.run)
+    choice = choose_to_show(client.list_runs(), given)
+    if choice.remark:
+        sys.stderr.write(f"note: {choice.remark}\n")
+    return choice.run_id
 
 
 def _client(arguments: argparse.Namespace) -> AdminClient:

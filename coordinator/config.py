@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from edge_runtime.config_file import read_toml
+from edge_runtime.config_file import read_struct, read_toml
 from edge_runtime.errors import ConfigError
 from edge_runtime.package.manifest import Arithmetic
 from edge_runtime.protocol.messages import (
@@ -174,20 +174,10 @@ def read_run_config(path: Path) -> RunConfig:
 
 def run_config(table: dict[str, Any]) -> RunConfig:
     """Check a configuration that was read from TOML or JSON; :class:`ConfigError` names the key."""
-    _refuse_unknown_optimizer_keys(table.get("local_optimizer"))
-    try:
-        config = msgspec.convert(table, RunConfig)
-    except msgspec.ValidationError as error:
-        raise ConfigError(str(error)) from error
+    config = read_struct(table, RunConfig)
     _check_together(config)
     _check_server_methods(config)
     return config
-
-
-def _refuse_unknown_optimizer_keys(table: object) -> None:
-    """LocalOptimizer is a wire message, open to new fields; in a configuration an unknown key is a slip."""
-    if isinstance(table, dict) and (unknown := sorted(set(table) - set(LocalOptimizer.__struct_fields__))):
-        raise ConfigError(f"Object contains unknown field `{unknown[0]}` - at `$.local_optimizer`")
 
 
 def _check_together(config: RunConfig) -> None:

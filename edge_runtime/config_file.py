@@ -1,18 +1,29 @@
-"""Configuration files: TOML of a bounded size."""
+"""Configuration files: TOML of a bounded size, read into structs; errors name the key and a way out."""
 
 from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from msgspec import Meta
+import msgspec
+from msgspec import Meta, Struct
 
 from edge_runtime.errors import ConfigError
 from edge_runtime.figures import MIB, size
 
 MAX_CONFIG_BYTES = 1 << 20
+
+#: From this likeness on, of 0 to 1, a key counts as a slip of another.
+LIKE = 0.6
+
+ConfigT = TypeVar("ConfigT", bound=Struct)
+_MISSING = "Object missing required field "
+_NO_CHOICE = "Invalid enum value "
+_PLACE = re.compile(r"(?P<problem>.*?)(?: - at `\$(?P<place>[^`]*)`)?", re.DOTALL)
+_STEP = re.compile(r"\.(?P<key>[^.\[\]]+)|\[(?P<index>[0-9]+|\.\.\.)\]")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -82,3 +93,139 @@ def parse_cap(value: str | int) -> int:
         else ('write it with a unit, as "256M"')
     )
     raise ConfigError(f"a cap of {size(cap_bytes)} is less than any program takes; {meant}")
+
+
+def read_struct(
+    table: dict[str, Any], kind: type[ConfigT], *, dec_hook: Callable[[type, object], object] | None = None
+) -> ConfigT:
+    """A table of a configuration as the struct that it must be.
+
+    Args:
+        table: table as it was read.
+        kind: struct to read it into; if it is open to fields that it does not know, they are refused all the same.
+        dec_hook: function that makes values of types that msgspec does not know.
+
+    Raises:
+        ConfigError: a key is unknown (names the one that was meant, or the table it belongs to), missing (names all
+            that are), none of its choices (names them), or out of its bounds.
+    """
+    refuse_unknown_keys(table, kind)
+    try:
+        return msgspec.convert(table, kind, dec_hook=dec_hook)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_in_words(str(error), table, kind)) from error
+
+
+def refuse_unknown_keys(table: dict[str, Any], kind: type[Struct]) -> None:
+    """Refuse keys of one table that its struct does not have.
+
+    Raises:
+        ConfigError: there is such a key; names it and what was probably meant.
+    """
+    _refuse_unknown(table, kind, "", kind)
+
+
+def _refuse_unknown(table: dict[str, Any], kind: type[Struct], where: str, root: type[Struct]) -> None:
+    """Refuse what no struct of the configuration has; tables within come after the keys of the table itself."""
+    known = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    for key in table:
+        if key not in known:
+            raise ConfigError(f"{where}unknown key {key!r}{_hint(key, list(known), root)}")
+    for name, field in known.items():
+        for inner in _structs_in(field.type):
+            values = table.get(name)
+            several = isinstance(values, list)
+            for position, value in enumerate(values if isinstance(values, list) else [values]):
+                if isinstance(value, dict):
+                    place = f"{where.removesuffix(': ')}{'.' if where else ''}{name}"
+                    _refuse_unknown(value, inner, f"{place}[{position}]: " if several else f"{place}: ", root)
+
+
+def _hint(key: str, known: list[str], root: type[Struct]) -> str:
+    """What a key was probably meant to be: one of this table, or of another one."""
+    from difflib import SequenceMatcher  # noqa: PLC0415 - devices do without it until something is wrong
+
+    elsewhere = sorted({f"[{path}]" for path, name in _keys_of(root, "") if name == key and path})
+    if elsewhere:
+        return f"; it belongs into {' or '.join(elsewhere)}"
+    if any(name == key for path, name in _keys_of(root, "") if not path):
+        return "; it belongs above the first table, at the top of the file"
+    likeness = {name: SequenceMatcher(None, key, name).ratio() for name in known}
+    best = max(likeness.values(), default=0.0)
+    if best >= LIKE:
+        near = [name for name in known if likeness[name] == best]
+        return f"; did you mean {' or '.join(map(repr, near))}?"
+    return f"; there are: {', '.join(known)}"
+
+
+def _keys_of(kind: type[Struct], path: str) -> Iterator[tuple[str, str]]:
+    """Every key of a configuration, each with the name of its table; that of the file itself is empty."""
+    for field in msgspec.structs.fields(kind):
+        yield path, field.encode_name
+        for inner in _structs_in(field.type):
+            yield from _keys_of(inner, f"{path}.{field.encode_name}".lstrip("."))
+
+
+def _structs_in(annotation: object) -> Iterator[type[Struct]]:
+    """The structs that a value of this type may be or hold."""
+    if isinstance(annotation, type) and issubclass(annotation, Struct):
+        yield annotation
+        return
+    for part in getattr(annotation, "__args__", ()):
+        yield from _structs_in(part)
+
+
+def _in_words(message: str, table: dict[str, Any], root: type[Struct]) -> str:
+    """An error of msgspec; where it names no choices, or one of several missing keys, with all of them."""
+    match = _PLACE.fullmatch(message)
+    if match is None:
+        return message
+    problem, place = match["problem"], match["place"] or ""
+    steps = [step["key"] or int(step["index"]) for step in _STEP.finditer(place) if step["index"] != "..."]
+    if problem.startswith(_NO_CHOICE):
+        kind = _type_at(root, steps)
+        choices = ", ".join(repr(choice) for choice in _choices(kind))
+        listed = ", and no list" if any(get_origin(part) is tuple for part in get_args(kind)) else ""
+        return f"{place.lstrip('.')}: {_value_at(table, steps)!r} is none of: {choices}{listed}"
+    if problem.startswith(_MISSING):
+        missing = _missing(_type_at(root, steps), _value_at(table, steps))
+        where = f"{place.lstrip('.')}: " if place else ""
+        words = "a key is missing" if len(missing) == 1 else "keys are missing"
+        return f"{where}{words}: {', '.join(missing)}"
+    return message
+
+
+def _value_at(table: object, steps: list[str | int]) -> Any:
+    """What stands at a place of a table."""
+    for step in steps:
+        table = table[step]  # type: ignore[index] # msgspec has walked the same way
+    return table
+
+
+def _type_at(root: object, steps: list[str | int]) -> object:
+    """The type that stands at a place of a struct."""
+    found = root
+    for step in steps:
+        if isinstance(step, int):
+            found = next(iter(getattr(found, "__args__", ())), None)
+            continue
+        for struct in _structs_in(found):
+            found = next(f.type for f in msgspec.structs.fields(struct) if f.encode_name == step)
+            break
+    return found
+
+
+def _choices(annotation: object) -> list[Any]:
+    """The values that a type of choices has."""
+    if get_origin(annotation) is Literal:
+        return sorted(get_args(annotation))
+    return [choice for part in getattr(annotation, "__args__", ()) for choice in _choices(part)]
+
+
+def _missing(annotation: object, table: Any) -> list[str]:
+    """Required keys of a struct that a table lacks."""
+    for struct in _structs_in(annotation):
+        return [
+            f.encode_name for f in msgspec.structs.fields(struct) if f.required and f.encode_name not in table
+        ]
+    return []

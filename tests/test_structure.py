@@ -141,6 +141,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator/aggregation": {"edge_runtime", "edge_runtime/package", "coordinator"},
     "coordinator/rounds": {
         "edge_runtime",
+        "edge_runtime/data",
         "edge_runtime/memory",
         "edge_runtime/package",
         "edge_runtime/protocol",

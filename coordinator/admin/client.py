@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote
 
 import msgspec
 import urllib3
 
+from coordinator.api.admin_api import DeviceChanged, RunStopped
 from coordinator.api.serve import ADDRESS
 from coordinator.auth import ADMIN_TOKEN
 from coordinator.config import RunConfig
@@ -53,29 +55,31 @@ class AdminClient:
 
     def run(self, run_id: str = "latest") -> RunSummary:
         """A run with its rounds."""
-        return _decode(self._call("GET", f"/runs/{run_id}"), RunSummary)
+        return _decode(self._call("GET", f"/runs/{quote(run_id, safe='')}"), RunSummary)
 
     def events(self, run_id: str = "latest") -> list[EventSummary]:
         """All events of a run, oldest first."""
         events: list[EventSummary] = []
         while True:
             after = events[-1].event_id if events else 0
-            page = _decode(self._call("GET", f"/runs/{run_id}/events?after={after}"), list[EventSummary])
+            page = _decode(
+                self._call("GET", f"/runs/{quote(run_id, safe='')}/events?after={after}"), list[EventSummary]
+            )
             if not page:
                 return events
             events += page
 
     def slices(self, run_id: str = "latest") -> bytes:
         """The run's current slice values as safetensors bytes."""
-        return self._call("GET", f"/runs/{run_id}/slices")
+        return self._call("GET", f"/runs/{quote(run_id, safe='')}/slices")
 
-    def stop_run(self, run_id: str = "latest") -> None:
-        """Stop a run."""
-        self._call("POST", f"/runs/{run_id}/stop")
+    def stop_run(self, run_id: str = "latest") -> RunStopped:
+        """Stop a run, and tell which one and what it was doing."""
+        return _decode(self._call("POST", f"/runs/{quote(run_id, safe='')}/stop"), RunStopped)
 
-    def revoke_device(self, name: str) -> None:
+    def revoke_device(self, name: str) -> DeviceChanged:
         """Refuse all further requests of a device."""
-        self._call("POST", f"/devices/{name}/revoke")
+        return _decode(self._call("POST", f"/devices/{quote(name, safe='')}/revoke"), DeviceChanged)
 
     def _call(self, method: str, path: str, body: object = None) -> bytes:
         try:

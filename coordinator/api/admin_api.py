@@ -84,6 +84,31 @@ class RunCreated(Struct, frozen=True):
     run_id: str
 
 
+class RunStopped(Struct, frozen=True):
+    """A run that was asked to stop.
+
+    Attributes:
+        run_id: id of the run.
+        was: state of the run before: queued, running or evaluating, and then it is stopped now; or finished, failed or
+            stopped, and then nothing has changed.
+    """
+
+    run_id: str
+    was: str
+
+
+class DeviceChanged(Struct, frozen=True):
+    """A device that something was done about.
+
+    Attributes:
+        device_id: id of the device.
+        name: name of the device.
+    """
+
+    device_id: str
+    name: str
+
+
 async def require_admin(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     """Guard of every handler here: refuse whoever does not hold the operator's token."""
     del handler
@@ -106,11 +131,12 @@ async def list_devices(app_state: NamedDependency[AppState]) -> list[DeviceSumma
     return [DeviceSummary(**row) for row in rows]
 
 
-@post("/devices/{name:str}/revoke", status_code=204)
-async def revoke_device(name: FromPath[str], app_state: NamedDependency[AppState]) -> None:
+@post("/devices/{name:str}/revoke", status_code=200)
+async def revoke_device(name: FromPath[str], app_state: NamedDependency[AppState]) -> DeviceChanged:
     """Refuse all further requests of a device, named by name or id."""
-    await app_state.write(partial(auth.revoke, name=name, now_s=app_state.clock()))
+    device = await app_state.write(partial(auth.revoke, name=name, now_s=app_state.clock()))
     app_state.wake.set()
+    return DeviceChanged(device.device_id, device.name)
 
 
 @post("/runs")
@@ -179,13 +205,14 @@ async def fetch_slices(
     )
 
 
-@post("/runs/{run_id:str}/stop", status_code=204)
-async def stop_run(run_id: FromPath[str], app_state: NamedDependency[AppState]) -> None:
+@post("/runs/{run_id:str}/stop", status_code=200)
+async def stop_run(run_id: FromPath[str], app_state: NamedDependency[AppState]) -> RunStopped:
     """Stop a run; its open round is abandoned, its values stay as the last commit left them."""
-    await app_state.write(
+    run = await app_state.write(
         lambda connection: runs.stop_run(app_state.stores, connection, run_id, now_s=app_state.clock())
     )
     app_state.wake.set()
+    return RunStopped(run.run_id, run.state)
 
 
 ROUTER = Router(

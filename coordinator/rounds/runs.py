@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from coordinator.config import RunConfig
+from coordinator.config import EvaluationConfig, RunConfig
 from coordinator.events import record
 from coordinator.refusals import NotFoundError
 from coordinator.rounds.assignment import deal
@@ -17,10 +17,12 @@ from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.storage import evaluation_rows, round_rows, run_rows, task_rows
 from coordinator.storage.run_rows import RunRow
 from coordinator.storage.stores import Stores
-from edge_runtime.errors import ConfigError
+from edge_runtime.data.rows import load_rows
+from edge_runtime.errors import ConfigError, DataError, SignatureError
 from edge_runtime.package.manifest import MANIFEST, SIGNATURE, Manifest
 from edge_runtime.package.package import Package
 from edge_runtime.package.slices import decode_values
+from edge_runtime.training.methods import check_loss
 
 ACTIVE = ("running", "evaluating")
 
@@ -107,16 +109,23 @@ def trained_slices(config: RunConfig, manifest: Manifest) -> tuple[str, ...]:
     return tuple(name for name in available if name in config.slices)
 
 
-def create_run(stores: Stores, config: RunConfig, *, now_s: float) -> str:
+def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bool = True) -> str:
     """Verify and import the package, then queue the run; returns its id. Nothing changes if this raises.
 
+    Args:
+        stores: handles on the state folder.
+        config: configuration of the run.
+        now_s: the present moment.
+        read_data: whether the rows for evaluations are read; a simulation has rows in a form of its own, and reads them
+            itself.
+
     Raises:
-        ConfigError: configuration and package do not fit together, or the evaluation data is missing.
+        ConfigError: configuration and package do not fit together, or the package or the evaluation data is missing.
+        DataError: a row of the evaluation data does not fit the package.
         ArtefactError: the package is malformed, damaged or not signed by ``publisher_key``.
     """
-    # 1. Verify.
-    package = Package.open(Path(config.package), config.publisher_key)
-    package.verify_files()
+    # 1. Verify; what takes longest comes last.
+    package = _open_package(config)
     slices = trained_slices(config, package.manifest)
     if config.train_head and package.manifest.head is None:
         raise ConfigError(
@@ -129,8 +138,10 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float) -> str:
         )
     _check_lora(config, package.manifest, slices)
     required_bytes(package.manifest, config, slices, 0)  # raises if the package cannot train as asked
-    if config.evaluation is not None and not Path(config.evaluation.data).is_file():
-        raise ConfigError(f"evaluation.data names {config.evaluation.data}, which is no file here")
+    check_loss(config, package.manifest)
+    if config.evaluation is not None:
+        _check_evaluation(config.evaluation, package.manifest, read_data=read_data)
+    package.verify_files()
     # 2. Import, every file under its sha256.
     for name, entry in package.manifest.files.items():
         stores.blobs.put_file(package.path(name), entry.sha256)
@@ -152,6 +163,42 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float) -> str:
         )
         record(connection, now_s, "run_created", f"package {package.manifest.name}", run_id=run_id)
     return run_id
+
+
+def _open_package(config: RunConfig) -> Package:
+    """The package that a configuration names, verified up to its manifest."""
+    folder = Path(config.package)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"package names {folder}, which is no folder on the coordinator's machine; relative paths start at the "
+            "folder of the run's file"
+        )
+    try:
+        return Package.open(folder, config.publisher_key)
+    except SignatureError as error:
+        raise SignatureError(
+            f"package {folder} was not signed by publisher_key = {config.publisher_key}; set publisher_key to what "
+            "edge-export key printed for it, or export the package again with that key"
+        ) from error
+
+
+def _check_evaluation(evaluation: EvaluationConfig, manifest: Manifest, *, read_data: bool) -> None:
+    """What evaluations would fail for, round after round: the rows, the engine, the arithmetic."""
+    data = Path(evaluation.data)
+    if not data.is_file():
+        raise ConfigError(f"evaluation.data names {data}, which is no file here")
+    offered = manifest.for_engine("onnxruntime").arithmetics
+    if evaluation.arithmetic is not None and evaluation.arithmetic not in offered:
+        raise ConfigError(
+            f'evaluation.arithmetic = "{evaluation.arithmetic}" is not in package {manifest.name}, which has '
+            f"{', '.join(offered)}; leave it out, or take one of these"
+        )
+    if not read_data:
+        return
+    try:
+        load_rows(data, manifest.labels)
+    except DataError as error:
+        raise DataError(f"evaluation.data does not fit package {manifest.name}: {error}") from error
 
 
 def _check_lora(config: RunConfig, manifest: Manifest, slices: tuple[str, ...]) -> None:
@@ -176,6 +223,10 @@ def active_run(stores: Stores, connection: sqlite3.Connection) -> Run | None:
 def find_run(stores: Stores, connection: sqlite3.Connection, run_id: str) -> Run:
     """A run by id, or the newest for ``latest``; :class:`NotFoundError` ``unknown_run`` if there is none."""
     row = run_rows.find_newest(connection) if run_id == "latest" else run_rows.find(connection, run_id)
+    if row is None and run_id == "latest":
+        raise NotFoundError(
+            "unknown_run", "there is no run yet; create one with: edge-coordinator run create run.toml"
+        )
     if row is None:
         raise NotFoundError("unknown_run", f"no run {run_id}; list them with: edge-coordinator run list")
     return run_of(stores, row)
@@ -209,8 +260,8 @@ def end_run(connection: sqlite3.Connection, run_id: str, state: str, reason: str
     record(connection, now_s, f"run_{state}", reason, run_id=run_id)
 
 
-def stop_run(stores: Stores, connection: sqlite3.Connection, run_id: str, *, now_s: float) -> str:
-    """Stop a run at the operator's word; a run that has ended already stays as it is. Returns its id.
+def stop_run(stores: Stores, connection: sqlite3.Connection, run_id: str, *, now_s: float) -> Run:
+    """Stop a run at the operator's word; one that has ended already stays as it is. Returns it as it was before.
 
     Raises:
         NotFoundError: ``unknown_run``.
@@ -218,4 +269,4 @@ def stop_run(stores: Stores, connection: sqlite3.Connection, run_id: str, *, now
     run = find_run(stores, connection, run_id)
     if run.state in ("queued", *ACTIVE):
         end_run(connection, run.run_id, "stopped", "stopped by the operator", now_s=now_s)
-    return run.run_id
+    return run

@@ -198,7 +198,7 @@ def _begin(stores: Stores, run: RunConfig, fleet: Fleet) -> str:
         for name in fleet.devices:
             token = create_token(connection, valid_s=1.0, now_s=0.0)
             enrol(connection, EnrolRequest(token, name, "simulated", public_key), now_s=0.0)
-    return create_run(stores, run, now_s=0.0)
+    return create_run(stores, run, now_s=0.0, read_data=False)
 
 
 def _devices(stores: Stores) -> dict[str, Device]:

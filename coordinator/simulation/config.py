@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from coordinator.config import Fraction, RunConfig, run_config
-from edge_runtime.config_file import MAX_SIZE_BYTES, parse_bytes, parse_cap, read_toml
+from edge_runtime.config_file import MAX_SIZE_BYTES, parse_bytes, parse_cap, read_struct, read_toml
 from edge_runtime.errors import ConfigError
 from edge_runtime.package.manifest import Arithmetic
 from edge_runtime.protocol.messages import Seconds, Seed
@@ -216,9 +216,9 @@ def read_simulation_config(path: Path) -> SimulationConfig:
         fleet = table.get("fleet")
         if isinstance(fleet, dict):
             table["fleet"] = {**fleet, **{key: _size(key, fleet[key]) for key in _SIZES if key in fleet}}
-        config = _absolute(msgspec.convert(table, SimulationConfig), path.absolute().parent)
+        config = _absolute(read_struct(table, SimulationConfig), path.absolute().parent)
         _check_together(config)
-    except (msgspec.ValidationError, ConfigError) as error:
+    except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return config
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Struct
 
-from edge_runtime.config_file import MAX_SIZE_BYTES, ByteSize, parse_bytes, parse_cap, read_toml
+from edge_runtime.config_file import MAX_SIZE_BYTES, ByteSize, parse_bytes, parse_cap, read_struct, read_toml
 from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import ConfigError
 from edge_runtime.package.manifest import Arithmetic
@@ -123,9 +123,9 @@ def load_config(path: Path) -> DeviceConfig:
 
     try:
         sizes = {name: _size(name, table[name]) for name in _SIZES if name in table}
-        config = msgspec.convert({**table, **sizes}, DeviceConfig, dec_hook=resolve)
+        config = read_struct({**table, **sizes}, DeviceConfig, dec_hook=resolve)
         _check_url(config.coordinator_url, allow_insecure_http=config.allow_insecure_http)
-    except (msgspec.ValidationError, ConfigError) as error:
+    except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     if config.enrolment_token is not None and config.enrolment_token_file is not None:
         raise ConfigError(f"{path}: set enrolment_token or enrolment_token_file, not both")

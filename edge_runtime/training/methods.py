@@ -51,14 +51,23 @@ def check_task(task: Task, manifest: Manifest) -> None:
         raise PackageError(
             f"package {manifest.name} has no head to train, the task asks for it; set train_head = false"
         )
-    if task.loss == "phuber" and manifest.task == "causal_lm":
-        raise ConfigError(
-            f'loss = "phuber" is of one prediction an example, package {manifest.name} makes one a token; '
-            'take loss = "cross_entropy"'
-        )
+    check_loss(task, manifest)
     kinds = {manifest.slice_named(name).kind for name in task.slices}
     if task.freeze_a and "lora_xs" in kinds:
         raise ConfigError(
             f"freeze_a trains LoRA's B alone, and slices of package {manifest.name} are lora_xs, which have none; "
             "set freeze_a = false or export with --slice lora"
+        )
+
+
+def check_loss(settings: TrainingSettings, manifest: Manifest) -> None:
+    """Check the loss against the package's task: a run is refused for it before a device is.
+
+    Raises:
+        ConfigError: the loss is of one prediction an example, and the package is a language model.
+    """
+    if settings.loss == "phuber" and manifest.task == "causal_lm":
+        raise ConfigError(
+            f'loss = "phuber" is of one prediction an example, package {manifest.name} makes one a token; '
+            'take loss = "cross_entropy"'
         )

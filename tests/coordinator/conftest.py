@@ -41,6 +41,8 @@ from edge_runtime.protocol.messages import (
 from edge_runtime.protocol.signing import PrivateKey, generate_key, sign_request
 
 CAP_BYTES = 1 << 30
+#: A row of data that fits the package, as a file.
+ROW = '{"text": "a", "label": "yes"}\n'
 RUN: dict[str, Any] = {
     "name": "tiny",
     "seed": 7,

@@ -32,7 +32,7 @@ from edge_runtime.protocol.messages import (
 )
 from edge_runtime.protocol.signing import generate_key
 from edge_runtime.worker.jobs import EvaluateOutcome
-from tests.coordinator.conftest import SPECS, FakeDevice, World, write_package
+from tests.coordinator.conftest import ROW, SPECS, FakeDevice, World, write_package
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def write_run(folder: Path) -> Path:
     """A run.toml beside a package."""
     key = generate_key()
     write_package(folder / "package", key)
-    (folder / "dev.jsonl").write_text("{}")
+    (folder / "dev.jsonl").write_text(ROW)
     path = folder / "run.toml"
     path.write_text(
         f"""

@@ -33,7 +33,7 @@ BAD = {
         "min_results = 2 exceeds min_devices = 1",
     ),
     "empty window": ({"poll_min_s": 9.0}, "poll_min_s = 9.0 exceeds poll_max_s = 0.6"),
-    "a key that is gone": ({"micro_batch": 2}, "unknown field `micro_batch`"),
+    "a key that is gone": ({"micro_batch": 2}, "unknown key 'micro_batch'"),
     "nothing to train": ({"slices": "none", "train_head": False}, "nothing to train"),
     "a slice twice": ({"slices": ["a", "a"]}, "twice"),
     "a dealt head that is not trained": ({"head_split": True, "train_head": False}, "head_split = true"),

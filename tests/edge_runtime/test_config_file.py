@@ -1,11 +1,116 @@
-"""Sizes in configuration files and on command lines."""
+"""Configuration files: sizes with units, and what an error of each kind says."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from edge_runtime.config_file import parse_bytes, parse_cap
+from coordinator.config import RunConfig
+from coordinator.simulation.config import SimulationConfig
+from edge_runtime.agent.config import DeviceConfig, load_config
+from edge_runtime.config_file import parse_bytes, parse_cap, read_struct
 from edge_runtime.errors import ConfigError
+
+RUN: dict[str, Any] = {
+    "name": "a",
+    "package": "p",
+    "publisher_key": "A" * 43 + "=",
+    "rounds": 1,
+    "devices_per_round": 1,
+    "seed": 0,
+    "steps": 1,
+    "batch_size": 1,
+}
+SAID = {
+    "a choice": (
+        {"directions": "one_slise"},
+        "directions: 'one_slise' is none of: "
+        "'filtered', 'gaussian', 'one_slice', 'orthogonal', 'per_example', 'shared'",
+    ),
+    "a choice in a table": (
+        {"local_optimizer": {"name": "adam"}},
+        "local_optimizer.name: 'adam' is none of: 'accumulate', 'adamw', 'sgd'",
+    ),
+    "a choice that may be unset": (
+        {"evaluation": {"data": "d", "arithmetic": "int8"}},
+        "evaluation.arithmetic: 'int8' is none of: 'block_int4', 'block_int8', 'float', 'row_int8'",
+    ),
+    "a choice or a list": ({"slices": "al"}, "slices: 'al' is none of: 'all', 'none', and no list"),
+    "a slip of a key": ({"stepz": 1}, "unknown key 'stepz'; did you mean 'steps'?"),
+    "a slip in a table": (
+        {"server_optimizer": {"head": {"nam": "sgd"}}},
+        "server_optimizer.head: unknown key 'nam'; did you mean 'name'?",
+    ),
+    "a slip in a wire struct": (
+        {"local_optimizer": {"head_rat": 1.0}},
+        "local_optimizer: unknown key 'head_rat'; did you mean 'head_rate'?",
+    ),
+    "a key of another table": (
+        {"slice_rate": 1.0},
+        "unknown key 'slice_rate'; it belongs into [local_optimizer]",
+    ),
+    "a key of the file in a table": (
+        {"evaluation": {"data": "d", "rounds": 3}},
+        "evaluation: unknown key 'rounds'; it belongs above the first table, at the top of the file",
+    ),
+    "a key like no other": (
+        {"evaluation": {"data": "d", "xyz": 3}},
+        "evaluation: unknown key 'xyz'; there are: data, every_rounds, threads, arithmetic",
+    ),
+    "a missing key of a table": ({"evaluation": {}}, "evaluation: a key is missing: data"),
+    "a bound": ({"rounds": 0}, "Expected `int` >= 1 - at `$.rounds`"),
+}
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_errors_name_the_way_out(case: str) -> None:
+    """A value outside its choices names them, and an unknown key names the one that was meant or where it belongs."""
+    changed, said = SAID[case]
+    with pytest.raises(ConfigError) as caught:
+        read_struct({**RUN, **changed}, RunConfig)
+    assert str(caught.value) == said
+
+
+def test_all_missing_keys_are_named_at_once() -> None:
+    """Who starts from an empty file learns of every required key in one go."""
+    with pytest.raises(ConfigError) as caught:
+        read_struct({"name": "a", "rounds": 3}, RunConfig)
+    said = str(caught.value)
+    assert said == "keys are missing: seed, steps, batch_size, package, publisher_key, devices_per_round"
+
+
+def test_lists_of_tables_are_searched() -> None:
+    """An unknown key in a list of tables is named with its place."""
+    fleet, data = {"devices": 1, "cap": 1}, {"train": "t", "dev": "d", "partition": "iid"}
+    arms = [{"name": "a", "package": "p"}, {"name": "b", "packge": "p"}]
+    with pytest.raises(ConfigError) as caught:
+        read_struct({"name": "s", "seeds": [0], "fleet": fleet, "data": data, "arms": arms}, SimulationConfig)
+    assert str(caught.value) == "arms[1]: unknown key 'packge'; did you mean 'package'?"
+
+
+def test_device_files_are_read_alike(tmp_path: Path) -> None:
+    """device.toml is told of in the same words, with the file's name before them."""
+    path = tmp_path / "device.toml"
+    path.write_text('engin = "onnxruntime"\n')
+    with pytest.raises(ConfigError, match=r"device.toml: unknown key 'engin'; did you mean 'engine'\?"):
+        load_config(path)
+    with pytest.raises(ConfigError, match="engine: 'torch' is none of: 'executorch', 'onnxruntime'"):
+        read_struct(
+            {
+                "coordinator_url": "u",
+                "state_folder": "s",
+                "data": "d",
+                "device_name": "n",
+                "device_class": "c",
+                "publisher_key": "A" * 43 + "=",
+                "cap": 1,
+                "engine": "torch",
+            },
+            DeviceConfig,
+            dec_hook=lambda kind, value: kind(value),
+        )
 
 
 @pytest.mark.parametrize("text", ["256M", "256 MiB", "256mb", 268435456, "262144K"])

@@ -301,7 +301,7 @@ def test_adapter_is_refused(workshop, tmp_path, damage, code: int) -> None:
 
 
 RUNS = {
-    "unknown key": ({"speed": 3}, 11, "run.toml: Object contains unknown field `speed`"),
+    "unknown key": ({"speed": 3}, 11, "run.toml: unknown key 'speed'"),
     "unknown slice": (
         {"slices": ["encoder.layer.9"]},
         22,
@@ -330,7 +330,7 @@ def test_unknown_device_key(tmp_path) -> None:
     config.write_text('coordinator_url = "http://127.0.0.1:9"\nstate_folder = "state"\nthread = 2\n')
     before = digest(tmp_path)
     done = command("edge_runtime.cli", "run", "--config", config)
-    assert "device.toml: Object contains unknown field `thread`" in one_line(done, 11)
+    assert "device.toml: unknown key 'thread'; did you mean 'threads'?" in one_line(done, 11)
     assert digest(tmp_path) == before
 
 

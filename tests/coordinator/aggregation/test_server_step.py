@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edge_runtime.package.slices import Values, decode_values
-from tests.coordinator.conftest import SPECS, World
+from tests.coordinator.conftest import ROW, SPECS, World
 
 
 def current(world: World) -> Values:
@@ -18,7 +18,7 @@ def current(world: World) -> Values:
 def test_the_mean_of_the_rounds_is_handed_over(world: World) -> None:
     """From its round on the mean is handed over, named in the summary and evaluated; tasks come with plain values."""
     data = world.folder / "dev.jsonl"
-    data.write_text("{}")
+    data.write_text(ROW)
     devices = world.fleet("a", "b")
     world.create_run(rounds=4, average_from_round=1, evaluation={"data": str(data)})
     plain: list[Values] = []

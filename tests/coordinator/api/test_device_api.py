@@ -124,7 +124,8 @@ def test_clock_within_bounds(world: World) -> None:
 def test_revoked(world: World) -> None:
     """Revocation takes effect at the next request."""
     (device,) = world.fleet("a")
-    assert world.admin("POST", "/v1/admin/devices/a/revoke").status_code == 204
+    answer = world.admin("POST", "/v1/admin/devices/a/revoke")
+    assert (answer.status_code, answer.json()["name"]) == (200, "a")
     before = world.dump()
     assert code_of(device.send("POST", "/v1/check-in", CHECK_IN), 403) == "revoked"
     assert world.dump() == before

@@ -1,0 +1,192 @@
+"""What people met who ran a coordinator for the first time: each situation, and what it must end in instead."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordinator.api.serve import CoordinatorServer, ServeOptions, bind
+from coordinator.cli import main
+from edge_runtime.agent.client import enrol
+from edge_runtime.agent.transport import HttpTransport
+from edge_runtime.protocol.messages import EnrolRequest
+from edge_runtime.protocol.signing import generate_key
+from tests.coordinator.conftest import ROW, World
+from tests.coordinator.test_cli import write_run
+from tests.edge_runtime.bigram import write_bigram
+
+OTHER_KEY = generate_key().public_key
+#: Runs that could never give what they promise: what is changed, and what is said when they are created. ``DIR`` is a
+#: folder with rows of several kinds.
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a package that is not there": ({"package": "DIR/nope"}, "package names DIR/nope, which is no folder"),
+    "a file for a package": ({"package": "DIR/labelled.jsonl"}, "which is no folder"),
+    "a folder that is no package": ({"package": "DIR"}, "is this a package folder?"),
+    "a key of somebody else": (
+        {"publisher_key": OTHER_KEY},
+        f"was not signed by publisher_key = {OTHER_KEY}; set publisher_key to what edge-export key printed",
+    ),
+    "rows that are not there": ({"evaluation": {"data": "DIR/nope"}}, "evaluation.data names DIR/nope"),
+    "rows without labels for a classifier": (
+        {"evaluation": {"data": "DIR/plain.jsonl"}},
+        "evaluation.data does not fit package tiny: DIR/plain.jsonl line 1 has no label",
+    ),
+    "a label that the package does not know": (
+        {"evaluation": {"data": "DIR/foreign.jsonl"}},
+        "line 2 has a label outside the package's set of 2",
+    ),
+    "no rows": ({"evaluation": {"data": "DIR/empty.jsonl"}}, "DIR/empty.jsonl is empty"),
+    "an arithmetic that the package lacks": (
+        {"evaluation": {"data": "DIR/labelled.jsonl", "arithmetic": "row_int8"}},
+        'evaluation.arithmetic = "row_int8" is not in package tiny, which has float',
+    ),
+}
+#: The same for a package of a language model.
+REFUSED_LANGUAGE_MODELS: dict[str, tuple[dict[str, Any], str]] = {
+    "labelled rows": (
+        {"train_head": False, "evaluation": {"data": "DIR/labelled.jsonl"}},
+        "DIR/labelled.jsonl line 1 has a label, and language modelling takes none",
+    ),
+    "a head": ({}, "has no head to train: it is for language modelling; set train_head = false"),
+    "a loss of classifiers": (
+        {"train_head": False, "loss": "phuber"},
+        'take loss = "cross_entropy"',
+    ),
+}
+
+
+@pytest.fixture
+def folder(world: World) -> Path:
+    """A folder with files of rows: labelled, plain, with a label of another package, and empty."""
+    (world.folder / "labelled.jsonl").write_text(ROW)
+    (world.folder / "plain.jsonl").write_text('{"text": "a"}\n')
+    (world.folder / "foreign.jsonl").write_text(ROW + '{"text": "a", "label": "maybe"}\n')
+    (world.folder / "empty.jsonl").write_text("")
+    return world.folder
+
+
+def refusal(world: World, folder: Path, changed: dict[str, Any]) -> str:
+    """What the operator is told of a run that cannot be; nothing is queued."""
+    there = {
+        key: {name: str(text).replace("DIR", str(folder)) for name, text in value.items()}
+        if isinstance(value, dict)
+        else value.replace("DIR", str(folder))
+        if isinstance(value, str)
+        else value
+        for key, value in changed.items()
+    }
+    answer = world.admin("POST", "/v1/admin/runs", world.config(**there))
+    assert answer.status_code == 422, answer.text
+    assert world.admin("GET", "/v1/admin/runs").json() == []
+    message = str(answer.json()["message"])
+    assert "\n" not in message
+    return message.replace(str(folder), "DIR")
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_run_that_cannot_be_is_refused_when_it_is_created(world: World, folder: Path, case: str) -> None:
+    """Package, key and rows are compared before a run is queued, and the answer names what does not fit."""
+    changed, said = REFUSED[case]
+    assert said in refusal(world, folder, changed)
+
+
+@pytest.mark.parametrize("case", REFUSED_LANGUAGE_MODELS)
+def test_a_run_of_a_language_model_is_held_to_its_task(world: World, folder: Path, case: str) -> None:
+    """Labels, a head and losses of classifiers are refused before any device or evaluation fails for them."""
+    world.package = write_bigram(folder / "bigram", world.publisher).package.folder
+    changed, said = REFUSED_LANGUAGE_MODELS[case]
+    assert said in refusal(world, folder, changed)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[CoordinatorServer]:
+    """A coordinator on a free port, in a thread of its own."""
+    server = bind(ServeOptions(tmp_path / "state", port=0))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.server.started:
+        time.sleep(0.01)
+    yield server
+    server.stop()
+    thread.join()
+
+
+@pytest.fixture
+def command(
+    served: CoordinatorServer, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command of the operator's: exit code, output, and what it says beside it."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([*words, f"--state={served.state}"])
+        said = capsys.readouterr()
+        return code, said.out.strip(), said.err.strip()
+
+    return run
+
+
+def test_acts_say_what_they_did(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    """Stopping names the run and what it was doing, and of two runs none is stopped by guess."""
+    path = write_run(tmp_path)
+    _, first, _ = command("run", "create", str(path))
+    while "running" not in command("run", "list")[1]:
+        time.sleep(0.01)
+    code, second, beside = command("run", "create", str(path))
+    assert (code, beside) == (0, f"note: queued behind {first} (running)")
+    code, out, beside = command("run", "stop")
+    assert (code, out) == (11, "")
+    assert f"{first} (running), {second} (queued); say which one with --run NAME" in beside
+    assert command("run", "stop", "--run", second) == (0, f"stopped run {second} (queued)", "")
+    assert command("run", "stop", second) == (
+        0,
+        f"run {second} had ended before (stopped); nothing has changed",
+        "",
+    )
+    assert command("run", "stop") == (0, f"stopped run {first} (running)", "")
+    assert command("run", "stop", "demo")[0] == 11
+
+
+def test_looks_say_what_they_took(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    """Show, watch, report and fetch-slices take the newest run where none is named, and say which it is."""
+    path = write_run(tmp_path)
+    code, _, said = command("run", "show")
+    assert (code, said) == (
+        22,
+        "error: there is no run yet; create one with: edge-coordinator run create run.toml",
+    )
+    _, first, _ = command("run", "create", str(path))
+    command("run", "stop")
+    assert command("run", "show")[2] == ""  # nothing else could be meant
+    _, second, _ = command("run", "create", str(path))
+    command("run", "stop")
+    slices, report = str(tmp_path / "slices"), str(tmp_path / "report")
+    for words in (
+        ["show"],
+        ["watch"],
+        ["report", f"--output={report}"],
+        ["fetch-slices", f"--output={slices}"],
+    ):
+        _, out, said = command("run", *words)
+        assert said == f"note: run {second}, the newest of 2; --run NAME takes another"
+        assert second in out
+        _, out, said = command("run", *words, "--run", first)
+        assert said == ""
+        assert first in out
+
+
+def test_a_revoked_device_is_named(
+    command: Callable[..., tuple[int, str, str]], served: CoordinatorServer
+) -> None:
+    """Revoking by id names the device, and one that nobody knows is told where to look."""
+    token, key = command("token")[1], generate_key().public_key
+    device_id = enrol(HttpTransport(served.url), EnrolRequest(token, "board", "generic", key)).device_id
+    assert command("device", "revoke", device_id) == (0, "revoked board", "")
+    code, _, said = command("device", "revoke", "board")
+    assert code == 22
+    assert said == "error: no device board is enrolled; list them with: edge-coordinator device list"
