@@ -39,6 +39,15 @@ class StoredModel:
             if is_target(stored, name) or is_target(name, stored)
         ]
 
+    def beside_blocks(self, row: tuple[int, ...]) -> list[tuple[Path, Header]]:
+        """Where the tables outside the blocks lie whose rows have a shape, the longest first."""
+        found = [
+            place
+            for name, place in self.tensors.items()
+            if block_tail(name) is None and place[1].shape[1:] == row and len(place[1].shape) == 2
+        ]
+        return sorted(found, key=lambda place: -place[1].shape[0])
+
 
 def stored_model(folder: Path, architecture: str) -> StoredModel:
     """Read the headers of a model folder's weights.
@@ -143,7 +152,7 @@ def _missing(
             is_target(module, target) for module in contents.factors
         ):
             raise ModelError(
-                f"{folder / CONFIG} targets {target!r}, for which {contents.path.name} has no tensors; save the adapter "
-                "again, or take the name out of target_modules if it was not trained"
+                f"{folder / CONFIG} targets {target!r}, for which {contents.path.name} has no tensors; save the "
+                "adapter again, or take the name out of target_modules if it was not trained"
             )
     return missing

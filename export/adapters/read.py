@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from export.model.slices import SliceOptions
 
 TOKENIZER = "tokenizer.json"
+_BASE_LAYER = "base_layer"
 
 
 @dataclass(frozen=True)
@@ -312,11 +313,12 @@ def _sort_others(
         )
     unsaid: dict[str, tuple[tuple[Path, Header], ...]] = {}
     for name, header in contents.others.items():
-        module = name.rpartition(".")[0]
+        module = _module(name)
         if _is_foreign(name, contents):
+            way = MERGE_FIRST if "lora_embedding_" in name else "save the adapter with peft's save_pretrained"
             raise ModelError(
                 f"{contents.path} holds {header.stored}; only {ROOT}.MODULE.{A_SUFFIX} and {B_SUFFIX}, and modules "
-                "saved whole, can be read: save the adapter with peft's save_pretrained"
+                f"saved whole, can be read; {way}"
             )
         if is_head(module):
             head.append(name)
@@ -330,12 +332,14 @@ def _sort_others(
 def _is_foreign(name: str, contents: Contents) -> bool:
     """Whether a tensor is of another method, of peft's inner state, or of a layer that has a pair."""
     parts = name.split(".")
-    if any(
-        part.startswith("lora_") or part in ("base_layer", "original_module", "token_adapter")
-        for part in parts
-    ):
+    if any(part.startswith("lora_") or part in ("original_module", "token_adapter") for part in parts):
         return True
-    return name.rpartition(".")[0] in contents.factors
+    return _BASE_LAYER not in parts and _module(name) in contents.factors
+
+
+def _module(name: str) -> str:
+    """The module of a tensor; peft keeps what a pair stands beside as the module's ``base_layer``."""
+    return name.rpartition(".")[0].removesuffix(f".{_BASE_LAYER}")
 
 
 def _same_in_model(
@@ -346,17 +350,17 @@ def _same_in_model(
     Raises:
         ModelError: there is none, it has another shape, or the configuration says that it was trained.
     """
-    header, module = contents.others[name], name.rpartition(".")[0]
-    places = model.places(name)
+    header, module = contents.others[name], _module(name)
+    places = model.places(f"{module}.{name.rpartition('.')[2]}")
     if not places and is_output(module):  # tied to the embedding, and stored as that alone
-        places = [place for place in model.tensors.values() if place[1].shape == header.shape]
+        places = model.beside_blocks(header.shape[1:])
     if not places:
         raise ModelError(
             f"{contents.path} holds {header.stored}, which fits no module of {model.folder}; give the model that the "
             "adapter was trained on"
         )
     same = tuple(place for place in places if place[1].shape == header.shape)
-    if not same and header.shape[1:] == places[0][1].shape[1:]:
+    if not same and len(header.shape) == 2 and header.shape[1:] == places[0][1].shape[1:]:
         raise ModelError(
             f"{contents.path} holds {header.stored} with {header.shape[0]} rows, and the model has "
             f"{places[0][1].shape[0]}: its vocabulary was changed. Call resize_token_embeddings({header.shape[0]}) on "

@@ -35,7 +35,7 @@ NEUTRAL = frozenset(
 #: Fields that change what an adapter computes, to something that peft can merge into the model.
 MERGEABLE = frozenset(
     (
-        *("use_dora", "lora_bias", "trainable_token_indices", "target_parameters", "layer_replication"),
+        *("use_dora", "lora_bias", "trainable_token_indices", "target_parameters"),
         *("use_bdlora", "velora_config", "kasa_config"),
     )
 )
