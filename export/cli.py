@@ -136,6 +136,8 @@ def _package(arguments: argparse.Namespace) -> int:
     texts = tuple(row.text for row in load_rows(arguments.check_data, labels))
     key = _read_key(arguments.key)
     _check_ranges(arguments)
+    if arguments.adapter is not None:
+        _check_adapter(arguments, labels)
 
     def progress(stage: str) -> None:
         print(f"{time.monotonic() - started:6.1f} s  {stage}", flush=True)
@@ -332,6 +334,15 @@ def _check_ranges(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"--{option.replace('_', '-')} is {value}, must be from {low} to {high}")
     if arguments.alpha is not None and not 0 < arguments.alpha <= 1e6:
         raise ConfigError(f"--alpha is {arguments.alpha}, must be above 0 and at most 1e6")
+
+
+def _check_adapter(arguments: argparse.Namespace, labels: tuple[str, ...]) -> None:
+    """Refuse an adapter that cannot start the package, before anything heavy is imported."""
+    from export.adapters.read import Wanted, check_adapter
+    from export.model.folder import read_config
+
+    architecture = str(read_config(arguments.model).get("model_type"))
+    check_adapter(arguments.adapter, Wanted(arguments.model, architecture, arguments.task, labels))
 
 
 def _slice_options(arguments: argparse.Namespace) -> SliceOptions:

@@ -22,15 +22,8 @@ from edge_runtime.durable import rename_durably
 from edge_runtime.errors import ModelError
 from edge_runtime.package.package import Package
 from edge_runtime.package.slices import FloatArray, Values
-from export.adapters.write import (
-    CONFIG,
-    HEAD_DESCRIBED,
-    HEAD_TENSORS,
-    WEIGHTS,
-    adapted,
-    lora_pair,
-    write_head,
-)
+from export.adapters.peft_names import CONFIG, HEAD_DESCRIBED, HEAD_TENSORS, WEIGHTS
+from export.adapters.write import adapted, lora_pair, write_head
 from export.model.folder import require_finite
 from export.model.load import LoadedModel, Place, load_model
 from export.model.slices import SliceOptions

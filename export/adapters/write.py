@@ -27,16 +27,18 @@ from edge_runtime.package.manifest import SliceSpec
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import FloatArray, Values, key
-from export.adapters.peft_names import A_SUFFIX, B_SUFFIX, CONV1D_FAMILIES, ROOT
+from export.adapters.peft_names import (
+    A_SUFFIX,
+    B_SUFFIX,
+    CONFIG,
+    CONV1D_FAMILIES,
+    FEATURES,
+    HEAD_DESCRIBED,
+    HEAD_TENSORS,
+    ROOT,
+    WEIGHTS,
+)
 from export.quantisation.quantise import dequantise
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-HEAD_TENSORS, HEAD_DESCRIBED = "head.safetensors", "head.json"
-#: How a head's features are made, by whether attention looks back only.
-FEATURES = {
-    False: "mean of last hidden states over real tokens, divided by its root mean square",
-    True: "last hidden state of the last real token, divided by its root mean square",
-}
 
 
 def write_adapter(package: Package, values: Values, output: Path, base_model: str) -> Path:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from edge_runtime.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 #: Weight files that transformers writes, in the order it looks for them; each may be cut into shards with an index.
@@ -114,6 +115,8 @@ def require_finite(name: str, tensor: Tensor) -> None:
     Raises:
         ModelError: some values are not finite; the message counts them.
     """
+    import torch  # noqa: PLC0415 - slow to import, and most of a folder is told without it
+
     if not tensor.is_floating_point():
         return
     wrong = tensor.numel() - int(torch.isfinite(tensor).sum())
@@ -133,7 +136,7 @@ def tensor_names(path: Path) -> tuple[str, ...]:
     if path.suffix != ".safetensors":
         return tuple(load_pickled(path))
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="numpy") as file:
             return tuple(file.keys())
     except (SafetensorError, OSError) as error:
         raise ModelError(
@@ -147,6 +150,8 @@ def load_pickled(path: Path) -> dict[str, Tensor]:
     Raises:
         ModelError: it is damaged, or not a file of tensors.
     """
+    import torch  # noqa: PLC0415 - slow to import, and most of a folder is told without it
+
     try:
         loaded: dict[str, Tensor] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # damaged files raise whatever their format's reader raises

@@ -118,6 +118,9 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
     # 1. Build the model without its weights and attach slices.
     progress(f"Loading {options.model.name} and attaching {options.slices.kind} slices")
     adapter = None if options.adapter is None else _read_adapter(options, options.adapter)
+    if adapter is not None:
+        for left_out in adapter.notes:
+            progress(left_out)
     slices = options.slices if adapter is None else adapter.slice_options(options.slices)
     model = load_model(
         options.model,
@@ -283,7 +286,7 @@ def _slice_specs(stored: StoredModel, kind: SliceKind) -> tuple[SliceSpec, ...]:
 
 def _read_adapter(options: ExportOptions, folder: Path) -> Adapter:
     architecture = str(read_config(options.model).get("model_type"))
-    return read_adapter(folder, Wanted(architecture, options.task, options.labels))
+    return read_adapter(folder, Wanted(options.model, architecture, options.task, options.labels))
 
 
 def _initial_values(stored: StoredModel, specs: tuple[SliceSpec, ...], adapter: Adapter | None) -> Values:

@@ -8,18 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from peft import LoraConfig
 from safetensors.numpy import load_file, save_file
 
 from edge_runtime.errors import ModelError
 from edge_runtime.package.manifest import SliceSpec, TensorSpec
-from export.adapters.read import NEUTRAL, Pair, Wanted, read_adapter
+from export.adapters.read import Pair, Wanted, read_adapter
 from export.adapters.start_values import fit_core, start_values
 from tests.export import peft_models, tiny
 
 pytestmark = pytest.mark.filterwarnings(peft_models.OLD_NAME)
 
-WANTED = Wanted("bert", "classification", tiny.LABELS)
+WANTED = Wanted(tiny.shared_model(), "bert", "classification", tiny.LABELS)
 QUERIES = tuple(f"encoder.layer.{block}.attention.self.query" for block in range(2))
 
 
@@ -84,15 +83,29 @@ def test_half_precision_is_widened(folder: Path) -> None:
         ({"peft_type": "IA3"}, "of peft type IA3"),
         ({"peft_type": None}, "of peft type None"),
         ({"use_dora": True}, "sets use_dora to True"),
-        ({"modules_to_save": ["classifier"]}, "sets modules_to_save to ['classifier']"),
-        ({"rank_pattern": {"layer.0": 2}}, "sets rank_pattern to"),
-        ({"alpha_pattern": {"layer.0": 2}}, "sets alpha_pattern to"),
-        ({"layers_to_transform": [0]}, "sets layers_to_transform to [0]"),
-        ({"layers_to_transform": 0}, "sets layers_to_transform to 0"),
+        ({"modules_to_save": ["embeddings"]}, "names 'embeddings' in modules_to_save, and"),
+        ({"rank_pattern": {"0.attention.self.query": 2}}, "rank 2, which adapter_config.json gives it"),
+        ({"alpha_pattern": {"0.attention.self.query": 2}}, "has alpha_pattern: rank 4 and scale 0.5 for"),
+        ({"layers_to_transform": [0]}, "adapts encoder.layer.1.attention.self.query, which target_modules"),
+        ({"layers_to_transform": 0}, "adapts encoder.layer.1.attention.self.query, which target_modules"),
+        (
+            {"layers_to_transform": [0, 1], "layers_pattern": "h"},
+            "adapts encoder.layer.0.attention.self.query",
+        ),
+        (
+            {"layers_to_transform": [0, 1], "target_modules": ".*query"},
+            "has layers_to_transform beside target",
+        ),
+        ({"exclude_modules": ["query"]}, "adapts encoder.layer.0.attention.self.query, which target_modules"),
+        (
+            {"exclude_modules": r".*\.1\..*"},
+            "adapts encoder.layer.1.attention.self.query, which target_modules",
+        ),
+        ({"exclude_modules": "(["}, "exclude_modules of"),
+        ({"rank_pattern": {"([": 4}}, "rank_pattern of"),
         ({"lora_bias": True}, "sets lora_bias to True"),
         ({"invented_tomorrow": {"a": 1}}, "sets invented_tomorrow to"),
         ({"bias": "all"}, "trains biases (bias 'all')"),
-        ({"fan_in_fan_out": True}, "layers that bert does not have"),
         ({"init_lora_weights": "pissa_niter_4"}, "starts from 'pissa_niter_4', which changes the base model"),
         ({"r": 0}, "$.r"),
         ({"r": 10**9}, "$.r"),
@@ -112,14 +125,6 @@ def test_settings_a_package_cannot_express_are_refused(
     """Whatever a configuration switches on beyond plain LoRA is named, also a field nobody has heard of yet."""
     change_config(folder, **changes)
     assert message in refuse(folder)
-
-
-def test_every_field_of_peft_is_either_read_or_known_to_be_off() -> None:
-    """A plain LoraConfig of the installed peft passes: no default of its own counts as something switched on."""
-    plain = LoraConfig(r=4, target_modules=["query"]).to_dict()
-    read = {"peft_type", "r", "lora_alpha", "target_modules", "use_rslora", "init_lora_weights", "bias"}
-    on = {name for name, value in plain.items() if value not in (None, False, {}, [], "")}
-    assert on <= NEUTRAL | read, on - NEUTRAL - read
 
 
 @pytest.mark.parametrize(
@@ -202,8 +207,12 @@ def test_a_head_of_another_kind_is_refused(
 def test_a_language_model_takes_no_head(folder: Path) -> None:
     """A package without labels ignores a head, and names modules as the class with an output layer does."""
     write_head(folder, ("x", "y"))
-    adapter = read_adapter(folder, Wanted("bert", "causal_lm", ()))
+    adapter = read_adapter(folder, Wanted(WANTED.model, "bert", "causal_lm", ()))
     assert adapter.head is None
+    assert (
+        adapter.notes[-1]
+        == "The adapter's classifier is not used: a language model has none (head.safetensors)"
+    )
     assert set(adapter.pairs) == {f"bert.{name}" for name in QUERIES}
 
 
