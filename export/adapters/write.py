@@ -23,7 +23,7 @@ from torch import Tensor
 from edge_runtime.durable import rename_durably, write_durably
 from edge_runtime.errors import ModelError
 from edge_runtime.execution.weights import MappedWeights
-from edge_runtime.package.manifest import SliceSpec
+from edge_runtime.package.manifest import Features, SliceSpec
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import FloatArray, Values, key
@@ -32,10 +32,11 @@ from export.quantisation.quantise import dequantise
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HEAD_TENSORS, HEAD_DESCRIBED = "head.safetensors", "head.json"
-#: How a head's features are made, by whether attention looks back only.
-FEATURES = {
-    False: "mean of last hidden states over real tokens, divided by its root mean square",
-    True: "last hidden state of the last real token, divided by its root mean square",
+#: How a head's features are made, in words.
+FEATURES: dict[Features, str] = {
+    "mean": "mean of last hidden states over real tokens, divided by its root mean square",
+    "first": "last hidden state of the first token, divided by its root mean square",
+    "last": "last hidden state of the last real token, divided by its root mean square",
 }
 
 
@@ -88,7 +89,7 @@ def write_head(package: Package, values: Values, folder: Path) -> None:
         return
     described = {
         "labels": package.manifest.labels,
-        "features": FEATURES[package.manifest.base.causal],
+        "features": FEATURES[package.manifest.head_features],
     }
     parts = {part.name: values[key(head.name, part.name)] for part in head.tensors}
     write_durably(folder / HEAD_TENSORS, save(parts))
