@@ -255,6 +255,7 @@ def summary(package: Package) -> str:
         f"base       {manifest.base.architecture}, {manifest.base.parameters / 1e6:.1f} M parameters, "
         f"{manifest.base.quantisation}",
         "sizes      " + ", ".join(f"{name} {size(count)}" for name, count in sorted(groups.items())),
+        *_head_lines(manifest),
         "slices",
         *(f"  {spec.name:<42} {spec.kind:<8} {spec.dimensions:>7} trainable" for spec in manifest.slices),
         "predicted peak of a training worker",
@@ -273,6 +274,16 @@ def summary(package: Package) -> str:
             f"jvp cosine {effect.jvp_cosine:.4f}"
         )
     return "\n".join(lines)
+
+
+def _head_lines(manifest: Manifest) -> list[str]:
+    """What the head starts from, and what its features are."""
+    if manifest.head is None:
+        return []
+    if manifest.head_features == "own":
+        return [f"head       the folder's own ({manifest.head.target}), which training goes on from"]
+    pooled = {"mean": "mean over tokens", "first": "first token", "last": "last token"}
+    return [f"head       new, from zero, over the {pooled[manifest.head_features]}"]
 
 
 def _executorch_lines(manifest: Manifest) -> list[str]:

@@ -85,7 +85,10 @@ def _model(settings: BackpropagationSettings, manifest: Manifest) -> nn.Module:
         alpha=float(rank),
         targets=tuple(specs),
     )
-    model = load_model(Path(settings.model), len(manifest.labels), options, manifest.task).materialise()
+    features = manifest.head_features if manifest.head is not None else None
+    model = load_model(
+        Path(settings.model), len(manifest.labels), options, manifest.task, features=features
+    ).materialise()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not name.startswith(f"{HEAD}."):
             parameter.requires_grad_(slice_and_tensor(name)[0] in settings.slices)

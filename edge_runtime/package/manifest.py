@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from edge_runtime.engines.names import ENGINES, EngineName
 from edge_runtime.errors import FormatVersionError, PackageError
@@ -43,6 +43,10 @@ TaskKind = Literal["classification", "causal_lm"]
 #: The dynamic sides of a program's inputs.
 Axis = Literal["draws", "batch", "sequence"]
 Quantisation = Literal["int8", "int4", "none"]
+#: How the features of a classifier's head are made of the last hidden states: their mean over real tokens, the first
+#: token's or the last real token's, each divided by its root mean square; or by the pooling and the frozen layers of
+#: the classifier that the model folder had (``own``), as they are.
+Features = Literal["mean", "first", "last", "own"]
 #: Arithmetics that use matrices as the package stores them; the engine repacks these when it loads a program.
 BLOCK_ARITHMETICS: frozenset[Arithmetic] = frozenset({"block_int8", "block_int4"})
 #: A quantised matrix X (N outputs, K inputs) is stored as levels and scales: uint8 (N, K/32, 32), float32 (N, K/32).
@@ -319,6 +323,8 @@ class Manifest(Struct, frozen=True):
         probe: path of the program that tests whether a CPU's int8 kernel saturates.
         quantisation_effect: effect of quantisation; None where it was not measured.
         executorch_checks: comparison with torch of each arithmetic on ExecuTorch.
+        features: way in which the head's features are made; UNSET for what suits the attention, see
+            :attr:`head_features`.
     """
 
     format_version: PositiveCount
@@ -338,6 +344,7 @@ class Manifest(Struct, frozen=True):
     probe: PackagePath
     quantisation_effect: QuantisationEffect | None = None
     executorch_checks: dict[Arithmetic, SelfCheck] = {}
+    features: Features | UnsetType = UNSET
 
     def slice_named(self, name: str) -> SliceSpec:
         """The slice of that name.
@@ -408,6 +415,18 @@ class Manifest(Struct, frozen=True):
     def head(self) -> SliceSpec | None:
         """The classification head; None for a causal language model, whose head is frozen."""
         return next((spec for spec in self.slices if spec.kind == "head"), None)
+
+    @property
+    def head_features(self) -> Features:
+        """How the head's features are made: as stated, or ``last`` where attention looks back only, else ``mean``."""
+        if self.features is not UNSET:
+            return self.features
+        return fresh_features(self.base.causal)
+
+
+def fresh_features(causal: bool) -> Features:
+    """How a head's features are made where nothing states it: of the token that has seen the whole text, or of all."""
+    return "last" if causal else "mean"
 
 
 def parse_manifest(data: bytes) -> Manifest:

@@ -84,30 +84,32 @@ def head_jvps(
     Args:
         residual: (B, C) softmax minus one-hot.
         features: (B, H) input of the head.
-        tangents: tangents by flat name, among them ``head/weight`` (K, b, C, H) and ``head/bias`` (K, b, C), b = B or
-            1.
+        tangents: tangents by flat name, among them ``head/weight`` (K, b, C, H) and, of a head that has one,
+            ``head/bias`` (K, b, C), b = B or 1.
         head: name of the head's slice.
     """
-    moved = (
-        np.matmul(tangents[key(head, "weight")], features[:, :, None])[..., 0] + tangents[key(head, "bias")]
-    )
+    moved = np.matmul(tangents[key(head, "weight")], features[:, :, None])[..., 0]
+    if (bias := tangents.get(key(head, "bias"))) is not None:
+        moved = moved + bias
     jvps: FloatArray = (residual * moved).sum(axis=-1, dtype=np.float32)
     return jvps
 
 
-def head_gradient(residual: FloatArray, features: FloatArray, head: str = "head") -> Values:
+def head_gradient(
+    residual: FloatArray, features: FloatArray, head: str = "head", *, has_bias: bool = True
+) -> Values:
     """Exact mean gradient of the head.
 
     Args:
         residual: (B, C) softmax minus one-hot.
         features: (B, H) input of the head.
         head: name of the head's slice.
+        has_bias: whether the head has a bias.
 
     Returns:
         ``head/weight`` (C, H) and ``head/bias`` (C,).
     """
-    batch = residual.shape[0]
-    return {
-        key(head, "weight"): (residual.T @ features / batch).astype(np.float32),
-        key(head, "bias"): residual.mean(axis=0, dtype=np.float32),
-    }
+    gradient: Values = {key(head, "weight"): (residual.T @ features / residual.shape[0]).astype(np.float32)}
+    if has_bias:
+        gradient[key(head, "bias")] = residual.mean(axis=0, dtype=np.float32)
+    return gradient

@@ -116,7 +116,8 @@ def with_exact_head(
     """The step: the slices' gradient, and the head's from the same sweep if it is trained by its exact gradient."""
     for head in work.exact_heads:
         residual, features = head_parts(sweep)
-        gradient = {**gradient, **head_gradient(residual, features, head.name)}
+        has_bias = any(tensor.name == "bias" for tensor in head.tensors)
+        gradient = {**gradient, **head_gradient(residual, features, head.name, has_bias=has_bias)}
     return Step(gradient, float(sweep.loss.sum(dtype=np.float64)), scalars)
 
 

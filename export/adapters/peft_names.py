@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import re
 
-from edge_runtime.package.manifest import TaskKind
+from edge_runtime.package.manifest import Features, TaskKind
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 HEAD_TENSORS, HEAD_DESCRIBED = "head.safetensors", "head.json"
-#: How a head's features are made, by whether attention looks back only.
-FEATURES = {
-    False: "mean of last hidden states over real tokens, divided by its root mean square",
-    True: "last hidden state of the last real token, divided by its root mean square",
+#: How a head's features are made, in words.
+FEATURES: dict[Features, str] = {
+    "mean": "mean of last hidden states over real tokens, divided by its root mean square",
+    "first": "last hidden state of the first token, divided by its root mean square",
+    "last": "last hidden state of the last real token, divided by its root mean square",
 }
 #: Where peft puts the modules of the model it wraps.
 ROOT = "base_model.model"

@@ -90,7 +90,7 @@ def write_head(package: Package, values: Values, folder: Path) -> None:
         return
     described = {
         "labels": package.manifest.labels,
-        "features": FEATURES[package.manifest.base.causal],
+        "features": FEATURES[package.manifest.head_features],
     }
     parts = {part.name: values[key(head.name, part.name)] for part in head.tensors}
     write_durably(folder / HEAD_TENSORS, save(parts))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from edge_runtime.errors import ModelError
+from export.model.label_map import read_id2label
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +21,7 @@ INDEX_SUFFIX = ".index.json"
 #: Far above any real one: the largest indices list some ten thousand tensors.
 MAX_JSON_BYTES = 64 << 20
 #: What transformers writes for a model that was never given labels.
-UNNAMED_LABELS = {"0": "LABEL_0", "1": "LABEL_1"}
+UNNAMED_LABELS = ("LABEL_0", "LABEL_1")
 
 
 def check_model_folder(folder: Path, labels: tuple[str, ...], *, trust_remote_code: bool = False) -> None:
@@ -173,11 +174,11 @@ def _refuse_code(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _check_labels(folder: Path, config: dict[str, Any], labels: tuple[str, ...]) -> None:
-    named = config.get("id2label")
-    if not labels or named is None or named == UNNAMED_LABELS:
+    if not labels:
         return
-    if not isinstance(named, dict):
-        raise ModelError(f"id2label of {folder / CONFIG} must be an object from class index to label")
+    named = read_id2label(config, folder / CONFIG)
+    if not named or named == UNNAMED_LABELS:
+        return
     if len(named) != len(labels):
         raise ModelError(
             f"{folder / CONFIG} names {len(named)} labels (id2label) and --labels has {len(labels)}; give the "

@@ -20,10 +20,11 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.pytorch_utils import Conv1D
 
 from edge_runtime.errors import ModelError
-from edge_runtime.package.manifest import TaskKind
+from edge_runtime.package.manifest import Features, TaskKind, fresh_features
 from export.model.checkpoint import Checkpoint
 from export.model.folder import read_config, require_finite
 from export.model.heads import HEAD, Classifier, Head, LanguageModel
+from export.model.own_head import OwnHead, UnusableHead, classifier_of
 from export.model.slices import FACTORS, TRAINABLE, SlicedLinear, SliceOptions, attach_slices, factors
 
 #: Part of encoder classes that is not exported, and that folders may lack.
@@ -72,6 +73,9 @@ class LoadedModel:
         parameters: number of parameters of the base model.
         causal: whether attention looks back only.
         sliced: dotted paths of the layers that have a slice, in the base model.
+        features: how the features of its head are made; None for a causal language model.
+        classifier: dotted path, in the folder's class, of its own classifier's last layer, which the head goes on from;
+            None for a fresh head.
     """
 
     task: TaskKind
@@ -83,6 +87,8 @@ class LoadedModel:
     parameters: int
     causal: bool
     sliced: tuple[str, ...]
+    features: Features | None
+    classifier: str | None
     _checkpoint: Checkpoint
     _origins: dict[str, _Origin]
     _factors: dict[str, tuple[Tensor, Tensor]]
@@ -127,7 +133,7 @@ class LoadedModel:
                     full = f"{owner}.{name}".lstrip(".")
                     if value is None or not value.is_meta:
                         continue
-                    unused = full.startswith(f"encoder.{UNUSED}")
+                    unused = full.startswith(f"encoder.{UNUSED}") and self.features != "own"
                     loaded = torch.zeros(value.shape) if unused else self.tensor(full)
                     table[name] = (
                         nn.Parameter(loaded, requires_grad=False) if table is module._parameters else loaded
@@ -146,18 +152,25 @@ def load_model(
     options: SliceOptions,
     task: TaskKind = "classification",
     *,
+    features: Features | None = None,
+    rows: tuple[int, ...] = (),
     trust_remote_code: bool = False,
 ) -> LoadedModel:
-    """Build a folder's model without weights and attach slices, and a zero head for classification.
+    """Build a folder's model without weights and attach slices, and a head for classification.
+
+    A fresh head is zero; the folder's own has its values.
 
     Args:
         folder: model folder, with config.json and weights.
         classes: size of the label set.
         options: slices to attach.
         task: what the model is trained for; ``causal_lm`` takes it with its own output layer, frozen.
+        features: how the head's features are made; None for what suits the model's attention.
+        rows: for the folder's own classifier, its rows in the order of the labels; empty for the folder's order.
         trust_remote_code: whether Python code of the folder's own may run.
 
     Raises:
+        UnusableHead: the folder's own classifier was asked for and cannot be trained further.
         ModelError: it is no model folder, its blocks cannot be recognised, no module matches the targets, or weights
             are missing; the message says what was looked for and what was found.
     """
@@ -172,16 +185,26 @@ def load_model(
     causal = is_causal(base)
     arguments = {"use_cache": False} if "use_cache" in inspect.signature(base.forward).parameters else {}
     module: Classifier | LanguageModel
+    classifier = None
     if task == "causal_lm":
         if not causal:
             raise ModelError(
                 f"{config.model_type} looks at what follows a token, so it cannot be trained to predict it; "
                 "choose a decoder, or --task classification"
             )
-        module = LanguageModel(base, arguments)
+        module, features = LanguageModel(base, arguments), None
     else:
-        width = int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
-        module = Classifier(base, Head(width, classes, pools_last=causal), arguments)
+        features = features or fresh_features(causal)
+        if features == "own":
+            own = _own_head(config, causal=causal)
+            classifier = own.classifier
+            frozen = {parameter: name.removeprefix("model.") for name, parameter in own.named_parameters()}
+            _require_frozen(set(frozen.values()), set(names.values()), checkpoint, pools=own.pools)
+            names.update(frozen)
+            module = Classifier(base, _trained_head(own, classes, rows, checkpoint), arguments, own)
+        else:
+            width = int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
+            module = Classifier(base, Head(width, classes, features), arguments)
     module.eval()
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(is_trainable(name))
@@ -201,6 +224,8 @@ def load_model(
         parameters=parameters,
         causal=causal,
         sliced=sliced,
+        features=features,
+        classifier=classifier,
         _checkpoint=checkpoint,
         _origins=origins,
         _factors={},
@@ -254,6 +279,42 @@ def _build(folder: Path, task: TaskKind, trust_remote_code: bool) -> tuple[PreTr
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{folder} cannot be loaded by transformers: {reason}") from error
     return base.eval(), config
+
+
+def _own_head(config: Any, *, causal: bool) -> OwnHead:
+    """The frozen part of the folder's own classifier, without values."""
+    with _parameters_without_values():
+        model = classifier_of(
+            config
+        )._from_config(  # what AutoModelForSequenceClassification.from_config calls
+            config, attn_implementation="eager", dtype=torch.float32
+        )
+    return OwnHead(model.eval(), causal=causal)
+
+
+def _require_frozen(frozen: set[str], base: set[str], checkpoint: Checkpoint, *, pools: bool) -> None:
+    """The folder must hold what lies between the last block and the classifier's last layer."""
+    pooler = {name for name in base if name.startswith(UNUSED)} if pools else set()
+    if missing := sorted(name for name in frozen | pooler if name not in checkpoint):
+        raise UnusableHead(f"the weights lack {missing[0]}")
+
+
+def _trained_head(own: OwnHead, classes: int, rows: tuple[int, ...], checkpoint: Checkpoint) -> Head:
+    """The classifier's last layer with the folder's values, its rows in the order of the labels."""
+    linear = own.linear[0]
+    head = Head(linear.in_features, classes, "own", has_bias=linear.bias is not None)
+    for name, parameter in head.named_parameters():
+        stored = f"{own.classifier}.{name}"
+        if stored not in checkpoint:
+            raise UnusableHead(f"the weights lack {stored}")
+        value = checkpoint.tensor(stored)
+        require_finite(stored, value)
+        if value.shape != parameter.shape:
+            raise UnusableHead(
+                f"{stored} is {tuple(value.shape)}, and {classes} labels need {tuple(parameter.shape)}"
+            )
+        parameter.data = value[list(rows)] if rows else value
+    return head
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import tempfile
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from typing import Literal
 
 import msgspec
 import onnx_ir as ir
+from msgspec import UNSET, UnsetType
 
+from edge_runtime.data.batches import Row, Tokenizer
 from edge_runtime.durable import rename_durably, write_durably
 from edge_runtime.engines.choice import engine_version
 from edge_runtime.engines.names import EngineName
@@ -20,6 +23,7 @@ from edge_runtime.package.manifest import (
     MANIFEST,
     SIGNATURE,
     Base,
+    Features,
     FileEntry,
     Manifest,
     Program,
@@ -29,18 +33,23 @@ from edge_runtime.package.manifest import (
     TaskKind,
     TensorRef,
     TensorSpec,
+    fresh_features,
 )
 from edge_runtime.package.package import Package, sha256_of
 from edge_runtime.package.slices import FloatArray, Values, encode_values, key
 from edge_runtime.protocol.signing import PrivateKey
+from export.adapters.peft_names import FEATURES, HEAD_DESCRIBED, HEAD_TENSORS
 from export.adapters.read import Adapter, Wanted, read_adapter
 from export.adapters.start_values import start_values
 from export.adapters.write import whole_factor
 from export.lowering.arithmetic import probe
-from export.model.folder import check_model_folder, read_config
+from export.model.features import FeatureChoice, choose_features, not_used
+from export.model.folder import check_model_folder, read_config, read_json_object
 from export.model.heads import HEAD
 from export.model.load import LoadedModel, load_model
+from export.model.own_head import UnusableHead
 from export.model.slices import FACTORS, SliceKind, SliceOptions, slice_and_tensor
+from export.packaging.head_check import why_head_differs
 from export.packaging.programs import OFFERED, ProgramOptions, Progress, write_programs
 from export.packaging.self_check import (
     COSINE_LIMIT,
@@ -58,6 +67,8 @@ from export.quantisation.stored import StoredModel, WrittenTensors, store
 TOKENIZER = "tokenizer.json"
 STATE = "slices.safetensors"
 PROBE = "programs/probe.onnx"
+#: Texts on which a folder's own classifier is compared with the library's.
+HEAD_CHECK_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -122,13 +133,8 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
         for left_out in adapter.notes:
             progress(left_out)
     slices = options.slices if adapter is None else adapter.slice_options(options.slices)
-    model = load_model(
-        options.model,
-        len(options.labels),
-        slices,
-        options.task,
-        trust_remote_code=options.trust_remote_code,
-    )
+    choice = choose_features(options.model, options.labels)
+    model, unused = _load(options, slices, choice)
     sequence_limit = min(options.sequence_limit, model.position_limit)
 
     # 2. Capture as one graph, cut into segments, quantise frozen matrices: all of it on shapes alone.
@@ -141,14 +147,22 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
         (folder / "programs").mkdir(parents=True)
         (folder / "weights").mkdir()
 
-        # 3. Write slices and tokenizer: what is wrong with them is told before the long part begins.
-        specs = _slice_specs(stored, options.slices.kind)
-        (folder / STATE).write_bytes(encode_values(_initial_values(stored, specs, adapter)))
+        # 3. Write tokenizer and slices: what is wrong with them is told before the long part begins.
         pad_token_id, note = write_tokenizer(
             options.model, folder / TOKENIZER, trust_remote_code=options.trust_remote_code
         )
         if note is not None:
             progress(note)
+        if choice.rows is not None and unused is None:
+            progress("Comparing the folder's own classifier with the one that transformers loads")
+            unused = _why_head_differs(options, model, stored, choice.rows, folder / TOKENIZER)
+            if unused is not None:
+                choice = dataclasses.replace(choice, rows=None)
+                model, stored = _load_again(options, slices, choice)
+        _tell_features(choice, model, unused, progress)
+        specs = _slice_specs(stored, options.slices.kind, model.classifier)
+        _check_adapters_head(options, model)
+        (folder / STATE).write_bytes(encode_values(_initial_values(stored, specs, adapter)))
 
         # 4. Trace and lower each distinct structure once.
         chosen_programs = ProgramOptions(
@@ -174,29 +188,108 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
             segments=manifest_segments,
             slices=specs,
         )
-        chosen = chosen_segments(manifest)
-        progress(
-            "Comparing the programs with torch on real text"
-            + (f", over {len(chosen) - 2} of the blocks" if len(chosen) < len(manifest.segments) else "")
-        )
-        compared = shortened(Package(folder, manifest, ""), chosen)
-        reference = _reference(folder, stored, manifest, chosen)
-        sample = draw_sample(compared, reference, options.check_texts)
-        checks = check_package(compared, reference, sample)
-        if "executorch" in options.engines:
-            on_executorch = check_package(compared, reference, sample, "executorch")
-            manifest = msgspec.structs.replace(manifest, executorch_checks=on_executorch)
-        manifest = _without_poor_arithmetics(msgspec.structs.replace(manifest, self_checks=checks), folder)
-        if options.quantisation != "none":
-            progress("Comparing the quantised weights with the model's own")
-            plain = TorchReference(tuple(stored.plain[index] for index in chosen), stored.tensors)
-            effect = measure_effect(plain, reference, sample)
-            manifest = msgspec.structs.replace(manifest, quantisation_effect=effect)
-        data = msgspec.json.encode(manifest, order="sorted")
-        write_durably(folder / MANIFEST, data)
-        write_durably(folder / SIGNATURE, signer.sign(data).encode())
+        manifest = _checked(options, folder, stored, manifest, progress)
+        _write_signed(folder, manifest, signer)
         rename_durably(folder, options.output)
     return Package.open(options.output, signer.public_key)
+
+
+def _checked(
+    options: ExportOptions, folder: Path, stored: StoredModel, manifest: Manifest, progress: Progress
+) -> Manifest:
+    """The manifest with what the self-check found, without arithmetics that it found poor."""
+    chosen = chosen_segments(manifest)
+    progress(
+        "Comparing the programs with torch on real text"
+        + (f", over {len(chosen) - 2} of the blocks" if len(chosen) < len(manifest.segments) else "")
+    )
+    compared = shortened(Package(folder, manifest, ""), chosen)
+    reference = _reference(folder, stored, manifest, chosen)
+    sample = draw_sample(compared, reference, options.check_texts)
+    checks = check_package(compared, reference, sample)
+    if "executorch" in options.engines:
+        on_executorch = check_package(compared, reference, sample, "executorch")
+        manifest = msgspec.structs.replace(manifest, executorch_checks=on_executorch)
+    manifest = _without_poor_arithmetics(msgspec.structs.replace(manifest, self_checks=checks), folder)
+    if options.quantisation != "none":
+        progress("Comparing the quantised weights with the model's own")
+        plain = TorchReference(tuple(stored.plain[index] for index in chosen), stored.tensors)
+        effect = measure_effect(plain, reference, sample)
+        manifest = msgspec.structs.replace(manifest, quantisation_effect=effect)
+    return manifest
+
+
+def _write_signed(folder: Path, manifest: Manifest, signer: PrivateKey) -> None:
+    data = msgspec.json.encode(manifest, order="sorted")
+    write_durably(folder / MANIFEST, data)
+    write_durably(folder / SIGNATURE, signer.sign(data).encode())
+
+
+def _load(
+    options: ExportOptions, slices: SliceOptions, choice: FeatureChoice
+) -> tuple[LoadedModel, str | None]:
+    """The model with the folder's own classifier; or with a fresh head, and the reason if the other was wanted."""
+
+    def load(features: Features | None, rows: tuple[int, ...] = ()) -> LoadedModel:
+        return load_model(
+            options.model,
+            len(options.labels),
+            slices,
+            options.task,
+            features=features,
+            rows=rows,
+            trust_remote_code=options.trust_remote_code,
+        )
+
+    if choice.rows is not None:
+        try:
+            return load("own", choice.rows), None
+        except UnusableHead as reason:
+            return load(choice.features), str(reason)
+    return load(choice.features), None
+
+
+def _why_head_differs(
+    options: ExportOptions, model: LoadedModel, stored: StoredModel, rows: tuple[int, ...], tokenizer: Path
+) -> str | None:
+    texts = [Row(text, 0) for text in options.check_texts[:HEAD_CHECK_ROWS]]
+    return why_head_differs(
+        options.model,
+        stored,
+        rows,
+        Tokenizer(tokenizer, min(options.sequence_limit, model.position_limit)).encode(texts),
+        parameters=model.parameters,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+def _load_again(
+    options: ExportOptions, slices: SliceOptions, choice: FeatureChoice
+) -> tuple[LoadedModel, StoredModel]:
+    model, _ = _load(options, slices, choice)
+    return model, store(model, options.quantisation)
+
+
+def _tell_features(choice: FeatureChoice, model: LoadedModel, unused: str | None, progress: Progress) -> None:
+    """Tell what of the folder's classifier and pooling is taken, or is not used and why."""
+    own = choice.own if unused is None else not_used(unused)
+    if own is not None:
+        progress(own)
+    if model.features != "own":
+        for sentence in choice.pooled:
+            progress(sentence)
+
+
+def _check_adapters_head(options: ExportOptions, model: LoadedModel) -> None:
+    """An adapter's head must have been trained on features that are made as this package makes them."""
+    if options.adapter is None or model.features is None or not (options.adapter / HEAD_DESCRIBED).is_file():
+        return
+    theirs = read_json_object(options.adapter / HEAD_DESCRIBED).get("features")
+    if theirs != FEATURES.get(model.features):
+        raise ModelError(
+            f"{options.adapter / HEAD_DESCRIBED} is for a head on other features ({str(theirs)[:90]}) than those of a "
+            f"package of {options.model}; remove {HEAD_TENSORS} and {HEAD_DESCRIBED} to start without that head"
+        )
 
 
 def _describe(
@@ -234,7 +327,15 @@ def _describe(
         initial_state=STATE,
         self_checks={},
         probe=PROBE,
+        features=_stated(model),
     )
+
+
+def _stated(model: LoadedModel) -> Features | UnsetType:
+    """How features are made, where a reader could not tell it from the attention."""
+    if model.features is None or model.features == fresh_features(model.causal):
+        return UNSET
+    return model.features
 
 
 def _reference(
@@ -267,7 +368,10 @@ def _without_poor_arithmetics(manifest: Manifest, folder: Path) -> Manifest:
     return msgspec.structs.replace(manifest, programs=programs, self_checks=checks, files=_list_files(folder))
 
 
-def _slice_specs(stored: StoredModel, kind: SliceKind) -> tuple[SliceSpec, ...]:
+def _slice_specs(
+    stored: StoredModel, kind: SliceKind, classifier: str | None = None
+) -> tuple[SliceSpec, ...]:
+    """Slices of the captured model; the head's target is the folder's own classifier if it goes on from that."""
     tensors: dict[str, dict[str, TensorSpec]] = {}
     segments: dict[str, list[int]] = {}
     for index, segment in enumerate(stored.segments):
@@ -280,7 +384,8 @@ def _slice_specs(stored: StoredModel, kind: SliceKind) -> tuple[SliceSpec, ...]:
     for name, parts in tensors.items():
         chosen: SliceKind | Literal["head"] = "head" if name == HEAD else kind
         used = tuple(sorted(set(segments[name])))
-        specs.append(SliceSpec(name, chosen, used, target=name, tensors=tuple(parts.values())))
+        target = classifier if name == HEAD and classifier is not None else name
+        specs.append(SliceSpec(name, chosen, used, target=target, tensors=tuple(parts.values())))
     return tuple(specs)
 
 

@@ -177,7 +177,7 @@ def test_the_head_gradient_is_autograds() -> None:
     from export.model.heads import Head
 
     torch.manual_seed(0)
-    head = Head(8, 3, pools_last=False)
+    head = Head(8, 3, "mean")
     with torch.no_grad():
         head.weight.normal_()
         head.bias.normal_()

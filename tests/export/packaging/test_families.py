@@ -54,8 +54,8 @@ def own_loss(model: Path, task: TaskKind, batch: dict[str, torch.Tensor]) -> tor
     with torch.no_grad():
         if task == "classification":
             hidden = loaded(**inputs).last_hidden_state
-            pools_last = loaded.config.model_type in tiny.DECODERS
-            head = Head(hidden.shape[-1], len(tiny.LABELS), pools_last=pools_last)
+            features = "last" if loaded.config.model_type in tiny.DECODERS else "mean"
+            head = Head(hidden.shape[-1], len(tiny.LABELS), features)
             generator = torch.Generator().manual_seed(0)
             head.weight.copy_(torch.randn(head.weight.shape, generator=generator))
             return head(hidden, batch["attention_mask"], batch["labels"])[0]
