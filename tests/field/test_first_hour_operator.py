@@ -50,7 +50,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 REFUSED_LANGUAGE_MODELS: dict[str, tuple[dict[str, Any], str]] = {
     "labelled rows": (
         {"train_head": False, "evaluation": {"data": "DIR/labelled.jsonl"}},
-        "DIR/labelled.jsonl line 1 has a label, and language modelling takes none",
+        "DIR/labelled.jsonl line 1 has a label, and rows of language modelling have none",
     ),
     "a head": ({}, "has no head to train: it is for language modelling; set train_head = false"),
     "a loss of classifiers": (

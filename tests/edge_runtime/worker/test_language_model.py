@@ -122,7 +122,7 @@ def test_a_label_is_the_token_that_follows() -> None:
 @pytest.mark.parametrize(
     ("row", "labels", "why"),
     [
-        (b'{"text": "confidential", "label": "no"}', (), "has a label, and language modelling takes none"),
+        (b'{"text": "confidential", "label": "no"}', (), "has a label, and rows of language modelling have none"),
         (b'{"text": "confidential", "label": null}', (), "exactly this string"),
         (b'{"text": "confidential", "more": 1}', (), "exactly this string"),
         (b'{"text": "confidential"}', ("no", "yes"), "has no label; it must be an object"),
