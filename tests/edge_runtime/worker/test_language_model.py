@@ -123,9 +123,9 @@ def test_a_label_is_the_token_that_follows() -> None:
     ("row", "labels", "why"),
     [
         (b'{"text": "confidential", "label": "no"}', (), "has a label, and rows of language modelling have none"),
-        (b'{"text": "confidential", "label": null}', (), "exactly this string"),
-        (b'{"text": "confidential", "more": 1}', (), "exactly this string"),
-        (b'{"text": "confidential"}', ("no", "yes"), "has no label; it must be an object"),
+        (b'{"content": "confidential"}', (), "rename the column 'content' to 'text'"),
+        (b'{"text": "confidential", "answer": "confidential"}', (), "has a column 'answer' beside 'text'"),
+        (b'{"text": "confidential"}', ("no", "yes"), "has no label; give it one"),
     ],
 )
 def test_rows_must_suit_the_task(tmp_path, row: bytes, labels: tuple[str, ...], why: str) -> None:
@@ -144,7 +144,7 @@ def test_rows_must_suit_the_task(tmp_path, row: bytes, labels: tuple[str, ...], 
 def test_rows_of_text_alone_are_read(data) -> None:
     """Without a label set, rows are texts; a check without the package accepts them too."""
     assert [row.text for row in load_rows(data, ())] == list(TEXTS)
-    assert check_rows(data) == len(TEXTS)
+    assert check_rows(data).rows == len(TEXTS)
 
 
 def test_one_sweep_gives_the_loss_and_jvp_known_by_hand(bigram, prepared, core) -> None:
