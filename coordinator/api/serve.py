@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ log = logging.getLogger("coordinator")
 ADDRESS = "url"
 #: File in the state folder that the running coordinator holds locked.
 LOCK = "lock"
+MAX_PORT = 65535
 
 
 @dataclass(frozen=True)
@@ -144,21 +146,25 @@ def _claim(state: Path) -> BinaryIO:
 
 def _listen(host: str, port: int) -> socket.socket:
     """A socket on an address of either kind; ``::`` takes IPv4 as well, where the system can."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    both = host == "::" and socket.has_dualstack_ipv6()
+    if not 0 <= port <= MAX_PORT:
+        raise ConfigError(f"--port {port} is no port; take one from 0 to {MAX_PORT}")
     try:
-        return socket.create_server((host, port), family=family, dualstack_ipv6=both)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
         raise ConfigError(
             f"cannot listen on {host}: {error.strerror}; --host takes an address or a name of this machine"
         ) from error
-    except OverflowError as error:
-        raise ConfigError(f"--port {port} is no port; take one from 0 to 65535") from error
+    families = [family for family, *_ in found]
+    family = socket.AF_INET if socket.AF_INET in families else families[0]
+    both = host == "::" and socket.has_dualstack_ipv6()
+    try:
+        return socket.create_server((host, port), family=family, dualstack_ipv6=both)
     except OSError as error:
         way_out = "choose another --port"
         if error.errno == errno.EADDRNOTAVAIL:
             way_out = "--host takes an address of this machine, 0.0.0.0 for all of them"
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; {way_out}") from error
+        reason = os.strerror(error.errno or 0)
+        raise ConfigError(f"cannot listen on {host}:{port}: {reason}; {way_out}") from error
 
 
 def check_transport(options: ServeOptions) -> None:

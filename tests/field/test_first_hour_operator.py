@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import socket
 import threading
@@ -15,8 +16,8 @@ import pytest
 from coordinator.api.serve import CoordinatorServer, ServeOptions, bind
 from coordinator.cli import main
 from edge_runtime.agent.client import enrol
-from edge_runtime.agent.transport import HttpTransport
-from edge_runtime.errors import ConfigError
+from edge_runtime.agent.transport import HttpTransport, Request
+from edge_runtime.errors import ConfigError, UnreachableError
 from edge_runtime.protocol.messages import EnrolRequest
 from edge_runtime.protocol.signing import generate_key
 from tests.coordinator.conftest import ROW, World
@@ -268,3 +269,52 @@ def test_an_address_that_cannot_be_had_is_named(tmp_path: Path, host: str, said:
     """An address of another machine, or no address at all, is told as what it is and not as a port in use."""
     with pytest.raises(ConfigError, match=f"cannot listen on {host}.*{said}"):
         bind(ServeOptions(tmp_path, host=host, port=0, insecure_http=True))
+
+
+@pytest.mark.parametrize(
+    ("url", "code", "said"),
+    [
+        (
+            "http://127.0.0.1:9",
+            21,
+            "no answer from http://127.0.0.1:9: the connection was refused: nothing listens",
+        ),
+        ("http://no-such-host.invalid:8440", 21, "no such host name is known"),
+        ("127.0.0.1:8440", 11, "must read http://host:port or https://host:port"),
+    ],
+)
+def test_an_operator_is_told_who_did_not_answer(
+    url: str, code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where no coordinator answers, the line has its address and what to do, and no object of Python's."""
+    (tmp_path / "token").write_text("x")
+    assert main(["run", "list", "--url", url, "--admin-token-file", str(tmp_path / "token")]) == code
+    line = capsys.readouterr().err
+    assert said in line
+    assert "HTTPConnection" not in line
+    assert line.count("\n") == 1
+
+
+def test_a_device_is_told_who_did_not_answer() -> None:
+    """The agent's messages have the coordinator's address and what to do, and no object of Python's."""
+    transport = HttpTransport("http://127.0.0.1:9")
+    with pytest.raises(UnreachableError) as caught:
+        transport.send(Request("GET", "/"))
+    transport.close()
+    assert "no usable answer from http://127.0.0.1:9: the connection was refused" in str(caught.value)
+    assert "HTTPConnection" not in str(caught.value)
+
+
+def test_something_else_that_answers_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A web server that is no coordinator, and a file of certificates that is none, are told as such."""
+    (tmp_path / "token").write_text("x")
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+    thread = threading.Thread(target=server.handle_request)
+    thread.start()
+    where = ["--url", f"http://127.0.0.1:{server.server_port}", "--admin-token-file", str(tmp_path / "token")]
+    assert main(["run", "list", *where, "--ca", str(tmp_path / "no.pem")]) == 11
+    assert "no.pem is no file; it must hold certificates to trust" in capsys.readouterr().err
+    assert main(["run", "list", *where]) == 23
+    assert f"what answers at {where[1]} (404) is no coordinator" in capsys.readouterr().err
+    thread.join()
+    server.server_close()
