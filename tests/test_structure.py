@@ -153,6 +153,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "coordinator/api": {
         "edge_runtime",
+        "edge_runtime/html",
         "edge_runtime/protocol",
         "coordinator",
         "coordinator/rounds",
