@@ -153,6 +153,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "coordinator/api": {
         "edge_runtime",
+        "edge_runtime/html",
         "edge_runtime/protocol",
         "coordinator",
         "coordinator/rounds",
@@ -300,7 +301,6 @@ WITHOUT_TEST_FILE = {
     "edge_runtime/profile/measure.py",
     "edge_runtime/profile/plan_text.py",
     "edge_runtime/profile/request.py",
-    "edge_runtime/protocol/addresses.py",
     "edge_runtime/training/estimators.py",
     "edge_runtime/training/evaluation.py",
     "edge_runtime/training/exact_gradient.py",

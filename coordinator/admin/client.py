@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import msgspec
 import urllib3
@@ -16,9 +16,13 @@ from coordinator.auth import ADMIN_TOKEN
 from coordinator.config import RunConfig
 from coordinator.rounds.summary import EventSummary, RunSummary
 from edge_runtime.errors import ConfigError, ProtocolError, RefusedError, UnreachableError
+from edge_runtime.protocol.connection_errors import why_no_answer
 from edge_runtime.protocol.messages import Refusal
 
 T = TypeVar("T")
+CONNECT_TIMEOUT_S = 5.0
+#: Longest silence of a coordinator, which verifies a whole package when a run is created.
+READ_TIMEOUT_S = 300.0
 
 
 class AdminClient:
@@ -34,7 +38,7 @@ class AdminClient:
         self.url = url.rstrip("/")
         self._pool = urllib3.PoolManager(
             ca_certs=None if ca is None else str(ca),
-            timeout=urllib3.Timeout(connect=5, read=300),
+            timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S),
             retries=False,
             headers={"Authorization": f"Bearer {token}"},
         )
@@ -90,15 +94,25 @@ class AdminClient:
                 headers={**self._pool.headers, "Content-Type": "application/json"},
             )
         except urllib3.exceptions.HTTPError as error:
+            reason = why_no_answer(error, patience_s=READ_TIMEOUT_S)
             raise UnreachableError(
-                f"no answer from {self.url}: {error}; is the coordinator running?"
+                f"no answer from {self.url}: {reason}; is the coordinator running?"
             ) from error
         if 400 <= answer.status < 500:
-            refusal = _decode(answer.data, Refusal)
+            refusal = self._refusal(answer)
             raise RefusedError(refusal.message, code=refusal.code)
         if answer.status >= 300:
             raise UnreachableError(f"{self.url} answered {answer.status}; its log tells why")
         return answer.data
+
+    def _refusal(self, answer: urllib3.BaseHTTPResponse) -> Refusal:
+        """The refusal that an answer holds; without one, something else than a coordinator gave it."""
+        try:
+            return msgspec.json.decode(answer.data, type=Refusal)
+        except msgspec.DecodeError as error:
+            raise ProtocolError(
+                f"what answers at {self.url} ({answer.status}) is no coordinator; check host and port of the address"
+            ) from error
 
 
 def connect(state: Path | None, url: str | None, token_file: Path | None, ca: Path | None) -> AdminClient:
@@ -120,6 +134,10 @@ def connect(state: Path | None, url: str | None, token_file: Path | None, ca: Pa
         raise ConfigError(
             "give --state DIR on the coordinator's machine, or --url URL and --admin-token-file FILE"
         )
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise ConfigError(f"--url {url} must read http://host:port or https://host:port")
+    if ca is not None and not ca.is_file():
+        raise ConfigError(f"--ca {ca} is no file; it must hold certificates to trust, PEM")
     return AdminClient(url, _read(token_file), ca)
 
 

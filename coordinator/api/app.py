@@ -15,11 +15,12 @@ from litestar import Litestar, Request, Response, get
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin
+from litestar.openapi.plugins import JsonRenderPlugin
 
 from coordinator.api import admin_api, device_api
 from coordinator.api.app_state import AppState, Clock
 from coordinator.api.middleware import AdminMiddleware, DeviceMiddleware
+from coordinator.api.schema_page import SchemaPage
 from coordinator.api.statuses import status_of
 from coordinator.auth import load_admin_token
 from coordinator.refusals import RefusalError
@@ -84,7 +85,7 @@ def create_app(
         openapi_config=OpenAPIConfig(
             title="Edge coordinator",
             version=runtime_version,
-            render_plugins=[SwaggerRenderPlugin(), JsonRenderPlugin()],
+            render_plugins=[SchemaPage(), JsonRenderPlugin()],
         ),
         request_max_body_size=MAX_RESULT_BYTES,
         logging_config=None,

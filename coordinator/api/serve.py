@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import uvicorn
 
 from coordinator.api.app import create_app
 from edge_runtime.durable import write_durably
 from edge_runtime.errors import ConfigError
-from edge_runtime.protocol.addresses import is_loopback
+from edge_runtime.folder_lock import claim_folder
+from edge_runtime.protocol.addresses import is_loopback, reachable_host
 
 log = logging.getLogger("coordinator")
 
 #: File in the state folder with the address of the running coordinator, for the command line.
 ADDRESS = "url"
+#: File in the state folder that the running coordinator holds locked.
+LOCK = "lock"
+MAX_PORT = 65535
 
 
 @dataclass(frozen=True)
@@ -51,10 +58,11 @@ class CoordinatorServer:
     """A server bound to its address; :meth:`run` blocks until it is stopped.
 
     Attributes:
-        url: address that clients use.
+        url: address that clients on this machine use.
         state: state folder.
         server: server that serves the application.
         listener: socket that it listens on.
+        lock: lock of the state folder, held until it is closed.
         crashed: whether a loop behind the API ended by an error that nobody foresaw.
     """
 
@@ -62,12 +70,16 @@ class CoordinatorServer:
     state: Path
     server: uvicorn.Server
     listener: socket.socket
+    lock: BinaryIO
     crashed: bool = field(default=False)
 
     def run(self) -> None:
         """Serve until SIGINT, SIGTERM or :meth:`stop`."""
         log.info("serving url=%s state=%s", self.url, self.state)
-        self.server.run(sockets=[self.listener])
+        try:
+            self.server.run(sockets=[self.listener])
+        finally:
+            self.lock.close()
 
     def stop(self) -> None:
         """Ask the server to finish open requests and end; may be called from any thread."""
@@ -79,15 +91,15 @@ def bind(options: ServeOptions) -> CoordinatorServer:
 
     Raises:
         ConfigError: the address is not loopback and there is neither TLS nor ``insecure_http``; only half a
-            certificate is given; the port is taken; the state folder cannot be used.
+            certificate is given; the port is taken; the state folder cannot be used, or another process uses it.
     """
     check_transport(options)
+    lock = _claim(options.state)
     try:
-        listener = socket.create_server((options.host, options.port))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {options.host}:{options.port}: {error.strerror}; choose another --port"
-        ) from error
+        listener = _listen(options.host, options.port)
+    except ConfigError:
+        lock.close()
+        raise
     crash_hook: list[CoordinatorServer] = []
 
     def on_crash() -> None:
@@ -111,15 +123,48 @@ def bind(options: ServeOptions) -> CoordinatorServer:
         config.load()
     except OSError as error:
         listener.close()
+        lock.close()
         raise ConfigError(f"cannot read the TLS certificate or key: {error}") from error
     except BaseException:
         listener.close()
+        lock.close()
         raise
-    url = f"{'https' if options.tls else 'http'}://{options.host}:{listener.getsockname()[1]}"
+    url = f"{'https' if options.tls else 'http'}://{reachable_host(options.host)}:{listener.getsockname()[1]}"
     write_durably(options.state / ADDRESS, f"{url}\n".encode())
-    server = CoordinatorServer(url, options.state, uvicorn.Server(config), listener)
+    server = CoordinatorServer(url, options.state, uvicorn.Server(config), listener, lock)
     crash_hook.append(server)
     return server
+
+
+def _claim(state: Path) -> BinaryIO:
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return claim_folder(state / LOCK, what=f"the state folder {state}", who="edge-coordinator")
+    except OSError as error:
+        raise ConfigError(f"cannot use the state folder {state}: {error.strerror}") from error
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket on an address of either kind; ``::`` takes IPv4 as well, where the system can."""
+    if not 0 <= port <= MAX_PORT:
+        raise ConfigError(f"--port {port} is no port; take one from 0 to {MAX_PORT}")
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        raise ConfigError(
+            f"cannot listen on {host}: {error.strerror}; --host takes an address or a name of this machine"
+        ) from error
+    families = [family for family, *_ in found]
+    family = socket.AF_INET if socket.AF_INET in families else families[0]
+    both = host == "::" and socket.has_dualstack_ipv6()
+    try:
+        return socket.create_server((host, port), family=family, dualstack_ipv6=both)
+    except OSError as error:
+        way_out = "choose another --port"
+        if error.errno == errno.EADDRNOTAVAIL:
+            way_out = "--host takes an address of this machine, 0.0.0.0 for all of them"
+        reason = os.strerror(error.errno or 0)
+        raise ConfigError(f"cannot listen on {host}:{port}: {reason}; {way_out}") from error
 
 
 def check_transport(options: ServeOptions) -> None:

@@ -14,7 +14,6 @@ Every file is written beside its place, flushed and renamed, so a power cut leav
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from msgspec import Struct
 from edge_runtime.agent.blob_cache import BlobCache, PackageShelf
 from edge_runtime.durable import TEMPORARY_SUFFIX, sync_folder, write_durably
 from edge_runtime.errors import ConfigError
+from edge_runtime.folder_lock import claim_folder
 from edge_runtime.protocol.messages import Identifier, PublicKey
 from edge_runtime.protocol.signing import PrivateKey, generate_key
 
@@ -161,17 +161,12 @@ class Store:
     def _claim(self) -> BinaryIO:
         """The lock file, opened and locked. Closing it gives the folder up, and so does the end of the process."""
         try:
-            file = (self.folder / "lock").open("wb")
+            file = claim_folder(self.folder / "lock", what=f"state_folder {self.folder}", who="edge-runtime")
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._clean()
             except OSError:
                 file.close()
                 raise
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"another edge-runtime uses state_folder {self.folder}; stop it, or give each its own folder"
-            ) from error
         except OSError as error:
             raise ConfigError(f"cannot write state_folder {self.folder}: {error.strerror}") from error
         return file

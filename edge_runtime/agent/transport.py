@@ -20,6 +20,7 @@ from urllib3.exceptions import HTTPError
 
 from edge_runtime.errors import ProtocolError, UnreachableError
 from edge_runtime.protocol.addresses import is_loopback
+from edge_runtime.protocol.connection_errors import why_no_answer
 from edge_runtime.protocol.messages import MAX_CONTROL_BYTES
 
 CONNECT_TIMEOUT_S = 15.0
@@ -120,8 +121,8 @@ class HttpTransport:
                 answer.release_conn()
         except HTTPError as error:
             raise UnreachableError(
-                f"no usable answer from {self._base_url} ({error}); "
-                "check the address, the network and the proxy"
+                f"no usable answer from {self._base_url}: {why_no_answer(error, patience_s=READ_TIMEOUT_S)}; "
+                "check the address, the network and the proxy with: edge-runtime check"
             ) from error
 
     def close(self) -> None:

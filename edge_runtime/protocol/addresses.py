@@ -1,4 +1,4 @@
-"""Addresses: whether a host is this machine."""
+"""Addresses: whether a host is this machine, and how this machine is reached."""
 
 from __future__ import annotations
 
@@ -13,3 +13,17 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def reachable_host(host: str) -> str:
+    """The host part of a URL by which programs on this machine reach a server that listens on ``host``.
+
+    An address that stands for all of the machine's own is nobody's address: loopback of the same kind takes its place.
+    """
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if address.is_unspecified:
+        address = ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")
+    return f"[{address}]" if address.version == 6 else str(address)

@@ -284,6 +284,7 @@ def test_insecure_http_said_aloud(tmp_path: Path) -> None:
     """With --insecure-http the server binds anywhere."""
     server = bind(ServeOptions(tmp_path / "state", host="0.0.0.0", port=0, insecure_http=True))  # noqa: S104
     server.listener.close()
+    server.lock.close()
 
 
 def test_half_a_certificate(tmp_path: Path) -> None:

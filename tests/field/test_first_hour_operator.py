@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import http.server
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +16,8 @@ import pytest
 from coordinator.api.serve import CoordinatorServer, ServeOptions, bind
 from coordinator.cli import main
 from edge_runtime.agent.client import enrol
-from edge_runtime.agent.transport import HttpTransport
+from edge_runtime.agent.transport import HttpTransport, Request
+from edge_runtime.errors import ConfigError, UnreachableError
 from edge_runtime.protocol.messages import EnrolRequest
 from edge_runtime.protocol.signing import generate_key
 from tests.coordinator.conftest import ROW, World
@@ -190,3 +194,127 @@ def test_a_revoked_device_is_named(
     code, _, said = command("device", "revoke", "board")
     assert code == 22
     assert said == "error: no device board is enrolled; list them with: edge-coordinator device list"
+
+
+def test_a_second_coordinator_is_refused(
+    served: CoordinatorServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A state folder that a coordinator serves is refused to another, by a line that names the process."""
+    for port in ("0", served.url.rpartition(":")[2]):  # the lock is told of before the port
+        assert main(["serve", f"--state={served.state}", f"--port={port}"]) == 11
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: another edge-coordinator uses the state folder {served.state}")
+        assert f"(process {os.getpid()})" in said
+        assert said.count("\n") == 1
+    assert main(["run", "list", f"--state={served.state}"]) == 0
+
+
+def test_a_state_folder_is_free_once_its_coordinator_has_ended(tmp_path: Path) -> None:
+    """Whatever ends a coordinator, or keeps it from starting, leaves the folder to the next."""
+    with pytest.raises(ConfigError, match="cannot read the TLS"):
+        bind(ServeOptions(tmp_path, port=0, tls_cert=tmp_path / "no.crt", tls_key=tmp_path / "no.key"))
+    with pytest.raises(ConfigError, match="is no port"):
+        bind(ServeOptions(tmp_path, port=70_000))
+    for _ in range(2):
+        server = bind(ServeOptions(tmp_path, port=0))
+        server.stop()
+        server.run()
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:"),  # noqa: S104 - all addresses, which is the point
+        ("::", "http://[::1]:"),
+        ("::1", "http://[::1]:"),
+        ("localhost", "http://localhost:"),
+    ],
+)
+def test_the_address_in_the_state_folder_can_be_used(
+    tmp_path: Path, host: str, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Commands on the same machine find a coordinator that listens on all addresses, of either kind."""
+    if ":" in host and not ipv6_works():
+        pytest.skip("this machine has no IPv6")
+    server = bind(ServeOptions(tmp_path, host=host, port=0, insecure_http=True))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.server.started:
+            time.sleep(0.01)
+        assert (tmp_path / "url").read_text().startswith(url)
+        assert main(["run", "list", f"--state={tmp_path}"]) == 0, capsys.readouterr().err
+    finally:
+        server.stop()
+        thread.join()
+
+
+def ipv6_works() -> bool:
+    """Whether this machine has an IPv6 loopback."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("192.0.2.1", "0.0.0.0 for all of them"),
+        ("no-such-host.invalid", "--host takes an address or a name of this machine"),
+    ],
+)
+def test_an_address_that_cannot_be_had_is_named(tmp_path: Path, host: str, said: str) -> None:
+    """An address of another machine, or no address at all, is told as what it is and not as a port in use."""
+    with pytest.raises(ConfigError, match=f"cannot listen on {host}.*{said}"):
+        bind(ServeOptions(tmp_path, host=host, port=0, insecure_http=True))
+
+
+@pytest.mark.parametrize(
+    ("url", "code", "said"),
+    [
+        (
+            "http://127.0.0.1:9",
+            21,
+            "no answer from http://127.0.0.1:9: the connection was refused: nothing listens",
+        ),
+        ("http://no-such-host.invalid:8440", 21, "no such host name is known"),
+        ("127.0.0.1:8440", 11, "must read http://host:port or https://host:port"),
+    ],
+)
+def test_an_operator_is_told_who_did_not_answer(
+    url: str, code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where no coordinator answers, the line has its address and what to do, and no object of Python's."""
+    (tmp_path / "token").write_text("x")
+    assert main(["run", "list", "--url", url, "--admin-token-file", str(tmp_path / "token")]) == code
+    line = capsys.readouterr().err
+    assert said in line
+    assert "HTTPConnection" not in line
+    assert line.count("\n") == 1
+
+
+def test_a_device_is_told_who_did_not_answer() -> None:
+    """The agent's messages have the coordinator's address and what to do, and no object of Python's."""
+    transport = HttpTransport("http://127.0.0.1:9")
+    with pytest.raises(UnreachableError) as caught:
+        transport.send(Request("GET", "/"))
+    transport.close()
+    assert "no usable answer from http://127.0.0.1:9: the connection was refused" in str(caught.value)
+    assert "HTTPConnection" not in str(caught.value)
+
+
+def test_something_else_that_answers_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A web server that is no coordinator, and a file of certificates that is none, are told as such."""
+    (tmp_path / "token").write_text("x")
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+    thread = threading.Thread(target=server.handle_request)
+    thread.start()
+    where = ["--url", f"http://127.0.0.1:{server.server_port}", "--admin-token-file", str(tmp_path / "token")]
+    assert main(["run", "list", *where, "--ca", str(tmp_path / "no.pem")]) == 11
+    assert "no.pem is no file; it must hold certificates to trust" in capsys.readouterr().err
+    assert main(["run", "list", *where]) == 23
+    assert f"what answers at {where[1]} (404) is no coordinator" in capsys.readouterr().err
+    thread.join()
+    server.server_close()
