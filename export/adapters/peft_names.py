@@ -19,6 +19,11 @@ A_SUFFIX, B_SUFFIX = "lora_A.weight", "lora_B.weight"
 CONV1D_FAMILIES = frozenset({"gpt2", "openai-gpt"})
 
 
+def in_classifier(architecture: str) -> str:
+    """What a class with a classifier puts before the names of the base model's modules, with its dot."""
+    return f"{MODEL_MAPPING[CONFIG_MAPPING[architecture]].base_model_prefix}."
+
+
 def in_package(modules: tuple[str, ...], architecture: str, task: TaskKind) -> dict[str, str]:
     """Map module names of an adapter to those of a package, whichever class the adapter was trained on.
 
