@@ -194,6 +194,11 @@ def _merge(arguments: argparse.Namespace) -> int:
     merged = merge(package, values, arguments.model, arguments.output)
     if merged.left_out:
         print(f"left out: {', '.join(merged.left_out)}")
+    if merged.taken_out:
+        print(
+            f"taken out: {', '.join(merged.taken_out)}, a classifier that was not trained with the slices; "
+            "load_classifier.py beside the weights loads the one that was"
+        )
     print(f"{merged.folder} (changed: {', '.join(merged.changed)})")
     return 0
 

@@ -23,6 +23,7 @@ class LabelledRows:
         labels: label of each row; None if rows have none.
         owners: owner of each row; None if rows have none.
         sha256: digest of the file.
+        wheres: words that name each row in an error; empty for rows of no file.
     """
 
     path: Path
@@ -30,6 +31,7 @@ class LabelledRows:
     labels: tuple[str | int, ...] | None
     owners: tuple[str, ...] | None
     sha256: str
+    wheres: tuple[str, ...] = ()
 
     def indexed(self, labels: tuple[str, ...]) -> list[Row]:
         """The rows in the form that a package with these labels takes; one without labels models language.
@@ -46,7 +48,7 @@ class LabelledRows:
                 f"{self.path} has no labels, and the package sorts texts into {len(labels)}; add them"
             )
         index = label_index(labels)
-        wheres = (f"{self.path} row {number}" for number in range(1, len(self.texts) + 1))
+        wheres = self.wheres or tuple(f"row {number}" for number in range(1, len(self.texts) + 1))
         return [
             Row(text, index(label, where))
             for text, label, where in zip(self.texts, self.labels, wheres, strict=True)
@@ -67,7 +69,8 @@ def read_labelled_rows(path: Path) -> LabelledRows:
     texts = tuple(line.text for line in lines)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return LabelledRows(path, texts, labels or None, tuple(owners) or None, digest)
+    wheres = tuple(line.where for line in lines)
+    return LabelledRows(path, texts, labels or None, tuple(owners) or None, digest, wheres)
 
 
 def _owner(line: Line) -> str:

@@ -325,6 +325,8 @@ class Manifest(Struct, frozen=True):
         executorch_checks: comparison with torch of each arithmetic on ExecuTorch.
         features: way in which the head's features are made; UNSET for what suits the attention, see
             :attr:`head_features`.
+        own_labels: for ``own`` features, labels in the order of the classes that the folder's classifier has; UNSET for
+            others.
     """
 
     format_version: PositiveCount
@@ -345,6 +347,7 @@ class Manifest(Struct, frozen=True):
     quantisation_effect: QuantisationEffect | None = None
     executorch_checks: dict[Arithmetic, SelfCheck] = {}
     features: Features | UnsetType = UNSET
+    own_labels: Annotated[tuple[Text, ...], Meta(max_length=100_000)] | UnsetType = UNSET
 
     def slice_named(self, name: str) -> SliceSpec:
         """The slice of that name.
@@ -494,6 +497,11 @@ def _check_slices(manifest: Manifest) -> None:
     heads = sum(spec.kind == "head" for spec in manifest.slices)
     if manifest.task == "classification" and (heads != 1 or len(manifest.labels) < 2):
         raise PackageError("a classification package needs exactly one head slice, and at least two labels")
+    own = () if manifest.own_labels is UNSET else manifest.own_labels
+    if (manifest.features == "own") != bool(own) or (own and sorted(own) != sorted(manifest.labels)):
+        raise PackageError(
+            "own_labels must be the package's labels where features is own, and absent elsewhere"
+        )
     if manifest.task == "causal_lm" and (heads or manifest.labels):
         raise PackageError("a package for causal language modelling has neither a head slice nor labels")
     for spec in manifest.slices:

@@ -3,6 +3,9 @@
 Weight files are copied as they are and the adapted tensors rewritten in place: names, sharding, dtypes, tied tensors
 and metadata stay, and memory holds one tensor at a time. Everything else in the folder is copied too, except weights in
 other formats, which would still be unmerged.
+
+A head that went on from the folder's own classifier goes back into it, with the labels of the package. A fresh head
+goes beside the weights, with what loads it; a classifier of the folder's own would predict otherwise and is taken out.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +24,17 @@ from torch import Tensor
 
 from edge_runtime.durable import rename_durably
 from edge_runtime.errors import ModelError
+from edge_runtime.package.manifest import Manifest
 from edge_runtime.package.package import Package
 from edge_runtime.package.slices import FloatArray, Values
 from export.adapters.peft_names import CONFIG, HEAD_DESCRIBED, HEAD_TENSORS, WEIGHTS
-from export.adapters.write import adapted, lora_pair, write_head
-from export.model.folder import require_finite
+from export.adapters.take_out import take_out
+from export.adapters.write import LOADER, adapted, lora_pair, own_head_values, write_head
+from export.model.features import classifier_class
+from export.model.folder import CONFIG as MODEL_CONFIG
+from export.model.folder import read_config, require_finite
 from export.model.load import LoadedModel, Place, load_model
+from export.model.own_head import UnusableHead
 from export.model.slices import SliceOptions
 
 #: safetensors' names of the dtypes that a merge can add to.
@@ -35,7 +44,7 @@ WEIGHT_SUFFIXES = frozenset(
     (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".gguf", ".onnx", ".onnx_data")
 )
 STALE_FOLDERS = frozenset({"onnx", "openvino", "coreml", ".git", ".cache"})
-LEFTOVERS = frozenset({CONFIG, WEIGHTS, HEAD_TENSORS, HEAD_DESCRIBED})
+LEFTOVERS = frozenset({CONFIG, WEIGHTS, HEAD_TENSORS, HEAD_DESCRIBED, LOADER})
 
 
 @dataclass(frozen=True)
@@ -46,11 +55,13 @@ class Merged:
         folder: folder that was written.
         changed: names of the weight files in it that hold merged weights.
         left_out: files of the model folder that were not copied.
+        taken_out: tensors of a classifier that the weight files no longer hold, because it was not trained.
     """
 
     folder: Path
     changed: tuple[str, ...]
     left_out: tuple[str, ...]
+    taken_out: tuple[str, ...]
 
 
 def merge(package: Package, values: Values, model_folder: Path, output: Path) -> Merged:
@@ -60,7 +71,7 @@ def merge(package: Package, values: Values, model_folder: Path, output: Path) ->
         package: package the values belong to.
         values: values of every slice, by flat name.
         model_folder: folder of the float model the package was made from; its weights must be safetensors.
-        output: folder to create. A package's head goes beside the weights, as in an adapter.
+        output: folder to create.
 
     Raises:
         ModelError: ``output`` exists or lies in the model folder, the folder is of another model than the package, or
@@ -72,7 +83,12 @@ def merge(package: Package, values: Values, model_folder: Path, output: Path) ->
         raise ModelError(f"{output} lies in the model folder; choose another --output")
     model = _load(package, model_folder)
     places = {spec.name: model.place(f"encoder.{spec.target}.linear.weight") for spec in adapted(package)}
-    for place in places.values():
+    own = {
+        name: (model.classifier_place(name), value)
+        for name, value in own_head_values(package, values, package.manifest.labels).items()
+    }
+    stale = () if own or package.manifest.head is None else model.own_classifier()
+    for place in (*places.values(), *(place for place, _ in own.values()), *stale):
         if place.file.suffix != ".safetensors":
             raise ModelError(
                 f"{place.file} is no safetensors file; load the model with transformers, save it with "
@@ -85,9 +101,16 @@ def merge(package: Package, values: Values, model_folder: Path, output: Path) ->
         for spec in adapted(package):
             place = places[spec.name]
             _add(folder / place.file.name, place, lora_pair(package, spec, values))
+        for place, value in own.values():
+            _replace(folder / place.file.name, place, torch.from_numpy(value))
+        taken_out = tuple(sorted(place.stored for place in stale))
+        for name in sorted({place.file.name for place in stale}):
+            take_out(folder, name, frozenset(taken_out))
+        _write_config(folder, package.manifest, model, has_classifier=classifier_class(read_config(folder)))
         write_head(package, values, folder)
         rename_durably(folder, output)
-    return Merged(output, tuple(sorted({place.file.name for place in places.values()})), left_out)
+    changed = {place.file.name for place in (*places.values(), *(place for place, _ in own.values()), *stale)}
+    return Merged(output, tuple(sorted(changed)), left_out, taken_out)
 
 
 def _load(package: Package, folder: Path) -> LoadedModel:
@@ -95,7 +118,14 @@ def _load(package: Package, folder: Path) -> LoadedModel:
     manifest = package.manifest
     targets = tuple(spec.target for spec in adapted(package))
     options = SliceOptions(kind="lora", rank=1, alpha=1.0, targets=targets)
-    model = load_model(folder, max(2, len(manifest.labels)), options, manifest.task)
+    features = manifest.head_features if manifest.head is not None else None
+    try:
+        model = load_model(folder, max(2, len(manifest.labels)), options, manifest.task, features=features)
+    except UnusableHead as error:
+        raise ModelError(
+            f"{folder} has not the classifier that the package went on from: {error}; name the folder it was exported "
+            "from"
+        ) from error
     found = (model.architecture, model.parameters)
     expected = (manifest.base.architecture, manifest.base.parameters)
     if found != expected:
@@ -123,23 +153,46 @@ def _copy(source: Path, target: Path, weights: set[str]) -> tuple[str, ...]:
     return tuple(left_out)
 
 
+def _write_config(folder: Path, manifest: Manifest, model: LoadedModel, has_classifier: str | None) -> None:
+    """State the package's labels where the folder's class has a classifier, and the class that the weights now are."""
+    if manifest.head is None or has_classifier is None:
+        return
+    config = read_config(folder)
+    config["id2label"] = {str(index): label for index, label in enumerate(manifest.labels)}
+    config["label2id"] = {label: index for index, label in enumerate(manifest.labels)}
+    config.pop("num_labels", None)
+    if manifest.head_features != "own":
+        config["architectures"] = [type(model.module.encoder).__name__]
+    (folder / MODEL_CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
 def _add(path: Path, place: Place, pair: tuple[FloatArray, FloatArray, float]) -> None:
     """Add scale·B·A to one tensor of a safetensors file, in place."""
+    update = _update(pair).T if place.transposed else _update(pair)
+    _rewrite(path, place, update, lambda weight: weight + update)
+
+
+def _replace(path: Path, place: Place, value: Tensor) -> None:
+    """Put other values in the place of one tensor of a safetensors file."""
+    _rewrite(path, place, value, lambda _: value)
+
+
+def _rewrite(path: Path, place: Place, given: Tensor, change: Callable[[Tensor], Tensor]) -> None:
+    """Change one tensor of a safetensors file in place, computing in float32 at least."""
     dtype, shape, start, end = _span(path, place.stored)
     if dtype not in DTYPES:
         raise ModelError(
             f"{path.name} holds {place.stored} as {dtype}; a merge needs a model in {', '.join(DTYPES)}"
         )
-    update = _update(pair).T if place.transposed else _update(pair)
-    if update.shape != shape:
+    if given.shape != shape:
         raise ModelError(
-            f"{path.name} holds {place.stored} as {tuple(shape)}, the package's slice adds {tuple(update.shape)}; "
+            f"{path.name} holds {place.stored} as {tuple(shape)}, the package's slice adds {tuple(given.shape)}; "
             "name the folder it was exported from"
         )
     with path.open("r+b") as file:
         file.seek(start)
         weight = torch.frombuffer(bytearray(file.read(end - start)), dtype=DTYPES[dtype]).reshape(shape)
-        merged = (weight.to(torch.promote_types(weight.dtype, torch.float32)) + update).to(weight.dtype)
+        merged = change(weight.to(torch.promote_types(weight.dtype, torch.float32))).to(weight.dtype)
         require_finite(place.stored, merged)
         file.seek(start)
         file.write(merged.contiguous().flatten().view(torch.uint8).numpy().tobytes())

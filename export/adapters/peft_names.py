@@ -79,6 +79,14 @@ def is_output(module: str) -> bool:
     return module.split(".", maxsplit=1)[0] in OUTPUT_MODULES
 
 
+def in_classifier(architecture: str) -> str:
+    """What a class with a classifier puts before the names of the base model's modules, with its dot."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # noqa: PLC0415
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING  # noqa: PLC0415
+
+    return f"{MODEL_MAPPING[CONFIG_MAPPING[architecture]].base_model_prefix}."
+
+
 def in_package(modules: tuple[str, ...], architecture: str, task: TaskKind) -> dict[str, str]:
     """Map module names of an adapter to those of a package, whichever class the adapter was trained on.
 

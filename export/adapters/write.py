@@ -2,9 +2,10 @@
 
 A LoRA-XS core is the LoRA pair B = up·core, A = down with scale 1 (up carries singular values and alpha / r);
 a LoRA slice is the pair itself. (peft 0.21 has no LoRA-XS of its own.) An adapter of a causal language model loads on
-``AutoModelForCausalLM``, one for classification on ``AutoModel``. The head of the latter has no place in peft's format:
-it is written as ``head.safetensors`` (``weight`` (C, H), ``bias`` (C,)) with ``head.json``, which says how features
-are made.
+``AutoModelForCausalLM``. One for classification loads on ``AutoModelForSequenceClassification`` if training went on
+from the folder's own classifier, whose last layer is written as peft writes ``modules_to_save``. Any other head has no
+place in peft's format: the adapter loads on ``AutoModel``, and beside it are ``head.safetensors`` (``weight`` (C, H),
+``bias`` (C,)), ``head.json``, which says how features are made, and ``load_classifier.py``, which loads all of it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from msgspec import UNSET
 from safetensors.numpy import save
 from torch import Tensor
 
@@ -37,8 +39,11 @@ from export.adapters.peft_names import (
     HEAD_TENSORS,
     ROOT,
     WEIGHTS,
+    in_classifier,
 )
 from export.quantisation.quantise import dequantise
+
+LOADER = "load_classifier.py"
 
 
 def write_adapter(package: Package, values: Values, output: Path, base_model: str) -> Path:
@@ -55,12 +60,13 @@ def write_adapter(package: Package, values: Values, output: Path, base_model: st
     """
     if output.exists():
         raise ModelError(f"{output} exists already; choose another --output or remove it")
-    tensors: dict[str, FloatArray] = {}
+    tensors = _own_classifier(package, values)
+    before = in_classifier(package.manifest.base.architecture) if tensors else ""
     scales = set()
     for spec in adapted(package):
         a, b, scale = lora_pair(package, spec, values)
-        tensors[f"{ROOT}.{spec.target}.{A_SUFFIX}"] = a
-        tensors[f"{ROOT}.{spec.target}.{B_SUFFIX}"] = b
+        tensors[f"{ROOT}.{before}{spec.target}.{A_SUFFIX}"] = a
+        tensors[f"{ROOT}.{before}{spec.target}.{B_SUFFIX}"] = b
         scales.add((a.shape[0], scale))
     if len(scales) != 1:
         raise ModelError(f"slices of one adapter need one rank and scale, this package has {sorted(scales)}")
@@ -84,24 +90,48 @@ def adapted(package: Package) -> tuple[SliceSpec, ...]:
 
 
 def write_head(package: Package, values: Values, folder: Path) -> None:
-    """Write the head and its description into a folder, or nothing if the package has no head."""
-    head = package.manifest.head
-    if head is None:
+    """Write a fresh head, its description and what loads it into a folder; nothing for any other head or none."""
+    head, features = package.manifest.head, package.manifest.head_features
+    if head is None or features == "own":
         return
-    described = {
-        "labels": package.manifest.labels,
-        "features": FEATURES[package.manifest.head_features],
-    }
+    described = {"labels": package.manifest.labels, "features": FEATURES[features], "pooling": features}
     parts = {part.name: values[key(head.name, part.name)] for part in head.tensors}
     write_durably(folder / HEAD_TENSORS, save(parts))
     write_durably(folder / HEAD_DESCRIBED, json.dumps(described, indent=2).encode())
+    shutil.copyfile(Path(__file__).with_name(LOADER), folder / LOADER)
+
+
+def own_head_values(package: Package, values: Values, labels: tuple[str, ...]) -> dict[str, FloatArray]:
+    """Values of a head that went on from the folder's own classifier, its rows in the order of ``labels``.
+
+    Returns:
+        ``weight`` and, if it has one, ``bias``; empty for any other head.
+    """
+    head = package.manifest.head
+    if head is None or package.manifest.head_features != "own":
+        return {}
+    rows = [package.manifest.labels.index(label) for label in labels]
+    return {part.name: values[key(head.name, part.name)][rows] for part in head.tensors}
+
+
+def _own_classifier(package: Package, values: Values) -> dict[str, FloatArray]:
+    """The classifier's last layer as peft names it, rows as the model that it is loaded on orders its classes."""
+    labels, head = package.manifest.own_labels, package.manifest.head
+    if labels is UNSET or head is None:
+        return {}
+    parts = own_head_values(package, values, labels)
+    return {f"{ROOT}.{head.target}.{name}": part for name, part in parts.items()}
 
 
 def _describe(package: Package, rank: int, scale: float, base_model: str) -> dict[str, object]:
-    manifest = package.manifest
+    manifest, head = package.manifest, package.manifest.head
+    own = head is not None and manifest.head_features == "own"
+    task_type = "SEQ_CLS" if own else "CAUSAL_LM" if manifest.task == "causal_lm" else None
+    saved = {"modules_to_save": [head.target.split(".")[0]]} if own and head is not None else {}
     return {
+        **saved,
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if manifest.task == "causal_lm" else None,
+        "task_type": task_type,
         "base_model_name_or_path": base_model,
         "r": rank,
         "lora_alpha": scale * rank,

@@ -76,6 +76,7 @@ class LoadedModel:
         features: how the features of its head are made; None for a causal language model.
         classifier: dotted path, in the folder's class, of its own classifier's last layer, which the head goes on from;
             None for a fresh head.
+        rows: rows of that classifier in the order of the labels; empty for a fresh head.
     """
 
     task: TaskKind
@@ -89,6 +90,7 @@ class LoadedModel:
     sliced: tuple[str, ...]
     features: Features | None
     classifier: str | None
+    rows: tuple[int, ...]
     _checkpoint: Checkpoint
     _origins: dict[str, _Origin]
     _factors: dict[str, tuple[Tensor, Tensor]]
@@ -119,6 +121,28 @@ class LoadedModel:
         origin = self._origins[name]
         file, stored = self._checkpoint.place(origin.name)
         return Place(file, stored, origin.transposed)
+
+    def classifier_place(self, name: str) -> Place:
+        """Where the folder keeps ``weight`` or ``bias`` of its own classifier's last layer.
+
+        Raises:
+            ModelError: the folder does not keep it as one tensor.
+        """
+        file, stored = self._checkpoint.place(f"{self.classifier}.{name}")
+        return Place(file, stored, transposed=False)
+
+    def own_classifier(self) -> tuple[Place, ...]:
+        """All tensors of the folder's own classifier, used or not; none where its class has none.
+
+        Raises:
+            ModelError: the folder does not keep one of them as one tensor.
+        """
+        try:
+            names = _own_head(self.module.encoder.config, causal=self.causal).tensors
+        except UnusableHead:
+            return ()
+        places = [self._checkpoint.place(name) for name in names if name in self._checkpoint]
+        return tuple(Place(file, stored, transposed=False) for file, stored in places)
 
     @property
     def weight_files(self) -> frozenset[Path]:
@@ -226,6 +250,7 @@ def load_model(
         sliced=sliced,
         features=features,
         classifier=classifier,
+        rows=rows if classifier is not None else (),
         _checkpoint=checkpoint,
         _origins=origins,
         _factors={},

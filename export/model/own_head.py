@@ -43,6 +43,7 @@ class OwnHead(nn.Module):
         classifier: dotted path of the last linear layer in the class.
         linear: that layer, without values.
         pools: whether the base model's own pooler is part of it.
+        tensors: names of all parameters that the class has beside the base model's.
 
     Raises:
         UnusableHead: the class has no linear layer of that many outputs outside the base model, or its last one is not
@@ -56,6 +57,7 @@ class OwnHead(nn.Module):
             raise UnusableHead(f"{type(model).__name__} keeps its model under no name of its own")
         self.pools = getattr(getattr(model, base), "pooler", None) is not None
         setattr(model, base, _Given())
+        self.tensors = tuple(name for name, _ in model.named_parameters())
         linears = [
             name
             for name, module in model.named_modules()

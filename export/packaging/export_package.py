@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ import onnx_ir as ir
 from msgspec import UNSET, UnsetType
 
 from edge_runtime.data.batches import Row, Tokenizer
+from edge_runtime.data.rows import NO_LABEL
 from edge_runtime.durable import rename_durably, write_durably
 from edge_runtime.engines.choice import engine_version
 from edge_runtime.engines.names import EngineName
@@ -43,13 +44,11 @@ from export.adapters.read import Adapter, Wanted, read_adapter
 from export.adapters.start_values import start_values
 from export.adapters.write import whole_factor
 from export.lowering.arithmetic import probe
-from export.model.features import FeatureChoice, choose_features, not_used
 from export.model.folder import check_model_folder, read_config, read_json_object
 from export.model.heads import HEAD
 from export.model.load import LoadedModel, load_model
-from export.model.own_head import UnusableHead
 from export.model.slices import FACTORS, SliceKind, SliceOptions, slice_and_tensor
-from export.packaging.head_check import why_head_differs
+from export.packaging.head_start import HeadStart
 from export.packaging.programs import OFFERED, ProgramOptions, Progress, write_programs
 from export.packaging.self_check import (
     COSINE_LIMIT,
@@ -133,8 +132,8 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
         for left_out in adapter.notes:
             progress(left_out)
     slices = options.slices if adapter is None else adapter.slice_options(options.slices)
-    choice = choose_features(options.model, options.labels)
-    model, unused = _load(options, slices, choice)
+    start = _head_start(options, slices)
+    model = start.load()
     sequence_limit = min(options.sequence_limit, model.position_limit)
 
     # 2. Capture as one graph, cut into segments, quantise frozen matrices: all of it on shapes alone.
@@ -153,13 +152,9 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
         )
         if note is not None:
             progress(note)
-        if choice.rows is not None and unused is None:
-            progress("Comparing the folder's own classifier with the one that transformers loads")
-            unused = _why_head_differs(options, model, stored, choice.rows, folder / TOKENIZER)
-            if unused is not None:
-                choice = dataclasses.replace(choice, rows=None)
-                model, stored = _load_again(options, slices, choice)
-        _tell_features(choice, model, unused, progress)
+        texts = [Row(text, NO_LABEL) for text in options.check_texts[:HEAD_CHECK_ROWS]]
+        ids = Tokenizer(folder / TOKENIZER, sequence_limit).encode(texts)
+        model, stored = start.settle(model, stored, options.quantisation, ids, progress)
         specs = _slice_specs(stored, options.slices.kind, model.classifier)
         _check_adapters_head(options, model)
         (folder / STATE).write_bytes(encode_values(_initial_values(stored, specs, adapter)))
@@ -225,59 +220,16 @@ def _write_signed(folder: Path, manifest: Manifest, signer: PrivateKey) -> None:
     write_durably(folder / SIGNATURE, signer.sign(data).encode())
 
 
-def _load(
-    options: ExportOptions, slices: SliceOptions, choice: FeatureChoice
-) -> tuple[LoadedModel, str | None]:
-    """The model with the folder's own classifier; or with a fresh head, and the reason if the other was wanted."""
-
-    def load(features: Features | None, rows: tuple[int, ...] = ()) -> LoadedModel:
-        return load_model(
-            options.model,
-            len(options.labels),
-            slices,
-            options.task,
-            features=features,
-            rows=rows,
-            trust_remote_code=options.trust_remote_code,
-        )
-
-    if choice.rows is not None:
-        try:
-            return load("own", choice.rows), None
-        except UnusableHead as reason:
-            return load(choice.features), str(reason)
-    return load(choice.features), None
-
-
-def _why_head_differs(
-    options: ExportOptions, model: LoadedModel, stored: StoredModel, rows: tuple[int, ...], tokenizer: Path
-) -> str | None:
-    texts = [Row(text, 0) for text in options.check_texts[:HEAD_CHECK_ROWS]]
-    return why_head_differs(
+def _head_start(options: ExportOptions, slices: SliceOptions) -> HeadStart:
+    load = partial(
+        load_model,
         options.model,
-        stored,
-        rows,
-        Tokenizer(tokenizer, min(options.sequence_limit, model.position_limit)).encode(texts),
-        parameters=model.parameters,
+        len(options.labels),
+        slices,
+        options.task,
         trust_remote_code=options.trust_remote_code,
     )
-
-
-def _load_again(
-    options: ExportOptions, slices: SliceOptions, choice: FeatureChoice
-) -> tuple[LoadedModel, StoredModel]:
-    model, _ = _load(options, slices, choice)
-    return model, store(model, options.quantisation)
-
-
-def _tell_features(choice: FeatureChoice, model: LoadedModel, unused: str | None, progress: Progress) -> None:
-    """Tell what of the folder's classifier and pooling is taken, or is not used and why."""
-    own = choice.own if unused is None else not_used(unused)
-    if own is not None:
-        progress(own)
-    if model.features != "own":
-        for sentence in choice.pooled:
-            progress(sentence)
+    return HeadStart(options.model, options.labels, load, trust_remote_code=options.trust_remote_code)
 
 
 def _check_adapters_head(options: ExportOptions, model: LoadedModel) -> None:
@@ -328,7 +280,13 @@ def _describe(
         self_checks={},
         probe=PROBE,
         features=_stated(model),
+        own_labels=_in_order_of_classes(options.labels, model.rows),
     )
+
+
+def _in_order_of_classes(labels: tuple[str, ...], rows: tuple[int, ...]) -> tuple[str, ...] | UnsetType:
+    """Labels in the order of the folder's own classes; UNSET where the head does not go on from its classifier."""
+    return tuple(labels[rows.index(index)] for index in range(len(rows))) if rows else UNSET
 
 
 def _stated(model: LoadedModel) -> Features | UnsetType:

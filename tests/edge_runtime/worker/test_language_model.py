@@ -122,7 +122,11 @@ def test_a_label_is_the_token_that_follows() -> None:
 @pytest.mark.parametrize(
     ("row", "labels", "why"),
     [
-        (b'{"text": "confidential", "label": "no"}', (), "has a label, and rows of language modelling have none"),
+        (
+            b'{"text": "confidential", "label": "no"}',
+            (),
+            "has a label, and rows of language modelling have none",
+        ),
         (b'{"content": "confidential"}', (), "rename the column 'content' to 'text'"),
         (b'{"text": "confidential", "answer": "confidential"}', (), "has a column 'answer' beside 'text'"),
         (b'{"text": "confidential"}', ("no", "yes"), "has no label; give it one"),
