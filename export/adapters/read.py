@@ -22,7 +22,8 @@ from edge_runtime.package.manifest import TaskKind
 from edge_runtime.package.slices import FloatArray
 from export.adapters.peft_names import A_SUFFIX, B_SUFFIX, CONV1D_FAMILIES, ROOT, in_package
 from export.adapters.write import CONFIG, FEATURES, HEAD_DESCRIBED, HEAD_TENSORS, WEIGHTS
-from export.model.folder import read_json_object, require_finite
+from export.model.folder import require_finite
+from export.model.json_file import read_json_object
 from export.model.slices import SliceOptions
 
 MAX_RANK = 1024
