@@ -6,6 +6,7 @@ import argparse
 import logging
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -130,14 +131,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _package(arguments: argparse.Namespace) -> int:
     from edge_runtime.data.rows import load_rows
+    from export.packaging.early_checks import check_early
 
+    # What files and options alone tell comes before torch and transformers are loaded, which takes seconds.
     started = time.monotonic()
-    labels = _labels(arguments)
-    texts = tuple(row.text for row in load_rows(arguments.check_data, labels))
-    key = _read_key(arguments.key)
     _check_ranges(arguments)
+    engines = read_engines(arguments.engine)
+    labels = _labels(arguments)
+    key = _read_key(arguments.key)
+    trusted = arguments.trust_remote_code
+    check_early(arguments.model, labels, arguments.output, engines, trust_remote_code=trusted)
     if arguments.adapter is not None:
         _check_adapter(arguments, labels)
+    texts = tuple(row.text for row in load_rows(arguments.check_data, labels))
 
     def progress(stage: str) -> None:
         print(f"{time.monotonic() - started:6.1f} s  {stage}", flush=True)
@@ -156,13 +162,14 @@ def _package(arguments: argparse.Namespace) -> int:
         check_texts=texts,
         task=arguments.task,
         adapter=arguments.adapter,
-        trust_remote_code=arguments.trust_remote_code,
+        trust_remote_code=trusted,
         with_adjoint=arguments.with_adjoint,
-        engines=read_engines(arguments.engine),
+        engines=engines,
     )
-    package = export_package(options, key, progress)
+    notes: list[str] = []
+    package = export_package(options, key, progress, notes.append)
     progress("Done")
-    print("\n" + summary(package))
+    print("\n" + summary(package, notes))
     return 0
 
 
@@ -246,8 +253,13 @@ def read_engines(text: str) -> tuple[EngineName, ...]:
     return tuple(name for name in ENGINES if name in names)
 
 
-def summary(package: Package) -> str:
-    """Sizes, trainable dimensions, predicted memory and the comparison with torch, for people."""
+def summary(package: Package, notes: Sequence[str] = ()) -> str:
+    """Sizes, trainable dimensions, predicted memory, the comparison with torch and what was not used, for people.
+
+    Args:
+        package: package that was made.
+        notes: sentences about what of the model folder is not used, or used otherwise than its files say.
+    """
     manifest = package.manifest
     groups: dict[str, int] = {}
     for path, entry in manifest.files.items():
@@ -278,6 +290,8 @@ def summary(package: Package) -> str:
             f"effect of {manifest.base.quantisation} weights on {effect.rows} rows: loss {effect.loss:.2%}, "
             f"jvp cosine {effect.jvp_cosine:.4f}"
         )
+    if notes:
+        lines += ["notes", *(f"  {sentence}" for sentence in notes)]
     return "\n".join(lines)
 
 

@@ -332,8 +332,6 @@ WITHOUT_TEST_FILE = {
     "export/model/load.py",
     "export/model/slices.py",
     "export/packaging/programs.py",
-    "export/packaging/self_check.py",
-    "export/packaging/tokenizer.py",
     "export/packaging/torch_reference.py",
     "export/packaging/weights.py",
     "export/quantisation/stored.py",

@@ -11,7 +11,8 @@ from edge_runtime.errors import ModelError
 from export.adapters.contents import Contents, Header, headers
 from export.adapters.peft_names import CONFIG, CONV1D_FAMILIES, block_tail
 from export.adapters.settings import MERGE_FIRST, Settings, is_target
-from export.model.folder import weight_files
+from export.model.folder import read_config
+from export.model.weight_files import find_weights
 
 _INDEX = re.compile(r"^(?P<blocks>[^.]+)\.(?P<index>\d+)\.(?P<rest>.+)$")
 
@@ -60,9 +61,8 @@ def stored_model(folder: Path, architecture: str) -> StoredModel:
         ModelError: there are no weights, or a file is damaged.
     """
     tensors: dict[str, tuple[Path, Header]] = {}
-    for file, names in weight_files(folder).items():
-        found = headers(folder / file)
-        tensors.update({name: (folder / file, found[name]) for name in names})
+    for file in find_weights(folder, read_config(folder)).files:
+        tensors.update({name: (file, header) for name, header in headers(file).items()})
     layers: dict[str, set[tuple[int, int]]] = {}
     for name, (_, header) in tensors.items():
         tail = block_tail(name.removesuffix(".weight")) if name.endswith(".weight") else None

@@ -32,7 +32,8 @@ from export.adapters.peft_names import (
     is_output,
 )
 from export.adapters.settings import MERGE_FIRST, Settings, is_target, read_settings
-from export.model.folder import read_config, read_json_object
+from export.model.folder import read_config
+from export.model.json_file import read_json_object
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from edge_runtime.errors import ModelError
 from export.adapters.peft_names import CONFIG
-from export.model.folder import read_json_object
+from export.model.json_file import read_json_object
 
 MAX_RANK = 1024
 #: The way out of what a package cannot express and a merged model can.

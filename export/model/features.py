@@ -14,7 +14,8 @@ from typing import Any
 
 from edge_runtime.errors import ModelError
 from edge_runtime.package.manifest import Features
-from export.model.folder import CONFIG, MAX_JSON_BYTES, read_config, read_json_object
+from export.model.folder import CONFIG, read_config
+from export.model.json_file import MAX_JSON_BYTES, read_json_object
 from export.model.label_map import is_unnamed, read_id2label
 
 MODULES = "modules.json"

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
-
 from edge_runtime.errors import ModelError
+from export.model.json_file import read_json_object
 from export.model.label_map import read_id2label
+from export.model.quantised import refuse_quantised
+from export.model.tokenizer_files import check_tokenizer_files
+from export.model.weight_files import find_weights, read_headers, size_note
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
-#: Weight files that transformers writes, in the order it looks for them; each may be cut into shards with an index.
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-INDEX_SUFFIX = ".index.json"
-#: Far above any real one: the largest indices list some ten thousand tensors.
-MAX_JSON_BYTES = 64 << 20
+ADAPTER = "adapter_config.json"
 #: What transformers writes for a model that was never given labels.
 UNNAMED_LABELS = ("LABEL_0", "LABEL_1")
 
 
-def check_model_folder(folder: Path, labels: tuple[str, ...], *, trust_remote_code: bool = False) -> None:
+def check_model_folder(
+    folder: Path, labels: tuple[str, ...], *, trust_remote_code: bool = False
+) -> tuple[str, ...]:
     """Refuse a folder that cannot become a package for these labels.
 
     Args:
@@ -32,14 +31,33 @@ def check_model_folder(folder: Path, labels: tuple[str, ...], *, trust_remote_co
         labels: label set; empty for a causal language model.
         trust_remote_code: whether the operator lets the folder's own Python code run.
 
+    Returns:
+        Sentences for people: what is not read, and what files say differently without harm.
+
     Raises:
-        ModelError: no configuration, code of its own, incomplete weights, or a label map of another size.
+        ModelError: no configuration, code of its own, weights that are incomplete or quantised, a tokenizer that does
+            not fit them, or a label map of another size.
+        ConfigError: a library is missing with which transformers loads the weights.
     """
-    config = read_config(folder)
+    if not folder.is_dir():
+        raise ModelError(
+            f"{folder} is no folder; name the model's folder, with config.json, weights and tokenizer"
+        )
+    if (folder / CONFIG).is_file():
+        config = read_config(folder)
+    else:
+        find_weights(folder, {})  # an adapter or a GGUF file alone is told as such
+        config = read_config(folder)
     if not trust_remote_code:
         _refuse_code(folder, config)
     _check_labels(folder, config, labels)
-    weight_files(folder)
+    weights = find_weights(folder, config)
+    tensors = {} if weights.pickled else read_headers(weights)
+    refuse_quantised(folder, config, tensors)
+    _refuse_adapter(folder)
+    size = size_note(weights, tensors.values())
+    notes = (*weights.notes, *((size,) if size is not None else ()))
+    return (*notes, *check_tokenizer_files(folder, config, tensors))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -47,63 +65,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not (folder / CONFIG).is_file():
         raise ModelError(f"{folder} is not a Hugging Face model folder: it has no {CONFIG}")
     return read_json_object(folder / CONFIG)
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A bounded JSON file that holds one object.
-
-    Raises:
-        ModelError: it cannot be read, is too large, or is something else.
-    """
-    try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise ModelError(f"{path} has {size} bytes, over the limit of {MAX_JSON_BYTES}")
-        found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} must hold a JSON object, it holds a {type(found).__name__}")
-    return found
-
-
-def weight_files(folder: Path) -> dict[str, tuple[str, ...]]:
-    """The folder's weight files and the tensors in each; of a shard, those that the index places there.
-
-    Raises:
-        ModelError: no weights, a shard that is missing or incomplete, or an index that does not fit its shards.
-    """
-    for file in WEIGHTS:
-        if (folder / f"{file}{INDEX_SUFFIX}").is_file():
-            return _shards(folder, folder / f"{file}{INDEX_SUFFIX}")
-        if (folder / file).is_file():
-            return {file: tensor_names(folder / file)}
-    raise ModelError(
-        f"{folder} has no weights: neither {' nor '.join(WEIGHTS)}, nor an index of shards; download them, or save "
-        "the model again with save_pretrained"
-    )
-
-
-def _shards(folder: Path, index: Path) -> dict[str, tuple[str, ...]]:
-    places = read_json_object(index).get("weight_map")
-    if not isinstance(places, dict) or not places or not all(_is_file_name(p) for p in places.values()):
-        raise ModelError(f"{index} has no weight_map from tensor names to file names in its folder")
-    files: dict[str, list[str]] = {}
-    for name, file in places.items():
-        files.setdefault(file, []).append(name)
-    if lost := sorted(file for file in files if not (folder / file).is_file()):
-        raise ModelError(
-            f"{folder} lacks {len(lost)} of the {len(files)} weight files its index names, the first is {lost[0]}; "
-            "download the model again"
-        )
-    for file, names in files.items():
-        if absent := sorted(set(names) - set(tensor_names(folder / file))):
-            raise ModelError(
-                f"{folder / file} lacks {absent[0]}, which {index.name} places there; download the model again"
-            )
-    return {file: tuple(names) for file, names in sorted(files.items())}
 
 
 def require_finite(name: str, tensor: Tensor) -> None:
@@ -116,49 +77,14 @@ def require_finite(name: str, tensor: Tensor) -> None:
     Raises:
         ModelError: some values are not finite; the message counts them.
     """
-    import torch  # noqa: PLC0415 - slow to import, and most of a folder is told without it
-
     if not tensor.is_floating_point():
         return
-    wrong = tensor.numel() - int(torch.isfinite(tensor).sum())
+    wrong = tensor.numel() - int(tensor.isfinite().sum())
     if wrong:
         raise ModelError(
             f"weight {name} holds {wrong} values that are not finite, of {tensor.numel()}; "
             "the folder is damaged, or its training diverged: get the model again"
         )
-
-
-def _is_file_name(value: object) -> bool:
-    return isinstance(value, str) and value not in {"", ".", ".."} and Path(value).name == value
-
-
-def tensor_names(path: Path) -> tuple[str, ...]:
-    """Names of the tensors of a weight file; :class:`ModelError` if it is damaged."""
-    if path.suffix != ".safetensors":
-        return tuple(load_pickled(path))
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return tuple(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{path} is not a whole safetensors file: {error}; download the model again"
-        ) from error
-
-
-def load_pickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of a PyTorch file, mapped: nothing is read until it is used, and no code of the file runs.
-
-    Raises:
-        ModelError: it is damaged, or not a file of tensors.
-    """
-    import torch  # noqa: PLC0415 - slow to import, and most of a folder is told without it
-
-    try:
-        loaded: dict[str, Tensor] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # damaged files raise whatever their format's reader raises
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{path} cannot be read: {reason}; download the model again") from error
-    return loaded
 
 
 def _refuse_code(folder: Path, config: dict[str, Any]) -> None:
@@ -171,6 +97,14 @@ def _refuse_code(folder: Path, config: dict[str, Any]) -> None:
                 f"{folder / name} asks to run Python code of the folder's own (auto_map); read that code, then give "
                 "--trust-remote-code, or use a model that transformers knows by itself"
             )
+
+
+def _refuse_adapter(folder: Path) -> None:
+    if (folder / ADAPTER).is_file():
+        raise ModelError(
+            f"{folder} holds a peft adapter beside the model ({ADAPTER}), which transformers would load with it; move "
+            f"{ADAPTER} and the adapter's weights to a folder of their own, and name that with --adapter if it is meant"
+        )
 
 
 def _check_labels(folder: Path, config: dict[str, Any], labels: tuple[str, ...]) -> None:

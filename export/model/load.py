@@ -21,14 +21,12 @@ from transformers.pytorch_utils import Conv1D
 
 from edge_runtime.errors import ModelError
 from edge_runtime.package.manifest import Features, TaskKind, fresh_features
+from export.model.accounting import UNUSED, account
 from export.model.checkpoint import Checkpoint
 from export.model.folder import read_config, require_finite
 from export.model.heads import HEAD, Classifier, Head, LanguageModel
 from export.model.own_head import OwnHead, UnusableHead, classifier_of
 from export.model.slices import FACTORS, TRAINABLE, SlicedLinear, SliceOptions, attach_slices, factors
-
-#: Part of encoder classes that is not exported, and that folders may lack.
-UNUSED = "pooler."
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,7 @@ class LoadedModel:
         blocks: dotted path of its list of blocks.
         architecture: ``model_type`` of the folder's configuration.
         hidden_size: values of a hidden state.
+        vocabulary: rows of its input embedding.
         position_limit: longest sequence it has positions for, in tokens.
         parameters: number of parameters of the base model.
         causal: whether attention looks back only.
@@ -77,6 +76,7 @@ class LoadedModel:
         classifier: dotted path, in the folder's class, of its own classifier's last layer, which the head goes on from;
             None for a fresh head.
         rows: rows of that classifier in the order of the labels; empty for a fresh head.
+        notes: sentences for people about tensors of the folder that are not used.
     """
 
     task: TaskKind
@@ -84,6 +84,7 @@ class LoadedModel:
     blocks: str
     architecture: str
     hidden_size: int
+    vocabulary: int
     position_limit: int
     parameters: int
     causal: bool
@@ -91,6 +92,7 @@ class LoadedModel:
     features: Features | None
     classifier: str | None
     rows: tuple[int, ...]
+    notes: tuple[str, ...]
     _checkpoint: Checkpoint
     _origins: dict[str, _Origin]
     _factors: dict[str, tuple[Tensor, Tensor]]
@@ -195,11 +197,13 @@ def load_model(
 
     Raises:
         UnusableHead: the folder's own classifier was asked for and cannot be trained further.
-        ModelError: it is no model folder, its blocks cannot be recognised, no module matches the targets, or weights
-            are missing; the message says what was looked for and what was found.
+        ModelError: it is no model folder, its blocks cannot be recognised, no module matches the targets, or its
+             tensors are not those of its configuration; the message says what was looked for and what was found.
     """
     base, config = _build(folder, task, trust_remote_code)
     checkpoint = Checkpoint(folder, base)
+    notes = account(folder, base, checkpoint)
+    _read_buffers(base, checkpoint)
     names = {parameter: name for name, parameter in base.named_parameters()}
     tied = _names_of_tied(base)
     transposed = _as_linear_layers(base, names)
@@ -237,13 +241,13 @@ def load_model(
         for name, parameter in module.named_parameters(remove_duplicate=False)
         if parameter in names
     }
-    _require_all(folder, origins, checkpoint)
     return LoadedModel(
         task=task,
         module=module,
         blocks=f"encoder.{blocks}",
         architecture=str(config.model_type),
         hidden_size=int(config.hidden_size),
+        vocabulary=int(base.get_input_embeddings().weight.shape[0]),
         position_limit=_position_limit(base, config),
         parameters=parameters,
         causal=causal,
@@ -251,6 +255,7 @@ def load_model(
         features=features,
         classifier=classifier,
         rows=rows if classifier is not None else (),
+        notes=notes,
         _checkpoint=checkpoint,
         _origins=origins,
         _factors={},
@@ -397,13 +402,12 @@ def _present(name: str, tied: dict[str, list[str]], checkpoint: Checkpoint) -> s
     return next((other for other in tied.get(name, ()) if other in checkpoint), name)
 
 
-def _require_all(folder: Path, origins: dict[str, _Origin], checkpoint: Checkpoint) -> None:
-    needed = {origin.name for origin in origins.values() if not origin.name.startswith(UNUSED)}
-    if missing := sorted(name for name in needed if name not in checkpoint):
-        raise ModelError(
-            f"{folder} lacks {len(missing)} tensors of its architecture, the first is {missing[0]}; "
-            "download or save the model again"
-        )
+def _read_buffers(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Give buffers that a folder holds, such as statistics of a training, their values."""
+    saved = model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        if name in saved and name in checkpoint:
+            buffer.data = checkpoint.tensor(name).to(buffer.dtype)
 
 
 def _position_limit(model: nn.Module, config: Any) -> int:

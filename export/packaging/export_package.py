@@ -13,10 +13,9 @@ import msgspec
 import onnx_ir as ir
 from msgspec import UNSET, UnsetType
 
-from edge_runtime.data.batches import Row, Tokenizer
+from edge_runtime.data.batches import Batch, Row, Tokenizer
 from edge_runtime.data.rows import NO_LABEL
 from edge_runtime.durable import rename_durably, write_durably
-from edge_runtime.engines.choice import engine_version
 from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import ModelError
 from edge_runtime.package.manifest import (
@@ -44,16 +43,20 @@ from export.adapters.read import Adapter, Wanted, read_adapter
 from export.adapters.start_values import start_values
 from export.adapters.write import whole_factor
 from export.lowering.arithmetic import probe
-from export.model.folder import check_model_folder, read_config, read_json_object
+from export.model.folder import read_config
 from export.model.heads import HEAD
+from export.model.json_file import read_json_object
 from export.model.load import LoadedModel, load_model
 from export.model.slices import FACTORS, SliceKind, SliceOptions, slice_and_tensor
+from export.packaging.early_checks import check_early
 from export.packaging.head_start import HeadStart
+from export.packaging.library_check import LibraryModel, check_against_library
 from export.packaging.programs import OFFERED, ProgramOptions, Progress, write_programs
 from export.packaging.self_check import (
     COSINE_LIMIT,
     check_package,
     chosen_segments,
+    draw_batch,
     draw_sample,
     measure_effect,
     shortened,
@@ -104,26 +107,32 @@ class ExportOptions:
     engines: tuple[EngineName, ...] = ("onnxruntime",)
 
 
-def export_package(options: ExportOptions, signer: PrivateKey, progress: Progress) -> Package:
+def export_package(
+    options: ExportOptions, signer: PrivateKey, progress: Progress, note: Progress | None = None
+) -> Package:
     """Write a package, or nothing.
 
     Args:
         options: what to export.
         signer: key that signs the manifest.
         progress: called with a sentence as each stage begins.
+        note: called with each sentence about what is not used of the folder, or used otherwise than its files say; None
+            to hand them to ``progress``.
 
     Returns:
         The opened package.
 
     Raises:
         ConfigError: an engine is not installed; gives the install command.
-        ModelError: the model cannot be exported, or the programs disagree with torch.
+        ModelError: the model cannot be exported, it disagrees with the one that transformers loads, or the programs
+            disagree with torch.
     """
-    for engine in options.engines:
-        engine_version(engine)  # refuses what is not installed
-    if options.output.exists():
-        raise ModelError(f"{options.output} exists already; choose another --output or remove it")
-    check_model_folder(options.model, options.labels, trust_remote_code=options.trust_remote_code)
+    note = note or progress
+    trusted = options.trust_remote_code
+    for sentence in check_early(
+        options.model, options.labels, options.output, options.engines, trust_remote_code=trusted
+    ):
+        note(sentence)
 
     # 1. Build the model without its weights and attach slices.
     progress(f"Loading {options.model.name} and attaching {options.slices.kind} slices")
@@ -135,6 +144,8 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
     start = _head_start(options, slices)
     model = start.load()
     sequence_limit = min(options.sequence_limit, model.position_limit)
+    for sentence in (*model.notes, *_cut_note(options, sequence_limit)):
+        note(sentence)
 
     # 2. Capture as one graph, cut into segments, quantise frozen matrices: all of it on shapes alone.
     progress("Capturing the model and cutting it into segments")
@@ -147,14 +158,19 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
         (folder / "weights").mkdir()
 
         # 3. Write tokenizer and slices: what is wrong with them is told before the long part begins.
-        pad_token_id, note = write_tokenizer(
-            options.model, folder / TOKENIZER, trust_remote_code=options.trust_remote_code
+        pad_token_id, stand_in = write_tokenizer(
+            options.model, folder / TOKENIZER, model.vocabulary, trust_remote_code=trusted
         )
-        if note is not None:
-            progress(note)
+        if stand_in is not None:
+            note(stand_in)
         texts = [Row(text, NO_LABEL) for text in options.check_texts[:HEAD_CHECK_ROWS]]
         ids = Tokenizer(folder / TOKENIZER, sequence_limit).encode(texts)
         model, stored = start.settle(model, stored, options.quantisation, ids, progress)
+        batch = _check_batch(options, folder, sequence_limit, pad_token_id)
+        if model.classifier is None:  # with its own classifier the folder was just compared as a whole
+            progress(f"Comparing the model with the one that transformers loads, on {_described(batch)}")
+            library = LibraryModel.of(options.model, model, trust_remote_code=trusted)
+            check_against_library(library, stored, batch)
         specs = _slice_specs(stored, options.slices.kind, model.classifier)
         _check_adapters_head(options, model)
         (folder / STATE).write_bytes(encode_values(_initial_values(stored, specs, adapter)))
@@ -183,24 +199,29 @@ def export_package(options: ExportOptions, signer: PrivateKey, progress: Progres
             segments=manifest_segments,
             slices=specs,
         )
-        manifest = _checked(options, folder, stored, manifest, progress)
+        manifest = _checked(options, folder, stored, manifest, batch, progress)
         _write_signed(folder, manifest, signer)
         rename_durably(folder, options.output)
     return Package.open(options.output, signer.public_key)
 
 
 def _checked(
-    options: ExportOptions, folder: Path, stored: StoredModel, manifest: Manifest, progress: Progress
+    options: ExportOptions,
+    folder: Path,
+    stored: StoredModel,
+    manifest: Manifest,
+    batch: Batch,
+    progress: Progress,
 ) -> Manifest:
     """The manifest with what the self-check found, without arithmetics that it found poor."""
     chosen = chosen_segments(manifest)
     progress(
-        "Comparing the programs with torch on real text"
+        f"Comparing the programs with torch on {_described(batch)}"
         + (f", over {len(chosen) - 2} of the blocks" if len(chosen) < len(manifest.segments) else "")
     )
     compared = shortened(Package(folder, manifest, ""), chosen)
     reference = _reference(folder, stored, manifest, chosen)
-    sample = draw_sample(compared, reference, options.check_texts)
+    sample = draw_sample(compared, reference, batch)
     checks = check_package(compared, reference, sample)
     if "executorch" in options.engines:
         on_executorch = check_package(compared, reference, sample, "executorch")
@@ -242,6 +263,29 @@ def _check_adapters_head(options: ExportOptions, model: LoadedModel) -> None:
             f"{options.adapter / HEAD_DESCRIBED} is for a head on other features ({str(theirs)[:90]}) than those of a "
             f"package of {options.model}; remove {HEAD_TENSORS} and {HEAD_DESCRIBED} to start without that head"
         )
+
+
+def _check_batch(options: ExportOptions, folder: Path, sequence_limit: int, pad_token_id: int) -> Batch:
+    """The texts that the checks run on."""
+    return draw_batch(
+        folder / TOKENIZER,
+        options.check_texts,
+        labels=len(options.labels),
+        sequence_limit=sequence_limit,
+        pad_token_id=pad_token_id,
+    )
+
+
+def _cut_note(options: ExportOptions, sequence_limit: int) -> tuple[str, ...]:
+    """A sentence if texts are cut at fewer tokens than was asked for."""
+    if sequence_limit == options.sequence_limit:
+        return ()
+    return (f"Texts are cut at {sequence_limit} tokens, as many as the model has positions for",)
+
+
+def _described(batch: Batch) -> str:
+    rows, longest = batch.attention_mask.shape[0], int(batch.attention_mask.sum(axis=1).max())
+    return f"{rows} rows of real text of up to {longest} tokens"
 
 
 def _describe(

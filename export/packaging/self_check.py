@@ -39,8 +39,9 @@ from export.packaging.torch_reference import TorchReference
 STRICT_LIMIT = 1e-3
 COSINE_LIMIT = 0.9
 CHECK_DRAWS = 4
-#: Most rows of a sample, and most tokens of all its rows together: of long texts it has fewer.
-CHECK_ROWS, CHECK_TOKENS = 16, 512
+#: Most rows of a sample, most tokens of each, and most of all together: whatever the texts, a check takes bounded
+#: time and memory.
+CHECK_ROWS, CHECK_ROW_TOKENS, CHECK_TOKENS = 16, 128, 512
 #: Slices are moved off their initial zeros, so that every path carries signal.
 PERTURBATION = 0.02
 #: Packages with weights up to this size are compared whole; of larger ones, at least this many blocks are.
@@ -75,27 +76,38 @@ class CheckSample:
     tangents: Values
 
 
-def draw_sample(package: Package, reference: TorchReference, texts: tuple[str, ...]) -> CheckSample:
-    """A batch of the texts, slices moved off their zeros, and seeded tangents.
+def draw_batch(
+    tokenizer: Path, texts: tuple[str, ...], *, labels: int, sequence_limit: int, pad_token_id: int
+) -> Batch:
+    """The first texts as a batch within the bounds of a check: rows are cut off, and of long rows there are fewer.
+
+    Args:
+        tokenizer: tokenizer file of the package.
+        texts: real texts; the first ``CHECK_ROWS`` are used, or fewer if they are long.
+        labels: size of the label set; 0 for language modelling.
+        sequence_limit: longest sequence of the package, in tokens.
+        pad_token_id: token that pads.
+    """
+    rows = [Row(text, i % labels if labels else NO_LABEL) for i, text in enumerate(texts[:CHECK_ROWS])]
+    limit = min(sequence_limit, CHECK_ROW_TOKENS)
+    ids = Tokenizer(tokenizer, limit).encode(rows, at_least=1 if labels else 2)
+    rows = rows[: max(1, CHECK_TOKENS // max(map(len, ids)))]
+    return make_batch(
+        ids[: len(rows)], [row.label for row in rows] if labels else None, pad_token_id=pad_token_id
+    )
+
+
+def draw_sample(package: Package, reference: TorchReference, batch: Batch) -> CheckSample:
+    """A batch, slices moved off their zeros, and seeded tangents.
 
     Args:
         package: package that has only the segments to compare, made by :func:`shortened`.
         reference: same segments in torch.
-        texts: real texts; the first ``CHECK_ROWS`` are used, or fewer if they are long.
+        batch: real text, from :func:`draw_batch`.
     """
-    manifest = package.manifest
-    labels = len(manifest.labels)
-    rows = [Row(text, i % labels if labels else NO_LABEL) for i, text in enumerate(texts[:CHECK_ROWS])]
-    tokenizer = Tokenizer(package.path(manifest.tokenizer), manifest.sequence_limit)
-    ids = tokenizer.encode(rows, at_least=1 if labels else 2)
-    rows = rows[: max(1, CHECK_TOKENS // max(map(len, ids)))]
-    ids = ids[: len(rows)]
-    batch = make_batch(
-        ids, [row.label for row in rows] if labels else None, pad_token_id=manifest.pad_token_id
-    )
-    trained = [spec for spec in manifest.slices if spec.kind != "head"]
-    tangents = draw_tangents(_check_task(), trained, 0, range(len(rows)))
-    return CheckSample(batch, _perturbed(reference), tangents)
+    trained = [spec for spec in package.manifest.slices if spec.kind != "head"]
+    tangents = draw_tangents(_check_task(), trained, 0, range(len(batch.input_ids)))
+    return CheckSample(batch, perturbed(reference), tangents)
 
 
 def check_package(
@@ -196,7 +208,8 @@ def _check_task() -> Task:
     )
 
 
-def _perturbed(reference: TorchReference) -> dict[str, Tensor]:
+def perturbed(reference: TorchReference) -> dict[str, Tensor]:
+    """Trainable tensors of a reference, moved off their values by seeded noise."""
     generator = torch.Generator().manual_seed(0)
     return {
         name: reference.tensors[name]

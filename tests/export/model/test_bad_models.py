@@ -208,7 +208,7 @@ def without_tokens(*names: str) -> Callable[[Path], Path]:
 def test_the_folders_own_padding_token_is_used(folder: Path, tmp_path: Path) -> None:
     """A tokenizer with a padding token gives its id and needs no note."""
     expected = AutoTokenizer.from_pretrained(folder, local_files_only=True).pad_token_id
-    assert write_tokenizer(folder, tmp_path / "tokenizer.json") == (expected, None)
+    assert write_tokenizer(folder, tmp_path / "tokenizer.json", 160) == (expected, None)
 
 
 def test_without_padding_token_the_unknown_one_pads(folder: Path, tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_without_unknown_token_the_last_one_pads(folder: Path, tmp_path: Path) -
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     tokenizer.eos_token = "[SEP]"
     tokenizer.save_pretrained(folder)
-    pad, note = write_tokenizer(folder, tmp_path / "tokenizer.json")
+    pad, note = write_tokenizer(folder, tmp_path / "tokenizer.json", 160)
     assert pad == tokenizer.convert_tokens_to_ids("[SEP]")
     assert note is not None
     assert "end-of-text token" in note
@@ -239,7 +239,7 @@ def test_a_tokenizer_with_nothing_to_pad_with_is_refused(folder: Path, tmp_path:
     message = refuse(folder, tmp_path / "out" / "package")
     assert "set pad_token in its tokenizer_config.json" in message
     with pytest.raises(ModelError):
-        write_tokenizer(folder, tmp_path / "tokenizer.json")
+        write_tokenizer(folder, tmp_path / "tokenizer.json", 160)
     assert not (tmp_path / "tokenizer.json").exists()
 
 

@@ -217,7 +217,11 @@ def test_programs_that_disagree_with_torch_are_refused(exported) -> None:
         exported.stored.segments, {**reference.tensors, name: reference.tensors[name] * 1.2}
     )
     with pytest.raises(ModelError, match=r"disagree with torch: loss by \d.*jvp by \d"):
-        check_package(exported.package, other, draw_sample(exported.package, other, tiny.CHECK_TEXTS))
+        check_package(
+            exported.package,
+            other,
+            draw_sample(exported.package, other, tiny.make_text_batch(exported.package, tiny.CHECK_TEXTS)),
+        )
 
 
 def test_two_exports_are_equal(exported, tiny_model, tmp_path_factory) -> None:
