@@ -202,7 +202,9 @@ def load_model(
     """
     base, config = _build(folder, task, trust_remote_code)
     checkpoint = Checkpoint(folder, base)
-    notes = account(folder, base, checkpoint)
+    causal = is_causal(base)
+    own = _own_head(config, causal=causal) if features == "own" else None
+    notes = account(folder, base, checkpoint, () if own is None else own.tensors)
     _read_buffers(base, checkpoint)
     names = {parameter: name for name, parameter in base.named_parameters()}
     tied = _names_of_tied(base)
@@ -210,7 +212,6 @@ def load_model(
     parameters = sum(parameter.numel() for parameter in base.parameters())
     blocks = find_blocks(base)
     sliced = attach_slices(base, blocks, options)
-    causal = is_causal(base)
     arguments = {"use_cache": False} if "use_cache" in inspect.signature(base.forward).parameters else {}
     module: Classifier | LanguageModel
     classifier = None
@@ -223,8 +224,7 @@ def load_model(
         module, features = LanguageModel(base, arguments), None
     else:
         features = features or fresh_features(causal)
-        if features == "own":
-            own = _own_head(config, causal=causal)
+        if own is not None:
             classifier = own.classifier
             frozen = {parameter: name.removeprefix("model.") for name, parameter in own.named_parameters()}
             _require_frozen(set(frozen.values()), set(names.values()), checkpoint, pools=own.pools)
