@@ -51,9 +51,9 @@ th, td { padding: .42rem 1.1rem; text-align: left; border-top: 1px solid var(--l
   vertical-align: baseline; white-space: nowrap }
 thead td { border-top: 0 }
 thead th { border-top: 0; color: var(--muted); font-weight: 600; font-size: .85rem }
-tbody th { font-weight: 500; white-space: normal; min-width: 7rem }
+tbody th { font-weight: 500; white-space: normal; min-width: 8.6rem }
 td.n, th.n { text-align: right }
-td.t { white-space: normal; min-width: 7rem }
+td.t { white-space: normal; min-width: 8.6rem }
 tr.chosen > *, tr.owner > *, tr.total > * { font-weight: 700; background: var(--soft) }
 tr.no > * { color: var(--muted) }
 tr.grew > * { font-weight: 700 }
