@@ -97,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("show", _show_run, "show a run and its rounds"),
         ("watch", _watch_run, "show a run and its rounds, live until it has ended"),
         ("stop", _stop_run, "stop a run"),
-        ("report", _report_run, "write report.json, report.txt and curve.svg"),
+        ("report", _report_run, "write report.html, report.txt, report.json and curve.svg"),
         ("fetch-slices", _fetch_slices, "fetch a run's slice values as safetensors"),
     ):
         sub = run.add_parser(name, parents=[where], help=text)

@@ -161,6 +161,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "coordinator/admin": {
         "edge_runtime",
+        "edge_runtime/html",
         "edge_runtime/package",
         "edge_runtime/protocol",
         "coordinator",
@@ -183,9 +184,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "coordinator/storage",
     },
     "coordinator/simulation/report": {
+        "edge_runtime",
         "edge_runtime/html",
         "edge_runtime/package",
-        "coordinator/admin",
         "coordinator/simulation",
         "coordinator/storage",
     },

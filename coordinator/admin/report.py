@@ -1,13 +1,16 @@
-"""A run's report: report.json for programs, report.txt for people, curve.svg for pages."""
+"""A run's report: report.html and report.txt for people, report.json for programs, curve.svg for other pages."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
+from coordinator.admin.page import run_page
 from coordinator.rounds.summary import EventSummary, RoundSummary, RunSummary
 from edge_runtime.durable import write_durably
+from edge_runtime.figures import size
 from edge_runtime.package.manifest import TaskKind
 
 COLUMNS = (
@@ -37,12 +40,12 @@ def row(summary: RoundSummary, task: TaskKind) -> tuple[str, ...]:
         f"{summary.round}{state}",
         _score(task, summary.accuracy, summary.perplexity) or "-",
         "-" if summary.loss is None else f"{summary.loss:.4f}",
-        human_bytes(summary.bytes_up),
-        human_bytes(summary.bytes_up_per_task),
-        human_bytes(summary.bytes_down),
+        size(summary.bytes_up),
+        _size(summary.bytes_up_per_task),
+        size(summary.bytes_down),
         "-" if summary.seconds is None else f"{summary.seconds:.1f}",
-        human_bytes(summary.predicted_peak_bytes),
-        human_bytes(summary.measured_peak_bytes),
+        _size(summary.predicted_peak_bytes),
+        _size(summary.measured_peak_bytes),
     )
 
 
@@ -61,16 +64,8 @@ def _score(task: TaskKind, accuracy: float | None, perplexity: float | None) -> 
     return "" if accuracy is None else f"{100 * accuracy:.1f} %"
 
 
-def human_bytes(count: float | None) -> str:
-    """Bytes in the largest binary unit that leaves a digit before the point."""
-    if count is None:
-        return "-"
-    value = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.2f} GiB"
+def _size(count: float | None) -> str:
+    return "-" if count is None else size(count)
 
 
 def text_table(run: RunSummary) -> str:
@@ -83,14 +78,35 @@ def text_table(run: RunSummary) -> str:
     return "\n".join(lines)
 
 
+class Report(Struct, frozen=True):
+    """What report.json holds.
+
+    Attributes:
+        run: the run with its rounds.
+        events: its events, oldest first.
+    """
+
+    run: RunSummary
+    events: list[EventSummary]
+
+
+def read_report(folder: Path) -> Report:
+    """The report that :func:`write_report` left in a folder.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return msgspec.json.decode((folder / "report.json").read_bytes(), type=Report)
+
+
 def write_report(run: RunSummary, events: list[EventSummary], folder: Path) -> None:
-    """Write the three files into ``folder``, made if missing.
+    """Write the four files into ``folder``, made if missing.
 
     Raises:
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    document = {"run": run, "events": events}
+    document = Report(run, events)
     write_durably(
         folder / "report.json", msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
     )
@@ -101,6 +117,7 @@ def write_report(run: RunSummary, events: list[EventSummary], folder: Path) -> N
     ]
     lines = [headline(run), "", text_table(run), "", "events:", *(troubles or ["  none"]), ""]
     write_durably(folder / "report.txt", "\n".join(lines).encode())
+    write_durably(folder / "report.html", run_page(run, events).encode())
     _draw_curve(run, folder / "curve.svg")
 
 

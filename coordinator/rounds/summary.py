@@ -9,7 +9,15 @@ from msgspec import Struct
 
 from coordinator.config import RunConfig
 from coordinator.rounds.runs import Run
-from coordinator.storage import evaluation_rows, event_rows, result_rows, round_rows, run_rows, task_rows
+from coordinator.storage import (
+    device_rows,
+    evaluation_rows,
+    event_rows,
+    result_rows,
+    round_rows,
+    run_rows,
+    task_rows,
+)
 from coordinator.storage.evaluation_rows import Scores
 from coordinator.storage.round_rows import RoundRow
 from edge_runtime.package.manifest import TaskKind
@@ -39,6 +47,7 @@ class RoundSummary(Struct, frozen=True):
         perplexity: exponential of the loss, for language modelling alone.
         bytes_up_per_task: mean size of the counted results' deltas, safetensors header included.
         gated: whether the round was committed and left the values as they were.
+        caps_bytes: caps that the workers of its counted results were held to, each once, smallest first.
     """
 
     round: int
@@ -60,6 +69,7 @@ class RoundSummary(Struct, frozen=True):
     perplexity: float | None = None
     bytes_up_per_task: float | None = None
     gated: bool = False
+    caps_bytes: list[int] = []
 
 
 class RunSummary(Struct, frozen=True):
@@ -84,6 +94,9 @@ class RunSummary(Struct, frozen=True):
         rounds: its rounds, in order; empty where runs are only listed.
         task: task of its package.
         initial_perplexity: perplexity of the values that the run started from, for language modelling alone.
+        package_name: name of the package.
+        engines: names of the engines that the package has programs for.
+        runtime_versions: versions of the program on the devices whose results counted, as they last told.
     """
 
     run_id: str
@@ -103,6 +116,9 @@ class RunSummary(Struct, frozen=True):
     rounds: list[RoundSummary] = []
     task: TaskKind = "classification"
     initial_perplexity: float | None = None
+    package_name: str = ""
+    engines: list[str] = []
+    runtime_versions: list[str] = []
 
 
 class EventSummary(Struct, frozen=True):
@@ -163,6 +179,9 @@ def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = T
         rounds=rounds,
         task=run.manifest.task,
         initial_perplexity=_perplexity(initial),
+        package_name=run.manifest.name,
+        engines=list(run.manifest.engines),
+        runtime_versions=device_rows.versions_in(connection, run.run_id),
     )
 
 
@@ -199,6 +218,7 @@ def _round(connection: sqlite3.Connection, row: RoundRow, evaluation: Scores | N
         examples=examples,
         perplexity=_perplexity(evaluation),
         gated=bool(row.gated),
+        caps_bytes=sorted({memory.cap_bytes for memory in memories}),
         bytes_up_per_task=sum(r.change_bytes for r in results) / len(results) if results else None,
     )
 

@@ -79,6 +79,16 @@ def seen_since(connection: sqlite3.Connection, since_s: float) -> list[SeenDevic
     return [SeenDevice(**row) for row in rows]
 
 
+def versions_in(connection: sqlite3.Connection, run_id: str) -> list[str]:
+    """Versions of the program on the devices whose results counted in a run, each once."""
+    rows = connection.execute(
+        "SELECT DISTINCT runtime_version FROM devices JOIN tasks USING (device_id)"
+        " WHERE run_id = ? AND state = 'counted' AND runtime_version IS NOT NULL ORDER BY runtime_version",
+        (run_id,),
+    )
+    return [str(row["runtime_version"]) for row in rows]
+
+
 def last_check_in_s(connection: sqlite3.Connection) -> float | None:
     """When any device last checked in; None if none ever did."""
     seen_s: float | None = connection.execute("SELECT max(seen_s) FROM devices").fetchone()[0]

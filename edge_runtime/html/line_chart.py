@@ -11,6 +11,8 @@ WIDE, NARROW = 880, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 44
 #: Number of kinds of line in the style sheet, which differ in colour and dashes.
 _KINDS = 3
+#: Largest number of points of a drawn line; and of a line that has a dot at each.
+_MOST_POINTS, _MOST_DOTS = 200, 40
 
 
 @dataclass(frozen=True)
@@ -131,10 +133,11 @@ def _drawing(
     )
     parts = axes(plane, "committed rounds", lambda value: f"{value:.0f}" if value == int(value) else "")
     for index, line in reversed(list(enumerate(lines))):
-        places = [(plane.x(x), plane.y(y)) for x, y in line.points]
+        places = [(plane.x(x), plane.y(y)) for x, y in _thinned(line.points)]
         kind = line_kind(index)
         parts.append(f'<polyline class="{kind}" points="{points_text(places)}"/>')
-        parts += [f'<circle class="{kind} dot" cx="{x:.1f}" cy="{y:.1f}" r="3.2"/>' for x, y in places]
+        if len(places) <= _MOST_DOTS:
+            parts += [f'<circle class="{kind} dot" cx="{x:.1f}" cy="{y:.1f}" r="3.2"/>' for x, y in places]
     told = "; ".join(
         f"{line.name}: {plane.label(line.points[0][1])} at {line.points[0][0]:g}, "
         f"{plane.label(line.points[-1][1])} at {line.points[-1][0]:g}"
@@ -142,3 +145,9 @@ def _drawing(
         if line.points
     )
     return svg(key, *shape, f"{title} over committed rounds", told, parts)
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+    """Points a fixed stride apart, the last among them, no more than can be told apart."""
+    stride = -(-len(points) // _MOST_POINTS)
+    return [*reversed(points[::-1][::stride])] if stride > 1 else points

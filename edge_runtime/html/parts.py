@@ -108,7 +108,9 @@ def tiles(entries: Sequence[tuple[str, str, str]]) -> str:
     return f'<dl class="tiles">{cells}</dl>'
 
 
-def table(caption: str, header: Sequence[str], rows: Sequence[Row], *, numbers: Collection[int] = ()) -> str:
+def table(
+    caption: str, header: Sequence[str], rows: Sequence[Row], *, numbers: Collection[int] = (), kind: str = ""
+) -> str:
     """A table; a list of cards where the screen is narrow.
 
     Args:
@@ -116,6 +118,7 @@ def table(caption: str, header: Sequence[str], rows: Sequence[Row], *, numbers: 
         header: name of each column; the last may have none.
         rows: its rows.
         numbers: columns of figures, which stand right.
+        kind: class of the whole table; empty for a plain one.
     """
     heads = "".join(
         f'<th scope="col"{" class=n" if index in numbers else ""}>{escape(name)}</th>'
@@ -133,7 +136,7 @@ def table(caption: str, header: Sequence[str], rows: Sequence[Row], *, numbers: 
         for row in rows
     )
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
+        f'<div class="{f"scroll {kind}".strip()}" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
         f"<caption>{escape(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

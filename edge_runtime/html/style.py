@@ -25,6 +25,7 @@ section { margin-top: 3.2rem }
   border-radius: .6rem; padding: 1.6rem 1.8rem 1.5rem }
 .pass { --tone: var(--pass) }
 .fail { --tone: var(--fail) }
+.open { --tone: var(--muted) }
 .word { font-size: 1.05rem; font-weight: 700; letter-spacing: .06em; color: var(--tone); margin: 0 }
 .figure { font-size: clamp(1.5rem, 4.6vw, 2.35rem); line-height: 1.2; font-weight: 650;
   letter-spacing: -.02em; text-wrap: balance; margin: .25rem 0 1.1rem }
@@ -35,6 +36,7 @@ section { margin-top: 3.2rem }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.6rem, 1fr)); gap: 1px;
   margin: 1.2rem 0 0; background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
   overflow: hidden }
+.tiles:has(> :nth-child(7)) { grid-template-columns: repeat(4, 1fr) }
 .tiles div { padding: .8rem 1rem; box-shadow: 0 0 0 1px var(--line) }
 .tiles dt { font-size: .83rem; color: var(--muted) }
 .tiles dd { margin: 0; font-size: 1.2rem; font-weight: 600 }
@@ -51,9 +53,12 @@ th, td { padding: .42rem 1.1rem; text-align: left; border-top: 1px solid var(--l
   vertical-align: baseline; white-space: nowrap }
 thead td { border-top: 0 }
 thead th { border-top: 0; color: var(--muted); font-weight: 600; font-size: .85rem }
-tbody th { font-weight: 500; white-space: normal; min-width: 7rem }
+tbody th { font-weight: 500; white-space: normal; min-width: 8.6rem }
 td.n, th.n { text-align: right }
-td.t { white-space: normal; min-width: 7rem }
+.rounds th, .rounds td { padding-left: .6rem; padding-right: .6rem }
+.rounds thead th { white-space: normal; vertical-align: bottom }
+.rounds tbody th { min-width: 2.5rem }
+td.t { white-space: normal; min-width: 8.6rem }
 tr.chosen > *, tr.owner > *, tr.total > * { font-weight: 700; background: var(--soft) }
 tr.no > * { color: var(--muted) }
 tr.grew > * { font-weight: 700 }
@@ -62,7 +67,8 @@ tr.grew > * { font-weight: 700 }
 .tag.bad { color: var(--fail) }
 .tag.good { color: var(--pass) }
 .facts { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; margin-top: 1rem }
-.facts th { color: var(--muted); width: 10rem; white-space: normal }
+.facts th { color: var(--muted); width: 1%; white-space: nowrap }
+header > .lead { margin-bottom: .9rem }
 .facts td { white-space: normal; overflow-wrap: anywhere }
 pre { background: var(--soft); border-radius: .4rem; padding: .7rem .9rem; margin: .5rem 0 0;
   white-space: pre-wrap; overflow-x: auto;
@@ -127,6 +133,8 @@ svg .cap-text { fill: var(--cap); font-weight: 600 }
   .wide .small, .wide .phase { font-size: 14px }
 }
 @media (max-width: 42rem) {
+  .tiles, .tiles:has(> :nth-child(7)) { grid-template-columns: repeat(2, 1fr) }
+  .rounds tbody th::before { content: "round " }
   main { padding: 1.2rem .9rem 3rem }
   .wide, .spark { display: none }
   .narrow { display: block }
@@ -137,6 +145,7 @@ svg .cap-text { fill: var(--cap); font-weight: 600 }
   caption { padding-left: .8rem; padding-right: .8rem }
   .facts table, .facts caption, .facts tbody, .facts tr, .facts th, .facts td { display: block; width: auto }
   .facts td { border-top: 0; padding-top: 0 }
+  .facts th { white-space: normal }
   .facts th { padding-bottom: 0 }
   .scroll table, .scroll caption, .scroll tbody { display: block }
   .scroll thead { display: none }

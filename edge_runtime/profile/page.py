@@ -189,8 +189,7 @@ def _limits(profile: Profile) -> str:
     ]
     return section(
         "What the verdict rests on",
-        f"<p>{prose(basis_line(profile))}</p>"
-        + table(
+        table(
             "The measured step beside the largest that the task allows, peaks in MiB",
             ("step", "examples", "tokens", "peak", "of the cap", ""),
             rows,

@@ -140,14 +140,14 @@ def prediction_line(profile: Profile) -> str:
 def unexplained_line(profile: Profile) -> str:
     """Whether the bins account for the peak."""
     if not profile.is_split:
-        return "No bin was measured."
+        return "No part was measured."
     rest, part = profile.unexplained_bytes, abs(profile.unexplained_share)
     limit = f"{UNEXPLAINED_SHARE:.0%}".replace("%", " %")
-    kind = "lies outside all bins" if rest >= 0 else "is counted in more than one bin"
+    kind = "belongs to none of its parts" if rest >= 0 else "is counted in more than one part"
     text = f"{size(abs(rest))} of the peak ({share(part)}) {kind}"
     if profile.is_explained:
-        return f"{text}: below {limit}, the bins account for the peak."
-    return f"{text}: {limit} or more, so the bins do not account for the peak. Read them with care."
+        return f"{text}: below {limit}, the parts account for the peak."
+    return f"{text}: {limit} or more, so the parts do not account for the peak. Read them with care."
 
 
 def timeline_line(profile: Profile) -> str:
@@ -173,7 +173,7 @@ def growth_line(profile: Profile) -> str:
     found = "Memory grows with each step" if growth.leaks else "No leak"
     slope = growth.per_step_bytes / 1024
     return (
-        f"{found}: {size(growth.first_bytes)} anonymous memory after the first of {growth.steps} steps, "
+        f"{found}: {size(growth.first_bytes)} of the worker's own memory after the first of {growth.steps} steps, "
         f"{size(growth.last_bytes)} after the last; {slope:+.2f} KiB a step, "
         f"limit {growth.limit_per_step_bytes / 1024:.2f} KiB."
         + (f" The {growth.warm_up} steps before them are warm-up." if growth.warm_up else "")
@@ -251,7 +251,7 @@ def row_note(profile: Profile, row: LedgerRow) -> str:
     if row.name != UNEXPLAINED:
         return row.note
     if not profile.is_split:
-        return "no bin was measured"
+        return "no part was measured"
     return f"{share(profile.unexplained_share)} of the peak" + ("" if profile.is_explained else ": too much")
 
 
@@ -392,7 +392,7 @@ def edge_cells(edge: Edge) -> tuple[str, str, str, str, str]:
         EDGE_NAMES[edge.size],
         "none" if largest is None else f"{getattr(largest, edge.size):,}",
         "" if largest is None else column_mib(largest.predicted_peak_bytes),
-        f"none up to {edge.bound:,}" if first_over is None else f"{getattr(first_over, edge.size):,}",
+        f"all up to {edge.bound:,} fit" if first_over is None else f"{getattr(first_over, edge.size):,}",
         "" if first_over is None else column_mib(first_over.predicted_peak_bytes),
     )
 

@@ -1,28 +1,23 @@
-"""The demo's closing report: report.json for programs, report.html for people, and a text for the terminal."""
+"""The demo's closing report: the run's page with comparisons on top, figures for programs, a text for the terminal."""
 
 from __future__ import annotations
 
-import html
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
+from coordinator.admin.page import Additions, largest, last_score, run_page
+from coordinator.admin.report import read_report
+from edge_runtime.figures import duration, size
+from edge_runtime.html.line_chart import Line
 
-from examples.banking77.compare import Agreement
+if TYPE_CHECKING:
+    from examples.banking77.compare import Agreement
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1c2128; max-width: 60rem; margin: 2.5rem auto; padding: 0 1rem }
-h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-p.lead { color: #57606a; margin-top: 0 }
-table.figures { margin: 1.4rem 0 } .figures td:first-child { color: #57606a } .figures td { white-space: normal }
-.figures tr:first-child td { font-size: 1.35rem; font-weight: 600; color: inherit }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #eaeef2; white-space: nowrap }
-th { color: #57606a; font-weight: 600 } td:first-child, th:first-child { text-align: left }
-img { width: 100%; max-width: 46rem } code { background: #f6f8fa; padding: .1rem .3rem; border-radius: .25rem }
-.scroll { overflow-x: auto }
-"""
+#: A gain below this many points is noise as much as gain, and a share of it says nothing.
+LEAST_GAIN = 0.05
+#: Arms of the stored reference, and what their curves are called.
+ARMS = (("backpropagation", "backpropagation"), ("head_only", "the head alone"))
 
 
 def write_page(output: Path, reference: dict[str, Any] | None, agreement: Agreement, seconds: float) -> str:
@@ -34,55 +29,49 @@ def write_page(output: Path, reference: dict[str, Any] | None, agreement: Agreem
         agreement: how the peft adapter agrees with the runtime.
         seconds: time the demo has taken so far, set-up not counted.
     """
-    run = json.loads((output / "run" / "report.json").read_text())["run"]
-    rounds = run["rounds"]
+    found = read_report(output / "run")
+    run = found.run
     report: dict[str, Any] = {
-        "accuracy": next(r["accuracy"] for r in reversed(rounds) if r["accuracy"] is not None),
+        "accuracy": last_score(run),
         "reference_accuracy": None,
         "head_only_accuracy": None,
         "gain_kept": None,
-        "rounds": run["rounds_committed"],
+        "rounds": run.rounds_committed,
         "seconds": round(seconds, 1),
-        "predicted_peak_bytes": _largest(rounds, "predicted_peak_bytes"),
-        "measured_peak_bytes": _largest(rounds, "measured_peak_bytes"),
-        "bytes_up": sum(r["bytes_up"] for r in rounds),
-        "bytes_down": sum(r["bytes_down"] for r in rounds),
+        "predicted_peak_bytes": largest([entry.predicted_peak_bytes for entry in run.rounds]),
+        "measured_peak_bytes": largest([entry.measured_peak_bytes for entry in run.rounds]),
+        "bytes_up": sum(entry.bytes_up for entry in run.rounds),
+        "bytes_down": sum(entry.bytes_down for entry in run.rounds),
         "peft_agreement": agreement.agreement,
         "peft_accuracy": agreement.peft_accuracy,
         "adapter": str(output / "adapter"),
     }
     if reference is not None:
         report.update(_compared(report["accuracy"], reference))
-    _draw_curve(output / "curve.svg", run, reference)
-    (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    (output / "report.html").write_text(_page(report, rounds), encoding="utf-8")
-    return _text(report, output)
-
-
-def _draw_curve(path: Path, run: dict[str, Any], reference: dict[str, Any] | None) -> None:
-    """Dev accuracy after each evaluated round, beside the stored arms."""
-    figure = Figure(figsize=(7.5, 3.8), layout="constrained")
-    axes = figure.subplots()
-    measured = [(r["round"] + 1, r["accuracy"]) for r in run["rounds"] if r["accuracy"] is not None]
-    axes.plot(
-        *zip((0, run["initial_accuracy"]), *measured, strict=True),
-        "o-",
-        label="forward mode, this run",
-        zorder=3,
+    comparisons = _comparisons(report)
+    page = run_page(
+        run,
+        found.events,
+        Additions(
+            title="banking77 by forward mode",
+            lead="A quantised all-MiniLM-L6-v2, fine-tuned by devices that never backpropagate.",
+            comparisons=tuple(comparisons),
+            lines=_lines(reference),
+        ),
     )
-    for name, style in (("backpropagation", "s--"), ("head_only", "^:")) if reference else ():
-        points = (
-            [(point["round"] + 1, point["accuracy"]) for point in reference[name]["curve"]]
-            if reference
-            else []
-        )
-        axes.plot(*zip(*points, strict=True), style, label=name.replace("_", " "), markersize=4)
-    axes.set(xlabel="committed rounds", ylabel="dev accuracy", ylim=(0, 1))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower right")
-    figure.savefig(path)
+    (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    (output / "report.html").write_text(page, encoding="utf-8")
+    return _text(report, comparisons, output)
+
+
+def _lines(reference: dict[str, Any] | None) -> tuple[Line, ...]:
+    """Curves of the stored arms."""
+    if reference is None:
+        return ()
+    return tuple(
+        Line(name, tuple((float(point["round"] + 1), point["accuracy"]) for point in reference[arm]["curve"]))
+        for arm, name in ARMS
+    )
 
 
 def _compared(accuracy: float, reference: dict[str, Any]) -> dict[str, Any]:
@@ -92,96 +81,56 @@ def _compared(accuracy: float, reference: dict[str, Any]) -> dict[str, Any]:
         "reference_accuracy": backprop,
         "head_only_accuracy": head_only,
         "backpropagation_gain": gain,
-        "gain_kept": (accuracy - head_only) / gain if gain > 0 else None,
+        "gain_kept": (accuracy - head_only) / gain if gain >= LEAST_GAIN else None,
         "reference_command": reference["command"],
     }
 
 
-def _largest(rounds: list[dict[str, Any]], name: str) -> int:
-    return max(r[name] for r in rounds if r[name] is not None)
-
-
-def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """The closing figures as (name, value)."""
-    lines = [("accuracy on 1,000 dev rows", f"{report['accuracy']:.1%} (chance is 1.3%)")]
+def _comparisons(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the run's own page does not tell, as (name, value)."""
+    lines = [("accuracy on 1,000 dev rows", f"{_percent(report['accuracy'])} (chance is 1.3 %)")]
     if report["reference_accuracy"] is not None:
-        gain = report["backpropagation_gain"]
-        kept = "no gain to keep" if report["gain_kept"] is None else f"{report['gain_kept']:.0%}"
         lines += [
-            ("head only, same rounds, data, seeds", f"{report['head_only_accuracy']:.1%}"),
-            ("backpropagation on the same slices", f"{report['reference_accuracy']:.1%}"),
-            ("of backpropagation's gain, kept", f"{kept} of {100 * gain:+.1f} points"),
+            ("the head alone, same rounds, data and seeds", _percent(report["head_only_accuracy"])),
+            ("backpropagation on the same slices", _percent(report["reference_accuracy"])),
+            ("gain over the head alone", _gain(report)),
         ]
     return [
         *lines,
-        ("rounds", str(report["rounds"])),
-        ("seconds, export included", f"{report['seconds']:.0f}"),
-        ("bytes up / down", f"{report['bytes_up'] / 1e6:.1f} MB / {report['bytes_down'] / 1e6:.1f} MB"),
-        (
-            "peak memory of a worker, predicted / measured",
-            f"{report['predicted_peak_bytes'] / 1e6:.0f} MB / {report['measured_peak_bytes'] / 1e6:.0f} MB",
-        ),
+        ("time of the whole demo, export included", duration(report["seconds"])),
         (
             "peft adapter on the float model",
-            f"{report['peft_accuracy']:.1%}, agrees with the runtime on {report['peft_agreement']:.1%}",
+            f"{_percent(report['peft_accuracy'])}, agrees with the runtime on "
+            f"{_percent(report['peft_agreement'])} of the rows",
         ),
+        ("adapter", report["adapter"]),
     ]
 
 
-def _text(report: dict[str, Any], output: Path) -> str:
-    lines = _lines(report)
+def _gain(report: dict[str, Any]) -> str:
+    """The gain beside backpropagation's, as a share of it where that is large enough to have shares."""
+    own = 100 * (report["accuracy"] - report["head_only_accuracy"])
+    other = 100 * report["backpropagation_gain"]
+    text = f"{own:+.1f} points; backpropagation gains {other:+.1f} points"
+    if report["gain_kept"] is None:
+        return f"{text}, which is too small to tell a share of"
+    return f"{text}, of which this is {100 * report['gain_kept']:.0f} %"
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.1f} %"
+
+
+def _text(report: dict[str, Any], comparisons: list[tuple[str, str]], output: Path) -> str:
+    lines = [
+        *comparisons,
+        ("rounds", str(report["rounds"])),
+        ("bytes up / down", f"{size(report['bytes_up'])} / {size(report['bytes_down'])}"),
+        (
+            "peak memory of a worker, predicted / measured",
+            f"{size(report['predicted_peak_bytes'])} / {size(report['measured_peak_bytes'])}",
+        ),
+        ("page", str(output / "report.html")),
+    ]
     width = max(len(name) for name, _ in lines)
-    figures = [f"   {name.ljust(width)}  {value}" for name, value in lines]
-    places = [
-        f"   {'learning curve'.ljust(width)}  {output / 'curve.svg'}",
-        f"   {'page'.ljust(width)}  {output / 'report.html'}",
-        f"   {'adapter'.ljust(width)}  {report['adapter']}",
-    ]
-    return "\n" + "\n".join([*figures, *places])
-
-
-def _page(report: dict[str, Any], rounds: list[dict[str, Any]]) -> str:
-    figures = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>"
-        for name, value in _lines(report)
-    )
-    head = (
-        "round",
-        "accuracy",
-        "dev loss",
-        "training loss",
-        "up",
-        "down",
-        "seconds",
-        "predicted",
-        "measured",
-    )
-    header = "".join(f"<th>{name}</th>" for name in head)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in _cells(r)) + "</tr>" for r in rounds)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>banking77 by forward mode</title><style>{STYLE}</style></head>
-<body><h1>banking77 by forward mode</h1>
-<p class="lead">A quantised all-MiniLM-L6-v2, fine-tuned by devices that never backpropagate.</p>
-<table class="figures">{figures}</table>
-<h2>Learning curve</h2><img src="curve.svg" alt="dev accuracy by round">
-<h2>Rounds</h2><div class="scroll"><table><tr>{header}</tr>{body}</table></div>
-<h2>Adapter</h2><p>LoRA factors for <code>peft</code>: <code>{html.escape(report["adapter"])}</code></p>
-</body></html>
-"""
-
-
-def _cells(r: dict[str, Any]) -> list[str]:
-    def number(value: float | None, form: str, scale: float = 1.0, unit: str = "") -> str:
-        return "–" if value is None else format(value * scale, form) + unit
-
-    return [
-        str(r["round"]) if r["state"] == "committed" else f"{r['round']} {r['state']}",
-        number(r["accuracy"], ".1f", 100, " %"),
-        number(r["loss"], ".3f"),
-        number(r["train_loss"], ".3f"),
-        number(r["bytes_up"], ".2f", 1e-6, " MB"),
-        number(r["bytes_down"], ".2f", 1e-6, " MB"),
-        number(r["seconds"], ".1f"),
-        number(r["predicted_peak_bytes"], ".0f", 1e-6, " MB"),
-        number(r["measured_peak_bytes"], ".0f", 1e-6, " MB"),
-    ]
+    return "\n" + "\n".join(f"   {name.ljust(width)}  {value}" for name, value in lines)

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from edge_runtime.figures import duration, size
 from examples.fleet import empty_folder, run, show, train_on_fleet
 from examples.tinyshakespeare.compare import perplexity_of_adapter
 from examples.tinyshakespeare.prepare import HERE, prepare
@@ -101,13 +102,13 @@ def _text(report: dict[str, Any], output: Path) -> str:
         ("dev perplexity of a token, before", f"{report['perplexity_before']:.1f}"),
         (f"after {report['rounds']} rounds", f"{report['perplexity_after']:.1f}"),
         ("the adapter on the float model, by peft", f"{report['peft_perplexity']:.1f}"),
-        ("seconds, export included", f"{report['seconds']:.0f}"),
-        ("bytes up / down", f"{report['bytes_up'] / 1e6:.1f} MB / {report['bytes_down'] / 1e6:.1f} MB"),
+        ("time, export included", duration(report["seconds"])),
+        ("bytes up / down", f"{size(report['bytes_up'])} / {size(report['bytes_down'])}"),
         (
             "peak memory of a worker, predicted / measured",
-            f"{report['predicted_peak_bytes'] / 1e6:.0f} MB / {report['measured_peak_bytes'] / 1e6:.0f} MB",
+            f"{size(report['predicted_peak_bytes'])} / {size(report['measured_peak_bytes'])}",
         ),
-        ("learning curve", str(output / "run" / "curve.svg")),
+        ("page", str(output / "run" / "report.html")),
         ("adapter", report["adapter"]),
     ]
     width = max(len(name) for name, _ in lines)

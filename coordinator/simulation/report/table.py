@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from coordinator.admin.report import human_bytes
 from coordinator.simulation.report.comparison import ArmComparison, ArmFigures
+from edge_runtime.figures import size
 
 #: Columns that hold words; all others hold figures.
 WORDS = frozenset({"arm", "kind", "status"})
@@ -32,7 +32,7 @@ def cells(comparison: ArmComparison, arm: ArmFigures) -> tuple[str, ...]:
         "kept": "-" if arm.kept is None else f"{100 * arm.kept:.0f} %",
         "passes": count_text(arm.passes),
         "to best": count_text(arm.passes_to_best),
-        "up a task": human_bytes(None if arm.bytes_up_per_task is None else round(arm.bytes_up_per_task)),
+        "up a task": "-" if arm.bytes_up_per_task is None else size(arm.bytes_up_per_task),
         "status": arm.status,
     }
     return tuple(texts[name] for name in columns(comparison))

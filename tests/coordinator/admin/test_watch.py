@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from rich.console import Console
 
-from coordinator.admin.report import COLUMNS, human_bytes
+from coordinator.admin.report import COLUMNS
 from coordinator.admin.watch import awaits_evaluation, table
 from coordinator.config import EvaluationConfig
 from coordinator.rounds.summary import RunSummary
@@ -39,16 +39,3 @@ def test_a_round_that_will_be_evaluated_is_shown_with_its_accuracy(world: World)
     last = msgspec.structs.replace(due.rounds[1], accuracy=0.5)
     there = msgspec.structs.replace(due, rounds=[due.rounds[0], last])
     assert not awaits_evaluation(there, 1)
-
-
-def test_human_bytes() -> None:
-    """Bytes are shown in the largest unit that leaves a digit before the point."""
-    counts = (None, 0, 1023, 1024, 5 << 20, 3 << 30)
-    assert [human_bytes(count) for count in counts] == [
-        "-",
-        "0 B",
-        "1023 B",
-        "1.0 KiB",
-        "5.0 MiB",
-        "3.00 GiB",
-    ]

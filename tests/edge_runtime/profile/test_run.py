@@ -221,7 +221,7 @@ def test_a_killed_task_is_reported_until_then(exported, prepared_in, data, tmp_p
     assert found.step_s is None
     assert found.growth is None
     assert {bin_.measured_bytes for bin_ in found.bins} == {None}
-    assert "No bin was measured." in render_text(found)
+    assert "No part was measured." in render_text(found)
     assert any("ran out of memory in phase step" in note for note in found.notes)
     assert found.comparisons[0].note == "killed by the kernel"
 

@@ -61,7 +61,7 @@ def test_a_rest_too_large_is_flagged() -> None:
     assert "too much" in render_text(short)
     assert "do not account for the peak" in " ".join(render_text(short).split())
     double = replace(PROFILE, bins=(Bin("all", mib(98), mib(120)),))
-    assert "is counted in more than one bin" in render_text(double)
+    assert "is counted in more than one part" in render_text(double)
 
 
 def test_what_was_not_measured_is_not_made_up() -> None:
