@@ -10,7 +10,7 @@ from export.model.json_file import read_json_object
 from export.model.label_map import read_id2label
 from export.model.quantised import refuse_quantised
 from export.model.tokenizer_files import check_tokenizer_files
-from export.model.weight_files import find_weights, read_headers, size_note
+from export.model.weight_files import find_weights, read_headers, size_note, why_foreign
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,11 +43,9 @@ def check_model_folder(
         raise ModelError(
             f"{folder} is no folder; name the model's folder, with config.json, weights and tokenizer"
         )
-    if (folder / CONFIG).is_file():
-        config = read_config(folder)
-    else:
-        find_weights(folder, {})  # an adapter or a GGUF file alone is told as such
-        config = read_config(folder)
+    if not (folder / CONFIG).is_file() and (foreign := why_foreign(folder)) is not None:
+        raise ModelError(foreign)
+    config = read_config(folder)
     if not trust_remote_code:
         _refuse_code(folder, config)
     _check_labels(folder, config, labels)

@@ -217,31 +217,39 @@ def _unread(folder: Path, read: set[Path]) -> tuple[str, ...]:
     )
 
 
-def _without_weights(folder: Path) -> str:
-    """Why a folder has no weights to read, and what to do."""
+def why_foreign(folder: Path) -> str | None:
+    """Why a folder is none that transformers loads, if its files show what it is instead; and what to do."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
 
-    def some(*suffixes: str) -> str | None:
-        return next((name for name in names if name.endswith(suffixes)), None)
+    def first(found: Callable[[str], bool]) -> str | None:
+        return next((name for name in names if found(name)), None)
 
     if "adapter_config.json" in names:
         return f"{folder} is a peft adapter without its model; name the model's folder, and this one with --adapter"
-    if (name := some(".gguf")) is not None:
+    if (name := first(lambda each: each.endswith(".gguf"))) is not None:
         return (
             f"{folder} has its weights as GGUF alone ({name}), which is quantised; export the folder of the float "
             "model it was made from, with config.json and model.safetensors"
         )
-    if (name := next((n for n in names if n.startswith("consolidated.")), None)) is not None:
+    if (name := first(lambda each: each.startswith("consolidated."))) is not None:
         return (
             f"{folder} has its weights in the layout of their publisher alone ({name}); export the model's folder in "
             "transformers' layout, with model.safetensors"
         )
-    if (name := some(".h5", ".msgpack", ".ckpt", ".ot")) is not None:
+    if (name := first(lambda each: each.endswith((".h5", ".msgpack", ".ckpt", ".ot")))) is not None:
         return (
             f"{folder} has weights for another framework alone ({name}); export the model's folder with "
             "model.safetensors or pytorch_model.bin"
         )
-    other = some(".safetensors", ".bin", ".pt", ".pth")
+    return None
+
+
+def _without_weights(folder: Path) -> str:
+    """Why a folder has no weights to read, and what to do."""
+    if (foreign := why_foreign(folder)) is not None:
+        return foreign
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    other = next((name for name in names if name.endswith((".safetensors", ".bin", ".pt", ".pth"))), None)
     hint = "download them, or save the model again with save_pretrained"
     if other is not None:
         hint = f"it has {other}: {hint}"

@@ -24,7 +24,7 @@ from export.quantisation.stored import StoredModel, StoredTensors, store
 from tests.export import tiny
 
 Captured = Callable[[str, TaskKind], tuple[LibraryModel, StoredModel]]
-#: Models by the kind of their slices: an encoder, decoders with an output layer of their own and with a shared one.
+#: Kinds of slices by model: an encoder, decoders with an output layer of their own and with a shared one.
 MODELS: dict[tuple[str, TaskKind], str] = {
     ("bert", "classification"): "lora_xs",
     ("llama", "classification"): "lora",
