@@ -17,7 +17,7 @@ import numpy as np
 
 from edge_runtime.engines.engine import Array
 from edge_runtime.errors import DeviceError
-from edge_runtime.figures import whole_size
+from edge_runtime.figures import size
 
 
 class ActivationStore:
@@ -77,7 +77,7 @@ class ActivationStore:
         except OSError as error:
             free = shutil.disk_usage(self._folder or ".").free
             raise DeviceError(
-                f"cannot keep layer inputs in {self._folder}: {error.strerror}; {whole_size(free)} are free there; "
+                f"cannot keep layer inputs in {self._folder}: {error.strerror}; {size(free)} are free there; "
                 "free some space, or grant a cap that keeps them in memory"
             ) from error
         return offset

@@ -29,7 +29,7 @@ from edge_runtime.execution.calibration import (
     weight_limit,
 )
 from edge_runtime.execution.layout import PAGE_BYTES, is_matrix, lay_out
-from edge_runtime.figures import whole_size
+from edge_runtime.figures import size
 from edge_runtime.memory.plan import USABLE_SHARE, ExecutionChoice, Planner, Work, matrix_numbers
 from edge_runtime.package.manifest import ARITHMETICS, BLOCK_ARITHMETICS, Arithmetic
 from edge_runtime.package.package import Package
@@ -147,7 +147,7 @@ def _temporary_folder(parent: Path) -> Iterator[Path]:
     except OSError as error:
         raise DeviceError(
             f"cannot prepare the package in {parent}: {error.strerror or error}; "
-            f"{whole_size(shutil.disk_usage(parent).free)} are free there"
+            f"{size(shutil.disk_usage(parent).free)} are free there"
         ) from error
 
 
@@ -164,7 +164,7 @@ def _require_space(package: Package, work: Path, arithmetic: Arithmetic) -> None
     if needed > free:
         as_stored = [name for name in package.manifest.arithmetics if name in BLOCK_ARITHMETICS]
         raise DeviceError(
-            f"preparing the package takes {whole_size(needed, up=True)}, {whole_size(free)} are free in {work.parent}; "
+            f"preparing the package takes {size(needed)}, {size(free)} are free in {work.parent}; "
             f"free some space{f' or choose {as_stored[0]}, which needs none' if as_stored else ''}"
         )
 

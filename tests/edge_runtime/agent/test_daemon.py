@@ -316,8 +316,8 @@ def test_a_task_over_the_cap_is_refused_with_numbers(board) -> None:
     code, message = board.event()
     assert code == "task_refused"
     assert message.startswith("cap: ")
-    assert f"{CAP_BYTES + 1} bytes" in message
-    assert str(CAP_BYTES) in message
+    assert "needs 65 MiB and the cap is 64.0 MiB" in message
+    assert size(CAP_BYTES) in message
     assert not [request for request in board.coordinator.requests if "/blobs/" in request.path]
 
 

@@ -60,7 +60,7 @@ def test_a_full_disk_is_told_with_what_is_free(tmp_path: Path, monkeypatch) -> N
     monkeypatch.setattr(activation_store.os, "pwrite", fail)
     with (
         ActivationStore(tmp_path) as store,
-        pytest.raises(DeviceError, match=r"No space left.*MiB are free") as caught,
+        pytest.raises(DeviceError, match=r"No space left.*[MG]iB are free") as caught,
     ):
         store.push(group(0, [1]))
     assert str(tmp_path) in str(caught.value)

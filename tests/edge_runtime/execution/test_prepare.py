@@ -315,7 +315,8 @@ def test_a_full_disk_is_told_before_it_is_full(exported, small_disk) -> None:
     prepare(exported.package, small_disk / "prepared", OnnxEngine(), "block_int8")
     before = contents(small_disk / "prepared")
     with pytest.raises(
-        DeviceError, match=r"takes 0 MiB, 0 MiB are free in .*disk; free some space or choose"
+        DeviceError,
+        match=r"takes [1-9][0-9.]* KiB, [1-9][0-9.]* KiB are free in .*disk; free some space or choose",
     ):
         prepare(exported.package, small_disk / "prepared", OnnxEngine(), "float")
     assert contents(small_disk / "prepared") == before
@@ -325,7 +326,9 @@ def test_a_full_disk_is_told_before_it_is_full(exported, small_disk) -> None:
 def test_a_disk_that_fills_up_while_measuring_is_told(exported, small_disk) -> None:
     """Too little room even for one block: a DeviceError with what is free, not a signal; nothing is left."""
     (small_disk / "filler").write_bytes(bytes(160 << 10))
-    with pytest.raises(DeviceError, match=r"cannot prepare .*No space left on device; 0 MiB are free"):
+    with pytest.raises(
+        DeviceError, match=r"cannot prepare .*No space left on device; [0-9.]+ (KiB|bytes) are free"
+    ):
         prepare(exported.package, small_disk / "prepared", OnnxEngine(), "float")
     assert [path.name for path in small_disk.iterdir()] == ["filler"]
 
@@ -349,7 +352,7 @@ def test_the_figures_of_a_full_disk(exported, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(
         prepare_module.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 40, 1 << 40, 1000)
     )
-    with pytest.raises(DeviceError, match=r"takes \d+ MiB, 0 MiB are free in"):
+    with pytest.raises(DeviceError, match=r"takes [1-9][0-9.]* [KM]iB, 1000 bytes are free in"):
         prepare(exported.package, tmp_path / "prepared", OnnxEngine(), "float")
     assert list(tmp_path.iterdir()) == []
 

@@ -193,7 +193,7 @@ def test_the_self_check_ran_on_both_engines(package: Package) -> None:
     assert check.jvp < 1e-3
     text = summary(package)
     assert "on ExecuTorch, float: loss" in text
-    assert "MB planned ahead; not delegated to XNNPACK:" in text
+    assert "MiB planned ahead; not delegated to XNNPACK:" in text
 
 
 @pytest.mark.parametrize(
