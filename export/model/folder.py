@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from edge_runtime.errors import ModelError
+from export.model.architecture import check_architecture
 
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 #: Weight files that transformers writes, in the order it looks for them; each may be cut into shards with an index.
@@ -31,11 +32,13 @@ def check_model_folder(folder: Path, labels: tuple[str, ...], *, trust_remote_co
         trust_remote_code: whether the operator lets the folder's own Python code run.
 
     Raises:
-        ModelError: no configuration, code of its own, incomplete weights, or a label map of another size.
+        ModelError: no configuration, code of its own, an architecture that no package can be made of, incomplete
+            weights, or a label map of another size.
     """
     config = read_config(folder)
     if not trust_remote_code:
         _refuse_code(folder, config)
+    check_architecture(folder / CONFIG, config, trust_remote_code=trust_remote_code)
     _check_labels(folder, config, labels)
     weight_files(folder)
 
