@@ -81,9 +81,10 @@ class DualInterpreter(fx.Interpreter):
             ]
             if node.target not in RULES or any(n not in read for n in moving):
                 raise MissingRuleError(
-                    f"no tangent rule for operator {node.target} (node {node.name}{_module_of(node)}); add one to "
-                    "export/autodiff/dual_rules.py with a sample in tests/export/autodiff/test_dual_rules.py, or leave "
-                    "the layer without slices before it"
+                    f"no tangent rule for operator {node.target} (node {node.name}{_module_of(node)}), and a "
+                    "slice comes before it; name --targets that lie behind it in the last block (in BERT "
+                    "layer.11.output.dense lies behind the activation), install a newer edge-export, or choose a model "
+                    "of a family that the README lists"
                 )
             dots = [tangent(arg) for arg in node.args]
             try:

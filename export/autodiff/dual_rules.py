@@ -7,6 +7,7 @@ closed form reuses the value are in ``export.autodiff.dual_rules_closed``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -103,8 +104,22 @@ _linear(aten.mean.dim, lambda args, dot: (_reduced(args), *args[2:]))
 @rule(aten.reshape.default, aten.view.default)
 def _reshape(args: Sequence[Any], dots: Sequence[Any], _: dict[str, Any]) -> tuple[Any, Any]:
     x, shape = args
-    # The tangent keeps its K, and a -1 in the shape keeps its meaning.
+    # The tangent keeps its K, and a -1 in the shape keeps its meaning: for a tangent longer along the first axis too.
+    if longer := _longer_axes(x, dots[0]):
+        kept_apart = longer == [0] and shape[0] == -1 and all(isinstance(side, int) for side in shape[1:])
+        if not kept_apart or math.prod(shape[1:]) != math.prod(x.shape[1:]):
+            raise MissingRuleError("a reshape joins an axis along which the tangent differs by example")
     return aten.reshape(x, shape), aten.reshape(dots[0], [dots[0].shape[0], *shape])
+
+
+def _longer_axes(x: Tensor, dot: Tensor) -> list[int]:
+    """Axes of length 1 along which a tangent is longer; a symbolic side counts as longer, and is not asked for."""
+
+    def is_one(side: Any) -> bool:
+        return isinstance(side, int) and side == 1
+
+    sides = zip(x.shape, dot.shape[1:], strict=True)
+    return [axis for axis, (side, of_dot) in enumerate(sides) if is_one(side) and not is_one(of_dot)]
 
 
 @rule(aten.expand.default)
@@ -120,7 +135,14 @@ def _expand(args: Sequence[Any], dots: Sequence[Any], _: dict[str, Any]) -> tupl
 @rule(aten.cat.default)
 def _cat(args: Sequence[Any], dots: Sequence[Any], _: dict[str, Any]) -> tuple[Any, Any]:
     parts, axis = args[0], (args[1] if len(args) > 1 else 0) % args[0][0].dim()
+    # Parts without entries (Phi-3 rotates whole heads, and joins the rest) are left out.
+    some = [
+        i for i, part in enumerate(parts) if not (isinstance(part.shape[axis], int) and part.shape[axis] == 0)
+    ]
+    parts, dots = [parts[i] for i in some], [[dots[0][i] for i in some]]
     moving = [dot.narrow(axis + 1, 0, 1) for dot in dots[0] if not isinstance(dot, Zero)]
+    if not moving:
+        return aten.cat(parts, axis), ZERO
     around = list(torch.broadcast_shapes(*(dot.shape for dot in moving)))  # type: ignore[no-untyped-call]
     filled = []
     for part, dot in zip(parts, dots[0], strict=True):

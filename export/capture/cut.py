@@ -17,6 +17,8 @@ from export.model.load import LoadedModel, is_trainable
 
 aten = torch.ops.aten
 MODEL_INPUTS = ("input_ids", "attention_mask", "labels")
+#: How torch.export calls the constants of a model's code.
+CONSTANT = re.compile(r"(^|\.)lifted_tensor_\d+$")
 #: Operators that only hint at memory layout, or copy.
 COPIES = (aten.clone.default, aten.alias.default, aten._assert_tensor_metadata.default)
 
@@ -162,6 +164,7 @@ class _Locals:
         self.graph = segment.graph
         self.env: dict[fx.Node, fx.Node] = {}
         self.sized: dict[str, tuple[fx.Node, int]] = {}
+        self.constants = 0
 
     def add_value(self, node: fx.Node, name: str) -> None:
         self._placeholder(node, name)
@@ -171,7 +174,12 @@ class _Locals:
                 self.sized.setdefault(str(side.node.expr), (self.env[node], axis))
 
     def add_tensor(self, node: fx.Node, source: str, trainable: bool, in_block: re.Pattern[str]) -> None:
-        stem = in_block.sub("", source).replace(".", "_")
+        if CONSTANT.search(source):
+            # The recording numbers them through the whole model; equal blocks shall have equal names.
+            stem = f"constant_{self.constants}"
+            self.constants += 1
+        else:
+            stem = in_block.sub("", source).replace(".", "_")
         self._placeholder(node, stem)
         (self.segment.slices if trainable else self.segment.weights)[self.env[node].name] = source
 
@@ -182,20 +190,41 @@ class _Locals:
     def copy(self, node: fx.Node) -> None:
         if node.target in COPIES:  # dropout in evaluation mode, or a layout hint
             self.env[node] = self._local(node.args[0])
-            return
-        if node.target is aten.split_with_sizes.default:  # each part is cut where it is taken
-            return
+        elif node.target is aten.split_with_sizes.default:  # each part is cut where it is taken
+            pass
+        elif node.users and all(_repeated_after_joining(user) is not None for user in node.users):
+            pass  # joined once it is repeated
+        else:
+            self.env[node] = self._copied(node)
+
+    def _copied(self, node: fx.Node) -> fx.Node:
+        """The node, in the form that has rules."""
         if node.target is operator.getitem:
-            self.env[node] = self._part(node)
-            return
+            return self._part(node)
+        if (whole := _repeated_after_joining(node)) is not None:
+            return self._expanded_before_joining(node, whole)
         if node.target is aten.view.default:  # a view may need a copy once layout hints are gone
-            shape = fx.node.map_arg(node.args[1], self._local)
-            self.env[node] = self.graph.call_function(
-                aten.reshape.default, (self._local(node.args[0]), shape)
-            )
-            self.env[node].meta["val"] = node.meta["val"]
-            return
-        self.env[node] = self.graph.node_copy(node, self._local)
+            shape = fx.node.map_arg(_shape_for_each_example(node), self._local)
+            copy = self.graph.call_function(aten.reshape.default, (self._local(node.args[0]), shape))
+        elif node.target is aten.bmm.default:  # the same product
+            copy = self.graph.call_function(aten.matmul.default, tuple(map(self._local, node.args)))
+        else:
+            return self.graph.node_copy(node, self._local)
+        copy.meta["val"] = node.meta["val"]
+        return copy
+
+    def _expanded_before_joining(self, node: fx.Node, whole: fx.Node) -> fx.Node:
+        """A repetition of what is the same for all examples, made while examples still have an axis of their own.
+
+        A slice's tangent differs by example, and can be expanded no more once examples and heads are one axis.
+        """
+        repeats: Any = fx.node.map_arg(node.args[1], self._local)
+        sides = list(whole.meta["val"].shape[1:])
+        expanded = self.graph.call_function(aten.expand.default, (self._local(whole), [repeats[0], *sides]))
+        expanded.meta["val"] = whole.meta["val"].expand(node.meta["val"].shape[0] // sides[0], *sides)
+        joined = self.graph.call_function(aten.reshape.default, (expanded, [-1, *sides[1:]]))
+        joined.meta["val"] = node.meta["val"]
+        return joined
 
     def _part(self, node: fx.Node) -> fx.Node:
         """One part of a split, as a slice of what was split."""
@@ -228,6 +257,30 @@ class _Locals:
             self.env[node] = self.graph.node_copy(node, self._local)
             return self.env[node]
         raise ModelError(f"{self.segment.name} uses {node.name}, which no earlier segment hands over")
+
+
+def _shape_for_each_example(node: fx.Node) -> Any:
+    """The shape of a view; one of (1, ...) to (1, ...) says -1 for the 1, so that it fits a tangent of each example."""
+    source, sides = node.args[0].meta["val"].shape, list(node.meta["val"].shape)  # type: ignore[union-attr]
+    static = all(isinstance(side, int) for side in (source[0], *sides))
+    return [-1, *sides[1:]] if static and source[0] == sides[0] == 1 else node.args[1]
+
+
+def _repeated_after_joining(node: fx.Node) -> fx.Node | None:
+    """What a node repeats, if that is (1, heads, ...) joined to (heads, ...) and repeated along its first axis."""
+    if node.target is not aten.repeat.default:
+        return None
+    join, repeats = node.args
+    if not isinstance(join, fx.Node) or join.target is not aten.view.default:
+        return None
+    whole = join.args[0]
+    if not isinstance(whole, fx.Node) or not isinstance(repeats, list | tuple):
+        return None
+    sides = list(join.meta["val"].shape)
+    along_first = all(isinstance(times, int) and times == 1 for times in repeats[1:])
+    static = all(isinstance(side, int) for side in sides)
+    joins = static and list(whole.meta["val"].shape) == [1, *sides] and len(repeats) == len(sides)
+    return whole if joins and along_first else None
 
 
 def _is_size(node: fx.Node) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.errors import ModelError
+from export.model.architecture import check_architecture
 from export.model.json_file import read_json_object
 from export.model.label_map import read_id2label
 from export.model.quantised import refuse_quantised
@@ -35,8 +36,8 @@ def check_model_folder(
         Sentences for people: what is not read, and what files say differently without harm.
 
     Raises:
-        ModelError: no configuration, code of its own, weights that are incomplete or quantised, a tokenizer that does
-            not fit them, or a label map of another size.
+        ModelError: no configuration, code of its own, an architecture that no package can be made of, weights that are
+            incomplete or quantised, a tokenizer that does not fit them, or a label map of another size.
         ConfigError: a library is missing with which transformers loads the weights.
     """
     if not folder.is_dir():
@@ -48,6 +49,7 @@ def check_model_folder(
     config = read_config(folder)
     if not trust_remote_code:
         _refuse_code(folder, config)
+    check_architecture(folder / CONFIG, config, trust_remote_code=trust_remote_code)
     _check_labels(folder, config, labels)
     weights = find_weights(folder, config)
     tensors = {} if weights.pickled else read_headers(weights)

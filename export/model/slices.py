@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_runtime.errors import ModelError
+from export.model.attention import query_and_value_layers
 
 SliceKind = Literal["lora_xs", "lora"]
 #: Names of a slice's trainable tensors, and of the tensors made from the frozen weight.
@@ -31,8 +32,8 @@ class SliceOptions:
             arXiv 2405.17604, section 3) or ``lora`` (Hu et al. 2021, arXiv 2106.09685, section 4.1).
         rank: inner side r of a slice.
         alpha: numerator of the scale; the update is multiplied by alpha / rank.
-        targets: modules to adapt, as in ``peft``'s ``target_modules``: a name or a dotted suffix of it. Empty means
-            the family's query and value projections.
+        targets: modules to adapt, as in ``peft``'s ``target_modules``: a name or a dotted suffix of it, or
+            ``all-linear`` alone. Empty means the layers that make queries and values (``export.model.attention``).
         seed: seed of LoRA's random A.
     """
 
@@ -43,13 +44,8 @@ class SliceOptions:
     seed: int = 0
 
 
-#: Query and value projections as families call them; the first set that a model has is the default target.
-QUERY_AND_VALUE = (
-    ("query", "value"),
-    ("q_proj", "v_proj"),
-    ("q_lin", "v_lin"),
-    ("c_attn",),
-)
+#: As in ``peft``: every linear layer, of the blocks.
+ALL_LINEAR = "all-linear"
 
 
 class SlicedLinear(nn.Module):
@@ -153,18 +149,11 @@ def attach_slices(model: nn.Module, blocks: str, options: SliceOptions) -> tuple
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and name.startswith(f"{blocks}.")
     ]
-    targets = options.targets or _default_targets(linears)
-    for target in targets:
-        if not any(_matches(name, target) for name in linears):
-            raise ModelError(
-                f"target module {target!r} matches no linear layer of the blocks; they have {_kinds(linears, blocks)}"
-            )
-    chosen = tuple(name for name in linears if any(_matches(name, target) for target in targets))
-    if not chosen:
-        raise ModelError(
-            f"no query and value projections found among the linear layers of the blocks "
-            f"({_kinds(linears, blocks)}); name --targets"
-        )
+    chosen = (
+        _targeted(linears, options.targets, blocks)
+        if options.targets
+        else _by_structure(model, linears, blocks)
+    )
     for name in chosen:
         parent, _, child = name.rpartition(".")
         linear = model.get_submodule(name)
@@ -173,9 +162,36 @@ def attach_slices(model: nn.Module, blocks: str, options: SliceOptions) -> tuple
     return chosen
 
 
-def _default_targets(linears: Iterable[str]) -> tuple[str, ...]:
-    present = {name.rpartition(".")[2] for name in linears}
-    return next((names for names in QUERY_AND_VALUE if present.issuperset(names)), ())
+def _targeted(linears: Sequence[str], targets: tuple[str, ...], blocks: str) -> tuple[str, ...]:
+    """The layers that the operator named."""
+    if targets == (ALL_LINEAR,) and linears:
+        return tuple(linears)
+    if ALL_LINEAR in targets:
+        raise ModelError(f"{ALL_LINEAR!r} stands alone: give --targets {ALL_LINEAR}, or names without it")
+    for target in targets:
+        if not any(_matches(name, target) for name in linears):
+            raise ModelError(
+                f"target module {target!r} matches no linear layer of the blocks; they have {_kinds(linears, blocks)}"
+            )
+    return tuple(name for name in linears if any(_matches(name, target) for target in targets))
+
+
+def _by_structure(model: nn.Module, linears: Sequence[str], blocks: str) -> tuple[str, ...]:
+    """The layers that make queries and values."""
+    try:
+        chosen = query_and_value_layers(model, blocks, linears)
+    except Exception as error:  # the model's own code runs here, and may raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"the layers of queries and values cannot be found, because the model does not run without values: "
+            f"{reason}; name --targets, of {_kinds(linears, blocks)}"
+        ) from error
+    if not chosen:
+        raise ModelError(
+            f"the blocks have no attention with linear layers for queries and values; name --targets, of "
+            f"{_kinds(linears, blocks)}"
+        )
+    return chosen
 
 
 def _kinds(linears: Iterable[str], blocks: str) -> str:

@@ -52,7 +52,8 @@ SENTENCES = (
 )
 HIDDEN, BLOCKS, HEADS, INNER, POSITIONS = 64, 2, 4, 128, 64
 CHECK_TEXTS = SENTENCES[:4]
-DECODERS = ("llama", "qwen2", "qwen3", "mistral", "opt", "gpt2")
+DECODERS = ("llama", "qwen2", "qwen3", "mistral", "opt", "gpt2", "gemma3_text", "phi3")
+ENCODERS = ("albert", "mpnet", "modernbert", "deberta-v2", "xlm-roberta")
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def write_model(
 
 def make_model(family: str, task: TaskKind = "classification", **changes: object) -> PreTrainedModel:
     """A random model; weights are drawn three times as wide as usual, so that every layer matters."""
-    if family in DECODERS or family == "albert":
+    if family in DECODERS or family in ENCODERS:
         kind = AutoModelForCausalLM if task == "causal_lm" else AutoModel
         return kind.from_config(small_config(family, **changes))
     common = {"initializer_range": 0.06, "max_position_embeddings": POSITIONS, "pad_token_id": 0, **changes}
@@ -120,7 +121,7 @@ def make_model(family: str, task: TaskKind = "classification", **changes: object
 
 
 def small_config(family: str, **changes: object) -> PretrainedConfig:
-    """Configuration of a small decoder, or of ALBERT with its one shared block called three times."""
+    """Configuration of a small decoder or encoder; ALBERT has one shared block, called three times."""
     sizes = {
         "hidden_size": HIDDEN,
         "num_hidden_layers": BLOCKS,
@@ -136,7 +137,41 @@ def small_config(family: str, **changes: object) -> PretrainedConfig:
         "mistral": {"intermediate_size": INNER, "num_key_value_heads": 2, "sliding_window": 6},
         "opt": {"ffn_dim": INNER, "word_embed_proj_dim": HIDDEN, "dropout": 0.0, "init_std": 0.06},
         "gpt2": {"n_inner": INNER},
+        "gemma3_text": {
+            "intermediate_size": INNER,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        "phi3": {
+            "intermediate_size": INNER,
+            "num_key_value_heads": 2,
+            "original_max_position_embeddings": POSITIONS,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+        },
         "albert": {"intermediate_size": INNER, "embedding_size": 32, "num_hidden_layers": 3},
+        "mpnet": {"intermediate_size": INNER},
+        "xlm-roberta": {"intermediate_size": INNER},
+        "modernbert": {
+            "intermediate_size": INNER,
+            "local_attention": 6,
+            "global_attn_every_n_layers": 2,
+            **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0),
+        },
+        # As in deberta-v3-base, which has no absolute positions and no token types.
+        "deberta-v2": {
+            "intermediate_size": INNER,
+            "relative_attention": True,
+            "position_buckets": 8,
+            "pos_att_type": ["p2c", "c2p"],
+            "share_att_key": True,
+            "norm_rel_ebd": "layer_norm",
+            "position_biased_input": False,
+            "type_vocab_size": 0,
+        },
     }
     return AutoConfig.for_model(family, **{**sizes, **own[family], **changes})
 

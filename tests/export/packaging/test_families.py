@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,9 +18,31 @@ from edge_runtime.execution.prefix_cache import PrefixCache
 from edge_runtime.package.manifest import TaskKind
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import decode_values, shapes
-from export.model.heads import Head
+from export.autodiff.dual import ZERO, DualInterpreter, Tangent
+from export.model.heads import NOT_PREDICTED, Head
+from export.quantisation.stored import StoredModel
 from tests.export import tiny
 
+#: More families, without programs: the graphs that would be lowered, run on pairs of value and tangent. Family, task,
+#: the default targets that are found, and what differs from the family's tiny model.
+GRAPHS: dict[str, tuple[str, TaskKind, tuple[str, ...], dict[str, object]]] = {
+    "mpnet": ("mpnet", "classification", ("attention.attn.q", "attention.attn.v"), {}),
+    "modernbert": ("modernbert", "classification", ("attn.Wqkv",), {}),
+    "xlm-roberta": ("xlm-roberta", "classification", ("attention.self.query", "attention.self.value"), {}),
+    "deberta-v2": (
+        "deberta-v2",
+        "classification",
+        ("attention.self.query_proj", "attention.self.value_proj"),
+        {"share_att_key": False, "norm_rel_ebd": "none", "position_biased_input": True, "type_vocab_size": 2},
+    ),
+    "gemma3": ("gemma3_text", "causal_lm", ("self_attn.q_proj", "self_attn.v_proj"), {}),
+    "smollm": (
+        "llama",
+        "causal_lm",
+        ("self_attn.q_proj", "self_attn.v_proj"),
+        {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1, "tie_word_embeddings": True},
+    ),
+}
 #: Family, task, how many programs: embedding, block as primal, entry and dual, head as primal and dual; a family
 #: whose blocks attend differently has a second kind of block.
 PARITY: tuple[tuple[str, TaskKind, int], ...] = (
@@ -34,6 +57,8 @@ PARITY: tuple[tuple[str, TaskKind, int], ...] = (
     ("qwen3", "causal_lm", 6),
     ("opt", "causal_lm", 6),
     ("gpt2", "causal_lm", 6),
+    ("phi3", "causal_lm", 6),
+    ("deberta-v2", "classification", 6),
 )
 #: Float arithmetic differs from torch's by the order of additions only.
 LIMIT = 1e-4
@@ -49,7 +74,7 @@ def family_model(folder: Path, family: str, task: TaskKind) -> Path:
 def own_loss(model: Path, task: TaskKind, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The loss of each example by the model as transformers loads and runs it."""
     kind = AutoModelForCausalLM if task == "causal_lm" else AutoModel
-    loaded = kind.from_pretrained(model, attn_implementation="sdpa").eval()
+    loaded = kind.from_pretrained(model).eval()
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
         if task == "classification":
@@ -96,6 +121,67 @@ def test_a_family_agrees_with_torch(export_family, family: str, task: TaskKind, 
         slices["head.weight"] = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     found = exported.reference.run(batch, slices)["loss"]
     torch.testing.assert_close(found, own_loss(model, task, batch), rtol=1e-4, atol=1e-5)
+
+
+def forward_mode(
+    stored: StoredModel,
+    batch: dict[str, torch.Tensor],
+    slices: dict[str, torch.Tensor],
+    dots: dict[str, torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss (B,) and jvps (K, B) by the segments' graphs, on pairs of value and tangent."""
+    tensors = stored.in_memory()
+    flow: dict[str, tuple[torch.Tensor, Tangent]] = {name: (value, ZERO) for name, value in batch.items()}
+    for segment in stored.segments:
+        given = [flow[name] for name in segment.values]
+        given += [
+            (slices.get(source, tensors[source]), dots.get(source, ZERO))
+            for source in segment.slices.values()
+        ]
+        given += [(tensors[source], ZERO) for source in segment.weights.values()]
+        results = DualInterpreter(segment.module()).run_dual(*map(list, zip(*given, strict=True)))
+        flow.update(zip(segment.outputs, results, strict=True))
+    loss, jvps = flow["loss"]
+    assert isinstance(jvps, torch.Tensor)
+    return loss, jvps
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_familys_graphs_agree_with_torch(tmp_path: Path, name: str) -> None:
+    """Query and value are found, jvps of each example are backpropagation's, and the loss is the model's own."""
+    family, task, targets, changes = GRAPHS[name]
+    model = tiny.write_model(tmp_path / name, family, task, **changes)
+    names = tiny.LABELS if task == "classification" else ()
+    chosen = tiny.options(model, tmp_path, task=task, labels=names, quantisation="none")
+    stored, reference = tiny.store_model(chosen)
+    sliced = {
+        source.rpartition(".")[0] for segment in stored.segments[1:-1] for source in segment.slices.values()
+    }
+    assert {re.sub(r".*\.layers?\.\d+\.", "", path) for path in sliced} == set(targets)
+
+    ids, mask = torch.arange(1, 31).reshape(3, 10), torch.ones(3, 10, dtype=torch.long)
+    mask[1, 7:] = 0
+    last = (mask * torch.arange(10)).argmax(1, keepdim=True)
+    following = torch.where(torch.arange(10) < last, ids.roll(-1, 1), NOT_PREDICTED)
+    labels = following if task == "causal_lm" else torch.arange(3)
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    slices = tiny.moved_slices(reference)
+    generator = torch.Generator().manual_seed(5)
+    loss, gradients = reference.example_gradients(batch, slices)
+    dots = {n: torch.randn(2, *g.shape, generator=generator) for n, g in gradients.items()}
+    own, jvps = forward_mode(stored, batch, slices, dots)
+    exact = sum((dots[n] * g).flatten(2).sum(2) for n, g in gradients.items())
+    assert isinstance(exact, torch.Tensor)
+    torch.testing.assert_close(own, loss, rtol=LIMIT, atol=0)
+    assert (jvps - exact).abs().max() < LIMIT * exact.abs().max()
+
+    untrained = {n: torch.zeros_like(value) for n, value in slices.items() if n != "head.weight"}
+    weight = reference.tensors.get("head.weight")
+    if weight is not None:
+        untrained["head.weight"] = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        reference.run(batch, untrained)["loss"], own_loss(model, task, batch), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.slow
