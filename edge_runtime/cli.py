@@ -198,7 +198,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from edge_runtime.log import start_logging
 
     config = load_config(arguments.config)
-    engine_version(config.engine)  # a device without its engine must not take tasks
+    engine_version(config.engine)  # a device without its engine must not take tasks, nor enrol
     start_logging()
     store = Store(config.state_folder, disk_quota_bytes=config.disk_quota)
     transport = HttpTransport(config.coordinator_url)

@@ -19,8 +19,10 @@ from edge_runtime import __version__
 from edge_runtime.agent import decisions
 from edge_runtime.agent.client import Client
 from edge_runtime.agent.config import DeviceConfig
-from edge_runtime.agent.store import Identity, Store
+from edge_runtime.agent.setup import setup_of
+from edge_runtime.agent.store import IDENTITY, Identity, Store
 from edge_runtime.data.rows import count_rows
+from edge_runtime.engines.choice import engine_version
 from edge_runtime.errors import (
     CapExceededError,
     CoordinatorError,
@@ -83,12 +85,17 @@ class Agent:
         self._launch = launch
         self._sleep = sleep
         self._pace = decisions.Pace(source or random.SystemRandom())
+        self._engine = engine_version(config.engine)
         self._floor_bytes = 0
         #: Memory that plans may use: the cap, until a worker met it.
         self._budget_bytes = config.cap
 
     def run(self) -> None:
-        """Take turns until SIGTERM or SIGINT, then stop the worker and return. A pending result is kept."""
+        """Take turns until SIGTERM or SIGINT, then stop the worker and return. A pending result is kept.
+
+        Raises:
+            RefusedError: the device was revoked, so that asking again helps nobody; says how to come back.
+        """
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         note("started", device_id=self._identity.device_id, version=__version__, cap_bytes=self._config.cap)
         try:
@@ -96,17 +103,29 @@ class Agent:
                 self._sleep(self.turn())
         except KeyboardInterrupt:
             note("stopped", pending=self._store.pending() is not None)
+        except RefusedError as error:
+            raise RefusedError(
+                f"{error}; to let this device back in, remove {self._store.folder / IDENTITY}, give it a new token "
+                "and start it",
+                code=error.code,
+            ) from error
         finally:
             signal.signal(signal.SIGTERM, before)
 
     def turn(self) -> float:
-        """Take one turn, and return the seconds to wait after it. Whatever goes wrong is logged and becomes a wait."""
+        """Take one turn, and return the seconds to wait after it. Whatever goes wrong is logged and becomes a wait.
+
+        Raises:
+            RefusedError: the device was revoked; a pending result is kept.
+        """
         try:
             wait_s = self._turn()
         except UnreachableError as error:
             wait_s = self._pace.failed(error.retry_after_s)
             warn("unreachable", error=error, wait_s=wait_s)
         except CoordinatorError as error:
+            if isinstance(error, RefusedError) and error.code in decisions.FINAL_REFUSALS:
+                raise
             passing = isinstance(error, RefusedError) and error.code in decisions.PASSING_REFUSALS
             wait_s = self._pace.failed() if passing else self._pace.refused()
             warn("turned_away", error=error, wait_s=wait_s)
@@ -123,6 +142,7 @@ class Agent:
                 cap_bytes=self._config.cap,
                 floor_bytes=self._floor_bytes,
                 example_count=count_rows(self._config.data),
+                setup=setup_of(self._config, self._engine),
             )
         )
         if not isinstance(answer, SignedTask):

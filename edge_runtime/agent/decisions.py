@@ -8,11 +8,13 @@ import random
 from edge_runtime.agent.config import DeviceConfig
 from edge_runtime.errors import (
     CapExceededError,
-    DeviceError,
+    ConfigError,
+    DataError,
     EdgeError,
     OutOfMemoryError,
     PackageError,
     ProtocolError,
+    SignatureError,
 )
 from edge_runtime.figures import size, whole_size
 from edge_runtime.package.manifest import Manifest, parse_manifest
@@ -33,6 +35,11 @@ FIRST_BACK_OFF_S = 5.0
 LONGEST_BACK_OFF_S = 15 * 60.0
 #: Wait after a refusal that only a person can change; it is spread by a fifth either way.
 REFUSED_WAIT_S = 3600.0
+#: Codes of refusals for good: the agent ends.
+FINAL_REFUSALS = frozenset({"revoked"})
+#: Errors of a task that the next task would meet too, until somebody changes something here or in the run: wrong keys,
+#: rows or settings that do not fit, a package for another engine or format, too small a cap.
+LASTING = (CapExceededError, ConfigError, DataError, PackageError, SignatureError)
 #: Codes of refusals that pass by themselves: the clock gets set, and the next request has another nonce.
 PASSING_REFUSALS = frozenset({"clock_off", "replayed"})
 #: Share of the last budget that the next plan may use after an out-of-memory kill.
@@ -84,8 +91,8 @@ def admit_package(task: Task, manifest: Manifest, config: DeviceConfig) -> None:
 
     Raises:
         PackageError: the task asks for something that the package does not have.
-        ConfigError: settings of the task exclude each other, or do not suit the package.
-        DeviceError: a file, or all files together, exceed a limit.
+        ConfigError: settings of the task exclude each other, or do not suit the package; or a file, or all files
+            together, exceed a limit of the configuration.
     """
     check_method(task)
     check_task(task, manifest)
@@ -96,13 +103,13 @@ def admit_package(task: Task, manifest: Manifest, config: DeviceConfig) -> None:
         )
     for name, entry in manifest.files.items():
         if entry.bytes > config.max_blob_bytes:
-            raise DeviceError(
+            raise ConfigError(
                 f"{name} of package {manifest.name} has {size(entry.bytes)} "
                 f"and max_blob_bytes is {size(config.max_blob_bytes)}; raise it, or export a smaller package"
             )
     total_bytes = sum(entry.bytes for entry in manifest.files.values())
     if total_bytes > config.disk_quota:
-        raise DeviceError(
+        raise ConfigError(
             f"package {manifest.name} has {size(total_bytes)} and disk_quota is {size(config.disk_quota)}; "
             "raise it, or export a smaller package"
         )
@@ -150,7 +157,8 @@ def describe(code: str, error: Exception, task_id: str | None) -> DeviceEvent:
     """
     reason = "cap" if isinstance(error, CapExceededError) else type(error).__name__
     detail = f": {error}" if isinstance(error, EdgeError) else ""
-    return DeviceEvent(code=code, message=f"{reason}{detail}"[:_MAX_MESSAGE_CHARACTERS], task_id=task_id)
+    message = f"{reason}{detail}"[:_MAX_MESSAGE_CHARACTERS]
+    return DeviceEvent(code=code, message=message, task_id=task_id, lasting=isinstance(error, LASTING))
 
 
 def describe_retry(error: OutOfMemoryError, budget_bytes: int, task_id: str) -> DeviceEvent:

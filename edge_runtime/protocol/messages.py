@@ -91,6 +91,8 @@ class CheckInRequest(Struct, frozen=True):
         floor_bytes: memory that an empty worker takes there; 0 if it was not measured yet.
         example_count: number of rows of its data.
         protocol: version of this protocol.
+        setup: digest of what the device is set up with, which changes when its operator changes something; empty from a
+            device that does not tell.
     """
 
     runtime_version: Text
@@ -98,6 +100,7 @@ class CheckInRequest(Struct, frozen=True):
     floor_bytes: Bytes
     example_count: Count
     protocol: PositiveCount = PROTOCOL_VERSION
+    setup: Text = ""
 
 
 class LocalOptimizer(Struct, frozen=True):
@@ -367,11 +370,14 @@ class DeviceEvent(Struct, frozen=True):
         code: kind of event, for programs.
         message: description, for people.
         task_id: name of the task; None outside a task.
+        lasting: whether the cause stays until somebody changes something on the device or in the run, so that the next
+            task would meet it too.
     """
 
     code: Identifier
     message: Text
     task_id: Identifier | None = None
+    lasting: bool = False
 
 
 class Refusal(Struct, frozen=True):

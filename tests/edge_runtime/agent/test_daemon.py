@@ -543,7 +543,7 @@ def test_a_refusal_of_the_device_keeps_its_result(board, status: int) -> None:
     """Being turned away says nothing about the result, so it is kept."""
     agent = board.start()
     board.coordinator.offer(board.task())
-    board.coordinator.refuse_results = refusal(status, "revoked", "no")
+    board.coordinator.refuse_results = refusal(status, "unknown_device", "no")
     assert agent.turn() >= 0.8 * REFUSED_WAIT_S
     assert board.store.pending() is not None
 
@@ -568,7 +568,7 @@ def test_an_unreadable_pending_result_does_not_block_the_device(board) -> None:
 @pytest.mark.parametrize(
     ("answer", "shortest_s", "longest_s"),
     [
-        (refusal(403, "revoked", "no"), 0.8 * REFUSED_WAIT_S, 1.2 * REFUSED_WAIT_S),
+        (refusal(403, "forbidden", "no"), 0.8 * REFUSED_WAIT_S, 1.2 * REFUSED_WAIT_S),
         (Response(307, {"location": "/"}), 0.8 * REFUSED_WAIT_S, 1.2 * REFUSED_WAIT_S),
         (Response(200, {}, b"nonsense"), 0.8 * REFUSED_WAIT_S, 1.2 * REFUSED_WAIT_S),
         (Response(404, {}, b"<html>"), 0.0, FIRST_BACK_OFF_S),
@@ -668,3 +668,48 @@ def test_a_value_cannot_forge_a_log_line(value: str) -> None:
     line = _line("phase", {"message": value})
     assert line.isprintable()
     assert len(line.splitlines()) == 1
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_revoked_device_ends(board, late: bool) -> None:
+    """Revoked at its check-in or with a result in its hands, the agent ends, says how to come back and keeps the result."""
+    agent = board.start()
+    if late:
+        board.coordinator.offer(board.task())
+        board.coordinator.refuse_results = refusal(403, "revoked", "this device was revoked")
+    else:
+        board.coordinator.planned.append(refusal(403, "revoked", "this device was revoked"))
+    with pytest.raises(
+        RefusedError, match=r"revoked.*remove .*identity\.json, give it a new token"
+    ) as caught:
+        agent.run()
+    assert caught.value.exit_code == 22
+    assert (board.store.pending() is not None) == late
+
+
+def test_operators_are_told_which_causes_last(board) -> None:
+    """A wrong publisher key, a file over its limit and too small a cap last; a killed worker may pass."""
+    agent = board.start(KILLED_WORKER)
+    for task in (
+        board.task(publisher=generate_key()),
+        board.task(required_bytes=CAP_BYTES + 1),
+        board.task(task_id="t-2"),
+    ):
+        board.coordinator.offer(task)
+        agent.turn()
+    limited = msgspec.structs.replace(board.config, max_blob_bytes=1)
+    board.config = limited
+    board.coordinator.offer(board.task(task_id="t-3"))
+    board.start().turn()
+    assert [event.lasting for event in board.coordinator.events] == [True, True, False, True]
+
+
+def test_a_device_tells_when_it_was_set_up_anew(board) -> None:
+    """Check-ins carry the same digest until the operator changes something, a restart alone included."""
+    board.start().turn()
+    board.start().turn()
+    board.config = msgspec.structs.replace(board.config, publisher_key=generate_key().public_key)
+    board.start().turn()
+    first, second, third = (request.setup for request in board.coordinator.check_ins)
+    assert first == second != ""
+    assert third not in ("", first)

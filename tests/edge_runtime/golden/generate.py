@@ -86,14 +86,14 @@ FULL_TASK = msgspec.structs.replace(
 MESSAGES: tuple[msgspec.Struct, ...] = (
     EnrolRequest("one-time-token-0001", "board-1", "generic", KEY),
     EnrolResponse("d-1", KEY),
-    CheckInRequest("0.1.0", 256_000_000, 70_000_000, 1000),
+    CheckInRequest("0.1.0", 256_000_000, 70_000_000, 1000, setup=SHA256[:32]),
     TASK,
     SignedTask(encode(TASK).decode(), SIGNATURE),
     ComeBack(10.0, 20.5, "no round is open"),
     NotEligible("too_small", "the cap is under what any assignment needs"),
     Result("t-1", "r-1", 3, 80, 10, 0, 0.625, 42.5, MEMORY, SHA256, b"\x00\x01\xff"),
     ResultReceipt("counted"),
-    DeviceEvent("task_failed", "WorkerError: killed by SIGKILL", "t-1"),
+    DeviceEvent("task_failed", "SignatureError: not signed by the key", "t-1", lasting=True),
     Refusal("stale", "the round is over"),
 )
 

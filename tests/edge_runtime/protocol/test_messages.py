@@ -11,6 +11,7 @@ from edge_runtime.protocol.messages import (
     MAX_CONTROL_BYTES,
     CheckInRequest,
     CheckInResponse,
+    DeviceEvent,
     Result,
     SignedTask,
     Task,
@@ -42,6 +43,16 @@ def test_a_result_from_before_judges_still_decodes() -> None:
     new = decode_result((FOLDER / "Result.msgpack").read_bytes())
     assert old.memory.enforced_by == ""
     assert msgspec.structs.replace(old.memory, enforced_by=new.memory.enforced_by) == new.memory
+
+
+def test_messages_from_before_set_asides_still_decode() -> None:
+    """A check-in recorded without ``setup`` tells none, and an event without ``lasting`` is of a cause that may pass."""
+    old = decode((FOLDER / "CheckInRequest-without-setup.json").read_bytes(), CheckInRequest)
+    assert old == CheckInRequest("0.1.0", 256_000_000, 70_000_000, 1000)
+    assert old.setup == ""
+    event = decode((FOLDER / "DeviceEvent-without-lasting.json").read_bytes(), DeviceEvent)
+    assert event == DeviceEvent("task_failed", "WorkerError: killed by SIGKILL", "t-1")
+    assert not event.lasting
 
 
 @pytest.mark.parametrize("missing", ["update", "report"])
