@@ -257,10 +257,14 @@ def _curves(run: RunSummary, additions: Additions | None) -> str:
         Line("on the devices' rows", tuple((x, loss) for x, loss in trained if loss is not None)),
     ]
     loss = line_chart("loss", "loss", loss_lines, height=260)
-    content = (_chart(f"{capital(name)} on the coordinator's rows", lines, scores) if scores else "") + (
-        _chart("Loss", loss_lines, loss) if loss else ""
+    content = ""
+    if len(lines[0].points) > 1:
+        content += _chart(f"{capital(name)} on the coordinator's rows", lines, scores)
+    if any(len(line.points) > 1 for line in loss_lines):
+        content += _chart("Loss", loss_lines, loss)
+    return section(
+        "Learning curve", content or "<p>Fewer than two rounds were measured: there is no curve.</p>"
     )
-    return section("Learning curve", content or "<p>Nothing was evaluated.</p>")
 
 
 def _chart(title: str, lines: Sequence[Line], drawings: str) -> str:

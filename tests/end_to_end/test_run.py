@@ -9,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from edge_runtime import __version__
+from edge_runtime.figures import size
 from edge_runtime.package.package import Package
 from edge_runtime.package.slices import decode_values
+from tests.edge_runtime.html.pages import assert_stands_alone, assert_well_formed, text_of
 from tests.end_to_end.conftest import SECRETS, device_rows
 from tests.end_to_end.workshop import LABELS
 
@@ -50,11 +53,19 @@ def test_every_slice_has_moved(undisturbed, workshop) -> None:
 
 
 def test_the_report_is_written(undisturbed) -> None:
-    """``run report`` leaves the run as JSON, as a table and as a curve."""
+    """``run report`` leaves the run as a page with versions and cap, as JSON, as a table and as a curve."""
     folder = undisturbed.folder / "report"
     assert len(json.loads((folder / "report.json").read_bytes())["run"]["rounds"]) == 3
     assert undisturbed.run.run_id in (folder / "report.txt").read_text()
     assert "<svg" in (folder / "curve.svg").read_text()
+    page = (folder / "report.html").read_text()
+    assert_stands_alone(page)
+    assert_well_formed(page)
+    text = text_of(page)
+    assert "✓ Finished" in text
+    assert f"edge-runtime {__version__}" in text
+    assert f"The cap is {size(undisturbed.run.rounds[0].caps_bytes[0])}" in text
+    assert all(name in text for entry in undisturbed.run.rounds for name in entry.devices)
 
 
 def test_everybody_stops_when_told(undisturbed) -> None:

@@ -217,8 +217,10 @@ def test_columns_of_what_was_not_measured_are_left_out() -> None:
     assert 'data-name="accuracy"' not in CASES["bad"]
     assert 'data-name="loss"' not in CASES["bad"]
     assert 'data-name="training loss"' in CASES["bad"]
+    assert "there is no curve" in CASES["bad"]
+    assert "there is no curve" not in CASES["finished"]
     text = text_of(CASES["queued"])
-    for expected in ("No round was opened.", "Nothing was evaluated.", "Memory: not measured"):
+    for expected in ("No round was opened.", "there is no curve", "Memory: not measured"):
         assert expected in text
     assert "It took" not in text
 
