@@ -211,11 +211,16 @@ def _config_note(
     numbers = [each for each in (stated if isinstance(stated, list) else [stated]) if isinstance(each, int)]
     if not numbers:
         return []
-    if rows is not None and (over := [number for number in numbers if number >= rows]):
+    over = [number for number in numbers if rows is not None and number >= rows]
+    if over and role == "pad":
         raise ModelError(
             f"{key} of {folder / 'config.json'} is {over[0]}, and the embedding has {rows} rows; set it to a token of "
             "the vocabulary, or to null"
         )
+    if over:
+        return [
+            f"{key} of config.json is {over[0]}, and the embedding has {rows} rows: texts have the tokenizer's"
+        ]
     known = None if token is None else tokens.id_of(token)
     if known is None or known in numbers:
         return []

@@ -696,6 +696,13 @@ NAMED = (
         r"bos_token_id of config\.json is 0, the tokenizer's \[CLS\] is \d+: texts have the tokenizer's",
     ),
     Row(
+        "an end of text in config.json that a small vocabulary does not have",
+        "huggingface/transformers#15072",
+        edit(CONFIG, eos_token_id=50256),
+        r"eos_token_id of config\.json is 50256, and the embedding has \d+ rows: texts have the tokenizer's",
+        edit(CONFIG, eos_token_id=None),
+    ),
+    Row(
         "an added token that the embedding has no row for",
         "MemPalace/mempalace#2114",
         add_token("<tool>"),
