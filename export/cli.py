@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     package.add_argument(
         "--targets",
         metavar="NAME,...",
-        help="module names as peft's target_modules (default: query and value projections)",
+        help="module names as peft's target_modules, or all-linear (default: the layers that make queries and values)",
     )
     package.add_argument(
         "--sequence-limit",

@@ -61,6 +61,8 @@ def _form(config: dict[str, Any]) -> str | None:
         count = max(value, default=0) if isinstance(value, list) else value
         if isinstance(count, int) and count > 1 and config.get("is_moe") is not False:
             return f"a mixture of experts ({key} is {count}), whose weights differ by token"
+    if config.get("model_type") == "deberta-v2" and config.get("conv_kernel_size"):
+        return "with a convolution after its first block (conv_kernel_size), so that its blocks are no chain"
     if _has_running_state(config):
         return "a recurrent or state space model, whose scan over the tokens has no tangent rule"
     # LayoutLM has channels too, and reads text all the same: it has a vocabulary.

@@ -39,6 +39,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"model_type": "qwen3_5_text", "layer_types": ["linear_attention", "full_attention"], **TEXT},
         "recurrent or state space model",
     ),
+    "deberta-v2-xlarge": ({"model_type": "deberta-v2", "conv_kernel_size": 3, **TEXT}, "(conv_kernel_size)"),
     "clip": (
         {"model_type": "clip", "text_config": TEXT, "vision_config": {"patch_size": 32}},
         "(vision_config)",

@@ -35,6 +35,7 @@ GRAPHS: dict[str, tuple[str, TaskKind, tuple[str, ...], dict[str, object]]] = {
         ("attention.self.query_proj", "attention.self.value_proj"),
         {"share_att_key": False, "norm_rel_ebd": "none", "position_biased_input": True, "type_vocab_size": 2},
     ),
+    "phi3": ("phi3", "causal_lm", ("self_attn.qkv_proj",), {}),
     "gemma3": ("gemma3_text", "causal_lm", ("self_attn.q_proj", "self_attn.v_proj"), {}),
     "smollm": (
         "llama",
@@ -57,7 +58,6 @@ PARITY: tuple[tuple[str, TaskKind, int], ...] = (
     ("qwen3", "causal_lm", 6),
     ("opt", "causal_lm", 6),
     ("gpt2", "causal_lm", 6),
-    ("phi3", "causal_lm", 6),
     ("deberta-v2", "classification", 6),
 )
 #: Float arithmetic differs from torch's by the order of additions only.
