@@ -7,8 +7,9 @@ before them: its ``base_model_prefix`` (``model`` in Llama, ``bert`` in BERT).
 
 from __future__ import annotations
 
+import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_MAPPING
 
 from edge_runtime.package.manifest import TaskKind
 
@@ -22,6 +23,16 @@ CONV1D_FAMILIES = frozenset({"gpt2", "openai-gpt"})
 def in_classifier(architecture: str) -> str:
     """What a class with a classifier puts before the names of the base model's modules, with its dot."""
     return f"{MODEL_MAPPING[CONFIG_MAPPING[architecture]].base_model_prefix}."
+
+
+def names_of_classifier(architecture: str) -> tuple[str, ...]:
+    """Names of the parameters that a class with a classifier has beside the base model's."""
+    config = CONFIG_MAPPING[architecture]()
+    with torch.device("meta"):
+        model = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config)
+    return tuple(
+        name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")
+    )
 
 
 def in_package(modules: tuple[str, ...], architecture: str, task: TaskKind) -> dict[str, str]:
