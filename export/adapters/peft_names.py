@@ -87,6 +87,22 @@ def in_classifier(architecture: str) -> str:
     return f"{MODEL_MAPPING[CONFIG_MAPPING[architecture]].base_model_prefix}."
 
 
+def names_of_classifier(architecture: str) -> tuple[str, ...]:
+    """Names of the parameters that a class with a classifier has beside the base model's."""
+    import torch  # noqa: PLC0415 - slow to import, and adapters are checked without it
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # noqa: PLC0415
+    from transformers.models.auto.modeling_auto import (  # noqa: PLC0415
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    )
+
+    config = CONFIG_MAPPING[architecture]()
+    with torch.device("meta"):
+        model = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)](config)
+    return tuple(
+        name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")
+    )
+
+
 def in_package(modules: tuple[str, ...], architecture: str, task: TaskKind) -> dict[str, str]:
     """Map module names of an adapter to those of a package, whichever class the adapter was trained on.
 

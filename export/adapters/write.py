@@ -11,6 +11,7 @@ place in peft's format: the adapter loads on ``AutoModel``, and beside it are ``
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -40,10 +41,15 @@ from export.adapters.peft_names import (
     ROOT,
     WEIGHTS,
     in_classifier,
+    names_of_classifier,
 )
 from export.quantisation.quantise import dequantise
 
 LOADER = "load_classifier.py"
+#: What names of a program's inputs begin with that are frozen parts of the folder's own classifier.
+OWN_STEM = "own_model_"
+#: Names that peft gives ``modules_to_save`` by itself for sequence classification.
+SAVED = ("classifier", "score")
 
 
 def write_adapter(package: Package, values: Values, output: Path, base_model: str) -> Path:
@@ -120,14 +126,32 @@ def _own_classifier(package: Package, values: Values) -> dict[str, FloatArray]:
     if labels is UNSET or head is None:
         return {}
     parts = own_head_values(package, values, labels)
-    return {f"{ROOT}.{head.target}.{name}": part for name, part in parts.items()}
+    written = {f"{ROOT}.{head.target}.{name}": part for name, part in parts.items()}
+    return {**written, **_saved_beside(package, head)}
+
+
+def _saved_beside(package: Package, head: SliceSpec) -> dict[str, FloatArray]:
+    """Frozen tensors that peft asks for beside the last layer, such as RoBERTa's ``classifier.dense``.
+
+    It saves as a whole, and looks for, each module whose name ends as one of ``SAVED`` does.
+    """
+    arrays = MappedWeights(PreparedPackage.as_stored(package), head.segment).arrays
+    frozen = {name: torch.from_numpy(np.array(a)) for name, a in arrays.items() if name.startswith(OWN_STEM)}
+    if not frozen:
+        return {}
+    inputs = {re.sub("_(levels|scales|zero_points)$", "", name) for name in frozen}
+    return {
+        f"{ROOT}.{name}": whole_factor(frozen, f"{OWN_STEM}{name.replace('.', '_')}", "_").numpy()
+        for name in names_of_classifier(package.manifest.base.architecture)
+        if name.split(".")[0].endswith(SAVED) and f"{OWN_STEM}{name.replace('.', '_')}" in inputs
+    }
 
 
 def _describe(package: Package, rank: int, scale: float, base_model: str) -> dict[str, object]:
     manifest, head = package.manifest, package.manifest.head
     own = head is not None and manifest.head_features == "own"
     task_type = "SEQ_CLS" if own else "CAUSAL_LM" if manifest.task == "causal_lm" else None
-    saved = {"modules_to_save": [head.target.split(".")[0]]} if own and head is not None else {}
+    saved = {"modules_to_save": list(SAVED)} if own else {}
     return {
         **saved,
         "peft_type": "LORA",

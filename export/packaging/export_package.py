@@ -329,7 +329,7 @@ def _describe(
 
 
 def _in_order_of_classes(labels: tuple[str, ...], rows: tuple[int, ...]) -> tuple[str, ...] | UnsetType:
-    """Labels in the order of the folder's own classes; UNSET where the head does not go on from its classifier."""
+    """Labels in the order of the classes of the folder's own classifier; UNSET for a fresh head."""
     return tuple(labels[rows.index(index)] for index in range(len(rows))) if rows else UNSET
 
 
