@@ -10,8 +10,8 @@ from edge_runtime.protocol import messages
 from edge_runtime.protocol.messages import (
     MAX_CONTROL_BYTES,
     CheckInRequest,
-    DeviceEvent,
     CheckInResponse,
+    DeviceEvent,
     Result,
     SignedTask,
     Task,
@@ -46,7 +46,7 @@ def test_a_result_from_before_judges_still_decodes() -> None:
 
 
 def test_messages_from_before_set_asides_still_decode() -> None:
-    """A check-in recorded without ``setup`` tells none, and an event without ``lasting`` is of a cause that may pass."""
+    """A check-in recorded without ``setup`` tells none, and an event without ``lasting`` is of what may pass."""
     old = decode((FOLDER / "CheckInRequest-without-setup.json").read_bytes(), CheckInRequest)
     assert old == CheckInRequest("0.1.0", 256_000_000, 70_000_000, 1000)
     assert old.setup == ""
