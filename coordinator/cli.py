@@ -82,12 +82,51 @@ def build_parser() -> argparse.ArgumentParser:
     )
     token.set_defaults(command=_token)
 
+    _add_devices(commands, where)
+    _add_runs(commands, where)
+    return parser
+
+
+def _add_devices(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], where: argparse.ArgumentParser
+) -> None:
     device = commands.add_parser("device", help="devices").add_subparsers(required=True, metavar="COMMAND")
     revoke = device.add_parser("revoke", parents=[where], help="refuse all further requests of a device")
     revoke.add_argument("name", help="the device's name or id")
     revoke.set_defaults(command=_revoke)
+    resume = device.add_parser(
+        "resume", parents=[where], help="let the run ask a device again that it has set aside"
+    )
+    resume.add_argument("name", help="the device's name or id")
+    resume.set_defaults(command=_resume)
+    fleet = device.add_parser("list", parents=[where], help="list all devices and what state they are in")
+    fleet.add_argument("--json", action="store_true", help="as JSON, for programs")
+    fleet.set_defaults(command=_list_devices)
 
+
+def _add_runs(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], where: argparse.ArgumentParser
+) -> None:
     run = commands.add_parser("run", help="runs").add_subparsers(required=True, metavar="COMMAND")
+    new = run.add_parser("new", help="write a run.toml for a package, with every key explained")
+    new.add_argument("package", type=Path, metavar="PACKAGE", help="package folder")
+    new.add_argument(
+        "--publisher-key", required=True, metavar="KEY", help="public key that must have signed the package"
+    )
+    new.add_argument(
+        "--evaluation-data",
+        type=Path,
+        metavar="FILE",
+        help="rows by which the coordinator evaluates the model",
+    )
+    new.add_argument(
+        "--output",
+        type=Path,
+        default=Path("run.toml"),
+        metavar="FILE",
+        help="file to write, which must not exist yet (default: %(default)s)",
+    )
+    new.set_defaults(command=_new_run)
     create = run.add_parser("create", parents=[where], help="queue a run")
     create.add_argument("config", type=Path, metavar="run.toml", help="the run's configuration")
     create.set_defaults(command=_create_run)
@@ -111,7 +150,6 @@ def build_parser() -> argparse.ArgumentParser:
             sub.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
         if name == "fetch-slices":
             sub.add_argument("--output", type=Path, required=True, metavar="FILE", help="file to write")
-    return parser
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -163,6 +201,41 @@ def _revoke(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _resume(arguments: argparse.Namespace) -> int:
+    print(f"resumed {_client(arguments).resume_device(arguments.name).name}")
+    return 0
+
+
+def _list_devices(arguments: argparse.Namespace) -> int:
+    import time
+
+    import msgspec
+
+    from coordinator.admin.report import device_table
+
+    devices = _client(arguments).devices()
+    if arguments.json:
+        print(msgspec.json.format(msgspec.json.encode(devices), indent=2).decode())
+    elif devices:
+        print(device_table(devices, time.time()))
+    else:
+        print("no device has enrolled; make a token with: edge-coordinator token")
+    return 0
+
+
+def _new_run(arguments: argparse.Namespace) -> int:
+    from coordinator.admin.new_run import write_run_file
+
+    write_run_file(
+        arguments.package,
+        arguments.output,
+        publisher_key=arguments.publisher_key,
+        evaluation_data=arguments.evaluation_data,
+    )
+    print(f"wrote {arguments.output}; look it through, then: edge-coordinator run create {arguments.output}")
+    return 0
+
+
 def _create_run(arguments: argparse.Namespace) -> int:
     from coordinator.admin.choice import OPEN
     from coordinator.config import read_run_config
@@ -187,11 +260,13 @@ def _list_runs(arguments: argparse.Namespace) -> int:
 
 
 def _show_run(arguments: argparse.Namespace) -> int:
-    from coordinator.admin.report import headline, text_table
+    from coordinator.admin.report import headline, set_aside_lines, text_table
 
     client = _client(arguments)
     run = client.run(_shown(arguments, client))
     print(headline(run), text_table(run), sep="\n\n")
+    for line in set_aside_lines(run):
+        print(line)
     return 0
 
 

@@ -26,6 +26,8 @@ from edge_runtime.training.methods import check_method
 
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
 Wait = Annotated[float, Meta(gt=0, le=1e6)]
+#: What a place waits for its device where the configuration does not say, and devices ask often.
+LEAST_SELECTION_S = 60.0
 #: Devices of a round.
 Slots = Annotated[int, Meta(ge=1, le=10_000)]
 
@@ -97,7 +99,8 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
             equal seeds ask equal devices.
         min_results: number of results that a round needs to be committed; at most ``devices_per_round`` and
             ``min_devices``.
-        selection_timeout_s: time in which a selected device must check in; then another is asked in its place.
+        selection_timeout_s: time in which a selected device must check in; then another is asked in its place. At least
+            ``poll_max_s``; unset: 60 seconds, or four times ``poll_max_s`` where that is more.
         deadline_s: time for a task, counted from when its device got it; then another is asked in its place.
         poll_min_s: shortest time after which a device without work checks in again.
         poll_max_s: longest such time, at least ``poll_min_s``; each device draws its own between the two.
@@ -106,7 +109,8 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
         local_optimizer: step that a device makes of its gradients.
         server_optimizer: step that the coordinator makes of a round's averaged change.
         evaluation: evaluation of the global model by the coordinator; unset: none.
-        seen_window_s: time since its last check-in after which a device is not asked any more.
+        seen_window_s: time since its last check-in after which a device is not asked any more, at least ``poll_max_s``;
+            unset: a device is asked until it is overdue by more than ``selection_timeout_s``.
         split: assignment of the slices: ``"whole"`` gives every device of a round all of them, ``"cyclic"`` deals them
             out among the devices, one further each round.
         head_split: whether ``split = "cyclic"`` deals the head out like a slice; false gives it to every device.
@@ -134,7 +138,7 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     directions: Directions = "one_slice"
     min_devices: Slots = 1
     min_results: Slots = 1
-    selection_timeout_s: Wait = 60.0
+    selection_timeout_s: Wait | None = None
     deadline_s: Wait = 3600.0
     poll_min_s: Seconds = 5.0
     poll_max_s: Seconds = 15.0
@@ -143,7 +147,7 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     local_optimizer: LocalOptimizer = LocalOptimizer()
     server_optimizer: ServerOptimizers = ServerOptimizers()
     evaluation: EvaluationConfig | None = None
-    seen_window_s: Wait = 600.0
+    seen_window_s: Wait | None = None
     split: Literal["cyclic", "whole"] = "whole"
     head_split: bool = False
     head_warm_up_rounds: Count = 0
@@ -152,6 +156,13 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     average_from_round: Count | None = None
     gate_variance: Rate | None = None
     rate_decay: Literal["none", "linear"] = "none"
+
+    @property
+    def selection_s(self) -> float:
+        """How long a place waits for its device: as configured, or else long enough for any device that is there."""
+        if self.selection_timeout_s is not None:
+            return self.selection_timeout_s
+        return max(LEAST_SELECTION_S, 4 * self.poll_max_s)
 
 
 def read_run_config(path: Path) -> RunConfig:
@@ -194,6 +205,16 @@ def _check_together(config: RunConfig) -> None:
         )
     if config.poll_min_s > config.poll_max_s:
         raise ConfigError(f"poll_min_s = {config.poll_min_s} exceeds poll_max_s = {config.poll_max_s}")
+    if config.selection_timeout_s is not None and config.selection_timeout_s < config.poll_max_s:
+        raise ConfigError(
+            f"selection_timeout_s = {config.selection_timeout_s} is below poll_max_s = {config.poll_max_s}: a device "
+            "would lose its place before it asks again; raise the one or lower the other"
+        )
+    if config.seen_window_s is not None and config.seen_window_s < config.poll_max_s:
+        raise ConfigError(
+            f"seen_window_s = {config.seen_window_s} is below poll_max_s = {config.poll_max_s}: a device would count "
+            "as gone while it waits as it was told; raise the one or lower the other"
+        )
     check_method(config)
     if config.slices in ("none", ()) and not config.train_head:
         raise ConfigError('slices = "none" and train_head = false leave nothing to train')

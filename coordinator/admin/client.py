@@ -14,7 +14,7 @@ from coordinator.api.admin_api import DeviceChanged, RunStopped
 from coordinator.api.serve import ADDRESS
 from coordinator.auth import ADMIN_TOKEN
 from coordinator.config import RunConfig
-from coordinator.rounds.summary import EventSummary, RunSummary
+from coordinator.rounds.summary import DeviceSummary, EventSummary, RunSummary
 from edge_runtime.errors import ConfigError, ProtocolError, RefusedError, UnreachableError
 from edge_runtime.protocol.connection_errors import why_no_answer
 from edge_runtime.protocol.messages import Refusal
@@ -84,6 +84,14 @@ class AdminClient:
     def revoke_device(self, name: str) -> DeviceChanged:
         """Refuse all further requests of a device."""
         return _decode(self._call("POST", f"/devices/{quote(name, safe='')}/revoke"), DeviceChanged)
+
+    def resume_device(self, name: str) -> DeviceChanged:
+        """Let the run that is going on ask a device again."""
+        return _decode(self._call("POST", f"/devices/{quote(name, safe='')}/resume"), DeviceChanged)
+
+    def devices(self) -> list[DeviceSummary]:
+        """All devices that ever enrolled, by name."""
+        return _decode(self._call("GET", "/devices"), list[DeviceSummary])
 
     def _call(self, method: str, path: str, body: object = None) -> bytes:
         try:

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from coordinator.admin.page import run_page
-from coordinator.rounds.summary import EventSummary, RoundSummary, RunSummary
+from coordinator.rounds.summary import DeviceSummary, EventSummary, RoundSummary, RunSummary
 from edge_runtime.durable import write_durably
 from edge_runtime.figures import size
 from edge_runtime.package.manifest import TaskKind
@@ -24,6 +24,8 @@ COLUMNS = (
     "peak predicted",
     "peak measured",
 )
+#: Events of a device and a run, and of no round, that a report lists.
+OF_A_DEVICE = frozenset({"cap_too_small", "device_set_aside", "device_resumed"})
 #: What a run is judged by, where it is not accuracy.
 JUDGED_BY: dict[TaskKind, str] = {"causal_lm": "perplexity"}
 
@@ -99,6 +101,48 @@ def read_report(folder: Path) -> Report:
     return msgspec.json.decode((folder / "report.json").read_bytes(), type=Report)
 
 
+def set_aside_lines(run: RunSummary) -> list[str]:
+    """The devices that a run asks no more, a line each, below a line that says so; nothing if there are none."""
+    if not run.set_aside:
+        return []
+    lines = [f"  {entry.device}: {entry.reason}" for entry in run.set_aside]
+    return ["set aside, until set up anew or resumed:", *lines]
+
+
+def device_table(devices: list[DeviceSummary], now_s: float) -> str:
+    """Devices as aligned plain text; the reason comes last, because it is the longest."""
+    header = ("name", "class", "state", "last seen", "cap", "rows", "version", "reason")
+    rows = [
+        header,
+        *(
+            (
+                device.name,
+                device.device_class,
+                device.state,
+                "-" if device.seen_s is None else human_age(now_s - device.seen_s),
+                ("-" if device.cap_bytes is None else size(device.cap_bytes)),
+                "-" if device.example_count is None else str(device.example_count),
+                device.runtime_version or "-",
+                device.reason,
+            )
+            for device in devices
+        ),
+    ]
+    widths = [max(len(cells[column]) for cells in rows) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+        for cells in rows
+    )
+
+
+def human_age(seconds: float) -> str:
+    """How long ago something was, in the largest unit that it fills."""
+    for unit, length_s in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length_s:
+            return f"{seconds / length_s:.0f} {unit} ago"
+    return f"{max(seconds, 0):.0f} s ago"
+
+
 def write_report(run: RunSummary, events: list[EventSummary], folder: Path) -> None:
     """Write the four files into ``folder``, made if missing.
 
@@ -111,14 +155,21 @@ def write_report(run: RunSummary, events: list[EventSummary], folder: Path) -> N
         folder / "report.json", msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
     )
     troubles = [
-        f"  round {event.round}  {event.device or '-'}  {event.code}: {event.message}"
+        f"  {_place(event)}  {event.device or '-'}  {event.code}: {event.message}"
         for event in events
-        if event.round is not None or event.code == "cap_too_small"
+        if event.round is not None or event.code in OF_A_DEVICE
     ]
-    lines = [headline(run), "", text_table(run), "", "events:", *(troubles or ["  none"]), ""]
+    aside = set_aside_lines(run)
+    table = [text_table(run), "", *aside, *([""] if aside else [])]
+    lines = [headline(run), "", *table, "events:", *(troubles or ["  none"]), ""]
     write_durably(folder / "report.txt", "\n".join(lines).encode())
     write_durably(folder / "report.html", run_page(run, events).encode())
     _draw_curve(run, folder / "curve.svg")
+
+
+def _place(event: EventSummary) -> str:
+    """Where an event belongs: to a round, or to the run as a whole."""
+    return "run" if event.round is None else f"round {event.round}"
 
 
 def _draw_curve(run: RunSummary, path: Path) -> None:

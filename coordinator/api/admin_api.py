@@ -20,9 +20,16 @@ from coordinator.api.app_state import AppState
 from coordinator.api.device_api import serve_file
 from coordinator.config import run_config
 from coordinator.refusals import NotFoundError, UnusableError
-from coordinator.rounds import runs
-from coordinator.rounds.summary import EventSummary, RunSummary, events_of, summarise
-from coordinator.storage import device_rows, run_rows
+from coordinator.rounds import runs, set_aside
+from coordinator.rounds.summary import (
+    DeviceSummary,
+    EventSummary,
+    RunSummary,
+    devices_of,
+    events_of,
+    summarise,
+)
+from coordinator.storage import run_rows
 from edge_runtime.errors import EdgeError
 
 MAX_EVENTS = 1000
@@ -48,30 +55,6 @@ class TokenResponse(Struct, frozen=True):
 
     token: str
     expires_s: float
-
-
-class DeviceSummary(Struct, frozen=True):
-    """A device; moments are in seconds since 1970.
-
-    Attributes:
-        device_id: random id of the device.
-        name: name that the operator gave it.
-        device_class: kind of device, as it said when it enrolled.
-        enrolled_s: moment of its enrolment.
-        revoked_s: moment when it was revoked; None if it was not.
-        seen_s: moment of its last check-in; None before the first.
-        cap_bytes: memory that it granted at its last check-in.
-        example_count: number of examples that it had at its last check-in.
-    """
-
-    device_id: str
-    name: str
-    device_class: str
-    enrolled_s: float
-    revoked_s: float | None
-    seen_s: float | None
-    cap_bytes: int | None
-    example_count: int | None
 
 
 class RunCreated(Struct, frozen=True):
@@ -126,15 +109,24 @@ async def create_token(data: JSONBody[TokenRequest], app_state: NamedDependency[
 
 @get("/devices")
 async def list_devices(app_state: NamedDependency[AppState]) -> list[DeviceSummary]:
-    """All devices that ever enrolled, by name."""
-    rows = await app_state.read(device_rows.all_devices)
-    return [DeviceSummary(**row) for row in rows]
+    """All devices that ever enrolled, by name, and what may be expected of each."""
+    return await app_state.read(
+        lambda connection: devices_of(app_state.stores, connection, now_s=app_state.clock())
+    )
 
 
 @post("/devices/{name:str}/revoke", status_code=200)
 async def revoke_device(name: FromPath[str], app_state: NamedDependency[AppState]) -> DeviceChanged:
     """Refuse all further requests of a device, named by name or id."""
     device = await app_state.write(partial(auth.revoke, name=name, now_s=app_state.clock()))
+    app_state.wake.set()
+    return DeviceChanged(device.device_id, device.name)
+
+
+@post("/devices/{name:str}/resume", status_code=200)
+async def resume_device(name: FromPath[str], app_state: NamedDependency[AppState]) -> DeviceChanged:
+    """Let the run that is going on ask a device again that it has set aside, named by name or id."""
+    device = await app_state.write(partial(set_aside.resume, name=name, now_s=app_state.clock()))
     app_state.wake.set()
     return DeviceChanged(device.device_id, device.name)
 
@@ -222,6 +214,7 @@ ROUTER = Router(
         create_token,
         list_devices,
         revoke_device,
+        resume_device,
         create_run,
         list_runs,
         show_run,

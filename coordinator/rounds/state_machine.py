@@ -21,8 +21,9 @@ from coordinator.events import record
 from coordinator.rounds.deltas import read_delta
 from coordinator.rounds.evaluation import INITIAL
 from coordinator.rounds.memory_requirements import required_bytes
+from coordinator.rounds.presence import askable, order_of_asking, patience_s
 from coordinator.rounds.runs import Run, active_run, end_run
-from coordinator.rounds.selection import SelectableDevice, draw_order, fit, substitute
+from coordinator.rounds.selection import SelectableDevice, fit, substitute
 from coordinator.rounds.tasks import reserve
 from coordinator.storage import (
     device_rows,
@@ -30,9 +31,11 @@ from coordinator.storage import (
     result_rows,
     round_rows,
     run_rows,
+    set_aside_rows,
     slot_rows,
     task_rows,
 )
+from coordinator.storage.device_rows import SeenDevice
 from coordinator.storage.result_rows import CountedResult
 from coordinator.storage.stores import Stores
 from edge_runtime.errors import EdgeError, SliceError
@@ -78,7 +81,7 @@ def resume(stores: Stores, now_s: float) -> None:
         run = active_run(stores, connection)
         if run is None:
             return
-        grace_s = now_s + run.config.selection_timeout_s
+        grace_s = now_s + run.config.selection_s
         task_rows.extend_open(connection, run.run_id, grace_s)
         round_rows.extend_deadline(connection, run.run_id, grace_s)
         log.info("resumed run=%s next_round=%d committed=%d", run.run_id, run.next_round, run.committed)
@@ -102,13 +105,15 @@ def _open_round(stores: Stores, run: Run, now_s: float) -> None:
     with stores.storage.reading() as connection:
         if round_rows.find_open(connection, run.run_id) is not None:
             return
-        devices = _selectable(connection, run, now_s)
+        devices = askable(connection, run, now_s)
     if run.next_round == 0 and len(devices) < run.config.min_devices:
         return
-    order = draw_order(devices, run.config.seed, run.next_round)
+    order = order_of_asking(devices, run.config.seed, run.next_round, now_s)
     dealt, chosen = _seat(run, order)
     if len(chosen) < run.config.min_results:
+        _fail_if_hopeless(stores, run, now_s)
         return
+    until_s = _places_wait(devices, run, now_s)
     with stores.storage.transaction() as connection:
         number = run.next_round
         run_rows.set_next_round(connection, run.run_id, number + 1)
@@ -117,13 +122,21 @@ def _open_round(stores: Stores, run: Run, now_s: float) -> None:
             run.run_id,
             number,
             opened_s=now_s,
-            deadline_s=now_s + run.config.selection_timeout_s + run.config.deadline_s,
+            deadline_s=now_s + run.config.selection_s + run.config.deadline_s,
             values_sha256=run.values_sha256,
         )
         for slot, slices in enumerate(dealt):
             slot_rows.add(connection, run.run_id, number, slot, slices)
         for slot, device in chosen.items():
-            reserve(connection, run, number, slot, device.device_id, now_s=now_s)
+            reserve(
+                connection,
+                run,
+                number,
+                slot,
+                device.device_id,
+                now_s=now_s,
+                until_s=until_s[device.device_id],
+            )
     log.info("round_opened run=%s round=%d places=%d", run.run_id, number, len(dealt))
 
 
@@ -288,6 +301,29 @@ def _abandon(connection: sqlite3.Connection, run: Run, number: int, reason: str,
         )
 
 
+def _fail_if_hopeless(stores: Stores, run: Run, now_s: float) -> None:
+    """End a run that waits for devices which it has set aside: those that are left of its own can never be enough."""
+    with stores.storage.transaction() as connection:
+        aside = set_aside_rows.of_run(connection, run.run_id)
+        started_s = run_rows.get(connection, run.run_id).started_s or 0.0
+        left = [d for d in device_rows.not_set_aside(connection, run.run_id) if d.seen_s >= started_s]
+        if not aside or len(left) >= run.config.min_results:
+            return
+        names = ", ".join(row.device_name for row in aside)
+        last = max(aside, key=lambda row: row.at_s)
+        reason = (
+            f"{len(left)} devices are left of at least {run.config.min_results}; set aside: {names}; "
+            f"the last, {last.device_name}, for: {last.reason}"
+        )
+        end_run(connection, run.run_id, "failed", reason, now_s=now_s)
+
+
+def _places_wait(devices: list[SeenDevice], run: Run, now_s: float) -> dict[str, float]:
+    """Until when a place waits for each device, by id."""
+    selection_s = run.config.selection_s
+    return {device.device_id: now_s + patience_s(device, selection_s, now_s) for device in devices}
+
+
 def _fail_active_run(stores: Stores, reason: str, now_s: float) -> None:
     """End the active run: a blob is gone or damaged, or its package contradicts itself. Other runs can go on."""
     with stores.storage.transaction() as connection:
@@ -311,7 +347,9 @@ def _seat(
 
 
 def _offer_on(connection: sqlite3.Connection, run: Run, number: int, vacant: list[int], now_s: float) -> None:
-    order = draw_order(_selectable(connection, run, now_s), run.config.seed, number)
+    devices = askable(connection, run, now_s)
+    order = order_of_asking(devices, run.config.seed, number, now_s)
+    until_s = _places_wait(devices, run, now_s)
     tasks = task_rows.of_round(connection, run.run_id, number)
     dealt = slot_rows.dealt(connection, run.run_id, number)
     busy = {task.device_id for task in tasks if task.state != "lapsed"}
@@ -326,7 +364,15 @@ def _offer_on(connection: sqlite3.Connection, run: Run, number: int, vacant: lis
             required_bytes=_requirement(run, dealt),
         )
         if device is not None:
-            reserve(connection, run, number, slot, device.device_id, now_s=now_s)
+            reserve(
+                connection,
+                run,
+                number,
+                slot,
+                device.device_id,
+                now_s=now_s,
+                until_s=until_s[device.device_id],
+            )
             busy.add(device.device_id)
 
 
@@ -367,11 +413,3 @@ def _reference(stores: Stores, run: Run, task: Task) -> Values | None:
     if task.report != "scalars" or task.reference is None:
         return None
     return decode_values(stores.blobs.get(task.reference), run.manifest.slices)
-
-
-def _selectable(connection: sqlite3.Connection, run: Run, now_s: float) -> list[SelectableDevice]:
-    seen = device_rows.seen_since(connection, now_s - run.config.seen_window_s)
-    return [
-        SelectableDevice(device.device_id, device.name, device.cap_bytes, device.floor_bytes)
-        for device in seen
-    ]

@@ -8,7 +8,9 @@ import sqlite3
 from msgspec import Struct
 
 from coordinator.config import RunConfig
-from coordinator.rounds.runs import Run
+from coordinator.rounds.presence import SLACK_S
+from coordinator.rounds.runs import Run, active_run
+from coordinator.rounds.tasks import least_required_bytes
 from coordinator.storage import (
     device_rows,
     evaluation_rows,
@@ -16,10 +18,12 @@ from coordinator.storage import (
     result_rows,
     round_rows,
     run_rows,
+    set_aside_rows,
     task_rows,
 )
 from coordinator.storage.evaluation_rows import Scores
 from coordinator.storage.round_rows import RoundRow
+from coordinator.storage.stores import Stores
 from edge_runtime.package.manifest import TaskKind
 
 
@@ -97,6 +101,7 @@ class RunSummary(Struct, frozen=True):
         package_name: name of the package.
         engines: names of the engines that the package has programs for.
         runtime_versions: versions of the program on the devices whose results counted, as they last told.
+        set_aside: devices that the run asks no more, by name.
     """
 
     run_id: str
@@ -119,6 +124,52 @@ class RunSummary(Struct, frozen=True):
     package_name: str = ""
     engines: list[str] = []
     runtime_versions: list[str] = []
+    set_aside: list[SetAside] = []
+
+
+class SetAside(Struct, frozen=True):
+    """A device that a run asks no more.
+
+    Attributes:
+        device: name of the device.
+        at_s: moment when it was set aside, in seconds since 1970.
+        reason: what it failed for.
+    """
+
+    device: str
+    at_s: float
+    reason: str
+
+
+class DeviceSummary(Struct, frozen=True):
+    """A device; moments are in seconds since 1970.
+
+    Attributes:
+        device_id: random id of the device.
+        name: name that the operator gave it.
+        device_class: kind of device, as it said when it enrolled.
+        enrolled_s: moment of its enrolment.
+        revoked_s: moment when it was revoked; None if it was not.
+        seen_s: moment of its last check-in; None before the first.
+        cap_bytes: memory that it granted at its last check-in.
+        example_count: number of examples that it had at its last check-in.
+        runtime_version: version of its program at its last check-in.
+        state: what may be expected of it: ``working`` on a task, ``asked`` for one, ``ready``, ``silent`` (overdue),
+            ``set aside`` by the run that is going on, ``cap too small`` for it, ``never seen`` or ``revoked``.
+        reason: why it is set aside, or what its cap is too small for; empty otherwise.
+    """
+
+    device_id: str
+    name: str
+    device_class: str
+    enrolled_s: float
+    revoked_s: float | None
+    seen_s: float | None
+    cap_bytes: int | None
+    example_count: int | None
+    runtime_version: str | None = None
+    state: str = ""
+    reason: str = ""
 
 
 class EventSummary(Struct, frozen=True):
@@ -147,7 +198,7 @@ class EventSummary(Struct, frozen=True):
 LARGEST_LOSS = 700.0
 #: Reasons of lapsed tasks that operators count as refused, and as failed.
 REFUSED = frozenset({"task_refused", "cap_too_small"})
-FAILED = frozenset({"task_failed", "out_of_memory", "silent", "late", "revoked"})
+FAILED = frozenset({"task_failed", "task_untrusted", "out_of_memory", "silent", "late", "revoked"})
 
 
 def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = True) -> RunSummary:
@@ -182,7 +233,52 @@ def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = T
         package_name=run.manifest.name,
         engines=list(run.manifest.engines),
         runtime_versions=device_rows.versions_in(connection, run.run_id),
+        set_aside=[
+            SetAside(row.device_name, row.at_s, row.reason)
+            for row in set_aside_rows.of_run(connection, run.run_id)
+        ],
     )
+
+
+def devices_of(stores: Stores, connection: sqlite3.Connection, *, now_s: float) -> list[DeviceSummary]:
+    """All devices that ever enrolled, by name, and what may be expected of each at present."""
+    run = active_run(stores, connection)
+    found = []
+    for row in device_rows.all_devices(connection):
+        state, reason = _standing(connection, run, row, now_s)
+        kept = {name: row[name] for name in DeviceSummary.__struct_fields__[:-2]}
+        found.append(DeviceSummary(**kept, state=state, reason=reason))
+    return found
+
+
+def _standing(
+    connection: sqlite3.Connection, run: Run | None, row: sqlite3.Row, now_s: float
+) -> tuple[str, str]:
+    """A device's state and its reason."""
+    if row["revoked_s"] is not None:
+        return "revoked", ""
+    if row["seen_s"] is None:
+        return "never seen", ""
+    standing = None if run is None else _standing_in_run(connection, run, row)
+    if standing is not None and standing[0] != "cap too small":
+        return standing
+    if now_s > row["expected_s"] + SLACK_S:
+        return "silent", ""
+    return standing or ("ready", "")
+
+
+def _standing_in_run(connection: sqlite3.Connection, run: Run, row: sqlite3.Row) -> tuple[str, str] | None:
+    """What the run that is going on has to do with a device; None if it might ask it."""
+    aside = set_aside_rows.find(connection, run.run_id, row["device_id"])
+    if aside is not None:
+        return "set aside", aside.reason
+    held = task_rows.find_open(connection, run.run_id, row["device_id"])
+    if held is not None:
+        return ("working" if held.state == "working" else "asked"), ""
+    needed = least_required_bytes(connection, run, row["floor_bytes"])
+    if needed > row["cap_bytes"]:
+        return "cap too small", f"run {run.run_id} needs {needed} bytes, the cap is {row['cap_bytes']}"
+    return None
 
 
 def events_of(connection: sqlite3.Connection, run_id: str, after: int, limit: int) -> list[EventSummary]:

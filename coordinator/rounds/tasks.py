@@ -9,6 +9,7 @@ from coordinator.events import record
 from coordinator.refusals import ConflictError, MalformedError, NotFoundError
 from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.rounds.runs import Run, active_run
+from coordinator.rounds.set_aside import note_failure, still_set_aside
 from coordinator.storage import device_rows, event_rows, round_rows, run_rows, slot_rows, task_rows
 from coordinator.storage.stores import Stores
 from coordinator.storage.task_rows import TaskWithSlices
@@ -26,11 +27,15 @@ from edge_runtime.protocol.messages import (
     training_settings,
 )
 
-#: Seconds between check-ins while there is no run, and after one has ended.
+#: Seconds between check-ins while there is no run; after one has ended, so short that the next run finds the devices
+#: within the time that its places wait; and while a run does not ask the device.
 IDLE_WINDOW_S = (1.0, 3.0)
-FINISHED_WINDOW_S = (30.0, 60.0)
+FINISHED_WINDOW_S = (5.0, 15.0)
+NOT_ELIGIBLE_WINDOW_S = (15.0, 30.0)
 #: Events by which a device gives a task back.
 GIVING_BACK = frozenset({"task_refused", "task_failed", "out_of_memory"})
+#: The event of a device that cannot read which task it holds, since it trusts no word of it.
+UNTRUSTED = "task_untrusted"
 
 
 def check_in(
@@ -56,24 +61,54 @@ def check_in(
         floor_bytes=request.floor_bytes,
         example_count=request.example_count,
         runtime_version=request.runtime_version,
+        setup=request.setup,
     )
-    if request.protocol > PROTOCOL_VERSION:
-        return NotEligible(
-            "protocol_unknown", f"protocol {request.protocol} is newer than {PROTOCOL_VERSION} spoken here"
-        )
-    # 2. Is there a run?
+    # 2. Answer, and remember by when it was told to come back.
+    answer, back_s = _answer(stores, connection, device, request, now_s=now_s)
+    device_rows.expect(connection, device.device_id, now_s + back_s)
+    return answer
+
+
+def _answer(
+    stores: Stores, connection: sqlite3.Connection, device: Device, request: CheckInRequest, *, now_s: float
+) -> tuple[CheckInResponse, float]:
+    """The answer to a check-in, and the most seconds until the device is heard of again."""
     run = active_run(stores, connection)
+    answer = _work_for(stores, connection, run, device, request, now_s=now_s)
+    if not isinstance(answer, SignedTask):
+        return answer, answer.after_max_s
+    return answer, 0.0 if run is None else run.config.deadline_s
+
+
+def _work_for(
+    stores: Stores,
+    connection: sqlite3.Connection,
+    run: Run | None,
+    device: Device,
+    request: CheckInRequest,
+    *,
+    now_s: float,
+) -> CheckInResponse:
+    if request.protocol > PROTOCOL_VERSION:
+        message = f"protocol {request.protocol} is newer than {PROTOCOL_VERSION} spoken here"
+        return NotEligible("protocol_unknown", message, *NOT_ELIGIBLE_WINDOW_S)
+    # 1. Is there a run?
     if run is None or run.state == "evaluating":
         ended = run is not None or run_rows.has_begun_any(connection)
         return ComeBack(*FINISHED_WINDOW_S, "run finished") if ended else ComeBack(*IDLE_WINDOW_S, "no run")
+    # 2. Has the run set it aside?
+    aside = still_set_aside(connection, run.run_id, device, now_s=now_s)
+    if aside is not None:
+        message = f"run {run.run_id} asks this device no more: {aside.reason}"
+        return NotEligible("set_aside", message[:2000], *NOT_ELIGIBLE_WINDOW_S)
     # 3. Does it hold a slot of the open round?
     held = task_rows.find_open(connection, run.run_id, device.device_id)
-    if held is not None and held.signed is not None:
-        return held.signed
     if held is not None:
-        return _hand_out(stores, connection, run, held, device=device, request=request, now_s=now_s)
+        return held.signed or _hand_out(
+            stores, connection, run, held, device=device, request=request, now_s=now_s
+        )
     # 4. Could it hold one?
-    needed = _least_required_bytes(connection, run, request.floor_bytes)
+    needed = least_required_bytes(connection, run, request.floor_bytes)
     if needed > request.cap_bytes:
         return _too_small(connection, run, device, needed, request.cap_bytes, now_s=now_s)
     opened = run.next_round > 0 or round_rows.find_open(connection, run.run_id) is not None
@@ -93,6 +128,8 @@ def report_event(connection: sqlite3.Connection, device: Device, event: DeviceEv
         if event.code in GIVING_BACK:
             raise MalformedError("malformed", f"{event.code} must name its task_id")
         record(connection, now_s, event.code, event.message, device=device.name)
+        if event.code == UNTRUSTED:
+            _take_back_untrusted(connection, device, event, now_s=now_s)
         return
     task = task_rows.find(connection, event.task_id)
     if task is None:
@@ -111,12 +148,33 @@ def report_event(connection: sqlite3.Connection, device: Device, event: DeviceEv
     )
     if event.code in GIVING_BACK and task.state in ("reserved", "working"):
         task_rows.lapse(connection, event.task_id, event.code)
+        note_failure(connection, task.run_id, device, event, now_s=now_s)
+
+
+def _take_back_untrusted(
+    connection: sqlite3.Connection, device: Device, event: DeviceEvent, *, now_s: float
+) -> None:
+    """A device that trusts no task of ours gets none: the one that it holds goes to another."""
+    run = run_rows.find_active(connection)
+    if run is None:
+        return
+    held = task_rows.find_open(connection, run.run_id, device.device_id)
+    if held is not None and held.signed is not None:
+        task_rows.lapse(connection, held.task_id, UNTRUSTED)
+        note_failure(connection, run.run_id, device, event, now_s=now_s)
 
 
 def reserve(
-    connection: sqlite3.Connection, run: Run, round_number: int, slot: int, device_id: str, *, now_s: float
+    connection: sqlite3.Connection,
+    run: Run,
+    round_number: int,
+    slot: int,
+    device_id: str,
+    *,
+    now_s: float,
+    until_s: float,
 ) -> None:
-    """Reserve a slot of a round for a device until it checks in, for ``selection_timeout_s`` at most."""
+    """Reserve a slot of a round for a device until it checks in, at most until ``until_s``."""
     attempt = task_rows.count_attempts(connection, run.run_id, round_number, slot)
     task_rows.reserve(
         connection,
@@ -127,7 +185,7 @@ def reserve(
         attempt=attempt,
         device_id=device_id,
         reserved_s=now_s,
-        due_s=now_s + run.config.selection_timeout_s,
+        due_s=until_s,
     )
 
 
@@ -179,7 +237,7 @@ def _hand_out(
     return signed
 
 
-def _least_required_bytes(connection: sqlite3.Connection, run: Run, floor_bytes: int) -> int:
+def least_required_bytes(connection: sqlite3.Connection, run: Run, floor_bytes: int) -> int:
     """The least memory that any slot needs, in the open round or else in a full round to come."""
     dealt = slot_rows.dealt_in_open_round(connection, run.run_id)
     if not dealt:
@@ -199,4 +257,4 @@ def _too_small(
         connection, run_id=run.run_id, device_name=device.name, code=code, message=message
     ):
         record(connection, now_s, code, message, run_id=run.run_id, device=device.name)
-    return NotEligible(code, message)
+    return NotEligible(code, message, *NOT_ELIGIBLE_WINDOW_S)

@@ -22,7 +22,7 @@ from coordinator.simulation.fleet import SimulatedDevice, tick, tick_after, tick
 from coordinator.simulation.trainers import Pending, Trainer
 from coordinator.simulation.verdict import RESULT_REFUSED, Ending, judge_evaluation, judge_run, stop
 from coordinator.simulation.workbench import Job, Workbench
-from coordinator.storage import round_rows, run_rows, simulation_rows, task_rows
+from coordinator.storage import device_rows, round_rows, run_rows, simulation_rows, task_rows
 from coordinator.storage.simulation_rows import HeldSlot
 from edge_runtime import __version__ as runtime_version
 from edge_runtime.agent.decisions import open_task
@@ -39,6 +39,8 @@ from edge_runtime.protocol.messages import (
     encode,
 )
 
+#: Twice the virtual seconds between two check-ins of a device that waits, where the run does not say.
+SEEN_WINDOW_S = 600.0
 #: Called after each pass of the coordinator in which something happened.
 Report = Callable[[Arm], None]
 
@@ -73,7 +75,8 @@ class Simulation:
     def __init__(self, arm: Arm, bench: Workbench, trainer: Trainer, cap_bytes: int) -> None:
         self.arm, self.stores = arm, arm.stores
         self._bench, self._trainer, self._cap_bytes = bench, trainer, cap_bytes
-        self._period_s = tick_after(arm.run.seen_window_s / 2)  # between two check-ins of a device that waits
+        #: Between two check-ins of a device that waits.
+        self._period_s = tick_after((arm.run.seen_window_s or SEEN_WINDOW_S) / 2)
         self.now_s = self._clock()
         self.in_flight: dict[str, AssignmentInFlight] = self._unfinished()
         self._refusal = "none checked in"
@@ -206,6 +209,8 @@ class Simulation:
         if isinstance(answer, NotEligible):
             self._refusal = answer.message
         if not isinstance(answer, SignedTask):
+            # A device that waits says so once in a period, though its fellows in the field would more often.
+            device_rows.expect(connection, device.device_id, self.now_s + 2 * self._period_s)
             return
         task = open_task(answer, self.stores.key.public_key)
         blobs = self._blobs_of(task)

@@ -32,12 +32,16 @@ class SeenDevice:
         name: name that the operator gave it.
         cap_bytes: memory that it granted at its last check-in.
         floor_bytes: memory that its runtime takes before any work, as it said then.
+        seen_s: moment of its last check-in.
+        expected_s: moment by which it was told then to check in again.
     """
 
     device_id: str
     name: str
     cap_bytes: int
     floor_bytes: int
+    seen_s: float
+    expected_s: float
 
 
 def find(connection: sqlite3.Connection, device_id: str) -> DeviceRow | None:
@@ -62,19 +66,23 @@ def all_devices(connection: sqlite3.Connection) -> list[sqlite3.Row]:
     """Every device that ever enrolled, by name.
 
     Returns:
-        rows of device_id, name, device_class, enrolled_s, revoked_s, seen_s, cap_bytes and example_count.
+        rows of device_id, name, device_class, enrolled_s, revoked_s, seen_s, cap_bytes, example_count, floor_bytes,
+        runtime_version and expected_s.
     """
     return connection.execute(
-        "SELECT device_id, name, class AS device_class, enrolled_s, revoked_s, seen_s, cap_bytes, example_count"
+        "SELECT device_id, name, class AS device_class, enrolled_s, revoked_s, seen_s, cap_bytes, example_count,"
+        " floor_bytes, runtime_version, coalesce(expected_s, seen_s) AS expected_s"
         " FROM devices ORDER BY name, enrolled_s"
     ).fetchall()
 
 
-def seen_since(connection: sqlite3.Connection, since_s: float) -> list[SeenDevice]:
-    """Devices that are not revoked and checked in at ``since_s`` or later."""
+def not_set_aside(connection: sqlite3.Connection, run_id: str) -> list[SeenDevice]:
+    """Devices that have checked in, are not revoked, and are not set aside by a run."""
     rows = connection.execute(
-        "SELECT device_id, name, cap_bytes, floor_bytes FROM devices WHERE revoked_s IS NULL AND seen_s >= ?",
-        (since_s,),
+        "SELECT device_id, name, cap_bytes, floor_bytes, seen_s, coalesce(expected_s, seen_s) AS expected_s"
+        " FROM devices WHERE revoked_s IS NULL AND seen_s IS NOT NULL"
+        " AND device_id NOT IN (SELECT device_id FROM set_aside WHERE run_id = ?)",
+        (run_id,),
     )
     return [SeenDevice(**row) for row in rows]
 
@@ -129,18 +137,37 @@ def note_check_in(
     floor_bytes: int,
     example_count: int,
     runtime_version: str,
+    setup: str,
 ) -> None:
     """Remember what a device said of itself at its check-in."""
     connection.execute(
         "UPDATE devices SET seen_s = ?, cap_bytes = ?, floor_bytes = ?, example_count = ?,"
-        " runtime_version = ? WHERE device_id = ?",
-        (seen_s, cap_bytes, floor_bytes, example_count, runtime_version, device_id),
+        " runtime_version = ?, setup = ? WHERE device_id = ?",
+        (seen_s, cap_bytes, floor_bytes, example_count, runtime_version, setup, device_id),
     )
 
 
+def expect(connection: sqlite3.Connection, device_id: str, by_s: float) -> None:
+    """Remember by when a device was told to check in again."""
+    connection.execute("UPDATE devices SET expected_s = ? WHERE device_id = ?", (by_s, device_id))
+
+
+def setup_of(connection: sqlite3.Connection, device_id: str) -> str:
+    """What a device last said of its setup; an older one that tells no digest is known by its version and cap."""
+    row = connection.execute(
+        "SELECT setup, runtime_version, cap_bytes FROM devices WHERE device_id = ?", (device_id,)
+    ).fetchone()
+    return f"{row['setup']} {row['runtime_version']} {row['cap_bytes']}"
+
+
+def note_resumed(connection: sqlite3.Connection, device_id: str, *, at_s: float) -> None:
+    """Remember when a device was last taken up again: what it failed before does not count any more."""
+    connection.execute("UPDATE devices SET resumed_s = ? WHERE device_id = ?", (at_s, device_id))
+
+
 def move_check_ins(connection: sqlite3.Connection, by_s: float) -> None:
-    """Move the last check-in of every device by so many seconds."""
-    connection.execute("UPDATE devices SET seen_s = seen_s + ?", (by_s,))
+    """Move the last check-in of every device, and the one that is expected, by so many seconds."""
+    connection.execute("UPDATE devices SET seen_s = seen_s + ?, expected_s = expected_s + ?", (by_s, by_s))
 
 
 def use_nonce(connection: sqlite3.Connection, device_id: str, nonce: str, *, expires_s: float) -> bool:

@@ -197,6 +197,23 @@ def index_what_is_open(connection: sqlite3.Connection) -> None:
     )
 
 
+def set_devices_aside(connection: sqlite3.Connection) -> None:
+    """When each device is expected again, what it is set up with, and which devices a run asks no more."""
+    connection.execute("ALTER TABLE devices ADD COLUMN expected_s REAL")  # end of the window it was told
+    connection.execute("ALTER TABLE devices ADD COLUMN setup TEXT NOT NULL DEFAULT ''")
+    connection.execute("ALTER TABLE devices ADD COLUMN resumed_s REAL")  # failures before this do not count
+    connection.execute(
+        """CREATE TABLE set_aside (
+            run_id TEXT NOT NULL REFERENCES runs (run_id),
+            device_id TEXT NOT NULL REFERENCES devices,
+            at_s REAL NOT NULL,
+            reason TEXT NOT NULL,
+            setup TEXT NOT NULL,                -- of the device at that moment
+            PRIMARY KEY (run_id, device_id)
+        ) WITHOUT ROWID"""
+    )
+
+
 #: In the order in which they run.
 ALL = (
     create_devices,
@@ -207,4 +224,5 @@ ALL = (
     keep_more_values,
     mark_gated_rounds,
     index_what_is_open,
+    set_devices_aside,
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import msgspec
@@ -179,6 +180,30 @@ def count_attempts(connection: sqlite3.Connection, run_id: str, number: int, slo
             "SELECT count(*) FROM tasks WHERE run_id = ? AND round = ? AND slot = ?", (run_id, number, slot)
         ).fetchone()[0]
     )
+
+
+def count_failures_in_a_row(
+    connection: sqlite3.Connection, run_id: str, device_id: str, *, reasons: Collection[str]
+) -> int:
+    """How many tasks of a run a device has failed since its last counted result, and since it was last resumed.
+
+    Args:
+        connection: connection to the database.
+        run_id: id of the run.
+        device_id: id of the device.
+        reasons: reasons of lapsed tasks that are failures.
+    """
+    rows = connection.execute(
+        "SELECT state, reason FROM tasks JOIN devices USING (device_id) WHERE run_id = ? AND device_id = ?"
+        " AND reserved_s >= coalesce(resumed_s, 0) ORDER BY reserved_s DESC, round DESC",
+        (run_id, device_id),
+    )
+    failures = 0
+    for state, reason in rows:
+        if state == "counted":
+            break
+        failures += reason in reasons
+    return failures
 
 
 def reserve(

@@ -7,7 +7,6 @@ that it inherits from.
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -21,13 +20,13 @@ from coordinator.config import RunConfig
 from coordinator.simulation.config import SimulationConfig
 from edge_runtime.agent.config import DeviceConfig
 from edge_runtime.config_file import MAX_SIZE_BYTES
+from edge_runtime.described import descriptions
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/configuration.md"
 #: Forms of text that have a name on the page, and their patterns.
 NAME = re.compile(re.escape("^[A-Za-z0-9][A-Za-z0-9._-]{0,") + r"(\d+)" + re.escape("}$"))
 PUBLIC_KEY = "^[A-Za-z0-9+/]{43}=$"
-DESCRIBED = re.compile(r" {4}(?P<name>\w+): (?P<text>.*)")
 
 
 class PageError(Exception):
@@ -158,7 +157,10 @@ def key_table(struct: type[Struct], links: dict[type[Struct], str]) -> str:
     Raises:
         PageError: a field has no description, or a description has no field.
     """
-    described = descriptions(struct)
+    try:
+        described = descriptions(struct)
+    except ValueError as error:
+        raise PageError(str(error)) from error
     rows = []
     own = vars(struct).get("__annotations__", {})
     for field in sorted(fields_of(struct), key=lambda field: (not field.required, field.name not in own)):
@@ -176,40 +178,6 @@ def key_table(struct: type[Struct], links: dict[type[Struct], str]) -> str:
             f"{struct.__module__}.{struct.__name__} describes {min(described)}, which is no field"
         )
     return table(("key", "value", "default", "meaning"), rows)
-
-
-def descriptions(struct: type[Struct]) -> dict[str, str]:
-    """What the docstrings of a struct and of those it inherits from say of each field.
-
-    Raises:
-        PageError: two of them describe the same field.
-    """
-    found: dict[str, str] = {}
-    for each in struct.__mro__:
-        if not issubclass(each, Struct) or each is Struct:
-            continue
-        for name, text in attributes(vars(each).get("__doc__") or "").items():
-            if name in found:
-                raise PageError(
-                    f"{struct.__name__}.{name} is described twice; keep what {each.__name__} says of it"
-                )
-            found[name] = text
-    return found
-
-
-def attributes(docstring: str) -> dict[str, str]:
-    """The entries under ``Attributes:``, by name."""
-    found: dict[str, str] = {}
-    name = ""
-    for line in inspect.cleandoc(docstring).partition("Attributes:\n")[2].splitlines():
-        if match := DESCRIBED.match(line):
-            name = match["name"]
-            found[name] = match["text"]
-        elif line.startswith(" " * 8):
-            found[name] += f" {line.strip()}"
-        else:
-            break
-    return found
 
 
 def words(kind: types.Type, links: dict[type[Struct], str]) -> str:

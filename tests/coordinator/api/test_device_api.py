@@ -239,7 +239,7 @@ def test_answers_without_work(world: World) -> None:
     world.work(devices)
     finished = first.check_in()
     assert finished.reason == "run finished"
-    assert finished.after_min_s >= 30
+    assert (finished.after_min_s, finished.after_max_s) == (5.0, 15.0)
 
 
 def test_task_is_signed_and_repeated(world: World) -> None:

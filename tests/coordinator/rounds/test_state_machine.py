@@ -113,7 +113,7 @@ def test_the_head_warms_up_alone(world: World) -> None:
 def test_an_abandoned_round_warms_nothing_up(world: World) -> None:
     """Only committed rounds count as warm-up."""
     world.fleet("a", "b")
-    world.create_run(rounds=2, head_warm_up_rounds=1)
+    world.create_run(rounds=2, head_warm_up_rounds=1, seen_window_s=600.0)
     world.play()
     for _ in range(2):  # each slot is offered to both
         world.clock.now_s += 11

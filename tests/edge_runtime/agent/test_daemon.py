@@ -672,7 +672,7 @@ def test_a_value_cannot_forge_a_log_line(value: str) -> None:
 
 @pytest.mark.parametrize("late", [False, True])
 def test_a_revoked_device_ends(board, late: bool) -> None:
-    """Revoked at its check-in or with a result in hand, the agent ends, says how to come back and keeps the result."""
+    """Revoked at its check-in or with a result in its hands, the agent ends, tells how to come back, and keeps it."""
     agent = board.start()
     if late:
         board.coordinator.offer(board.task())

@@ -46,7 +46,7 @@ def test_a_result_from_before_judges_still_decodes() -> None:
 
 
 def test_messages_from_before_set_asides_still_decode() -> None:
-    """A check-in recorded without ``setup`` tells none, an event without ``lasting`` is of a cause that may pass."""
+    """A check-in recorded without ``setup`` tells none, and an event without ``lasting`` is of what may pass."""
     old = decode((FOLDER / "CheckInRequest-without-setup.json").read_bytes(), CheckInRequest)
     assert old == CheckInRequest("0.1.0", 256_000_000, 70_000_000, 1000)
     assert old.setup == ""

@@ -1,0 +1,62 @@
+"""Which devices a round may ask now, and which of them are expected to answer soon.
+
+Each check-in is answered with a window in which the device asks again, so a device that is still there is heard of by
+the end of it. One that is overdue is asked after all others, and not at all once it is overdue for longer than its
+place would wait for it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+from coordinator.rounds.runs import Run
+from coordinator.rounds.selection import SelectableDevice, draw_order
+from coordinator.storage import device_rows
+from coordinator.storage.device_rows import SeenDevice
+
+#: What a check-in may take on its way beyond its window.
+SLACK_S = 2.0
+#: The longest that a place waits for a device because of the window that it was told.
+MOST_PATIENCE_S = 120.0
+
+
+def askable(connection: sqlite3.Connection, run: Run, now_s: float) -> list[SeenDevice]:
+    """Devices that a round may ask: they are there, and the run has not set them aside.
+
+    Where the configuration has ``seen_window_s``, a device is there for so long after its last check-in.
+    """
+    flat_s = run.config.seen_window_s
+    return [
+        device
+        for device in device_rows.not_set_aside(connection, run.run_id)
+        if (
+            now_s - device.seen_s <= flat_s
+            if flat_s is not None
+            else now_s - device.expected_s <= run.config.selection_s
+        )
+    ]
+
+
+def is_live(device: SeenDevice, now_s: float) -> bool:
+    """Whether a device is within the window that it was told at its last check-in."""
+    return now_s <= device.expected_s + SLACK_S
+
+
+def order_of_asking(
+    devices: Sequence[SeenDevice], seed: int, round_number: int, now_s: float
+) -> list[SelectableDevice]:
+    """The round's draw of these devices, those that are overdue behind the others."""
+    live = {device.device_id for device in devices if is_live(device, now_s)}
+    selectable = [
+        SelectableDevice(device.device_id, device.name, device.cap_bytes, device.floor_bytes)
+        for device in devices
+    ]
+    drawn = draw_order(selectable, seed, round_number)
+    return sorted(drawn, key=lambda device: device.device_id not in live)
+
+
+def patience_s(device: SeenDevice, selection_s: float, now_s: float) -> float:
+    """How long a place waits for a device: ``selection_s``, or until the window is over that it was told."""
+    told_s = min(device.expected_s - now_s, MOST_PATIENCE_S)
+    return max(selection_s, told_s + SLACK_S)

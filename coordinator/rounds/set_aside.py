@@ -1,0 +1,110 @@
+"""Devices that a run asks no more: they failed for a cause that lasts, or too often in a row.
+
+A device is set aside for one run. It is asked again as soon as it says that it was set up anew, or at the operator's
+word.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from coordinator.auth import Device
+from coordinator.events import record
+from coordinator.refusals import ConflictError, NotFoundError
+from coordinator.storage import device_rows, run_rows, set_aside_rows, task_rows
+from coordinator.storage.set_aside_rows import SetAsideRow
+from edge_runtime.protocol.messages import DeviceEvent
+
+#: Tasks in a row that a device may fail for causes that may pass.
+FAILURES_IN_A_ROW = 3
+#: Events of a device that count as such a failure.
+COUNTED = frozenset({"task_failed", "out_of_memory"})
+#: Events of a device that last whatever it says of them: it takes no task that its pinned key has not signed.
+ALWAYS_LASTING = frozenset({"task_untrusted"})
+CODE = "device_set_aside"
+
+
+def note_failure(
+    connection: sqlite3.Connection, run_id: str, device: Device, event: DeviceEvent, *, now_s: float
+) -> None:
+    """Judge an event by which a device gave a task of a run back, after the task has lapsed.
+
+    Args:
+        connection: connection with a transaction under way.
+        run_id: id of the run.
+        device: device that failed.
+        event: what it said.
+        now_s: the present moment.
+    """
+    if event.lasting or event.code in ALWAYS_LASTING:
+        _set_aside(connection, run_id, device, event.message, now_s=now_s)
+    elif event.code in COUNTED:
+        failures = task_rows.count_failures_in_a_row(connection, run_id, device.device_id, reasons=COUNTED)
+        if failures >= FAILURES_IN_A_ROW:
+            reason = f"{failures} tasks failed in a row; the last: {event.message}"
+            _set_aside(connection, run_id, device, reason, now_s=now_s)
+
+
+def still_set_aside(
+    connection: sqlite3.Connection, run_id: str, device: Device, *, now_s: float
+) -> SetAsideRow | None:
+    """Why a run asks a device no more; None if it may be asked, or was set up anew since.
+
+    Args:
+        connection: connection with a transaction under way, in which the device's check-in was noted.
+        run_id: id of the run.
+        device: device that checks in.
+        now_s: the present moment.
+    """
+    row = set_aside_rows.find(connection, run_id, device.device_id)
+    if row is None or row.setup == device_rows.setup_of(connection, device.device_id):
+        return row
+    _ask_again(connection, run_id, device, "it was set up anew", now_s=now_s)
+    return None
+
+
+def resume(connection: sqlite3.Connection, name: str, *, now_s: float) -> Device:
+    """Let the active run ask a device again, at the operator's word.
+
+    Args:
+        connection: connection with a transaction under way.
+        name: name or id of the device.
+        now_s: the present moment.
+
+    Returns:
+        the device.
+
+    Raises:
+        NotFoundError: ``unknown_device``.
+        ConflictError: ``not_set_aside``.
+    """
+    found = device_rows.find_unrevoked(connection, name)
+    if found is None:
+        raise NotFoundError(
+            "unknown_device", f"no device {name} is enrolled; list them with: edge-coordinator device list"
+        )
+    run = run_rows.find_active(connection)
+    if run is None or set_aside_rows.find(connection, run.run_id, found.device_id) is None:
+        raise ConflictError(
+            "not_set_aside",
+            f"device {found.name} is not set aside by any run that is going on; nothing to do",
+        )
+    device = Device(found.device_id, found.name)
+    _ask_again(connection, run.run_id, device, "by the operator", now_s=now_s)
+    return device
+
+
+def _set_aside(
+    connection: sqlite3.Connection, run_id: str, device: Device, reason: str, *, now_s: float
+) -> None:
+    setup = device_rows.setup_of(connection, device.device_id)
+    set_aside_rows.add(connection, run_id, device.device_id, at_s=now_s, reason=reason, setup=setup)
+    record(connection, now_s, CODE, reason, run_id=run_id, device=device.name)
+
+
+def _ask_again(
+    connection: sqlite3.Connection, run_id: str, device: Device, why: str, *, now_s: float
+) -> None:
+    set_aside_rows.remove(connection, run_id, device.device_id)
+    device_rows.note_resumed(connection, device.device_id, at_s=now_s)
+    record(connection, now_s, "device_resumed", why, run_id=run_id, device=device.name)
