@@ -5,21 +5,31 @@ A row is a situation; the public thread that tells of it stands beside it.
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
+from edge_runtime.errors import ModelError
 from export.adapters.merge import Merged, merge
 from export.adapters.write import write_adapter
+from export.model.features import choose_features
+from export.model.folder import check_model_folder
 from tests.export import classifiers, tiny, unlowered
 from tests.export.classifiers import Alone
 
 LABELS = ("bad", "good", "mixed")
 #: The folders' order of the same labels.
 OTHER_ORDER = ("mixed", "bad", "good")
-#: Families whose trained classifier goes on: unslothai/unsloth-zoo#1087, huggingface/trl#297.
-OWN = ("bert", "roberta", "distilbert", "albert", "electra", "deberta-v2", "modernbert", "llama", "gpt2")
+#: Families whose trained classifier goes on, one of each form: unslothai/unsloth-zoo#1087, huggingface/trl#297.
+OWN = ("bert", "roberta", "distilbert", "modernbert", "llama")
+#: What a family calls its number of blocks, if not as most do.
+LAYERS = {"distilbert": "n_layers"}
 #: Families with a fresh head in a folder that has a classifier for other labels; both poolings.
 FRESH = ("bert", "llama")
 
@@ -50,7 +60,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], 
     for family, own in (*((family, True) for family in OWN), *((family, False) for family in FRESH)):
         folder = tmp_path_factory.mktemp(family)
         theirs = OTHER_ORDER if own else ("x", "y", "z")
-        model = classifiers.write_classifier(folder / "model", family, theirs)
+        model = classifiers.write_classifier(
+            folder / "model", family, theirs, **{LAYERS.get(family, "num_hidden_layers"): 1}
+        )
         targets = classifiers.TARGETS.get(family, ())
         package = unlowered.make(model, folder / "package", LABELS, targets, own=own)
         values, batch = package.values(), tiny.make_text_batch(package.package, tiny.SENTENCES[:4])
@@ -81,3 +93,105 @@ def test_what_is_written_predicts_alone_what_the_package_predicts(
     assert np.abs(found.ours - found.untrained).max() > 1e-3
     np.testing.assert_allclose(found.adapter, found.ours, atol=1e-5)
     np.testing.assert_allclose(found.merged, found.ours, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FRESH)
+def test_a_classifier_that_was_not_trained_does_not_stay_beside_changed_layers(
+    trained: dict[tuple[str, bool], Trained], family: str
+) -> None:
+    """The merged folder holds no tensor of the old classifier, says which, and is of the class without one."""
+    done = trained[family, False].done
+    assert done.taken_out == (
+        ("classifier.bias", "classifier.weight") if family == "bert" else ("score.weight",)
+    )
+    with safe_open(done.folder / "model.safetensors", framework="numpy") as file:
+        assert not set(done.taken_out) & set(file.keys())
+    config = json.loads((done.folder / "config.json").read_text())
+    assert config["architectures"] == [{"bert": "BertModel", "llama": "LlamaModel"}[family]]
+    assert config["label2id"] == {label: index for index, label in enumerate(LABELS)}
+
+
+def test_a_merged_classifier_states_the_labels_of_its_rows(
+    trained: dict[tuple[str, bool], Trained],
+) -> None:
+    """The label maps of a merged folder name the package's labels in the order of the classifier's rows."""
+    config = json.loads((trained["bert", True].done.folder / "config.json").read_text())
+    assert config["architectures"] == ["BertForSequenceClassification"]
+    assert config["id2label"] == {str(index): label for index, label in enumerate(LABELS)}
+    assert config["label2id"] == {label: index for index, label in enumerate(LABELS)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT with a trained classifier."""
+    return classifiers.write_classifier(tmp_path_factory.mktemp("folder") / "model", "bert", LABELS)
+
+
+def maps(*labels: str, **ids: int) -> dict[str, Any]:
+    """Both label maps of a configuration; ``ids`` in the place of what ``labels`` give."""
+    return {
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "label2id": ids or {label: index for index, label in enumerate(labels)},
+    }
+
+
+UNNAMED = maps("LABEL_0", "LABEL_1", "LABEL_2")
+#: The folder's configuration, and what is told; the rows are None where the classifier is not used.
+SITUATIONS = {
+    # huggingface/trl#297: the very labels
+    "the very labels": ({}, (0, 1, 2), "Training goes on from the folder's own classifier"),
+    # siblings; none found
+    "another order": (maps("mixed", "good", "bad"), (2, 1, 0), "its rows are put in the order of --labels"),
+    "no names": (UNNAMED, (0, 1, 2), "have no names but LABEL_0, …, and are taken in the order of --labels"),
+    "other labels": (maps("bad", "good", "ugly"), None, "others than those of --labels; only it has 'ugly'"),
+    "two unnamed classes": (
+        {"id2label": None, "label2id": None},
+        None,
+        "has 2 classes, and there are 3 labels",
+    ),
+    "several labels a text": (
+        {"problem_type": "multi_label_classification"},
+        None,
+        "was trained for multi_label_classification, not for one label a text",
+    ),
+    "a number": ({"problem_type": "regression"}, None, "was trained for regression"),
+    "another class": ({"architectures": ["BertForMaskedLM"]}, None, None),
+}
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_each_classifier_is_taken_or_named(folder: Path, tmp_path: Path, situation: str) -> None:
+    """Whether a folder's classifier goes on, and with which rows, is told in one sentence."""
+    changes, rows, said = SITUATIONS[situation]
+    copy = classifiers.change_config(Path(shutil.copytree(folder, tmp_path / "model")), **changes)
+    check_model_folder(copy, LABELS)
+    choice = choose_features(copy, LABELS)
+    assert choice.rows == rows
+    assert (choice.own is None) if said is None else (said in str(choice.own))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (maps("bad", "good", "mixed", bad=0, good=2, mixed=1), "contradicts itself: id2label gives class 1"),
+        (maps("bad", "good"), "names 2 labels (id2label) and --labels has 3"),
+        (maps("LABEL_0"), "names 1 labels (id2label) and --labels has 3"),
+    ],
+)
+def test_label_maps_that_cannot_be_right_are_refused(
+    folder: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    """Maps that contradict each other or have another size are refused from the configuration alone."""
+    copy = classifiers.change_config(Path(shutil.copytree(folder, tmp_path / "model")), **changes)
+    with pytest.raises(ModelError) as caught:
+        check_model_folder(copy, LABELS)
+    assert message in str(caught.value)
+
+
+def test_the_way_out_for_a_map_of_another_size_works(folder: Path, tmp_path: Path) -> None:
+    """With both maps removed, as the message advises, the folder is accepted and its classifier named as not used."""
+    copy = classifiers.change_config(
+        Path(shutil.copytree(folder, tmp_path / "model")), id2label=None, label2id=None
+    )
+    check_model_folder(copy, ("a", "b", "c", "d"))
+    assert "has 2 classes, and there are 4 labels" in str(choose_features(copy, ("a", "b", "c", "d")).own)
