@@ -170,7 +170,7 @@ def encoder_and_decoder(workshop: Workshop, folder: Path) -> tuple[list[object],
 
     config = T5Config(vocab_size=400, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4)
     T5Model(config).save_pretrained(folder / "model")
-    return ["--targets", "q,v"], 31, "t5 cannot be captured by torch.export: "
+    return ["--targets", "q,v"], 31, "describes t5, an encoder with "
 
 
 def no_target(workshop: Workshop, folder: Path) -> tuple[list[object], int, str]:
@@ -307,7 +307,11 @@ RUNS = {
         22,
         "slices names 'encoder.layer.9'; package model has",
     ),
-    "no package": ({"package": "/nowhere"}, 22, "is this a package folder?"),
+    "no package": (
+        {"package": "/nowhere"},
+        22,
+        "package names /nowhere, which is no folder on the coordinator's machine",
+    ),
     "no evaluation data": ({"evaluation": {"data": "/nowhere"}}, 22, "/nowhere, which is no file here"),
     "a limit": ({"rounds": 0}, 11, "run.toml: Expected `int` >= 1 - at `$.rounds`"),
 }
@@ -353,7 +357,7 @@ REPORTS = {
     "stranger": "SignatureError: the signature of package ",
     "empty": "DataError: {folder}/data.jsonl is empty; it needs at least one row",
     "outsider": "DataError: {folder}/data.jsonl line 5 has a label outside the package's set of 4; correct",
-    "malformed": "DataError: {folder}/data.jsonl line 3 is not JSON; it must be an object",
+    "malformed": "DataError: {folder}/data.jsonl line 3 has no column 'text'; it must be an object",
 }
 
 
@@ -384,7 +388,7 @@ def test_sound_device_is_not_held_up(faulty) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "line"), [("empty", "is empty"), ("malformed", "line 3 is not JSON; it must be an object")]
+    ("name", "line"), [("empty", "is empty"), ("malformed", "line 3 has no column 'text'")]
 )
 def test_check_names_the_row(faulty, name: str, line: str) -> None:
     """``edge-runtime check`` finds bad rows before a task does, and ends with the code of data errors."""
