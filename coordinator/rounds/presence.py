@@ -15,8 +15,11 @@ from coordinator.rounds.selection import SelectableDevice, draw_order
 from coordinator.storage import device_rows
 from coordinator.storage.device_rows import SeenDevice
 
-#: What a check-in may take on its way beyond its window.
-SLACK_S = 2.0
+#: How far beyond its window a device still counts as live: busy devices and outages make check-ins late, and whom a
+#: round asks must not hang on a second, or equal seeds would end in different bits.
+SLACK_S = 30.0
+#: What a check-in may take on its way.
+WAY_S = 2.0
 #: The longest that a place waits for a device because of the window that it was told.
 MOST_PATIENCE_S = 120.0
 
@@ -59,4 +62,4 @@ def order_of_asking(
 def patience_s(device: SeenDevice, selection_s: float, now_s: float) -> float:
     """How long a place waits for a device: ``selection_s``, or until the window is over that it was told."""
     told_s = min(device.expected_s - now_s, MOST_PATIENCE_S)
-    return max(selection_s, told_s + SLACK_S)
+    return max(selection_s, told_s + WAY_S)

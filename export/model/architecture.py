@@ -87,13 +87,16 @@ def _has_running_state(config: dict[str, Any]) -> bool:
 
 
 def _is_known(kind: str) -> bool:
-    """Whether the installed transformers has the architecture; its table is read without loading torch."""
+    """Whether the installed transformers has the architecture, told without importing it where a folder tells."""
+    if _has_folder(kind):
+        return True
     from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES  # noqa: PLC0415 - takes a second
 
-    return kind in CONFIG_MAPPING_NAMES or _has_module(kind)
+    return kind in CONFIG_MAPPING_NAMES
 
 
-def _has_module(kind: str) -> bool:
-    """Whether there is a folder of that name, for aliases that the table leaves out (``gpt-sw3``)."""
-    name = kind.replace("-", "_")
-    return name.isidentifier() and find_spec(f"transformers.models.{name}") is not None
+def _has_folder(kind: str) -> bool:
+    """Whether transformers has a folder of that name, as nearly all architectures do."""
+    library, name = find_spec("transformers"), kind.replace("-", "_")
+    places = [] if library is None else library.submodule_search_locations or []
+    return name.isidentifier() and any((Path(place) / "models" / name).is_dir() for place in places)

@@ -18,6 +18,7 @@ def write(folder: Path, tensors: dict[str, tuple[int, ...]], file: str) -> Path:
     folder.mkdir()
     drawn = {name: torch.zeros(shape) for name, shape in tensors.items()}
     (torch.save if file.endswith(".bin") else save_file)(drawn, folder / file)
+    (folder / "config.json").write_text("{}")
     return folder
 
 
