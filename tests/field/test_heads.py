@@ -136,21 +136,26 @@ UNNAMED = maps("LABEL_0", "LABEL_1", "LABEL_2")
 SITUATIONS = {
     # huggingface/trl#297: the very labels
     "the very labels": ({}, (0, 1, 2), "Training goes on from the folder's own classifier"),
-    # siblings; none found
+    # huggingface/optimum#197: the model orders the labels otherwise than the data
     "another order": (maps("mixed", "good", "bad"), (2, 1, 0), "its rows are put in the order of --labels"),
+    # huggingface/transformers#13298, huggingface/peft#310: trained, and never given names
     "no names": (UNNAMED, (0, 1, 2), "have no names but LABEL_0, …, and are taken in the order of --labels"),
+    # none found
     "other labels": (maps("bad", "good", "ugly"), None, "others than those of --labels; only it has 'ugly'"),
+    # huggingface/transformers#3093: a map that does not follow the number of classes
     "two unnamed classes": (
         {"id2label": None, "label2id": None},
         None,
         "has 2 classes, and there are 3 labels",
     ),
+    # huggingface/transformers#13370: what a classifier was trained for
     "several labels a text": (
         {"problem_type": "multi_label_classification"},
         None,
         "was trained for multi_label_classification, not for one label a text",
     ),
     "a number": ({"problem_type": "regression"}, None, "was trained for regression"),
+    # none found
     "another class": ({"architectures": ["BertForMaskedLM"]}, None, None),
 }
 
