@@ -133,7 +133,7 @@ def _own_classifier(package: Package, values: Values) -> dict[str, FloatArray]:
 def _saved_beside(package: Package, head: SliceSpec) -> dict[str, FloatArray]:
     """Frozen tensors that peft asks for beside the last layer, such as RoBERTa's ``classifier.dense``.
 
-    It saves as a whole, and looks for, each module whose name ends as one of ``SAVED`` does.
+    It saves as a whole, and looks for, each module whose name ends as one of :func:`_saved_modules` does.
     """
     arrays = MappedWeights(PreparedPackage.as_stored(package), head.segment).arrays
     frozen = {name: torch.from_numpy(np.array(a)) for name, a in arrays.items() if name.startswith(OWN_STEM)}
@@ -143,15 +143,22 @@ def _saved_beside(package: Package, head: SliceSpec) -> dict[str, FloatArray]:
     return {
         f"{ROOT}.{name}": whole_factor(frozen, f"{OWN_STEM}{name.replace('.', '_')}", "_").numpy()
         for name in names_of_classifier(package.manifest.base.architecture)
-        if name.split(".")[0].endswith(SAVED) and f"{OWN_STEM}{name.replace('.', '_')}" in inputs
+        if name.split(".")[0].endswith(_saved_modules(head))
+        and f"{OWN_STEM}{name.replace('.', '_')}" in inputs
     }
+
+
+def _saved_modules(head: SliceSpec) -> tuple[str, ...]:
+    """The names that peft gives by itself, and the module of the last layer if it has none of them (BART's has not)."""
+    module = head.target.split(".", maxsplit=1)[0]
+    return SAVED if module.endswith(SAVED) else (*SAVED, module)
 
 
 def _describe(package: Package, rank: int, scale: float, base_model: str) -> dict[str, object]:
     manifest, head = package.manifest, package.manifest.head
     own = head is not None and manifest.head_features == "own"
     task_type = "SEQ_CLS" if own else "CAUSAL_LM" if manifest.task == "causal_lm" else None
-    saved = {"modules_to_save": list(SAVED)} if own else {}
+    saved = {"modules_to_save": list(_saved_modules(head))} if own and head is not None else {}
     return {
         **saved,
         "peft_type": "LORA",

@@ -1,4 +1,7 @@
-"""How a head's features are made, told from files alone."""
+"""How a head's features are made, told from files alone.
+
+Threads about models pooled otherwise than their folders state: neuml/txtai#565, nixiesearch/nixiesearch#465.
+"""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from export.model.load import load_model
+from export.model.own_head import UnusableHead
 from export.model.slices import SliceOptions
 from export.packaging.head_start import HeadStart
 from export.quantisation.stored import store
@@ -57,12 +58,14 @@ def test_one_that_the_library_computes_otherwise_is_not_used(tmp_path: Path) -> 
     ],
 )
 def test_one_that_is_not_whole_is_not_used(tmp_path: Path, lost: str, reason: str) -> None:
-    """A classifier without its bias, or without the pooler before it, is not used, and the missing tensor named."""
+    """A classifier without its bias, or without the pooler before it, cannot be had, and the model gets a new head."""
     model = classifiers.write_classifier(tmp_path / "model", "bert", tiny.LABELS)
     tensors = load_file(model / "model.safetensors")
     del tensors[lost]
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
-    features, weight, told = settle(model, tiny.LABELS)
-    assert (features, int(weight.count_nonzero())) == ("mean", 0)
-    assert len(told) == 1
-    assert reason in told[0]
+    load = partial(load_model, model, 3, SliceOptions(rank=2))
+    with pytest.raises(UnusableHead, match=reason):
+        load(features="own")
+    loaded = HeadStart(model, tiny.LABELS, load, trust_remote_code=False).load()
+    assert (loaded.features, loaded.classifier) == ("mean", None)
+    assert int(loaded.tensor("head.weight").count_nonzero()) == 0
