@@ -15,8 +15,8 @@ from coordinator.rounds.selection import SelectableDevice, draw_order
 from coordinator.storage import device_rows
 from coordinator.storage.device_rows import SeenDevice
 
-#: What a check-in may take on its way beyond its window.
-SLACK_S = 2.0
+#: What a check-in may take beyond its window: on its way, and on a machine that is busy.
+SLACK_S = 10.0
 #: The longest that a place waits for a device because of the window that it was told.
 MOST_PATIENCE_S = 120.0
 

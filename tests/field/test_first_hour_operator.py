@@ -49,7 +49,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a folder that is no package": ({"package": "DIR"}, "is this a package folder?"),
     "a key of somebody else": (
         {"publisher_key": OTHER_KEY},
-        f"was not signed by publisher_key = {OTHER_KEY}; set publisher_key to what edge-export key printed",
+        f"was not made over its manifest by publisher_key = {OTHER_KEY}; set publisher_key to what edge-export key",
     ),
     "rows that are not there": ({"evaluation": {"data": "DIR/nope"}}, "evaluation.data names DIR/nope"),
     "rows without labels for a classifier": (
