@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import msgspec
 import urllib3
 
 from coordinator.api.admin_api import DeviceChanged, RunStopped
-from coordinator.api.serve import ADDRESS
+from coordinator.api.serve import ADDRESS, CERTIFICATE
 from coordinator.auth import ADMIN_TOKEN
 from coordinator.config import RunConfig
 from coordinator.rounds.summary import DeviceSummary, EventSummary, RunSummary
@@ -32,12 +32,17 @@ class AdminClient:
         url: address of the coordinator.
         token: the operator's bearer token.
         ca: certificates to trust for https, PEM; None trusts those of the system.
+        certificate_sha256: digest of the one certificate to trust instead, whatever names it has; None trusts none so.
     """
 
-    def __init__(self, url: str, token: str, ca: Path | None = None) -> None:
+    def __init__(
+        self, url: str, token: str, ca: Path | None = None, *, certificate_sha256: str | None = None
+    ) -> None:
         self.url = url.rstrip("/")
+        known: dict[str, Any] = {"cert_reqs": "CERT_NONE", "assert_fingerprint": certificate_sha256}
         self._pool = urllib3.PoolManager(
             ca_certs=None if ca is None else str(ca),
+            **(known if certificate_sha256 else {}),
             timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S),
             retries=False,
             headers={"Authorization": f"Bearer {token}"},
@@ -135,7 +140,10 @@ def connect(state: Path | None, url: str | None, token_file: Path | None, ca: Pa
     Raises:
         ConfigError: neither is given, or a file cannot be read.
     """
+    certificate_sha256 = None
     if state is not None:
+        if url is None and ca is None and (state / CERTIFICATE).exists():
+            certificate_sha256 = _read(state / CERTIFICATE)
         url = url or _read(state / ADDRESS)
         token_file = token_file or state / ADMIN_TOKEN
     if url is None or token_file is None:
@@ -146,7 +154,7 @@ def connect(state: Path | None, url: str | None, token_file: Path | None, ca: Pa
         raise ConfigError(f"--url {url} must read http://host:port or https://host:port")
     if ca is not None and not ca.is_file():
         raise ConfigError(f"--ca {ca} is no file; it must hold certificates to trust, PEM")
-    return AdminClient(url, _read(token_file), ca)
+    return AdminClient(url, _read(token_file), ca, certificate_sha256=certificate_sha256)
 
 
 def _read(path: Path) -> str:

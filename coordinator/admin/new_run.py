@@ -120,7 +120,10 @@ def _table(struct: type[Struct], chosen: dict[str, Any] | None, path: str) -> It
             keys.append(field)
         else:
             tables.append((field, inner))
-    for field in sorted(keys, key=lambda field: (field.encode_name not in set_here, not field.required)):
+    own = vars(struct).get("__annotations__", {})
+    for field in sorted(
+        keys, key=lambda f: (f.encode_name not in set_here, not f.required, f.name not in own)
+    ):
         name = field.encode_name
         yield from _comment(_sentence(meanings[field.name]))
         if name in set_here:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import socket
+import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +26,9 @@ log = logging.getLogger("coordinator")
 ADDRESS = "url"
 #: File in the state folder that the running coordinator holds locked.
 LOCK = "lock"
+#: File in the state folder with the sha256 of the certificate that the running coordinator shows: on this machine it is
+#: known by it, whatever names it has. Without TLS there is none.
+CERTIFICATE = "certificate.sha256"
 MAX_PORT = 65535
 
 
@@ -130,10 +135,23 @@ def bind(options: ServeOptions) -> CoordinatorServer:
         lock.close()
         raise
     url = f"{'https' if options.tls else 'http'}://{reachable_host(options.host)}:{listener.getsockname()[1]}"
+    _note_certificate(options)
     write_durably(options.state / ADDRESS, f"{url}\n".encode())
     server = CoordinatorServer(url, options.state, uvicorn.Server(config), listener, lock)
     crash_hook.append(server)
     return server
+
+
+def _note_certificate(options: ServeOptions) -> None:
+    """Write down which certificate the coordinator shows, for commands on this machine."""
+    path = options.state / CERTIFICATE
+    if options.tls_cert is None:
+        path.unlink(missing_ok=True)
+        return
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+    first = options.tls_cert.read_text("ascii").partition(begin)[2].partition(end)[0]
+    digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(f"{begin}{first}{end}")).hexdigest()
+    write_durably(path, f"{digest}\n".encode())
 
 
 def _claim(state: Path) -> BinaryIO:

@@ -177,9 +177,9 @@ def _open_package(config: RunConfig) -> Package:
         return Package.open(folder, config.publisher_key)
     except SignatureError as error:
         raise SignatureError(
-            f"the signature of package {folder} does not verify: its manifest has changed since, or it was not signed "
-            f"by publisher_key = {config.publisher_key}; set publisher_key to what edge-export key printed for it, or "
-            "export the package again with that key"
+            f"the signature of package {folder} was not made over its manifest by publisher_key = "
+            f"{config.publisher_key}; set publisher_key to what edge-export key printed for it, or fetch or export the "
+            "package again"
         ) from error
 
 

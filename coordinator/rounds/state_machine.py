@@ -21,7 +21,7 @@ from coordinator.events import record
 from coordinator.rounds.deltas import read_delta
 from coordinator.rounds.evaluation import INITIAL
 from coordinator.rounds.memory_requirements import required_bytes
-from coordinator.rounds.presence import askable, order_of_asking, patience_s
+from coordinator.rounds.presence import SLACK_S, askable, order_of_asking, patience_s
 from coordinator.rounds.runs import Run, active_run, end_run
 from coordinator.rounds.selection import SelectableDevice, fit, substitute
 from coordinator.rounds.tasks import reserve
@@ -43,6 +43,10 @@ from edge_runtime.package.slices import Values, decode_values, encode_values
 from edge_runtime.protocol.messages import Task
 
 log = logging.getLogger("coordinator")
+
+#: Time after a start in which devices may come back that were live before, at least and at most.
+LEAST_RETURN_S = 30.0
+MOST_RETURN_S = 900.0
 
 #: Why a task lapsed, by the state it was in when its time ran out.
 OVERDUE = {"reserved": "silent", "working": "late"}
@@ -77,7 +81,11 @@ def resume(stores: Stores, now_s: float) -> None:
     with stores.storage.transaction() as connection:
         last_seen_s = device_rows.last_check_in_s(connection)
         if last_seen_s is not None and last_seen_s < now_s:
-            device_rows.move_check_ins(connection, now_s - last_seen_s)
+            down_s = now_s - last_seen_s
+            device_rows.move_check_ins(connection, down_s)
+            # Devices that found nobody ask again after pauses that grew with the time they tried.
+            back_s = now_s + min(max(LEAST_RETURN_S, down_s), MOST_RETURN_S)
+            device_rows.expect_live(connection, since_s=now_s - SLACK_S, by_s=back_s)
         run = active_run(stores, connection)
         if run is None:
             return

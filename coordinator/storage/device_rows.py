@@ -152,6 +152,13 @@ def expect(connection: sqlite3.Connection, device_id: str, by_s: float) -> None:
     connection.execute("UPDATE devices SET expected_s = ? WHERE device_id = ?", (by_s, device_id))
 
 
+def expect_live(connection: sqlite3.Connection, *, since_s: float, by_s: float) -> None:
+    """Expect the devices that are not overdue since ``since_s`` by another moment, where that is later."""
+    connection.execute(
+        "UPDATE devices SET expected_s = max(expected_s, ?) WHERE expected_s >= ?", (by_s, since_s)
+    )
+
+
 def setup_of(connection: sqlite3.Connection, device_id: str) -> str:
     """What a device last said of its setup; an older one that tells no digest is known by its version and cap."""
     row = connection.execute(

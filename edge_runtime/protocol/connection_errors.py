@@ -61,7 +61,9 @@ def _tls_words(error: ssl.SSLError | None) -> str:
         )
     if error is not None and error.reason in {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"}:
         return "it does not speak TLS; use http:// if it is meant to be plain, or another port"
-    reason = "" if error is None or error.reason is None else f" ({error.reason.replace('_', ' ').lower()})"
+    if error is None:  # urllib3 compares fingerprints itself
+        return "it shows another certificate than the coordinator's own; is that address another server's?"
+    reason = "" if error.reason is None else f" ({error.reason.replace('_', ' ').lower()})"
     return f"TLS failed{reason}; check that https:// and the port are right"
 
 

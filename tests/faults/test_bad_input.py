@@ -307,11 +307,7 @@ RUNS = {
         22,
         "slices names 'encoder.layer.9'; package model has",
     ),
-    "no package": (
-        {"package": "/nowhere"},
-        22,
-        "package names /nowhere, which is no folder on the coordinator's machine",
-    ),
+    "no package": ({"package": "/nowhere"}, 22, "package names /nowhere, which is no folder"),
     "no evaluation data": ({"evaluation": {"data": "/nowhere"}}, 22, "/nowhere, which is no file here"),
     "a limit": ({"rounds": 0}, 11, "run.toml: Expected `int` >= 1 - at `$.rounds`"),
 }

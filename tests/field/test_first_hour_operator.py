@@ -1,8 +1,22 @@
-"""What people met who ran a coordinator for the first time: each situation, and what it must end in instead."""
+"""What people met who ran a coordinator for the first time: each situation, and what it must end in instead.
+
+The kinds, and public threads in which others met them:
+
+- a device that fails is asked again in every round: flwrlabs/flower#4346, TL-System/plato#176
+  (tests/coordinator/rounds/test_set_aside.py, tests/coordinator/rounds/test_presence.py)
+- a page of the API that is blank offline: BerriAI/litellm#5737 (tests/coordinator/api/test_schema_page.py)
+- a choice that is not named in its error: missionpinball/mpf#152 (tests/edge_runtime/test_config_file.py)
+- two servers on one folder: MaterializeInc/materialize#6383
+- an address that nobody can open: http-party/http-server#128
+- Python's objects in a message about the network: psf/requests#4189
+- a run that could have been refused at once, an act that does not say on what it acted, an example that is refused,
+  a revoked device that stays up: none found
+"""
 
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import socket
 import threading
@@ -15,14 +29,16 @@ import pytest
 
 from coordinator.api.serve import CoordinatorServer, ServeOptions, bind
 from coordinator.cli import main
-from edge_runtime.agent.client import enrol
+from coordinator.config import run_config
+from edge_runtime.agent.client import Client, enrol
 from edge_runtime.agent.transport import HttpTransport, Request
 from edge_runtime.errors import ConfigError, UnreachableError
-from edge_runtime.protocol.messages import EnrolRequest
+from edge_runtime.protocol.messages import CheckInRequest, EnrolRequest
 from edge_runtime.protocol.signing import generate_key
-from tests.coordinator.conftest import ROW, World
+from tests.coordinator.conftest import ROW, World, write_package
 from tests.coordinator.test_cli import write_run
 from tests.edge_runtime.bigram import write_bigram
+from tests.edge_runtime.protocol.test_connection_errors import write_certificate
 
 OTHER_KEY = generate_key().public_key
 #: Runs that could never give what they promise: what is changed, and what is said when they are created. ``DIR`` is a
@@ -33,7 +49,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a folder that is no package": ({"package": "DIR"}, "is this a package folder?"),
     "a key of somebody else": (
         {"publisher_key": OTHER_KEY},
-        f"by publisher_key = {OTHER_KEY}; set publisher_key to what edge-export key printed",
+        f"was not made over its manifest by publisher_key = {OTHER_KEY}; set publisher_key to what edge-export key",
     ),
     "rows that are not there": ({"evaluation": {"data": "DIR/nope"}}, "evaluation.data names DIR/nope"),
     "rows without labels for a classifier": (
@@ -249,6 +265,32 @@ def test_the_address_in_the_state_folder_can_be_used(
         thread.join()
 
 
+def test_commands_on_the_same_machine_know_the_certificate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With TLS on all addresses, commands on the same machine know the coordinator by its certificate, and no other."""
+    certificate, key = write_certificate(tmp_path)
+    state = tmp_path / "state"
+    server = bind(ServeOptions(state, host="0.0.0.0", port=0, tls_cert=certificate, tls_key=key))  # noqa: S104
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.server.started:
+            time.sleep(0.01)
+        assert server.url.startswith("https://127.0.0.1:")
+        assert main(["run", "list", f"--state={state}"]) == 0, capsys.readouterr().err
+        assert main(["run", "list", f"--state={state}", f"--ca={certificate}"]) == 21
+        assert "certificate is not valid for '127.0.0.1'" in capsys.readouterr().err
+        (state / "certificate.sha256").write_text("0" * 64)
+        assert main(["run", "list", f"--state={state}"]) == 21
+        said = capsys.readouterr().err
+        assert "another certificate than the coordinator's own" in said
+        assert "HTTPSConnection" not in said
+    finally:
+        server.stop()
+        thread.join()
+
+
 def ipv6_works() -> bool:
     """Whether this machine has an IPv6 loopback."""
     try:
@@ -318,3 +360,74 @@ def test_something_else_that_answers_is_told(tmp_path: Path, capsys: pytest.Capt
     assert f"what answers at {where[1]} (404) is no coordinator" in capsys.readouterr().err
     thread.join()
     server.server_close()
+
+
+def test_devices_are_listed(command: Callable[..., tuple[int, str, str]], served: CoordinatorServer) -> None:
+    """The list has name, class, state, last check-in, cap, rows and version of each device, for people and programs."""
+    assert command("device", "list") == (
+        0,
+        "no device has enrolled; make a token with: edge-coordinator token",
+        "",
+    )
+    transport, key = HttpTransport(served.url), generate_key()
+    for name in ("board", "idle"):
+        public_key = key.public_key if name == "board" else generate_key().public_key
+        identity = enrol(transport, EnrolRequest(command("token")[1], name, "jetson", public_key))
+        if name == "board":
+            Client(transport, key, identity.device_id).check_in(CheckInRequest("0.1.0", 256 << 20, 0, 42))
+    header, board, idle = command("device", "list")[1].splitlines()
+    assert header.split() == ["name", "class", "state", "last", "seen", "cap", "rows", "version", "reason"]
+    assert board.split()[:4] == ["board", "jetson", "ready", "0"]
+    assert board.split()[-4:] == ["256.0", "MiB", "42", "0.1.0"]
+    assert " ".join(idle.split()) == "idle jetson never seen - - - -"
+    listed = json.loads(command("device", "list", "--json")[1])
+    assert [(d["name"], d["state"], d["example_count"]) for d in listed] == [
+        ("board", "ready", 42),
+        ("idle", "never seen", None),
+    ]
+    command("device", "revoke", "idle")
+    assert "revoked" in command("device", "list")[1].splitlines()[2]
+    code, _, said = command("device", "resume", "board")
+    assert (code, "not set aside by any run" in said) == (22, True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"selection_timeout_s": 10.0}, "selection_timeout_s = 10.0 is below poll_max_s = 15.0"),
+        ({"seen_window_s": 10.0}, "seen_window_s = 10.0 is below poll_max_s = 15.0"),
+        ({"poll_min_s": 20.0}, "poll_min_s = 20.0 exceeds poll_max_s = 15.0"),
+    ],
+)
+def test_times_that_cannot_work_together_are_refused(
+    world: World, folder: Path, changed: dict[str, Any], said: str
+) -> None:
+    """A place that ends, or a device that counts as gone, before the device may ask again is refused in one line."""
+    assert said in refusal(world, folder, {"selection_timeout_s": 15.0, "poll_max_s": 15.0, **changed})
+
+
+def test_times_follow_from_one_another(world: World) -> None:
+    """Where only the poll window is set, places wait long enough for it."""
+    config = world.config(poll_min_s=20.0, poll_max_s=60.0)
+    del config["selection_timeout_s"]
+    assert run_config(config).selection_s == 240.0
+    assert run_config({**config, "poll_min_s": 0.1, "poll_max_s": 1.0}).selection_s == 60.0
+
+
+def test_a_new_user_gets_from_package_to_run(
+    command: Callable[..., tuple[int, str, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """run new and run create, one after the other as the first one says, need nothing in between."""
+    key = generate_key()
+    write_package(tmp_path / "package", key)
+    (tmp_path / "dev.jsonl").write_text(ROW)
+    words = ["run", "new", str(tmp_path / "package"), "--publisher-key", key.public_key]
+    path = str(tmp_path / "run.toml")
+    assert main([*words, "--evaluation-data", str(tmp_path / "dev.jsonl"), "--output", path]) == 0
+    said = capsys.readouterr().out.strip()
+    assert said == f"wrote {path}; look it through, then: edge-coordinator run create {path}"
+    code, run_id, beside = command(*said.partition("edge-coordinator ")[2].split())
+    assert (code, beside) == (0, "")
+    assert run_id.startswith("tiny-")
+    assert main([*words, "--output", path]) == 11
+    assert "exists; choose another --output" in capsys.readouterr().err

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from coordinator.rounds.presence import MOST_PATIENCE_S, SLACK_S, WAY_S, is_live, order_of_asking, patience_s
+from coordinator.rounds.presence import (
+    MOST_PATIENCE_S,
+    SLACK_S,
+    WAY_S,
+    askable,
+    is_live,
+    order_of_asking,
+    patience_s,
+)
+from coordinator.rounds.runs import find_run
+from coordinator.rounds.state_machine import resume
 from coordinator.rounds.tasks import FINISHED_WINDOW_S
 from coordinator.storage.device_rows import SeenDevice
 from tests.coordinator.api.test_device_api import reserved
@@ -77,3 +87,16 @@ def test_a_run_that_follows_another_finds_its_devices(world: World) -> None:
     world.play()
     assert [device.task() is not None for device in devices] == [True, True]
     assert world.run()["rounds"][0]["failed"] == 0
+
+
+def test_a_restart_makes_nobody_overdue(world: World) -> None:
+    """Devices that were there when the coordinator died are live after its start, until their pauses are over."""
+    world.fleet("a", "b", "c")
+    world.clock.now_s += 600.0
+    world.start()
+    resume(world.stores, world.clock.now_s)
+    run = world.create_run()
+    world.clock.now_s += 29.0
+    with world.stores.storage.reading() as connection:
+        devices = askable(connection, find_run(world.stores, connection, run), world.clock.now_s)
+    assert [is_live(device, world.clock.now_s) for device in devices] == [True] * 3
