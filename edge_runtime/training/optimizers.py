@@ -53,26 +53,26 @@ class _Base:
         rate = self._settings.head_rate if name.startswith(HEAD_PREFIX) else self._settings.slice_rate
         return np.float32(rate)
 
+    def values(self) -> Values:
+        return {**self._start, **{name: self._start[name] + moved for name, moved in self._delta.items()}}
+
     def delta(self) -> Values:
         return self._delta
 
 
-class Accumulate(_Base):
-    """change = -rate · Σ gradients, all taken at the values that the task came with."""
-
-    def values(self) -> Values:
-        return self._start
+class Sgd(_Base):
+    """change = -rate · Σ gradients, each taken at the values after the last step."""
 
     def step(self, gradient: Values) -> None:
         for name, slope in gradient.items():
             self._delta[name] -= self._rate(name) * slope
 
 
-class Sgd(Accumulate):
-    """The same sum, but each gradient is taken at the values after the last step."""
+class Accumulate(Sgd):
+    """The same sum, but all gradients are taken at the values that the task came with."""
 
     def values(self) -> Values:
-        return {**self._start, **{name: self._start[name] + moved for name, moved in self._delta.items()}}
+        return self._start
 
 
 class AdamW(_Base):
@@ -89,9 +89,6 @@ class AdamW(_Base):
         self._power1, self._power2 = 1.0, 1.0
         self._first: dict[str, FloatArray] = {name: np.zeros_like(start[name]) for name in trained}
         self._second: dict[str, FloatArray] = {name: np.zeros_like(start[name]) for name in trained}
-
-    def values(self) -> Values:
-        return {**self._start, **{name: self._start[name] + moved for name, moved in self._delta.items()}}
 
     def step(self, gradient: Values) -> None:
         self._power1 *= float(self.BETA1)
