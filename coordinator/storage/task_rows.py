@@ -132,6 +132,16 @@ def of_round(connection: sqlite3.Connection, run_id: str, number: int) -> list[T
     return [TaskWithDevice(**row) for row in rows]
 
 
+def asked_in_phase(connection: sqlite3.Connection, run_id: str, phase: str) -> set[str]:
+    """Ids of the devices that any round of a phase has asked, whatever came of it."""
+    rows = connection.execute(
+        "SELECT DISTINCT device_id FROM rounds CROSS JOIN tasks USING (run_id, round)"
+        " WHERE run_id = ? AND phase = ?",
+        (run_id, phase),
+    )
+    return {str(row["device_id"]) for row in rows}
+
+
 def overdue(
     connection: sqlite3.Connection, run_id: str, number: int, *, now_s: float
 ) -> list[TaskWithDevice]:

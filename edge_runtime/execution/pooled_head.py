@@ -80,13 +80,14 @@ class PooledHead:
         examples = np.arange(len(logits))
         residual = np.exp(log_probabilities)
         residual[examples, flow[LABELS]] -= 1
-        flow["loss"] = -log_probabilities[examples, flow[LABELS]]
+        loss: FloatArray = -log_probabilities[examples, flow[LABELS]]
+        flow["loss"] = loss
         flow |= {"logits": logits, "residual": residual, "features": features}
         moving = [block for block in self._blocks if _pooled(block) + DOT in flow]
         if moving:
             gradients = self._gradients(flow, values)
             parts = [(flow[_pooled(block) + DOT] * gradients[block]).sum(axis=-1) for block in moving]
-            flow["loss" + DOT] = np.sum(parts, axis=0, dtype=np.float32)
+            flow["loss" + DOT] = np.stack(parts).sum(axis=0, dtype=np.float32)
 
     def add_cotangents(self, flow: Flow, values: Values, slope: FloatArray | None) -> None:
         """Add each block's cotangent, ``pooled_N_bar`` (b, H), for a backward sweep; after :meth:`classify`.
@@ -130,7 +131,8 @@ class PooledHead:
 def token_weights(mask: Array, pooling: Features) -> FloatArray:
     """Weight (b, T) of each token in a linear pooling of hidden states; padding stands on the right."""
     if pooling == "mean":
-        return (mask / mask.sum(axis=1, keepdims=True)).astype(np.float32)
+        shares: FloatArray = (mask / mask.sum(axis=1, keepdims=True)).astype(np.float32)
+        return shares
     weights = np.zeros(mask.shape, np.float32)
     weights[np.arange(len(mask)), 0 if pooling == "first" else mask.sum(axis=1) - 1] = 1
     return weights
@@ -147,8 +149,8 @@ def _root_mean_square(pooled: FloatArray) -> FloatArray:
 
 def _normalised(pooled: FloatArray) -> FloatArray:
     """Vectors (b, H) scaled to root mean square 1; zeros stay zeros."""
-    scale = _root_mean_square(pooled)
-    return pooled / np.where(scale > 0, scale, np.float32(1))
+    scale: FloatArray = np.maximum(_root_mean_square(pooled), np.float32(1e-30))
+    return pooled / scale
 
 
 def _weighted(hidden: FloatArray, mask: Array, pooling: Features) -> FloatArray:

@@ -95,7 +95,9 @@ class SumsBuilder:
             self._kept = np.zeros((len(labels), width + wide), np.float32)
         else:
             starts = range(0, width, size)
-            self._grams = {(i, j): np.zeros((size, size), np.float32) for i in starts for j in starts if j >= i}
+            self._grams = {
+                (i, j): np.zeros((size, size), np.float32) for i in starts for j in starts if j >= i
+            }
             self._linear, self._counts = np.zeros((width, wide), np.float32), np.zeros(wide, np.float64)
 
     def add(self, features: FloatArray, labels: NDArray[np.int64]) -> None:
@@ -106,8 +108,8 @@ class SumsBuilder:
             self._kept[self.rows : self.rows + len(labels)] = np.concatenate([features, beside], axis=1)
         else:
             size = self._size
-            for (i, j), gram in self._grams.items():
-                gram += features[:, i : i + size].T @ features[:, j : j + size]
+            for i, j in self._grams:
+                self._grams[i, j] += features[:, i : i + size].T @ features[:, j : j + size]
             self._linear += features.T @ beside
             self._counts += beside.sum(axis=0, dtype=np.float64)
         self.rows += len(labels)
@@ -232,9 +234,7 @@ def _from_rows(
     columns = width + 1 + classes
     flat = _checked(tensors, ROWS, None, dtype).ravel()
     # A trapezoid of n rows has n·columns - n(n-1)/2 numbers.
-    rows = next(
-        (n for n in range(1, columns) if n * columns - n * (n - 1) // 2 >= len(flat)), columns
-    )
+    rows = next((n for n in range(1, columns) if n * columns - n * (n - 1) // 2 >= len(flat)), columns)
     if rows * columns - rows * (rows - 1) // 2 != len(flat) or rows >= width * FEW_ROWS:
         raise SliceError(f"{ROWS} has {len(flat)} numbers, which make no rows of {columns} columns")
     rotated = np.zeros((rows, columns))

@@ -25,7 +25,9 @@ def values(exported) -> Values:
     return tiny.flat(tiny.moved_slices(exported.reference))
 
 
-def with_head(prepared: PreparedPackage, values: Values, pooling: Pooling = "mean") -> tuple[PreparedPackage, Values]:
+def with_head(
+    prepared: PreparedPackage, values: Values, pooling: Pooling = "mean"
+) -> tuple[PreparedPackage, Values]:
     """The package with a head over all three outputs, and a head of random numbers among the values."""
     seen = prepared.with_head((0, 1, 2), pooling)
     random = np.random.default_rng(5)
@@ -48,7 +50,9 @@ def test_over_the_last_block_alone_it_is_the_packages_own_head(float_prepared, v
 
 
 @pytest.mark.parametrize("pooling", ["mean", "first", "last", "max"])
-def test_derivatives_are_those_of_differences_and_of_the_exact_gradient(float_prepared, values, pooling) -> None:
+def test_derivatives_are_those_of_differences_and_of_the_exact_gradient(
+    float_prepared, values, pooling
+) -> None:
     """Along a direction, forward mode, a central difference of losses and the exact gradient agree."""
     seen, start = with_head(float_prepared, values, pooling)
     names, batch = [QUERY_0, QUERY_1], batch_of(float_prepared)

@@ -68,7 +68,10 @@ def directly(features: np.ndarray, labels: np.ndarray) -> FeatureSums:
 def test_both_forms_are_the_sums(manifest, rows: int, dtype: str, tolerance: float) -> None:
     """Few rows travel rotated, many as Gram blocks; either gives the sums of the formulas."""
     features, labels = features_of(rows)
-    got, wanted = decode_sums(built(features, labels, dtype=dtype), manifest, dtype), directly(features, labels)
+    got, wanted = (
+        decode_sums(built(features, labels, dtype=dtype), manifest, dtype),
+        directly(features, labels),
+    )
     assert got.rows == rows
     np.testing.assert_array_equal(got.counts, wanted.counts)
     np.testing.assert_allclose(got.gram, wanted.gram, atol=tolerance * rows)
