@@ -191,6 +191,39 @@ def read_run_config(path: Path) -> RunConfig:
     return msgspec.structs.replace(config, package=str(folder / config.package), evaluation=evaluation)
 
 
+def one_visit(config: RunConfig) -> RunConfig:
+    """A configuration's run that only visits each device once, for a head in closed form.
+
+    Name, package, features, fleet, times and evaluation stay; what is about training slices is put out of force.
+
+    Raises:
+        ConfigError: the configuration is for a package without a head.
+    """
+    if not config.train_head:
+        raise ConfigError(
+            "--one-visit solves for the head, and train_head = false says that there is none to train"
+        )
+    return msgspec.structs.replace(
+        config,
+        head="closed_form",
+        slices="none",
+        rounds=0,
+        visit="last",
+        update="forward",
+        directions="one_slice",
+        draws=1,
+        candidates=1,
+        report="weights",
+        jvp_limit=None,
+        split="whole",
+        head_split=False,
+        head_warm_up_rounds=0,
+        lora_aggregation="factors",
+        average_from_round=None,
+        gate_variance=None,
+    )
+
+
 def run_config(table: dict[str, Any]) -> RunConfig:
     """Check a configuration that was read from TOML or JSON; :class:`ConfigError` names the key."""
     config = read_struct(table, RunConfig)

@@ -61,8 +61,9 @@ def head_of(data: bytes) -> tuple[tuple[int, ...], Pooling]:
     """
     try:
         size = int.from_bytes(data[:8], "little")
-        # A header cut short is no JSON.
-        header = msgspec.json.decode(data[8 : 8 + min(size, MAX_HEADER_BYTES)], type=_Header)
+        # Of a header that is too long, or cut short, nothing is read.
+        end = 8 + size if size <= min(MAX_HEADER_BYTES, len(data) - 8) else 8
+        header = msgspec.json.decode(data[8:end], type=_Header)
         found = header.metadata
         blocks = msgspec.convert(found.get(BLOCKS, "").split(), Blocks, strict=False)
         return blocks, msgspec.convert(found.get(POOLING, "package"), Pooling)

@@ -18,7 +18,9 @@ def rows_of(rows: int, width: int = 6, seed: int = 0) -> tuple[np.ndarray, np.nd
     """Features and labels that have something to do with each other."""
     random = np.random.default_rng(seed)
     features = random.standard_normal((rows, width)) * np.arange(1, width + 1) + 2
-    labels = (features[:, :CLASSES] / np.arange(1, CLASSES + 1) + random.standard_normal((rows, CLASSES))).argmax(1)
+    labels = (
+        features[:, :CLASSES] / np.arange(1, CLASSES + 1) + random.standard_normal((rows, CLASSES))
+    ).argmax(1)
     return features, labels
 
 

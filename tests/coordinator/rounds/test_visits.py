@@ -196,7 +196,9 @@ def test_a_restart_in_a_visit_loses_and_repeats_nothing(world: World) -> None:
         ({"change": b"no sums"}, "not a safetensors file"),
     ],
 )
-def test_sums_that_do_not_fit_are_refused_with_a_code(world: World, change: dict[str, Any], says: str) -> None:
+def test_sums_that_do_not_fit_are_refused_with_a_code(
+    world: World, change: dict[str, Any], says: str
+) -> None:
     """A result whose sums contradict it is refused as bad_sums, and nothing changes."""
     world.fleet("a", "b")
     world.create_run(**VISIT)

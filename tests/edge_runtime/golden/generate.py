@@ -82,6 +82,9 @@ FULL_TASK = msgspec.structs.replace(
     candidates=10,
     reference=SHA256[::-1],
     jvp_limit=100.0,
+    features=(0, 2),
+    pooling="max",
+    sums_dtype="float16",
 )
 MESSAGES: tuple[msgspec.Struct, ...] = (
     EnrolRequest("one-time-token-0001", "board-1", "generic", KEY),
