@@ -18,6 +18,8 @@ from coordinator.storage.device_rows import SeenDevice
 #: How far beyond its window a device still counts as live: busy devices and outages make check-ins late, and whom a
 #: round asks must not hang on a second, or equal seeds would end in different bits.
 SLACK_S = 30.0
+#: How often a visit asks a device that fell out.
+TIMES_ASKED = 2
 #: What a check-in may take on its way.
 WAY_S = 2.0
 #: The longest that a place waits for a device because of the window that it was told.
@@ -28,10 +30,14 @@ def askable(connection: sqlite3.Connection, run: Run, now_s: float) -> list[Seen
     """Devices that a round may ask: they are there, and the run has not set them aside.
 
     Where the configuration has ``seen_window_s``, a device is there for so long after its last check-in. In a visit
-    every device is asked once.
+    every device is asked once, and once more if it fell out.
     """
     flat_s = run.config.seen_window_s
-    asked = task_rows.asked_in_phase(connection, run.run_id, run.phase) if run.visiting else set()
+    asked = (
+        task_rows.asked_in_phase(connection, run.run_id, run.phase, times=TIMES_ASKED)
+        if run.visiting
+        else set()
+    )
     return [
         device
         for device in device_rows.not_set_aside(connection, run.run_id)

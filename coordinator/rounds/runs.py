@@ -116,6 +116,11 @@ class Run:
         return self.phase != TRAINING
 
     @property
+    def rounds_done(self) -> int:
+        """Number of committed rounds, those of visits among them."""
+        return self.committed + self.visit_rounds
+
+    @property
     def settings(self) -> RunConfig:
         """The configuration as tasks of the present phase have it."""
         return in_phase(self.config, self.phase)

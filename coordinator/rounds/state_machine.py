@@ -314,7 +314,7 @@ def _commit(
         reference_sha256=committed.reference,
         committed=count,
     )
-    if evaluation is not None and (last or count % evaluation.every_rounds == 0):
+    if evaluation is not None and (last or (run.rounds_done + 1) % evaluation.every_rounds == 0):
         evaluation_rows.add(connection, run.run_id, number, committed.average or committed.values)
     if last and run.config.head == "closed_form" and run.config.visit != "first":
         run_rows.set_phase(connection, run.run_id, LAST_VISIT)

@@ -1,7 +1,8 @@
 """Visits: rounds in which every device is asked once, for the sums of a head in closed form.
 
-A visit takes as many rounds as it needs. It is over when every device that is there has been asked; devices that come
-later are not waited for. Each of its rounds solves for the head anew, so accuracy can be watched as sums come in.
+A visit takes as many rounds as it needs. A device that was late or failed is asked once more. The visit is over when
+every device that is there has been asked; devices that come later are not waited for. Each of its rounds solves for the
+head anew, so accuracy can be watched as sums come in.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def commit_round(
     evaluation = run.config.evaluation
     round_rows.commit(connection, run.run_id, number, closed_s=now_s, gated=False)
     run_rows.commit_visit(connection, run.run_id, values_sha256=values_sha256, optimizer_sha256=state_sha256)
-    if evaluation is not None and (run.visit_rounds + 1) % evaluation.every_rounds == 0:
+    if evaluation is not None and (run.rounds_done + 1) % evaluation.every_rounds == 0:
         evaluation_rows.add(connection, run.run_id, number, values_sha256)
     message = describe(solved, run.manifest.labels)
     record(connection, now_s, "head_solved", message, run_id=run.run_id, round_number=number)

@@ -101,7 +101,7 @@ def test_the_values_say_what_their_head_reads(world: World) -> None:
 
 
 def test_a_device_that_fails_or_is_silent_is_not_waited_for(world: World) -> None:
-    """A visit is over when all were asked: the silent and the failed count as asked, the others as heard."""
+    """A visit is over when all were heard or asked twice: who stays silent is not asked a third time."""
     world.fleet(*"abcd")
     world.create_run(**VISIT, min_results=2)
     world.play()
@@ -117,14 +117,33 @@ def test_a_device_that_fails_or_is_silent_is_not_waited_for(world: World) -> Non
     assert "of 6 rows" in events(world, "head_solved")[-1]
 
 
+def test_a_device_that_was_late_is_asked_once_more(world: World) -> None:
+    """One that misses its deadline gets a second task, and its rows are part of the head."""
+    world.fleet("a", "b")
+    world.create_run(**VISIT)
+    world.play()
+    (first, task), (_, _) = holders(world)
+    first.deliver(sums(first, task))
+    world.clock.now_s += 70
+    for device in world.devices.values():
+        device.check_in()
+    world.play(2)
+    assert len(visit_round(world)) == 1
+    world.play(2)
+    assert world.run()["state"] == "finished"
+    assert "of 12 rows" in events(world, "head_solved")[-1]
+
+
 def test_a_visit_of_which_nothing_came_fails_and_says_so(world: World) -> None:
     """When no device hands in sums, the run fails and names how many were asked."""
     world.fleet("a", "b")
     world.create_run(**VISIT)
-    world.play()
-    holders(world)
-    world.clock.now_s += 70
-    world.play(3)
+    for _ in range(2):
+        world.play()
+        assert len(holders(world)) == 2
+        world.clock.now_s += 70
+        world.play(2)
+    world.play(2)
     run = world.run()
     assert run["state"] == "failed"
     assert "none of the 2 devices" in run["reason"]
