@@ -126,6 +126,8 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
             which a round moves the values; above it, its results wait for those of the next round (FwdLLM's gate).
             Needs slices and ``min_results`` of at least 2; unset: every round moves them.
         rate_decay: course of the server's rates over the run: ``"none"``, or ``"linear"`` down to zero.
+        patience: number of evaluations without a better one after which training stops, and the best values stand; by
+            accuracy, or by loss for a language model. Needs ``evaluation``; 0 trains all rounds.
         visit: moment at which every device is asked once for the sums of ``head = "closed_form"``: ``"last"``, after
             the rounds; ``"first"``, before them, and the head is trained further by its gradient; or
             ``"first_and_last"``. With ``rounds = 0`` there is one visit and nothing else.
@@ -162,6 +164,7 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     average_from_round: Count | None = None
     gate_variance: Rate | None = None
     rate_decay: Literal["none", "linear"] = "none"
+    patience: Count = 0
     visit: Literal["first", "last", "first_and_last"] = "last"
     ridge: Rate | None = None
 
@@ -314,6 +317,15 @@ def _check_server_methods(config: RunConfig) -> None:
         )
     if config.gate_variance is not None and config.slices in ("none", ()):
         raise ConfigError('gate_variance compares slices, and slices = "none" trains none')
+    if config.patience and config.evaluation is None:
+        raise ConfigError(
+            f"patience = {config.patience} counts evaluations, and there are none: add a table [evaluation], or leave "
+            "patience out"
+        )
+    if config.patience and config.average_from_round is not None:
+        raise ConfigError(
+            "patience hands over the values of one round, average_from_round their mean: leave one out"
+        )
     if config.average_from_round is not None and config.average_from_round >= config.rounds:
         raise ConfigError(
             f"average_from_round = {config.average_from_round} is past the last of rounds = {config.rounds} (from 0)"

@@ -20,6 +20,7 @@ from coordinator.aggregation.server_state import ServerState
 from coordinator.aggregation.server_step import server_update
 from coordinator.events import record
 from coordinator.rounds.deltas import read_delta
+from coordinator.rounds.early_stop import stop_without_gain
 from coordinator.rounds.evaluation import INITIAL
 from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.rounds.presence import SLACK_S, askable, order_of_asking, patience_s
@@ -66,7 +67,10 @@ def play(stores: Stores, now_s: float) -> None:
         run = _start_run(stores, now_s)
         if run is None or run.state != "running":
             return
-        # 2. A round opens: devices are drawn, slices dealt, slots reserved. A visit to all devices may be over instead.
+        # 2. A round opens: devices are drawn, slices dealt, slots reserved. A visit to all devices may be over instead,
+        #    or training that no longer gains anything.
+        if stop_without_gain(stores, run, now_s):
+            return
         _open_round(stores, run, now_s)
         # 3. Slots whose device fell out go to the next one.
         _fill_slots(stores, run, now_s)

@@ -81,6 +81,16 @@ def done(connection: sqlite3.Connection, run_id: str) -> list[Scores]:
     return [Scores(**row) for row in rows]
 
 
+def values_of(connection: sqlite3.Connection, run_id: str, number: int) -> str:
+    """Digest of the slice values that an evaluation was of; :class:`LookupError` if there is no such evaluation."""
+    row = connection.execute(
+        "SELECT values_sha256 FROM evaluations WHERE run_id = ? AND round = ?", (run_id, number)
+    ).fetchone()
+    if row is None:
+        raise LookupError(f"run {run_id} has no evaluation of round {number}")
+    return str(row["values_sha256"])
+
+
 def find_done(connection: sqlite3.Connection, run_id: str, number: int) -> Scores | None:
     """What the evaluation after a round found, if it was made."""
     row = connection.execute(

@@ -131,6 +131,11 @@ def start(connection: sqlite3.Connection, run_id: str, *, started_s: float) -> N
     )
 
 
+def set_values(connection: sqlite3.Connection, run_id: str, values_sha256: str) -> None:
+    """Let a run go on from, or end with, other values."""
+    connection.execute("UPDATE runs SET values_sha256 = ? WHERE run_id = ?", (values_sha256, run_id))
+
+
 def set_phase(connection: sqlite3.Connection, run_id: str, phase: str) -> None:
     """Let a run go on to its next phase."""
     connection.execute("UPDATE runs SET phase = ? WHERE run_id = ?", (phase, run_id))
