@@ -197,7 +197,8 @@ def read_run_config(path: Path) -> RunConfig:
 def one_visit(config: RunConfig) -> RunConfig:
     """A configuration's run that only visits each device once, for a head in closed form.
 
-    Name, package, features, fleet, times and evaluation stay; what is about training slices is put out of force.
+    Name, package, features, fleet, times and evaluation stay, the last after every round; what is about training slices
+    is put out of force.
 
     Raises:
         ConfigError: the configuration is for a package without a head.
@@ -206,11 +207,16 @@ def one_visit(config: RunConfig) -> RunConfig:
         raise ConfigError(
             "--one-visit solves for the head, and train_head = false says that there is none to train"
         )
+    evaluation = config.evaluation
+    if evaluation is not None:
+        evaluation = msgspec.structs.replace(evaluation, every_rounds=1)
     return msgspec.structs.replace(
         config,
+        evaluation=evaluation,
         head="closed_form",
         slices="none",
         rounds=0,
+        patience=0,
         visit="last",
         update="forward",
         directions="one_slice",

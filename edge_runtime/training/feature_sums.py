@@ -140,9 +140,14 @@ class SumsBuilder:
         for start in range(0, kept.shape[1], self._size):
             part = slice(start, start + self._size)
             kept[:, part] = orthogonal @ kept[:, part]
-        beside = self._width + there
-        tails = [np.concatenate([row[number : self._width], row[beside]]) for number, row in enumerate(kept)]
-        return np.concatenate(tails).astype(dtype)
+        columns = np.concatenate([np.arange(self._width), self._width + there])
+        flat = np.empty(self.rows * len(columns) - self.rows * (self.rows - 1) // 2, dtype)
+        start = 0
+        for number, row in enumerate(kept):
+            end = start + len(columns) - number
+            flat[start:end] = row[columns[number:]]
+            start = end
+        return flat
 
 
 def sums_bytes(rows: int, width: int, size: int, classes: int) -> int:
