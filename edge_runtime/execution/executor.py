@@ -295,8 +295,20 @@ class Executor:
         needed = frozenset(name for other in later for name in other.inputs)
         read = [name for name in (*variant.fed, *variant.bound) if name not in variant.gathered]
         size = sum(weights.arrays[name].nbytes for name in read)
-        ends_text = index == len(self.manifest.segments) - 1 and self.manifest.task == "causal_lm"
-        return Stage(program, variant, weights, self._slice_inputs(index), needed, loaded, size, ends_text)
+        return Stage(
+            program,
+            variant,
+            weights,
+            self._slice_inputs(index),
+            needed,
+            loaded,
+            size,
+            self._runs_by_tokens(index),
+        )
+
+    def _runs_by_tokens(self, index: int) -> bool:
+        """Whether a segment runs some tokens at a time: the output layer of a language model."""
+        return index == len(self.manifest.segments) - 1 and self.manifest.task == "causal_lm"
 
     def _weights(self, index: int, variant: Variant) -> MappedWeights:
         """A segment's weights, mapped once however many segments and programs share them."""

@@ -70,6 +70,8 @@ SLICE_COPIES = 5
 FLOAT_BYTES = 4
 #: Number of tokens that a language model's output layer runs at a time, since its logits are the largest tensors.
 HEAD_TOKENS = 16
+#: Number of tokens of a prompt that run at a time, since their scores against all tokens before are the largest tensors.
+PROMPT_TOKENS = 64
 #: Number of tokens to run at a time; more take memory and save little time.
 PREFERRED_TOKENS = 256
 #: Share of the cap that a plan may use; the rest is for what a prediction cannot know.
