@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime import __version__
 from edge_runtime.exit_status import exit_code_of
+from edge_runtime.serving.command import add_commands
 
 if TYPE_CHECKING:
     from edge_runtime.profile.request import PlanRequest
@@ -51,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
     _add_plan(commands)
     _add_profile(commands)
+    add_commands(commands)
     return parser
 
 

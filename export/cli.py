@@ -144,7 +144,9 @@ def _package(arguments: argparse.Namespace) -> int:
     engines = read_engines(arguments.engine)
     labels = _labels(arguments)
     if arguments.with_generation and arguments.task != "causal_lm":
-        raise ConfigError("--with-generation is for --task causal_lm: a classifier generates no text; leave it out")
+        raise ConfigError(
+            "--with-generation is for --task causal_lm: a classifier generates no text; leave it out"
+        )
     key = _read_key(arguments.key)
     trusted = arguments.trust_remote_code
     check_early(arguments.model, labels, arguments.output, engines, trust_remote_code=trusted)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 from msgspec import Struct
@@ -228,6 +228,36 @@ def read_lines(path: Path, *, labelled: bool | None) -> Iterator[Line]:
         yield line
     if rows == 0:
         raise DataError(f"{path} is empty; it needs at least one row")
+
+
+def read_each_row(file: BinaryIO, name: str) -> Iterator[tuple[int, Line | DataError]]:
+    """Each row of an open file as it comes, with its line's number; a bad row is given as its error.
+
+    Rows may have labels or not. There may be any number of them: only one is in memory at a time.
+
+    Args:
+        file: the JSONL file, or a pipe.
+        name: what errors call it.
+
+    Raises:
+        DataError: the file is of another format.
+    """
+    number, rows = 0, 0
+    while data := file.readline(MAX_ROW_BYTES + 1):
+        number += 1
+        if number == 1:
+            _refuse_other_formats(Path(name), data)
+            data = data.removeprefix(_BYTE_ORDER_MARK)
+        if not data.strip():
+            continue
+        rows += 1
+        try:
+            line: Line | DataError = _parse(data, f"{name} line {number}", None, first=rows == 1)
+        except DataError as error:
+            line = error
+        yield number, line
+        while len(data) > MAX_ROW_BYTES and not data.endswith(b"\n"):  # the rest of a line that is too long
+            data = file.readline(MAX_ROW_BYTES + 1)
 
 
 def _raw_lines(path: Path) -> Iterator[bytes]:

@@ -1,7 +1,7 @@
 """Logits of a causal language model's next token, from the cached keys and values of the tokens before.
 
 Each token costs one pass of one token through the segments' decode programs. Blocks keep keys and values of every token
-that they have seen, as float32; a cache of T tokens takes ``cache_bytes(generation, blocks, T)``.
+that they have seen, as float32.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 from edge_runtime.engines.engine import Array, Engine
 from edge_runtime.errors import PackageError
 from edge_runtime.execution.executor import Executor, Flow
-from edge_runtime.memory.plan import PROMPT_TOKENS, WeightsMode
-from edge_runtime.package.manifest import Program
+from edge_runtime.memory.plan import PROMPT_TOKENS, WeightsMode, decode_program
+from edge_runtime.package.manifest import Generation, Manifest, Program
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import FloatArray, Values
 
@@ -32,11 +32,9 @@ class Decoder(Executor):
         PackageError: the package has no decode programs, or none for the engine.
     """
 
-    def __init__(
-        self, prepared: PreparedPackage, engine: Engine, weights: WeightsMode = "resident"
-    ) -> None:
-        self._generation = prepared.manifest.generation
-        self._cache: list[tuple[Array, Array]] = []
+    def __init__(self, prepared: PreparedPackage, engine: Engine, weights: WeightsMode = "resident") -> None:
+        self._shape = _cache_shape(prepared.manifest)
+        self._kept: list[tuple[Array, Array]] = []
         self._seen = 0
         super().__init__(prepared, engine, (), weights)
         self.forget()
@@ -48,11 +46,11 @@ class Decoder(Executor):
 
     def forget(self) -> None:
         """Empty the cache, for another text."""
-        shape = self._generation
-        if shape is None:
-            raise PackageError(_no_programs(self.manifest.name))
-        empty = [np.zeros((1, shape.heads, 0, size), np.float32) for size in (shape.key_size, shape.value_size)]
-        self._cache = [(empty[0], empty[1])] * (len(self._stages) - 2)
+        shape = self._shape
+        empty = [
+            np.zeros((1, shape.heads, 0, size), np.float32) for size in (shape.key_size, shape.value_size)
+        ]
+        self._kept = [(empty[0], empty[1])] * (len(self._stages) - 2)
         self._seen = 0
 
     def next_logits(self, values: Values, token_ids: Sequence[int]) -> FloatArray:
@@ -75,26 +73,30 @@ class Decoder(Executor):
         for index, (stage, following) in enumerate(zip_longest(self._stages, self._stages[1:])):
             in_block = 0 < index < len(self._stages) - 1
             if in_block:
-                flow["past_key"], flow["past_value"] = self._cache[index - 1]
+                flow["past_key"], flow["past_value"] = self._kept[index - 1]
             self._run_stage(stage, [flow], values, None, following)
             if in_block:
-                self._cache[index - 1] = flow.pop("key"), flow.pop("value")
+                self._kept[index - 1] = flow.pop("key"), flow.pop("value")
         self._seen += len(token_ids)
         logits: FloatArray = flow["logits"][0]
         return logits
 
     def _program_of(self, index: int) -> Program:
-        name = self.manifest.segments[index].decode
-        if name is None:
-            raise PackageError(_no_programs(self.manifest.name))
-        program = self.manifest.programs[name]
+        program = self.manifest.programs[decode_program(self.manifest, index)]
         if self._prepared.prepared.arithmetic not in program.variants:
-            raise PackageError(f"package {self.manifest.name} generates text on onnxruntime alone; set the engine")
+            raise PackageError(
+                f"package {self.manifest.name} generates text on onnxruntime alone; set the engine"
+            )
         return program
 
     def _runs_by_tokens(self, index: int) -> bool:
         return False  # its last program gives the logits of one token
 
 
-def _no_programs(name: str) -> str:
-    return f"package {name} has no programs that generate text; export it again with --with-generation"
+def _cache_shape(manifest: Manifest) -> Generation:
+    if manifest.generation is None:
+        decode_program(manifest, 0)  # says what to do
+        raise PackageError(
+            f"package {manifest.name} does not say what its decode programs keep; export it again"
+        )
+    return manifest.generation

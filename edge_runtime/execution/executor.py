@@ -27,7 +27,7 @@ from edge_runtime.execution.prefix_cache import ExampleStore
 from edge_runtime.execution.token_chunks import run_in_chunks
 from edge_runtime.execution.weights import MappedWeights
 from edge_runtime.memory.plan import HEAD_TOKENS, WeightsMode, first_segment
-from edge_runtime.package.manifest import Program, Variant
+from edge_runtime.package.manifest import Arithmetic, Program, Variant
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import FloatArray, Values, key
 
@@ -132,6 +132,11 @@ class Executor:
         self._mapped: dict[int, MappedWeights] = {}
         programs = [self._program_of(i) for i in range(len(self.manifest.segments))]
         self._stages = [self._stage(i, programs[i], programs[i + 1 :]) for i in range(len(programs))]
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """Arithmetic that the package is prepared in."""
+        return self._prepared.prepared.arithmetic
 
     def sweep(
         self,

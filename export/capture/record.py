@@ -9,8 +9,8 @@ flow between segments by name:
 * ``context_N``: made by the embedding segment for the blocks, whatever the text says (attention masks, rotary tables);
 * ``input_ids``, ``attention_mask``, ``labels``: the model's inputs;
 * the head's outputs;
-* ``past_mask``, ``past_key``, ``past_value``, ``key``, ``value``: where the model is recorded as it gives the next token,
-  how many tokens came before, and what each block has kept and keeps of them.
+* ``past_mask``, ``past_key``, ``past_value``, ``key``, ``value``: where the model is recorded as it gives the next
+  token, how many tokens came before, and what each block has kept and keeps of them.
 
 Two blocks whose graphs are equal but for the tensors they use share one structure, and later one program.
 """
@@ -135,7 +135,9 @@ def _record_decoding(
 ) -> tuple[torch.export.ExportedProgram, CacheShape]:
     """The model as it gives the next token, with batch, new tokens and tokens before as dynamic sides."""
     if model.task != "causal_lm":
-        raise ModelError("only a causal language model gives one token after another; leave out --with-generation")
+        raise ModelError(
+            "only a causal language model gives one token after another; leave out --with-generation"
+        )
     module: Any = model.module
     shape = cache_shape(module.encoder, module.arguments, mode)
     batch = torch.export.Dim("batch", min=1, max=4096)
@@ -153,7 +155,11 @@ def _record_decoding(
         exported = torch.export.export(
             NextToken(module.encoder, module.arguments).eval(),
             (ids, mask, *past),
-            dynamic_shapes=({0: batch, 1: new}, {0: batch, 1: before}, tuple({0: batch, 2: before} for _ in past)),
+            dynamic_shapes=(
+                {0: batch, 1: new},
+                {0: batch, 1: before},
+                tuple({0: batch, 2: before} for _ in past),
+            ),
         )
     except Exception as error:  # the model's own code runs here, and may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]

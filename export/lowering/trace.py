@@ -175,7 +175,9 @@ def _trace_decoding(segment: SegmentGraph, tensors: dict[str, Tensor]) -> Traced
             for axis, side in enumerate(value.shape)
             if isinstance(side, torch.SymInt)
         }
-        shape = [sizes[axes[name][axis]] if axis in axes[name] else int(s) for axis, s in enumerate(value.shape)]
+        shape = [
+            sizes[axes[name][axis]] if axis in axes[name] else int(s) for axis, s in enumerate(value.shape)
+        ]
         examples.append(torch.zeros(shape, dtype=value.dtype))
     shapes = tuple(dict.fromkeys(axes[name], torch.export.Dim.DYNAMIC) for name in program.input_names)
     with torch.no_grad():

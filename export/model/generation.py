@@ -60,7 +60,7 @@ class NextToken(nn.Module):
             ``logits`` (B, V) of the last token; then keys and values of each block in turn, (B, heads, P + N, size).
         """
         for kept in past:
-            torch._check(kept.shape[2] == past_mask.shape[1])
+            torch._check(kept.shape[2] == past_mask.shape[1])  # type: ignore[no-untyped-call]
         cache = DynamicCache()
         cache.layers = [_layer(key, value) for key, value in zip(past[::2], past[1::2], strict=True)]
         cache.layer_class_to_replicate = None

@@ -30,7 +30,8 @@ from edge_runtime.profile.facts import (
     tensors,
 )
 from edge_runtime.profile.measure import Observer, Settings
-from edge_runtime.profile.request import parse_request, prepared_beside
+from edge_runtime.package.prepared import prepared_beside
+from edge_runtime.profile.request import parse_request
 from edge_runtime.profile.run import profile_package
 from edge_runtime.profile.text import render_text
 from edge_runtime.protocol.signing import generate_key
