@@ -22,6 +22,7 @@ from coordinator.rounds.deltas import read_delta
 from coordinator.rounds.evaluation import INITIAL
 from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.rounds.presence import SLACK_S, askable, order_of_asking, patience_s
+from coordinator.rounds.releases import note_commit
 from coordinator.rounds.runs import Run, active_run, end_run
 from coordinator.rounds.selection import SelectableDevice, fit, substitute
 from coordinator.rounds.tasks import reserve
@@ -286,6 +287,7 @@ def _commit(
         reference_sha256=committed.reference,
         committed=count,
     )
+    note_commit(connection, run.run_id, number, committed.average or committed.values, now_s=now_s)
     if evaluation is not None and (last or count % evaluation.every_rounds == 0):
         evaluation_rows.add(connection, run.run_id, number, committed.average or committed.values)
     if last and evaluation is not None:

@@ -38,7 +38,7 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             ``allow_insecure_http``.
         state_folder: folder of the device's key, identity, downloads and unsent results.
         data: file of the device's examples, one JSON object a line: ``{"text": …, "label": …}``, or ``{"text": …}``
-            alone for language modelling; it never leaves the device.
+            alone for language modelling; it never leaves the device. A device that does not train may do without.
         device_name: name by which operators call the device; no two enrolled devices share one.
         device_class: name of the kind of device, such as ``"jetson-orin-nano"``; devices of one class have comparable
             memory.
@@ -59,11 +59,11 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             none.
         engine: inference engine that runs the programs: ``"onnxruntime"``, or ``"executorch"`` where that is installed,
             for packages exported for it.
+        train: whether the device takes tasks; one that does not only fetches releases, to use them.
     """
 
     coordinator_url: str
     state_folder: Path
-    data: Path
     device_name: Identifier
     device_class: Identifier
     publisher_key: PublicKey
@@ -78,6 +78,21 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     arithmetic: Arithmetic | None = None
     prefix_cache: Annotated[int, Meta(ge=0, le=MAX_SIZE_BYTES)] = 256 << 20
     engine: EngineName = "onnxruntime"
+    data: Path | None = None
+    train: bool = True
+
+    @property
+    def training_data(self) -> Path:
+        """File of the rows to train on.
+
+        Raises:
+            ConfigError: the configuration names none.
+        """
+        if self.data is None:
+            raise ConfigError(
+                "a key is missing: data; or set train = false, and the device only fetches releases"
+            )
+        return self.data
 
     @property
     def engine_threads(self) -> int:
@@ -124,6 +139,8 @@ def load_config(path: Path) -> DeviceConfig:
     try:
         sizes = {name: _size(name, table[name]) for name in _SIZES if name in table}
         config = read_struct({**table, **sizes}, DeviceConfig, dec_hook=resolve)
+        if config.train:
+            _ = config.training_data
         _check_url(config.coordinator_url, allow_insecure_http=config.allow_insecure_http)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error

@@ -256,4 +256,9 @@ MAX_THREADS = 256
 
 
 def _release(config: Path) -> Callable[[], tuple[Model, str]]:
-    raise ConfigError("not yet")
+    """A function that gives the device's release that is current at the moment."""
+    from edge_runtime.agent.config import load_config
+    from edge_runtime.serving.source import model_of_release
+
+    loaded = load_config(config)
+    return lambda: model_of_release(loaded)

@@ -42,7 +42,14 @@ from edge_runtime.serving.openapi import (
 )
 from edge_runtime.serving.session import InferenceSession
 from edge_runtime.serving.source import Model
-from edge_runtime.worker.inference_jobs import MAX_REQUEST_BYTES, Classified, Finished, GenerateText, Piece
+from edge_runtime.worker.inference_jobs import (
+    MAX_REQUEST_BYTES,
+    Classified,
+    Finished,
+    GenerateText,
+    InferenceJob,
+    Piece,
+)
 
 #: Connections that are answered at a time; more wait to be accepted.
 MAX_CONNECTIONS = 16
@@ -70,6 +77,7 @@ class Served:
         self._lock = threading.Lock()
         self._session: InferenceSession | None = None
         self._serving: tuple[Model, str] | None = None
+        self._job: InferenceJob | None = None
 
     def open(self) -> None:
         """Start the worker, so that what is wrong with the model is known before a port is opened.
@@ -122,14 +130,14 @@ class Served:
     def _ready_session(self) -> InferenceSession:
         """The worker that runs the current model; started anew where it ended or the model changed."""
         serving = self._current()
-        session = self._session
-        if session is not None and session.alive and not session.busy and serving == self._serving:
+        session, job = self._session, serving[0].job()
+        if session is not None and session.alive and not session.busy and job == self._job:
             return session
         if session is not None:
             session.close()
         model, release = serving
         model.prepare()
-        self._session, self._serving = self._start(model.job()), serving
+        self._session, self._serving, self._job = self._start(job), serving, job
         note("serving", package=model.package.manifest.name, release=release or "none")
         return self._session
 

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_runtime.agent.config import DeviceConfig
+from edge_runtime.agent.store import Store
 from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import ConfigError
 from edge_runtime.package.manifest import Arithmetic
@@ -77,6 +79,36 @@ class Model:
             engine=self.engine,
             sequence_limit=sequence_limit,
         )
+
+
+def model_of_release(config: DeviceConfig) -> tuple[Model, str]:
+    """The model of the release that a device's agent has made the current one, and the release's number.
+
+    Nothing is written, so it may run beside the agent.
+
+    Raises:
+        ConfigError: the device has taken no release yet.
+        ArtefactError: the package in the state folder cannot be read.
+    """
+    store = Store(config.state_folder, disk_quota_bytes=config.disk_quota)
+    taken = store.releases.state().current
+    if taken is None:
+        raise ConfigError(
+            f"this device has taken no release yet ({config.state_folder}); its coordinator's operator publishes one "
+            "with edge-coordinator release publish, and edge-runtime run fetches it; or name --package"
+        )
+    folder = store.packages.folder_of(taken.release.package)
+    package = Package.open(folder, config.publisher_key).for_engine(config.engine)
+    model = Model(
+        package,
+        store.releases.values_path(taken),
+        store.prepared_place(taken.release.package),
+        config.cap,
+        config.threads,
+        config.engine,
+        config.arithmetic,
+    )
+    return model, str(taken.release.number)
 
 
 def model_of_folder(
