@@ -136,20 +136,21 @@ class Agent:
 
     def _turn(self) -> float:
         self._deliver_pending()
+        setup = setup_of(self._config, self._engine)
         answer = self._client.check_in(
             CheckInRequest(
                 runtime_version=__version__,
                 cap_bytes=self._config.cap,
                 floor_bytes=self._floor_bytes,
                 example_count=0 if self._config.data is None else count_rows(self._config.data),
-                setup=setup_of(self._config, self._engine),
+                setup=setup,
                 trains=self._config.train,
-                release=self._store.releases.state().decided,
+                release=self._store.releases.state().decided_with(setup),
             )
         )
         if not isinstance(answer, SignedTask):
             if answer.release is not None:
-                self._take_release(answer.release)
+                self._take_release(answer.release, setup)
             wait_s = self._pace.asked(answer.after_min_s, answer.after_max_s)
             if isinstance(answer, NotEligible):
                 warn("not_eligible", code=answer.code, message=answer.message, wait_s=wait_s)
@@ -161,11 +162,12 @@ class Agent:
         self._deliver_pending()
         return self._pace.done()
 
-    def _take_release(self, signed: SignedRelease) -> None:
+    def _take_release(self, signed: SignedRelease, setup: str) -> None:
         """Decide about a release, and tell the coordinator what came of it."""
         event = take_release(
             signed,
             coordinator_key=self._identity.coordinator_public_key,
+            setup=setup,
             config=self._config,
             store=self._store,
             downloads=self._downloads,

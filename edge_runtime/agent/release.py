@@ -25,6 +25,7 @@ def take_release(
     signed: SignedRelease,
     *,
     coordinator_key: str,
+    setup: str,
     config: DeviceConfig,
     store: Store,
     downloads: Downloads,
@@ -35,6 +36,7 @@ def take_release(
     Args:
         signed: the release.
         coordinator_key: public key that must have signed it.
+        setup: what the device is set up with, as its check-ins say.
         config: the device's configuration.
         store: the device's state folder, locked by this process.
         downloads: the way to package and values.
@@ -51,14 +53,14 @@ def take_release(
     release = None
     try:
         release = decisions.open_release(signed, coordinator_key)
-        if release.number <= store.releases.state().decided:
+        if release.number <= store.releases.state().decided_with(setup):
             return None
         note("release_received", number=release.number, round=release.round, package=release.package)
         taken = _checked(release, config, store, downloads, launch)
     except UnreachableError:
         raise
     except decisions.LASTING as error:
-        return _refused(store, release, error)
+        return _refused(store, release, error, setup)
     reason = decisions.below_limits(taken)
     if reason is not None:
         store.releases.refuse(release.number)
@@ -67,11 +69,11 @@ def take_release(
     return decisions.describe_taken_release(taken)
 
 
-def _refused(store: Store, release: Release | None, error: EdgeError) -> DeviceEvent:
-    """The event of a release that this device can never use; one that cannot be trusted counts as not told of."""
+def _refused(store: Store, release: Release | None, error: EdgeError, setup: str) -> DeviceEvent:
+    """The event of a release that the device cannot use as it is; one that nobody trusts counts as not told of."""
     if release is None:
         return decisions.describe("release_untrusted", error, None)
-    store.releases.refuse(release.number)
+    store.releases.refuse(release.number, setup)
     reason = decisions.describe("", error, None).message
     return decisions.describe_refused_release(release, reason, store.releases.state().current)
 

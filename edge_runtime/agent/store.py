@@ -73,10 +73,18 @@ class ReleaseState(Struct, frozen=True):
     Attributes:
         decided: number of the newest release that it has taken or refused; 0 if there was none.
         current: the release in use; None before the first.
+        setup: what the device was set up with when it could not use the newest one; empty if that was decided for good.
     """
 
     decided: Count = 0
     current: TakenRelease | None = None
+    setup: str = ""
+
+    def decided_with(self, setup: str) -> int:
+        """Number of the newest release that need not be told of to a device that is set up so."""
+        if self.setup in ("", setup):
+            return self.decided
+        return 0 if self.current is None else self.current.release.number
 
 
 class ReleaseFiles:
@@ -133,9 +141,14 @@ class ReleaseFiles:
             if other not in kept:  # whoever has just read the old name still finds its values
                 other.unlink()
 
-    def refuse(self, number: int) -> None:
-        """Remember that a release is not used; the current one stays."""
-        state = msgspec.structs.replace(self.state(), decided=number)
+    def refuse(self, number: int, setup: str = "") -> None:
+        """Remember that a release is not used; the current one stays.
+
+        Args:
+            number: number of the release.
+            setup: what the device is set up with, if another setup could use the release.
+        """
+        state = msgspec.structs.replace(self.state(), decided=number, setup=setup)
         write_durably(self._folder / RELEASE, msgspec.json.encode(state), mode=0o600)
 
 
