@@ -9,9 +9,9 @@ from edge_runtime.data.batches import Tokenizer
 from edge_runtime.data.rows import Row
 from edge_runtime.errors import DataError
 from edge_runtime.execution.decoder import Decoder
+from edge_runtime.inference.requests import Finished, GenerateText, Piece, StopReason
 from edge_runtime.inference.sampling import Sampler
 from edge_runtime.package.slices import Values
-from edge_runtime.worker.inference_jobs import Finished, GenerateText, Piece, StopReason
 
 
 def generate(

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from edge_runtime.inference.requests import Sampling
 from edge_runtime.package.slices import FloatArray
-from edge_runtime.worker.inference_jobs import Sampling
 
 
 class Sampler:

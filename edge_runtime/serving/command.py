@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from edge_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
+    from edge_runtime.inference.requests import Sampling
     from edge_runtime.serving.source import Model
-    from edge_runtime.worker.inference_jobs import Sampling
 
 DEFAULT_CONFIG = Path("/etc/edge-runtime/device.toml")
 DEFAULT_ADDRESS = "127.0.0.1:8620"
@@ -206,7 +206,7 @@ def _address(text: str) -> tuple[str, int]:
 def _sampling(arguments: argparse.Namespace) -> Sampling:
     import msgspec
 
-    from edge_runtime.worker.inference_jobs import Sampling
+    from edge_runtime.inference.requests import Sampling
 
     fields = {name: getattr(arguments, name) for name in Sampling.__struct_fields__}
     try:

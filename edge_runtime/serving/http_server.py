@@ -26,6 +26,7 @@ from edge_runtime.errors import (
     EdgeError,
 )
 from edge_runtime.html.openapi_page import openapi_page
+from edge_runtime.inference.requests import Classified, Finished, GenerateText, Piece
 from edge_runtime.log import note, warn
 from edge_runtime.protocol.addresses import is_loopback
 from edge_runtime.serving.openapi import (
@@ -42,14 +43,7 @@ from edge_runtime.serving.openapi import (
 )
 from edge_runtime.serving.session import InferenceSession
 from edge_runtime.serving.source import Model
-from edge_runtime.worker.inference_jobs import (
-    MAX_REQUEST_BYTES,
-    Classified,
-    Finished,
-    GenerateText,
-    InferenceJob,
-    Piece,
-)
+from edge_runtime.worker.inference_jobs import MAX_REQUEST_BYTES, InferenceJob
 
 #: Connections that are answered at a time; more wait to be accepted.
 MAX_CONNECTIONS = 16

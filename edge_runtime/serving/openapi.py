@@ -8,9 +8,9 @@ import msgspec
 from msgspec import Struct
 
 from edge_runtime import __version__
+from edge_runtime.inference.requests import Classified, Finished, InputText, Piece, Sampling
 from edge_runtime.package.manifest import Arithmetic, TaskKind
 from edge_runtime.protocol.messages import Bytes, PositiveCount, Sha256
-from edge_runtime.worker.inference_jobs import Classified, Finished, InputText, Piece, Sampling
 
 PREDICT, HEALTH, DOCUMENT, PAGE = "/v1/predict", "/health", "/openapi.json", "/"
 JSON, JSON_LINES = "application/json", "application/x-ndjson"

@@ -9,9 +9,9 @@ from typing import Any, BinaryIO
 
 from edge_runtime.data.rows import Line, read_each_row
 from edge_runtime.errors import ArtefactError, DataError, DeviceError, EdgeError
+from edge_runtime.inference.requests import Finished, GenerateText, Sampling
 from edge_runtime.package.manifest import TaskKind
 from edge_runtime.serving.session import InferenceSession
-from edge_runtime.worker.inference_jobs import Finished, GenerateText, Sampling
 
 #: What a line of output holds.
 Fields = dict[str, Any]

@@ -14,20 +14,16 @@ from types import TracebackType
 import msgspec
 
 from edge_runtime.errors import WorkerError
-from edge_runtime.memory.sampler import Sampler
-from edge_runtime.worker.inference_jobs import (
-    Answer,
+from edge_runtime.inference.requests import (
     Classified,
     ClassifyText,
     Finished,
     GenerateText,
-    InferenceJob,
     Piece,
-    Ready,
-    Request,
-    RequestFailed,
     StopGenerating,
 )
+from edge_runtime.memory.sampler import Sampler
+from edge_runtime.worker.inference_jobs import Answer, InferenceJob, Ready, Request, RequestFailed
 from edge_runtime.worker.jobs import PhaseEntered, rebuild_error
 from edge_runtime.worker.process import RunningWorker, launch_worker, look, look_interval_s, why_ended
 

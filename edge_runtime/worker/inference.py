@@ -23,6 +23,7 @@ from edge_runtime.execution.decoder import Decoder
 from edge_runtime.execution.executor import Executor
 from edge_runtime.inference.classify import classify
 from edge_runtime.inference.generate import generate
+from edge_runtime.inference.requests import Classified, ClassifyText, GenerateText, StopGenerating
 from edge_runtime.memory.allocator import keep_freed_memory, release_library_code, return_freed_memory
 from edge_runtime.memory.enforcement import ran_out_of_memory
 from edge_runtime.memory.meter import Meter
@@ -34,14 +35,10 @@ from edge_runtime.package.slices import Values, decode_values
 from edge_runtime.worker.inference_jobs import (
     MAX_REQUEST_BYTES,
     Answer,
-    Classified,
-    ClassifyText,
-    GenerateText,
     InferenceJob,
     Ready,
     Request,
     RequestFailed,
-    StopGenerating,
 )
 from edge_runtime.worker.jobs import FAILURE_EXIT_CODE, PhaseEntered, describe_failure
 

@@ -12,10 +12,10 @@ from edge_runtime.errors import DataError, PackageError
 from edge_runtime.execution.decoder import Decoder
 from edge_runtime.execution.prepare import prepare
 from edge_runtime.inference.generate import StopStrings, generate
+from edge_runtime.inference.requests import Finished, GenerateText, Piece, Sampling
 from edge_runtime.memory.plan import Planner, Work
 from edge_runtime.package.manifest import Generation
 from edge_runtime.protocol.signing import generate_key
-from edge_runtime.worker.inference_jobs import Finished, GenerateText, Piece, Sampling
 from tests.edge_runtime.bigram import CORE, HIDDEN, WORDS, Bigram, write_bigram
 
 LIMIT = 16

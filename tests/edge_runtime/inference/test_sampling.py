@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from edge_runtime.inference.requests import Sampling
 from edge_runtime.inference.sampling import Sampler
-from edge_runtime.worker.inference_jobs import Sampling
 
 #: Probabilities 0.5, 0.25, 0.15, 0.1 of tokens 2, 0, 3, 1.
 LOGITS = np.log(np.array([0.25, 0.1, 0.5, 0.15], np.float32))
