@@ -25,6 +25,7 @@ def main() -> int:
     parser.add_argument("text")
     parser.add_argument("--tokens", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--no-spinning", action="store_true", help="threads that wait sleep")
     parser.add_argument("--requests", type=int, required=True)
     arguments = parser.parse_args()
     tokenizer = Tokenizer.from_file(str(arguments.tokenizer))
@@ -32,6 +33,8 @@ def main() -> int:
     tokenizer.no_padding()
     options = ort.SessionOptions()
     options.intra_op_num_threads = arguments.threads
+    if arguments.no_spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(str(arguments.model), options, providers=["CPUExecutionProvider"])
     seconds = []
     for _ in range(arguments.requests):

@@ -113,7 +113,7 @@ def _add_sampling(sub: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="STRING",
-        help="end the text before this string; may be given again",
+        help="end the text before this string; may be given again (default: none)",
     )
 
 

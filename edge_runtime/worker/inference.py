@@ -128,7 +128,15 @@ def serve(job: InferenceJob, requests: RequestLines) -> None:
     model = open_model(job, meter)
     meter.enter("answer")
     plan = model.plan
-    _write(Ready(model.executor.arithmetic, plan.choice.weights, plan.peak.total_bytes, model.sequence_limit))
+    _write(
+        Ready(
+            model.executor.arithmetic,
+            plan.choice.weights,
+            plan.peak.total_bytes,
+            model.sequence_limit,
+            meter.peak_bytes,
+        )
+    )
     while (request := requests.next()) is not None:
         try:
             for part in answer(model, request, requests.stop_waits):

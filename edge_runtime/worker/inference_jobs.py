@@ -61,12 +61,14 @@ class Ready(Struct, frozen=True, tag="ready"):
         weights: whether weights stay in memory or pass through it.
         predicted_peak_bytes: predicted peak memory.
         sequence_limit: largest number of tokens of a text.
+        load_peak_bytes: largest resident size until then.
     """
 
     arithmetic: Arithmetic
     weights: Literal["resident", "streamed"]
     predicted_peak_bytes: Bytes
     sequence_limit: PositiveCount
+    load_peak_bytes: Bytes = 0
 
 
 class RequestFailed(Struct, frozen=True, tag="failed"):
