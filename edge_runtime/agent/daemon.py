@@ -142,7 +142,7 @@ class Agent:
                 runtime_version=__version__,
                 cap_bytes=self._config.cap,
                 floor_bytes=self._floor_bytes,
-                example_count=0 if self._config.data is None else count_rows(self._config.data),
+                example_count=self._example_count(),
                 setup=setup,
                 trains=self._config.train,
                 release=self._store.releases.state().decided_with(setup),
@@ -161,6 +161,12 @@ class Agent:
             return self._pace.failed()
         self._deliver_pending()
         return self._pace.done()
+
+    def _example_count(self) -> int:
+        """Number of rows that the device trains on."""
+        if self._config.data is None or not self._config.train:
+            return 0
+        return count_rows(self._config.data, self._config.reading("train", self._store.split_key()))
 
     def _take_release(self, signed: SignedRelease, setup: str) -> None:
         """Decide about a release, and tell the coordinator what came of it."""
@@ -271,6 +277,7 @@ class Agent:
             prefix_cache_bytes=self._config.prefix_cache,
             engine=self._config.engine,
             reference_path=str(reference) if reference else "",
+            reading=self._config.reading("train", self._store.split_key()),
         )
         note("training", task_id=task.task_id, slices=len(task.slices), steps=task.steps)
         outcome = self._run_with_one_retry(job, deadline_s)

@@ -12,6 +12,7 @@ from edge_runtime.agent import decisions
 from edge_runtime.agent.config import DeviceConfig
 from edge_runtime.agent.downloads import Downloads
 from edge_runtime.agent.store import Store, TakenRelease
+from edge_runtime.data.rows import count_rows
 from edge_runtime.errors import EdgeError, UnreachableError
 from edge_runtime.log import note
 from edge_runtime.package.package import Package
@@ -97,7 +98,8 @@ def _checked(
         job = _prepare_job(config, package, str(prepared))
         outcome = finish_worker(launch(job), PrepareOutcome)
         note("prepared", package=release.package, arithmetic=outcome.arithmetic, seconds=outcome.seconds)
-    if config.data is None:
+    reading = config.reading("evaluation", store.split_key())
+    if config.data is None or count_rows(config.data, reading) == 0:
         return TakenRelease(release)
     check = EvaluateJob(
         package_folder=str(package.folder),
@@ -109,6 +111,7 @@ def _checked(
         cap_bytes=config.cap,
         threads=config.engine_threads,
         engine=config.engine,
+        reading=reading,
     )
     scores = finish_worker(launch(check), EvaluateOutcome)
     return TakenRelease(release, scores.accuracy, scores.mean_loss, scores.rows)

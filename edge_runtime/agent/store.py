@@ -4,6 +4,7 @@
 
     lock                held by the running agent
     device.key          the device's private key (mode 0600)
+    split.key           which rows are for evaluation (mode 0600)
     identity.json       the device's id and the coordinator's pinned key
     pending.result      a result that the coordinator has not acknowledged yet
     release.json        which release the device uses, and which it has decided about
@@ -16,6 +17,7 @@ Every file is written beside its place, flushed and renamed, so a power cut leav
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +38,7 @@ KEY = "device.key"
 IDENTITY = "identity.json"
 PENDING = "pending.result"
 PREPARED = "prepared"
+SPLIT_KEY, SPLIT_KEY_BYTES = "split.key", 32
 RELEASE, RELEASE_VALUES = "release.json", "release"
 
 
@@ -206,6 +209,25 @@ class Store:
             key.save(path)
         except OSError as error:
             raise ConfigError(f"cannot write the key file {path}: {error.strerror}") from error
+        return key
+
+    def split_key(self) -> bytes:
+        """The key by which the device tells rows for evaluation from rows to train on, made on first use.
+
+        Raises:
+            ConfigError: the file is there but cannot be read, or cannot be written.
+        """
+        path = self.folder / SPLIT_KEY
+        try:
+            if not path.exists():
+                write_durably(path, os.urandom(SPLIT_KEY_BYTES), mode=0o600)
+            key = path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"cannot use {path}: {error.strerror}") from error
+        if len(key) != SPLIT_KEY_BYTES:
+            raise ConfigError(
+                f"{path} has {len(key)} bytes, not {SPLIT_KEY_BYTES}; remove it, and rows are split anew"
+            )
         return key
 
     def has_key(self) -> bool:

@@ -15,6 +15,7 @@ from typing import TypeVar
 from msgspec import Struct
 
 from edge_runtime import errors
+from edge_runtime.data.reading import Reading
 from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import EdgeError, WorkerError
 from edge_runtime.memory.plan import ExecutionChoice, Plan
@@ -54,6 +55,7 @@ class TrainJob(Struct, frozen=True, tag="train"):
         prefix_cache_bytes: size that the prefix cache may have, in a file beside ``delta_path``.
         engine: name of the engine.
         reference_path: path of the file with the task's ``reference``; empty if it has none.
+        reading: which rows of the data file are trained on, and how they are found.
     """
 
     package_folder: str
@@ -70,6 +72,7 @@ class TrainJob(Struct, frozen=True, tag="train"):
     prefix_cache_bytes: Bytes = 0
     engine: EngineName = "onnxruntime"
     reference_path: str = ""
+    reading: Reading = Reading()
 
 
 class BinMeasure(Struct, frozen=True):
@@ -147,6 +150,7 @@ class EvaluateJob(Struct, frozen=True, tag="evaluate"):
         cap_bytes: memory that the kernel holds the worker to.
         threads: number of threads of the engine.
         engine: name of the engine.
+        reading: which rows of the data file are evaluated, and how they are found.
     """
 
     package_folder: str
@@ -158,6 +162,7 @@ class EvaluateJob(Struct, frozen=True, tag="evaluate"):
     cap_bytes: Bytes
     threads: PositiveCount = 1
     engine: EngineName = "onnxruntime"
+    reading: Reading = Reading()
 
 
 class EvaluateOutcome(Struct, frozen=True):

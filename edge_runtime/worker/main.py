@@ -200,7 +200,7 @@ def _load(
     prepared = PreparedPackage.open(package, Path(job.prepared_folder), engine.version)
     manifest = package.manifest
     values = decode_values(_read(job.state_path, "slice values"), manifest.slices)
-    rows = load_rows(Path(job.data_path), manifest.labels)
+    rows = load_rows(Path(job.data_path), manifest.labels, job.reading)
     limit = min(sequence_limit, manifest.sequence_limit)
     release_library_code()  # imports have run
     predicts_text = manifest.task == "causal_lm"

@@ -76,18 +76,38 @@ def test_the_manifest_says_what_is_cached(exported_decoder, decoder_model: Path)
     assert len({segment.decode for segment in manifest.segments}) == 3  # both blocks share one
 
 
-def test_other_models_are_refused(tiny_model: Path) -> None:
+class _Forgetful(torch.nn.Module):
+    """A model that takes a cache and keeps nothing in it."""
+
+    def forward(self, input_ids: torch.Tensor, **_: object) -> torch.Tensor:
+        return input_ids
+
+
+class _Uncached(torch.nn.Module):
+    """A model that knows of no cache."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return input_ids * attention_mask
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (_Uncached(), "does not generate from cached keys and values"),
+        (_Forgetful(), "does not keep keys and values of one shape in every block"),
+    ],
+)
+def test_other_models_are_refused(model: torch.nn.Module, message: str) -> None:
     """A model that keeps no keys and values is named as such."""
-    encoder = tiny.make_model("bert", vocab_size=96)
-    with pytest.raises(ModelError, match="does not generate from cached keys and values"):
-        cache_shape(encoder, {}, FakeTensorMode(allow_non_fake_inputs=True))
+    with pytest.raises(ModelError, match=message):
+        cache_shape(model, {}, FakeTensorMode(allow_non_fake_inputs=True))
 
 
-def test_a_classifier_does_not_generate(tiny_model: Path, tmp_path: Path, capsys) -> None:
+def test_a_classifier_does_not_generate(tmp_path: Path, capsys) -> None:
     """The option with ``--labels`` ends at once, with what to do."""
     (tmp_path / "rows.jsonl").write_text('{"text": "good", "label": "good"}\n')
     (tmp_path / "labels.json").write_text(json.dumps(tiny.LABELS))
-    words = ("package", tiny_model, "--labels", tmp_path / "labels.json", "--output", tmp_path / "package")
+    words = ("package", tmp_path, "--labels", tmp_path / "labels.json", "--output", tmp_path / "package")
     options = ("--check-data", tmp_path / "rows.jsonl", "--key", tmp_path / "key", "--with-generation")
     assert main([*map(str, words), *map(str, options)]) == 11
     assert "--with-generation is for --task causal_lm" in capsys.readouterr().err
