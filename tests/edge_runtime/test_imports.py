@@ -21,7 +21,10 @@ AGENT_MODULES = [
     "edge_runtime.agent.decisions",
     "edge_runtime.durable",
     "edge_runtime.agent.enrolment",
+    "edge_runtime.agent.doctor",
     "edge_runtime.agent.downloads",
+    "edge_runtime.agent.host",
+    "edge_runtime.agent.status",
     "edge_runtime.agent.release",
     "edge_runtime.errors",
     "edge_runtime.worker.jobs",
@@ -80,7 +83,19 @@ def test_the_agent_loads_no_engine() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["run"], ["enrol"], ["check"], ["status"], ["plan"], ["profile"], ["predict"], ["serve"]]
+    "command",
+    [
+        [],
+        ["run"],
+        ["enrol"],
+        ["check"],
+        ["doctor"],
+        ["status"],
+        ["plan"],
+        ["profile"],
+        ["predict"],
+        ["serve"],
+    ],
 )
 def test_the_command_line_explains_itself_without_libraries(command: list[str]) -> None:
     """Help needs nothing but the standard library."""
