@@ -151,7 +151,7 @@ def memory_cgroup(host: Host, memory_limit: Callable[[int], MemoryLimit]) -> Dia
         return Diagnosis(
             "memory cgroup",
             "WARN",
-            "the kernel was started with cgroup_disable=memory, and drops memory limits silently",
+            "the kernel runs without memory control groups (cgroup_disable=memory), and drops limits silently",
             f"append {MEMORY_WORDS} to the one line of {place}, and restart",
         )
     limit = memory_limit(TRIAL_BYTES)

@@ -48,7 +48,15 @@ class Host:
 
     @property
     def memory_cgroup_disabled(self) -> bool:
-        """Whether the kernel was started without memory control groups; of several words the last counts."""
+        """Whether the kernel was started without memory control groups.
+
+        Firmware may put a word on its line, of which the last counts; or the kernel leaves them out by itself, as older
+        ones of the Raspberry Pi do, and says so in its list of controllers.
+        """
+        for line in self.text("proc/cgroups").splitlines():
+            name, *_, enabled = line.split() or [""]
+            if name == "memory" and enabled == "0":
+                return True
         disabled = False
         for word in self.text("proc/cmdline").split():
             name, _, value = word.partition("=")

@@ -46,8 +46,9 @@ def test_a_raspberry_pi_without_memory_groups_is_told_the_words_and_the_file(tmp
     pi = machine(tmp_path / "pi", {**files, "boot/firmware/cmdline.txt": "rootwait\n"})
     found = doctor.memory_cgroup(pi, lambda _: NO_GROUP)
     assert found.line == (
-        "WARN memory cgroup: the kernel was started with cgroup_disable=memory, and drops memory limits silently; "
-        "append cgroup_enable=memory cgroup_memory=1 to the one line of /boot/firmware/cmdline.txt, and restart"
+        "WARN memory cgroup: the kernel runs without memory control groups (cgroup_disable=memory), and drops "
+        "limits silently; append cgroup_enable=memory cgroup_memory=1 to the one line of "
+        "/boot/firmware/cmdline.txt, and restart"
     )
 
 

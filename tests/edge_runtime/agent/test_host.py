@@ -34,6 +34,13 @@ def test_the_last_word_about_memory_groups_counts(tmp_path: Path, words: str, di
     assert machine(tmp_path, {"proc/cmdline": words}).memory_cgroup_disabled is disabled
 
 
+def test_a_kernel_that_leaves_memory_groups_out_says_so_in_its_list(tmp_path: Path) -> None:
+    """Without a word on its line; a kernel that has them says 1."""
+    header = "#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpu\t0\t39\t1\n"
+    assert machine(tmp_path / "a", {"proc/cgroups": header + "memory\t0\t39\t0\n"}).memory_cgroup_disabled
+    assert not machine(tmp_path / "b", {"proc/cgroups": header + "memory\t0\t39\t1\n"}).memory_cgroup_disabled
+
+
 def test_a_board_is_known_by_its_device_tree_before_its_firmware(tmp_path: Path) -> None:
     """The model ends in a zero byte; where there is no device tree the firmware's name counts, else nothing."""
     assert Host(tmp_path).board == ""
