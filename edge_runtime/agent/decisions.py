@@ -11,11 +11,14 @@ from edge_runtime.errors import (
     CapExceededError,
     ConfigError,
     DataError,
+    DeviceError,
     EdgeError,
     OutOfMemoryError,
     PackageError,
     ProtocolError,
+    RefusedError,
     SignatureError,
+    UnreachableError,
 )
 from edge_runtime.figures import size, whole_size
 from edge_runtime.package.manifest import Manifest, parse_manifest
@@ -137,6 +140,16 @@ def admit_files(manifest: Manifest, config: DeviceConfig) -> None:
             f"package {manifest.name} has {size(total_bytes)} and disk_quota is {size(config.disk_quota)}; "
             "raise it, or export a smaller package"
         )
+
+
+def may_pass(error: EdgeError) -> bool:
+    """Whether a release that met an error may be taken at the next check-in, with nothing changed here or in it.
+
+    An error of the device that is of no class of its own is of this kind: downloads that do not fit the disk now.
+    """
+    if isinstance(error, RefusedError):
+        return error.code in FINAL_REFUSALS | PASSING_REFUSALS
+    return isinstance(error, UnreachableError) or type(error) is DeviceError
 
 
 def below_limits(taken: TakenRelease) -> str | None:

@@ -13,7 +13,7 @@ from edge_runtime.agent.config import DeviceConfig
 from edge_runtime.agent.downloads import Downloads
 from edge_runtime.agent.store import Store, TakenRelease
 from edge_runtime.data.rows import count_rows
-from edge_runtime.errors import EdgeError, UnreachableError
+from edge_runtime.errors import EdgeError
 from edge_runtime.log import note
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import is_current
@@ -47,8 +47,8 @@ def take_release(
         What operators want to know; None if the device has decided about it before.
 
     Raises:
-        UnreachableError: the coordinator does not answer; the device has not decided.
-        EdgeError: something went wrong here that may pass, such as a full disk; likewise.
+        EdgeError: something went wrong that may pass, such as a coordinator that does not answer, or a full disk; the
+            device has not decided.
         OSError: likewise.
     """
     release = None
@@ -58,9 +58,9 @@ def take_release(
             return None
         note("release_received", number=release.number, round=release.round, package=release.package)
         taken = _checked(release, config, store, downloads, launch)
-    except UnreachableError:
-        raise
-    except decisions.LASTING as error:
+    except EdgeError as error:
+        if decisions.may_pass(error):
+            raise
         return _refused(store, release, error, setup)
     reason = decisions.below_limits(taken)
     if reason is not None:

@@ -265,6 +265,65 @@ def test_a_release_that_does_not_fit_the_configuration_is_refused(
     assert board.current.release.number == 1
 
 
+FAILING = """
+import json, sys
+job = json.load(sys.stdin)
+print(json.dumps({"kind": "KIND", "message": "as it is"}))
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize(
+    "kind", ["SliceError", "DataError", "OutOfMemoryError", "WorkerError", "PreparationError"]
+)
+def test_whatever_a_worker_meets_costs_the_release_alone(
+    board: Board, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values that do not fit, rows that cannot be read, memory that is short: the agent goes on as before."""
+    monkeypatch.setattr(sys.modules[__name__], "WORKER", FAILING.replace("KIND", kind))
+    agent = board.start()
+    board.tell(1)
+    assert 10 <= agent.turn() <= 20
+    ((code, message),) = board.events()
+    assert (code, kind in message) == ("release_refused", True)
+    assert board.current is None
+
+
+def test_values_that_the_coordinator_lost_cost_the_release_alone(board: Board) -> None:
+    """A blob that is not there is told, and the device does not wait an hour for it."""
+    agent, release = board.start(), board.tell(1)
+    del board.coordinator.blobs[release.values]
+    assert 10 <= agent.turn() <= 20
+    ((code, message),) = board.events()
+    assert (code, "no such blob" in message) == ("release_refused", True)
+
+
+def test_a_malformed_release_is_told_and_changes_nothing(board: Board) -> None:
+    """Signed by the right key and no release all the same: the device asks on in its window."""
+    text = '{"number": 0}'
+    signed = SignedRelease(text, board.coordinator.key.sign(text.encode()))
+    agent = board.start()
+    board.coordinator.answers.append(ComeBack(10.0, 20.0, "no run", signed))
+    assert 10 <= agent.turn() <= 20
+    assert [code for code, _ in board.events()] == ["release_untrusted"]
+
+
+def test_a_full_disk_is_waited_for(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where downloads do not fit now, nothing is decided."""
+    import shutil
+
+    agent = board.start()
+    board.tell(1)
+    full = shutil.disk_usage("/")._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    agent.turn()
+    assert [code for code, _ in board.events()] == ["device_failed"]
+    monkeypatch.undo()
+    board.tell(1)
+    agent.turn()
+    assert board.current.release.number == 1
+
+
 def test_a_download_that_fails_is_tried_again(board: Board) -> None:
     """Where the coordinator goes away in between, nothing is decided, and the next turn ends it."""
     agent = board.start()
