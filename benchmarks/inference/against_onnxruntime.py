@@ -11,6 +11,7 @@ under the smallest that it takes, where they pass through memory a segment at a 
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from statistics import median
@@ -79,6 +80,9 @@ def main() -> int:
     figures = [
         *(row for cap, measured in ours.items() for row in _beside(cap, measured, theirs)),
         figure("onnxruntime: time of one text", "seconds", [each["seconds"] for each in theirs]),
+        figure(
+            "onnxruntime: processor time of one text", "seconds", [each["processor_s"] for each in theirs]
+        ),
         figure("onnxruntime: peak", "bytes", [int(each["peak_bytes"]) for each in theirs]),
     ]
     conditions = {
@@ -103,8 +107,10 @@ def _beside(cap: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) 
         figure(
             f"{cap} cap: time of one text, relative to onnxruntime", "times", ratios("seconds"), TIME_REACH
         ),
+        figure(f"{cap} cap: processor time of one text, relative", "times", ratios("processor_s")),
         figure(f"{cap} cap: peak of the worker, relative", "times", ratios("peak_bytes"), PEAK_REACH),
         figure(f"{cap} cap: time of one text", "seconds", [each["seconds"] for each in ours]),
+        figure(f"{cap} cap: processor time of one text", "seconds", [each["processor_s"] for each in ours]),
         figure(f"{cap} cap: peak of the worker", "bytes", [int(each["peak_bytes"]) for each in ours]),
     ]
 
@@ -112,20 +118,29 @@ def _beside(cap: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) 
 def _runtime(job: InferenceJob, text: str) -> dict[str, Any]:
     """Median seconds of a request to a fresh worker, and the worker's peak."""
     with InferenceSession.start(job) as session:
-        seconds = []
+        process_id, seconds = session._worker.process.pid, []
+        processor_s = _processor_seconds(process_id)
         for _ in range(REQUESTS):
             started = time.perf_counter()
             answer = session.classify(text)
             seconds.append(time.perf_counter() - started)
-        status = Path(f"/proc/{session._worker.process.pid}/status").read_text()
+        processor_s = (_processor_seconds(process_id) - processor_s) / REQUESTS
+        status = Path(f"/proc/{process_id}/status").read_text()
         peak = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
         return {
             "seconds": median(seconds[len(seconds) // 4 :]),
+            "processor_s": processor_s,
             "peak_bytes": max(peak, session.ready.load_peak_bytes),
             "cap_bytes": job.cap_bytes,
             "tokens": answer.tokens,
             "arithmetic": session.ready.arithmetic,
         }
+
+
+def _processor_seconds(process_id: int) -> float:
+    """Time that all threads of a process have run."""
+    fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _peer(model: Path, tokenizer: Path, text: str, threads: int, more: tuple[str, ...]) -> dict[str, Any]:
