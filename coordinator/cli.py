@@ -130,6 +130,11 @@ def _add_runs(
     new.set_defaults(command=_new_run)
     create = run.add_parser("create", parents=[where], help="queue a run")
     create.add_argument("config", type=Path, metavar="run.toml", help="the run's configuration")
+    create.add_argument(
+        "--one-visit",
+        action="store_true",
+        help="train nothing: ask every device once for sums, and solve for the head in closed form",
+    )
     create.set_defaults(command=_create_run)
     listing = run.add_parser("list", parents=[where], help="list all runs")
     listing.set_defaults(command=_list_runs)
@@ -276,10 +281,11 @@ def _new_run(arguments: argparse.Namespace) -> int:
 
 def _create_run(arguments: argparse.Namespace) -> int:
     from coordinator.admin.choice import OPEN
-    from coordinator.config import read_run_config
+    from coordinator.config import one_visit, read_run_config
 
+    config = read_run_config(arguments.config)
     client = _client(arguments)
-    run_id = client.create_run(read_run_config(arguments.config))
+    run_id = client.create_run(one_visit(config) if arguments.one_visit else config)
     print(run_id)
     before = [run for run in client.list_runs() if run.state in OPEN and run.run_id != run_id]
     if before:

@@ -221,12 +221,15 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 
 def _trained(arguments: argparse.Namespace) -> tuple[Package, Values]:
+    from edge_runtime.package.block_head import with_block_head
     from edge_runtime.package.package import Package
-    from edge_runtime.package.slices import decode_values
+    from edge_runtime.package.slices import decode_values, head_of
 
     package = Package.open(arguments.package, arguments.publisher_key)
     package.verify_files()
-    return package, decode_values(arguments.slices.read_bytes(), package.manifest.slices)
+    data = arguments.slices.read_bytes()
+    package = Package(package.folder, with_block_head(package.manifest, *head_of(data)), package.sha256)
+    return package, decode_values(data, package.manifest.slices)
 
 
 def _labels(arguments: argparse.Namespace) -> tuple[str, ...]:

@@ -165,7 +165,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "edge_runtime/training",
         "coordinator/storage",
     },
-    "coordinator/aggregation": {"edge_runtime", "edge_runtime/package", "coordinator"},
+    "coordinator/aggregation": {
+        "edge_runtime",
+        "edge_runtime/package",
+        "edge_runtime/training",
+        "coordinator",
+    },
     "coordinator/rounds": {
         "edge_runtime",
         "edge_runtime/data",
@@ -319,6 +324,7 @@ WITHOUT_TEST_FILE = {
     "edge_runtime/engines/choice.py",
     "edge_runtime/engines/engine.py",
     "edge_runtime/engines/names.py",
+    "edge_runtime/execution/flow.py",
     "edge_runtime/execution/layout.py",
     "edge_runtime/exit_status.py",
     "edge_runtime/html/style.py",

@@ -93,6 +93,8 @@ def newest_for(stores: Stores, connection: sqlite3.Connection, decided: int) -> 
             sequence_limit=min(run.config.sequence_limit, run.manifest.sequence_limit),
             lowest_accuracy=row.lowest_accuracy,
             highest_loss=row.highest_loss,
+            features=run.config.features,
+            pooling=run.config.pooling,
         )
     ).decode()
     return SignedRelease(text, stores.key.sign(text.encode()))

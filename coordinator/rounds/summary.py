@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from coordinator.config import RunConfig
 from coordinator.rounds.presence import SLACK_S
-from coordinator.rounds.runs import Run, active_run
+from coordinator.rounds.runs import Run, active_run, expected_rounds
 from coordinator.rounds.tasks import least_required_bytes
 from coordinator.storage import (
     device_rows,
@@ -231,6 +231,7 @@ def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = T
     row = run_rows.get(connection, run.run_id)
     evaluations = {scores.round: scores for scores in evaluation_rows.done(connection, run.run_id)}
     initial = evaluations.get(-1)
+    devices = len(device_rows.not_set_aside(connection, run.run_id))
     rounds = []
     if with_rounds:
         rounds = [
@@ -242,8 +243,8 @@ def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = T
         name=run.config.name,
         state=run.state,
         reason=row.reason,
-        rounds_committed=run.committed,
-        rounds_wanted=run.config.rounds,
+        rounds_committed=row.rounds_done,
+        rounds_wanted=max(row.rounds_done, expected_rounds(run.config, devices)),
         initial_accuracy=initial.accuracy if initial else None,
         initial_loss=initial.mean_loss if initial else None,
         created_s=row.created_s,
@@ -308,7 +309,7 @@ def _standing_in_run(connection: sqlite3.Connection, run: Run, row: sqlite3.Row)
     held = task_rows.find_open(connection, run.run_id, row["device_id"])
     if held is not None:
         return ("working" if held.state == "working" else "asked"), ""
-    needed = least_required_bytes(connection, run, row["floor_bytes"])
+    needed = least_required_bytes(connection, run, row["floor_bytes"], row["example_count"])
     if needed > row["cap_bytes"]:
         return "cap too small", f"run {run.run_id} needs {needed} bytes, the cap is {row['cap_bytes']}"
     return None

@@ -129,15 +129,20 @@ class Simulation:
         with self.stores.storage.reading() as connection:
             run = run_rows.get(connection, self.arm.run_id)
             open_tasks = simulation_rows.count_open_tasks(connection)
-        return (run.state, run.next_round, run.committed, run.abandoned_in_a_row, open_tasks)
+        return (
+            run.state,
+            run.phase,
+            run.next_round,
+            run.rounds_done,
+            run.abandoned_in_a_row,
+            open_tasks,
+        )
 
     def _evaluate(self) -> Ending | None:
         """Make the evaluations that wait."""
         while (waiting := evaluation.next_evaluation(self.stores)) is not None:
             job = waiting.job
-            outcome = self._bench.evaluate(
-                job.package_sha256, self._state_of(job.state_path), job.sequence_limit, job.cap_bytes
-            )
+            outcome = self._bench.evaluate(job, self._state_of(job.state_path))
             ending = judge_evaluation(self.arm, waiting.round, outcome)
             if not math.isfinite(outcome.mean_loss):
                 return stop(self.arm, ending, self.now_s)

@@ -55,6 +55,14 @@ def first_pending(connection: sqlite3.Connection) -> PendingEvaluation | None:
     return None if row is None else PendingEvaluation(**row)
 
 
+def is_known(connection: sqlite3.Connection, run_id: str, number: int) -> bool:
+    """Whether an evaluation after a round was asked for, whatever came of it."""
+    row = connection.execute(
+        "SELECT 1 FROM evaluations WHERE run_id = ? AND round = ?", (run_id, number)
+    ).fetchone()
+    return row is not None
+
+
 def has_pending(connection: sqlite3.Connection, run_id: str) -> bool:
     """Whether an evaluation of a run waits."""
     row = connection.execute(

@@ -214,6 +214,13 @@ def set_devices_aside(connection: sqlite3.Connection) -> None:
     )
 
 
+def visit_devices(connection: sqlite3.Connection) -> None:
+    """Phases in which every device is asked once, and which phase each round belongs to."""
+    connection.execute("ALTER TABLE runs ADD COLUMN phase TEXT NOT NULL DEFAULT 'training'")
+    connection.execute("ALTER TABLE runs ADD COLUMN visit_rounds INTEGER NOT NULL DEFAULT 0")
+    connection.execute("ALTER TABLE rounds ADD COLUMN phase TEXT NOT NULL DEFAULT 'training'")
+
+
 def publish_releases(connection: sqlite3.Connection) -> None:
     """Values that devices are to use; runs that publish each round; and devices that take no tasks."""
     connection.execute("ALTER TABLE devices ADD COLUMN trains INTEGER NOT NULL DEFAULT 1")
@@ -249,5 +256,6 @@ ALL = (
     mark_gated_rounds,
     index_what_is_open,
     set_devices_aside,
+    visit_devices,
     publish_releases,
 )

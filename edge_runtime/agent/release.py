@@ -112,6 +112,8 @@ def _checked(
         threads=config.engine_threads,
         engine=config.engine,
         reading=reading,
+        features=release.features,
+        pooling=release.pooling,
     )
     scores = finish_worker(launch(check), EvaluateOutcome)
     return TakenRelease(release, scores.accuracy, scores.mean_loss, scores.rows)

@@ -13,7 +13,8 @@ import numpy as np
 
 from edge_runtime.engines.engine import Array, Engine
 from edge_runtime.errors import PackageError
-from edge_runtime.execution.executor import Executor, Flow
+from edge_runtime.execution.executor import Executor
+from edge_runtime.execution.flow import Flow
 from edge_runtime.memory.plan import PROMPT_TOKENS, WeightsMode, decode_program
 from edge_runtime.package.manifest import Generation, Manifest, Program
 from edge_runtime.package.prepared import PreparedPackage

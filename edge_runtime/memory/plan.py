@@ -100,6 +100,7 @@ class Work(Struct, frozen=True):
             empty for evaluation and where the head alone is trained.
         update: way to the slices' gradient: estimated by forward mode, computed by backpropagation, or estimated by
             zero order.
+        sums_bytes: memory of the sums from which a head is solved in closed form; 0 where it is not.
         keeps_tokenizer: whether the tokenizer stays, because texts come while the programs are loaded.
         generates: whether text is generated, one example of up to ``sequence`` tokens, by the decode programs.
     """
@@ -109,6 +110,7 @@ class Work(Struct, frozen=True):
     draws: int
     slices: tuple[str, ...]
     update: Update = "forward"
+    sums_bytes: int = 0
     keeps_tokenizer: bool = False
     generates: bool = False
 
@@ -123,7 +125,7 @@ class PeakPrediction(Struct, frozen=True):
         weights_bytes: mapped weights.
         live_bytes: largest live set of tensors of any program.
         waiting_bytes: values that wait between segments.
-        slices_bytes: values, change, gradient and directions of the slices.
+        slices_bytes: values, change, gradient and directions of the slices, and sums for a head in closed form.
         load_bytes: peak before the first step.
     """
 
@@ -281,6 +283,9 @@ class Planner:
         repacked = [repacked_bytes(segment, self.arithmetic) for segment in manifest.segments]
         hidden = tokens * manifest.base.hidden_size * FLOAT_BYTES * self._waiting_rows(first, work, choice)
         masks = tokens * work.sequence * FLOAT_BYTES
+        # What a head over several blocks reads, its tangents, and once more as features.
+        read = len(manifest.head_blocks or ()) * (2 + (choice.draws_at_a_time if work.slices else 0))
+        pooled = work.batch_size * manifest.base.hidden_size * FLOAT_BYTES * read
         labels = tokens * _ITEM_BYTES["int64"] if manifest.task == "causal_lm" else 0
         trained = sum(spec.dimensions for spec in manifest.slices) * FLOAT_BYTES
         tangents = (
@@ -302,8 +307,8 @@ class Planner:
             + (sum(repacked) if choice.weights == "resident" else max(repacked)),
             weights_bytes=self._weights_bytes(choice),
             live_bytes=self._live_bytes(work, choice),
-            waiting_bytes=hidden + masks + labels,
-            slices_bytes=SLICE_COPIES * trained + 2 * tangents,
+            waiting_bytes=hidden + masks + labels + pooled,
+            slices_bytes=SLICE_COPIES * trained + 2 * tangents + work.sums_bytes,
             load_bytes=self._floor_bytes + max(0, tokenizer - RELEASED_AT_LOAD_BYTES),
         )
 
@@ -314,15 +319,16 @@ class Planner:
             PackageError: the package has no adjoint programs for backpropagation; or no decode programs where text is
                 generated.
         """
-        segments, first = self.manifest.segments, first_segment(self.manifest, work.slices)
+        segments, first = self.manifest.segments_run, first_segment(self.manifest, work.slices)
         if work.generates:
             return [decode_program(self.manifest, index) for index in range(len(segments))]
         if work.update == "zero_order":
             first = None
         if work.update != "backprop" or first is None:
             return [program_name(segment, index, first) for index, segment in enumerate(segments)]
-        # The head's adjoint gives the head's values too.
-        forwards = [segment.primal for segment in segments[:-1]]
+        # The head's adjoint gives the head's values too; a head over several blocks has no program.
+        blocks = segments if self.manifest.head_blocks else segments[:-1]
+        forwards = [segment.primal for segment in blocks]
         indices = reversed(range(first, len(segments)))
         return [*forwards, *(adjoint_program(self.manifest, index, self.arithmetic) for index in indices)]
 
@@ -332,8 +338,8 @@ class Planner:
             return 1
         if work.update == "forward":
             return 1 + choice.draws_at_a_time
-        kept = len(self.manifest.segments) - 1 - first if choice.inputs == "memory" else 1
-        return 1 + kept
+        blocks = len(self.manifest.segments_run) - (not self.manifest.head_blocks)
+        return 1 + (blocks - first if choice.inputs == "memory" else 1)
 
     def _live_bytes(self, work: Work, choice: ExecutionChoice) -> int:
         """Largest live set of any program. Programs planned ahead count with what they take beyond their plan."""
@@ -392,7 +398,7 @@ class Planner:
             sweeps = -(-work.draws // choice.draws_at_a_time)
         runs = -(-work.batch_size // choice.micro_batch)
         seconds = 0.0
-        for index in range(1, len(self.manifest.segments)):
+        for index in range(1, len(self.manifest.segments_run)):
             carries = first is not None and index >= first
             block, programs = measured.primal_s, 1
             if carries and back:

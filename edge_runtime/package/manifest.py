@@ -46,7 +46,8 @@ Quantisation = Literal["int8", "int4", "none"]
 #: How the features of a classifier's head are made of the last hidden states: their mean over real tokens, the first
 #: token's or the last real token's, each divided by its root mean square; or by the pooling and the frozen layers of
 #: the classifier that the model folder had (``own``), as they are.
-Features = Literal["mean", "first", "last", "own"]
+#: A run's head over several blocks may also take the largest over real tokens (``max``).
+Features = Literal["mean", "first", "last", "own", "max"]
 #: Arithmetics that use matrices as the package stores them; the engine repacks these when it loads a program.
 BLOCK_ARITHMETICS: frozenset[Arithmetic] = frozenset({"block_int8", "block_int4"})
 #: A quantised matrix X (N outputs, K inputs) is stored as levels and scales: uint8 (N, K/32, 32), float32 (N, K/32).
@@ -350,6 +351,8 @@ class Manifest(Struct, frozen=True):
         own_labels: for ``own`` features, labels in the order of the classes that the folder's classifier has; UNSET for
             others.
         generation: how the package gives a text token by token; None if it has no decode programs.
+        head_blocks: numbers of the blocks that the head reads side by side, in a run that asks for it
+            (:mod:`edge_runtime.package.block_head`); UNSET in every package's file.
     """
 
     format_version: PositiveCount
@@ -372,6 +375,7 @@ class Manifest(Struct, frozen=True):
     features: Features | UnsetType = UNSET
     own_labels: Annotated[tuple[Text, ...], Meta(max_length=100_000)] | UnsetType = UNSET
     generation: Generation | None = None
+    head_blocks: tuple[Count, ...] | UnsetType = UNSET
 
     def slice_named(self, name: str) -> SliceSpec:
         """The slice of that name.
@@ -385,6 +389,11 @@ class Manifest(Struct, frozen=True):
         raise PackageError(
             f"package {self.name} has no slice {name!r}; it has {', '.join(s.name for s in self.slices)}"
         )
+
+    @property
+    def segments_run(self) -> tuple[Segment, ...]:
+        """The segments that run: all, or those up to the last block that a head over several blocks reads."""
+        return self.segments[: self.head_blocks[-1] + 1] if self.head_blocks else self.segments
 
     def weights_owner(self, index: int) -> int:
         """Index of the first segment with a segment's frozen tensors: itself, or a block that shares them (ALBERT)."""
@@ -530,6 +539,8 @@ def _check_slices(manifest: Manifest) -> None:
         raise PackageError(
             "own_labels must be the package's labels where features is own, and absent elsewhere"
         )
+    if manifest.features == "max" or manifest.head_blocks is not UNSET:
+        raise PackageError("a run may have a head over several blocks, a package's own reads the last one")
     if manifest.task == "causal_lm" and (heads or manifest.labels):
         raise PackageError("a package for causal language modelling has neither a head slice nor labels")
     for spec in manifest.slices:

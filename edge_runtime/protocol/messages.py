@@ -43,8 +43,13 @@ PER_EXAMPLE: tuple[Directions, ...] = ("per_example", "one_slice")
 Loss = Literal["cross_entropy", "phuber"]
 #: Contents of a result: the change of the trained values, or the numbers from which it is computed again.
 ReportKind = Literal["weights", "scalars"]
-#: Ways to train the head: by its exact gradient, or perturbed like a slice, as published methods do.
-HeadUpdate = Literal["exact", "perturbed"]
+#: Ways to train the head: by its exact gradient, perturbed like a slice as published methods do, or solved in closed
+#: form from sums that devices make in one pass.
+HeadUpdate = Literal["exact", "perturbed", "closed_form"]
+#: Ways to make one vector of a text's hidden states; ``package`` is the package's own.
+Pooling = Literal["package", "mean", "first", "last", "max"]
+#: Numbers of blocks: 0 is the output of the embedding, 1 that of the first block.
+Blocks = Annotated[tuple[Count, ...], Meta(max_length=256)]
 #: Differences of zero order: (ℓ(θ+hv) - ℓ(θ-hv)) / 2h, or (ℓ(θ+hv) - ℓ(θ)) / h.
 Difference = Literal["central", "forward"]
 #: The knot of the partially Huberised cross-entropy: it is linear in p below p = 1/τ.
@@ -153,8 +158,9 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
             derivatives, of which the coordinator makes the same change again; not under ``update = "backprop"``.
         phuber_tau: knot of the loss ``phuber``: where the label has a probability below 1/tau, the loss is a straight
             line.
-        head: way to a trained head's gradient: ``"exact"``, or ``"perturbed"`` to estimate it like a slice's, as
-            published methods do; not under ``update = "backprop"``.
+        head: way to train the head: ``"exact"`` by its gradient; ``"perturbed"`` estimates that like a slice's, as
+            published methods do, not under ``update = "backprop"``; ``"closed_form"`` solves for it without a gradient,
+            from sums over all rows of each device.
         epochs: number of passes over the device's rows, within ``steps``; 0 takes exactly ``steps`` steps.
         difference: difference that zero order takes of the loss ℓ at θ along v: ``"central"``,
             (ℓ(θ+hv) - ℓ(θ-hv)) / 2h, or ``"forward"``, (ℓ(θ+hv) - ℓ(θ)) / h.
@@ -162,6 +168,13 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
         candidates: number of directions drawn for each that ``directions = "filtered"`` keeps; 1 for other kinds.
         jvp_limit: size to which larger directional derivatives are clamped, not under ``update = "backprop"``; unset:
             none is.
+        features: numbers of the blocks that the head reads side by side: 0 is the embedding's output, 1 the first
+            block's. Empty: the last block alone, as the package has it; under ``head = "closed_form"`` all of them, or
+            as many, evenly spread, as make 4,096 numbers.
+        pooling: way to make one vector of a text's hidden states, for ``features``: ``"package"`` as the package does,
+            ``"mean"``, ``"first"`` or ``"last"`` of the real tokens, or ``"max"``.
+        sums_dtype: precision in which the sums of ``head = "closed_form"`` travel: ``"float32"``, or ``"float16"`` in
+            half the bytes.
     """
 
     seed: Seed
@@ -181,6 +194,9 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
     difference_step: Rate = 1e-3
     candidates: Candidates = 1
     jvp_limit: Rate | None = None
+    features: Blocks = ()
+    pooling: Pooling = "package"
+    sums_dtype: Literal["float32", "float16"] = "float32"
 
 
 class Task(TrainingSettings, frozen=True, kw_only=True):
@@ -281,6 +297,8 @@ class Release(Struct, frozen=True, kw_only=True):
         lowest_accuracy: least share of right predictions on a device's own rows; a device that finds less keeps what it
             has; None asks for none.
         highest_loss: largest mean cross-entropy there, likewise.
+        features: numbers of the blocks that the head reads; empty for the package's own features.
+        pooling: way to make one vector of a text's hidden states, for ``features``.
     """
 
     number: PositiveCount
@@ -292,6 +310,8 @@ class Release(Struct, frozen=True, kw_only=True):
     sequence_limit: PositiveCount
     lowest_accuracy: Share | None = None
     highest_loss: LossLimit | None = None
+    features: Blocks = ()
+    pooling: Pooling = "package"
 
 
 class SignedRelease(Struct, frozen=True):

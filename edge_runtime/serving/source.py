@@ -10,9 +10,11 @@ from edge_runtime.agent.config import DeviceConfig
 from edge_runtime.agent.store import Store
 from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import ConfigError
+from edge_runtime.package.block_head import with_block_head
 from edge_runtime.package.manifest import Arithmetic
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import prepared_beside
+from edge_runtime.protocol.messages import Blocks, Pooling
 from edge_runtime.worker.inference_jobs import InferenceJob
 from edge_runtime.worker.jobs import PrepareJob
 from edge_runtime.worker.process import ensure_prepared
@@ -30,6 +32,8 @@ class Model:
         threads: number of threads of the engine; 0 takes as many as there are cores this process may use.
         engine: name of the engine.
         arithmetic: arithmetic to prepare for; None measures which is best.
+        features: numbers of the blocks that the head reads; empty for the package's own features.
+        pooling: way to make one vector of a text's hidden states, for ``features``.
     """
 
     package: Package
@@ -39,6 +43,8 @@ class Model:
     threads: int = 0
     engine: EngineName = "onnxruntime"
     arithmetic: Arithmetic | None = None
+    features: Blocks = ()
+    pooling: Pooling = "package"
 
     @property
     def engine_threads(self) -> int:
@@ -78,6 +84,8 @@ class Model:
             threads=self.engine_threads,
             engine=self.engine,
             sequence_limit=sequence_limit,
+            features=self.features,
+            pooling=self.pooling,
         )
 
 
@@ -107,6 +115,8 @@ def model_of_release(config: DeviceConfig) -> tuple[Model, str]:
         config.threads,
         config.engine,
         config.arithmetic,
+        taken.release.features,
+        taken.release.pooling,
     )
     return model, str(taken.release.number)
 
@@ -119,6 +129,8 @@ def model_of_folder(
     threads: int,
     engine: EngineName,
     prepared_folder: Path | None,
+    features: Blocks = (),
+    pooling: Pooling = "package",
 ) -> Model:
     """The model of a package folder.
 
@@ -130,9 +142,11 @@ def model_of_folder(
         threads: number of threads of the engine; 0 takes all.
         engine: name of the engine.
         prepared_folder: place of the prepared package; None takes what lies beside the package.
+        features: numbers of the blocks that the head reads; empty for the package's own features.
+        pooling: way to make one vector of a text's hidden states, for ``features``.
 
     Raises:
-        ConfigError: the file of values is not there.
+        ConfigError: the file of values is not there, or the package has no such blocks.
         ArtefactError: the package cannot be read or is not signed by the key.
     """
     package = Package.open(folder, publisher_key)
@@ -143,4 +157,6 @@ def model_of_folder(
         raise ConfigError(
             f"there are no slice values {state_path}; edge-coordinator run fetch-slices writes such a file"
         )
-    return Model(narrowed, state_path, prepared_folder or prepared_beside(folder), cap_bytes, threads, engine)
+    with_block_head(narrowed.manifest, features, pooling)  # refuses blocks that there are not
+    place = prepared_folder or prepared_beside(folder)
+    return Model(narrowed, state_path, place, cap_bytes, threads, engine, features=features, pooling=pooling)

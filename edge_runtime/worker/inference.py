@@ -82,7 +82,8 @@ def open_model(job: InferenceJob, meter: Meter) -> OpenModel:
     meter.enter("load")
     package = Package.open_known(Path(job.package_folder), job.package_sha256).for_engine(job.engine)
     prepared = PreparedPackage.open(package, Path(job.prepared_folder), engine.version)
-    manifest = package.manifest
+    prepared = prepared.with_head(job.features, job.pooling)
+    manifest = prepared.manifest
     try:
         values = decode_values(Path(job.state_path).read_bytes(), manifest.slices)
     except OSError as error:

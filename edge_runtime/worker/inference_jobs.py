@@ -22,7 +22,7 @@ from edge_runtime.inference.requests import (
     StopGenerating,
 )
 from edge_runtime.package.manifest import Arithmetic
-from edge_runtime.protocol.messages import Bytes, Count, PositiveCount, Sha256
+from edge_runtime.protocol.messages import Blocks, Bytes, Count, Pooling, PositiveCount, Sha256
 from edge_runtime.worker.jobs import Failure, PhaseEntered
 
 #: Size of one request's line. JSON may write a character of a text as six.
@@ -41,6 +41,8 @@ class InferenceJob(Struct, frozen=True, tag="inference"):
         threads: number of threads of the engine.
         engine: name of the engine.
         sequence_limit: largest number of tokens of a text, generated ones among them; 0 takes the package's.
+        features: numbers of the blocks that the head reads; empty for the package's own features.
+        pooling: way to make one vector of a text's hidden states, for ``features``.
     """
 
     package_folder: str
@@ -51,6 +53,8 @@ class InferenceJob(Struct, frozen=True, tag="inference"):
     threads: PositiveCount = 1
     engine: EngineName = "onnxruntime"
     sequence_limit: Count = 0
+    features: Blocks = ()
+    pooling: Pooling = "package"
 
 
 class Ready(Struct, frozen=True, tag="ready"):

@@ -22,10 +22,12 @@ from edge_runtime.memory.plan import ExecutionChoice, Plan
 from edge_runtime.package.manifest import Arithmetic
 from edge_runtime.package.prepared import MeasuredArithmetic
 from edge_runtime.protocol.messages import (
+    Blocks,
     Bytes,
     Count,
     Identifier,
     MemoryReport,
+    Pooling,
     PositiveCount,
     Seconds,
     Sha256,
@@ -150,6 +152,8 @@ class EvaluateJob(Struct, frozen=True, tag="evaluate"):
         cap_bytes: memory that the kernel holds the worker to.
         threads: number of threads of the engine.
         engine: name of the engine.
+        features: numbers of the blocks that the head reads; empty for the package's own features.
+        pooling: way to make one vector of a text's hidden states, for ``features``.
         reading: which rows of the data file are evaluated, and how they are found.
     """
 
@@ -162,6 +166,8 @@ class EvaluateJob(Struct, frozen=True, tag="evaluate"):
     cap_bytes: Bytes
     threads: PositiveCount = 1
     engine: EngineName = "onnxruntime"
+    features: Blocks = ()
+    pooling: Pooling = "package"
     reading: Reading = Reading()
 
 

@@ -84,6 +84,9 @@ FULL_TASK = msgspec.structs.replace(
     candidates=10,
     reference=SHA256[::-1],
     jvp_limit=100.0,
+    features=(0, 2),
+    pooling="max",
+    sums_dtype="float16",
 )
 RELEASE = Release(
     number=7,
@@ -95,6 +98,8 @@ RELEASE = Release(
     sequence_limit=128,
     lowest_accuracy=0.75,
     highest_loss=1.5,
+    features=(0, 2),
+    pooling="mean",
 )
 SIGNED_RELEASE = SignedRelease(encode(RELEASE).decode(), SIGNATURE)
 MESSAGES: tuple[msgspec.Struct, ...] = (

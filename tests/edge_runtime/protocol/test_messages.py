@@ -69,9 +69,9 @@ def test_messages_from_before_releases_still_decode() -> None:
         assert answer.release is None
 
 
-@pytest.mark.parametrize("missing", ["update", "report"])
+@pytest.mark.parametrize("missing", ["update", "report", "features"])
 def test_a_task_from_before_a_field_still_decodes(missing: str) -> None:
-    """A task recorded without ``update``, or without ``report`` and what came with it, asks for what it always did."""
+    """A task recorded before a field, or before several that came together, asks for what it always did."""
     assert decode((FOLDER / f"Task-without-{missing}.json").read_bytes(), Task) == TASK
     signed = decode((FOLDER / f"SignedTask-without-{missing}.json").read_bytes(), SignedTask)
     assert decode(signed.task.encode(), Task) == TASK
@@ -139,6 +139,10 @@ def test_fields_of_a_later_version_are_ignored() -> None:
         ("candidates", 1001),
         ("jvp_limit", 0.0),
         ("reference", "A" * 64),
+        ("features", [-1]),
+        ("features", list(range(257))),
+        ("pooling", "median"),
+        ("sums_dtype", "int8"),
         ("round", 1.5),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from edge_runtime.engines.onnxruntime_engine import OnnxEngine
 from edge_runtime.errors import (
     CapExceededError,
     ConfigError,
@@ -21,8 +22,11 @@ from edge_runtime.errors import (
     SliceError,
     WorkerError,
 )
+from edge_runtime.execution.class_logits import class_logits
+from edge_runtime.execution.executor import Executor
 from edge_runtime.inference.requests import Finished, GenerateText, Piece, Sampling
-from edge_runtime.package.slices import encode_values
+from edge_runtime.package.prepared import PreparedPackage
+from edge_runtime.package.slices import encode_values, shapes
 from edge_runtime.serving.session import InferenceSession
 from edge_runtime.serving.source import Model
 from edge_runtime.worker.process import launch_worker
@@ -68,8 +72,6 @@ def test_transformers_predicts_the_same_from_the_merged_folder(
 def test_int8_predicts_nearly_the_same(exported, prepared_in, tmp_path: Path) -> None:
     """The int8 package gives the labels of its own float arithmetic, with probabilities within 0.05."""
     generator = np.random.default_rng(3)
-    from edge_runtime.package.slices import shapes
-
     state = tmp_path / "slices.safetensors"
     drawn = {
         name: (0.3 * generator.standard_normal(shape)).astype(np.float32)
@@ -86,6 +88,30 @@ def test_int8_predicts_nearly_the_same(exported, prepared_in, tmp_path: Path) ->
         assert rounded.label == exact.label
         difference = np.subtract(list(exact.probabilities.values()), list(rounded.probabilities.values()))
         assert np.abs(difference).max() < 0.05
+
+
+def test_a_head_over_several_blocks_is_used_like_any_other(
+    exported_plain, classifier, tmp_path: Path
+) -> None:
+    """With a run's ``features`` the worker gives what the executor gives in this process; other shapes are refused."""
+    blocks = (0, 2)
+    prepared = PreparedPackage.as_stored(exported_plain.package).with_head(blocks, "mean")
+    generator = np.random.default_rng(7)
+    drawn = {
+        name: (0.3 * generator.standard_normal(shape)).astype(np.float32)
+        for name, shape in shapes(prepared.manifest.slices).items()
+    }
+    state = tmp_path / "slices.safetensors"
+    state.write_bytes(encode_values(drawn))
+    model = replace(classifier, state_path=state, features=blocks, pooling="mean")
+    batch = tiny.make_text_batch(exported_plain.package, tiny.SENTENCES[:1])
+    logits = class_logits(Executor(prepared, OnnxEngine(threads=1)).sweep(drawn, [batch]))[0]
+    expected = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    with InferenceSession.start(model.job()) as worker:
+        answer = worker.classify(tiny.SENTENCES[0])
+    np.testing.assert_allclose(list(answer.probabilities.values()), expected, atol=1e-4)
+    with pytest.raises(SliceError, match="head/weight"):
+        InferenceSession.start(replace(model, features=()).job())
 
 
 def test_a_long_text_is_cut_at_the_limit(session) -> None:
