@@ -45,11 +45,23 @@ def build_parser() -> argparse.ArgumentParser:
             _doctor,
             "look at the machine and at this device: OK, WARN or FAIL with the cure, a line each",
         ),
+        (
+            "support-bundle",
+            _support_bundle,
+            "write what helps somebody else to help, without secrets and rows",
+        ),
         ("status", _status, "show identity, release, downloads and a result that waits"),
     ):
         sub = commands.add_parser(name, help=description, description=description)
         if name in ("doctor", "status"):
             sub.add_argument("--json", action="store_true", help="as JSON, for programs")
+        if name == "support-bundle":
+            sub.add_argument(
+                "--output",
+                type=Path,
+                default=Path("edge-runtime-support.tar.gz"),
+                help="file to write (default: %(default)s)",
+            )
         sub.add_argument(
             "--config",
             type=Path,
@@ -261,6 +273,17 @@ def _doctor(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
     return next((each.exit_code for each in found if each.level == "FAIL"), 0)
+
+
+def _support_bundle(arguments: argparse.Namespace) -> int:
+    from edge_runtime.agent.doctor import examine
+    from edge_runtime.agent.support_bundle import write_support_bundle
+
+    write_support_bundle(arguments.config, arguments.output, examine(arguments.config))
+    print(
+        f"wrote {arguments.output}; it holds no keys, tokens or rows, but addresses and paths: look before you send it"
+    )
+    return 0
 
 
 def _status(arguments: argparse.Namespace) -> int:
