@@ -76,6 +76,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--with-adjoint", action="store_true", help="also write the programs that backpropagation runs"
     )
     package.add_argument(
+        "--with-generation",
+        action="store_true",
+        help="also write the programs by which devices generate text, of a causal language model",
+    )
+    package.add_argument(
         "--engine",
         default="onnxruntime",
         metavar="NAME,...",
@@ -138,6 +143,10 @@ def _package(arguments: argparse.Namespace) -> int:
     _check_ranges(arguments)
     engines = read_engines(arguments.engine)
     labels = _labels(arguments)
+    if arguments.with_generation and arguments.task != "causal_lm":
+        raise ConfigError(
+            "--with-generation is for --task causal_lm: a classifier generates no text; leave it out"
+        )
     key = _read_key(arguments.key)
     trusted = arguments.trust_remote_code
     check_early(arguments.model, labels, arguments.output, engines, trust_remote_code=trusted)
@@ -165,6 +174,7 @@ def _package(arguments: argparse.Namespace) -> int:
         trust_remote_code=trusted,
         with_adjoint=arguments.with_adjoint,
         engines=engines,
+        with_generation=arguments.with_generation,
     )
     notes: list[str] = []
     package = export_package(options, key, progress, notes.append)

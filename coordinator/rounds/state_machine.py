@@ -24,6 +24,7 @@ from coordinator.rounds.early_stop import stop_without_gain
 from coordinator.rounds.evaluation import INITIAL
 from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.rounds.presence import SLACK_S, askable, order_of_asking, patience_s
+from coordinator.rounds.releases import note_commit
 from coordinator.rounds.runs import LAST_VISIT, Run, active_run, end_run, reason_of_end
 from coordinator.rounds.selection import SelectableDevice, fit, substitute
 from coordinator.rounds.tasks import reserve
@@ -318,6 +319,7 @@ def _commit(
         reference_sha256=committed.reference,
         committed=count,
     )
+    note_commit(connection, run.run_id, number, committed.average or committed.values, now_s=now_s)
     if evaluation is not None and (last or (run.rounds_done + 1) % evaluation.every_rounds == 0):
         evaluation_rows.add(connection, run.run_id, number, committed.average or committed.values)
     if last and run.config.head == "closed_form" and run.config.visit != "first":

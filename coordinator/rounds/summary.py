@@ -15,6 +15,7 @@ from coordinator.storage import (
     device_rows,
     evaluation_rows,
     event_rows,
+    release_rows,
     result_rows,
     round_rows,
     run_rows,
@@ -172,6 +173,30 @@ class DeviceSummary(Struct, frozen=True):
     reason: str = ""
 
 
+class ReleaseSummary(Struct, frozen=True):
+    """A release.
+
+    Attributes:
+        number: its number; higher ones are newer.
+        run_id: id of the run that made the values.
+        round: number of the round after which they stood.
+        values_sha256: the values.
+        lowest_accuracy: least share of right predictions on a device's own rows; None asks for none.
+        highest_loss: largest mean cross-entropy there; None asks for none.
+        published_s: moment when it was published, in seconds since 1970.
+        devices: number of devices that have taken or refused it, or a newer one.
+    """
+
+    number: int
+    run_id: str
+    round: int
+    values_sha256: str
+    lowest_accuracy: float | None
+    highest_loss: float | None
+    published_s: float
+    devices: int
+
+
 class EventSummary(Struct, frozen=True):
     """One event.
 
@@ -239,6 +264,14 @@ def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = T
             for row in set_aside_rows.of_run(connection, run.run_id)
         ],
     )
+
+
+def releases_of(connection: sqlite3.Connection) -> list[ReleaseSummary]:
+    """All releases, oldest first."""
+    return [
+        ReleaseSummary(**vars(row), devices=release_rows.devices_at(connection, row.number))
+        for row in release_rows.all_releases(connection)
+    ]
 
 
 def devices_of(stores: Stores, connection: sqlite3.Connection, *, now_s: float) -> list[DeviceSummary]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 
+from msgspec import structs
+
 from coordinator.auth import Device
 from coordinator.events import record
 from coordinator.refusals import ConflictError, MalformedError, NotFoundError
 from coordinator.rounds.memory_requirements import required_bytes
+from coordinator.rounds.releases import newest_for
 from coordinator.rounds.runs import Run, active_run
 from coordinator.rounds.set_aside import note_failure, still_set_aside
 from coordinator.storage import device_rows, event_rows, round_rows, run_rows, slot_rows, task_rows
@@ -32,6 +35,8 @@ from edge_runtime.protocol.messages import (
 IDLE_WINDOW_S = (1.0, 3.0)
 FINISHED_WINDOW_S = (5.0, 15.0)
 NOT_ELIGIBLE_WINDOW_S = (15.0, 30.0)
+#: Seconds between check-ins of a device that only fetches releases.
+NOT_TRAINING_WINDOW_S = (15.0, 30.0)
 #: Events by which a device gives a task back.
 GIVING_BACK = frozenset({"task_refused", "task_failed", "out_of_memory"})
 #: The event of a device that cannot read which task it holds, since it trusts no word of it.
@@ -62,6 +67,8 @@ def check_in(
         example_count=request.example_count,
         runtime_version=request.runtime_version,
         setup=request.setup,
+        trains=request.trains,
+        release=request.release,
     )
     # 2. Answer, and remember by when it was told to come back.
     answer, back_s = _answer(stores, connection, device, request, now_s=now_s)
@@ -74,8 +81,13 @@ def _answer(
 ) -> tuple[CheckInResponse, float]:
     """The answer to a check-in, and the most seconds until the device is heard of again."""
     run = active_run(stores, connection)
-    answer = _work_for(stores, connection, run, device, request, now_s=now_s)
+    answer: CheckInResponse = ComeBack(*NOT_TRAINING_WINDOW_S, "the device takes no tasks")
+    if request.trains:
+        answer = _work_for(stores, connection, run, device, request, now_s=now_s)
     if not isinstance(answer, SignedTask):
+        release = newest_for(stores, connection, request.release)
+        if release is not None:
+            answer = structs.replace(answer, release=release)
         return answer, answer.after_max_s
     return answer, 0.0 if run is None else run.config.deadline_s
 

@@ -32,7 +32,7 @@ from edge_runtime.execution.prefix_cache import ExampleStore
 from edge_runtime.execution.token_chunks import run_in_chunks
 from edge_runtime.execution.weights import MappedWeights
 from edge_runtime.memory.plan import HEAD_TOKENS, WeightsMode, first_segment
-from edge_runtime.package.manifest import Program, Variant
+from edge_runtime.package.manifest import Arithmetic, Program, Variant
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import FloatArray, Values, key
 
@@ -130,6 +130,11 @@ class Executor:
         self._head = PooledHead(self.manifest) if self.manifest.head_blocks else None
         programs = [self._program_of(i) for i in range(len(self.manifest.segments_run))]
         self._stages = [self._stage(i, programs[i], programs[i + 1 :]) for i in range(len(programs))]
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """Arithmetic that the package is prepared in."""
+        return self._prepared.prepared.arithmetic
 
     def sweep(
         self,
@@ -300,10 +305,21 @@ class Executor:
             needed |= self._head.kept
         read = [name for name in (*variant.fed, *variant.bound) if name not in variant.gathered]
         size = sum(weights.arrays[name].nbytes for name in read)
-        ends_text = index == len(self.manifest.segments) - 1 and self.manifest.task == "causal_lm"
         return Stage(
-            index, program, variant, weights, self._slice_inputs(index), needed, loaded, size, ends_text
+            index,
+            program,
+            variant,
+            weights,
+            self._slice_inputs(index),
+            needed,
+            loaded,
+            size,
+            self._runs_by_tokens(index),
         )
+
+    def _runs_by_tokens(self, index: int) -> bool:
+        """Whether a segment runs some tokens at a time: the output layer of a language model."""
+        return index == len(self.manifest.segments) - 1 and self.manifest.task == "causal_lm"
 
     def _weights(self, index: int, variant: Variant) -> MappedWeights:
         """A segment's weights, mapped once however many segments and programs share them."""

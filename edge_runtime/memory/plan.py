@@ -68,8 +68,12 @@ WORKSPACE_FACTOR = 0.5
 #: Copies of the slices: values, their change, one gradient, and the encoded blobs in and out.
 SLICE_COPIES = 5
 FLOAT_BYTES = 4
+#: Copies of one block's keys and values while a token joins them: before, the engine's result, and its copy.
+CACHE_COPIES = 2
 #: Number of tokens that a language model's output layer runs at a time, since its logits are the largest tensors.
 HEAD_TOKENS = 16
+#: Number of tokens of a prompt that run at a time: their scores against all tokens before are the largest tensors.
+PROMPT_TOKENS = 64
 #: Number of tokens to run at a time; more take memory and save little time.
 PREFERRED_TOKENS = 256
 #: Share of the cap that a plan may use; the rest is for what a prediction cannot know.
@@ -97,6 +101,8 @@ class Work(Struct, frozen=True):
         update: way to the slices' gradient: estimated by forward mode, computed by backpropagation, or estimated by
             zero order.
         sums_bytes: memory of the sums from which a head is solved in closed form; 0 where it is not.
+        keeps_tokenizer: whether the tokenizer stays, because texts come while the programs are loaded.
+        generates: whether text is generated, one example of up to ``sequence`` tokens, by the decode programs.
     """
 
     batch_size: int
@@ -105,6 +111,8 @@ class Work(Struct, frozen=True):
     slices: tuple[str, ...]
     update: Update = "forward"
     sums_bytes: int = 0
+    keeps_tokenizer: bool = False
+    generates: bool = False
 
 
 class PeakPrediction(Struct, frozen=True):
@@ -286,9 +294,13 @@ class Planner:
             * _directions_kept(work)
         )
         tokenizer = manifest.files[manifest.tokenizer].bytes * TOKENIZER_FACTOR
+        if work.generates:
+            hidden += _cache_bytes(manifest, work.sequence)
         return PeakPrediction(
             libraries_bytes=self._floor_bytes - self._released_bytes,
-            tokenizer_bytes=TOKENIZER_REST_BYTES,
+            tokenizer_bytes=max(tokenizer, TOKENIZER_REST_BYTES)
+            if work.keeps_tokenizer
+            else TOKENIZER_REST_BYTES,
             engine_bytes=ENGINE_BYTES
             + PROGRAM_BYTES * len(programs)
             + self.planned_bytes(work)
@@ -304,9 +316,12 @@ class Planner:
         """Names of the programs that a step runs, in order. Segments of one structure repeat the same name.
 
         Raises:
-            PackageError: the work is backpropagation and the package has no adjoint programs for it.
+            PackageError: the package has no adjoint programs for backpropagation; or no decode programs where text is
+                generated.
         """
         segments, first = self.manifest.segments_run, first_segment(self.manifest, work.slices)
+        if work.generates:
+            return [decode_program(self.manifest, index) for index in range(len(segments))]
         if work.update == "zero_order":
             first = None
         if work.update != "backprop" or first is None:
@@ -331,6 +346,10 @@ class Planner:
         variants = self._variants(work)
         if self.planned_bytes(work):
             return int(WORKSPACE_FACTOR * max(variant.planned_bytes for variant in variants))
+        if work.generates:
+            new = min(work.sequence, PROMPT_TOKENS)
+            live = max(live_bytes(variant, 1, new, work.sequence) for variant in variants)
+            return int(live * ARENA_FACTOR) + ARENA_BYTES
         sequences = [work.sequence] * len(variants)
         if self.manifest.task == "causal_lm":
             # The output layer, which comes last, runs some tokens at a time.
@@ -489,6 +508,29 @@ def program_name(segment: Segment, index: int, first: int | None) -> str:
     if first is None or index < first:
         return segment.primal
     return (segment.entry if index == first else segment.dual) or segment.primal
+
+
+def decode_program(manifest: Manifest, index: int) -> str:
+    """Name of a segment's decode program.
+
+    Raises:
+        PackageError: the package has none; says what to do.
+    """
+    name = manifest.segments[index].decode
+    if name is None:
+        raise PackageError(
+            f"package {manifest.name} has no programs that generate text; export it again with --with-generation"
+        )
+    return name
+
+
+def _cache_bytes(manifest: Manifest, tokens: int) -> int:
+    """Bytes of all cached keys and values of a text, and of the copies by which one block's grow."""
+    shape, blocks = manifest.generation, len(manifest.segments) - 2
+    if shape is None:
+        return 0
+    of_block = shape.heads * (shape.key_size + shape.value_size) * tokens * FLOAT_BYTES
+    return of_block * (blocks + CACHE_COPIES)
 
 
 def adjoint_program(manifest: Manifest, index: int, arithmetic: Arithmetic) -> str:

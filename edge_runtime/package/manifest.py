@@ -91,8 +91,8 @@ class SizeTerm(Struct, frozen=True, array_like=True):
     Attributes:
         coefficient: factor in bytes.
         batch_power: power of the number of examples.
-        sequence_power: power of the number of tokens of an example.
-        draws_power: power of the number of draws.
+        sequence_power: power of the number of tokens of an example; in a decode program, of new tokens.
+        draws_power: power of the number of draws; in a decode program, of the tokens seen so far, new ones among them.
     """
 
     coefficient: float
@@ -235,6 +235,8 @@ class Segment(Struct, frozen=True):
         dual: dual program for later segments, which takes and gives the hidden state's tangent; None as for ``entry``.
         weights: place of the frozen tensor of each initialiser.
         adjoint: program of the vector-Jacobian product, for backpropagation; None if the package has none.
+        decode: program that computes the segment for new tokens from the cached keys and values of those before; None
+            if the package has none.
     """
 
     name: Identifier
@@ -243,6 +245,26 @@ class Segment(Struct, frozen=True):
     dual: Identifier | None
     weights: dict[Text, TensorRef]
     adjoint: Identifier | None = None
+    decode: Identifier | None = None
+
+
+class Generation(Struct, frozen=True):
+    """How decode programs give a text token by token.
+
+    Each block takes ``past_key`` and ``past_value``, (1, heads, P, size) of the P tokens before, and gives ``key`` and
+    ``value`` with the new ones. The first segment takes ``past_mask``, ones (1, P); the last gives ``logits`` (1, V).
+
+    Attributes:
+        heads: number of heads of each block that have keys and values of their own.
+        key_size: numbers of a head's key.
+        value_size: numbers of a head's value.
+        stop_token_ids: tokens that end a text.
+    """
+
+    heads: PositiveCount
+    key_size: PositiveCount
+    value_size: PositiveCount
+    stop_token_ids: Annotated[tuple[Count, ...], Meta(max_length=64)] = ()
 
 
 class Base(Struct, frozen=True):
@@ -328,6 +350,7 @@ class Manifest(Struct, frozen=True):
             :attr:`head_features`.
         own_labels: for ``own`` features, labels in the order of the classes that the folder's classifier has; UNSET for
             others.
+        generation: how the package gives a text token by token; None if it has no decode programs.
         head_blocks: numbers of the blocks that the head reads side by side, in a run that asks for it
             (:mod:`edge_runtime.package.block_head`); UNSET in every package's file.
     """
@@ -351,6 +374,7 @@ class Manifest(Struct, frozen=True):
     executorch_checks: dict[Arithmetic, SelfCheck] = {}
     features: Features | UnsetType = UNSET
     own_labels: Annotated[tuple[Text, ...], Meta(max_length=100_000)] | UnsetType = UNSET
+    generation: Generation | None = None
     head_blocks: tuple[Count, ...] | UnsetType = UNSET
 
     def slice_named(self, name: str) -> SliceSpec:
@@ -485,7 +509,7 @@ def _check_references(manifest: Manifest) -> None:
             if variant.file not in files:
                 raise PackageError(f"program {name} names an unlisted file {variant.file}")
     for segment in manifest.segments:
-        for program_name in (segment.primal, segment.entry, segment.dual, segment.adjoint):
+        for program_name in (segment.primal, segment.entry, segment.dual, segment.adjoint, segment.decode):
             if program_name is not None and program_name not in manifest.programs:
                 raise PackageError(f"segment {segment.name} names an unknown program {program_name}")
         for tensor in segment.weights.values():
@@ -496,6 +520,10 @@ def _check_references(manifest: Manifest) -> None:
     for path in (manifest.tokenizer, manifest.initial_state, manifest.probe):
         if path not in files:
             raise PackageError(f"the manifest names an unlisted file {path}")
+    if (manifest.generation is None) != all(segment.decode is None for segment in manifest.segments) or (
+        manifest.generation is not None and any(segment.decode is None for segment in manifest.segments)
+    ):
+        raise PackageError("every segment of a package that generates needs a decode program, and only there")
     _check_slices(manifest)
 
 

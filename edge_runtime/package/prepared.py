@@ -244,6 +244,12 @@ def is_current(
     return stale_reason(folder, prepared, package_sha256, engine_version(engine)) is None
 
 
+def prepared_beside(package_folder: Path) -> Path:
+    """Path of a prepared folder that is not named: beside the package, with ``-prepared`` added to its name."""
+    resolved = package_folder.resolve()
+    return resolved.with_name(f"{resolved.name}-prepared")
+
+
 def cpu_type() -> str:
     """Type of the CPU, by which kernels are chosen: machine, model and a digest of its instruction sets."""
     found: dict[str, str] = {}

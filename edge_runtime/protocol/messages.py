@@ -54,6 +54,8 @@ Blocks = Annotated[tuple[Count, ...], Meta(max_length=256)]
 Difference = Literal["central", "forward"]
 #: The knot of the partially Huberised cross-entropy: it is linear in p below p = 1/τ.
 PhuberTau = Annotated[float, Meta(gt=1, le=1e6)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+LossLimit = Annotated[float, Meta(ge=0, le=1e6)]
 Candidates = Annotated[int, Meta(ge=1, le=1000)]
 
 
@@ -98,6 +100,8 @@ class CheckInRequest(Struct, frozen=True):
         protocol: version of this protocol.
         setup: digest of what the device is set up with, which changes when its operator changes something; empty from a
             device that does not tell.
+        trains: whether it takes tasks; one that does not only fetches releases.
+        release: number of the newest release that it has taken or refused; 0 if there was none.
     """
 
     runtime_version: Text
@@ -106,6 +110,8 @@ class CheckInRequest(Struct, frozen=True):
     example_count: Count
     protocol: PositiveCount = PROTOCOL_VERSION
     setup: Text = ""
+    trains: bool = True
+    release: Count = 0
 
 
 class LocalOptimizer(Struct, frozen=True):
@@ -277,6 +283,49 @@ class SignedTask(Struct, frozen=True, tag_field="answer", tag="task"):
     signature: SignatureText
 
 
+class Release(Struct, frozen=True, kw_only=True):
+    """Values that devices are to use, published by an operator.
+
+    Attributes:
+        number: number of the release, which only grows: devices never go back to a lower one by being told of it.
+        run_id: name of the run that made the values.
+        round: number of the round after which they stood.
+        package: digest of the package's manifest.
+        package_signature: the publisher's signature of the manifest.
+        values: digest of the blob that holds the values of all slices.
+        sequence_limit: largest number of tokens of a row, in training and in a device's check.
+        lowest_accuracy: least share of right predictions on a device's own rows; a device that finds less keeps what it
+            has; None asks for none.
+        highest_loss: largest mean cross-entropy there, likewise.
+        features: numbers of the blocks that the head reads; empty for the package's own features.
+        pooling: way to make one vector of a text's hidden states, for ``features``.
+    """
+
+    number: PositiveCount
+    run_id: Identifier
+    round: Count
+    package: Sha256
+    package_signature: SignatureText
+    values: Sha256
+    sequence_limit: PositiveCount
+    lowest_accuracy: Share | None = None
+    highest_loss: LossLimit | None = None
+    features: Blocks = ()
+    pooling: Pooling = "package"
+
+
+class SignedRelease(Struct, frozen=True):
+    """A release, signed.
+
+    Attributes:
+        release: JSON bytes of a :class:`Release`, as text.
+        signature: the coordinator's signature of exactly those bytes.
+    """
+
+    release: str
+    signature: SignatureText
+
+
 class ComeBack(Struct, frozen=True, tag_field="answer", tag="come_back"):
     """There is no work now: check in again after a time drawn uniformly from a window.
 
@@ -284,11 +333,13 @@ class ComeBack(Struct, frozen=True, tag_field="answer", tag="come_back"):
         after_min_s: start of the window, in seconds from now.
         after_max_s: end of the window, in seconds from now.
         reason: reason, for people.
+        release: newest release, if the device has not decided about it yet.
     """
 
     after_min_s: Seconds
     after_max_s: Seconds
     reason: Text = ""
+    release: SignedRelease | None = None
 
 
 class NotEligible(Struct, frozen=True, tag_field="answer", tag="not_eligible"):
@@ -299,12 +350,14 @@ class NotEligible(Struct, frozen=True, tag_field="answer", tag="not_eligible"):
         message: reason, for people.
         after_min_s: start of the window, in seconds from now.
         after_max_s: end of the window, in seconds from now.
+        release: newest release, if the device has not decided about it yet.
     """
 
     code: Identifier
     message: Text
     after_min_s: Seconds = 60.0
     after_max_s: Seconds = 120.0
+    release: SignedRelease | None = None
 
 
 CheckInResponse = SignedTask | ComeBack | NotEligible

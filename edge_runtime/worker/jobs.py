@@ -15,6 +15,7 @@ from typing import TypeVar
 from msgspec import Struct
 
 from edge_runtime import errors
+from edge_runtime.data.reading import Reading
 from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import EdgeError, WorkerError
 from edge_runtime.memory.plan import ExecutionChoice, Plan
@@ -56,6 +57,7 @@ class TrainJob(Struct, frozen=True, tag="train"):
         prefix_cache_bytes: size that the prefix cache may have, in a file beside ``delta_path``.
         engine: name of the engine.
         reference_path: path of the file with the task's ``reference``; empty if it has none.
+        reading: which rows of the data file are trained on, and how they are found.
     """
 
     package_folder: str
@@ -72,6 +74,7 @@ class TrainJob(Struct, frozen=True, tag="train"):
     prefix_cache_bytes: Bytes = 0
     engine: EngineName = "onnxruntime"
     reference_path: str = ""
+    reading: Reading = Reading()
 
 
 class BinMeasure(Struct, frozen=True):
@@ -151,6 +154,7 @@ class EvaluateJob(Struct, frozen=True, tag="evaluate"):
         engine: name of the engine.
         features: numbers of the blocks that the head reads; empty for the package's own features.
         pooling: way to make one vector of a text's hidden states, for ``features``.
+        reading: which rows of the data file are evaluated, and how they are found.
     """
 
     package_folder: str
@@ -164,6 +168,7 @@ class EvaluateJob(Struct, frozen=True, tag="evaluate"):
     engine: EngineName = "onnxruntime"
     features: Blocks = ()
     pooling: Pooling = "package"
+    reading: Reading = Reading()
 
 
 class EvaluateOutcome(Struct, frozen=True):

@@ -202,7 +202,7 @@ def _load(
     prepared = prepared.with_head(head.features, head.pooling)
     manifest = prepared.manifest
     values = decode_values(_read(job.state_path, "slice values"), manifest.slices)
-    rows = load_rows(Path(job.data_path), manifest.labels)
+    rows = load_rows(Path(job.data_path), manifest.labels, job.reading)
     limit = min(sequence_limit, manifest.sequence_limit)
     release_library_code()  # imports have run
     predicts_text = manifest.task == "causal_lm"

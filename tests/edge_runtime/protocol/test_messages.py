@@ -11,7 +11,9 @@ from edge_runtime.protocol.messages import (
     MAX_CONTROL_BYTES,
     CheckInRequest,
     CheckInResponse,
+    ComeBack,
     DeviceEvent,
+    NotEligible,
     Result,
     SignedTask,
     Task,
@@ -20,7 +22,7 @@ from edge_runtime.protocol.messages import (
     encode,
     encode_result,
 )
-from tests.edge_runtime.golden.generate import FOLDER, FULL_TASK, MESSAGES, TASK, recording
+from tests.edge_runtime.golden.generate import FOLDER, FULL_TASK, MESSAGES, SHA256, TASK, recording
 
 IDS = [type(message).__name__ for message in MESSAGES]
 #: Parts of other messages, recorded inside them, and the base of a task.
@@ -53,6 +55,18 @@ def test_messages_from_before_set_asides_still_decode() -> None:
     event = decode((FOLDER / "DeviceEvent-without-lasting.json").read_bytes(), DeviceEvent)
     assert event == DeviceEvent("task_failed", "WorkerError: killed by SIGKILL", "t-1")
     assert not event.lasting
+
+
+def test_messages_from_before_releases_still_decode() -> None:
+    """A check-in recorded without ``trains`` is of one that trains; answers without ``release`` tell of none."""
+    old = decode((FOLDER / "CheckInRequest-without-release.json").read_bytes(), CheckInRequest)
+    assert old == CheckInRequest("0.1.0", 256_000_000, 70_000_000, 1000, setup=SHA256[:32])
+    assert old.trains
+    assert old.release == 0
+    for kind in (ComeBack, NotEligible):
+        answer = decode((FOLDER / f"{kind.__name__}-without-release.json").read_bytes(), CheckInResponse)
+        assert isinstance(answer, kind)
+        assert answer.release is None
 
 
 @pytest.mark.parametrize("missing", ["update", "report", "features"])
