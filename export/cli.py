@@ -185,19 +185,19 @@ def _key(arguments: argparse.Namespace) -> int:
 
 
 def _adapter(arguments: argparse.Namespace) -> int:
+    package, values = _trained(arguments)
     _quieten_libraries()
     from export.adapters.write import write_adapter
 
-    package, values = _trained(arguments)
     print(write_adapter(package, values, arguments.output, arguments.base_model))
     return 0
 
 
 def _merge(arguments: argparse.Namespace) -> int:
+    package, values = _trained(arguments)
     _quieten_libraries()
     from export.adapters.merge import merge
 
-    package, values = _trained(arguments)
     merged = merge(package, values, arguments.model, arguments.output)
     if merged.left_out:
         print(f"left out: {', '.join(merged.left_out)}")
