@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_runtime.errors import ConfigError
+from edge_runtime.errors import ConfigError, ModelError
 from edge_runtime.exit_status import exit_code_of
 from edge_runtime.figures import size, whole_size
 
@@ -177,7 +177,9 @@ def _key(arguments: argparse.Namespace) -> int:
     from edge_runtime.protocol.signing import generate_key
 
     if arguments.file.exists():
-        raise ConfigError(f"{arguments.file} exists already; a key is never overwritten")
+        raise ConfigError(
+            f"{arguments.file} exists already, and a key is never overwritten; use it, or name another file"
+        )
     key = generate_key()
     key.save(arguments.file)
     print(key.public_key)
@@ -214,9 +216,18 @@ def _trained(arguments: argparse.Namespace) -> tuple[Package, Values]:
     from edge_runtime.package.package import Package
     from edge_runtime.package.slices import decode_values
 
+    if arguments.output.exists():
+        raise ModelError(f"{arguments.output} exists already; choose another --output or remove it")
     package = Package.open(arguments.package, arguments.publisher_key)
     package.verify_files()
-    return package, decode_values(arguments.slices.read_bytes(), package.manifest.slices)
+    try:
+        data = arguments.slices.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read --slices {arguments.slices}: {error.strerror}; get them with: "
+            f"edge-coordinator run fetch-slices --output {arguments.slices}"
+        ) from error
+    return package, decode_values(data, package.manifest.slices)
 
 
 def _labels(arguments: argparse.Namespace) -> tuple[str, ...]:
@@ -349,6 +360,8 @@ def _quieten_libraries() -> None:
 def _read_key(path: Path) -> PrivateKey:
     from edge_runtime.protocol.signing import PrivateKey
 
+    if not path.exists():
+        raise ConfigError(f"there is no key file {path}; make one with: edge-export key {path}")
     return PrivateKey.load(path)
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from edge_runtime.errors import ConfigError
+from edge_runtime.errors import ConfigError, ModelError
 from edge_runtime.package.slices import encode_values
 from edge_runtime.protocol.signing import PrivateKey, generate_key
 from export import cli
@@ -96,8 +96,32 @@ def test_a_key_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == f"{PrivateKey.load(path).public_key}\n"
     written = path.read_bytes()
     assert main(["key", str(path)]) == ConfigError.exit_code
-    assert "a key is never overwritten" in capsys.readouterr().err
+    assert "a key is never overwritten; use it, or name another file" in capsys.readouterr().err
     assert path.read_bytes() == written
+    assert main(["key", str(tmp_path / "nowhere" / "publisher.key")]) == 1
+    said = capsys.readouterr().err
+    assert (
+        f"cannot use {tmp_path / 'nowhere' / 'publisher.key'}: No such file or directory; check the path"
+        in said
+    )
+
+
+def test_a_key_that_is_not_there_is_made_as_the_message_says(
+    asked: list[Asked], given: list[str], tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """'package' without its key file ends with the command that makes one; after it the export begins."""
+    (tmp_path / "key").unlink()
+    words = ["package", str(tiny_model), *given]
+    assert main(words) == ConfigError.exit_code
+    said = capsys.readouterr().err.strip()
+    assert (
+        said
+        == f"error: there is no key file {tmp_path / 'key'}; make one with: edge-export key {tmp_path / 'key'}"
+    )
+    assert not asked
+    assert main(said.partition("edge-export ")[2].split()) == 0
+    assert main(words) == ConfigError.exit_code
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("command", ["adapter", "merge"])
@@ -118,4 +142,11 @@ def test_slices_of_another_run_are_refused(
     words += ["--output", str(tmp_path / "out"), *(["--base-model", "b"] if command == "adapter" else [])]
     assert main(words) == 36
     assert capsys.readouterr().err.count("\n") == 1
+    (tmp_path / "slices").unlink()
+    assert main(words) == ConfigError.exit_code
+    said = f"get them with: edge-coordinator run fetch-slices --output {tmp_path / 'slices'}"
+    assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    assert main(words) == ModelError.exit_code
+    assert "choose another --output or remove it" in capsys.readouterr().err

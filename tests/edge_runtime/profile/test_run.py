@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from edge_runtime import cli
 from edge_runtime.errors import OutOfMemoryError
 from edge_runtime.memory.plan import ExecutionChoice, Planner, Work
 from edge_runtime.package.manifest import PeakTensor, SizeTerm
+from edge_runtime.package.prepared import PREPARED
 from edge_runtime.profile import run
 from edge_runtime.profile.document import Profile, decode_profile
 from edge_runtime.profile.facts import (
@@ -192,6 +194,25 @@ def test_backpropagation_is_profiled(profile) -> None:
     found = profile("--steps", "2", "--update", "backprop").profile
     assert found.work.update == "backprop"
     assert found.step_s > 0
+
+
+@pytest.mark.parametrize("damage", ["missing", "malformed", "of another package"])
+def test_a_prepared_folder_that_cannot_be_used_is_made_as_the_message_says(
+    exported, prepared_in, data, tmp_path, capsys, damage: str
+) -> None:
+    """``plan --prepared`` names what prepares the folder; once ``profile`` has, it plans with times."""
+    folder = tmp_path / "prepared"
+    if damage != "missing":
+        shutil.copytree(prepared_in[exported.package.manifest.arithmetics[0]].folder, folder)
+        text = (folder / PREPARED).read_text()
+        other = text.replace(exported.package.sha256, "0" * 64)
+        (folder / PREPARED).write_text("{" if damage == "malformed" else other)
+    words = [str(exported.package.folder), "--cap", "256M", "--prepared", str(folder)]
+    assert cli.main(["plan", *words]) == 16
+    assert "'edge-runtime profile' in its --prepared" in capsys.readouterr().err
+    more = ["--data", str(data), "--steps", "1", "--threads", "1", "--output", str(tmp_path / "report")]
+    assert cli.main(["profile", *words, *more]) == 0
+    assert cli.main(["plan", *words]) == 0
 
 
 def test_a_folder_that_is_no_model_leaves_the_row_out(profile, tmp_path) -> None:
