@@ -311,7 +311,7 @@ def _head_lines(manifest: Manifest) -> list[str]:
     if manifest.head is None:
         return []
     if manifest.head_features == "own":
-        return [f"head       the folder's own ({manifest.head.target}), which training goes on from"]
+        return [f"head       a trained classifier ({manifest.head.target}), which training goes on from"]
     pooled = {"mean": "mean over tokens", "first": "first token", "last": "last token"}
     return [f"head       new, from zero, over the {pooled[manifest.head_features]}"]
 
