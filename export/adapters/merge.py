@@ -216,7 +216,9 @@ def _replace(path: Path, place: Place, value: Tensor) -> None:
 
 def _rewrite(path: Path, place: Place, given: Tensor, change: Callable[[Tensor], Tensor]) -> None:
     """Change one tensor of a safetensors file in place, computing in float32 at least."""
-    dtype, shape, start, end = _span(path, place.stored)
+    dtype, whole_shape, start, end = _span(path, place.stored)
+    index, count = place.part
+    shape = torch.Size((whole_shape[0] // count, *whole_shape[1:]))
     if dtype not in DTYPES:
         raise ModelError(
             f"{path.name} holds {place.stored} as {dtype}; a merge needs a model in {', '.join(DTYPES)}"
@@ -228,11 +230,13 @@ def _rewrite(path: Path, place: Place, given: Tensor, change: Callable[[Tensor],
         )
     with path.open("r+b") as file:
         file.seek(start)
-        weight = torch.frombuffer(bytearray(file.read(end - start)), dtype=DTYPES[dtype]).reshape(shape)
+        whole = torch.frombuffer(bytearray(file.read(end - start)), dtype=DTYPES[dtype]).reshape(whole_shape)
+        weight = whole.chunk(count)[index]
         merged = change(weight.to(torch.promote_types(weight.dtype, torch.float32))).to(weight.dtype)
         require_finite(place.stored, merged)
+        weight.copy_(merged)
         file.seek(start)
-        file.write(merged.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        file.write(whole.flatten().view(torch.uint8).numpy().tobytes())
         file.flush()
         os.fsync(file.fileno())
 

@@ -21,6 +21,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -64,6 +65,7 @@ CONFIGS: dict[str, Callable[..., Any]] = {
         vocab_size=40, dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=32, **more
     ),
     "llama": lambda **more: LlamaConfig(**{**SIZES, "num_key_value_heads": 1, "pad_token_id": 0, **more}),
+    "gte": lambda **more: AutoConfig.for_model("gte", **SIZES, pad_token_id=0, **more),
     "gpt2": lambda **more: GPT2Config(
         vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=32, pad_token_id=0, **more
     ),
@@ -258,6 +260,8 @@ TAKEN = (
         {"target_modules": ["c_attn"], "r": 2, "fan_in_fan_out": True},
         None,
     ),
+    # none found: a folder that keeps query, key and value as one matrix under other names.
+    ("GTE", "gte", "plain", PROJECTIONS, None),
     ("MiCA", "bert", "plain", {**QUERY, "init_lora_weights": "mica"}, None),
     ("orthogonal", "bert", "plain", {**QUERY, "init_lora_weights": "orthogonal"}, None),
 )
