@@ -156,9 +156,9 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _profile(arguments: argparse.Namespace) -> int:
-    import os
     import shlex
 
+    from edge_runtime.engines.choice import threads_or_all
     from edge_runtime.profile.measure import Settings
     from edge_runtime.profile.run import profile_package
     from edge_runtime.profile.text import difference_line
@@ -168,7 +168,7 @@ def _profile(arguments: argparse.Namespace) -> int:
             request=_request(arguments, None),  # where it is not prepared, profiling prepares it
             data=arguments.data,
             steps=arguments.steps,
-            threads=len(os.sched_getaffinity(0)) if arguments.threads is None else arguments.threads,
+            threads=threads_or_all() if arguments.threads is None else arguments.threads,
             output=arguments.output,
             command=shlex.join(["edge-runtime", *arguments.words]),
             weights=arguments.weights,

@@ -19,7 +19,16 @@ def exit_code_of(command: Callable[[], int]) -> int:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     except OSError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {_in_words(error)}\n")
         return EdgeError.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _in_words(error: OSError) -> str:
+    """What the system refused, and of which file."""
+    if error.filename is None or error.strerror is None:
+        return str(error)
+    return (
+        f"cannot use {error.filename}: {error.strerror}; check the path, who may use it, and the free space"
+    )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_runtime.errors import ConfigError
+from edge_runtime.errors import ConfigError, ModelError
 from edge_runtime.exit_status import exit_code_of
 from edge_runtime.figures import size, whole_size
 
@@ -187,7 +187,9 @@ def _key(arguments: argparse.Namespace) -> int:
     from edge_runtime.protocol.signing import generate_key
 
     if arguments.file.exists():
-        raise ConfigError(f"{arguments.file} exists already; a key is never overwritten")
+        raise ConfigError(
+            f"{arguments.file} exists already, and a key is never overwritten; use it, or name another file"
+        )
     key = generate_key()
     key.save(arguments.file)
     print(key.public_key)
@@ -195,19 +197,19 @@ def _key(arguments: argparse.Namespace) -> int:
 
 
 def _adapter(arguments: argparse.Namespace) -> int:
+    package, values = _trained(arguments)
     _quieten_libraries()
     from export.adapters.write import write_adapter
 
-    package, values = _trained(arguments)
     print(write_adapter(package, values, arguments.output, arguments.base_model))
     return 0
 
 
 def _merge(arguments: argparse.Namespace) -> int:
+    package, values = _trained(arguments)
     _quieten_libraries()
     from export.adapters.merge import merge
 
-    package, values = _trained(arguments)
     merged = merge(package, values, arguments.model, arguments.output)
     if merged.left_out:
         print(f"left out: {', '.join(merged.left_out)}")
@@ -225,9 +227,17 @@ def _trained(arguments: argparse.Namespace) -> tuple[Package, Values]:
     from edge_runtime.package.package import Package
     from edge_runtime.package.slices import decode_values, head_of
 
+    if arguments.output.exists():
+        raise ModelError(f"{arguments.output} exists already; choose another --output or remove it")
     package = Package.open(arguments.package, arguments.publisher_key)
     package.verify_files()
-    data = arguments.slices.read_bytes()
+    try:
+        data = arguments.slices.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read --slices {arguments.slices}: {error.strerror}; get them with: "
+            f"edge-coordinator run fetch-slices --output {arguments.slices}"
+        ) from error
     package = Package(package.folder, with_block_head(package.manifest, *head_of(data)), package.sha256)
     return package, decode_values(data, package.manifest.slices)
 
@@ -313,7 +323,7 @@ def _head_lines(manifest: Manifest) -> list[str]:
     if manifest.head is None:
         return []
     if manifest.head_features == "own":
-        return [f"head       the folder's own ({manifest.head.target}), which training goes on from"]
+        return [f"head       a trained classifier ({manifest.head.target}), which training goes on from"]
     pooled = {"mean": "mean over tokens", "first": "first token", "last": "last token"}
     return [f"head       new, from zero, over the {pooled[manifest.head_features]}"]
 
@@ -362,6 +372,8 @@ def _quieten_libraries() -> None:
 def _read_key(path: Path) -> PrivateKey:
     from edge_runtime.protocol.signing import PrivateKey
 
+    if not path.exists():
+        raise ConfigError(f"there is no key file {path}; make one with: edge-export key {path}")
     return PrivateKey.load(path)
 
 

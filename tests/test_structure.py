@@ -365,7 +365,6 @@ WITHOUT_TEST_FILE = {
     "export/capture/cut.py",
     "export/capture/record.py",
     "export/capture/segment.py",
-    "export/cli.py",
     "export/llama2c/tokenizer.py",
     "export/lowering/executorch_library.py",
     "export/lowering/executorch_passes.py",

@@ -107,7 +107,9 @@ def _work_for(
     # 1. Is there a run?
     if run is None or run.state == "evaluating":
         ended = run is not None or run_rows.has_begun_any(connection)
-        return ComeBack(*FINISHED_WINDOW_S, "run finished") if ended else ComeBack(*IDLE_WINDOW_S, "no run")
+        rests = ended and run_rows.first_queued(connection) is None
+        window_s = FINISHED_WINDOW_S if rests else IDLE_WINDOW_S
+        return ComeBack(*window_s, "run finished" if ended else "no run")
     # 2. Has the run set it aside?
     aside = still_set_aside(connection, run.run_id, device, now_s=now_s)
     if aside is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from coordinator.simulation.record import Record, failed, path_of, read_record, 
 from coordinator.simulation.simulate import Simulation
 from coordinator.simulation.trainers import HereTrainer, Trainer
 from coordinator.simulation.workbench import BenchSettings, Workbench
+from edge_runtime.engines.choice import threads_or_all
 from edge_runtime.errors import CapExceededError, ConfigError, EdgeError, PackageError
 from edge_runtime.figures import whole_size
 from edge_runtime.package.manifest import Manifest
@@ -53,8 +53,8 @@ class Options:
 
     @property
     def engine_threads(self) -> int:
-        """Threads of the inference engine, at least one; left open, all cores this process may use."""
-        return self.threads or len(os.sched_getaffinity(0))
+        """Threads of the inference engine, at least one."""
+        return threads_or_all(self.threads)
 
 
 def read_seeds(text: str) -> tuple[int, ...]:

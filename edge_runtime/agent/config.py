@@ -6,7 +6,6 @@ silently falls back to a default.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -16,6 +15,7 @@ from msgspec import Meta, Struct
 
 from edge_runtime.config_file import MAX_SIZE_BYTES, ByteSize, parse_bytes, parse_cap, read_struct, read_toml
 from edge_runtime.data.reading import Column, EvaluationShare, Part, Query, Reading
+from edge_runtime.engines.choice import threads_or_all
 from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import ConfigError
 from edge_runtime.package.manifest import Arithmetic
@@ -127,7 +127,7 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     @property
     def engine_threads(self) -> int:
         """Threads of the inference engine, at least one."""
-        return self.threads or len(os.sched_getaffinity(0))
+        return threads_or_all(self.threads)
 
     def read_enrolment_token(self) -> str:
         """The one-time token, from the configuration or the file it names.

@@ -124,7 +124,7 @@ class Agent:
             wait_s = self._pace.failed(error.retry_after_s)
             warn("unreachable", error=error, wait_s=wait_s)
         except CoordinatorError as error:
-            if isinstance(error, RefusedError) and error.code in decisions.FINAL_REFUSALS:
+            if _is_final(error):
                 raise
             passing = isinstance(error, RefusedError) and error.code in decisions.PASSING_REFUSALS
             wait_s = self._pace.failed() if passing else self._pace.refused()
@@ -339,12 +339,23 @@ class Agent:
             note("result_delivered", task_id=task_id, status=answer.status)
 
     def _tell(self, event: DeviceEvent) -> None:
-        """Log an event and send it. The turn goes on if it does not arrive, since the log has it."""
+        """Log an event and send it. The turn goes on if it does not arrive, since the log has it.
+
+        Raises:
+            RefusedError: the device was revoked.
+        """
         warn(event.code, task_id=event.task_id, message=event.message)
         try:
             self._client.send_event(event)
         except CoordinatorError as error:
+            if _is_final(error):
+                raise
             warn("event_not_sent", error=error)
+
+
+def _is_final(error: CoordinatorError) -> bool:
+    """Whether the coordinator refused this device for good."""
+    return isinstance(error, RefusedError) and error.code in decisions.FINAL_REFUSALS
 
 
 def _require_time(task: Task, deadline_s: float) -> None:

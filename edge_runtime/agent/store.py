@@ -246,7 +246,9 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, msgspec.DecodeError) as error:
-            raise ConfigError(f"cannot read {path}: {error}; remove it and enrol again") from error
+            raise ConfigError(
+                f"cannot read {path}: {error}; remove it, have the device revoked, and enrol with a new token"
+            ) from error
 
     def save_identity(self, identity: Identity) -> None:
         """Keep the identity for good."""

@@ -52,9 +52,15 @@ SECOND_TEXTS = (
     *("text_pair", "text2", "text_b", "sentence2", "sentence_b", "question2", "premise", "hypothesis"),
     *("context", "passage", "answer", "response", "completion", "chosen", "rejected", "messages"),
 )
+#: Columns of rows that are a chat, or an instruction and its answer.
+SEVERAL_TEXTS = ("messages", "conversations", "conversation", "instruction")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 #: First bytes of files that are no text in UTF-8; :mod:`edge_runtime.data.diagnosis` has the words for each.
-OTHER_FORMATS = (b"\xff\xfe", b"\xfe\xff", b"\x1f\x8b", b"PK\x03\x04", b"PAR1", b"ARROW1", b"SQLite format 3")
+OTHER_FORMATS = (
+    *(b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff", b"{\x00", b"\x00{", b"\x1f\x8b", b"(\xb5/\xfd"),
+    *(b"\xfd7zXZ", b"BZh", b"PK\x03\x04", b"PAR1", b"ARROW1", b"SQLite format 3", b"version https://git-lfs"),
+    *(b"<!", b"<html"),
+)
 _COUNT_CHUNK_BYTES = 1 << 18
 _DECODER = msgspec.json.Decoder()
 _LABELLED = 'an object {"text": "…", "label": "…"}'
@@ -196,11 +202,13 @@ def label_index(labels: Sequence[str]) -> Callable[[str | int, str], int]:
             )
         found = names.get(str(label))
         if found is None:
-            near = str(label).strip().casefold() in alike
+            hint = ""
+            if str(label).strip().casefold() in alike:
+                hint = ", which differs from one of them in spaces or capitals alone"
+            elif not are_numbers and str(label).strip().isdecimal():
+                hint = ", a number in quotes; without them it is a position"
             raise DataError(
-                f"{where} has a label outside the package's set of {len(labels)}"
-                f"{', which differs from one of them in spaces or capitals alone' if near else ''}; "
-                "correct or remove it"
+                f"{where} has a label outside the package's set of {len(labels)}{hint}; correct or remove it"
             )
         return found
 
@@ -401,6 +409,11 @@ def _text(row: dict[str, Any], where: str, labelled: bool | None) -> str:
         raise DataError(f"{where} has an empty text; remove it")
     if TEXT in row:
         raise DataError(f"{where} has {_kind(text)} as its text; it must be a string")
+    if several := next((name for name in SEVERAL_TEXTS if name in row), None):
+        raise DataError(
+            f"{where} has a column {several!r} and no {TEXT!r}, and a row is one text: write it as one, as the "
+            "tokenizer's apply_chat_template does with tokenize=False"
+        )
     synonym = next((name for name in TEXT_SYNONYMS if name in row), None)
     advice = f"rename the column {synonym!r} to {TEXT!r}" if synonym else f"it must be {_FORMS[labelled]}"
     raise DataError(f"{where} has no column {TEXT!r}; {advice}")

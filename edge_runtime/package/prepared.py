@@ -25,6 +25,8 @@ from edge_runtime.protocol.messages import Blocks, Bytes, Pooling, PositiveCount
 PREPARED = "prepared.json"
 PREPARED_VERSION = 1
 MAX_PREPARED_BYTES = 16 << 20
+#: What helps where a prepared folder is missing, damaged or made for something else.
+AGAIN = "agents prepare the package by themselves, and so does 'edge-runtime profile' in its --prepared"
 _CPU_INFO = Path("/proc/cpuinfo")
 #: Lines of /proc/cpuinfo that tell CPU types apart, on x86-64 and on arm64.
 _CPU_FIELDS = ("model name", "flags", "CPU implementer", "CPU part", "Features")
@@ -147,9 +149,9 @@ class PreparedPackage:
         prepared = read_prepared(folder)
         reason = stale_reason(folder, prepared, package.sha256, engine)
         if reason is not None:
-            raise PreparationError(f"{folder} {reason}; prepare the package again")
+            raise PreparationError(f"{folder} {reason}; {AGAIN}")
         if len(prepared.segments) != len(package.manifest.segments):
-            raise PreparationError(f"{folder} has another number of segments; prepare the package again")
+            raise PreparationError(f"{folder} has another number of segments; {AGAIN}")
         return cls(package, folder, prepared)
 
     @classmethod
@@ -193,12 +195,12 @@ def read_prepared(folder: Path) -> Prepared:
         with path.open("rb") as file:
             data = file.read(MAX_PREPARED_BYTES + 1)
         if len(data) > MAX_PREPARED_BYTES:
-            raise PreparationError(f"{path} has more than {MAX_PREPARED_BYTES} bytes; prepare again")
+            raise PreparationError(f"{path} has more than {MAX_PREPARED_BYTES} bytes; {AGAIN}")
         return msgspec.json.decode(data, type=Prepared)
     except OSError as error:
-        raise PreparationError(f"cannot read {path}: {error.strerror}; prepare the package first") from error
+        raise PreparationError(f"cannot read {path}: {error.strerror}; {AGAIN}") from error
     except msgspec.DecodeError as error:
-        raise PreparationError(f"malformed {path}: {error}; prepare the package again") from error
+        raise PreparationError(f"malformed {path}: {error}; {AGAIN}") from error
 
 
 def stale_reason(folder: Path, prepared: Prepared, package_sha256: str, engine: str) -> str | None:

@@ -17,7 +17,7 @@ from edge_runtime.figures import size, whole_size
 from edge_runtime.memory.plan import Planner, Work
 from edge_runtime.package.manifest import Manifest
 from edge_runtime.package.package import Package
-from edge_runtime.package.prepared import Prepared, prepared_beside, read_prepared, stale_reason
+from edge_runtime.package.prepared import AGAIN, Prepared, prepared_beside, read_prepared, stale_reason
 from edge_runtime.protocol.messages import Update
 
 #: Bounds beyond any sensible step, which catch a slip of the hand.
@@ -149,7 +149,7 @@ def _find_prepared(package: Package, folder: Path | None, engine: EngineName) ->
     if reason is None:
         return prepared, ""
     if folder is not None:
-        raise PreparationError(f"{place} {reason}; prepare the package again")
+        raise PreparationError(f"{place} {reason}; {AGAIN}")
     return None, f"{place} {reason}"
 
 

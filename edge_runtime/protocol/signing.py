@@ -83,12 +83,14 @@ class PrivateKey:
             with path.open("rb") as file:
                 pem = file.read(MAX_KEY_FILE_BYTES)
         except OSError as error:
-            raise ConfigError(f"cannot read the key file {path}: {error.strerror}") from error
+            raise ConfigError(
+                f"cannot read the key file {path}: {error.strerror}; name the right one"
+            ) from error
         try:
             key = serialization.load_pem_private_key(pem, password=None)
         except (ValueError, TypeError) as error:
             raise ConfigError(
-                f"{path} is not an unencrypted private key in PEM; restore it or make a new one"
+                f"{path} is not an unencrypted private key in PEM; restore it, or name the right one"
             ) from error
         if not isinstance(key, Ed25519PrivateKey):
             raise ConfigError(f"{path} holds a key of another kind; an Ed25519 key is needed")

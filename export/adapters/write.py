@@ -134,9 +134,27 @@ def _own_classifier(package: Package, values: Values) -> dict[str, FloatArray]:
     labels, head = package.manifest.own_labels, package.manifest.head
     if labels is UNSET or head is None:
         return {}
+    tensors = classifier_tensors(package, values, labels)
+    return {f"{ROOT}.{name}": part for name, part in tensors.items()}
+
+
+def classifier_tensors(package: Package, values: Values, labels: tuple[str, ...]) -> dict[str, FloatArray]:
+    """A classifier that was gone on from, under the names of its class: the last layer, and what peft saves with it.
+
+    Args:
+        package: package the values belong to.
+        values: values of every slice, by flat name.
+        labels: labels in the order that the rows get.
+
+    Returns:
+        Values by name; empty for a fresh head.
+    """
+    head = package.manifest.head
+    if head is None:
+        return {}
     parts = own_head_values(package, values, labels)
-    written = {f"{ROOT}.{head.target}.{name}": part for name, part in parts.items()}
-    return {**written, **_saved_beside(package, head)}
+    written = {f"{head.target}.{name}": part for name, part in parts.items()}
+    return {**written, **_saved_beside(package, head)} if written else {}
 
 
 def _saved_beside(package: Package, head: SliceSpec) -> dict[str, FloatArray]:
@@ -150,7 +168,7 @@ def _saved_beside(package: Package, head: SliceSpec) -> dict[str, FloatArray]:
         return {}
     inputs = {re.sub("_(levels|scales|zero_points)$", "", name) for name in frozen}
     return {
-        f"{ROOT}.{name}": whole_factor(frozen, f"{OWN_STEM}{name.replace('.', '_')}", "_").numpy()
+        name: whole_factor(frozen, f"{OWN_STEM}{name.replace('.', '_')}", "_").numpy()
         for name in names_of_classifier(package.manifest.base.architecture)
         if name.split(".")[0].endswith(_saved_modules(head))
         and f"{OWN_STEM}{name.replace('.', '_')}" in inputs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,7 @@ from edge_runtime.package.slices import FloatArray, Values, encode_values, key
 from edge_runtime.protocol.signing import PrivateKey
 from export.adapters.peft_names import FEATURES, HEAD_DESCRIBED, HEAD_TENSORS
 from export.adapters.read import Adapter, Wanted, read_adapter
+from export.adapters.saved_head import folder_with_head, order_of_classes
 from export.adapters.start_values import start_values
 from export.adapters.write import whole_factor
 from export.lowering.arithmetic import probe
@@ -49,6 +51,7 @@ from export.model.generation import stop_tokens
 from export.model.heads import HEAD
 from export.model.json_file import read_json_object
 from export.model.load import LoadedModel, load_model
+from export.model.own_head import UnusableHead
 from export.model.slices import FACTORS, SliceKind, SliceOptions, slice_and_tensor
 from export.packaging.early_checks import check_early
 from export.packaging.head_start import HeadStart
@@ -131,7 +134,14 @@ def export_package(
         ModelError: the model cannot be exported, it disagrees with the one that transformers loads, or the programs
             disagree with torch.
     """
-    note = note or progress
+    with ExitStack() as kept:
+        return _export(options, signer, progress, note or progress, kept)
+
+
+def _export(
+    options: ExportOptions, signer: PrivateKey, progress: Progress, note: Progress, kept: ExitStack
+) -> Package:
+    """Write a package; folders in ``kept`` are there until it is written."""
     trusted = options.trust_remote_code
     for sentence in check_early(
         options.model, options.labels, options.output, options.engines, trust_remote_code=trusted
@@ -145,7 +155,7 @@ def export_package(
         for left_out in adapter.notes:
             progress(left_out)
     slices = options.slices if adapter is None else adapter.slice_options(options.slices)
-    start = _head_start(options, slices)
+    start = _head_start(options, slices, adapter, progress, kept)
     model = start.load()
     sequence_limit = min(options.sequence_limit, model.position_limit)
     for sentence in (*model.notes, *_cut_note(options, sequence_limit)):
@@ -246,16 +256,36 @@ def _write_signed(folder: Path, manifest: Manifest, signer: PrivateKey) -> None:
     write_durably(folder / SIGNATURE, signer.sign(data).encode())
 
 
-def _head_start(options: ExportOptions, slices: SliceOptions) -> HeadStart:
+def _head_start(
+    options: ExportOptions,
+    slices: SliceOptions,
+    adapter: Adapter | None,
+    progress: Progress,
+    kept: ExitStack,
+) -> HeadStart:
+    """What the head starts from: an adapter's classifier if there is one that can, else what the folder has."""
+    folder, brought = options.model, None
+    if options.labels and adapter is not None and adapter.saved_head is not None and adapter.head is None:
+        order, said = order_of_classes(folder, options.labels)
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        made = tempfile.TemporaryDirectory(dir=options.output.parent, prefix=".export-head-")
+        try:
+            folder = folder_with_head(
+                folder, adapter.saved_head, order, Path(kept.enter_context(made)) / folder.name
+            )
+            brought = f"Training goes on from the adapter's classifier{said}"
+        except UnusableHead as reason:
+            progress(f"The adapter's classifier is not used: {reason}")
     load = partial(
         load_model,
-        options.model,
+        folder,
         len(options.labels),
         slices,
         options.task,
         trust_remote_code=options.trust_remote_code,
     )
-    return HeadStart(options.model, options.labels, load, trust_remote_code=options.trust_remote_code)
+    trusted = options.trust_remote_code
+    return HeadStart(folder, options.labels, load, trust_remote_code=trusted, brought=brought)
 
 
 def _check_adapters_head(options: ExportOptions, model: LoadedModel) -> None:

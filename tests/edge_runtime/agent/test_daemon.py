@@ -687,6 +687,17 @@ def test_a_revoked_device_ends(board, late: bool) -> None:
     assert (board.store.pending() is not None) == late
 
 
+def test_a_revoked_device_without_its_data_ends(board) -> None:
+    """A device that only tells of its own fault hears from the answer that it was revoked, and ends."""
+    agent = board.start()
+    board.config.data.unlink()
+    board.coordinator.planned.append(refusal(403, "revoked", "this device was revoked"))
+    with pytest.raises(RefusedError, match="this device was revoked"):
+        agent.turn()
+    assert agent.turn() > 0
+    assert [event.code for event in board.coordinator.events] == ["device_failed"]
+
+
 def test_operators_are_told_which_causes_last(board) -> None:
     """A wrong publisher key, a file over its limit and too small a cap last; a killed worker may pass."""
     agent = board.start(KILLED_WORKER)

@@ -107,7 +107,7 @@ def test_an_unreadable_identity_is_named(tmp_path) -> None:
     """A damaged identity file is a ConfigError that says what to do."""
     store = open_store(tmp_path)
     (store.folder / "identity.json").write_text("{")
-    with pytest.raises(ConfigError, match="enrol again"):
+    with pytest.raises(ConfigError, match="enrol with a new token"):
         store.identity()
 
 
