@@ -15,6 +15,9 @@ entries are ±1.
 * ``orthogonal over steps``: directions shared by the batch, rows of one Hadamard matrix over all of a task's draws and
   steps;
 * ``orthogonal over examples``: the same over its draws, steps and examples, so that each example has its own;
+* ``dealt, all slices a draw``: dealt directions as if all slices were one, so that each draw moves them all;
+* ``dealt by each device``: dealt directions whose decks each device begins anew, instead of going on from those of the
+  device before it;
 * ``clamped`` (biased): jvps beyond their 99 % quantile are cut to it, as a task's ``jvp_limit`` does with a fixed
   limit.
 """
@@ -27,8 +30,9 @@ import msgspec
 import numpy as np
 
 from benchmarks.estimators.errors import DoubleArray
-from benchmarks.estimators.exact_gradients import BATCH, STEPS, GradientSnapshot, Matrix
+from benchmarks.estimators.exact_gradients import BATCH, SLOTS, STEPS, GradientSnapshot, Matrix
 from benchmarks.estimators.methods import EstimatorMethod, StepInput, directions, flattened, jvps_along
+from edge_runtime.package.manifest import SliceSpec, TensorSpec
 from edge_runtime.package.slices import FloatArray
 from edge_runtime.training.gradient import clamped
 from edge_runtime.training.tangents import draw_tangents
@@ -104,6 +108,23 @@ def orthogonal_over(step: StepInput, each: int) -> DoubleArray:
     return gathered(jvps if each > 1 else jvps.mean(axis=1, keepdims=True), flat)
 
 
+def dealt_over_all(step: StepInput) -> DoubleArray:
+    """An estimate along dealt directions of all slices together."""
+    whole = SliceSpec("all", "lora_xs", (0,), "all", (TensorSpec("core", (1, len(step.columns)), "core"),))
+    task = msgspec.structs.replace(step.task, directions="dealt")
+    flat = flattened(draw_tangents(task, [whole], step.number, range(len(step.gradients))))
+    return gathered(jvps_along(step.gradients, flat), flat)
+
+
+def dealt_by_each(step: StepInput) -> DoubleArray:
+    """An estimate along directions dealt from decks of the device's own: of another seed for each slot."""
+    task = msgspec.structs.replace(
+        step.task, directions="dealt", seed=step.task.seed * SLOTS + step.task.slot, slot=0
+    )
+    flat = flattened(draw_tangents(task, step.specs, step.number, range(len(step.gradients))))
+    return gathered(jvps_along(step.gradients, flat), flat)
+
+
 def unshipped_methods(snapshot: GradientSnapshot) -> dict[str, EstimatorMethod]:
     """All estimators of this module by name, fitted on the other devices' rows of a snapshot."""
     other = snapshot.other
@@ -138,6 +159,8 @@ def unshipped_methods(snapshot: GradientSnapshot) -> dict[str, EstimatorMethod]:
         "momentum direction": EstimatorMethod(momentum_direction, least_draws=2),
         "orthogonal over steps": EstimatorMethod(lambda step: orthogonal_over(step, 1)),
         "orthogonal over examples": EstimatorMethod(lambda step: orthogonal_over(step, BATCH)),
+        "dealt, all slices a draw": EstimatorMethod(dealt_over_all),
+        "dealt by each device": EstimatorMethod(dealt_by_each),
         "clamped (biased)": EstimatorMethod(clamp, biased=True),
     }
     if other.shape[1] <= MOST_EIGENVECTORS:

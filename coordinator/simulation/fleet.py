@@ -16,6 +16,7 @@ import numpy as np
 from coordinator.simulation.config import DropoutConfig, SpeedConfig
 from coordinator.simulation.cost import forward_passes_per_example
 from coordinator.simulation.partition import Share
+from edge_runtime.package.manifest import Manifest
 from edge_runtime.protocol.messages import Task
 from edge_runtime.training.loop import count_steps
 
@@ -90,11 +91,11 @@ class Fleet:
         """Whether the device that got this task never answers."""
         return self._unit(task_id, "dropout") < self._dropout.rate
 
-    def duration_s(self, task: Task, device: SimulatedDevice) -> float:
-        """Virtual seconds between getting a task and handing in its result."""
+    def duration_s(self, task: Task, manifest: Manifest, device: SimulatedDevice) -> float:
+        """Virtual seconds between getting a task of a package and handing in its result."""
         rows = len(device.rows)
         examples = count_steps(task, rows) * min(task.batch_size, rows)
-        work = examples * forward_passes_per_example(task) * self._speed.seconds_per_example
+        work = examples * forward_passes_per_example(task, manifest) * self._speed.seconds_per_example
         return tick(self._speed.overhead_s + work * device.factor)
 
     def _unit(self, task_id: str, purpose: str) -> float:

@@ -96,6 +96,7 @@ class Work(Struct, frozen=True):
             empty for evaluation and where the head alone is trained.
         update: way to the slices' gradient: estimated by forward mode, computed by backpropagation, or estimated by
             zero order.
+        one_slice: whether each direction moves one slice alone, so that nothing is computed of it before that slice.
     """
 
     batch_size: int
@@ -103,6 +104,7 @@ class Work(Struct, frozen=True):
     draws: int
     slices: tuple[str, ...]
     update: Update = "forward"
+    one_slice: bool = False
 
 
 class PeakPrediction(Struct, frozen=True):
@@ -269,6 +271,10 @@ class Planner:
         """Predicted peak of a worker that does the work in the given way."""
         manifest, first = self.manifest, first_segment(self.manifest, work.slices)
         programs = {variant.file for variant in self._variants(work)}
+        if work.update == "forward":
+            for index in waiting_segments(manifest, work.slices, self.arithmetic):
+                primal = manifest.programs[manifest.segments[index].primal]
+                programs.add(primal.variants[self.arithmetic].file)
         tokens = work.batch_size * work.sequence
         repacked = [repacked_bytes(segment, self.arithmetic) for segment in manifest.segments]
         hidden = tokens * manifest.base.hidden_size * FLOAT_BYTES * self._waiting_rows(first, work, choice)
@@ -372,6 +378,7 @@ class Planner:
         elif first is not None and not back:
             sweeps = -(-work.draws // choice.draws_at_a_time)
         runs = -(-work.batch_size // choice.micro_batch)
+        begun = begun_shares(self.manifest, work.slices) if work.one_slice else {}
         seconds = 0.0
         for index in range(1, len(self.manifest.segments)):
             carries = first is not None and index >= first
@@ -379,7 +386,8 @@ class Planner:
             if carries and back:
                 block, programs = measured.primal_s * (1 + ADJOINT_TIME), 2
             elif carries:
-                block = measured.dual_1_s + per_draw * (choice.draws_at_a_time - 1)
+                draws = choice.draws_at_a_time * begun.get(index, 1.0)
+                block = measured.dual_1_s + per_draw * max(0.0, draws - 1)
             seconds += block * work.batch_size * work.sequence / (measured.rows * measured.tokens)
             seconds += RUN_SECONDS * runs * programs
         seconds *= sweeps * (STREAMED_TIME if choice.weights == "streamed" else 1.0)
@@ -468,6 +476,31 @@ def first_segment(manifest: Manifest, slices: tuple[str, ...]) -> int | None:
     """Index of the first segment with a trained slice beside the head; None if there is no such slice."""
     specs = [manifest.slice_named(name) for name in slices]
     return min((spec.segment for spec in specs if spec.kind != "head"), default=None)
+
+
+def waiting_segments(manifest: Manifest, slices: tuple[str, ...], arithmetic: Arithmetic) -> range:
+    """Segments that a draw may have to pass before it begins: those from the first trained slice to before the last's.
+
+    There a forward sweep runs the primal program for examples none of whose draws has begun. Where the engine repacks
+    weights for each program, or plans a program's memory ahead, that would cost memory: then there are none.
+    """
+    starts = [manifest.slice_named(name) for name in slices]
+    indices = [spec.segment for spec in starts if spec.kind != "head"]
+    if not indices or arithmetic in PACKED_FACTOR:
+        return range(0)
+    waiting = range(min(indices), max(indices))
+    variants = [manifest.programs[manifest.segments[index].primal].variants[arithmetic] for index in waiting]
+    return waiting if not any(variant.planned_bytes for variant in variants) else range(0)
+
+
+def begun_shares(manifest: Manifest, slices: tuple[str, ...]) -> dict[int, float]:
+    """Share of the draws that have begun in each block, by its segment's index, where each draw moves one slice alone.
+
+    The blocks are those from the first trained slice on; the last segment, the head, is none.
+    """
+    starts = [spec.segment for spec in map(manifest.slice_named, slices) if spec.kind != "head"]
+    blocks = range(min(starts, default=0), len(manifest.segments) - 1)
+    return {index: sum(start <= index for start in starts) / len(slices) for index in blocks if starts}
 
 
 def program_name(segment: Segment, index: int, first: int | None) -> str:

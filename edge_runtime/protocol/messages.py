@@ -37,9 +37,11 @@ Rate = Annotated[float, Meta(gt=0, le=1e6)]
 #: differences of losses (zero order), for comparison.
 Update = Literal["forward", "backprop", "zero_order"]
 #: Kinds of directions, explained in :mod:`edge_runtime.training.tangents`.
-Directions = Literal["per_example", "shared", "orthogonal", "gaussian", "filtered", "one_slice"]
+Directions = Literal["per_example", "shared", "orthogonal", "gaussian", "filtered", "one_slice", "dealt"]
 #: Kinds in which each example has directions of its own; in the others the batch shares a draw's direction.
-PER_EXAMPLE: tuple[Directions, ...] = ("per_example", "one_slice")
+PER_EXAMPLE: tuple[Directions, ...] = ("per_example", "one_slice", "dealt")
+#: Kinds of which each direction moves one slice alone.
+ONE_SLICE: tuple[Directions, ...] = ("one_slice", "dealt")
 Loss = Literal["cross_entropy", "phuber"]
 #: Contents of a result: the change of the trained values, or the numbers from which it is computed again.
 ReportKind = Literal["weights", "scalars"]
@@ -137,7 +139,9 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
             has its own, which moves all slices. ``"shared"``: each draw has one for the whole batch. ``"orthogonal"``:
             shared, from the rows of a Hadamard matrix, so that enough draws give the exact gradient. ``"gaussian"``:
             shared, with standard normal entries. ``"filtered"``: of many gaussian ones those nearest to the last
-            averaged change. ``update = "zero_order"`` takes none of the first two.
+            averaged change. ``"dealt"``: as ``"one_slice"``, with a slice's directions dealt from the rows of Hadamard
+            matrices, none twice before all are used. ``update = "zero_order"`` takes neither ``"one_slice"``,
+            ``"dealt"`` nor ``"per_example"``.
         loss: loss of a prediction: ``"cross_entropy"``, or ``"phuber"``, the partially Huberised cross-entropy, which
             bounds the pull of wrong labels and is for classification alone.
         update: way to the slices' gradient: ``"forward"`` estimates it by forward mode, ``"backprop"`` computes it by

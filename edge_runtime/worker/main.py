@@ -104,6 +104,8 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
             proportional_anonymous_bytes=proportional_anonymous_bytes,
             proportional_file_bytes=proportional_file_bytes,
             weights_read_bytes=executor.weights_read_bytes,
+            draws_run=executor.draws_run,
+            draws_skipped=executor.draws_skipped,
         )
 
 

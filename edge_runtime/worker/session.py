@@ -14,7 +14,7 @@ from edge_runtime.execution.executor import Executor
 from edge_runtime.memory.plan import ExecutionChoice, Plan, Work, first_segment, preferred_micro_batch
 from edge_runtime.package.manifest import Manifest
 from edge_runtime.package.slices import Values
-from edge_runtime.protocol.messages import MemoryReport, Task
+from edge_runtime.protocol.messages import ONE_SLICE, MemoryReport, Task
 from edge_runtime.training.evaluation import Scores
 from edge_runtime.training.filtered_directions import decode_reference
 from edge_runtime.training.loop import Trained, train_locally
@@ -71,7 +71,14 @@ class TaskSession:
             manifest,
             values,
             examples,
-            Work(task.batch_size, examples.longest, task.draws, names, task.update),
+            Work(
+                task.batch_size,
+                examples.longest,
+                task.draws,
+                names,
+                task.update,
+                one_slice=task.directions in ONE_SLICE,
+            ),
             None if reference is None else decode_reference(reference, estimated),
         )
 
