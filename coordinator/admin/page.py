@@ -58,7 +58,12 @@ _TROUBLES = {
     "evaluation_failed": "the evaluation failed",
 }
 _ENGINES = {"onnxruntime": "ONNX Runtime", "executorch": "ExecuTorch"}
-_UPDATES = {"forward": "forward mode", "backprop": "backpropagation", "zero_order": "zero order"}
+_UPDATES = {
+    "forward": "forward mode",
+    "backprop": "backpropagation",
+    "zero_order": "zero order",
+    "best": "the best of forward mode and backpropagation",
+}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy as np
 from coordinator.aggregation.mean import Contribution
 from coordinator.aggregation.server_state import ServerState
 from coordinator.aggregation.server_step import server_update
+from coordinator.aggregation.stated_variance import variance_factors
 from coordinator.events import record
 from coordinator.rounds.deltas import read_delta
 from coordinator.rounds.evaluation import INITIAL
@@ -413,6 +414,7 @@ def _contributions(
             delta,
             steps=result.steps_applied if run.config.normalise_steps else 1,
             slot=result.slot,
+            variance=variance_factors(task, run.manifest.slices, result.estimator, result.draws),
         )
 
 

@@ -219,6 +219,8 @@ def _passes(results: list[ResultWork], manifest: Manifest) -> dict[int, float]:
     for work in results:
         task = msgspec.json.decode(work.task, type=Task)
         examples = work.steps * min(task.batch_size, work.example_count)
+        if work.estimator is not None:
+            task = msgspec.structs.replace(task, update=work.estimator, draws=max(1, work.draws))
         each = forward_passes_per_example(task, manifest)
         passes[work.round] = passes.get(work.round, 0) + examples * each
     return passes

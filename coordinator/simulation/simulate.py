@@ -250,7 +250,7 @@ class Simulation:
         assignment = AssignmentInFlight(task, since_s + seconds, answers=True)
         if blobs is not None:
             state, reference = blobs
-            job = Job(task, device.rows, state, self._cap_bytes, seconds, reference)
+            job = Job(task, device.rows, state, self._cap_bytes, seconds, reference, device.adjoints)
             assignment.pending = self._trainer.submit(job)
         return assignment
 

@@ -214,6 +214,12 @@ def set_devices_aside(connection: sqlite3.Connection) -> None:
     )
 
 
+def state_estimators(connection: sqlite3.Connection) -> None:
+    """How a device found its gradients where its task left it the choice, and with how many draws."""
+    connection.execute("ALTER TABLE results ADD COLUMN estimator TEXT")
+    connection.execute("ALTER TABLE results ADD COLUMN draws INTEGER NOT NULL DEFAULT 0")
+
+
 #: In the order in which they run.
 ALL = (
     create_devices,
@@ -225,4 +231,5 @@ ALL = (
     mark_gated_rounds,
     index_what_is_open,
     set_devices_aside,
+    state_estimators,
 )

@@ -95,7 +95,7 @@ class Work(Struct, frozen=True):
         slices: names of the slices that are trained as ``update`` says, a head among them only where it is perturbed;
             empty for evaluation and where the head alone is trained.
         update: way to the slices' gradient: estimated by forward mode, computed by backpropagation, or estimated by
-            zero order.
+            zero order. A planner knows nothing of ``"best"`` (:mod:`edge_runtime.memory.best_estimator`).
         one_slice: whether each direction moves one slice alone, so that nothing is computed of it before that slice.
     """
 
@@ -168,6 +168,7 @@ class Plan(Struct, frozen=True):
         peak: predicted peak memory.
         step_s: predicted seconds of a step; None where the machine was not measured.
         gave_up: sentences, one for each rung that the plan stands below the fastest.
+        reason: which estimator was taken and why, of a work that leaves it open; else empty.
     """
 
     work: Work
@@ -175,6 +176,7 @@ class Plan(Struct, frozen=True):
     peak: PeakPrediction
     step_s: float | None
     gave_up: tuple[str, ...] = ()
+    reason: str = ""
 
 
 class Planner:
@@ -300,6 +302,12 @@ class Planner:
             slices_bytes=SLICE_COPIES * trained + 2 * tangents,
             load_bytes=self._floor_bytes + max(0, tokenizer - RELEASED_AT_LOAD_BYTES),
         )
+
+    def spilled_bytes(self, work: Work) -> int:
+        """Bytes of the layer inputs of backpropagation, which wait in memory or on disk."""
+        first = first_segment(self.manifest, work.slices)
+        kept = 0 if first is None else len(self.manifest.segments) - 1 - first
+        return kept * work.batch_size * work.sequence * self.manifest.base.hidden_size * FLOAT_BYTES
 
     def program_names(self, work: Work) -> list[str]:
         """Names of the programs that a step runs, in order. Segments of one structure repeat the same name.

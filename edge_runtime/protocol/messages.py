@@ -34,8 +34,10 @@ Seed = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Rate = Annotated[float, Meta(gt=0, le=1e6)]
 #: Ways to the slices' gradient: estimated by forward mode, computed by checkpointed backpropagation, or estimated from
-#: differences of losses (zero order), for comparison.
-Update = Literal["forward", "backprop", "zero_order"]
+#: differences of losses (zero order), for comparison; or the best of the first two that each device can have.
+Update = Literal["forward", "backprop", "zero_order", "best"]
+#: What a device may take of its own accord.
+BestOf = Literal["forward", "backprop"]
 #: Kinds of directions, explained in :mod:`edge_runtime.training.tangents`.
 Directions = Literal["per_example", "shared", "orthogonal", "gaussian", "filtered", "one_slice", "dealt"]
 #: Kinds in which each example has directions of its own; in the others the batch shares a draw's direction.
@@ -146,7 +148,8 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
             bounds the pull of wrong labels and is for classification alone.
         update: way to the slices' gradient: ``"forward"`` estimates it by forward mode, ``"backprop"`` computes it by
             checkpointed backpropagation (for packages exported ``--with-adjoint``), ``"zero_order"`` estimates it from
-            differences of losses.
+            differences of losses, ``"best"`` leaves it to each device: backpropagation where package, cap, disk and
+            deadline allow it, or else forward mode with as many of the ``draws`` as fit.
         report: content of a result: ``"weights"``, the change of the trained values, or ``"scalars"``, the directional
             derivatives, of which the coordinator makes the same change again; not under ``update = "backprop"``.
         phuber_tau: knot of the loss ``phuber``: where the label has a probability below 1/tau, the loss is a straight
@@ -342,6 +345,8 @@ class Result(Struct, frozen=True):
         change: safetensors with one float32 tensor per ``slice/tensor``: values after the task minus values before.
             With ``report = "scalars"`` it holds, in place of the slices, the numbers from which
             :mod:`edge_runtime.training.replay` makes the same change.
+        update: way to the slices' gradient that the device took, of a task with ``update = "best"``; else None.
+        draws: number of directions of its estimates there; 0 under ``"backprop"``, and of other tasks.
     """
 
     task_id: Identifier
@@ -355,6 +360,8 @@ class Result(Struct, frozen=True):
     memory: MemoryReport
     change_sha256: Sha256
     change: Annotated[bytes, Meta(max_length=MAX_RESULT_BYTES)]
+    update: BestOf | None = None
+    draws: Count = 0
 
 
 class ResultReceipt(Struct, frozen=True):

@@ -7,7 +7,9 @@ A session is opened with everything the task names; then a plan is chosen for ``
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import msgspec
 
 from edge_runtime.data.examples import Examples
 from edge_runtime.execution.executor import Executor
@@ -87,6 +89,13 @@ class TaskSession:
         """Whether blocks lie before the first slice, whose outputs are worth keeping between steps."""
         first = first_segment(self.manifest, self.work.slices)
         return first is not None and first >= FIRST_BLOCK_BEHIND_A_BLOCK
+
+    def settled(self, plan: Plan) -> TaskSession:
+        """This session with the estimator that a plan took, where the task leaves it to the device."""
+        if self.task.update != "best":
+            return self
+        task = msgspec.structs.replace(self.task, update=plan.work.update, draws=plan.work.draws)
+        return replace(self, task=task, work=plan.work)
 
     def train(
         self, executor: Executor, choice: ExecutionChoice, stepped: Callable[[], None] = lambda: None
