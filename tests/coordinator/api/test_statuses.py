@@ -29,7 +29,17 @@ ANSWERS = {
     404: {"unknown_blob", "unknown_device", "unknown_run", "unknown_task"},
     409: {"conflict", "name_taken", "not_set_aside", "not_your_task", "stale"},
     413: {"too_large"},
-    422: {"bad_slices", "digest_mismatch", "not_finite", "too_many_examples", "too_many_steps"},
+    422: {
+        "bad_slices",
+        "digest_mismatch",
+        "estimator_missing",
+        "estimator_not_asked",
+        "estimator_unavailable",
+        "not_finite",
+        "too_many_draws",
+        "too_many_examples",
+        "too_many_steps",
+    },
 }
 #: Where the code is the class of another error: a run that cannot be created.
 COMPUTED = {422: {"type(error).__name__"}}
