@@ -18,12 +18,15 @@ entries are ±1.
 * ``dealt, all slices a draw``: dealt directions as if all slices were one, so that each draw moves them all;
 * ``dealt by each device``: dealt directions whose decks each device begins anew, instead of going on from those of the
   device before it;
+* ``dealt, rows by label``: dealt directions on a task's rows in the order of their labels, so that those which share a
+  deck agree more; only where all of a task's gradients are taken at the same values;
 * ``clamped`` (biased): jvps beyond their 99 % quantile are cut to it, as a task's ``jvp_limit`` does with a fixed
   limit.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import msgspec
@@ -43,6 +46,7 @@ SOFTENING = 1e-3
 #: have would get an arbitrary J.
 RIDGE = 0.1
 QUANTILE = 0.99
+BY_LABEL = "dealt, rows by label"
 #: With more dimensions than these, eigenvectors are not computed.
 MOST_EIGENVECTORS = 1000
 
@@ -106,6 +110,19 @@ def orthogonal_over(step: StepInput, each: int) -> DoubleArray:
     flat = rows[step.number * count : (step.number + 1) * count].reshape(step.task.draws, each, -1)
     jvps = jvps_along(step.gradients, flat)
     return gathered(jvps if each > 1 else jvps.mean(axis=1, keepdims=True), flat)
+
+
+def by_label(snapshot: GradientSnapshot) -> GradientSnapshot:
+    """The same rows, each device's in the order of their labels: the residual is least where the label is."""
+    labels = snapshot.residuals.argmin(axis=1)
+    rows = len(labels) // SLOTS
+    order = np.concatenate(
+        [
+            first + np.argsort(labels[first : first + rows], kind="stable")
+            for first in range(0, len(labels), rows)
+        ]
+    )
+    return replace(snapshot, gradients=snapshot.gradients[order], residuals=snapshot.residuals[order])
 
 
 def dealt_over_all(step: StepInput) -> DoubleArray:
