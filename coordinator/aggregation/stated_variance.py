@@ -9,8 +9,8 @@ E‖g_i‖²/B times about
     shared directions:        1 + c + B·(d ± 1)/K    at most, where examples agree; + for normal entries
 
 where d is S·d_s for ``one_slice``, and c the variance of devices' own means beside that of their rows' mean
-(:data:`SPREAD`). Of ``dealt`` directions the second is an upper bound. The factor, 1 + (d - 1)/((1 + c)·K), is stated by
-the result, which names its estimator and its draws. It is not measured: that would itself be noise, and bias the mean.
+(:data:`SPREAD`). Of ``dealt`` directions the second is an upper bound. The factor, 1 + (d - 1)/((1 + c)·K), is stated
+by the result, which names its estimator and its draws. It is not measured: that would be noise, and bias the mean.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from edge_runtime.package.slices import shapes
 from edge_runtime.protocol.messages import ONE_SLICE, PER_EXAMPLE, BestOf, Task
 from edge_runtime.training.trainable import estimated_slices
 
-#: Variance of the devices' own means over that of the mean of one device's rows. TREC's, of 40 rows, is 4.3, 4.3 and 0.8
-#: after 1, 5 and 25 rounds. Of 0, 1, 2 and 3 this one erred least over them (docs/decisions/0022-best-estimator.md).
+#: Variance of the devices' own means over that of the mean of one device's rows. TREC's, of 40 rows, is 4.3, 4.3 and
+#: 0.8 after 1, 5 and 25 rounds. Of 0, 1, 2 and 3 this one erred least over them (docs/decisions/0022-best-estimator.md).
 SPREAD = 1.0
 
 
