@@ -28,6 +28,7 @@ Kinds of directions:
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -169,8 +170,10 @@ def _dealt(task: Task, specs: Sequence[SliceSpec], step: int, examples: Sequence
     whole deck Σ r rᵀ = n·I: n draws of a slice give the mean gradient of examples that agree, without error.
 
     The turns of a round are numbered: ((slot·steps + step)·batch size + example)·K + draw. Turn t moves slice
-    (t + start) mod S, with a random start, by row (t div S) mod n of deck (t div S) div n. So a device goes on where
-    the one in the slot before it ends. Turns that a device leaves out, for it has few rows, are rows that nobody deals.
+    (t·stride + start) mod S, with a random start, by row (t div S) mod n of deck (t div S) div n. So a device goes on
+    where the one in the slot before it ends. Turns that a device leaves out, for it has few rows, are rows that nobody
+    deals. The stride (:func:`stride_over`) spreads an example's few draws evenly over the model, so that about as many
+    of each example's have begun in a segment, and examples that run together skip as much as they would alone.
 
     Keys name no slot (0 in its place): that of the start is of "deck/" and all slice names, that of a deck of "deck/"
     and its slice. The deck's number stands in the counter in place of the example, and in that of the draw 0 for the
@@ -180,32 +183,55 @@ def _dealt(task: Task, specs: Sequence[SliceSpec], step: int, examples: Sequence
     key = philox_key(task.seed, task.round, 0, "deck/" + "/".join(spec.name for spec in specs))
     start = int(random_words(key, 0, 0, 0, 1)[0]) % count
     first = (task.slot * task.steps + step) * task.batch_size * task.draws
-    turns = first % count + np.asarray(examples) * task.draws + np.arange(task.draws)[:, None]
+    turns = (first % count + np.asarray(examples) * task.draws + np.arange(task.draws)[:, None]).ravel()
+    owners, visits = (turns * stride_over(count) + start) % count, turns // count
     ends = np.cumsum([0, *(spec.dimensions for spec in specs)])
-    flat = np.zeros((*turns.shape, ends[-1]), dtype=np.float32)
+    flat = np.zeros((len(turns), ends[-1]), dtype=np.float32)
+    alike: dict[int, list[int]] = {}
     for index, spec in enumerate(specs):
-        mine = (turns + start) % count == index
-        flat[mine, ends[index] : ends[index + 1]] = _cards(task, spec, first // count, turns[mine] // count)
+        alike.setdefault(spec.dimensions, []).append(index)
+    for size, members in alike.items():
+        keys = np.stack([philox_key(task.seed, task.round, 0, f"deck/{specs[i].name}") for i in members])
+        mine = np.flatnonzero(np.isin(owners, members))
+        decks = np.searchsorted(members, owners[mine])
+        together = max(1, ROW_NUMBERS // size)
+        for begin in range(0, len(mine), together):
+            some = slice(begin, begin + together)
+            entries = ends[owners[mine[some]]][:, None] + np.arange(size)
+            rows = _cards(keys, size, decks[some], first // count, visits[mine[some]])
+            flat[mine[some][:, None], entries] = rows
     flat *= np.float32(count**0.5)
-    return flat
+    return flat.reshape(task.draws, len(examples), -1)
 
 
-def _cards(task: Task, spec: SliceSpec, first: int, visits: NDArray[np.int64]) -> FloatArray:
-    """Rows (V, d_s) of a slice's decks: those of its visits ``first`` + each of ``visits``."""
-    size = spec.dimensions
+def _cards(
+    keys: Words, size: int, members: NDArray[np.int64], first: int, visits: NDArray[np.int64]
+) -> FloatArray:
+    """Rows (V, d_s) of the decks of slices of ``size`` entries.
+
+    Args:
+        keys: (M, 2) key of each slice.
+        size: number d_s of entries.
+        members: (V,) which of the slices each row is of.
+        first: number that is added to all visits.
+        visits: (V,) numbers of the visits, of which each takes the next row of its slice.
+    """
     order = 1 << (size - 1).bit_length()
-    key = philox_key(task.seed, task.round, 0, f"deck/{spec.name}")[None]
     decks, places = np.divmod(first % order + visits, order)
     named, decks = np.unique(decks, return_inverse=True)
     numbers = [(first // order + int(deck)) % (1 << 64) for deck in named]
-    column_signs = signs(words_at(key, 0, numbers, [1], -(-size // 64))[0, 0], size)
-    rows = np.argsort(words_at(key, 0, numbers, [2], order)[0, 0], axis=-1, kind="stable")[decks, places]
-    made = np.empty((len(visits), size), dtype=np.float32)
-    together = max(1, ROW_NUMBERS // size)
-    for begin in range(0, len(visits), together):
-        some = slice(begin, begin + together)
-        made[some] = hadamard_rows(rows[some], size) * column_signs[decks[some]]
-    return made
+    column_signs = signs(words_at(keys, 0, numbers, [1], -(-size // 64))[:, 0], size)
+    orders = np.argsort(words_at(keys, 0, numbers, [2], order)[:, 0], axis=-1, kind="stable")
+    rows: FloatArray = hadamard_rows(orders[members, decks, places], size)
+    return rows * column_signs[members, decks]
+
+
+def stride_over(count: int) -> int:
+    """The smallest stride from count/φ on that meets all of ``count`` slices, φ the golden ratio; below ``count``."""
+    stride = count * 618034 // 1000000
+    while math.gcd(stride, count) != 1:
+        stride += 1
+    return stride
 
 
 def draw_flat(

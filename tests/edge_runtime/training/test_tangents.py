@@ -24,6 +24,7 @@ from edge_runtime.training.tangents import (
     philox_key,
     random_words,
     signs,
+    stride_over,
 )
 from tests.edge_runtime.golden.tangents import EXAMPLES, FILE, SPECS, STEP, TASK, recording
 
@@ -149,7 +150,9 @@ def test_recorded_decks_come_from_an_independent_dealer() -> None:
                     (column[c // 64] >> (c % 64) & 1) ^ (bin(row & c).count("1") & 1) for c in range(size)
                 ]
                 rows.append(
-                    "".join("-+"[entry] for entry in entries) if (turn + start) % 2 == number else "0" * size
+                    "".join("-+"[entry] for entry in entries)
+                    if (turn * 1 + start) % 2 == number
+                    else "0" * size
                 )
             begin = 0
             for tensor in spec.tensors:
@@ -346,6 +349,18 @@ def test_devices_deal_one_anothers_decks_on(size: int, order: int) -> None:
         np.testing.assert_allclose(deck.T @ deck, 3 * order * np.eye(size), atol=1e-4 * order)
         assert len(np.unique(deck, axis=0)) == order or size < order
     assert np.unique(np.abs(rows)).tolist() == [np.float32(3**0.5)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 12, 25, 36, 72, 97])
+def test_a_few_draws_are_spread_over_the_model(count: int) -> None:
+    """All slices are met in as many turns, and of any 8 turns in a row each half of the model has at least 2."""
+    stride = stride_over(count)
+    met = [turn * stride % count for turn in range(count)]
+    assert sorted(met) == list(range(count))
+    if count >= 8:
+        for first in range(count):
+            early = sum((first + turn) * stride % count < count // 2 for turn in range(8))
+            assert 2 <= early <= 6
 
 
 def test_rounds_and_seeds_have_decks_of_their_own() -> None:
