@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PAGES := README.md $(wildcard docs/results/*.md)
 
 .PHONY: setup demo demo-shakespeare test test-quick lint bench bench-memory bench-opponent bench-large bench-memory-grid \
-	bench-arithmetic bench-placement bench-estimators bench-learning demo-reference tables reference constraints clean
+	bench-arithmetic bench-placement bench-estimators bench-skipping bench-learning demo-reference tables reference constraints clean
 
 setup: $(STAMP)
 
@@ -66,6 +66,9 @@ bench-learning: setup
 
 bench-estimators: setup
 	$(BIN)/python -m benchmarks.estimators.run $(if $(DATA),--data $(DATA))
+
+bench-skipping: setup
+	$(BIN)/python -m benchmarks.estimators.skipped_passes $(if $(DATA),--data $(DATA))
 
 demo-reference: setup
 	$(BIN)/python -m examples.banking77.reference

@@ -90,15 +90,15 @@ def test_stated_variance_weighs_better_than_examples() -> None:
 @pytest.mark.parametrize(
     ("directions", "factors"),
     [
-        ("one_slice", (1 + 11 / 8, 1 + 15 / 8)),
-        ("dealt", (1 + 11 / 8, 1 + 15 / 8)),
-        ("per_example", (1 + 13 / 8, 1 + 13 / 8)),
-        ("shared", (1 + 6 * 13 / 8, 1 + 6 * 13 / 8)),
-        ("gaussian", (1 + 6 * 15 / 8, 1 + 6 * 15 / 8)),
+        ("one_slice", (1 + 11 / 12, 1 + 15 / 12)),
+        ("dealt", (1 + 11 / 12, 1 + 15 / 12)),
+        ("per_example", (1 + 13 / 12, 1 + 13 / 12)),
+        ("shared", (1 + 6 * 13 / 12, 1 + 6 * 13 / 12)),
+        ("gaussian", (1 + 6 * 15 / 12, 1 + 6 * 15 / 12)),
     ],
 )
 def test_factors_are_those_of_the_formulas(directions: Directions, factors: tuple[float, float]) -> None:
-    """2 slices of 6 and 8 entries, 4 draws, 6 examples, c = 1: S·d_s or all d entries; the batch shares or does not."""
+    """2 slices of 6 and 8 entries, 4 draws, 6 examples, c = 2: S·d_s or all d entries; the batch shares or does not."""
     task = replace(TASK_OF, directions=directions)
     found = variance_factors(task, [*SPECS, HEAD], "forward", 4)
     assert found == pytest.approx(dict(zip(("s0/core", "s1/core"), factors, strict=True)))
