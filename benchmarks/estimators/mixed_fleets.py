@@ -1,7 +1,7 @@
 """Fleets of which some devices have exact gradients and the others estimates: what each way to weigh them gives.
 
 A round's mean over its ten devices is compared with the exact mean over the rows of all of them. Contributions count by
-examples alone; by the variance that each states (:mod:`coordinator.aggregation.stated_variance`); or those of the exact
+examples alone; by the variance that each states (:mod:`coordinator.rounds.stated_variance`); or those of the exact
 devices alone, which throws the others' rows away. Which devices are exact is drawn anew in each repetition.
 """
 
@@ -18,7 +18,7 @@ from benchmarks.estimators.errors import DoubleArray, judge, mean_errors
 from benchmarks.estimators.exact_gradients import BATCH, SEED, SLOTS, STEPS, GradientSnapshot
 from benchmarks.estimators.methods import SHIPPED, StepInput, cut, make_task
 from coordinator.aggregation.mean import Contribution, mean_delta
-from coordinator.aggregation.stated_variance import variance_factors
+from coordinator.rounds.stated_variance import variance_factors
 
 SHARES = (0.0, 0.2, 0.5, 0.8)
 DRAWS = (4, 16)

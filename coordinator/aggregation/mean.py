@@ -12,7 +12,7 @@ number of steps. With examples n, deltas D and steps s::
 With s = 1 throughout this is the plain mean (sum n D) / (sum n), to the last bit.
 
 Where devices found their gradients in unlike ways, n is divided by the variance factor that a delta's tensor states
-(:mod:`coordinator.aggregation.stated_variance`).
+(:mod:`coordinator.rounds.stated_variance`).
 """
 
 from __future__ import annotations

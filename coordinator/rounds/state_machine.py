@@ -17,7 +17,6 @@ import numpy as np
 from coordinator.aggregation.mean import Contribution
 from coordinator.aggregation.server_state import ServerState
 from coordinator.aggregation.server_step import server_update
-from coordinator.aggregation.stated_variance import variance_factors
 from coordinator.events import record
 from coordinator.rounds.deltas import read_delta
 from coordinator.rounds.evaluation import INITIAL
@@ -25,6 +24,7 @@ from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.rounds.presence import SLACK_S, askable, order_of_asking, patience_s
 from coordinator.rounds.runs import Run, active_run, end_run
 from coordinator.rounds.selection import SelectableDevice, fit, substitute
+from coordinator.rounds.stated_variance import variance_factors
 from coordinator.rounds.tasks import reserve
 from coordinator.storage import (
     device_rows,
