@@ -8,8 +8,8 @@ STAMP := $(VENV)/.installed
 PAGES := README.md $(wildcard docs/results/*.md)
 
 .PHONY: setup demo demo-shakespeare test test-quick lint bench bench-memory bench-opponent bench-large bench-memory-grid \
-	bench-predict bench-arithmetic bench-placement bench-estimators bench-learning bench-one-visit demo-reference tables reference \
-	constraints clean
+	bench-predict bench-arithmetic bench-placement bench-estimators bench-skipping bench-learning bench-one-visit demo-reference \
+	tables reference constraints clean
 
 setup: $(STAMP)
 
@@ -73,6 +73,9 @@ bench-one-visit: setup
 
 bench-estimators: setup
 	$(BIN)/python -m benchmarks.estimators.run $(if $(DATA),--data $(DATA))
+
+bench-skipping: setup
+	$(BIN)/python -m benchmarks.estimators.skipped_passes $(if $(DATA),--data $(DATA))
 
 demo-reference: setup
 	$(BIN)/python -m examples.banking77.reference

@@ -267,6 +267,16 @@ def _check_together(config: RunConfig) -> None:
             "as gone while it waits as it was told; raise the one or lower the other"
         )
     check_method(config)
+    if config.update == "best" and config.local_optimizer.name == "adamw":
+        raise ConfigError(
+            'update = "best" averages estimates with exact gradients, and local_optimizer = "adamw" normalises each '
+            'by itself; take "accumulate" or "sgd"'
+        )
+    if config.update == "best" and config.lora_aggregation == "product_svd":
+        raise ConfigError(
+            'update = "best" weighs each tensor by its variance, and lora_aggregation = "product_svd" mixes two: take '
+            '"factors" or "frozen_a"'
+        )
     if config.slices in ("none", ()) and not config.train_head:
         raise ConfigError('slices = "none" and train_head = false leave nothing to train')
     if not isinstance(config.slices, str) and len(set(config.slices)) != len(config.slices):

@@ -129,9 +129,10 @@ def _add_work(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--slices", metavar="NAME,...", help="slices to train beside the head (default: all)")
     sub.add_argument(
         "--update",
-        choices=("forward", "backprop"),
+        choices=("forward", "backprop", "best"),
         default="forward",
-        help="how the slices' gradient is found (default: %(default)s)",
+        help='how the slices\' gradient is found; best is what a run with update = "best" takes here, of at most'
+        " --draws (default: %(default)s)",
     )
     sub.add_argument("--publisher-key", metavar="KEY", help="public key that must have signed the package")
     sub.add_argument(

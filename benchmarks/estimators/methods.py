@@ -147,6 +147,7 @@ def exact(step: StepInput) -> DoubleArray:
 SHIPPED = {
     "per_example": EstimatorMethod(shipped("per_example")),
     "one_slice": EstimatorMethod(shipped("one_slice")),
+    "dealt": EstimatorMethod(shipped("dealt")),
     "shared": EstimatorMethod(shipped("shared")),
     "orthogonal": EstimatorMethod(shipped("orthogonal")),
     "gaussian": EstimatorMethod(shipped("gaussian")),

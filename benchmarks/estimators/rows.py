@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.estimators.errors import per_example_error
-from benchmarks.estimators.exact_gradients import BATCH, GradientSnapshot
-from benchmarks.estimators.unshipped import residual_maps, softened
+from benchmarks.estimators.exact_gradients import BATCH, SLOTS, GradientSnapshot
+from benchmarks.estimators.unshipped import BY_LABEL, residual_maps, softened
 from benchmarks.harness.result_file import Figure, figure
 
 #: Forward passes of an example: those of forward mode with 1, 4 and 16 draws.
@@ -21,7 +22,9 @@ MAIN_SLICES = "LoRA-XS, last 2 blocks"
 BASE = "per_example"
 SPLIT_WORDS = {"whole": "all slices to every device", "cyclic": "slices dealt out"}
 #: Methods that spread the noise over slices in another way than the rest.
-PER_SLICE = ("one_slice", "coordinate scales", "eigenvector scales")
+PER_SLICE = ("one_slice", "dealt", "coordinate scales", "eigenvector scales")
+#: Ways to deal directions, compared at every budget and point with independent ones, the first of them.
+DEALT = ("one_slice", "dealt", "dealt by each device", "dealt, all slices a draw", BY_LABEL)
 
 
 def signal(snapshot: GradientSnapshot) -> dict[str, Any]:
@@ -32,6 +35,7 @@ def signal(snapshot: GradientSnapshot) -> dict[str, Any]:
       where nothing is left;
     * ``*_unexplained``: the part of E‖g_i‖² that a control variate leaves;
     * ``*_gain``: how many times smaller the error is with scales that fit the very rows they are judged on;
+    * ``device_spread``: variance of the devices' own mean gradients over that of a mean of one device's rows;
     * ``slice_shares``: each slice's share of E‖g_i‖²;
     * ``last_cosine``: cosine of ḡ to the exact mean gradient of the round before;
     * ``step_error_of_one_draw``: error after a step of directions per example with one draw, by formula.
@@ -53,6 +57,7 @@ def signal(snapshot: GradientSnapshot) -> dict[str, Any]:
         "mean_unexplained": float(((gradients - snapshot.last) ** 2).sum(axis=1).mean() / total),
         "residual_unexplained": float((left_residual**2).sum(axis=1).mean() / total),
         "coordinate_gain": float(size * total / np.sqrt(moments).sum() ** 2),
+        "device_spread": device_spread(gradients),
         "jvp_difference": snapshot.jvp_difference,
         "step_error_of_one_draw": per_example_error(gradients.reshape(-1, BATCH, size), 1),
     }
@@ -64,7 +69,22 @@ def signal(snapshot: GradientSnapshot) -> dict[str, Any]:
     return {**rounded, "slice_shares": shown}
 
 
-def table_rows(judged: Sequence[Mapping[str, Any]], signals: Sequence[Mapping[str, Any]]) -> list[Figure]:
+def device_spread(gradients: NDArray[np.float64]) -> float:
+    """How much devices differ beside how much rows do, from gradients (SLOTS·n, d) of n rows a device.
+
+    The variance of the means of devices is that of the devices' own means and, over n, that of a device's rows.
+    """
+    by_device = gradients.reshape(SLOTS, -1, gradients.shape[1])
+    means = by_device.mean(axis=1)
+    rows = by_device.var(axis=1, ddof=1).sum(axis=1).mean() / by_device.shape[1]
+    return float(means.var(axis=0, ddof=1).sum() / rows - 1)
+
+
+def table_rows(
+    judged: Sequence[Mapping[str, Any]],
+    signals: Sequence[Mapping[str, Any]],
+    mixed: Sequence[Mapping[str, Any]],
+) -> list[Figure]:
     """The page's rows: medians and ranges over data sets and points of the run, for LoRA-XS in the last two blocks."""
     points = [each for each in signals if each["slices"] == MAIN_SLICES]
     kept = [each for each in judged if each["slices"] == MAIN_SLICES]
@@ -80,6 +100,40 @@ def table_rows(judged: Sequence[Mapping[str, Any]], signals: Sequence[Mapping[st
     for name in names:
         if name in PER_SLICE:
             rows.append(_ratio(kept, name, "round", "slice_error"))
+    return [
+        *rows,
+        *_dealt_rows(kept),
+        *_mixed_rows([each for each in mixed if each["slices"] == MAIN_SLICES]),
+    ]
+
+
+def _dealt_rows(kept: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    """What dealing gains on the same slices and draws, point by point."""
+    rows = []
+    for name, budget, key in product(DEALT[1:], BUDGETS, ("error", "slice_error")):
+        if key == "slice_error" and name != "dealt":
+            continue
+        own, base = (_found(kept, each, "whole", "round", key, passes=budget) for each in (name, DEALT[0]))
+        ratios = [a / b for a, b in zip(own, base, strict=True)]
+        words = "error" if key == "error" else "mean error of slices"
+        figure_name = f"{name}, {budget} passes: {words} after a round, over {DEALT[0]}'s"
+        rows.append(figure(figure_name, "times", ratios))
+    return rows
+
+
+def _mixed_rows(mixed: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    """A round's mean over a mixed fleet, by share of exact devices, draws of the others and weights."""
+    rows = []
+    for share, draws, weights in dict.fromkeys((m["share"], m["draws"], m["weights"]) for m in mixed):
+        if share == 0 and weights != "examples":
+            continue  # all alike
+        errors = [
+            each["error"]
+            for each in mixed
+            if (each["share"], each["draws"], each["weights"]) == (share, draws, weights)
+        ]
+        words = f"{share:.0%} exact, {draws} draws".replace("%", " %")
+        rows.append(figure(f"{words}, weights by {weights}: error after a round", "", errors))
     return rows
 
 
@@ -100,6 +154,11 @@ def _signal_rows(points: Sequence[Mapping[str, Any]]) -> list[Figure]:
         ),
         figure(
             "the same with residuals times J for m", "", [each["residual_unexplained"] for each in points]
+        ),
+        figure(
+            "variance between devices over that of their rows' means",
+            "",
+            [each["device_spread"] for each in points],
         ),
         figure("ḡ: cosine to that of the round before", "", [each["last_cosine"] for each in points]),
     ]

@@ -31,8 +31,9 @@ from benchmarks.estimators.exact_gradients import (
     snapshots,
 )
 from benchmarks.estimators.methods import SHIPPED, EstimatorMethod, StepInput, exact, make_task
-from benchmarks.estimators.rows import BUDGETS, MAIN_PASSES, MAIN_ROUND, signal, table_rows
-from benchmarks.estimators.unshipped import unshipped_methods
+from benchmarks.estimators.mixed_fleets import judge_mixed
+from benchmarks.estimators.rows import BUDGETS, DEALT, MAIN_PASSES, MAIN_ROUND, signal, table_rows
+from benchmarks.estimators.unshipped import BY_LABEL, by_label, unshipped_methods
 from benchmarks.harness.arguments import command_line
 from benchmarks.harness.measured_process import pinned_to_cores
 from benchmarks.harness.result_file import RESULTS, write_result
@@ -49,6 +50,8 @@ SETTINGS = (
     ("TREC", LORA, (5,)),
 )
 QUICK_SETTINGS = (("TREC", LAST_BLOCKS, (1,)),)
+#: Methods that are judged where slices are dealt out to devices, too; the others would show the same.
+DEALT_OUT = ("per_example", "one_slice", "dealt")
 SPLITS: tuple[Literal["whole", "cyclic"], ...] = ("whole", "cyclic")
 
 
@@ -69,7 +72,7 @@ def main() -> int:
         parser.error(f"no folder {arguments.data}; name the one that holds trec and sst2 with --data")
     pinned_to_cores(1)
     repetitions = 2 if arguments.quick else arguments.repetitions
-    judged, signals = [], []
+    judged, signals, mixed = [], [], []
     settings = QUICK_SETTINGS if arguments.quick else SETTINGS
     for data_name, type_name, rounds in settings[: arguments.settings]:
         wanted = [number for number in rounds if number in arguments.rounds]
@@ -80,11 +83,14 @@ def main() -> int:
             signals.append({**where, **signal(snapshot)})
             print(json.dumps(signals[-1]), flush=True)
             judged += [{**where, **each} for each in judge_all(snapshot, repetitions)]
-    rows = table_rows(judged, signals)
+            mixed += [{**where, **each} for each in judge_mixed(snapshot, repetitions)]
+    rows = table_rows(judged, signals, mixed)
     if arguments.quick and arguments.output is None:
         print("\n".join(f"{row.name}: {row.value} {row.unit}" for row in rows))
         return 0
-    document = _write(arguments.output or RESULT, repetitions, rows, {"judged": judged, "signals": signals})
+    document = _write(
+        arguments.output or RESULT, repetitions, rows, {"judged": judged, "signals": signals, "mixed": mixed}
+    )
     print("\n" + table(document))
     return 0
 
@@ -92,19 +98,24 @@ def main() -> int:
 def judge_all(snapshot: GradientSnapshot, repetitions: int) -> list[dict[str, Any]]:
     """Errors of every method at one point of the run, for each way to deal slices and each number of passes."""
     methods: dict[str, EstimatorMethod] = {**SHIPPED, **unshipped_methods(snapshot)}
+    points = dict.fromkeys(methods, snapshot)
+    methods[BY_LABEL], points[BY_LABEL] = SHIPPED["dealt"], by_label(snapshot)
     judged = []
-    budgets = BUDGETS if snapshot.round_number == MAIN_ROUND else (MAIN_PASSES,)
     large = snapshot.gradients.shape[1] > 1000
     for split in SPLITS:
         found = judge_method(snapshot, EstimatorMethod(exact), 1, split, 1)
         judged.append(_entry("exact", split, 0, 0, found))
         for name, method in methods.items():
+            if split == "cyclic" and name not in DEALT_OUT:
+                continue
+            widely = snapshot.round_number == MAIN_ROUND or name in DEALT
+            budgets = BUDGETS if widely else (MAIN_PASSES,)
             for budget in budgets[:2] if large else budgets:
                 draws = draws_within(budget, method.way)
                 if draws < method.least_draws:
                     continue
                 slow = name.startswith("filtered")
-                found = judge_method(snapshot, method, draws, split, 2 if slow or large else repetitions)
+                found = judge_method(points[name], method, draws, split, 2 if slow or large else repetitions)
                 judged.append(_entry(name, split, draws, passes(draws, method.way), found))
         print(f"  {split}: {len(judged)} judged", flush=True)
     return judged

@@ -15,20 +15,27 @@ entries are ±1.
 * ``orthogonal over steps``: directions shared by the batch, rows of one Hadamard matrix over all of a task's draws and
   steps;
 * ``orthogonal over examples``: the same over its draws, steps and examples, so that each example has its own;
+* ``dealt, all slices a draw``: dealt directions as if all slices were one, so that each draw moves them all;
+* ``dealt by each device``: dealt directions whose decks each device begins anew, instead of going on from those of the
+  device before it;
+* ``dealt, rows by label``: dealt directions on a task's rows in the order of their labels, so that those which share a
+  deck agree more; only where all of a task's gradients are taken at the same values;
 * ``clamped`` (biased): jvps beyond their 99 % quantile are cut to it, as a task's ``jvp_limit`` does with a fixed
   limit.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import msgspec
 import numpy as np
 
 from benchmarks.estimators.errors import DoubleArray
-from benchmarks.estimators.exact_gradients import BATCH, STEPS, GradientSnapshot, Matrix
+from benchmarks.estimators.exact_gradients import BATCH, SLOTS, STEPS, GradientSnapshot, Matrix
 from benchmarks.estimators.methods import EstimatorMethod, StepInput, directions, flattened, jvps_along
+from edge_runtime.package.manifest import SliceSpec, TensorSpec
 from edge_runtime.package.slices import FloatArray
 from edge_runtime.training.gradient import clamped
 from edge_runtime.training.tangents import draw_tangents
@@ -39,6 +46,7 @@ SOFTENING = 1e-3
 #: have would get an arbitrary J.
 RIDGE = 0.1
 QUANTILE = 0.99
+BY_LABEL = "dealt, rows by label"
 #: With more dimensions than these, eigenvectors are not computed.
 MOST_EIGENVECTORS = 1000
 
@@ -104,6 +112,36 @@ def orthogonal_over(step: StepInput, each: int) -> DoubleArray:
     return gathered(jvps if each > 1 else jvps.mean(axis=1, keepdims=True), flat)
 
 
+def by_label(snapshot: GradientSnapshot) -> GradientSnapshot:
+    """The same rows, each device's in the order of their labels: the residual is least where the label is."""
+    labels = snapshot.residuals.argmin(axis=1)
+    rows = len(labels) // SLOTS
+    order = np.concatenate(
+        [
+            first + np.argsort(labels[first : first + rows], kind="stable")
+            for first in range(0, len(labels), rows)
+        ]
+    )
+    return replace(snapshot, gradients=snapshot.gradients[order], residuals=snapshot.residuals[order])
+
+
+def dealt_over_all(step: StepInput) -> DoubleArray:
+    """An estimate along dealt directions of all slices together."""
+    whole = SliceSpec("all", "lora_xs", (0,), "all", (TensorSpec("core", (1, len(step.columns)), "core"),))
+    task = msgspec.structs.replace(step.task, directions="dealt")
+    flat = flattened(draw_tangents(task, [whole], step.number, range(len(step.gradients))))
+    return gathered(jvps_along(step.gradients, flat), flat)
+
+
+def dealt_by_each(step: StepInput) -> DoubleArray:
+    """An estimate along directions dealt from decks of the device's own: of another seed for each slot."""
+    task = msgspec.structs.replace(
+        step.task, directions="dealt", seed=step.task.seed * SLOTS + step.task.slot, slot=0
+    )
+    flat = flattened(draw_tangents(task, step.specs, step.number, range(len(step.gradients))))
+    return gathered(jvps_along(step.gradients, flat), flat)
+
+
 def unshipped_methods(snapshot: GradientSnapshot) -> dict[str, EstimatorMethod]:
     """All estimators of this module by name, fitted on the other devices' rows of a snapshot."""
     other = snapshot.other
@@ -138,6 +176,8 @@ def unshipped_methods(snapshot: GradientSnapshot) -> dict[str, EstimatorMethod]:
         "momentum direction": EstimatorMethod(momentum_direction, least_draws=2),
         "orthogonal over steps": EstimatorMethod(lambda step: orthogonal_over(step, 1)),
         "orthogonal over examples": EstimatorMethod(lambda step: orthogonal_over(step, BATCH)),
+        "dealt, all slices a draw": EstimatorMethod(dealt_over_all),
+        "dealt by each device": EstimatorMethod(dealt_by_each),
         "clamped (biased)": EstimatorMethod(clamp, biased=True),
     }
     if other.shape[1] <= MOST_EIGENVECTORS:

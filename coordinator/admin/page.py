@@ -60,7 +60,12 @@ _TROUBLES = {
 #: Code of an event that is none of trouble.
 HEAD_SOLVED = "head_solved"
 _ENGINES = {"onnxruntime": "ONNX Runtime", "executorch": "ExecuTorch"}
-_UPDATES = {"forward": "forward mode", "backprop": "backpropagation", "zero_order": "zero order"}
+_UPDATES = {
+    "forward": "forward mode",
+    "backprop": "backpropagation",
+    "zero_order": "zero order",
+    "best": "the best of forward mode and backpropagation",
+}
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,15 @@ number of steps. With examples n, deltas D and steps s::
     mean = (sum n D / s) / (sum n) * (sum n s) / (sum n)
 
 With s = 1 throughout this is the plain mean (sum n D) / (sum n), to the last bit.
+
+Where devices found their gradients in unlike ways, n is divided by the variance factor that a delta's tensor states
+(:mod:`coordinator.rounds.stated_variance`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from msgspec.structs import replace
@@ -34,12 +37,15 @@ class Contribution:
         delta: values after the task minus values before it, by flat name.
         steps: local steps by which the delta is divided; 1 leaves it as it is.
         slot: slot of the round that the device held.
+        variance: how many times the variance of an exact gradient a tensor of the delta has, by flat name; 1 for those
+            that are not named.
     """
 
     examples: int
     delta: Mapping[str, FloatArray | DoubleArray]
     steps: int = 1
     slot: int = 0
+    variance: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,8 @@ class Sum:
 
     Attributes:
         total: sum of n D / s.
-        examples: sum of n.
-        steps: sum of n s.
+        examples: sum of n, each divided by its variance factor.
+        steps: sum of n s, likewise.
     """
 
     total: DoubleArray
@@ -74,7 +80,8 @@ def add(sums: dict[str, Sum], contribution: Contribution) -> None:
     if examples == 0 or steps == 0:
         return
     for name, delta in contribution.delta.items():
-        more = Sum(delta.astype(np.float64) * examples / steps, examples, examples * steps)
+        weight = examples / contribution.variance.get(name, 1.0)
+        more = Sum(delta.astype(np.float64) * weight / steps, weight, weight * steps)
         sums[name] = sums[name] + more if name in sums else more
 
 

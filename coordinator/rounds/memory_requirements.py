@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
+from msgspec.structs import replace
+
 from coordinator.config import RunConfig
 from edge_runtime.memory.plan import Planner, Work
 from edge_runtime.package.manifest import Manifest
@@ -56,4 +58,6 @@ class _Same:
 
 @lru_cache(maxsize=4096)  # every check-in asks, and a plan takes milliseconds
 def _smallest_cap(same: _Same, work: Work, floor_bytes: int) -> int:
+    if work.update == "best":  # what any device can do that is asked, with adjoint programs or without
+        work = replace(work, update="forward", draws=1)
     return Planner(same.manifest, floor_bytes=floor_bytes).smallest_cap(work)

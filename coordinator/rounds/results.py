@@ -13,6 +13,7 @@ from coordinator.rounds.runs import find_run
 from coordinator.storage import result_rows, task_rows
 from coordinator.storage.stores import Stores
 from edge_runtime.errors import SliceError
+from edge_runtime.memory.plan import first_segment
 from edge_runtime.package.manifest import Manifest
 from edge_runtime.protocol.messages import Result, ResultReceipt, Task
 from edge_runtime.training.feature_sums import decode_sums
@@ -73,6 +74,7 @@ def _check_content(manifest: Manifest, task: Task, result: Result) -> None:
     finite = math.isfinite(result.seconds) and (result.mean_loss is None or math.isfinite(result.mean_loss))
     if not finite:
         raise UnusableError("not_finite", "mean_loss and seconds must be finite numbers")
+    _check_estimator(manifest, task, result)
     if task.head == "closed_form":
         _check_sums(manifest, task, result)
         return
@@ -99,3 +101,35 @@ def _check_sums(manifest: Manifest, task: Task, result: Result) -> None:
         raise UnusableError("bad_sums", str(error)) from error
     if sums.rows != result.examples:
         raise UnusableError("bad_sums", f"sums over {sums.rows} rows came with {result.examples} examples")
+
+
+def _check_estimator(manifest: Manifest, task: Task, result: Result) -> None:
+    """A result tells how its gradients were found exactly where the task left that open, and tells what can be."""
+    if task.update != "best":
+        if result.update is not None or result.draws:
+            raise UnusableError(
+                "estimator_not_asked",
+                f'the task says update = "{task.update}", the result tells of update = "{result.update}" and '
+                f"{result.draws} draws; leave both out",
+            )
+        return
+    if result.update is None:
+        raise UnusableError(
+            "estimator_missing", 'the task says update = "best": the result must tell which it took'
+        )
+    first = first_segment(manifest, task.slices)
+    if result.update == "backprop":
+        if result.draws:
+            raise UnusableError(
+                "too_many_draws", f"exact gradients make no draws, the result tells of {result.draws}"
+            )
+        if first is not None and any(segment.adjoint is None for segment in manifest.segments[first:]):
+            raise UnusableError(
+                "estimator_unavailable",
+                f'package {manifest.name} has no adjoint programs, the result tells of update = "backprop"; '
+                "take forward mode",
+            )
+    elif not 1 <= result.draws <= task.draws:
+        raise UnusableError(
+            "too_many_draws", f"the task asks for 1 to {task.draws} draws, the result tells of {result.draws}"
+        )

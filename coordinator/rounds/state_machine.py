@@ -27,6 +27,7 @@ from coordinator.rounds.presence import SLACK_S, askable, order_of_asking, patie
 from coordinator.rounds.releases import note_commit
 from coordinator.rounds.runs import LAST_VISIT, Run, active_run, end_run, reason_of_end
 from coordinator.rounds.selection import SelectableDevice, fit, substitute
+from coordinator.rounds.stated_variance import variance_factors
 from coordinator.rounds.tasks import reserve
 from coordinator.rounds.visits import commit_round, end_visit_if_over, sums_of
 from coordinator.storage import (
@@ -451,6 +452,7 @@ def _contributions(
             delta,
             steps=result.steps_applied if run.config.normalise_steps else 1,
             slot=result.slot,
+            variance=variance_factors(task, run.manifest.slices, result.estimator, result.draws),
         )
 
 

@@ -43,12 +43,15 @@ class FleetConfig(Struct, frozen=True, forbid_unknown_fields=True):
             ``"float"``, if the package has it; unset: the best here, measured once for each package and output folder.
             Set it where simulations on other machines must agree.
         prefix_cache: memory that a process may fill with outputs of frozen segments; 0 keeps none.
+        adjoints: share of the devices whose engine can run adjoint programs, for runs with ``update = "best"``; which
+            they are is drawn by the seed.
     """
 
     devices: Annotated[int, Meta(ge=1, le=10_000)]
     cap: Annotated[int, Meta(ge=1, le=MAX_SIZE_BYTES)]
     arithmetic: Arithmetic | None = None
     prefix_cache: Annotated[int, Meta(ge=0, le=MAX_SIZE_BYTES)] = 1 << 30
+    adjoints: Annotated[float, Meta(ge=0, le=1)] = 1.0
 
 
 class DataConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from edge_runtime.protocol.messages import Task
+from statistics import fmean
+
+from edge_runtime.memory.plan import begun_shares
+from edge_runtime.package.manifest import Manifest
+from edge_runtime.protocol.messages import ONE_SLICE, Task
 
 #: Backpropagation runs the model forwards, runs each segment again on the way back, and takes about two passes there.
 BACKPROP_PASSES = 4
 
 
-def forward_passes_per_example(task: Task) -> int:
+def forward_passes_per_example(task: Task, manifest: Manifest) -> float:
     """Passes of one example through the model for one local step.
 
-    Forward mode with K draws runs the values and K tangents: 1 + K. Backpropagation counts
-    :data:`BACKPROP_PASSES`. The head alone needs the values: 1. Zero order takes 2K passes for central
-    differences, and one at the values themselves where the head's exact gradient is wanted; 1 + K for forward ones.
+    Forward mode with K draws runs the values and K tangents: 1 + K. Where each draw moves one slice alone, it is not
+    run in blocks before that slice, and counts by the blocks that are left of those from the first trained slice on.
+    Backpropagation counts :data:`BACKPROP_PASSES`. The head alone needs the values: 1. Zero order takes 2K passes for
+    central differences, and one at the values themselves where the head's exact gradient is wanted; 1 + K for forward
+    ones.
     """
     perturbed_head = task.train_head and task.head == "perturbed"
     if not task.slices and not (perturbed_head and task.update == "zero_order"):
         return 1
     if task.update == "backprop":
         return BACKPROP_PASSES
+    if task.update == "forward" and task.directions in ONE_SLICE:
+        heads = (manifest.head.name,) if perturbed_head and manifest.head is not None else ()
+        shares = begun_shares(manifest, (*task.slices, *heads))
+        return 1 + task.draws * (fmean(shares.values()) if shares else 1)
     if task.update == "forward" or task.difference == "forward":
         return 1 + task.draws
     return 2 * task.draws + (task.train_head and task.head == "exact")

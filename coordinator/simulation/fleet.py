@@ -11,17 +11,20 @@ import hashlib
 import math
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from coordinator.simulation.config import DropoutConfig, SpeedConfig
 from coordinator.simulation.cost import forward_passes_per_example
 from coordinator.simulation.partition import Share
+from edge_runtime.package.manifest import Manifest
 from edge_runtime.protocol.messages import Task
 from edge_runtime.training.loop import count_steps
 
 _TICKS = 1024
 #: Keeps this draw apart from others by the same seed.
 _STREAM = 0x5350_4545
+_ADJOINT_STREAM = 0x4144_4A4F
 
 
 def tick(seconds: float) -> float:
@@ -47,11 +50,13 @@ class SimulatedDevice:
         name: name of the device.
         rows: rows that it holds, as indices into the training file.
         factor: slowness of the device; the mean over devices is 1.
+        adjoints: whether its engine can run adjoint programs.
     """
 
     name: str
     rows: Share
     factor: float
+    adjoints: bool
 
 
 class Fleet:
@@ -62,15 +67,25 @@ class Fleet:
         speed: speed of the devices.
         dropout: frequency of drop-outs.
         seed: seed of the simulation.
+        adjoints: share of the devices whose engine can run adjoint programs.
     """
 
-    def __init__(self, shares: list[Share], speed: SpeedConfig, dropout: DropoutConfig, seed: int) -> None:
+    def __init__(
+        self,
+        shares: list[Share],
+        speed: SpeedConfig,
+        dropout: DropoutConfig,
+        seed: int,
+        adjoints: float = 1.0,
+    ) -> None:
         self._speed, self._dropout, self._seed = speed, dropout, seed
         factors = _factors(len(shares), speed, seed)
         names = [f"device-{number:0{len(str(len(shares) - 1))}d}" for number in range(len(shares))]
+        order = np.random.Generator(np.random.PCG64([seed, _ADJOINT_STREAM])).permutation(len(shares))
+        able = order < round(adjoints * len(shares))
         self.devices = {
-            name: SimulatedDevice(name, rows, factor)
-            for name, rows, factor in zip(names, shares, factors, strict=True)
+            name: SimulatedDevice(name, rows, factor, bool(can))
+            for name, rows, factor, can in zip(names, shares, factors, able, strict=True)
         }
 
     def poll_delay_s(self, task_id: str, poll_min_s: float, poll_max_s: float) -> float:
@@ -90,11 +105,13 @@ class Fleet:
         """Whether the device that got this task never answers."""
         return self._unit(task_id, "dropout") < self._dropout.rate
 
-    def duration_s(self, task: Task, device: SimulatedDevice) -> float:
-        """Virtual seconds between getting a task and handing in its result."""
+    def duration_s(self, task: Task, manifest: Manifest, device: SimulatedDevice) -> float:
+        """Virtual seconds between getting a task of a package and handing in its result."""
         rows = len(device.rows)
         examples = count_steps(task, rows) * min(task.batch_size, rows)
-        work = examples * forward_passes_per_example(task) * self._speed.seconds_per_example
+        if task.update == "best":
+            task = msgspec.structs.replace(task, update="backprop" if device.adjoints else "forward")
+        work = examples * forward_passes_per_example(task, manifest) * self._speed.seconds_per_example
         return tick(self._speed.overhead_s + work * device.factor)
 
     def _unit(self, task_id: str, purpose: str) -> float:

@@ -20,7 +20,7 @@ from coordinator.storage import round_rows, simulation_rows
 from coordinator.storage.simulation_rows import ResultWork
 from edge_runtime.durable import write_durably
 from edge_runtime.errors import ConfigError
-from edge_runtime.package.manifest import TaskKind
+from edge_runtime.package.manifest import Manifest, TaskKind
 from edge_runtime.protocol.messages import Task
 
 ARMS = "arms"
@@ -105,7 +105,7 @@ def record_of(arm: Arm, ending: Ending, threads: int) -> Record:
         summary = summarise(connection, run)
         rounds = round_rows.all_rounds(connection, arm.run_id)
         closed = {row.round: row.closed_s for row in rounds if row.closed_s is not None}
-        passes = _passes(simulation_rows.work_of_results(connection))
+        passes = _passes(simulation_rows.work_of_results(connection), run.manifest)
         return Record(
             arm=arm.config.name,
             kind=arm.config.kind,
@@ -182,12 +182,13 @@ def _first(
 def _points(
     rounds: list[RoundSummary],
     closed: dict[int, float],
-    passes: dict[int, int],
+    passes: dict[int, float],
     wall: dict[int, float],
 ) -> list[Point]:
     """One for each evaluated round; costs add up over all rounds, abandoned ones too."""
     points = []
-    done = up = down = 0
+    done = 0.0
+    up = down = 0
     for entry in rounds:
         done += passes.get(entry.round, 0)
         up += entry.bytes_up
@@ -200,7 +201,7 @@ def _points(
                 accuracy=entry.accuracy,
                 loss=entry.loss,
                 perplexity=entry.perplexity,
-                forward_passes=done,
+                forward_passes=round(done),
                 bytes_up=up,
                 bytes_down=down,
                 virtual_s=closed[entry.round],
@@ -212,13 +213,16 @@ def _points(
     return points
 
 
-def _passes(results: list[ResultWork]) -> dict[int, int]:
+def _passes(results: list[ResultWork], manifest: Manifest) -> dict[int, float]:
     """Forward passes of each round's counted results; steps that could not be applied cost as much as others."""
-    passes: dict[int, int] = {}
+    passes: dict[int, float] = {}
     for work in results:
         task = msgspec.json.decode(work.task, type=Task)
         examples = work.steps * min(task.batch_size, work.example_count)
-        passes[work.round] = passes.get(work.round, 0) + examples * forward_passes_per_example(task)
+        if work.estimator is not None:
+            task = msgspec.structs.replace(task, update=work.estimator, draws=max(1, work.draws))
+        each = forward_passes_per_example(task, manifest)
+        passes[work.round] = passes.get(work.round, 0) + examples * each
     return passes
 
 

@@ -244,7 +244,9 @@ class Simulation:
             since_s: moment when the device got it.
             blobs: values and reference that the device fetched; None if the coordinator has taken the task back.
         """
-        seconds, deadline_s = self.arm.fleet.duration_s(task, device), since_s + task.deadline_s
+        manifest = self.arm.stores.manifest(task.package)
+        seconds = self.arm.fleet.duration_s(task, manifest, device)
+        deadline_s = since_s + task.deadline_s
         # A device that gives no result in time is heard of again once the coordinator has given its slot away.
         given_up_s = tick_after(tick_after(deadline_s))
         if self.arm.fleet.drops(task.task_id):
@@ -254,7 +256,7 @@ class Simulation:
         assignment = AssignmentInFlight(task, since_s + seconds, answers=True)
         if blobs is not None:
             state, reference = blobs
-            job = Job(task, device.rows, state, self._cap_bytes, seconds, reference)
+            job = Job(task, device.rows, state, self._cap_bytes, seconds, reference, device.adjoints)
             assignment.pending = self._trainer.submit(job)
         return assignment
 

@@ -192,7 +192,7 @@ def simulate_arm(
         progress.skip(done)
         return done
     # 2. The same devices and data for all arms of a seed.
-    fleet = Fleet(plan.shares[seed], plan.config.speed, plan.config.dropout, seed)
+    fleet = Fleet(plan.shares[seed], plan.config.speed, plan.config.dropout, seed, plan.config.fleet.adjoints)
     with open_arm(folder, config, run, fleet, fingerprint) as arm:
         progress.begin(arm)
         try:

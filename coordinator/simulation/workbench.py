@@ -10,8 +10,10 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
 from coordinator.simulation.kept_prefixes import DevicePrefixes, KeptPrefixes
@@ -24,6 +26,7 @@ from edge_runtime.data.examples import Examples
 from edge_runtime.data.rows import Row
 from edge_runtime.engines.choice import engine_maker
 from edge_runtime.execution.executor import Executor
+from edge_runtime.memory.best_estimator import best_plan
 from edge_runtime.memory.plan import (
     ExecutionChoice,
     Plan,
@@ -54,6 +57,7 @@ class Job(Struct, frozen=True):
         rows: what the device holds, as indices into the training file.
         state: safetensors bytes of all slice values.
         reference: safetensors bytes of the values that filtered directions are compared with; empty without them.
+        adjoints: whether the device's engine can run adjoint programs.
         cap_bytes: memory that the device grants.
         seconds: virtual, as the result shall tell them.
     """
@@ -64,6 +68,7 @@ class Job(Struct, frozen=True):
     cap_bytes: int
     seconds: float
     reference: bytes = b""
+    adjoints: bool = True
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,8 @@ class OpenPackage:
     def plan(self, work: Work, cap_bytes: int) -> Plan:
         """The plan for some work, thought out once."""
         if (work, cap_bytes) not in self.plans:
-            self.plans[work, cap_bytes] = self.planner.choose(work, cap_bytes)
+            choose = partial(best_plan, self.planner) if work.update == "best" else self.planner.choose
+            self.plans[work, cap_bytes] = choose(work, cap_bytes)
         return self.plans[work, cap_bytes]
 
 
@@ -130,9 +136,13 @@ class Workbench:
         examples = self._examples(opened, job.rows, task.sequence_limit)
         session = TaskSession.open(task, manifest, values, examples, job.reference or None)
         # 2. Choose a plan that fits; by proportions alone, so that equal seeds choose alike on every machine.
-        plan = opened.plan(session.work, job.cap_bytes)
+        work = session.work
+        if work.update == "best" and not job.adjoints:
+            work = msgspec.structs.replace(work, update="forward")
+        plan = opened.plan(work, job.cap_bytes)
+        session = session.settled(plan)
         executor, prefixes = self._executor(opened, session, plan.choice)
-        prefixes.turn_to(_context(opened, task, values), job.rows)
+        prefixes.turn_to(_context(opened, session.task, values), job.rows)
         # 3. Local steps.
         trained = session.train(executor, plan.choice)
         # 4. Encode the result.

@@ -245,6 +245,12 @@ def publish_releases(connection: sqlite3.Connection) -> None:
     )
 
 
+def state_estimators(connection: sqlite3.Connection) -> None:
+    """How a device found its gradients where its task left it the choice, and with how many draws."""
+    connection.execute("ALTER TABLE results ADD COLUMN estimator TEXT")
+    connection.execute("ALTER TABLE results ADD COLUMN draws INTEGER NOT NULL DEFAULT 0")
+
+
 #: In the order in which they run.
 ALL = (
     create_devices,
@@ -258,4 +264,5 @@ ALL = (
     set_devices_aside,
     visit_devices,
     publish_releases,
+    state_estimators,
 )

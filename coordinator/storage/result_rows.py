@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from edge_runtime.protocol.messages import MemoryReport, Result
+from edge_runtime.protocol.messages import BestOf, MemoryReport, Result
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class ResultRow:
         memory: memory that the device predicted and measured.
         received_s: moment when the result came.
         change_bytes: size of the delta on its way; 0 if it was stored before sizes were.
+        estimator: how the device found its gradients, where its task left it the choice; else None.
+        draws: draws of its estimates there; 0 of exact gradients, and where there was no choice.
     """
 
     task_id: str
@@ -37,6 +39,8 @@ class ResultRow:
     memory: MemoryReport
     received_s: float
     change_bytes: int
+    estimator: BestOf | None
+    draws: int
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class CountedResult:
         change_sha256: digest of the delta's bytes.
         examples: examples behind the delta.
         steps_applied: local steps that moved the device's values.
+        estimator: how the device found its gradients, where its task left it the choice; else None.
+        draws: draws of its estimates there.
     """
 
     slot: int
@@ -56,13 +62,16 @@ class CountedResult:
     change_sha256: str
     examples: int
     steps_applied: int
+    estimator: BestOf | None
+    draws: int
 
 
 def add(connection: sqlite3.Connection, result: Result, *, received_s: float) -> None:
     """Store a result."""
     connection.execute(
         "INSERT INTO results (task_id, change_sha256, examples, steps_applied, steps_skipped, mean_loss,"
-        " seconds, memory, received_s, change_bytes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " seconds, memory, received_s, change_bytes, estimator, draws)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             result.task_id,
             result.change_sha256,
@@ -74,6 +83,8 @@ def add(connection: sqlite3.Connection, result: Result, *, received_s: float) ->
             msgspec.json.encode(result.memory).decode(),
             received_s,
             len(result.change),
+            result.update,
+            result.draws,
         ),
     )
 
@@ -100,7 +111,8 @@ def of_round(connection: sqlite3.Connection, run_id: str, number: int) -> list[R
 def counted(connection: sqlite3.Connection, run_id: str, number: int) -> list[CountedResult]:
     """What a round's aggregation sums up, in the order of the slots."""
     rows = connection.execute(
-        "SELECT slot, task, change_sha256, examples, steps_applied FROM tasks JOIN results USING (task_id)"
+        "SELECT slot, task, change_sha256, examples, steps_applied, estimator, draws"
+        " FROM tasks JOIN results USING (task_id)"
         " WHERE run_id = ? AND round = ? AND state = 'counted' ORDER BY slot",
         (run_id, number),
     )

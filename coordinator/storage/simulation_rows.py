@@ -6,6 +6,7 @@ import sqlite3
 from dataclasses import dataclass
 
 from coordinator.storage.task_rows import TaskWithDevice
+from edge_runtime.protocol.messages import BestOf
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,16 @@ class ResultWork:
         task: JSON of the task that was signed.
         steps: local steps, applied or skipped.
         example_count: examples that the device has.
+        estimator: how the device found its gradients, where its task left it the choice; else None.
+        draws: draws of its estimates there.
     """
 
     round: int
     task: str
     steps: int
     example_count: int
+    estimator: BestOf | None
+    draws: int
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ def count_results(connection: sqlite3.Connection) -> int:
 def work_of_results(connection: sqlite3.Connection) -> list[ResultWork]:
     """What each counted result took."""
     rows = connection.execute(
-        "SELECT tasks.round, task, steps_applied + steps_skipped AS steps, example_count"
+        "SELECT tasks.round, task, steps_applied + steps_skipped AS steps, example_count, estimator, draws"
         " FROM results JOIN tasks USING (task_id) JOIN devices USING (device_id)"
     )
     return [ResultWork(**row) for row in rows]

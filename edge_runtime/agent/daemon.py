@@ -289,6 +289,7 @@ class Agent:
             steps_applied=outcome.steps_applied,
             steps_skipped=outcome.steps_skipped,
             peak_bytes=outcome.memory.high_water_bytes,
+            **({"estimator": outcome.plan.reason} if outcome.plan.reason else {}),
             enforced_by=outcome.memory.enforced_by,
         )
         return decisions.build_result(task, outcome, _read_change(change))

@@ -24,6 +24,7 @@ from edge_runtime.figures import size, whole_size
 from edge_runtime.package.manifest import Manifest, parse_manifest
 from edge_runtime.protocol.messages import (
     MAX_RESULT_BYTES,
+    BestOf,
     DeviceEvent,
     Release,
     Result,
@@ -201,6 +202,7 @@ def build_result(task: Task, outcome: TrainOutcome, change: bytes) -> bytes:
     Raises:
         ProtocolError: it is larger than the protocol allows.
     """
+    taken: BestOf = "backprop" if outcome.plan.work.update == "backprop" else "forward"
     body = encode_result(
         Result(
             task_id=task.task_id,
@@ -214,6 +216,8 @@ def build_result(task: Task, outcome: TrainOutcome, change: bytes) -> bytes:
             memory=outcome.memory,
             change_sha256=hashlib.sha256(change).hexdigest(),
             change=change,
+            update=taken if task.update == "best" else None,
+            draws=outcome.plan.work.draws if task.update == "best" and taken == "forward" else 0,
         )
     )
     if len(body) > MAX_RESULT_BYTES:

@@ -12,12 +12,16 @@ The outputs of the segments before the first trained slice can be kept (:mod:`ed
 
 A run whose head reads several blocks computes it here, in place of the last segment
 (:mod:`edge_runtime.execution.pooled_head`); blocks behind the last one that it reads do not run.
+
+A draw is carried from the segment on in which it begins to move something. Draws come in the order in which they begin,
+so a segment runs the first few of them; where none has begun it runs its primal program, if that is at hand. Those that
+begin later find zeros in the hidden state's tangent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -31,7 +35,7 @@ from edge_runtime.execution.pooled_head import PooledHead
 from edge_runtime.execution.prefix_cache import ExampleStore
 from edge_runtime.execution.token_chunks import run_in_chunks
 from edge_runtime.execution.weights import MappedWeights
-from edge_runtime.memory.plan import HEAD_TOKENS, WeightsMode, first_segment
+from edge_runtime.memory.plan import HEAD_TOKENS, WeightsMode, first_segment, waiting_segments
 from edge_runtime.package.manifest import Arithmetic, Program, Variant
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import FloatArray, Values, key
@@ -72,6 +76,7 @@ class Stage:
         loaded: the loaded program; None where it is loaded at each use.
         weight_bytes: bytes of weights that one run reads, gathered rows not counted.
         by_tokens: whether this is a language model's output layer, which runs some tokens at a time.
+        primal: the segment's primal program, to run where no draw has begun; None where it is not loaded.
     """
 
     index: int
@@ -83,6 +88,7 @@ class Stage:
     loaded: LoadedProgram | None
     weight_bytes: int
     by_tokens: bool
+    primal: Stage | None = None
 
 
 class Executor:
@@ -104,6 +110,8 @@ class Executor:
             later segments; None calls nothing.
         weights_read_bytes: bytes of weights that all sweeps together have read, counted once for each segment and
             sweep.
+        draws_run: number of draws that segments ran, added up over segments and examples.
+        draws_skipped: number of draws that they did not run because none had begun there, added up likewise.
     """
 
     def __init__(
@@ -125,11 +133,16 @@ class Executor:
         self._cache = cache
         self.observe: Callable[[Sequence[Flow]], None] | None = None
         self.weights_read_bytes = 0
+        self.draws_run = self.draws_skipped = 0
         self._shared: dict[str, LoadedProgram] = {}
         self._mapped: dict[int, MappedWeights] = {}
         self._head = PooledHead(self.manifest) if self.manifest.head_blocks else None
         programs = [self._program_of(i) for i in range(len(self.manifest.segments_run))]
         self._stages = [self._stage(i, programs[i], programs[i + 1 :]) for i in range(len(programs))]
+        for i in waiting_segments(self.manifest, tuple(trained), prepared.prepared.arithmetic):
+            primal = self.manifest.programs[self.manifest.segments[i].primal]
+            if i < len(programs) and primal is not programs[i]:
+                self._stages[i] = replace(self._stages[i], primal=self._stage(i, primal, programs[i + 1 :]))
 
     @property
     def arithmetic(self) -> Arithmetic:
@@ -142,6 +155,7 @@ class Executor:
         micro_batches: Sequence[Batch],
         tangents: Sequence[Mapping[str, FloatArray]] | None = None,
         rows: Sequence[Sequence[int]] | None = None,
+        begun: Sequence[Sequence[int]] | None = None,
     ) -> Sweep:
         """Run all segments over a batch.
 
@@ -152,15 +166,20 @@ class Executor:
                 segments that are not named get zeros.
             rows: each micro-batch's rows among the device's examples, by which the prefix cache names them; None uses
                 no cache.
+            begun: for each micro-batch, how many of the K draws, counted from the first, have begun in each segment:
+                their tangents are not zero there or before. None carries all of them from the first trained slice on.
 
         Returns:
             Results for all examples, in the order of the micro-batches.
         """
         flows = self._begin(values, micro_batches, rows)
-        self._run(self._stages[self.first_trained or 0 :], flows, values, tangents)
+        self._run(self._stages[self.first_trained or 0 :], flows, values, tangents, begun)
         if self._head is not None:
             for flow in flows:
                 self._head.classify(flow, values)
+        for flow, given in zip(flows, tangents or (), strict=bool(tangents)):
+            for tangent in given.values():
+                _carry(flow, "loss", tangent.shape[0])
         return swept(flows)
 
     def _begin(
@@ -183,10 +202,11 @@ class Executor:
         flows: Sequence[Flow],
         values: Values,
         tangents: Sequence[Mapping[str, FloatArray]] | None = None,
+        begun: Sequence[Sequence[int]] | None = None,
     ) -> None:
         """Run some segments over all micro-batches. Each flow ends with the values that are needed later."""
         for stage, following in zip_longest(stages, stages[1:]):
-            self._run_stage(stage, flows, values, tangents, following)
+            self._run_stage(stage, flows, values, tangents, following, begun)
 
     def _run_stage(
         self,
@@ -195,6 +215,7 @@ class Executor:
         values: Values,
         tangents: Sequence[Mapping[str, FloatArray]] | None,
         following: Stage | None,
+        begun: Sequence[Sequence[int]] | None = None,
     ) -> None:
         """Run one segment over all micro-batches.
 
@@ -202,16 +223,29 @@ class Executor:
         """
         if self._streams and following is not None and following.weights is not stage.weights:
             following.weights.prefetch()
-        loaded = stage.loaded or self._load(stage.program, stage.variant, stage.weights)
+        dual = stage.loaded or self._load(stage.program, stage.variant, stage.weights)
         for number, flow in enumerate(flows):
             given = tangents[number] if tangents is not None else {}
-            for name, rows in stage.variant.gathered.items():
-                stage.weights.gather(name, flow[rows])
-            inputs = _inputs(stage, flow, values, given)
+            running, loaded = stage, dual
+            if given:
+                draws, examples = next(iter(given.values())).shape[:2]
+                count = draws if begun is None else begun[number][stage.index]
+                if count == 0 and stage.primal is not None and stage.primal.loaded is not None:
+                    running, loaded = stage.primal, stage.primal.loaded
+                else:
+                    count = max(1, count)
+                    if HIDDEN + DOT in stage.program.inputs:
+                        _carry(flow, HIDDEN, count)
+                given = {name: tangent[:count] for name, tangent in given.items()} if count else {}
+                self.draws_run += count * examples
+                self.draws_skipped += (draws - count) * examples
+            for name, rows in running.variant.gathered.items():
+                running.weights.gather(name, flow[rows])
+            inputs = _inputs(running, flow, values, given)
             outputs = (
                 run_in_chunks(loaded.run, inputs, HEAD_TOKENS) if stage.by_tokens else loaded.run(inputs)
             )
-            stage.weights.drop_rows()
+            running.weights.drop_rows()
             for name in [name for name in flow if name not in stage.needed_later]:
                 del flow[name]
             flow.update(outputs)
@@ -305,17 +339,8 @@ class Executor:
             needed |= self._head.kept
         read = [name for name in (*variant.fed, *variant.bound) if name not in variant.gathered]
         size = sum(weights.arrays[name].nbytes for name in read)
-        return Stage(
-            index,
-            program,
-            variant,
-            weights,
-            self._slice_inputs(index),
-            needed,
-            loaded,
-            size,
-            self._runs_by_tokens(index),
-        )
+        slice_inputs, by_tokens = self._slice_inputs(index), self._runs_by_tokens(index)
+        return Stage(index, program, variant, weights, slice_inputs, needed, loaded, size, by_tokens)
 
     def _runs_by_tokens(self, index: int) -> bool:
         """Whether a segment runs some tokens at a time: the output layer of a language model."""
@@ -365,6 +390,15 @@ def _tangent(name: str, values: Values, tangents: Mapping[str, FloatArray]) -> F
         return tangents[name]
     like = next(iter(tangents.values()))
     return np.zeros((*like.shape[:2], *values[name].shape[1:]), dtype=np.float32)
+
+
+def _carry(flow: Flow, name: str, draws: int) -> None:
+    """Give a value's tangent so many draws: zeros for those that it does not have yet."""
+    value, dotted = flow[name], name + DOT
+    have = flow[dotted].shape[0] if dotted in flow else 0
+    if have < draws:
+        zeros = np.zeros((draws - have, *value.shape), dtype=value.dtype)
+        flow[dotted] = np.concatenate([flow[dotted], zeros]) if have else zeros
 
 
 def swept(flows: Sequence[Flow]) -> Sweep:

@@ -86,8 +86,12 @@ class PooledHead:
         moving = [block for block in self._blocks if _pooled(block) + DOT in flow]
         if moving:
             gradients = self._gradients(flow, values)
-            parts = [(flow[_pooled(block) + DOT] * gradients[block]).sum(axis=-1) for block in moving]
-            flow["loss" + DOT] = np.stack(parts).sum(axis=0, dtype=np.float32)
+            # Early blocks may have been run for the first few draws alone: of the others they have no tangent.
+            moved = np.zeros((max(len(flow[_pooled(block) + DOT]) for block in moving), len(loss)), np.float32)
+            for block in moving:
+                tangent = flow[_pooled(block) + DOT]
+                moved[: len(tangent)] += (tangent * gradients[block]).sum(axis=-1)
+            flow["loss" + DOT] = moved
 
     def add_cotangents(self, flow: Flow, values: Values, slope: FloatArray | None) -> None:
         """Add each block's cotangent, ``pooled_N_bar`` (b, H), for a backward sweep; after :meth:`classify`.

@@ -99,10 +99,11 @@ class Work(Struct, frozen=True):
         slices: names of the slices that are trained as ``update`` says, a head among them only where it is perturbed;
             empty for evaluation and where the head alone is trained.
         update: way to the slices' gradient: estimated by forward mode, computed by backpropagation, or estimated by
-            zero order.
+            zero order. A planner knows nothing of ``"best"`` (:mod:`edge_runtime.memory.best_estimator`).
         sums_bytes: memory of the sums from which a head is solved in closed form; 0 where it is not.
         keeps_tokenizer: whether the tokenizer stays, because texts come while the programs are loaded.
         generates: whether text is generated, one example of up to ``sequence`` tokens, by the decode programs.
+        one_slice: whether each direction moves one slice alone, so that nothing is computed of it before that slice.
     """
 
     batch_size: int
@@ -113,6 +114,7 @@ class Work(Struct, frozen=True):
     sums_bytes: int = 0
     keeps_tokenizer: bool = False
     generates: bool = False
+    one_slice: bool = False
 
 
 class PeakPrediction(Struct, frozen=True):
@@ -176,6 +178,7 @@ class Plan(Struct, frozen=True):
         peak: predicted peak memory.
         step_s: predicted seconds of a step; None where the machine was not measured.
         gave_up: sentences, one for each rung that the plan stands below the fastest.
+        reason: which estimator was taken and why, of a work that leaves it open; else empty.
     """
 
     work: Work
@@ -183,6 +186,7 @@ class Plan(Struct, frozen=True):
     peak: PeakPrediction
     step_s: float | None
     gave_up: tuple[str, ...] = ()
+    reason: str = ""
 
 
 class Planner:
@@ -279,6 +283,10 @@ class Planner:
         """Predicted peak of a worker that does the work in the given way."""
         manifest, first = self.manifest, first_segment(self.manifest, work.slices)
         programs = {variant.file for variant in self._variants(work)}
+        if work.update == "forward":
+            for index in waiting_segments(manifest, work.slices, self.arithmetic):
+                primal = manifest.programs[manifest.segments[index].primal]
+                programs.add(primal.variants[self.arithmetic].file)
         tokens = work.batch_size * work.sequence
         repacked = [repacked_bytes(segment, self.arithmetic) for segment in manifest.segments]
         hidden = tokens * manifest.base.hidden_size * FLOAT_BYTES * self._waiting_rows(first, work, choice)
@@ -311,6 +319,12 @@ class Planner:
             slices_bytes=SLICE_COPIES * trained + 2 * tangents + work.sums_bytes,
             load_bytes=self._floor_bytes + max(0, tokenizer - RELEASED_AT_LOAD_BYTES),
         )
+
+    def spilled_bytes(self, work: Work) -> int:
+        """Bytes of the layer inputs of backpropagation, which wait in memory or on disk."""
+        first = first_segment(self.manifest, work.slices)
+        kept = 0 if first is None else len(self.manifest.segments) - 1 - first
+        return kept * work.batch_size * work.sequence * self.manifest.base.hidden_size * FLOAT_BYTES
 
     def program_names(self, work: Work) -> list[str]:
         """Names of the programs that a step runs, in order. Segments of one structure repeat the same name.
@@ -397,6 +411,7 @@ class Planner:
         elif first is not None and not back:
             sweeps = -(-work.draws // choice.draws_at_a_time)
         runs = -(-work.batch_size // choice.micro_batch)
+        begun = begun_shares(self.manifest, work.slices) if work.one_slice else {}
         seconds = 0.0
         for index in range(1, len(self.manifest.segments_run)):
             carries = first is not None and index >= first
@@ -404,7 +419,8 @@ class Planner:
             if carries and back:
                 block, programs = measured.primal_s * (1 + ADJOINT_TIME), 2
             elif carries:
-                block = measured.dual_1_s + per_draw * (choice.draws_at_a_time - 1)
+                draws = choice.draws_at_a_time * begun.get(index, 1.0)
+                block = measured.dual_1_s + per_draw * max(0.0, draws - 1)
             seconds += block * work.batch_size * work.sequence / (measured.rows * measured.tokens)
             seconds += RUN_SECONDS * runs * programs
         seconds *= sweeps * (STREAMED_TIME if choice.weights == "streamed" else 1.0)
@@ -493,6 +509,31 @@ def first_segment(manifest: Manifest, slices: tuple[str, ...]) -> int | None:
     """Index of the first segment with a trained slice beside the head; None if there is no such slice."""
     specs = [manifest.slice_named(name) for name in slices]
     return min((spec.segment for spec in specs if spec.kind != "head"), default=None)
+
+
+def waiting_segments(manifest: Manifest, slices: tuple[str, ...], arithmetic: Arithmetic) -> range:
+    """Segments that a draw may have to pass before it begins: those from the first trained slice to before the last's.
+
+    There a forward sweep runs the primal program for examples none of whose draws has begun. Where the engine repacks
+    weights for each program, or plans a program's memory ahead, that would cost memory: then there are none.
+    """
+    starts = [manifest.slice_named(name) for name in slices]
+    indices = [spec.segment for spec in starts if spec.kind != "head"]
+    if not indices or arithmetic in PACKED_FACTOR:
+        return range(0)
+    waiting = range(min(indices), max(indices))
+    variants = [manifest.programs[manifest.segments[index].primal].variants[arithmetic] for index in waiting]
+    return waiting if not any(variant.planned_bytes for variant in variants) else range(0)
+
+
+def begun_shares(manifest: Manifest, slices: tuple[str, ...]) -> dict[int, float]:
+    """Share of the draws that have begun in each block, by its segment's index, where each draw moves one slice alone.
+
+    The blocks are those from the first trained slice on; the last segment, the head, is none.
+    """
+    starts = [spec.segment for spec in map(manifest.slice_named, slices) if spec.kind != "head"]
+    blocks = range(min(starts, default=0), len(manifest.segments) - 1)
+    return {index: sum(start <= index for start in starts) / len(slices) for index in blocks if starts}
 
 
 def program_name(segment: Segment, index: int, first: int | None) -> str:

@@ -44,6 +44,8 @@ def _lines(request: PlanRequest, *, with_options: bool) -> Iterator[str]:
         f"work      {plural(work.batch_size, 'example')} of {plural(work.sequence, 'token')}, "
         f"{gradient_words(work.update, work.draws)}, {plural(len(work.slices), 'slice')} and the head"
     )
+    if request.reason:
+        yield f"estimator {request.reason}"
     yield f"plan      weights {choice.weights}, {_at_a_time(plan)}"
     if planned := planner.planned_bytes(work):
         yield f"planned   {size(planned)} ahead of time by {request.engine}, for all programs of this work"

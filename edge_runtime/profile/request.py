@@ -6,14 +6,17 @@ All of this needs the manifest alone: no engine and no numpy.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import msgspec
 
 from edge_runtime.config_file import parse_cap
 from edge_runtime.engines.choice import engine_version
 from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import CapExceededError, ConfigError, PreparationError
 from edge_runtime.figures import size, whole_size
+from edge_runtime.memory.best_estimator import best_plan
 from edge_runtime.memory.plan import Planner, Work
 from edge_runtime.package.manifest import Manifest
 from edge_runtime.package.package import Package
@@ -35,6 +38,7 @@ class PlanRequest:
         prepared: the package as prepared for this machine; None if it is not.
         unprepared: reason why it is not prepared; empty if it is.
         engine: name of the engine that runs the programs.
+        reason: which estimator was taken and why, if that was left open; else empty.
     """
 
     package: Package
@@ -43,6 +47,7 @@ class PlanRequest:
     prepared: Prepared | None
     unprepared: str
     engine: EngineName = "onnxruntime"
+    reason: str = ""
 
     def planner(self, floor_bytes: int = 0) -> Planner:
         """A planner for this package on this machine.
@@ -79,7 +84,8 @@ def parse_request(
         sequence: number of tokens; None takes the package's limit.
         draws: number of directions of each example.
         slices: names of the slices to train, with commas between them; None takes all.
-        update: way to the slices' gradient; backpropagation makes no draws.
+        update: way to the slices' gradient; backpropagation makes no draws. ``"best"`` is settled here, for this cap:
+            the request's work is that of the estimator that was taken.
         publisher_key: public key that must have signed the package; None warns on standard error that nobody checked.
         prepared_folder: path of the prepared folder; None takes what lies beside the package
             (:func:`edge_runtime.package.prepared.prepared_beside`).
@@ -104,8 +110,12 @@ def parse_request(
     work = Work(batch, limit if sequence is None else sequence, draws, _trained(manifest, slices), update)
     prepared, unprepared = _find_prepared(package, prepared_folder, engine)
     request = PlanRequest(package, cap_bytes, work, prepared, unprepared, engine)
-    _require_floor(request)
-    return request
+    if update != "best":
+        _require_floor(request)
+        return request
+    _require_floor(replace(request, work=msgspec.structs.replace(work, update="forward")))
+    plan = best_plan(request.planner(), work, cap_bytes)
+    return replace(request, work=plan.work, reason=plan.reason)
 
 
 def check_range(option: str, value: int, largest: int) -> None:

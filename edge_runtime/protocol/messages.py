@@ -34,12 +34,16 @@ Seed = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Rate = Annotated[float, Meta(gt=0, le=1e6)]
 #: Ways to the slices' gradient: estimated by forward mode, computed by checkpointed backpropagation, or estimated from
-#: differences of losses (zero order), for comparison.
-Update = Literal["forward", "backprop", "zero_order"]
+#: differences of losses (zero order), for comparison; or the best of the first two that each device can have.
+Update = Literal["forward", "backprop", "zero_order", "best"]
+#: What a device may take of its own accord.
+BestOf = Literal["forward", "backprop"]
 #: Kinds of directions, explained in :mod:`edge_runtime.training.tangents`.
-Directions = Literal["per_example", "shared", "orthogonal", "gaussian", "filtered", "one_slice"]
+Directions = Literal["per_example", "shared", "orthogonal", "gaussian", "filtered", "one_slice", "dealt"]
 #: Kinds in which each example has directions of its own; in the others the batch shares a draw's direction.
-PER_EXAMPLE: tuple[Directions, ...] = ("per_example", "one_slice")
+PER_EXAMPLE: tuple[Directions, ...] = ("per_example", "one_slice", "dealt")
+#: Kinds of which each direction moves one slice alone.
+ONE_SLICE: tuple[Directions, ...] = ("one_slice", "dealt")
 Loss = Literal["cross_entropy", "phuber"]
 #: Contents of a result: the change of the trained values, or the numbers from which it is computed again.
 ReportKind = Literal["weights", "scalars"]
@@ -148,12 +152,15 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
             has its own, which moves all slices. ``"shared"``: each draw has one for the whole batch. ``"orthogonal"``:
             shared, from the rows of a Hadamard matrix, so that enough draws give the exact gradient. ``"gaussian"``:
             shared, with standard normal entries. ``"filtered"``: of many gaussian ones those nearest to the last
-            averaged change. ``update = "zero_order"`` takes none of the first two.
+            averaged change. ``"dealt"``: as ``"one_slice"``, with a slice's directions dealt from the rows of Hadamard
+            matrices, none twice before all are used. ``update = "zero_order"`` takes neither ``"one_slice"``,
+            ``"dealt"`` nor ``"per_example"``.
         loss: loss of a prediction: ``"cross_entropy"``, or ``"phuber"``, the partially Huberised cross-entropy, which
             bounds the pull of wrong labels and is for classification alone.
         update: way to the slices' gradient: ``"forward"`` estimates it by forward mode, ``"backprop"`` computes it by
             checkpointed backpropagation (for packages exported ``--with-adjoint``), ``"zero_order"`` estimates it from
-            differences of losses.
+            differences of losses, ``"best"`` leaves it to each device: backpropagation where package, cap, disk and
+            deadline allow it, or else forward mode with as many of the ``draws`` as fit.
         report: content of a result: ``"weights"``, the change of the trained values, or ``"scalars"``, the directional
             derivatives, of which the coordinator makes the same change again; not under ``update = "backprop"``.
         phuber_tau: knot of the loss ``phuber``: where the label has a probability below 1/tau, the loss is a straight
@@ -407,6 +414,8 @@ class Result(Struct, frozen=True):
         change: safetensors with one float32 tensor per ``slice/tensor``: values after the task minus values before.
             With ``report = "scalars"`` it holds, in place of the slices, the numbers from which
             :mod:`edge_runtime.training.replay` makes the same change.
+        update: way to the slices' gradient that the device took, of a task with ``update = "best"``; else None.
+        draws: number of directions of its estimates there; 0 under ``"backprop"``, and of other tasks.
     """
 
     task_id: Identifier
@@ -420,6 +429,8 @@ class Result(Struct, frozen=True):
     memory: MemoryReport
     change_sha256: Sha256
     change: Annotated[bytes, Meta(max_length=MAX_RESULT_BYTES)]
+    update: BestOf | None = None
+    draws: Count = 0
 
 
 class ResultReceipt(Struct, frozen=True):

@@ -1,6 +1,11 @@
 """Forward mode: directional derivatives from dual programs, and the estimate made of them.
 
 A step is :meth:`ForwardMode.step`, readable top to bottom.
+
+A direction that moves one late slice is zero in all segments before it, and so is the hidden state's tangent: nothing
+need be computed of it there. So each example's draws run in the order in which they begin, and a segment runs those
+that have begun (:meth:`edge_runtime.execution.executor.Executor.sweep`). The derivatives are then put back in the order
+of the draws, so that the estimate's sums are the same.
 """
 
 from __future__ import annotations
@@ -12,7 +17,8 @@ import numpy as np
 from edge_runtime.data.batches import IntArray
 from edge_runtime.errors import PackageError
 from edge_runtime.execution.executor import Sweep
-from edge_runtime.package.slices import HEAD_PREFIX, FloatArray, Values
+from edge_runtime.package.manifest import SliceSpec
+from edge_runtime.package.slices import HEAD_PREFIX, FloatArray, Values, shapes
 from edge_runtime.protocol.messages import PER_EXAMPLE
 from edge_runtime.training.gradient import clamped, estimate, head_jvps, shared_jvps
 from edge_runtime.training.losses import apply_loss
@@ -35,23 +41,54 @@ class ForwardMode:
         shared = task.directions not in PER_EXAMPLE
         keyed = [0] if shared else range(len(rows))
         tangents = draw_tangents(task, work.estimated_slices, number, keyed, work.reference)
+        begins = _begins(tangents, work.estimated_slices, len(executor.manifest.segments))
+        turn = np.argsort(begins, axis=0, kind="stable")
         # 3. Sweeps through the segments give loss and directional derivatives of each example, some draws at a time.
         together = work.choice.draws_at_a_time if executor.first_trained is not None else task.draws
         order = [position for group in parts.positions for position in group]
         jvps = []
         for first in range(0, task.draws, together):
-            drawn = {name: tangent[first : first + together] for name, tangent in tangents.items()}
+            chosen = turn[first : first + together]
+            drawn = {name: _taken(tangent, chosen) for name, tangent in tangents.items()}
             by_part = [_of_examples(drawn, group, shared) for group in parts.positions]
-            sweep = apply_loss(task, executor.sweep(values, parts.batches, by_part, parts.rows))
+            waiting = np.take_along_axis(begins, chosen, axis=0)
+            begun = [
+                _begun(waiting if shared else waiting[:, group], len(executor.manifest.segments))
+                for group in parts.positions
+            ]
+            sweep = apply_loss(task, executor.sweep(values, parts.batches, by_part, parts.rows, begun))
             if not finite(sweep):
                 return None
             jvps.append(_jvps(sweep, drawn, order))
         # 4. Forward gradient of the slices, made of few numbers in the order of the batch; exact gradient of the head.
         scalars = np.concatenate(jvps)
+        scalars = _taken(scalars, np.argsort(turn, axis=0))
         if not np.isfinite(scalars).all():
             return None
         scalars = clamped(shared_jvps(scalars) if shared else scalars, task.jvp_limit)
         return with_exact_head(work, estimate(scalars, tangents), sweep, scalars)
+
+
+def _begins(tangents: Values, specs: Sequence[SliceSpec], segments: int) -> IntArray:
+    """(K, b) index of the first segment in which each direction moves a slice; ``segments`` where only a head moves."""
+    found = [(name, spec) for spec in specs for name in shapes([spec])]
+    first = np.full(next(iter(tangents.values())).shape[:2], segments)
+    for name, spec in found:
+        if spec.kind != "head":
+            moves = tangents[name].reshape(*first.shape, -1).any(axis=-1)
+            first = np.where(moves, np.minimum(first, spec.segment), first)
+    return first
+
+
+def _begun(begins: IntArray, segments: int) -> list[int]:
+    """For each segment, the number of leading draws of which some example's has begun; draws come as they begin."""
+    return [int((begins <= index).any(axis=1).sum()) for index in range(segments)]
+
+
+def _taken(array: FloatArray, turn: IntArray) -> FloatArray:
+    """Draws (k, b, ...) of an array (K, b, ...), each example's by its own numbers (k, b)."""
+    taken: FloatArray = np.take_along_axis(array, turn.reshape(*turn.shape, *[1] * (array.ndim - 2)), axis=0)
+    return taken
 
 
 def _of_examples(drawn: Values, group: Sequence[int], shared: bool) -> Values:

@@ -32,6 +32,8 @@ def check_method(settings: TrainingSettings) -> None:
             raise ConfigError(
                 f'update = "backprop" has no directional derivatives: leave out jvp_limit = {settings.jvp_limit}'
             )
+    if settings.update == "best":
+        _check_best(settings)
     if settings.update == "zero_order" and settings.directions in PER_EXAMPLE:
         raise ConfigError(
             f'update = "zero_order" moves the values for a whole batch: directions = "{settings.directions}" would '
@@ -47,6 +49,26 @@ def check_method(settings: TrainingSettings) -> None:
     if settings.candidates > 1 and settings.directions != "filtered":
         raise ConfigError(
             f'candidates = {settings.candidates} belongs to directions = "filtered", not to "{settings.directions}"'
+        )
+
+
+def _check_best(settings: TrainingSettings) -> None:
+    """Contributions of unlike devices must have one mean, and each device must be able to give either kind."""
+    if settings.head == "perturbed":
+        raise ConfigError('update = "best" may perturb nothing: head = "perturbed" must be "exact"')
+    if settings.report == "scalars":
+        raise ConfigError(
+            'update = "best" may have no directional derivatives to replay: report = "scalars" must be "weights"'
+        )
+    if settings.jvp_limit is not None:
+        raise ConfigError(
+            'update = "best" averages estimates with exact gradients, and clamped ones have another mean: leave out '
+            f"jvp_limit = {settings.jvp_limit}"
+        )
+    if settings.directions == "filtered":
+        raise ConfigError(
+            'update = "best" averages estimates with exact gradients, and directions = "filtered" have another mean; '
+            'take "one_slice" or "dealt"'
         )
 
 

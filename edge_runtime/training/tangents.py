@@ -15,6 +15,8 @@ Kinds of directions:
 * ``one_slice``: the same, but each moves one slice alone, by ±√S of S slices; draws and examples take the slices in
   turn, from one drawn anew in each step. E[v vᵀ] = I still holds, but a slice's error is S·d_s/(K·B) times its own
   squared gradient: a slice of small gradients is not drowned in the noise of others;
+* ``dealt``: one slice a draw too, but a slice's directions are dealt from decks, without replacement over draws,
+  examples, steps and devices (:func:`_dealt`);
 * ``shared``: a draw has one direction for the whole batch (drawn as example 0);
 * ``orthogonal``: shared, and the draws of a step are rows of a randomly signed Hadamard matrix of order n, the smallest
   power of two ≥ d. Its columns are orthogonal, so n draws give Σ v vᵀ = n·I: the exact gradient;
@@ -26,6 +28,7 @@ Kinds of directions:
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,6 +45,8 @@ from edge_runtime.training.philox import BLOCK, MANY_BLOCKS, Words, words_at
 _DOMAIN = b"edge tangents 1"
 #: Number of which all normal entries are whole multiples.
 GRAIN = 2.0**-12
+#: Numbers of Hadamard rows that are made at a time.
+ROW_NUMBERS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,8 @@ def draw_tangents(
     """
     if not specs:
         return {}
+    if task.directions == "dealt":
+        return split(_dealt(task, specs, step, examples), specs)
     if task.directions in PER_EXAMPLE:
         flat = draw_flat(task, specs, step, examples, range(task.draws), SIGNS)
         if task.directions == "one_slice":
@@ -153,6 +160,78 @@ def _turns(task: Task, specs: Sequence[SliceSpec], step: int, examples: Sequence
     mine: FloatArray = ((start + places)[:, :, None] % len(specs) == owners).astype(np.float32)
     mine *= np.float32(len(specs) ** 0.5)
     return mine
+
+
+def _dealt(task: Task, specs: Sequence[SliceSpec], step: int, examples: Sequence[int]) -> FloatArray:
+    """Dealt directions (K, B, d), each ±√S on one of S slices and 0 on the others.
+
+    A deck of a slice of d_s entries is the n rows of a Hadamard matrix, n the smallest power of two ≥ d_s, in a random
+    order; of its columns the first d_s are kept, each under a random sign. So a row is ±1 with E[r rᵀ] = I, and over a
+    whole deck Σ r rᵀ = n·I: n draws of a slice give the mean gradient of examples that agree, without error.
+
+    The turns of a round are numbered: ((slot·steps + step)·batch size + example)·K + draw. Turn t moves slice
+    (t·stride + start) mod S, with a random start, by row (t div S) mod n of deck (t div S) div n. So a device goes on
+    where the one in the slot before it ends. Turns that a device leaves out, for it has few rows, are rows that nobody
+    deals. The stride (:func:`stride_over`) spreads an example's few draws evenly over the model, so that about as many
+    of each example's have begun in a segment, and examples that run together skip as much as they would alone.
+
+    Keys name no slot (0 in its place): that of the start is of "deck/" and all slice names, that of a deck of "deck/"
+    and its slice. The deck's number stands in the counter in place of the example, and in that of the draw 0 for the
+    start, 1 for signs, 2 for the order.
+    """
+    count = len(specs)
+    key = philox_key(task.seed, task.round, 0, "deck/" + "/".join(spec.name for spec in specs))
+    start = int(random_words(key, 0, 0, 0, 1)[0]) % count
+    first = (task.slot * task.steps + step) * task.batch_size * task.draws
+    turns = (first % count + np.asarray(examples) * task.draws + np.arange(task.draws)[:, None]).ravel()
+    owners, visits = (turns * stride_over(count) + start) % count, turns // count
+    ends = np.cumsum([0, *(spec.dimensions for spec in specs)])
+    flat = np.zeros((len(turns), ends[-1]), dtype=np.float32)
+    alike: dict[int, list[int]] = {}
+    for index, spec in enumerate(specs):
+        alike.setdefault(spec.dimensions, []).append(index)
+    for size, members in alike.items():
+        keys = np.stack([philox_key(task.seed, task.round, 0, f"deck/{specs[i].name}") for i in members])
+        mine = np.flatnonzero(np.isin(owners, members))
+        decks = np.searchsorted(members, owners[mine])
+        together = max(1, ROW_NUMBERS // size)
+        for begin in range(0, len(mine), together):
+            some = slice(begin, begin + together)
+            entries = ends[owners[mine[some]]][:, None] + np.arange(size)
+            rows = _cards(keys, size, decks[some], first // count, visits[mine[some]])
+            flat[mine[some][:, None], entries] = rows
+    flat *= np.float32(count**0.5)
+    return flat.reshape(task.draws, len(examples), -1)
+
+
+def _cards(
+    keys: Words, size: int, members: NDArray[np.int64], first: int, visits: NDArray[np.int64]
+) -> FloatArray:
+    """Rows (V, d_s) of the decks of slices of ``size`` entries.
+
+    Args:
+        keys: (M, 2) key of each slice.
+        size: number d_s of entries.
+        members: (V,) which of the slices each row is of.
+        first: number that is added to all visits.
+        visits: (V,) numbers of the visits, of which each takes the next row of its slice.
+    """
+    order = 1 << (size - 1).bit_length()
+    decks, places = np.divmod(first % order + visits, order)
+    named, decks = np.unique(decks, return_inverse=True)
+    numbers = [(first // order + int(deck)) % (1 << 64) for deck in named]
+    column_signs = signs(words_at(keys, 0, numbers, [1], -(-size // 64))[:, 0], size)
+    orders = np.argsort(words_at(keys, 0, numbers, [2], order)[:, 0], axis=-1, kind="stable")
+    rows: FloatArray = hadamard_rows(orders[members, decks, places], size)
+    return rows * column_signs[members, decks]
+
+
+def stride_over(count: int) -> int:
+    """The smallest stride from count/φ on that meets all of ``count`` slices, φ the golden ratio; below ``count``."""
+    stride = count * 618034 // 1000000
+    while math.gcd(stride, count) != 1:
+        stride += 1
+    return stride
 
 
 def draw_flat(

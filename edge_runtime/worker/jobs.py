@@ -121,6 +121,9 @@ class TrainOutcome(Struct, frozen=True):
         proportional_anonymous_bytes: anonymous part of PSS after the last step; 0 where the kernel does not tell it.
         proportional_file_bytes: file-backed part of PSS after the last step; 0 where the kernel does not tell it.
         weights_read_bytes: bytes of weights that all steps together read, from memory or disk.
+        draws_run: number of draws that segments ran, added up over steps, segments and examples; 0 where nothing is
+            estimated by forward mode.
+        draws_skipped: number of draws that segments did not run because they move nothing there or before.
     """
 
     examples: Count
@@ -137,6 +140,8 @@ class TrainOutcome(Struct, frozen=True):
     proportional_anonymous_bytes: Bytes = 0
     proportional_file_bytes: Bytes = 0
     weights_read_bytes: Bytes = 0
+    draws_run: Count = 0
+    draws_skipped: Count = 0
 
 
 class EvaluateJob(Struct, frozen=True, tag="evaluate"):

@@ -7,6 +7,7 @@ Training a task is :func:`train`, readable top to bottom; evaluation is :func:`e
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,15 +26,17 @@ from edge_runtime.execution.executor import Executor
 from edge_runtime.execution.prefix_cache import PrefixCache
 from edge_runtime.execution.prepare import prepare
 from edge_runtime.memory.allocator import keep_freed_memory, release_library_code, return_freed_memory
+from edge_runtime.memory.best_estimator import USABLE_TIME, StepLimits, best_plan
 from edge_runtime.memory.enforcement import ran_out_of_memory
 from edge_runtime.memory.meter import Meter, proportional_bytes, status_bytes
-from edge_runtime.memory.plan import PeakPrediction, Planner
+from edge_runtime.memory.plan import PeakPrediction, Plan, Planner
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import Values, decode_values
 from edge_runtime.protocol.messages import MemoryReport
 from edge_runtime.training.estimators import executor_of
 from edge_runtime.training.evaluation import score
+from edge_runtime.training.loop import count_steps
 from edge_runtime.training.methods import check_method
 from edge_runtime.worker.jobs import (
     FAILURE_EXIT_CODE,
@@ -49,6 +52,8 @@ from edge_runtime.worker.jobs import (
 )
 from edge_runtime.worker.memory_breakdown import MemoryBreakdown
 from edge_runtime.worker.session import TaskSession, evaluate_outcome, evaluation_work, train_outcome
+
+log = logging.getLogger(__name__)
 
 
 def train(job: TrainJob, meter: Meter) -> TrainOutcome:
@@ -71,15 +76,11 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
     session = TaskSession.open(task, prepared.manifest, values, examples, _reference(job))
 
     # 2. Choose a plan that fits, or refuse with numbers.
-    planner = _planner(prepared, meter)
-    plan = (
-        planner.plan(session.work, job.choice)
-        if job.choice
-        else planner.choose(session.work, job.budget_bytes or job.cap_bytes)
-    )
+    plan = _plan(job, session, _planner(prepared, meter))
+    session = session.settled(plan)
     with _prefix_cache(job, session) as cache:
         spill_folder = Path(job.delta_path).parent if plan.choice.inputs == "disk" else None
-        executor = executor_of(task, prepared, engine, plan.choice, cache, spill_folder)
+        executor = executor_of(session.task, prepared, engine, plan.choice, cache, spill_folder)
         release_library_code()
         breakdown.loaded(executor)
 
@@ -104,6 +105,8 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
             proportional_anonymous_bytes=proportional_anonymous_bytes,
             proportional_file_bytes=proportional_file_bytes,
             weights_read_bytes=executor.weights_read_bytes,
+            draws_run=executor.draws_run,
+            draws_skipped=executor.draws_skipped,
         )
 
 
@@ -211,6 +214,23 @@ def _load(
     release_library_code()
     labels = None if predicts_text else [row.label for row in rows]
     return prepared, values, Examples(ids, labels, manifest.pad_token_id, limit)
+
+
+def _plan(job: TrainJob, session: TaskSession, planner: Planner) -> Plan:
+    """The plan of a task: as the job says, or the best one that fits."""
+    if job.choice:
+        return planner.plan(session.work, job.choice)
+    budget_bytes = job.budget_bytes or job.cap_bytes
+    if session.work.update != "best":
+        return planner.choose(session.work, budget_bytes)
+    steps = count_steps(job.task, len(session.examples.ids))
+    limits = StepLimits(
+        USABLE_TIME * job.task.deadline_s / steps if job.task.deadline_s else None,
+        shutil.disk_usage(Path(job.delta_path).parent).free,
+    )
+    plan = best_plan(planner, session.work, budget_bytes, limits)
+    log.info("event=estimator_chosen task=%s reason=%s", job.task.task_id, plan.reason)
+    return plan
 
 
 def _planner(prepared: PreparedPackage, meter: Meter) -> Planner:

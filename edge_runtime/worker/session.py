@@ -7,14 +7,16 @@ A session is opened with everything the task names; then a plan is chosen for ``
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import msgspec
 
 from edge_runtime.data.examples import Examples
 from edge_runtime.execution.executor import Executor
 from edge_runtime.memory.plan import ExecutionChoice, Plan, Work, first_segment, preferred_micro_batch
 from edge_runtime.package.manifest import Manifest
 from edge_runtime.package.slices import Values, encode_values
-from edge_runtime.protocol.messages import MemoryReport, Task
+from edge_runtime.protocol.messages import ONE_SLICE, MemoryReport, Task
 from edge_runtime.training.evaluation import Scores
 from edge_runtime.training.feature_sums import encode_sums, head_width, sums_bytes
 from edge_runtime.training.filtered_directions import decode_reference
@@ -68,7 +70,8 @@ class TaskSession:
         check_task(task, manifest)
         estimated = estimated_slices(task, manifest.slices)
         names = tuple(spec.name for spec in estimated)
-        work = Work(task.batch_size, examples.longest, task.draws, names, task.update)
+        one_slice = task.directions in ONE_SLICE
+        work = Work(task.batch_size, examples.longest, task.draws, names, task.update, one_slice=one_slice)
         if task.head == "closed_form":
             work = sums_work(manifest, len(examples.ids), examples.longest)
         filtered = None if reference is None else decode_reference(reference, estimated)
@@ -79,6 +82,13 @@ class TaskSession:
         """Whether blocks lie before the first slice, whose outputs are worth keeping between steps."""
         first = first_segment(self.manifest, self.work.slices)
         return first is not None and first >= FIRST_BLOCK_BEHIND_A_BLOCK
+
+    def settled(self, plan: Plan) -> TaskSession:
+        """This session with the estimator that a plan took, where the task leaves it to the device."""
+        if self.task.update != "best":
+            return self
+        task = msgspec.structs.replace(self.task, update=plan.work.update, draws=plan.work.draws)
+        return replace(self, task=task, work=plan.work)
 
     def train(
         self, executor: Executor, choice: ExecutionChoice, stepped: Callable[[], None] = lambda: None

@@ -69,6 +69,14 @@ BAD = {
         {"update": "zero_order"},
         'directions = "one_slice" would need batches of one',
     ),
+    "a best that is normalised on the device": (
+        {"update": "best", "local_optimizer": {"name": "adamw"}},
+        'normalises each by itself; take "accumulate" or "sgd"',
+    ),
+    "a best of products": (
+        {"update": "best", "lora_aggregation": "product_svd"},
+        'take "factors" or "frozen_a"',
+    ),
     "candidates without a filter": ({"candidates": 10}, 'belongs to directions = "filtered"'),
     "an unknown update": ({"update": "sideways"}, "update"),
     "a local rate of zero": (

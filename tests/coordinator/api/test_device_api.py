@@ -38,10 +38,10 @@ def code_of(answer: Any, status: int) -> str:
     return messages.decode(answer.content, Refusal).code
 
 
-def open_task(world: World) -> tuple[FakeDevice, Task]:
-    """A device with a task, in a round of two."""
+def open_task(world: World, **run: Any) -> tuple[FakeDevice, Task]:
+    """A device with a task, in a round of two; ``run`` changes keys of the run."""
     devices = world.fleet("a", "b")
-    world.create_run()
+    world.create_run(**run)
     world.play()
     task = devices[0].task()
     assert task is not None
@@ -575,6 +575,41 @@ def test_more_steps_than_asked_are_refused(world: World) -> None:
     """A result that claims more applied steps than its task has is refused: they may weigh its change."""
     device, task = open_task(world)
     assert code_of(device.deliver(device.result(task, steps_applied=4)), 422) == "too_many_steps"
+
+
+CLAIMS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "an estimator that the package lacks": (
+        {"update": "best", "draws": 4},
+        {"update": "backprop"},
+        "estimator_unavailable",
+    ),
+    "more draws than asked": (
+        {"update": "best", "draws": 4},
+        {"update": "forward", "draws": 5},
+        "too_many_draws",
+    ),
+    "no draws": ({"update": "best", "draws": 4}, {"update": "forward"}, "too_many_draws"),
+    "draws of exact gradients": (
+        {"update": "best", "draws": 4},
+        {"update": "backprop", "draws": 1},
+        "too_many_draws",
+    ),
+    "nothing said": ({"update": "best", "draws": 4}, {}, "estimator_missing"),
+    "a choice that was not left": ({"draws": 4}, {"update": "forward", "draws": 4}, "estimator_not_asked"),
+}
+
+
+@pytest.mark.parametrize(("run", "claim", "code"), CLAIMS.values(), ids=CLAIMS.keys())
+def test_a_claimed_estimator_must_be_possible(
+    world: World, run: dict[str, Any], claim: dict[str, Any], code: str
+) -> None:
+    """Whether a device could take an estimator decides what its result may tell; what could not be leaves no trace."""
+    device, task = open_task(world, **run)
+    before = world.dump()
+    assert code_of(device.deliver(device.result(task, **claim)), 422) == code
+    assert world.dump() == before
+    honest_claim = {"update": "forward", "draws": 2} if run.get("update") else {}
+    assert device.deliver(device.result(task, **honest_claim)).json() == {"status": "counted"}
 
 
 def test_an_overflowing_report_weighs_nothing(world: World) -> None:

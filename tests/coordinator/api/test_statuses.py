@@ -37,7 +37,17 @@ ANSWERS = {
         "stale",
     },
     413: {"too_large"},
-    422: {"bad_slices", "digest_mismatch", "not_finite", "too_many_examples", "too_many_steps"},
+    422: {
+        "bad_slices",
+        "digest_mismatch",
+        "estimator_missing",
+        "estimator_not_asked",
+        "estimator_unavailable",
+        "not_finite",
+        "too_many_draws",
+        "too_many_examples",
+        "too_many_steps",
+    },
 }
 #: Where the code is the class of another error: a run that cannot be created.
 COMPUTED = {422: {"type(error).__name__"}}

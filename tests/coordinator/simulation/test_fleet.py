@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from coordinator.simulation.config import DropoutConfig, SpeedConfig
 from coordinator.simulation.fleet import Fleet
 from tests.edge_runtime.golden.tangents import TASK
+from tests.edge_runtime.packages import make_manifest
 
 
 @pytest.mark.parametrize(
@@ -27,4 +28,4 @@ def test_time_follows_the_examples_of_a_task(changes: dict[str, int], rows: int,
     fleet = Fleet([np.arange(rows)], speed, DropoutConfig(), seed=0)
     (device,) = fleet.devices.values()
     task = replace(TASK, batch_size=8, draws=3, **changes)
-    assert fleet.duration_s(task, device) == 2.0 + examples * 4 * 0.125
+    assert fleet.duration_s(task, make_manifest(), device) == 2.0 + examples * 4 * 0.125

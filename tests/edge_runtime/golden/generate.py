@@ -112,7 +112,7 @@ MESSAGES: tuple[msgspec.Struct, ...] = (
     SIGNED_RELEASE,
     ComeBack(10.0, 20.5, "no round is open", SIGNED_RELEASE),
     NotEligible("too_small", "the cap is under what any assignment needs", release=SIGNED_RELEASE),
-    Result("t-1", "r-1", 3, 80, 10, 0, 0.625, 42.5, MEMORY, SHA256, b"\x00\x01\xff"),
+    Result("t-1", "r-1", 3, 80, 10, 0, 0.625, 42.5, MEMORY, SHA256, b"\x00\x01\xff", "forward", 4),
     ResultReceipt("counted"),
     DeviceEvent("task_failed", "SignatureError: not signed by the key", "t-1", lasting=True),
     Refusal("stale", "the round is over"),

@@ -3,8 +3,8 @@
     python -m tests.edge_runtime.golden.tangents
 
 writes ``tangents.json`` beside this file: for each case the entries of every slice in order of draw, example and
-entry; signs as 0 and 1, normal entries as whole multiples of their grain. They are part of the protocol (a server
-replays them), so they never change.
+entry; signs as 0 and 1, dealt ones as -, 0 and +, normal entries as whole multiples of their grain. They are part of
+the protocol (a server replays them), so they never change.
 """
 
 from __future__ import annotations
@@ -67,12 +67,21 @@ def recording() -> dict[str, dict[str, str]]:
         tangents = draw_tangents(task, SPECS, STEP, EXAMPLES, REFERENCE)
         written = grains if directions in ("gaussian", "filtered") else bits
         made[directions] = {name: written(tangent) for name, tangent in tangents.items()}
+    # Several steps: the first slice's turns run over the end of a deck, the second's rows are cut.
+    dealt = replace(TASK, directions="dealt", draws=8)
+    steps = [draw_tangents(dealt, SPECS, step, EXAMPLES) for step in range(TASK.steps)]
+    made["dealt"] = {name: signs_or_none(np.stack([step[name] for step in steps])) for name in steps[0]}
     return made
 
 
 def bits(tangent: np.ndarray) -> str:
     """Signs as 0 and 1."""
     return "".join("01"[int(v > 0)] for v in np.ravel(tangent))
+
+
+def signs_or_none(tangent: np.ndarray) -> str:
+    """Entries of a slice that moves as signs, those of one that does not as zeros."""
+    return "".join("-0+"[int(np.sign(v)) + 1] for v in np.ravel(tangent))
 
 
 def grains(tangent: np.ndarray) -> str:

@@ -25,6 +25,7 @@ from edge_runtime.memory.plan import (
     program_name,
     repacked_bytes,
     segment_bytes,
+    waiting_segments,
 )
 from edge_runtime.package.manifest import (
     FileEntry,
@@ -497,6 +498,18 @@ def test_a_small_cap_sends_layer_inputs_to_disk() -> None:
     assert "layer inputs wait on disk" in plan.gave_up
     with pytest.raises(CapExceededError, match=r"streamed, layer inputs on disk, one example at a time"):
         planner.choose(work, cap - MIB)
+
+
+def test_draws_of_one_slice_take_no_time_before_it() -> None:
+    """Of 8 draws over slices in blocks 2 and 3, 4 are run in block 2 and 8 in block 3; memory stays as it is."""
+    planner = Planner(MODEL, "row_int8", calibration=CALIBRATION)
+    work, choice = Work(2, 128, 8, ("s2", "s3")), ExecutionChoice("resident", 2, 8)
+    every, one = planner.plan(work, choice), planner.plan(replace(work, one_slice=True), choice)
+    per_draw = (CALIBRATION.dual_4_s - CALIBRATION.dual_1_s) / 3
+    assert every.step_s - one.step_s == pytest.approx(4 * per_draw)
+    assert one.peak == every.peak
+    assert waiting_segments(MODEL, ("s2", "s3"), "row_int8") == range(3, 4)
+    assert waiting_segments(MODEL, ("s2", "s3"), "block_int8") == range(0)
 
 
 def test_backpropagation_runs_its_own_programs() -> None:

@@ -177,3 +177,25 @@ def test_a_package_is_planned_for_the_engine_that_is_named(plan) -> None:
     without = plan("--cap", "256M", "--engine", "executorch")
     assert (without.code, without.out) == (32, "")
     assert "--engine onnxruntime,executorch" in without.err
+
+
+def test_the_best_estimator_is_told_with_its_reason(plan) -> None:
+    """A package without adjoint programs gets forward mode with all draws, and the line says why."""
+    answer = plan("--cap", "256M", "--sequence", "64", "--update", "best", "--draws", "4")
+    assert answer.code == 0
+    assert "8 examples of 64 tokens, 4 draws, 1 slice and the head\n" in answer.out
+    assert (
+        "estimator forward mode with 4 draws, not exact gradients: package little has no adjoint programs"
+        in answer.out
+    )
+    forward = plan("--cap", "256M", "--sequence", "64", "--draws", "4")
+    assert [line for line in answer.out.splitlines() if not line.startswith("estimator")] == (
+        forward.out.splitlines()
+    )
+
+
+def test_the_best_estimator_needs_room_too(plan) -> None:
+    """A cap below forward mode with one draw at a time is refused with numbers."""
+    answer = plan("--cap", "64M", "--update", "best", "--draws", "4")
+    assert answer.code != 0
+    assert "needs a cap of" in answer.err

@@ -47,6 +47,14 @@ def test_a_result_from_before_judges_still_decodes() -> None:
     assert msgspec.structs.replace(old.memory, enforced_by=new.memory.enforced_by) == new.memory
 
 
+def test_a_result_from_before_estimators_still_decodes() -> None:
+    """A result recorded without ``update`` and ``draws`` tells of no estimator, and else the same."""
+    old = decode_result((FOLDER / "Result-without-estimator.msgpack").read_bytes())
+    new = decode_result((FOLDER / "Result.msgpack").read_bytes())
+    assert (old.update, old.draws) == (None, 0)
+    assert msgspec.structs.replace(old, update=new.update, draws=new.draws) == new
+
+
 def test_messages_from_before_set_asides_still_decode() -> None:
     """A check-in recorded without ``setup`` tells none, and an event without ``lasting`` is of what may pass."""
     old = decode((FOLDER / "CheckInRequest-without-setup.json").read_bytes(), CheckInRequest)

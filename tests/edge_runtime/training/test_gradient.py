@@ -121,6 +121,58 @@ def test_a_slice_errs_by_its_own_gradient_alone() -> None:
     assert error == pytest.approx((small - 1) * 2 / (4 * BATCH) * own, rel=0.12)
 
 
+def dealt_estimates(gradients: np.ndarray, slices: int, draws: int, seeds: int) -> np.ndarray:
+    """Estimates (seeds, d) of one step along dealt directions, for gradients (B, d) cut into slices of equal size."""
+    size = gradients.shape[1] // slices
+    specs = [
+        SliceSpec(f"s{i}", "lora_xs", (0,), "t", (TensorSpec("core", (1, size), "core"),))
+        for i in range(slices)
+    ]
+    made = []
+    for seed in range(seeds):
+        task = replace(TASK, draws=draws, directions="dealt", seed=seed, batch_size=len(gradients))
+        tangents = draw_tangents(task, specs, 1, range(len(gradients)))
+        flat = np.concatenate([tangents[f"s{i}/core"] for i in range(slices)], axis=2)
+        found = estimate((flat * gradients).sum(-1), tangents)
+        made.append(np.concatenate([found[f"s{i}/core"][0] for i in range(slices)]))
+    return np.stack(made)
+
+
+@pytest.mark.parametrize(("slices", "size", "draws"), [(1, 16, 2), (3, 6, 2), (4, 8, 3)])
+def test_dealt_directions_are_unbiased(slices: int, size: int, draws: int) -> None:
+    """The mean over many seeds is the mean gradient, where slices are padded and decks are not dealt out too.
+
+    The mean of N estimates misses by the estimates' own spread over √N; three times that bounds the miss.
+    """
+    gradients = gradients_of(slices * size)
+    made = dealt_estimates(gradients, slices, draws, 2000).astype(np.float64)
+    spread = made.var(axis=0).sum() / len(made)
+    assert ((made.mean(0) - gradients.mean(0)) ** 2).sum() < 9 * spread
+
+
+@pytest.mark.parametrize(("slices", "size", "draws"), [(1, 16, 4), (1, 13, 4), (2, 8, 4), (2, 8, 8)])
+def test_dealt_directions_are_exact_where_examples_agree(slices: int, size: int, draws: int) -> None:
+    """Of a loss that is linear, and the same for all examples, whole decks give the gradient, not an estimate.
+
+    B·K/S is a multiple of the deck's n rows here, and the task's earlier step has dealt whole decks too. Of a slice cut
+    from 16 to 13 columns the same holds. ``per_example`` errs by (d - 1)/(K·B) of it.
+    """
+    gradients = np.repeat(gradients_of(slices * size)[:1], BATCH, axis=0)
+    made = dealt_estimates(gradients, slices, draws, 5)
+    np.testing.assert_allclose(made, np.broadcast_to(gradients[0], made.shape), rtol=1e-4, atol=1e-5)
+
+
+def test_dealt_directions_err_less_the_more_examples_agree() -> None:
+    """Half a deck of a slice errs by n/V - 1 of its gradient where examples agree, independent ones by (d - 1)/V.
+
+    V = 8 rows of n = d = 16. Where examples have nothing in common, dealing gains nothing.
+    """
+    agreeing = np.repeat(gradients_of(16)[:1], BATCH, axis=0)
+    made = dealt_estimates(agreeing, 1, 2, 600).astype(np.float64)
+    error = ((made - agreeing[0]) ** 2).sum(-1).mean() / (agreeing[0].astype(np.float64) ** 2).sum()
+    assert error == pytest.approx(16 / 8 - 1, rel=0.15)
+
+
 def test_one_entry_is_exact() -> None:
     """With d = 1 the error (d-1)/K vanishes: every estimate is the gradient."""
     made = estimates(1, 1, "per_example", 20)

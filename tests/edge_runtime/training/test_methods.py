@@ -34,7 +34,27 @@ METHODS: dict[str, tuple[dict[str, Any], str]] = {
         {"update": "backprop", "draws": 1, "jvp_limit": 2.0},
         "leave out jvp_limit = 2.0",
     ),
+    "a best that may perturb the head": (
+        {"update": "best", "head": "perturbed"},
+        'head = "perturbed" must be "exact"',
+    ),
+    "a best that may have nothing to replay": (
+        {"update": "best", "report": "scalars"},
+        'report = "scalars" must be "weights"',
+    ),
+    "a best with clamped derivatives": (
+        {"update": "best", "jvp_limit": 2.0},
+        "clamped ones have another mean: leave out jvp_limit = 2.0",
+    ),
+    "a best with biased directions": (
+        {"update": "best", "directions": "filtered"},
+        'directions = "filtered" have another mean; take "one_slice" or "dealt"',
+    ),
     "zero order of each example": ({"update": "zero_order"}, "batches of one; take"),
+    "zero order along dealt directions": (
+        {"update": "zero_order", "directions": "dealt"},
+        'directions = "dealt" would need batches of one; take',
+    ),
     "candidates without a filter": (
         {"candidates": 10, "directions": "gaussian"},
         'candidates = 10 belongs to directions = "filtered", not to "gaussian"',
@@ -43,6 +63,8 @@ METHODS: dict[str, tuple[dict[str, Any], str]] = {
 GOOD: list[dict[str, Any]] = [
     {},
     {"update": "backprop", "draws": 1},
+    {"update": "best", "draws": 16, "directions": "dealt"},
+    {"report": "scalars", "directions": "dealt"},
     {"report": "scalars", "head": "perturbed", "jvp_limit": 1.0},
     {"update": "zero_order", "directions": "gaussian", "report": "scalars"},
     {"update": "zero_order", "directions": "filtered", "candidates": 10},

@@ -12,7 +12,7 @@ from safetensors.numpy import save
 from edge_runtime.errors import SliceError
 from edge_runtime.memory.plan import ExecutionChoice
 from edge_runtime.package.slices import Values, encode_values
-from edge_runtime.protocol.messages import LocalOptimizer, Task
+from edge_runtime.protocol.messages import PER_EXAMPLE, LocalOptimizer, Task
 from edge_runtime.training.replay import SCALARS, STEPS, decode_report
 from edge_runtime.training.replay import replay as replay_report
 from edge_runtime.training.trainable import exact_heads
@@ -23,6 +23,9 @@ from tests.export import tiny
 METHODS: dict[str, dict[str, Any]] = {
     "per example": {},
     "shared": {"directions": "shared"},
+    "one slice": {"directions": "one_slice", "draws": 5},
+    "dealt": {"directions": "dealt", "draws": 5},
+    "perturbed head, dealt": {"head": "perturbed", "directions": "dealt"},
     "orthogonal": {"directions": "orthogonal", "draws": 5},
     "gaussian": {"directions": "gaussian"},
     "perturbed head": {"head": "perturbed"},
@@ -71,7 +74,7 @@ def test_a_replay_gives_the_devices_own_bytes(float_prepared, values, method: di
         {"head/weight", "head/bias"} if exact_heads(task, float_prepared.manifest.slices) else set()
     )
     if estimates:
-        examples = 4 if task.directions == "per_example" else 1
+        examples = 4 if task.directions in PER_EXAMPLE else 1
         assert scalars.delta[SCALARS].shape == (weights.steps_applied, task.draws, examples)
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import struct
+from collections.abc import Sequence
 from typing import get_args
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from edge_runtime.package.manifest import SliceSpec, TensorSpec
-from edge_runtime.protocol.messages import Directions
+from edge_runtime.protocol.messages import Directions, Task
 from edge_runtime.training.philox import words_at
 from edge_runtime.training.tangents import (
     GRAIN,
@@ -23,6 +24,7 @@ from edge_runtime.training.tangents import (
     philox_key,
     random_words,
     signs,
+    stride_over,
 )
 from tests.edge_runtime.golden.tangents import EXAMPLES, FILE, SPECS, STEP, TASK, recording
 
@@ -117,6 +119,47 @@ def test_recorded_bits_come_from_an_independent_generator() -> None:
                     expected[name] += bits[:count]
                     bits = bits[count:]
         assert {name: recorded[name] for name in names} == expected
+
+
+def test_recorded_decks_come_from_an_independent_dealer() -> None:
+    """Turn by turn, each slice's next row of a Hadamard matrix is written down in Python integers, from the key alone.
+
+    Row r has -1 in column c where r and c share an odd number of bits. A deck's rows go by the size of its order words;
+    its columns' signs are bits of its sign words; neither knows the slot.
+    """
+    recorded = json.loads(FILE.read_text())["dealt"]
+    names = [spec.name for spec in SPECS]
+    start = words_of(key_of(TASK.seed, TASK.round, 0, "deck/" + "/".join(names)), 0, 0, 0, 1)[0] % 2
+    made: dict[str, str] = dict.fromkeys(recorded, "")
+    for step in range(TASK.steps):
+        turns = [
+            ((TASK.slot * TASK.steps + step) * TASK.batch_size + example) * 8 + draw
+            for draw in range(8)
+            for example in EXAMPLES
+        ]
+        for number, spec in enumerate(SPECS):
+            key = key_of(TASK.seed, TASK.round, 0, f"deck/{spec.name}")
+            order, size = {16: (16, 16), 81: (128, 81)}[spec.dimensions]
+            rows = []
+            for turn in turns:
+                deck, place = divmod(turn // 2, order)
+                shuffled = words_of(key, 0, deck, 2, order)
+                row = sorted(range(order), key=lambda index, words=shuffled: words[index])[place]
+                column = words_of(key, 0, deck, 1, -(-size // 64))
+                entries = [
+                    (column[c // 64] >> (c % 64) & 1) ^ (bin(row & c).count("1") & 1) for c in range(size)
+                ]
+                rows.append(
+                    "".join("-+"[entry] for entry in entries)
+                    if (turn * 1 + start) % 2 == number
+                    else "0" * size
+                )
+            begin = 0
+            for tensor in spec.tensors:
+                end = begin + int(np.prod(tensor.shape))
+                made[f"{spec.name}/{tensor.name}"] += "".join(row[begin:end] for row in rows)
+                begin = end
+    assert made == recorded
 
 
 def test_recorded_normals_come_from_an_independent_transform() -> None:
@@ -271,12 +314,78 @@ def test_one_slice_at_a_time_in_turn() -> None:
     assert starts == {0, 1}
 
 
-def test_the_turns_do_not_depend_on_the_micro_batch() -> None:
+@pytest.mark.parametrize("directions", ["one_slice", "dealt"])
+def test_the_turns_do_not_depend_on_the_micro_batch(directions: Directions) -> None:
     """Examples drawn in another order move the slices they move together."""
-    task = replace(TASK, directions="one_slice", draws=3, batch_size=6)
+    task = replace(TASK, directions=directions, draws=3, batch_size=6)
     together, reordered = draw_tangents(task, SPECS, 1, range(6)), draw_tangents(task, SPECS, 1, [4, 0])
     for name, tangent in together.items():
         assert np.array_equal(reordered[name], tangent[:, [4, 0]])
+
+
+def dealt_rows(task: Task, specs: Sequence[SliceSpec], name: str) -> np.ndarray:
+    """All rows that a slice is dealt in a task, (V, d_s), in the order of steps, examples and draws."""
+    rows = []
+    for step in range(task.steps):
+        tangent = draw_tangents(task, specs, step, range(task.batch_size))[name]
+        rows += list(tangent.transpose(1, 0, *range(2, tangent.ndim)).reshape(-1, *tangent.shape[2:]))
+    return np.stack([row.ravel() for row in rows if row.any()])
+
+
+@pytest.mark.parametrize(("size", "order"), [(1, 1), (16, 16), (17, 32), (24, 32), (64, 64)])
+def test_devices_deal_one_anothers_decks_on(size: int, order: int) -> None:
+    """Over examples, draws, steps and slots the rows of a slice are whole decks: the sum of r rᵀ of each is S·n·I.
+
+    Nothing is dealt twice within a deck, and entries are ±√S for S slices.
+    """
+    specs = [
+        SliceSpec(f"s{i}", "lora_xs", (0,), "t", (TensorSpec("core", (1, size), "core"),)) for i in range(3)
+    ]
+    task = replace(TASK, directions="dealt", draws=3, batch_size=4, steps=2)
+    slots = [dealt_rows(replace(task, slot=slot), specs, "s1/core") for slot in range(2 * order // 8 + 1)]
+    rows = np.concatenate(slots)
+    for begin in range(0, len(rows) // order * order, order):
+        deck = rows[begin : begin + order].astype(float)
+        np.testing.assert_allclose(deck.T @ deck, 3 * order * np.eye(size), atol=1e-4 * order)
+        assert len(np.unique(deck, axis=0)) == order or size < order
+    assert np.unique(np.abs(rows)).tolist() == [np.float32(3**0.5)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 12, 25, 36, 72, 97])
+def test_a_few_draws_are_spread_over_the_model(count: int) -> None:
+    """All slices are met in as many turns, and of any 8 turns in a row each half of the model has at least 2."""
+    stride = stride_over(count)
+    met = [turn * stride % count for turn in range(count)]
+    assert sorted(met) == list(range(count))
+    if count >= 8:
+        for first in range(count):
+            early = sum((first + turn) * stride % count < count // 2 for turn in range(8))
+            assert 2 <= early <= 6
+
+
+def test_rounds_and_seeds_have_decks_of_their_own() -> None:
+    """Decks are not dealt on from round to round, where values have moved, nor from run to run."""
+    first = dealt_rows(replace(TASK, directions="dealt"), SPECS, "block0.query/core")
+    for change in ({"round": 3}, {"seed": 5}):
+        other = dealt_rows(replace(TASK, directions="dealt", **change), SPECS, "block0.query/core")
+        assert not np.array_equal(first[:6], other[:6])
+
+
+def test_the_largest_slot_and_step_are_dealt_too() -> None:
+    """Numbers of turns beyond 64 bits are counted exactly: the last step of a huge task follows the one before it."""
+    specs = SPECS[:1]
+    task = replace(
+        TASK,
+        directions="dealt",
+        slot=2**40,
+        steps=2**31,
+        batch_size=2**31,
+        draws=16,
+        slices=("block0.query",),
+    )
+    for step in (2**31 - 2, 2**31 - 1):
+        rows = draw_tangents(task, specs, step, [2**31 - 1])["block0.query/core"].reshape(16, 16)
+        assert np.array_equal(rows.T @ rows, 16 * np.eye(16))
 
 
 @pytest.mark.parametrize("directions", sorted(get_args(Directions)))

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from edge_runtime.agent.decisions import build_result
 from edge_runtime.data.batches import Tokenizer, draw_batches, load_rows, make_batch
 from edge_runtime.errors import (
     CapExceededError,
@@ -31,7 +32,7 @@ from edge_runtime.memory.sampler import Sampler
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import PreparedPackage, is_current
 from edge_runtime.package.slices import decode_values, encode_values
-from edge_runtime.protocol.messages import LocalOptimizer
+from edge_runtime.protocol.messages import LocalOptimizer, decode_result
 from edge_runtime.training.gradient import estimate
 from edge_runtime.training.replay import decode_report, replay
 from edge_runtime.training.tangents import draw_tangents
@@ -101,6 +102,34 @@ def delta_of(job: TrainJob) -> dict[str, np.ndarray]:
     specs = [spec for spec in package.manifest.slices if spec.name in job.task.slices]
     heads = [package.manifest.head] if job.task.train_head else []
     return decode_values(Path(job.delta_path).read_bytes(), [*specs, *heads])
+
+
+def test_best_takes_exact_gradients_where_they_fit(train_job) -> None:
+    """A task that leaves the estimator open is done exactly in row_int8, and says so: the change is the same."""
+    best = train_job(update="best", draws=4)
+    outcome = run_worker(best, TrainOutcome)
+    assert (outcome.plan.work.update, outcome.plan.work.draws) == ("backprop", 1)
+    assert outcome.plan.reason.startswith("exact gradients")
+    made = Path(best.delta_path).read_bytes()
+    exact = train_job(update="backprop", draws=1)
+    run_worker(exact, TrainOutcome)
+    assert Path(exact.delta_path).read_bytes() == made
+
+
+def test_best_takes_forward_mode_where_adjoints_cannot_run(train_job, prepared_in) -> None:
+    """Prepared in block_int8 the same task takes all its draws, and its result names the estimator and the draws."""
+    best = train_job(prepared_in["block_int8"], update="best", draws=4, directions="dealt")
+    outcome = run_worker(best, TrainOutcome)
+    assert (outcome.plan.work.update, outcome.plan.work.draws) == ("forward", 4)
+    assert "products cannot be transposed" in outcome.plan.reason
+    assert outcome.draws_skipped > 0
+    change = Path(best.delta_path).read_bytes()
+    result = decode_result(build_result(best.task, outcome, change))
+    assert (result.update, result.draws) == ("forward", 4)
+    forward = train_job(prepared_in["block_int8"], update="forward", draws=4, directions="dealt")
+    told = decode_result(build_result(forward.task, run_worker(forward, TrainOutcome), change))
+    assert Path(forward.delta_path).read_bytes() == change
+    assert (told.update, told.draws) == (None, 0)
 
 
 def test_a_job_done_twice_gives_the_same_bytes(train_job, tmp_path) -> None:

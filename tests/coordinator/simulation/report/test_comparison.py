@@ -22,8 +22,10 @@ from coordinator.simulation.record import Point, Record, read_records, write_rec
 from coordinator.simulation.report.comparison import compare
 from coordinator.simulation.report.page import comparison_page
 from coordinator.simulation.report.table import text_table
-from edge_runtime.protocol.messages import LocalOptimizer, Task
+from edge_runtime.protocol.messages import Directions, HeadUpdate, LocalOptimizer, Task
 from tests.coordinator.simulation.conftest import Workshop
+from tests.edge_runtime.golden.tangents import TASK
+from tests.edge_runtime.memory.test_plan import MODEL
 
 NASTY = '<script>alert("x")</script> & <b>'
 
@@ -193,7 +195,12 @@ def test_a_failed_arm_tells_by_the_exit_code(workshop: Workshop, capsys: pytest.
 
 @pytest.mark.parametrize(
     ("update", "draws", "slices", "passes"),
-    [("forward", 1, ("a",), 2), ("forward", 4, ("a",), 5), ("backprop", 1, ("a",), 4), ("forward", 4, (), 1)],
+    [
+        ("forward", 1, ("s0",), 2),
+        ("forward", 4, ("s0",), 5),
+        ("backprop", 1, ("s0",), 4),
+        ("forward", 4, (), 1),
+    ],
 )
 def test_forward_passes_are_counted_by_what_is_done(
     update: str, draws: int, slices: tuple[str, ...], passes: int
@@ -219,4 +226,24 @@ def test_forward_passes_are_counted_by_what_is_done(
         deadline_s=1.0,
         update=update,
     )
-    assert forward_passes_per_example(task) == passes
+    assert forward_passes_per_example(task, MODEL) == passes
+
+
+@pytest.mark.parametrize("directions", ["one_slice", "dealt"])
+@pytest.mark.parametrize(
+    ("slices", "head", "passes"),
+    [
+        (("s0", "s1", "s2", "s3"), "exact", 1 + 8 * (1 + 2 + 3 + 4) / 16),
+        (("s2", "s3"), "exact", 1 + 8 * 3 / 4),
+        (("s3",), "exact", 1 + 8),
+        (("s2", "s3"), "perturbed", 1 + 8 * (1 + 2) / 6),
+    ],
+)
+def test_a_draw_of_one_slice_is_counted_from_that_slice_on(
+    directions: Directions, slices: tuple[str, ...], head: HeadUpdate, passes: float
+) -> None:
+    """Of four blocks with a slice each, a draw passes those from its slice on; one that moves the head alone none."""
+    task = msgspec.structs.replace(
+        TASK, slices=slices, draws=8, directions=directions, head=head, train_head=True
+    )
+    assert forward_passes_per_example(task, MODEL) == pytest.approx(passes)
