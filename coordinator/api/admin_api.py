@@ -7,15 +7,14 @@ from functools import partial
 from typing import Annotated, Any
 
 from litestar import Request, Response, Router, get, post
-from litestar.connection import ASGIConnection
 from litestar.datastructures import State
 from litestar.di import NamedDependency
-from litestar.handlers.base import BaseRouteHandler
 from litestar.params import FromPath, JSONBody, QueryParameter
 from litestar.response import Stream
 from msgspec import Meta, Struct
 
 from coordinator import auth
+from coordinator.api.access import ACCESS, Access
 from coordinator.api.app_state import AppState
 from coordinator.api.device_api import serve_file
 from coordinator.config import run_config
@@ -90,13 +89,6 @@ class DeviceChanged(Struct, frozen=True):
 
     device_id: str
     name: str
-
-
-async def require_admin(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Guard of every handler here: refuse whoever does not hold the operator's token."""
-    del handler
-    app_state: AppState = connection.app.state.app_state
-    auth.check_admin(connection.headers.get("authorization", ""), app_state.admin_token)
 
 
 @post("/tokens")
@@ -209,7 +201,6 @@ async def stop_run(run_id: FromPath[str], app_state: NamedDependency[AppState]) 
 
 ROUTER = Router(
     "/v1/admin",
-    guards=[require_admin],
     route_handlers=[
         create_token,
         list_devices,
@@ -222,5 +213,6 @@ ROUTER = Router(
         fetch_slices,
         stop_run,
     ],
+    opt={ACCESS: Access.OPERATOR},
     tags=["admin"],
 )

@@ -8,21 +8,23 @@ from functools import partial
 from pathlib import Path
 
 import anyio
-from litestar import Request, Response, get, post, put
+from litestar import Request, Response, Router, get, post, put
 from litestar.datastructures import State
-from litestar.di import NamedDependency
+from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath, JSONBody, MsgPackBody
 from litestar.response import Stream
 from litestar.status_codes import HTTP_200_OK, HTTP_204_NO_CONTENT
 
 from coordinator import auth
+from coordinator.api.access import ACCESS, MAX_BODY_BYTES, Access
 from coordinator.api.app_state import AppState
 from coordinator.api.middleware import DEVICE
 from coordinator.auth import Device
-from coordinator.refusals import NotFoundError, UnauthenticatedError
+from coordinator.refusals import NotFoundError
 from coordinator.rounds import results, tasks
 from edge_runtime.errors import DigestError
 from edge_runtime.protocol.messages import (
+    MAX_RESULT_BYTES,
     CheckInRequest,
     CheckInResponse,
     DeviceEvent,
@@ -37,56 +39,58 @@ DeviceRequest = Request[None, None, State]
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
-@post("/v1/devices/enrol", tags=["device"])
+def identified(request: DeviceRequest) -> Device:
+    """The device whose signature was verified before the request came here."""
+    device: Device = request.scope["state"][DEVICE]
+    return device
+
+
+@post("/enrol")
 async def enrol(data: JSONBody[EnrolRequest], app_state: NamedDependency[AppState]) -> EnrolResponse:
     """Join with a one-time token."""
     device_id = await app_state.write(partial(auth.enrol, request=data, now_s=app_state.clock()))
     return EnrolResponse(device_id, app_state.stores.key.public_key)
 
 
-@post("/v1/check-in", tags=["device"], status_code=HTTP_200_OK)
+@post("/check-in", status_code=HTTP_200_OK)
 async def check_in(
-    data: JSONBody[CheckInRequest], app_state: NamedDependency[AppState], request: DeviceRequest
+    data: JSONBody[CheckInRequest], app_state: NamedDependency[AppState], device: NamedDependency[Device]
 ) -> CheckInResponse:
     """Offer the device for work."""
     answer: CheckInResponse = await app_state.write(
-        lambda connection: tasks.check_in(
-            app_state.stores, connection, _device(request), data, now_s=app_state.clock()
-        )
+        lambda connection: tasks.check_in(app_state.stores, connection, device, data, now_s=app_state.clock())
     )
     app_state.wake.set()
     return answer
 
 
-@put("/v1/tasks/{task_id:str}/result", tags=["device"])
+@put("/tasks/{task_id:str}/result", opt={MAX_BODY_BYTES: MAX_RESULT_BYTES})
 async def deliver(
     task_id: FromPath[str],
     data: MsgPackBody[Result],
     app_state: NamedDependency[AppState],
-    request: DeviceRequest,
+    device: NamedDependency[Device],
 ) -> ResultReceipt:
     """Deliver a task's result; repeating it is harmless."""
     receipt = await app_state.write(
         lambda connection: results.accept(
-            app_state.stores, connection, _device(request), task_id, data, now_s=app_state.clock()
+            app_state.stores, connection, device, task_id, data, now_s=app_state.clock()
         )
     )
     app_state.wake.set()
     return receipt
 
 
-@post("/v1/events", tags=["device"], status_code=HTTP_204_NO_CONTENT)
+@post("/events", status_code=HTTP_204_NO_CONTENT)
 async def report(
-    data: JSONBody[DeviceEvent], app_state: NamedDependency[AppState], request: DeviceRequest
+    data: JSONBody[DeviceEvent], app_state: NamedDependency[AppState], device: NamedDependency[Device]
 ) -> None:
     """Tell operators something, or give a task back."""
-    await app_state.write(
-        partial(tasks.report_event, device=_device(request), event=data, now_s=app_state.clock())
-    )
+    await app_state.write(partial(tasks.report_event, device=device, event=data, now_s=app_state.clock()))
     app_state.wake.set()
 
 
-@get("/v1/blobs/{sha256:str}", tags=["device"])
+@get("/blobs/{sha256:str}")
 async def fetch_blob(
     sha256: FromPath[str], app_state: NamedDependency[AppState], request: DeviceRequest
 ) -> Response[None] | Stream:
@@ -155,11 +159,11 @@ async def _chunks(path: Path, first: int, end: int) -> AsyncIterator[bytes]:
             yield chunk
 
 
-def _device(request: DeviceRequest) -> Device:
-    device = request.scope["state"].get(DEVICE)
-    if not isinstance(device, Device):
-        raise UnauthenticatedError("unsigned", "this request must be signed by an enrolled device")
-    return device
-
-
-HANDLERS = [enrol, check_in, deliver, report, fetch_blob]
+ENROLMENT = Router("/v1/devices", route_handlers=[enrol], opt={ACCESS: Access.TOKEN_HOLDER}, tags=["device"])
+ROUTER = Router(
+    "/v1",
+    route_handlers=[check_in, deliver, report, fetch_blob],
+    opt={ACCESS: Access.DEVICE},
+    dependencies={"device": Provide(identified, sync_to_thread=False)},
+    tags=["device"],
+)

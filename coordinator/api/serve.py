@@ -9,16 +9,26 @@ import os
 import socket
 import ssl
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import uvicorn
 
 from coordinator.api.app import create_app
+from coordinator.api.connections import (
+    ACCEPTED_AT_ONCE,
+    MAX_HEADER_BYTES,
+    BoundedProtocol,
+    Connections,
+    Listener,
+    most_connections,
+)
 from edge_runtime.durable import write_durably
 from edge_runtime.errors import ConfigError
 from edge_runtime.folder_lock import claim_folder
 from edge_runtime.protocol.addresses import is_loopback, reachable_host
+from edge_runtime.trouble import unusable
 
 log = logging.getLogger("coordinator")
 
@@ -116,6 +126,10 @@ def bind(options: ServeOptions) -> CoordinatorServer:
         app = create_app(options.state, on_crash=on_crash)
         config = uvicorn.Config(
             app,
+            http=partial(BoundedProtocol, connections=Connections(most_connections())),  # type: ignore[arg-type]
+            ws="none",
+            backlog=ACCEPTED_AT_ONCE,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             ssl_certfile=options.tls_cert,
             ssl_keyfile=options.tls_key,
             log_config=None,
@@ -159,7 +173,7 @@ def _claim(state: Path) -> BinaryIO:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         return claim_folder(state / LOCK, what=f"the state folder {state}", who="edge-coordinator")
     except OSError as error:
-        raise ConfigError(f"cannot use the state folder {state}: {error.strerror}") from error
+        raise unusable(f"the state folder {state}", error) from error
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -176,7 +190,7 @@ def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET if socket.AF_INET in families else families[0]
     both = host == "::" and socket.has_dualstack_ipv6()
     try:
-        return socket.create_server((host, port), family=family, dualstack_ipv6=both)
+        return Listener.of(socket.create_server((host, port), family=family, dualstack_ipv6=both))
     except OSError as error:
         way_out = "choose another --port"
         if error.errno == errno.EADDRNOTAVAIL:

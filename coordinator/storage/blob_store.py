@@ -77,11 +77,12 @@ class BlobStore:
 
         Raises:
             DigestError: the blob is missing or was damaged on the disk.
+            OSError: it cannot be read, which is no damage: descriptors may have run out.
         """
         path = self._path(sha256)
         try:
             data = path.read_bytes()
-        except OSError as error:
+        except FileNotFoundError as error:
             raise DigestError(f"blob {sha256} is missing from the state folder: {error.strerror}") from error
         if hashlib.sha256(data).hexdigest() != sha256:
             raise DigestError(f"blob {sha256} is damaged; restore the state folder from a backup")

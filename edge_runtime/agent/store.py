@@ -29,6 +29,7 @@ from edge_runtime.errors import ConfigError
 from edge_runtime.folder_lock import claim_folder
 from edge_runtime.protocol.messages import Identifier, PublicKey
 from edge_runtime.protocol.signing import PrivateKey, generate_key
+from edge_runtime.trouble import unusable
 
 KEY = "device.key"
 IDENTITY = "identity.json"
@@ -74,7 +75,7 @@ class Store:
             self.blobs = BlobCache(folder / "blobs", disk_quota_bytes)
             self.packages = PackageShelf(folder / "packages", self.blobs)
         except OSError as error:
-            raise ConfigError(f"cannot use state_folder {folder}: {error.strerror}") from error
+            raise unusable(f"state_folder {folder}", error) from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -99,7 +100,7 @@ class Store:
         try:
             key.save(path)
         except OSError as error:
-            raise ConfigError(f"cannot write the key file {path}: {error.strerror}") from error
+            raise unusable(f"the key file {path}", error) from error
         return key
 
     def has_key(self) -> bool:
@@ -168,7 +169,7 @@ class Store:
                 file.close()
                 raise
         except OSError as error:
-            raise ConfigError(f"cannot write state_folder {self.folder}: {error.strerror}") from error
+            raise unusable(f"state_folder {self.folder}", error) from error
         return file
 
     def _clean(self) -> None:

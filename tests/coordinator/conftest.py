@@ -248,11 +248,11 @@ class World:
     @property
     def stores(self) -> Stores:
         """The state folder's handles."""
-        return self.app.app_state.stores
+        return self.app.state.app_state.stores
 
     def admin(self, method: str, path: str, body: object = None) -> Any:
         """A request with the operator's token."""
-        headers = {"Authorization": f"Bearer {self.app.app_state.admin_token}"}
+        headers = {"Authorization": f"Bearer {self.app.state.app_state.admin_token}"}
         content = b"" if body is None else json.dumps(body).encode()
         return self.client.request(method, path, content=content, headers=headers)
 

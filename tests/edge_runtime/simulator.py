@@ -25,7 +25,7 @@ from edge_runtime.protocol.messages import (
     decode_result,
     encode,
 )
-from edge_runtime.protocol.signing import generate_key, parse_request_signature, verify_request
+from edge_runtime.protocol.signing import check_body, generate_key, parse_request_signature, verify_headers
 
 TOKEN = "one-time-token-0001"
 DEVICE_ID = "d-1"
@@ -100,9 +100,8 @@ class CoordinatorSimulator:
         if self.device_key is None or signature.device_id != DEVICE_ID or signature.nonce in self.nonces:
             raise SignatureError("unknown device or nonce seen before")
         self.nonces.add(signature.nonce)
-        verify_request(
-            self.device_key, signature, method=request.method, path=request.path, body=request.body
-        )
+        verify_headers(self.device_key, signature, method=request.method, path=request.path)
+        check_body(signature, hashlib.sha256(request.body).digest())
 
     def _blob(self, request: Request, sha256: str) -> Response:
         data = self.blobs.get(sha256)
