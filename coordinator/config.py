@@ -125,6 +125,13 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
             which a round moves the values; above it, its results wait for those of the next round (FwdLLM's gate).
             Needs slices and ``min_results`` of at least 2; unset: every round moves them.
         rate_decay: course of the server's rates over the run: ``"none"``, or ``"linear"`` down to zero.
+        norm_limit: number of times that a change may exceed the median of its round, in the root mean square of its
+            entries for each local step; a larger one is left out of the mean, and its device named.
+        max_left_out: number of a device's results left out at which the run sets it aside.
+        robust_mean: mean over a round's changes: ``"none"`` weighs them by examples as they are, ``"clipped"`` scales
+            those above the median down to it first, ``"trimmed"`` and ``"median"`` take each entry's trimmed mean or
+            median over the devices, each counting the same, with all changes of a round in memory.
+        trim_share: share of the devices that ``robust_mean = "trimmed"`` leaves out at either end, at least one.
     """
 
     name: Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -156,6 +163,10 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     average_from_round: Count | None = None
     gate_variance: Rate | None = None
     rate_decay: Literal["none", "linear"] = "none"
+    norm_limit: Annotated[float, Meta(ge=1, le=1e9)] = 30.0
+    max_left_out: Annotated[int, Meta(ge=1, le=1_000_000)] = 3
+    robust_mean: Literal["none", "clipped", "trimmed", "median"] = "none"
+    trim_share: Annotated[float, Meta(gt=0, lt=0.5)] = 0.1
 
     @property
     def selection_s(self) -> float:
@@ -246,7 +257,24 @@ def _check_server_methods(config: RunConfig) -> None:
         )
     if config.gate_variance is not None and config.slices in ("none", ()):
         raise ConfigError('gate_variance compares slices, and slices = "none" trains none')
+    _check_robust_mean(config)
     if config.average_from_round is not None and config.average_from_round >= config.rounds:
         raise ConfigError(
             f"average_from_round = {config.average_from_round} is past the last of rounds = {config.rounds} (from 0)"
         )
+
+
+def _check_robust_mean(config: RunConfig) -> None:
+    """An entry's centre over the devices knows neither halves of a round nor weights."""
+    if config.robust_mean not in ("trimmed", "median"):
+        return
+    for key, used, why in (
+        ("gate_variance", config.gate_variance is not None, "compares two halves of a round"),
+        ("normalise_steps", config.normalise_steps, "weighs by local steps"),
+        ('lora_aggregation = "product_svd"', config.lora_aggregation == "product_svd", "averages products"),
+    ):
+        if used:
+            raise ConfigError(
+                f'robust_mean = "{config.robust_mean}" takes each entry\'s centre over the devices, {key} {why}: '
+                'leave one out, or use robust_mean = "clipped"'
+            )

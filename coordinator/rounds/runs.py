@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,7 @@ class Run:
         abandoned_in_a_row: number of rounds that were abandoned since the last commit.
         average_sha256: mean of the values after several rounds; None while there is none.
         reference_sha256: deltas that the next round's directions are compared with; None if they are not.
+        delta_sizes: median sizes that the last committed round's deltas were compared with, by group.
     """
 
     run_id: str
@@ -60,6 +62,7 @@ class Run:
     abandoned_in_a_row: int
     average_sha256: str | None
     reference_sha256: str | None
+    delta_sizes: Mapping[str, float]
 
     @property
     def result_sha256(self) -> str:
@@ -249,6 +252,7 @@ def run_of(stores: Stores, row: RunRow) -> Run:
         abandoned_in_a_row=row.abandoned_in_a_row,
         average_sha256=row.average_sha256,
         reference_sha256=row.reference_sha256,
+        delta_sizes=msgspec.json.decode(row.delta_sizes, type=dict[str, float]),
     )
 
 

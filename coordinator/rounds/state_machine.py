@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 
-from coordinator.aggregation.mean import Contribution
 from coordinator.aggregation.server_state import ServerState
 from coordinator.aggregation.server_step import server_update
 from coordinator.events import record
-from coordinator.rounds.deltas import read_delta
+from coordinator.rounds.contributions import Contributions
 from coordinator.rounds.evaluation import INITIAL
 from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.rounds.presence import SLACK_S, askable, order_of_asking, patience_s
@@ -36,11 +34,9 @@ from coordinator.storage import (
     task_rows,
 )
 from coordinator.storage.device_rows import SeenDevice
-from coordinator.storage.result_rows import CountedResult
 from coordinator.storage.stores import Stores
-from edge_runtime.errors import EdgeError, SliceError
-from edge_runtime.package.slices import Values, decode_values, encode_values
-from edge_runtime.protocol.messages import Task
+from edge_runtime.errors import EdgeError
+from edge_runtime.package.slices import decode_values, encode_values
 
 log = logging.getLogger("coordinator")
 
@@ -210,10 +206,17 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
     state = ServerState()
     if run.optimizer_sha256 is not None:
         state = ServerState.decode(stores.private_blobs.get(run.optimizer_sha256))
+    contributions = Contributions(stores, run, values, results)
+    if len(contributions.admitted) < run.config.min_results:
+        reason = f"{len(contributions.admitted)} results of at least {run.config.min_results} can be used"
+        with stores.storage.transaction() as connection:
+            contributions.note(connection, number, now_s=now_s)
+            _abandon(connection, run, number, f"{reason}; left out: {contributions.words()}", now_s)
+        return
     update = server_update(
         values,
         state,
-        _contributions(stores, run, values, results),
+        contributions,
         config=run.config,
         specs=run.manifest.slices,
         round_number=number,
@@ -223,6 +226,7 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
         np.isfinite(array).all() for array in [*update.values.values(), *(update.reference or {}).values()]
     ):
         with stores.storage.transaction() as connection:
+            contributions.note(connection, number, now_s=now_s)
             _abandon(connection, run, number, "the averaged change overflowed", now_s)
         return
     # 2. Bytes first, then the one transaction that makes them count.
@@ -236,6 +240,8 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
     with stores.storage.transaction() as connection:
         if round_rows.find_open(connection, run.run_id) is None:
             return  # the operator stopped the run meanwhile
+        contributions.note(connection, number, now_s=now_s)
+        run_rows.set_delta_sizes(connection, run.run_id, contributions.medians)
         _commit(connection, run, number, committed, now_s=now_s)
     # 3. What only this round needed can go.
     outdated = {result.change_sha256 for result in results} | {run.optimizer_sha256 or committed.state}
@@ -395,29 +401,3 @@ def _requirement(run: Run, dealt: list[tuple[str, ...]]) -> Callable[[int, Selec
         return known[question]
 
     return needed
-
-
-def _contributions(
-    stores: Stores, run: Run, values: Values, results: list[CountedResult]
-) -> Iterator[Contribution]:
-    for result in results:
-        task = msgspec.json.decode(result.task, type=Task)
-        data = stores.private_blobs.get(result.change_sha256)
-        try:
-            delta = read_delta(run.manifest, task, values, data, _reference(stores, run, task))
-        except SliceError as error:  # of a replay alone: all else was checked when it arrived
-            log.warning("change_left_out run=%s task=%s reason=%s", run.run_id, task.task_id, error)
-            continue
-        yield Contribution(
-            result.examples,
-            delta,
-            steps=result.steps_applied if run.config.normalise_steps else 1,
-            slot=result.slot,
-        )
-
-
-def _reference(stores: Stores, run: Run, task: Task) -> Values | None:
-    """What a replay needs beside the values; a delta that travelled as it is needs nothing."""
-    if task.report != "scalars" or task.reference is None:
-        return None
-    return decode_values(stores.blobs.get(task.reference), run.manifest.slices)

@@ -52,6 +52,8 @@ class RoundSummary(Struct, frozen=True):
         bytes_up_per_task: mean size of the counted results' deltas, safetensors header included.
         gated: whether the round was committed and left the values as they were.
         caps_bytes: caps that the workers of its counted results were held to, each once, smallest first.
+        left_out: names of the devices whose results did not enter the mean, in the order of their slots.
+        scores: how many times each device's change exceeded the round's median, by name; where that is a number.
     """
 
     round: int
@@ -74,6 +76,8 @@ class RoundSummary(Struct, frozen=True):
     bytes_up_per_task: float | None = None
     gated: bool = False
     caps_bytes: list[int] = []
+    left_out: list[str] = []
+    scores: dict[str, float] = {}
 
 
 class RunSummary(Struct, frozen=True):
@@ -290,6 +294,7 @@ def events_of(connection: sqlite3.Connection, run_id: str, after: int, limit: in
 def _round(connection: sqlite3.Connection, row: RoundRow, evaluation: Scores | None) -> RoundSummary:
     tasks = task_rows.outcomes(connection, row.run_id, row.round)
     results = result_rows.of_round(connection, row.run_id, row.round)
+    names = {task.task_id: task.device_name for task in tasks}
     memories = [result.memory for result in results]
     weighed = [(r.mean_loss, r.examples) for r in results if r.mean_loss is not None and r.examples]
     examples = sum(result.examples for result in results)
@@ -307,7 +312,7 @@ def _round(connection: sqlite3.Connection, row: RoundRow, evaluation: Scores | N
         measured_peak_bytes=max(
             (max(memory.high_water_bytes, memory.cgroup_peak_bytes or 0) for memory in memories), default=None
         ),
-        devices=[task.device_name for task in tasks if task.state == "counted"],
+        devices=[names[result.task_id] for result in results],
         results=len(results),
         refused=sum(task.reason in REFUSED for task in tasks),
         failed=sum(task.reason in FAILED for task in tasks),
@@ -316,6 +321,8 @@ def _round(connection: sqlite3.Connection, row: RoundRow, evaluation: Scores | N
         gated=bool(row.gated),
         caps_bytes=sorted({memory.cap_bytes for memory in memories}),
         bytes_up_per_task=sum(r.change_bytes for r in results) / len(results) if results else None,
+        left_out=[names[result.task_id] for result in results if result.left_out],
+        scores={names[r.task_id]: r.score for r in results if r.score is not None},
     )
 
 

@@ -214,6 +214,13 @@ def set_devices_aside(connection: sqlite3.Connection) -> None:
     )
 
 
+def compare_results(connection: sqlite3.Connection) -> None:
+    """How large each result was beside its round's median, which were left out, and what a run's last round had."""
+    connection.execute("ALTER TABLE results ADD COLUMN score REAL")
+    connection.execute("ALTER TABLE results ADD COLUMN left_out TEXT NOT NULL DEFAULT ''")
+    connection.execute("ALTER TABLE runs ADD COLUMN delta_sizes TEXT NOT NULL DEFAULT '{}'")  # JSON, by group
+
+
 #: In the order in which they run.
 ALL = (
     create_devices,
@@ -225,4 +232,5 @@ ALL = (
     mark_gated_rounds,
     index_what_is_open,
     set_devices_aside,
+    compare_results,
 )

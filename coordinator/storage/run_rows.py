@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -28,6 +30,7 @@ class RunRow:
         abandoned_in_a_row: number of rounds that were abandoned since the last commit.
         average_sha256: mean of the values after several rounds; None while there is none.
         reference_sha256: deltas that the next round's directions are compared with; None if they are not.
+        delta_sizes: JSON of the median sizes that the last committed round's deltas were compared with, by group.
     """
 
     position: int
@@ -47,6 +50,7 @@ class RunRow:
     abandoned_in_a_row: int
     average_sha256: str | None
     reference_sha256: str | None
+    delta_sizes: str
 
 
 def find(connection: sqlite3.Connection, run_id: str) -> RunRow | None:
@@ -141,6 +145,13 @@ def commit(
         "UPDATE runs SET values_sha256 = ?, optimizer_sha256 = ?, average_sha256 = ?, reference_sha256 = ?,"
         " committed = ?, abandoned_in_a_row = 0 WHERE run_id = ?",
         (values_sha256, optimizer_sha256, average_sha256, reference_sha256, committed, run_id),
+    )
+
+
+def set_delta_sizes(connection: sqlite3.Connection, run_id: str, sizes: Mapping[str, float]) -> None:
+    """Store the median sizes that a round's deltas were compared with, by group."""
+    connection.execute(
+        "UPDATE runs SET delta_sizes = ? WHERE run_id = ?", (json.dumps(dict(sizes), sort_keys=True), run_id)
     )
 
 

@@ -89,6 +89,7 @@ class TaskWithSlices(TaskRow):
 class TaskOutcome:
     """How far a task got, and the name of its device."""
 
+    task_id: str
     state: str
     reason: str
     device_name: str
@@ -148,7 +149,7 @@ def overdue(
 def outcomes(connection: sqlite3.Connection, run_id: str, number: int) -> list[TaskOutcome]:
     """How far each task of a round got, slot by slot and attempt by attempt."""
     rows = connection.execute(
-        "SELECT tasks.state, reason, name AS device_name FROM tasks JOIN devices USING (device_id)"
+        "SELECT task_id, tasks.state, reason, name AS device_name FROM tasks JOIN devices USING (device_id)"
         " WHERE run_id = ? AND round = ? ORDER BY slot, attempt",
         (run_id, number),
     )
