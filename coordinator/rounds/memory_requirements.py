@@ -10,15 +10,17 @@ from edge_runtime.memory.plan import Planner, Work
 from edge_runtime.package.manifest import Manifest
 
 
-def required_bytes(manifest: Manifest, config: RunConfig, slices: Sequence[str], floor_bytes: int) -> int:
+def required_bytes(manifest: Manifest, config: RunConfig, slices: Sequence[str]) -> int:
     """The smallest cap under which a device has a plan to train some slices.
+
+    What a device has measured does not enter, only what its operator declared: measurements vary by a little, and seats
+    that hung on them would make runs of one seed end in different bits.
 
     Args:
         manifest: manifest of the package.
         config: configuration of the run.
         slices: names of the slices, the head's possibly among them. Every plan has room for the head's exact gradient;
             a perturbed head is planned like a slice.
-        floor_bytes: memory that the device's runtime takes before any work; 0 if it is not known.
 
     Returns:
         the cap in bytes.
@@ -31,7 +33,7 @@ def required_bytes(manifest: Manifest, config: RunConfig, slices: Sequence[str],
         slices=tuple(name for name in slices if name != exact_head),
         update=config.update,
     )
-    return _smallest_cap(_Same(manifest), work, floor_bytes)
+    return _smallest_cap(_Same(manifest), work)
 
 
 class _Same:
@@ -48,5 +50,5 @@ class _Same:
 
 
 @lru_cache(maxsize=4096)  # every check-in asks, and a plan takes milliseconds
-def _smallest_cap(same: _Same, work: Work, floor_bytes: int) -> int:
-    return Planner(same.manifest, floor_bytes=floor_bytes).smallest_cap(work)
+def _smallest_cap(same: _Same, work: Work) -> int:
+    return Planner(same.manifest).smallest_cap(work)

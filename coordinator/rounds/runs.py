@@ -140,7 +140,7 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
             f"package {package.manifest.name} has no slice but the head, and train_head is false"
         )
     _check_lora(config, package.manifest, slices)
-    required_bytes(package.manifest, config, slices, 0)  # raises if the package cannot train as asked
+    required_bytes(package.manifest, config, slices)  # raises if the package cannot train as asked
     check_loss(config, package.manifest)
     if config.evaluation is not None:
         _check_evaluation(config.evaluation, package.manifest, read_data=read_data)

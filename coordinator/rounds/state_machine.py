@@ -390,14 +390,7 @@ def _offer_on(connection: sqlite3.Connection, run: Run, number: int, vacant: lis
             busy.add(device.device_id)
 
 
-def _requirement(run: Run, dealt: list[tuple[str, ...]]) -> Callable[[int, SelectableDevice], int]:
-    """A function that predicts the peak of a slot's task on a device; each distinct question is worked out once."""
-    known: dict[tuple[tuple[str, ...], int], int] = {}
-
-    def needed(slot: int, device: SelectableDevice) -> int:
-        question = (dealt[slot], device.floor_bytes)
-        if question not in known:
-            known[question] = required_bytes(run.manifest, run.config, *question)
-        return known[question]
-
-    return needed
+def _requirement(run: Run, dealt: list[tuple[str, ...]]) -> Callable[[int], int]:
+    """A function that predicts the peak of a slot's task; each distinct question is worked out once."""
+    known = {slices: required_bytes(run.manifest, run.config, slices) for slices in set(dealt)}
+    return lambda slot: known[dealt[slot]]

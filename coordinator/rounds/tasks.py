@@ -108,7 +108,7 @@ def _work_for(
             stores, connection, run, held, device=device, request=request, now_s=now_s
         )
     # 4. Could it hold one?
-    needed = least_required_bytes(connection, run, request.floor_bytes)
+    needed = least_required_bytes(connection, run)
     if needed > request.cap_bytes:
         return _too_small(connection, run, device, needed, request.cap_bytes, now_s=now_s)
     opened = run.next_round > 0 or round_rows.find_open(connection, run.run_id) is not None
@@ -199,7 +199,7 @@ def _hand_out(
     request: CheckInRequest,
     now_s: float,
 ) -> SignedTask | NotEligible:
-    needed = required_bytes(run.manifest, run.config, held.slices, request.floor_bytes)
+    needed = required_bytes(run.manifest, run.config, held.slices)
     if needed > request.cap_bytes:
         task_rows.lapse(connection, held.task_id, "cap_too_small")
         return _too_small(connection, run, device, needed, request.cap_bytes, now_s=now_s)
@@ -237,12 +237,12 @@ def _hand_out(
     return signed
 
 
-def least_required_bytes(connection: sqlite3.Connection, run: Run, floor_bytes: int) -> int:
+def least_required_bytes(connection: sqlite3.Connection, run: Run) -> int:
     """The least memory that any slot needs, in the open round or else in a full round to come."""
     dealt = slot_rows.dealt_in_open_round(connection, run.run_id)
     if not dealt:
         dealt = run.deal(run.config.devices_per_round)
-    return min(required_bytes(run.manifest, run.config, slices, floor_bytes) for slices in set(dealt))
+    return min(required_bytes(run.manifest, run.config, slices) for slices in set(dealt))
 
 
 def _too_small(

@@ -246,7 +246,7 @@ def _check_arm(config: SimulationConfig, arm: ArmConfig, train: LabelledRows, de
         rows.indexed(manifest.labels)
     try:
         tasks: list[tuple[str, ...]] = [(name,) for name in slices] or [()]
-        least = min(required_bytes(manifest, run, names, 0) for names in tasks)
+        least = min(required_bytes(manifest, run, names) for names in tasks)
     except PackageError as error:
         raise PackageError(f"arm {arm.name}: {error}") from error
     if least > config.fleet.cap:

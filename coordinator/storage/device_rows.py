@@ -31,7 +31,6 @@ class SeenDevice:
         device_id: random id of the device.
         name: name that the operator gave it.
         cap_bytes: memory that it granted at its last check-in.
-        floor_bytes: memory that its runtime takes before any work, as it said then.
         seen_s: moment of its last check-in.
         expected_s: moment by which it was told then to check in again.
     """
@@ -39,7 +38,6 @@ class SeenDevice:
     device_id: str
     name: str
     cap_bytes: int
-    floor_bytes: int
     seen_s: float
     expected_s: float
 
@@ -79,7 +77,7 @@ def all_devices(connection: sqlite3.Connection) -> list[sqlite3.Row]:
 def not_set_aside(connection: sqlite3.Connection, run_id: str) -> list[SeenDevice]:
     """Devices that have checked in, are not revoked, and are not set aside by a run."""
     rows = connection.execute(
-        "SELECT device_id, name, cap_bytes, floor_bytes, seen_s, coalesce(expected_s, seen_s) AS expected_s"
+        "SELECT device_id, name, cap_bytes, seen_s, coalesce(expected_s, seen_s) AS expected_s"
         " FROM devices WHERE revoked_s IS NULL AND seen_s IS NOT NULL"
         " AND device_id NOT IN (SELECT device_id FROM set_aside WHERE run_id = ?)",
         (run_id,),
