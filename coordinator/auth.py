@@ -50,6 +50,7 @@ def authenticate(
     method: str,
     path: str,
     now_s: float,
+    wall_s: float,
 ) -> tuple[Device, RequestSignature]:
     """Verify a device's signature over a request's headers, and use up its nonce, before any of its body is read.
 
@@ -61,7 +62,9 @@ def authenticate(
         headers: headers of the request.
         method: method of the request.
         path: path of the request, byte for byte as it was sent.
-        now_s: the present moment, in seconds since 1970.
+        now_s: the present moment, by time that does not jump.
+        wall_s: the same by this machine's clock. Somebody may have set one of the two wrong, so a signature may fit
+            either; what was forgotten of nonces is not accepted again by any.
 
     Returns:
         the device, and the signature with the digest that the body must have.
@@ -81,23 +84,33 @@ def authenticate(
         )
     if device.revoked_s is not None:
         raise ForbiddenError("revoked", f"device {device.name} was revoked by its operator")
-    off_s = abs(now_s - signature.created_s)
-    if off_s > MAX_CLOCK_OFF_S:
-        raise UnauthenticatedError(
-            "clock_off",
-            f"the signature's time is {off_s:.0f} s off, over {MAX_CLOCK_OFF_S} s; set the clock",
-        )
     try:
         verify_headers(device.public_key, signature, method=method, path=path)
     except SignatureError as error:
         raise UnauthenticatedError("bad_signature", str(error)) from error
-    device_rows.forget_nonces(connection, now_s)
+    off_s = min(abs(now_s - signature.created_s), abs(wall_s - signature.created_s))
     expires_s = signature.created_s + MAX_CLOCK_OFF_S + 1
+    if off_s > MAX_CLOCK_OFF_S or expires_s <= device_rows.nonces_forgotten_to_s(connection):
+        raise UnauthenticatedError(
+            "clock_off",
+            f"the signature's time is {off_s:.0f} s off, over {MAX_CLOCK_OFF_S} s; set the clock",
+        )
     if not device_rows.use_nonce(connection, device.device_id, signature.nonce, expires_s=expires_s):
         raise UnauthenticatedError(
             "replayed", "this request was seen before; sign it again with a fresh nonce"
         )
     return Device(device.device_id, device.name), signature
+
+
+def forget_nonces(connection: sqlite3.Connection, *, now_s: float, wall_s: float) -> None:
+    """Forget nonces that no request can carry any more: their signatures are too old by either clock.
+
+    Args:
+        connection: connection with a transaction under way.
+        now_s: the present moment, by time that does not jump.
+        wall_s: the same by this machine's clock.
+    """
+    device_rows.forget_nonces(connection, min(now_s, wall_s))
 
 
 def create_token(connection: sqlite3.Connection, *, valid_s: float, now_s: float) -> str:

@@ -277,7 +277,6 @@ WITHOUT_TEST_FILE = {
     "coordinator/storage/token_rows.py",
     "edge_runtime/agent/blob_cache.py",
     "edge_runtime/agent/check.py",
-    "edge_runtime/agent/client.py",
     "edge_runtime/agent/decisions.py",
     "edge_runtime/agent/enrolment.py",
     "edge_runtime/data/examples.py",

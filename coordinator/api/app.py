@@ -26,7 +26,9 @@ from coordinator.api.loops import for_ever, patiently
 from coordinator.api.middleware import AccessMiddleware, ReadRequest
 from coordinator.api.schema_page import SchemaPage
 from coordinator.api.statuses import headers_of, status_of
-from coordinator.auth import load_admin_token
+from coordinator.auth import forget_nonces, load_admin_token
+from coordinator.clock import SteadyClock
+from coordinator.events import record
 from coordinator.refusals import RefusalError, UnavailableError
 from coordinator.rounds import evaluation, state_machine
 from coordinator.storage import round_rows
@@ -39,16 +41,23 @@ log = logging.getLogger("coordinator")
 
 #: Longest time between two looks at the open round; requests that may move it wake the loop at once.
 TICK_S = 0.2
+#: Time from one look at what can be forgotten to the next; so short that each finds little.
+HOUSE_S = 5.0
 
 
 def create_app(
-    state: Path, *, clock: Clock = time.time, on_crash: Callable[[], None] = lambda: None
+    state: Path,
+    *,
+    clock: Clock | None = None,
+    wall: Clock = time.time,
+    on_crash: Callable[[], None] = lambda: None,
 ) -> Litestar:
     """The application on a state folder, with what its requests share in ``app.state.app_state``.
 
     Args:
         state: state folder, created and filled on first use.
-        clock: function that tells the seconds since 1970.
+        clock: seconds since 1970, in time that does not jump; None counts it from now on.
+        wall: seconds since 1970 by the machine's clock.
         on_crash: function that is called if a loop behind the API ends by an error that nobody foresaw, so that the
             server can stop.
 
@@ -58,7 +67,7 @@ def create_app(
         LookupError: a route does not say who may call it.
     """
     stores = open_stores(state)
-    app_state = AppState(stores, load_admin_token(state), clock)
+    app_state = AppState(stores, load_admin_token(state), clock or SteadyClock(wall), wall)
 
     async def provide_app_state() -> AppState:
         return app_state
@@ -98,6 +107,7 @@ async def _loops(app_state: AppState, on_crash: Callable[[], None], app: Litesta
     running = [
         asyncio.create_task(for_ever("rounds", partial(play_rounds, app_state)), name="rounds"),
         asyncio.create_task(for_ever("evaluations", partial(evaluate_models, app_state)), name="evaluations"),
+        asyncio.create_task(for_ever("house", partial(keep_house, app_state)), name="house"),
     ]
     for loop in running:
         loop.add_done_callback(partial(_report_crash, on_crash=on_crash))
@@ -117,12 +127,24 @@ async def _resume(app_state: AppState) -> None:
 async def play_rounds(app_state: AppState) -> None:
     """Play the open round once, and wait until something happened, for :data:`TICK_S` at most."""
     app_state.wake.clear()
+    await _look_at_clock(app_state)
     up_bytes, down_bytes = app_state.traffic.take()
     if up_bytes or down_bytes:
         await app_state.write(partial(round_rows.add_bytes, up_bytes=up_bytes, down_bytes=down_bytes))
     await asyncio.to_thread(state_machine.play, app_state.stores, app_state.clock())
     with suppress(TimeoutError):
         await asyncio.wait_for(app_state.wake.wait(), TICK_S)
+
+
+async def _look_at_clock(app_state: AppState) -> None:
+    """Tell operators when the machine's clock was set: nothing is held or lost by it."""
+    step_s = app_state.steps.step_s()
+    if step_s:
+        message = (
+            f"this machine's clock was set {'forward' if step_s > 0 else 'back'} by {abs(step_s):.0f} s; deadlines go "
+            "by elapsed time, and requests are accepted by either clock"
+        )
+        await app_state.write(partial(record, at_s=app_state.clock(), code="clock_set", message=message))
 
 
 async def evaluate_models(app_state: AppState) -> None:
@@ -135,6 +157,12 @@ async def evaluate_models(app_state: AppState) -> None:
     await app_state.write(
         partial(evaluation.store_evaluation, evaluation=waiting, outcome=outcome, now_s=app_state.clock())
     )
+
+
+async def keep_house(app_state: AppState) -> None:
+    """Forget what nobody needs any more, and wait for :data:`HOUSE_S`."""
+    await app_state.write(partial(forget_nonces, now_s=app_state.clock(), wall_s=app_state.wall()))
+    await asyncio.sleep(HOUSE_S)
 
 
 @get("/healthz", sync_to_thread=False)

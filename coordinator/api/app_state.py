@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from coordinator.api.traffic import Traffic
+from coordinator.clock import StepWatch
 from coordinator.refusals import UnavailableError
 from coordinator.storage.database import savepoint
 from coordinator.storage.stores import Stores
@@ -53,13 +53,16 @@ class AppState:
     Args:
         stores: handles on the state folder.
         admin_token: the operator's bearer token.
-        clock: function that tells the seconds since 1970.
+        clock: seconds since 1970, in time that does not jump.
+        wall: seconds since 1970 by the machine's clock.
     """
 
-    def __init__(self, stores: Stores, admin_token: str, clock: Clock = time.time) -> None:
+    def __init__(self, stores: Stores, admin_token: str, clock: Clock, wall: Clock) -> None:
         self.stores = stores
         self.admin_token = admin_token
         self.clock = clock
+        self.wall = wall
+        self.steps = StepWatch(clock, wall)
         self.traffic = Traffic()
         #: Set when something happened that may move the open round.
         self.wake = asyncio.Event()

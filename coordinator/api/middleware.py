@@ -118,6 +118,7 @@ class AccessMiddleware:
                     method=scope["method"],
                     path=path,
                     now_s=self._app_state.clock(),
+                    wall_s=self._app_state.wall(),
                 )
             )
             scope["state"][DEVICE] = device

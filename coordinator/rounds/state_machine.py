@@ -76,7 +76,15 @@ def resume(stores: Stores, now_s: float) -> None:
     """Called once after a start, so that the time in which no coordinator ran counts against nobody."""
     with stores.storage.transaction() as connection:
         last_seen_s = device_rows.last_check_in_s(connection)
-        if last_seen_s is not None and last_seen_s < now_s:
+        if last_seen_s is not None and last_seen_s > now_s:  # the machine's clock was set back meanwhile
+            back_s = last_seen_s - now_s
+            device_rows.move_check_ins(connection, -back_s)
+            round_rows.move_open(connection, -back_s)
+            message = (
+                f"this machine's clock was set back by {back_s:.0f} s or more; deadlines were moved with it"
+            )
+            record(connection, now_s, "clock_set", message)
+        elif last_seen_s is not None and last_seen_s < now_s:
             down_s = now_s - last_seen_s
             device_rows.move_check_ins(connection, down_s)
             # Devices that found nobody ask again after pauses that grew with the time they tried.

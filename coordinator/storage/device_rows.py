@@ -182,5 +182,21 @@ def use_nonce(connection: sqlite3.Connection, device_id: str, nonce: str, *, exp
 
 
 def forget_nonces(connection: sqlite3.Connection, before_s: float) -> None:
-    """Forget the nonces that expired before this moment: their signatures are too old to be accepted anyway."""
-    connection.execute("DELETE FROM nonces WHERE expires_s < ?", (before_s,))
+    """Forget the nonces that expired before this moment, and remember up to which expiry that was."""
+    last_s = connection.execute(
+        "SELECT max(expires_s) FROM nonces WHERE expires_s < ?", (before_s,)
+    ).fetchone()[0]
+    if last_s is None:
+        return
+    connection.execute("DELETE FROM nonces WHERE expires_s <= ?", (last_s,))
+    connection.execute(
+        "INSERT INTO marks VALUES ('nonces_forgotten_to_s', ?)"
+        " ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
+        (last_s,),
+    )
+
+
+def nonces_forgotten_to_s(connection: sqlite3.Connection) -> float:
+    """The latest expiry of a nonce that was forgotten: what would expire by then may have been seen before."""
+    row = connection.execute("SELECT value FROM marks WHERE name = 'nonces_forgotten_to_s'").fetchone()
+    return 0.0 if row is None else float(row[0])

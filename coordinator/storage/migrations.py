@@ -221,6 +221,11 @@ def compare_results(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE runs ADD COLUMN delta_sizes TEXT NOT NULL DEFAULT '{}'")  # JSON, by group
 
 
+def mark_moments(connection: sqlite3.Connection) -> None:
+    """Moments that the coordinator remembers, by name."""
+    connection.execute("CREATE TABLE marks (name TEXT PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID")
+
+
 #: In the order in which they run.
 ALL = (
     create_devices,
@@ -233,4 +238,5 @@ ALL = (
     index_what_is_open,
     set_devices_aside,
     compare_results,
+    mark_moments,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +237,8 @@ class World:
         self.folder = folder
         self.specs = specs
         self.clock = Clock()
+        #: The machine's clock, which somebody may set.
+        self.wall: Callable[[], float] = self.clock
         self.publisher = publisher or generate_key()
         self.package = write_package(folder / "package", self.publisher, specs)
         self.devices: dict[str, FakeDevice] = {}
@@ -244,7 +246,7 @@ class World:
 
     def start(self) -> None:
         """Open the state folder anew; whatever was open before is dropped as by ``kill -9``."""
-        self.app = create_app(self.folder / "state", clock=self.clock)
+        self.app = create_app(self.folder / "state", clock=self.clock, wall=self.wall)
         self.client = TestClient(self.app, raise_server_exceptions=True)  # type: ignore[arg-type]
 
     @property
