@@ -12,6 +12,7 @@ from edge_runtime.config_file import read_struct, read_toml
 from edge_runtime.errors import ConfigError
 from edge_runtime.package.manifest import Arithmetic
 from edge_runtime.protocol.messages import (
+    END,
     Count,
     Directions,
     Identifier,
@@ -19,13 +20,14 @@ from edge_runtime.protocol.messages import (
     PositiveCount,
     PublicKey,
     Rate,
-    Seconds,
     TrainingSettings,
 )
 from edge_runtime.training.methods import check_method
 
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
 Wait = Annotated[float, Meta(gt=0, le=1e6)]
+#: Devices obey no longer window.
+Poll = Annotated[float, Meta(ge=0, le=6 * 3600)]
 #: What a place waits for its device where the configuration does not say, and devices ask often.
 LEAST_SELECTION_S = 60.0
 #: Devices of a round.
@@ -134,7 +136,7 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
         trim_share: share of the devices that ``robust_mean = "trimmed"`` leaves out at either end, at least one.
     """
 
-    name: Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Annotated[str, Meta(pattern=f"^[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}{END}")]
     package: Annotated[str, Meta(min_length=1, max_length=4096)]
     publisher_key: PublicKey
     rounds: Annotated[int, Meta(ge=1, le=1_000_000)]
@@ -147,8 +149,8 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     min_results: Slots = 1
     selection_timeout_s: Wait | None = None
     deadline_s: Wait = 3600.0
-    poll_min_s: Seconds = 5.0
-    poll_max_s: Seconds = 15.0
+    poll_min_s: Poll = 5.0
+    poll_max_s: Poll = 15.0
     max_abandoned: Annotated[int, Meta(ge=1, le=1000)] = 3
     slices: Literal["all", "none"] | tuple[Identifier, ...] = "all"
     local_optimizer: LocalOptimizer = LocalOptimizer()

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 import msgspec
 from msgspec import Meta, Struct
 
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.errors import ConfigError
 from edge_runtime.figures import MIB, size
 
@@ -41,7 +42,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} has more than {MAX_CONFIG_BYTES} bytes; is this a configuration file?")
     try:
         return tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (*MALFORMED, KeyError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
 
 

@@ -15,6 +15,7 @@ from coordinator.api.serve import ADDRESS, CERTIFICATE
 from coordinator.auth import ADMIN_TOKEN
 from coordinator.config import RunConfig
 from coordinator.rounds.summary import DeviceSummary, EventSummary, RunSummary
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.errors import ConfigError, ProtocolError, RefusedError, UnreachableError
 from edge_runtime.protocol.connection_errors import why_no_answer
 from edge_runtime.protocol.messages import Refusal
@@ -122,7 +123,7 @@ class AdminClient:
         """The refusal that an answer holds; without one, something else than a coordinator gave it."""
         try:
             return msgspec.json.decode(answer.data, type=Refusal)
-        except msgspec.DecodeError as error:
+        except MALFORMED as error:
             raise ProtocolError(
                 f"what answers at {self.url} ({answer.status}) is no coordinator; check host and port of the address"
             ) from error
@@ -169,5 +170,5 @@ def _read(path: Path) -> str:
 def _decode(data: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise ProtocolError(f"the coordinator's answer cannot be read: {error}") from error

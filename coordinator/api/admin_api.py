@@ -158,7 +158,7 @@ async def show_run(run_id: FromPath[str], app_state: NamedDependency[AppState]) 
 async def list_events(
     run_id: FromPath[str],
     app_state: NamedDependency[AppState],
-    after: Annotated[int, QueryParameter(ge=0)] = 0,
+    after: Annotated[int, QueryParameter(ge=0, le=1 << 62)] = 0,
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_EVENTS)] = MAX_EVENTS,
 ) -> list[EventSummary]:
     """Events with an id above ``after``, oldest first."""

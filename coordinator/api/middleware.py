@@ -33,6 +33,7 @@ from coordinator.auth import authenticate, check_admin
 from coordinator.refusals import MalformedError, RefusalError, UnauthenticatedError, UnavailableError
 from coordinator.storage.stores import INCOMING
 from coordinator.storage.trouble import trouble_of
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.errors import SignatureError
 from edge_runtime.protocol.messages import Refusal
 from edge_runtime.protocol.signing import check_body
@@ -56,6 +57,23 @@ class ReadRequest(Request[None, None, State]):
         """The body, whole."""
         body: Body = self.scope["state"][BODY]
         return body.read()
+
+    async def json(self) -> Any:
+        """The message that the handler takes, and nothing else: what is no such message is never built."""
+        return self._decoded(msgspec.json.decode, await self.body())
+
+    async def msgpack(self) -> Any:
+        """The same of MessagePack."""
+        return self._decoded(msgspec.msgpack.decode, await self.body())
+
+    def _decoded(self, decode: Callable[..., Any], body: bytes) -> Any:
+        field = self.route_handler.parsed_data_field
+        try:
+            return decode(body, type=Any if field is None else field.annotation)
+        except MALFORMED as error:
+            raise MalformedError(
+                "malformed", f"the body is not what is expected here: {error}"[:1000]
+            ) from None
 
 
 class AccessMiddleware:

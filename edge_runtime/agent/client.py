@@ -38,7 +38,6 @@ MESSAGE_PACK = "application/msgpack"
 _TRY_LATER = {408, 425, 429}
 #: Statuses of a refused result that concern the device, not the result.
 _ABOUT_THE_DEVICE = {401, 403}
-_MAX_RETRY_AFTER_S = 24 * 3600.0
 #: Largest difference of clocks that signatures are corrected by; a larger one is for a person to mend.
 MAX_CORRECTION_S = 24 * 3600.0
 
@@ -126,10 +125,10 @@ class Client:
         if answer.status != HTTPStatus.UNAUTHORIZED or _code(answer) != "clock_off":
             return False
         try:
-            theirs = parsedate_to_datetime(answer.headers.get("date", ""))
-        except ValueError:
+            theirs_s = parsedate_to_datetime(answer.headers.get("date", "")).timestamp()
+        except (ValueError, TypeError, IndexError, OverflowError):
             return False
-        behind_s = theirs.timestamp() - self._clock()
+        behind_s = theirs_s - self._clock()
         if abs(behind_s) > MAX_CORRECTION_S or abs(behind_s - self._behind_s) < 1.0:
             return False
         self._behind_s = behind_s
@@ -192,4 +191,4 @@ def _code(answer: Response) -> str:
 def _retry_after_s(answer: Response) -> float | None:
     """The ``Retry-After`` header in seconds. Coordinators do not use its date form, which counts as absent."""
     text = answer.headers.get("retry-after", "")
-    return min(float(text), _MAX_RETRY_AFTER_S) if text.isdecimal() and len(text) < 12 else None
+    return float(text) if text.isdecimal() and len(text) < 12 else None

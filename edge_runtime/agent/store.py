@@ -24,6 +24,7 @@ import msgspec
 from msgspec import Struct
 
 from edge_runtime.agent.blob_cache import BlobCache, PackageShelf
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.durable import TEMPORARY_SUFFIX, sync_folder, write_durably
 from edge_runtime.errors import ConfigError
 from edge_runtime.folder_lock import claim_folder
@@ -118,7 +119,7 @@ class Store:
             return msgspec.json.decode(path.read_bytes(), type=Identity)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, *MALFORMED) as error:
             raise ConfigError(f"cannot read {path}: {error}; remove it and enrol again") from error
 
     def save_identity(self, identity: Identity) -> None:

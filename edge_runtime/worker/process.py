@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.errors import OutOfMemoryError, WorkerError
 from edge_runtime.figures import size
 from edge_runtime.memory.enforcement import MemoryLimit, make_memory_limit, remove_memory_limit
@@ -227,7 +228,7 @@ def _phase(line: bytes) -> str | None:
     """The phase that a line announces; None if the line is part of the answer."""
     try:
         return msgspec.json.decode(line, type=PhaseEntered).phase
-    except msgspec.DecodeError:
+    except MALFORMED:
         return None
 
 
@@ -261,7 +262,7 @@ def _read(worker: RunningWorker, sampler: Sampler, output: bytes, outcome: type[
             raise rebuild_error(failure)
         if code == 0:
             return msgspec.json.decode(output, type=outcome)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise WorkerError(f"the worker's answer cannot be read: {error}") from error
     raise WorkerError(f"the worker stopped with exit code {code}; its log tells why")
 
