@@ -30,7 +30,7 @@ from coordinator.auth import forget_nonces, load_admin_token
 from coordinator.clock import SteadyClock
 from coordinator.events import record
 from coordinator.refusals import RefusalError, UnavailableError
-from coordinator.rounds import evaluation, state_machine
+from coordinator.rounds import evaluation, retention, state_machine
 from coordinator.storage import round_rows
 from coordinator.storage.stores import open_stores
 from coordinator.storage.trouble import trouble_of
@@ -41,8 +41,9 @@ log = logging.getLogger("coordinator")
 
 #: Longest time between two looks at the open round; requests that may move it wake the loop at once.
 TICK_S = 0.2
-#: Time from one look at what can be forgotten to the next; so short that each finds little.
-HOUSE_S = 5.0
+#: Time from one look at what can be forgotten to the next. Nonces are many: each look shall find few.
+NONCES_S = 5.0
+RETENTION_S = 600.0
 
 
 def create_app(
@@ -107,7 +108,8 @@ async def _loops(app_state: AppState, on_crash: Callable[[], None], app: Litesta
     running = [
         asyncio.create_task(for_ever("rounds", partial(play_rounds, app_state)), name="rounds"),
         asyncio.create_task(for_ever("evaluations", partial(evaluate_models, app_state)), name="evaluations"),
-        asyncio.create_task(for_ever("house", partial(keep_house, app_state)), name="house"),
+        asyncio.create_task(for_ever("nonces", partial(forget_old_nonces, app_state)), name="nonces"),
+        asyncio.create_task(for_ever("retention", partial(clear_out, app_state)), name="retention"),
     ]
     for loop in running:
         loop.add_done_callback(partial(_report_crash, on_crash=on_crash))
@@ -159,10 +161,16 @@ async def evaluate_models(app_state: AppState) -> None:
     )
 
 
-async def keep_house(app_state: AppState) -> None:
-    """Forget what nobody needs any more, and wait for :data:`HOUSE_S`."""
+async def clear_out(app_state: AppState) -> None:
+    """Remove what nobody needs any more, and wait for :data:`RETENTION_S`."""
+    await asyncio.to_thread(retention.clear_out, app_state.stores, app_state.wall())
+    await asyncio.sleep(RETENTION_S)
+
+
+async def forget_old_nonces(app_state: AppState) -> None:
+    """Forget the nonces that no request can carry any more, and wait for :data:`NONCES_S`."""
     await app_state.write(partial(forget_nonces, now_s=app_state.clock(), wall_s=app_state.wall()))
-    await asyncio.sleep(HOUSE_S)
+    await asyncio.sleep(NONCES_S)
 
 
 @get("/healthz", sync_to_thread=False)

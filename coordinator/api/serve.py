@@ -24,7 +24,7 @@ from coordinator.api.connections import (
     Listener,
     most_connections,
 )
-from edge_runtime.durable import write_durably
+from edge_runtime.durable import make_private_folder, write_durably
 from edge_runtime.errors import ConfigError
 from edge_runtime.folder_lock import claim_folder
 from edge_runtime.protocol.addresses import is_loopback, reachable_host
@@ -94,6 +94,7 @@ class CoordinatorServer:
         try:
             self.server.run(sockets=[self.listener])
         finally:
+            (self.state / ADDRESS).unlink(missing_ok=True)  # it would name nobody
             self.lock.close()
 
     def stop(self) -> None:
@@ -170,7 +171,7 @@ def _note_certificate(options: ServeOptions) -> None:
 
 def _claim(state: Path) -> BinaryIO:
     try:
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private_folder(state)
         return claim_folder(state / LOCK, what=f"the state folder {state}", who="edge-coordinator")
     except OSError as error:
         raise unusable(f"the state folder {state}", error) from error

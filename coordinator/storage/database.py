@@ -16,6 +16,9 @@ from coordinator.storage import migrations
 from coordinator.storage.trouble import trouble_of
 from edge_runtime.errors import ConfigError, ResourceError
 
+#: What the write-ahead log is cut to once its content has reached the database.
+MAX_WAL_BYTES = 16 << 20
+
 Migration = Callable[[sqlite3.Connection], None]
 
 
@@ -41,6 +44,7 @@ class Storage:
             self._connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self._connection.execute("PRAGMA foreign_keys = ON")
             self._connection.execute("PRAGMA busy_timeout = 5000")
+            self._connection.execute(f"PRAGMA journal_size_limit = {MAX_WAL_BYTES}")
             apply_migrations(self._connection)
         except sqlite3.DatabaseError as error:
             trouble = trouble_of(error)

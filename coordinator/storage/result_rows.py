@@ -137,3 +137,13 @@ def count_left_out(connection: sqlite3.Connection, run_id: str, device_id: str) 
         (run_id, device_id),
     ).fetchone()
     return int(row[0])
+
+
+def needed_blobs(connection: sqlite3.Connection) -> set[str]:
+    """Digests of the private blobs that are still needed: deltas of open rounds, and the servers' states of runs."""
+    rows = connection.execute(
+        "SELECT change_sha256 FROM results JOIN tasks USING (task_id) JOIN rounds USING (run_id, round)"
+        " WHERE rounds.state IN ('selecting', 'collecting', 'aggregating')"
+        " UNION SELECT optimizer_sha256 FROM runs WHERE optimizer_sha256 IS NOT NULL"
+    )
+    return {str(row[0]) for row in rows}

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from coordinator.storage.blob_store import BlobStore
 from coordinator.storage.database import Storage
+from edge_runtime.durable import make_private_folder
 from edge_runtime.package.manifest import Manifest, parse_manifest
 from edge_runtime.protocol.signing import PrivateKey, generate_key
 from edge_runtime.trouble import unusable
@@ -67,7 +68,7 @@ def open_stores(folder: Path, *, durable: bool = True) -> Stores:
         ResourceError: not now, that is: the disk is full, or another process holds the database locked.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private_folder(folder)
         key_path = folder / TASK_KEY
         if not key_path.exists():
             generate_key().save(key_path)

@@ -25,7 +25,7 @@ from msgspec import Struct
 
 from edge_runtime.agent.blob_cache import BlobCache, PackageShelf
 from edge_runtime.decoding import MALFORMED
-from edge_runtime.durable import TEMPORARY_SUFFIX, sync_folder, write_durably
+from edge_runtime.durable import TEMPORARY_SUFFIX, make_private_folder, sync_folder, write_durably
 from edge_runtime.errors import ConfigError
 from edge_runtime.folder_lock import claim_folder
 from edge_runtime.protocol.messages import Identifier, PublicKey
@@ -71,7 +71,7 @@ class Store:
         """
         self.folder = folder
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private_folder(folder)
             self._work = folder / "work"
             self.blobs = BlobCache(folder / "blobs", disk_quota_bytes)
             self.packages = PackageShelf(folder / "packages", self.blobs)

@@ -24,7 +24,22 @@ from tests.edge_runtime.test_decoding import NASTY
 REQUESTS = int(os.environ.get("EDGE_FUZZ_REQUESTS", "600"))
 WORDS = ("latest", "a", "t", "0" * 64, "..", "%00", "%ff", "%0a", "a b", "é", "9" * 400, "\\", "*", "")
 VALUES = (
-    *(None, True, -1, 0, 1 << 63, (1 << 64) - 1, 1e308, -0.0, "", "x" * 3000, "\n", "a\n", "\u0000", "0" * 64),
+    *(
+        None,
+        True,
+        -1,
+        0,
+        1 << 63,
+        (1 << 64) - 1,
+        1e308,
+        -0.0,
+        "",
+        "x" * 3000,
+        "\n",
+        "a\n",
+        "\u0000",
+        "0" * 64,
+    ),
     *([], {}, [[]], {"": 0}, "\U0001f600"),
 )
 
