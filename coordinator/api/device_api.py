@@ -32,6 +32,7 @@ from edge_runtime.protocol.messages import (
     EnrolResponse,
     Result,
     ResultReceipt,
+    Standing,
 )
 
 CHUNK_BYTES = 256 << 10
@@ -79,6 +80,19 @@ async def deliver(
     )
     app_state.wake.set()
     return receipt
+
+
+@post("/tasks/{task_id:str}/alive", status_code=HTTP_200_OK, opt={MAX_BODY_BYTES: 0})
+async def say_alive(
+    task_id: FromPath[str], app_state: NamedDependency[AppState], device: NamedDependency[Device]
+) -> Standing:
+    """Say that a task is being worked on, so that its place waits for it."""
+    standing: Standing = await app_state.write(
+        lambda connection: tasks.say_alive(
+            app_state.stores, connection, device, task_id, now_s=app_state.clock()
+        )
+    )
+    return standing
 
 
 @post("/events", status_code=HTTP_204_NO_CONTENT)
@@ -162,7 +176,7 @@ async def _chunks(path: Path, first: int, end: int) -> AsyncIterator[bytes]:
 ENROLMENT = Router("/v1/devices", route_handlers=[enrol], opt={ACCESS: Access.TOKEN_HOLDER}, tags=["device"])
 ROUTER = Router(
     "/v1",
-    route_handlers=[check_in, deliver, report, fetch_blob],
+    route_handlers=[check_in, deliver, say_alive, report, fetch_blob],
     opt={ACCESS: Access.DEVICE},
     dependencies={"device": Provide(identified, sync_to_thread=False)},
     tags=["device"],

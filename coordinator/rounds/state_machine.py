@@ -22,7 +22,7 @@ from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.rounds.presence import SLACK_S, askable, order_of_asking, patience_s
 from coordinator.rounds.runs import Run, active_run, end_run
 from coordinator.rounds.selection import SelectableDevice, fit, substitute
-from coordinator.rounds.tasks import reserve
+from coordinator.rounds.tasks import MISSED_SIGNS, reserve
 from coordinator.storage import (
     device_rows,
     evaluation_rows,
@@ -46,6 +46,8 @@ MOST_RETURN_S = 900.0
 
 #: Why a task lapsed, by the state it was in when its time ran out.
 OVERDUE = {"reserved": "silent", "working": "late"}
+#: Why one lapsed whose device gave signs of life, and then none any more.
+LOST = "lost"
 
 
 def play(stores: Stores, now_s: float) -> None:
@@ -94,7 +96,8 @@ def resume(stores: Stores, now_s: float) -> None:
         if run is None:
             return
         grace_s = now_s + run.config.selection_s
-        task_rows.extend_open(connection, run.run_id, grace_s)
+        alive_by_s = now_s + MISSED_SIGNS * run.config.alive_every_s
+        task_rows.extend_open(connection, run.run_id, grace_s, alive_by_s=alive_by_s)
         round_rows.extend_deadline(connection, run.run_id, grace_s)
         log.info("resumed run=%s next_round=%d committed=%d", run.run_id, run.next_round, run.committed)
 
@@ -160,7 +163,7 @@ def _fill_slots(stores: Stores, run: Run, now_s: float) -> None:
         number = open_round.round
         # 1. Time runs out for the silent and the late.
         for task in task_rows.overdue(connection, run.run_id, number, now_s=now_s):
-            reason = OVERDUE[task.state]
+            reason = OVERDUE[task.state] if task.due_s < now_s else LOST
             task_rows.lapse(connection, task.task_id, reason)
             record(
                 connection,

@@ -202,7 +202,7 @@ class EventSummary(Struct, frozen=True):
 LARGEST_LOSS = 700.0
 #: Reasons of lapsed tasks that operators count as refused, and as failed.
 REFUSED = frozenset({"task_refused", "cap_too_small"})
-FAILED = frozenset({"task_failed", "task_untrusted", "out_of_memory", "silent", "late", "revoked"})
+FAILED = frozenset({"task_failed", "task_untrusted", "out_of_memory", "silent", "late", "lost", "revoked"})
 
 
 def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = True) -> RunSummary:

@@ -8,7 +8,7 @@ from coordinator.auth import Device
 from coordinator.events import record
 from coordinator.refusals import ConflictError, MalformedError, NotFoundError
 from coordinator.rounds.memory_requirements import required_bytes
-from coordinator.rounds.runs import Run, active_run
+from coordinator.rounds.runs import Run, active_run, find_run
 from coordinator.rounds.set_aside import note_failure, still_set_aside
 from coordinator.storage import device_rows, event_rows, round_rows, run_rows, slot_rows, task_rows
 from coordinator.storage.stores import Stores
@@ -23,6 +23,7 @@ from edge_runtime.protocol.messages import (
     DeviceEvent,
     NotEligible,
     SignedTask,
+    Standing,
     Task,
     training_settings,
 )
@@ -32,6 +33,8 @@ from edge_runtime.protocol.messages import (
 IDLE_WINDOW_S = (1.0, 3.0)
 FINISHED_WINDOW_S = (5.0, 15.0)
 NOT_ELIGIBLE_WINDOW_S = (15.0, 30.0)
+#: Signs of life in a row that may be missing before a device is taken for lost.
+MISSED_SIGNS = 3
 #: Events by which a device gives a task back.
 GIVING_BACK = frozenset({"task_refused", "task_failed", "out_of_memory"})
 #: The event of a device that cannot read which task it holds, since it trusts no word of it.
@@ -114,6 +117,37 @@ def _work_for(
     opened = run.next_round > 0 or round_rows.find_open(connection, run.run_id) is not None
     reason = "not selected" if opened else "waiting for devices"
     return ComeBack(run.config.poll_min_s, run.config.poll_max_s, reason)
+
+
+def say_alive(
+    stores: Stores, connection: sqlite3.Connection, device: Device, task_id: str, *, now_s: float
+) -> Standing:
+    """Take in a sign of life of a device that works on a task.
+
+    From its first one on the task lapses if :data:`MISSED_SIGNS` in a row are missing. A device that never sends any
+    has until its deadline.
+
+    Args:
+        stores: handles on the state folder.
+        connection: connection with a transaction under way.
+        device: device that sent it.
+        task_id: id of the task.
+        now_s: the present moment.
+
+    Raises:
+        NotFoundError: ``unknown_task``.
+        ConflictError: ``not_your_task``.
+    """
+    task = task_rows.find_with_round(connection, task_id)
+    if task is None:
+        raise NotFoundError("unknown_task", f"no task {task_id}")
+    if task.device_id != device.device_id:
+        raise ConflictError("not_your_task", f"task {task_id} was given to another device")
+    again_s = find_run(stores, connection, task.run_id).config.alive_every_s
+    if task.state != "working" or task.round_state not in ("selecting", "collecting"):
+        return Standing(again_s, wanted=task.state == "counted")
+    task_rows.note_alive(connection, task_id, by_s=now_s + MISSED_SIGNS * again_s)
+    return Standing(again_s)
 
 
 def report_event(connection: sqlite3.Connection, device: Device, event: DeviceEvent, *, now_s: float) -> None:

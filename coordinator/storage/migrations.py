@@ -226,6 +226,11 @@ def mark_moments(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE TABLE marks (name TEXT PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID")
 
 
+def expect_signs_of_life(connection: sqlite3.Connection) -> None:
+    """Until when a device that works on a task must have said so again; nothing for one that never did."""
+    connection.execute("ALTER TABLE tasks ADD COLUMN alive_by_s REAL")
+
+
 #: In the order in which they run.
 ALL = (
     create_devices,
@@ -239,4 +244,5 @@ ALL = (
     set_devices_aside,
     compare_results,
     mark_moments,
+    expect_signs_of_life,
 )

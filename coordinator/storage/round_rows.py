@@ -126,8 +126,9 @@ def move_open(connection: sqlite3.Connection, by_s: float) -> None:
         (by_s, by_s),
     )
     connection.execute(
-        "UPDATE tasks SET reserved_s = reserved_s + ?, due_s = due_s + ? WHERE state IN ('reserved', 'working')",
-        (by_s, by_s),
+        "UPDATE tasks SET reserved_s = reserved_s + ?, due_s = due_s + ?, alive_by_s = alive_by_s + ?"
+        " WHERE state IN ('reserved', 'working')",
+        (by_s, by_s, by_s),
     )
 
 

@@ -34,6 +34,7 @@ class TaskRow:
         required_bytes: predicted peak of memory; 0 until it is handed out.
         task: JSON of the task that was signed; None until it is handed out.
         signature: the coordinator's signature of ``task``.
+        alive_by_s: moment until which the device must have given another sign of life; None if it never gave one.
     """
 
     task_id: str
@@ -49,6 +50,7 @@ class TaskRow:
     required_bytes: int
     task: str | None
     signature: str | None
+    alive_by_s: float | None
 
     @property
     def signed(self) -> SignedTask | None:
@@ -139,9 +141,9 @@ def overdue(
     """Open tasks of a round whose time has run out."""
     rows = connection.execute(
         "SELECT tasks.*, name AS device_name FROM tasks JOIN devices USING (device_id)"
-        " WHERE run_id = ? AND round = ? AND state IN ('reserved', 'working') AND due_s < ?"
-        " ORDER BY slot, attempt",
-        (run_id, number, now_s),
+        " WHERE run_id = ? AND round = ? AND state IN ('reserved', 'working')"
+        " AND (due_s < ? OR alive_by_s < ?) ORDER BY slot, attempt",
+        (run_id, number, now_s, now_s),
     )
     return [TaskWithDevice(**row) for row in rows]
 
@@ -244,6 +246,11 @@ def hand_out(
     )
 
 
+def note_alive(connection: sqlite3.Connection, task_id: str, *, by_s: float) -> None:
+    """Remember until when a device that works on a task must have given another sign of life."""
+    connection.execute("UPDATE tasks SET alive_by_s = ? WHERE task_id = ?", (by_s, task_id))
+
+
 def mark_counted(connection: sqlite3.Connection, task_id: str) -> None:
     """Mark a task whose result counts."""
     connection.execute("UPDATE tasks SET state = 'counted' WHERE task_id = ?", (task_id,))
@@ -281,9 +288,10 @@ def lapse_open_of_run(connection: sqlite3.Connection, run_id: str) -> None:
     )
 
 
-def extend_open(connection: sqlite3.Connection, run_id: str, until_s: float) -> None:
-    """Give the run's open tasks until this moment at least."""
+def extend_open(connection: sqlite3.Connection, run_id: str, until_s: float, *, alive_by_s: float) -> None:
+    """Give the run's open tasks until ``until_s`` at least, and until ``alive_by_s`` for a sign of life."""
     connection.execute(
-        "UPDATE tasks SET due_s = max(due_s, ?) WHERE run_id = ? AND state IN ('reserved', 'working')",
-        (until_s, run_id),
+        "UPDATE tasks SET due_s = max(due_s, ?), alive_by_s = max(alive_by_s, ?)"
+        " WHERE run_id = ? AND state IN ('reserved', 'working')",
+        (until_s, alive_by_s, run_id),
     )

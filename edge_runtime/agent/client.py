@@ -27,6 +27,7 @@ from edge_runtime.protocol.messages import (
     EnrolResponse,
     Refusal,
     ResultReceipt,
+    Standing,
     decode,
     encode,
 )
@@ -105,6 +106,12 @@ class Client:
             return _refusal(answer)
         _check_status(answer)
         return decode(answer.body, ResultReceipt)
+
+    def say_alive(self, task_id: str) -> Standing:
+        """Say that a task is being worked on, and learn how it stands."""
+        answer = self._send(Request("POST", f"/v1/tasks/{task_id}/alive"))
+        _check_status(answer)
+        return decode(answer.body, Standing)
 
     def send_event(self, event: DeviceEvent) -> None:
         """Send operators an event."""

@@ -366,6 +366,19 @@ class ResultReceipt(Struct, frozen=True):
     status: Literal["counted", "duplicate"]
 
 
+class Standing(Struct, frozen=True):
+    """How a task stands that a device said it works on.
+
+    Attributes:
+        again_s: time after which the device says so again; a device that falls silent for several of them is taken for
+            lost, and its place goes to another.
+        wanted: whether its result would still be taken.
+    """
+
+    again_s: Seconds
+    wanted: bool = True
+
+
 class DeviceEvent(Struct, frozen=True):
     """An event on a device that operators want to know of. It never holds data values.
 

@@ -20,6 +20,7 @@ from edge_runtime.protocol.messages import (
     Result,
     ResultReceipt,
     SignedTask,
+    Standing,
     Task,
     decode,
     decode_result,
@@ -52,6 +53,8 @@ class CoordinatorSimulator:
         self.requests: list[Request] = []
         self.refuse_results: Response | None = None
         self.nonces: set[str] = set()
+        #: How tasks stand whose devices say that they work on them; None for a coordinator that knows no such signs.
+        self.standing: Standing | None = None
 
     def add_blob(self, data: bytes) -> str:
         """Offer a blob; returns its sha256."""
@@ -66,6 +69,8 @@ class CoordinatorSimulator:
 
     def send(self, request: Request) -> Response:
         """See :class:`edge_runtime.agent.transport.Transport`."""
+        if request.path.endswith("/alive"):
+            return ok(self.standing) if self.standing else refusal(404, "unknown_path", "no such path")
         self.requests.append(request)
         planned = self.planned.popleft() if self.planned else None
         if planned is not None:
