@@ -7,8 +7,8 @@ STAMP := $(VENV)/.installed
 # Pages with tables made from benchmarks/results.
 PAGES := README.md $(wildcard docs/results/*.md)
 
-.PHONY: setup demo demo-shakespeare test test-quick lint bench bench-memory bench-opponent bench-large bench-memory-grid \
-	bench-arithmetic bench-placement bench-estimators bench-learning demo-reference tables reference constraints clean
+.PHONY: setup demo demo-shakespeare test test-quick test-faults lint bench bench-memory bench-opponent bench-large bench-memory-grid \
+	bench-arithmetic bench-placement bench-coordinator bench-estimators bench-learning demo-reference tables reference constraints clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,10 @@ test: setup
 # Those that export no model, load no torch and start no process: tests/quick.py says how they are chosen.
 test-quick: setup
 	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder -m quick
+
+# The longer form of tests/faults: 20,000 requests at random.
+test-faults: setup
+	EDGE_FUZZ_REQUESTS=20000 $(BIN)/python -m pytest -s tests/faults
 
 lint: setup
 	$(BIN)/ruff check .
@@ -66,6 +70,9 @@ bench-learning: setup
 
 bench-estimators: setup
 	$(BIN)/python -m benchmarks.estimators.run $(if $(DATA),--data $(DATA))
+
+bench-coordinator: setup
+	$(BIN)/python -m benchmarks.coordinator.check_ins
 
 demo-reference: setup
 	$(BIN)/python -m examples.banking77.reference

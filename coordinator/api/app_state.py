@@ -37,14 +37,20 @@ class _Piece:
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
 
-    def end(self, result: object, error: Exception | None) -> None:
-        """Tell whoever waits, if anybody still does; on the event loop's thread."""
-        if self.future.done():
-            return
+
+#: A piece of work, what came of it, and what it raised.
+_End = tuple[_Piece, Any, Exception | None]
+
+
+def _end_all(ends: list[_End]) -> None:
+    """Tell whoever waits for pieces of work, if anybody still does; on the event loop's thread."""
+    for piece, result, error in ends:
+        if piece.future.done():
+            continue
         if error is None:
-            self.future.set_result(result)
+            piece.future.set_result(result)
         else:
-            self.future.set_exception(error)
+            piece.future.set_exception(error)
 
 
 class AppState:
@@ -69,6 +75,8 @@ class AppState:
         #: Held while a body is parsed that is too large to be parsed beside others.
         self.large_body = asyncio.Lock()
         self._waiting: deque[_Piece] = deque()
+        #: Whether the database's thread was asked to look at what waits, and has not looked yet.
+        self._asked = False
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -95,23 +103,24 @@ class AppState:
         loop = asyncio.get_running_loop()
         piece = _Piece(work, writes, loop, loop.create_future())
         self._waiting.append(piece)
-        self._executor.submit(self._work_off)
+        if not self._asked:
+            self._asked = True
+            self._executor.submit(self._work_off)
         result: T = await piece.future
         return result
 
     def _work_off(self) -> None:
-        """Do what waits, in one transaction; on the database's thread. Often an earlier call has left nothing."""
-        pieces = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
-        if not pieces:
-            return
-        try:
-            ends = self._transact(pieces)
-        except Exception as error:  # noqa: BLE001 - it is raised again for each of them
-            ends = [(piece, None, error) for piece in pieces]
-        for piece, result, failure in ends:
-            piece.loop.call_soon_threadsafe(piece.end, result, failure)
+        """Do what waits, so many pieces in a transaction; on the database's thread."""
+        self._asked = False  # first: what comes from now on asks again
+        while pieces := [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]:
+            try:
+                ends = self._transact(pieces)
+            except Exception as error:  # noqa: BLE001 - it is raised again for each of them
+                ends = [(piece, None, error) for piece in pieces]
+            for loop in {piece.loop for piece in pieces}:
+                loop.call_soon_threadsafe(_end_all, [end for end in ends if end[0].loop is loop])
 
-    def _transact(self, pieces: list[_Piece]) -> list[tuple[_Piece, Any, Exception | None]]:
+    def _transact(self, pieces: list[_Piece]) -> list[_End]:
         storage = self.stores.storage
         if len(pieces) == 1:
             piece = pieces[0]
@@ -121,7 +130,7 @@ class AppState:
             return [self._attempt(connection, piece) for piece in pieces]
 
     @staticmethod
-    def _attempt(connection: sqlite3.Connection, piece: _Piece) -> tuple[_Piece, Any, Exception | None]:
+    def _attempt(connection: sqlite3.Connection, piece: _Piece) -> _End:
         """One of several pieces of work in a transaction; what it raises is its own affair."""
         try:
             with savepoint(connection):

@@ -8,6 +8,7 @@ nothing is read but headers, or the few bytes that a one-time token comes in.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -111,9 +112,9 @@ class AccessMiddleware:
                 try:
                     await self._app(scope, receive, send)
                 finally:
-                    scope[
-                        "state"
-                    ].clear()  # where the framework keeps what it parsed as long as the connection
+                    # The framework keeps what it parsed as long as the connection, and in cycles.
+                    scope["state"].clear()
+                    gc.collect(1)
 
     async def _admit(self, right: Access, scope: Scope, receive: Receive, body: Body) -> None:
         """Read and verify the body of somebody who may send one; a device is then in ``scope``."""

@@ -249,21 +249,21 @@ def devices_of(stores: Stores, connection: sqlite3.Connection, *, now_s: float) 
     run = active_run(stores, connection)
     found = []
     for row in device_rows.all_devices(connection):
-        state, reason = _standing(connection, run, row, now_s)
+        state, reason = _standing(stores, connection, run, row, now_s)
         kept = {name: row[name] for name in DeviceSummary.__struct_fields__[:-2]}
         found.append(DeviceSummary(**kept, state=state, reason=reason))
     return found
 
 
 def _standing(
-    connection: sqlite3.Connection, run: Run | None, row: sqlite3.Row, now_s: float
+    stores: Stores, connection: sqlite3.Connection, run: Run | None, row: sqlite3.Row, now_s: float
 ) -> tuple[str, str]:
     """A device's state and its reason."""
     if row["revoked_s"] is not None:
         return "revoked", ""
     if row["seen_s"] is None:
         return "never seen", ""
-    standing = None if run is None else _standing_in_run(connection, run, row)
+    standing = None if run is None else _standing_in_run(stores, connection, run, row)
     if standing is not None and standing[0] != "cap too small":
         return standing
     if now_s > row["expected_s"] + SLACK_S:
@@ -271,7 +271,9 @@ def _standing(
     return standing or ("ready", "")
 
 
-def _standing_in_run(connection: sqlite3.Connection, run: Run, row: sqlite3.Row) -> tuple[str, str] | None:
+def _standing_in_run(
+    stores: Stores, connection: sqlite3.Connection, run: Run, row: sqlite3.Row
+) -> tuple[str, str] | None:
     """What the run that is going on has to do with a device; None if it might ask it."""
     aside = set_aside_rows.find(connection, run.run_id, row["device_id"])
     if aside is not None:
@@ -279,7 +281,7 @@ def _standing_in_run(connection: sqlite3.Connection, run: Run, row: sqlite3.Row)
     held = task_rows.find_open(connection, run.run_id, row["device_id"])
     if held is not None:
         return ("working" if held.state == "working" else "asked"), ""
-    needed = least_required_bytes(connection, run)
+    needed = least_required_bytes(stores, connection, run)
     if needed > row["cap_bytes"]:
         return "cap too small", f"run {run.run_id} needs {needed} bytes, the cap is {row['cap_bytes']}"
     return None

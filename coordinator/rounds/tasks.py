@@ -111,7 +111,7 @@ def _work_for(
             stores, connection, run, held, device=device, request=request, now_s=now_s
         )
     # 4. Could it hold one?
-    needed = least_required_bytes(connection, run)
+    needed = least_required_bytes(stores, connection, run)
     if needed > request.cap_bytes:
         return _too_small(connection, run, device, needed, request.cap_bytes, now_s=now_s)
     opened = run.next_round > 0 or round_rows.find_open(connection, run.run_id) is not None
@@ -271,12 +271,20 @@ def _hand_out(
     return signed
 
 
-def least_required_bytes(connection: sqlite3.Connection, run: Run) -> int:
+def least_required_bytes(stores: Stores, connection: sqlite3.Connection, run: Run) -> int:
     """The least memory that any slot needs, in the open round or else in a full round to come."""
-    dealt = slot_rows.dealt_in_open_round(connection, run.run_id)
-    if not dealt:
+    opened = round_rows.find_open(connection, run.run_id)
+    number = opened.round if opened is not None and opened.state != "aggregating" else None
+    asked = (run.run_id, number, run.next_round, run.committed)
+    found = stores.least_required_bytes.get(asked)
+    if found is None:
         dealt = run.deal(run.config.devices_per_round)
-    return min(required_bytes(run.manifest, run.config, slices) for slices in set(dealt))
+        if number is not None:
+            dealt = slot_rows.dealt(connection, run.run_id, number)
+        found = min(required_bytes(run.manifest, run.config, slices) for slices in set(dealt))
+        stores.least_required_bytes.clear()  # every check-in asks, and all of them the same
+        stores.least_required_bytes[asked] = found
+    return found
 
 
 def _too_small(

@@ -44,6 +44,8 @@ class Stores:
     blobs: BlobStore
     private_blobs: BlobStore
     key: PrivateKey
+    #: The least memory that any slot of a round needs, for the round that was asked about last.
+    least_required_bytes: dict[tuple[str, int | None, int, int], int] = field(default_factory=dict)
     #: Manifests that were parsed before, by digest.
     _manifests: dict[str, Manifest] = field(default_factory=dict)
 
