@@ -52,6 +52,14 @@ from edge_runtime.protocol.messages import CheckInRequest
 from edge_runtime.protocol.signing import PrivateKey, generate_key, sign_request
 
 ROOT = Path(__file__).parents[2]
+UNITS = {
+    "CPU time of a check-in": "seconds",
+    "99 in 100 answered within": "seconds",
+    "half answered within": "seconds",
+    "memory": "bytes",
+}
+#: 1,500 check-ins a second of one core, nearly all of them answered within a tenth of a second.
+REACH = {"CPU time of a check-in": 1 / 1500, "99 in 100 answered within": 0.1}
 SPECS = (
     SliceSpec("block0.query", "lora_xs", (0,), "block0.query", (TensorSpec("core", (1, 4, 4), "c"),)),
     SliceSpec("head", "head", (1,), "classifier", (TensorSpec("core", (1, 2, 2), "h"),)),
@@ -224,6 +232,7 @@ def measure(load: Load, folder: Path) -> dict[str, float]:
         wall_s, after = time.perf_counter() - begun_s, process.cpu_times()
         cpu_s = after.user + after.system - before.user - before.system
         return {
+            "CPU time of a check-in": cpu_s / load.requests,
             "check-ins per CPU second": load.requests / cpu_s,
             "check-ins per second": load.requests / wall_s,
             "99 in 100 answered within": quantiles(took, n=100)[98],
@@ -247,10 +256,8 @@ def main() -> None:
     print(json.dumps(found, indent=2))
     if arguments.no_file:
         return
-    units = {"memory": "bytes", "99 in 100 answered within": "seconds", "half answered within": "seconds"}
     figures = [
-        figure(name, units.get(name, "a second"), [value], 0.1 if name.startswith("99") else None)
-        for name, value in found.items()
+        figure(name, UNITS.get(name, "a second"), [value], REACH.get(name)) for name, value in found.items()
     ]
     write_result(
         RESULTS / "coordinator.json",

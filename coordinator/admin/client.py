@@ -10,7 +10,7 @@ from urllib.parse import quote, urlsplit
 import msgspec
 import urllib3
 
-from coordinator.api.admin_api import DeviceChanged, RunStopped
+from coordinator.api.admin_api import DeviceChanged, RunPaused, RunStopped
 from coordinator.api.serve import ADDRESS, CERTIFICATE
 from coordinator.auth import ADMIN_TOKEN
 from coordinator.config import RunConfig
@@ -82,6 +82,11 @@ class AdminClient:
     def slices(self, run_id: str = "latest") -> bytes:
         """The run's current slice values as safetensors bytes."""
         return self._call("GET", f"/runs/{quote(run_id, safe='')}/slices")
+
+    def pause_run(self, run_id: str, *, paused: bool) -> RunPaused:
+        """Pause a run, or let it go on."""
+        word = "pause" if paused else "resume"
+        return _decode(self._call("POST", f"/runs/{quote(run_id, safe='')}/{word}"), RunPaused)
 
     def stop_run(self, run_id: str = "latest") -> RunStopped:
         """Stop a run, and tell which one and what it was doing."""

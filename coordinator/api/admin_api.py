@@ -79,6 +79,20 @@ class RunStopped(Struct, frozen=True):
     was: str
 
 
+class RunPaused(Struct, frozen=True):
+    """A run that was paused or resumed.
+
+    Attributes:
+        run_id: id of the run.
+        paused: whether it is paused now.
+        changed: whether it was not so before.
+    """
+
+    run_id: str
+    paused: bool
+    changed: bool
+
+
 class DeviceChanged(Struct, frozen=True):
     """A device that something was done about.
 
@@ -199,6 +213,28 @@ async def stop_run(run_id: FromPath[str], app_state: NamedDependency[AppState]) 
     return RunStopped(run.run_id, run.state)
 
 
+@post("/runs/{run_id:str}/pause", status_code=200)
+async def pause_run(run_id: FromPath[str], app_state: NamedDependency[AppState]) -> RunPaused:
+    """Pause a run: no round opens and no device is asked; what devices work on already is still taken."""
+    return await _pause(app_state, run_id, paused=True)
+
+
+@post("/runs/{run_id:str}/resume", status_code=200)
+async def resume_run(run_id: FromPath[str], app_state: NamedDependency[AppState]) -> RunPaused:
+    """Let a paused run go on."""
+    return await _pause(app_state, run_id, paused=False)
+
+
+async def _pause(app_state: AppState, run_id: str, *, paused: bool) -> RunPaused:
+    run = await app_state.write(
+        lambda connection: runs.pause_run(
+            app_state.stores, connection, run_id, paused=paused, now_s=app_state.clock()
+        )
+    )
+    app_state.wake.set()
+    return RunPaused(run.run_id, paused, run.paused != paused)
+
+
 ROUTER = Router(
     "/v1/admin",
     route_handlers=[
@@ -212,6 +248,8 @@ ROUTER = Router(
         list_events,
         fetch_slices,
         stop_run,
+        pause_run,
+        resume_run,
     ],
     opt={ACCESS: Access.OPERATOR},
     tags=["admin"],

@@ -12,7 +12,7 @@ import msgspec
 
 from coordinator.config import EvaluationConfig, RunConfig
 from coordinator.events import record
-from coordinator.refusals import NotFoundError
+from coordinator.refusals import ConflictError, NotFoundError
 from coordinator.rounds.assignment import deal
 from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.storage import evaluation_rows, round_rows, run_rows, task_rows
@@ -47,6 +47,7 @@ class Run:
         average_sha256: mean of the values after several rounds; None while there is none.
         reference_sha256: deltas that the next round's directions are compared with; None if they are not.
         delta_sizes: median sizes that the last committed round's deltas were compared with, by group.
+        paused: whether the operator paused it.
     """
 
     run_id: str
@@ -63,6 +64,7 @@ class Run:
     average_sha256: str | None
     reference_sha256: str | None
     delta_sizes: Mapping[str, float]
+    paused: bool
 
     @property
     def result_sha256(self) -> str:
@@ -253,6 +255,7 @@ def run_of(stores: Stores, row: RunRow) -> Run:
         average_sha256=row.average_sha256,
         reference_sha256=row.reference_sha256,
         delta_sizes=msgspec.json.decode(row.delta_sizes, type=dict[str, float]),
+        paused=row.paused_s is not None,
     )
 
 
@@ -274,4 +277,26 @@ def stop_run(stores: Stores, connection: sqlite3.Connection, run_id: str, *, now
     run = find_run(stores, connection, run_id)
     if run.state in ("queued", *ACTIVE):
         end_run(connection, run.run_id, "stopped", "stopped by the operator", now_s=now_s)
+    return run
+
+
+def pause_run(
+    stores: Stores, connection: sqlite3.Connection, run_id: str, *, paused: bool, now_s: float
+) -> Run:
+    """Pause a run at the operator's word, or let it go on. Returns it as it was before.
+
+    A paused run opens no round and asks no device; what devices work on already is taken, and closes the open round.
+    Asking for what is so already changes nothing.
+
+    Raises:
+        NotFoundError: ``unknown_run``.
+        ConflictError: ``run_ended``.
+    """
+    run = find_run(stores, connection, run_id)
+    if run.state not in ("queued", *ACTIVE):
+        raise ConflictError("run_ended", f"run {run.run_id} has ended ({run.state}); create a new one")
+    if run.paused != paused:
+        run_rows.set_paused(connection, run.run_id, now_s if paused else None)
+        code = "run_paused" if paused else "run_resumed"
+        record(connection, now_s, code, "by the operator", run_id=run.run_id)
     return run

@@ -117,6 +117,8 @@ def _start_run(stores: Stores, now_s: float) -> Run | None:
 
 
 def _open_round(stores: Stores, run: Run, now_s: float) -> None:
+    if run.paused:
+        return
     with stores.storage.reading() as connection:
         if round_rows.find_open(connection, run.run_id) is not None:
             return
@@ -178,7 +180,7 @@ def _fill_slots(stores: Stores, run: Run, now_s: float) -> None:
         # 2. Vacant slots are offered on, unless the time is over and enough results are in.
         vacant = slot_rows.vacant(connection, run.run_id, number)
         counted = task_rows.count(connection, run.run_id, number, "counted")
-        if vacant and (now_s < open_round.deadline_s or counted < run.config.min_results):
+        if vacant and not run.paused and (now_s < open_round.deadline_s or counted < run.config.min_results):
             _offer_on(connection, run, number, vacant, now_s)
         # 3. Once nobody is left to check in, the round only collects.
         reserved = task_rows.count(connection, run.run_id, number, "reserved")

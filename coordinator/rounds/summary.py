@@ -106,6 +106,7 @@ class RunSummary(Struct, frozen=True):
         engines: names of the engines that the package has programs for.
         runtime_versions: versions of the program on the devices whose results counted, as they last told.
         set_aside: devices that the run asks no more, by name.
+        paused: whether the operator paused it: no round opens until it is resumed.
     """
 
     run_id: str
@@ -129,6 +130,7 @@ class RunSummary(Struct, frozen=True):
     engines: list[str] = []
     runtime_versions: list[str] = []
     set_aside: list[SetAside] = []
+    paused: bool = False
 
 
 class SetAside(Struct, frozen=True):
@@ -241,6 +243,7 @@ def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = T
             SetAside(row.device_name, row.at_s, row.reason)
             for row in set_aside_rows.of_run(connection, run.run_id)
         ],
+        paused=run.paused,
     )
 
 

@@ -115,7 +115,7 @@ def _work_for(
     if needed > request.cap_bytes:
         return _too_small(connection, run, device, needed, request.cap_bytes, now_s=now_s)
     opened = run.next_round > 0 or round_rows.find_open(connection, run.run_id) is not None
-    reason = "not selected" if opened else "waiting for devices"
+    reason = "run paused" if run.paused else "not selected" if opened else "waiting for devices"
     return ComeBack(run.config.poll_min_s, run.config.poll_max_s, reason)
 
 

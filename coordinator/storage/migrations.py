@@ -231,6 +231,11 @@ def expect_signs_of_life(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE tasks ADD COLUMN alive_by_s REAL")
 
 
+def pause_runs(connection: sqlite3.Connection) -> None:
+    """When the operator paused a run; nothing for one that goes on."""
+    connection.execute("ALTER TABLE runs ADD COLUMN paused_s REAL")
+
+
 #: In the order in which they run.
 ALL = (
     create_devices,
@@ -245,4 +250,5 @@ ALL = (
     compare_results,
     mark_moments,
     expect_signs_of_life,
+    pause_runs,
 )

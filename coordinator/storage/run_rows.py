@@ -31,6 +31,7 @@ class RunRow:
         average_sha256: mean of the values after several rounds; None while there is none.
         reference_sha256: deltas that the next round's directions are compared with; None if they are not.
         delta_sizes: JSON of the median sizes that the last committed round's deltas were compared with, by group.
+        paused_s: moment when the operator paused it; None while it goes on.
     """
 
     position: int
@@ -51,6 +52,7 @@ class RunRow:
     average_sha256: str | None
     reference_sha256: str | None
     delta_sizes: str
+    paused_s: float | None
 
 
 def find(connection: sqlite3.Connection, run_id: str) -> RunRow | None:
@@ -146,6 +148,11 @@ def commit(
         " committed = ?, abandoned_in_a_row = 0 WHERE run_id = ?",
         (values_sha256, optimizer_sha256, average_sha256, reference_sha256, committed, run_id),
     )
+
+
+def set_paused(connection: sqlite3.Connection, run_id: str, at_s: float | None) -> None:
+    """Remember when a run was paused; None lets it go on."""
+    connection.execute("UPDATE runs SET paused_s = ? WHERE run_id = ?", (at_s, run_id))
 
 
 def set_delta_sizes(connection: sqlite3.Connection, run_id: str, sizes: Mapping[str, float]) -> None:

@@ -39,6 +39,8 @@ RIGHTS = {
     "GET /v1/admin/runs/{run_id:str}/events": Access.OPERATOR,
     "GET /v1/admin/runs/{run_id:str}/slices": Access.OPERATOR,
     "POST /v1/admin/runs/{run_id:str}/stop": Access.OPERATOR,
+    "POST /v1/admin/runs/{run_id:str}/pause": Access.OPERATOR,
+    "POST /v1/admin/runs/{run_id:str}/resume": Access.OPERATOR,
 }
 
 

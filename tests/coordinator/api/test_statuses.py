@@ -28,7 +28,7 @@ ANSWERS = {
     403: {"revoked"},
     404: {"unknown_blob", "unknown_device", "unknown_run", "unknown_task"},
     408: {"too_slow"},
-    409: {"conflict", "name_taken", "not_set_aside", "not_your_task", "stale"},
+    409: {"conflict", "name_taken", "not_set_aside", "not_your_task", "run_ended", "stale"},
     413: {"too_large"},
     422: {"bad_slices", "digest_mismatch", "not_finite", "too_many_examples", "too_many_steps"},
     503: {"trouble"},
