@@ -104,6 +104,8 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
         selection_timeout_s: time in which a selected device must check in; then another is asked in its place. At least
             ``poll_max_s``; unset: 60 seconds, or four times ``poll_max_s`` where that is more.
         deadline_s: time for a task, counted from when its device got it; then another is asked in its place.
+        late_grace_s: time after its deadline in which a result is still taken, if its round is open and no other device
+            works on its place or has filled it.
         alive_every_s: time from one sign of life to the next of a device that works on a task; one that sent any and
             then misses three loses its place, before its deadline. Devices that know no such signs have until that.
         poll_min_s: shortest time after which a device without work checks in again.
@@ -151,6 +153,7 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     min_results: Slots = 1
     selection_timeout_s: Wait | None = None
     deadline_s: Wait = 3600.0
+    late_grace_s: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
     alive_every_s: Annotated[float, Meta(ge=1, le=3600)] = 60.0
     poll_min_s: Poll = 5.0
     poll_max_s: Poll = 15.0

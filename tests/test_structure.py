@@ -244,7 +244,6 @@ WITHOUT_TEST_FILE = {
     "coordinator/refusals.py",
     "coordinator/rounds/deltas.py",
     "coordinator/rounds/evaluation.py",
-    "coordinator/rounds/results.py",
     "coordinator/rounds/runs.py",
     "coordinator/rounds/summary.py",
     "coordinator/rounds/tasks.py",

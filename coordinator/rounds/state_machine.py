@@ -20,6 +20,7 @@ from coordinator.rounds.contributions import Contributions
 from coordinator.rounds.evaluation import INITIAL
 from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.rounds.presence import SLACK_S, askable, order_of_asking, patience_s
+from coordinator.rounds.results import TIMED_OUT
 from coordinator.rounds.runs import Run, active_run, end_run
 from coordinator.rounds.selection import SelectableDevice, fit, substitute
 from coordinator.rounds.tasks import MISSED_SIGNS, reserve
@@ -196,7 +197,12 @@ def _close_round(stores: Stores, run: Run, now_s: float) -> None:
         number = open_round.round
         counted = task_rows.count(connection, run.run_id, number, "counted")
         enough = counted >= run.config.min_results
-        nobody_left = not task_rows.has_open(connection, run.run_id, number)
+        nobody_left = not task_rows.has_open(connection, run.run_id, number) and not (
+            run.config.late_grace_s
+            and task_rows.may_come_late(
+                connection, run.run_id, number, due_after_s=now_s - run.config.late_grace_s, reasons=TIMED_OUT
+            )
+        )
         if not nobody_left and not (enough and now_s >= open_round.deadline_s):
             return
         if enough:

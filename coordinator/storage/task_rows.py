@@ -253,12 +253,59 @@ def note_alive(connection: sqlite3.Connection, task_id: str, *, by_s: float) -> 
 
 def mark_counted(connection: sqlite3.Connection, task_id: str) -> None:
     """Mark a task whose result counts."""
-    connection.execute("UPDATE tasks SET state = 'counted' WHERE task_id = ?", (task_id,))
+    connection.execute("UPDATE tasks SET state = 'counted', reason = '' WHERE task_id = ?", (task_id,))
 
 
 def lapse(connection: sqlite3.Connection, task_id: str, reason: str) -> None:
     """Let a task lapse."""
     connection.execute("UPDATE tasks SET state = 'lapsed', reason = ? WHERE task_id = ?", (reason, task_id))
+
+
+def is_slot_taken(connection: sqlite3.Connection, run_id: str, number: int, slot: int) -> bool:
+    """Whether a device works on a slot of a round, or has filled it."""
+    row = connection.execute(
+        "SELECT 1 FROM tasks WHERE run_id = ? AND round = ? AND slot = ? AND state IN ('working', 'counted')",
+        (run_id, number, slot),
+    ).fetchone()
+    return row is not None
+
+
+def may_come_late(
+    connection: sqlite3.Connection,
+    run_id: str,
+    number: int,
+    *,
+    due_after_s: float,
+    reasons: Collection[str],
+) -> bool:
+    """Whether a slot of a round that nobody has filled had a task that lapsed for one of these reasons lately.
+
+    Args:
+        connection: connection to the database.
+        run_id: id of the run.
+        number: number of the round.
+        due_after_s: moment after which the task was due.
+        reasons: reasons for which it lapsed.
+    """
+    marks = ", ".join("?" * len(reasons))
+    row = connection.execute(
+        f"SELECT 1 FROM tasks AS late WHERE run_id = ? AND round = ? AND state = 'lapsed' AND due_s >= ?"  # noqa: S608
+        f" AND reason IN ({marks}) AND NOT EXISTS (SELECT 1 FROM tasks WHERE run_id = late.run_id"
+        " AND round = late.round AND slot = late.slot AND state = 'counted') LIMIT 1",
+        (run_id, number, due_after_s, *reasons),
+    ).fetchone()
+    return row is not None
+
+
+def lapse_reserved_of_slot(
+    connection: sqlite3.Connection, run_id: str, number: int, slot: int, reason: str
+) -> None:
+    """Let a slot's task lapse that waits for its device."""
+    connection.execute(
+        "UPDATE tasks SET state = 'lapsed', reason = ?"
+        " WHERE run_id = ? AND round = ? AND slot = ? AND state = 'reserved'",
+        (reason, run_id, number, slot),
+    )
 
 
 def lapse_open_of_device(connection: sqlite3.Connection, device_id: str) -> None:
