@@ -131,8 +131,9 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
             which a round moves the values; above it, its results wait for those of the next round (FwdLLM's gate).
             Needs slices and ``min_results`` of at least 2; unset: every round moves them.
         rate_decay: course of the server's rates over the run: ``"none"``, or ``"linear"`` down to zero.
-        norm_limit: number of times that a change may exceed the median of its round, in the root mean square of its
-            entries for each local step; a larger one is left out of the mean, and its device named.
+        norm_limit: number of times that a change may exceed the median of its round, in any slice, by the root mean
+            square of its entries for each local step; a larger one is left out of the mean, and its device named. A
+            slice that fewer than three devices trained may be a hundred times as large as it was before.
         max_left_out: number of a device's results left out at which the run sets it aside.
         robust_mean: mean over a round's changes: ``"none"`` weighs them by examples as they are, ``"clipped"`` scales
             those above the median down to it first, ``"trimmed"`` and ``"median"`` take each entry's trimmed mean or

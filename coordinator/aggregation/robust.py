@@ -1,9 +1,10 @@
-"""What one device can do to a round is bounded: its norm is compared with the others', and means may be robust.
+"""What one device can do to a round is bounded: its size is compared with the others', and means may be robust.
 
-A delta's size is the root mean square of its entries for each local step, taken for the slices and for the head apart:
-so devices that train different slices, or more steps, can be compared. One that exceeds a limit times the median of the
-round is left out (norm bounding; Sun et al. 2019, "Can You Really Backdoor Federated Learning?", arXiv 1911.07963).
-Where fewer than three can be compared, the median of the round before stands in; without one, the smaller of two does.
+A delta's size is the root mean square of its entries for each local step, taken for each slice. Devices that took more
+steps can so be compared, and devices that trained other slices are not: slices differ by a hundred times. Where three
+devices or more trained a slice, one that exceeds a limit times their median is left out (norm bounding; Sun et al.
+2019, "Can You Really Backdoor Federated Learning?", arXiv 1911.07963). Where there are fewer, nobody can say who is
+right: then :data:`LENIENCE` times the size that the slice had in an earlier round, or that other slices have, is it.
 
 Robust means on request, over the devices that trained a tensor, each counting the same (Yin et al. 2018,
 "Byzantine-Robust Distributed Learning", arXiv 1803.01498): the median of each entry, or its mean without the largest
@@ -14,104 +15,127 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from coordinator.aggregation.mean import Contribution
 from coordinator.config import RunConfig
 
-#: Sizes of a delta, or of a round's median, by group: ``slices`` and ``head``.
+#: Sizes by slice.
 Sizes = Mapping[str, float]
 #: Fewest sizes whose median is believed.
 ENOUGH = 3
+#: How much larger a slice may be than what is no more than a hint of its size.
+LENIENCE = 100.0
 #: A delta of this size is no training, whatever others do: squares of larger ones would leave float64's comfort.
 ABSURD = 1e12
 
 
-def sizes(contribution: Contribution, steps: int, heads: frozenset[str]) -> dict[str, float]:
-    """Root mean square of a delta's entries for each of its local steps, by group; infinite if not finite.
+@dataclass(frozen=True)
+class Yardsticks:
+    """What a round's deltas are compared with.
+
+    Attributes:
+        medians: the median size of each slice that enough devices trained.
+        hints: what stands in for it where they did not.
+    """
+
+    medians: Sizes
+    hints: Sizes
+
+
+def sizes(contribution: Contribution, steps: int) -> dict[str, float]:
+    """Root mean square of a delta's entries for each of its local steps, by slice; infinite if not finite.
 
     Args:
         contribution: a device's delta.
         steps: local steps that the device applied.
-        heads: flat names of the head's tensors.
     """
     squares: dict[str, float] = {}
     entries: dict[str, int] = {}
     for name, delta in contribution.delta.items():
-        group = "head" if name in heads else "slices"
+        of = _slice(name)
         with np.errstate(over="ignore", invalid="ignore"):
             square = float(np.square(delta, dtype=np.float64).sum())
-        squares[group] = squares.get(group, 0.0) + square
-        entries[group] = entries.get(group, 0) + delta.size
+        squares[of] = squares.get(of, 0.0) + square
+        entries[of] = entries.get(of, 0) + delta.size
     found = {}
-    for group, square in squares.items():
-        size = math.sqrt(square / max(1, entries[group])) if math.isfinite(square) else math.inf
-        found[group] = size / max(1, steps)
+    for of, square in squares.items():
+        size = math.sqrt(square / max(1, entries[of])) if math.isfinite(square) else math.inf
+        found[of] = size / max(1, steps)
     return found
 
 
-def medians(found: Sequence[Sizes], earlier: Sizes) -> dict[str, float]:
-    """The size that deltas of a round are compared with, by group; a group without one cannot be compared.
+def lower_median(found: Iterable[float]) -> float | None:
+    """The lower of the middle two, so that one large size cannot raise what it is compared with; None of nothing.
 
-    Deltas of zeros say nothing of size and are passed over. Of an even number the lower of the middle two is taken, so
-    that one large delta cannot raise what it is compared with.
+    Zeros say nothing of size and are passed over, as are infinities.
+    """
+    ordered = sorted(size for size in found if 0 < size < math.inf)
+    return ordered[(len(ordered) - 1) // 2] if ordered else None
+
+
+def yardsticks(found: Sequence[Sizes], earlier: Sizes) -> Yardsticks:
+    """What the deltas of a round are compared with.
 
     Args:
         found: sizes of the round's deltas.
-        earlier: what the round before was compared with.
+        earlier: sizes that slices had in earlier rounds.
     """
-    medians = {}
-    for group in sorted({group for each in found for group in each}):
-        ordered = sorted(each[group] for each in found if 0 < each.get(group, 0.0) < math.inf)
-        if len(ordered) < ENOUGH and group in earlier:
-            medians[group] = earlier[group]
-        elif len(ordered) > 1:
-            medians[group] = ordered[(len(ordered) - 1) // 2]
-    return medians
+    by_slice: dict[str, list[float]] = {}
+    for each in found:
+        for of, size in each.items():
+            by_slice.setdefault(of, []).append(size)
+    middles = {of: lower_median(measured) for of, measured in by_slice.items()}
+    medians, hints = {}, {}
+    for of, measured in by_slice.items():
+        middle = middles[of]
+        if middle is not None and sum(0 < size < math.inf for size in measured) >= ENOUGH:
+            medians[of] = middle
+            continue
+        others = [
+            size for other, sizes in by_slice.items() for size in sizes if other != of or len(sizes) > 1
+        ]
+        hint = earlier.get(of) or lower_median(others)
+        if hint is not None:
+            hints[of] = hint
+    return Yardsticks(medians, hints)
 
 
-def score(found: Sizes, medians: Sizes) -> float:
-    """How many times a delta exceeds what it is compared with, in the group where it does most; 0 if it cannot be."""
+def score(found: Sizes, yardsticks: Yardsticks) -> float:
+    """How many times a delta exceeds what it is compared with, in the slice where it does most; 0 if it cannot be."""
     if any(size > ABSURD for size in found.values()):
         return math.inf
-    return max((size / medians[group] for group, size in found.items() if medians.get(group)), default=0.0)
+    against = {**{of: LENIENCE * hint for of, hint in yardsticks.hints.items()}, **yardsticks.medians}
+    return max((size / against[of] for of, size in found.items() if of in against), default=0.0)
 
 
 def bounded(
-    contributions: Iterable[tuple[Contribution, Sizes]],
-    medians: Sizes,
-    heads: frozenset[str],
-    config: RunConfig,
+    contributions: Iterable[tuple[Contribution, Sizes]], medians: Sizes, config: RunConfig
 ) -> Iterator[Contribution]:
     """Contributions as the run's ``robust_mean`` has them enter the mean; with ``none`` they are what they were.
 
     Args:
         contributions: contributions of a round with their sizes, in the order of their slots.
-        medians: sizes that they are compared with.
-        heads: flat names of the head's tensors.
+        medians: median sizes of the slices that enough devices trained; only these can be clipped.
         config: configuration of the run.
     """
     if config.robust_mean in ("trimmed", "median"):
         yield from _centre([contribution for contribution, _ in contributions], config)
         return
     for contribution, found in contributions:
-        yield (
-            _clipped(contribution, found, medians, heads) if config.robust_mean == "clipped" else contribution
-        )
+        yield (_clipped(contribution, found, medians) if config.robust_mean == "clipped" else contribution)
 
 
-def _clipped(contribution: Contribution, found: Sizes, medians: Sizes, heads: frozenset[str]) -> Contribution:
-    """A contribution no larger than the median in either group."""
-    factors = {
-        group: medians[group] / size for group, size in found.items() if size > medians.get(group, math.inf)
-    }
+def _clipped(contribution: Contribution, found: Sizes, medians: Sizes) -> Contribution:
+    """A contribution no larger than the median in any slice."""
+    factors = {of: medians[of] / size for of, size in found.items() if size > medians.get(of, math.inf)}
     if not factors:
         return contribution
     delta = {}
     for name, array in contribution.delta.items():
-        factor = factors.get("head" if name in heads else "slices")
+        factor = factors.get(_slice(name))
         delta[name] = array if factor is None else array.astype(np.float64) * factor
     return replace(contribution, delta=delta)
 
@@ -130,3 +154,8 @@ def _centre(contributions: list[Contribution], config: RunConfig) -> Iterator[Co
         delta[name] = column[cut : len(column) - cut].mean(axis=0)
     if delta:
         yield Contribution(1, delta, slot=weighing[0].slot)
+
+
+def _slice(name: str) -> str:
+    """The slice that a tensor belongs to."""
+    return name.partition("/")[0]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from coordinator.aggregation.mean import Contribution
-from coordinator.aggregation.robust import Sizes, bounded, medians, score, sizes
+from coordinator.aggregation.robust import Sizes, bounded, lower_median, score, sizes, yardsticks
 from coordinator.events import record
 from coordinator.rounds.deltas import read_delta
 from coordinator.rounds.runs import Run
@@ -19,7 +19,7 @@ from coordinator.storage import result_rows
 from coordinator.storage.result_rows import CountedResult
 from coordinator.storage.stores import Stores
 from edge_runtime.errors import SliceError
-from edge_runtime.package.slices import Values, decode_values, shapes
+from edge_runtime.package.slices import Values, decode_values
 from edge_runtime.protocol.messages import Task
 
 #: Deltas up to this size in all are kept from comparing them to summing them up; others are read twice.
@@ -48,7 +48,7 @@ class Contributions:
         admitted: results that enter the mean, in the order of their slots.
         left_out: results that do not.
         scores: how many times each result exceeds the round's median, by task; infinite ones are no number in it.
-        medians: what they were compared with, which the next round may be compared with.
+        yardsticks: what they were compared with.
     """
 
     def __init__(self, stores: Stores, run: Run, values: Values, results: list[CountedResult]) -> None:
@@ -61,7 +61,6 @@ class Contributions:
             results: counted results of the round, in the order of their slots.
         """
         self._stores, self._run, self._values = stores, run, values
-        self._heads = frozenset(shapes(spec for spec in run.manifest.slices if spec.kind == "head"))
         self._sizes: dict[str, dict[str, float]] = {}
         self._kept: dict[str, Contribution] = {}
         self.left_out: list[LeftOut] = []
@@ -72,19 +71,20 @@ class Contributions:
             except SliceError as error:  # of a replay alone: all else was checked when it arrived
                 self.left_out.append(LeftOut(result, str(error), suspect=True))
                 continue
-            self._sizes[result.task_id] = sizes(contribution, result.steps_applied, self._heads)
+            self._sizes[result.task_id] = sizes(contribution, result.steps_applied)
             kept_bytes += sum(array.nbytes for array in contribution.delta.values())
             if kept_bytes <= KEPT_BYTES:
                 self._kept[result.task_id] = contribution
         read = [result for result in results if result.task_id in self._sizes]
         weighing = [self._sizes[result.task_id] for result in read if result.examples]
-        self.medians: Sizes = medians(weighing, run.delta_sizes)
-        self.scores = {name: score(found, self.medians) for name, found in self._sizes.items()}
+        self.yardsticks = yardsticks(weighing, run.delta_sizes)
+        self.scores = {name: score(found, self.yardsticks) for name, found in self._sizes.items()}
         limit = run.config.norm_limit
         self.admitted = [result for result in read if self.scores[result.task_id] <= limit]
         for result in read:
             if self.scores[result.task_id] > limit:
-                self.left_out.append(LeftOut(result, self._too_large(result), suspect=len(weighing) > 2))
+                suspect = self._sizes[result.task_id].keys() <= self.yardsticks.medians.keys()
+                self.left_out.append(LeftOut(result, self._too_large(result), suspect=suspect))
 
     def __iter__(self) -> Iterator[Contribution]:
         """What enters the mean, one at a time in the order of the slots."""
@@ -92,7 +92,18 @@ class Contributions:
             (self._kept.get(result.task_id) or self._read(result), self._sizes[result.task_id])
             for result in self.admitted
         )
-        return bounded(pairs, self.medians, self._heads, self._run.config)
+        return bounded(pairs, self.yardsticks.medians, self._run.config)
+
+    @property
+    def sizes(self) -> Sizes:
+        """The size of each slice as it was last seen, in this round or before: a hint for rounds with few devices."""
+        last = dict(self._run.delta_sizes)
+        admitted = [self._sizes[result.task_id] for result in self.admitted]
+        for of in {of for found in admitted for of in found}:
+            middle = lower_median(found[of] for found in admitted if of in found)
+            if middle is not None:
+                last[of] = middle
+        return last
 
     def note(self, connection: sqlite3.Connection, number: int, *, now_s: float) -> None:
         """Store the scores and tell who was left out, in the transaction that closes the round.
@@ -136,7 +147,8 @@ class Contributions:
         found = self.scores[result.task_id]
         if not math.isfinite(found):
             return "its change is not finite, or beyond any that training makes"
-        return f"its change is {found:.3g} times the round's median, over norm_limit = {self._run.config.norm_limit:g}"
+        limit = self._run.config.norm_limit
+        return f"its change is {found:.3g} times what it is compared with, over norm_limit = {limit:g}"
 
     def _read(self, result: CountedResult) -> Contribution:
         task = msgspec.json.decode(result.task, type=Task)

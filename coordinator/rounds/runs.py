@@ -46,7 +46,7 @@ class Run:
         abandoned_in_a_row: number of rounds that were abandoned since the last commit.
         average_sha256: mean of the values after several rounds; None while there is none.
         reference_sha256: deltas that the next round's directions are compared with; None if they are not.
-        delta_sizes: median sizes that the last committed round's deltas were compared with, by group.
+        delta_sizes: sizes that deltas had in the last committed round that trained a slice, by slice.
         paused: whether the operator paused it.
     """
 

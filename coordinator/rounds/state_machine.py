@@ -260,7 +260,7 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
         if round_rows.find_open(connection, run.run_id) is None:
             return  # the operator stopped the run meanwhile
         contributions.note(connection, number, now_s=now_s)
-        run_rows.set_delta_sizes(connection, run.run_id, contributions.medians)
+        run_rows.set_delta_sizes(connection, run.run_id, contributions.sizes)
         _commit(connection, run, number, committed, now_s=now_s)
     # 3. What only this round needed can go.
     outdated = {result.change_sha256 for result in results} | {run.optimizer_sha256 or committed.state}

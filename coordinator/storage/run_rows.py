@@ -30,7 +30,7 @@ class RunRow:
         abandoned_in_a_row: number of rounds that were abandoned since the last commit.
         average_sha256: mean of the values after several rounds; None while there is none.
         reference_sha256: deltas that the next round's directions are compared with; None if they are not.
-        delta_sizes: JSON of the median sizes that the last committed round's deltas were compared with, by group.
+        delta_sizes: JSON of the sizes that deltas had in the last committed round that trained a slice, by slice.
         paused_s: moment when the operator paused it; None while it goes on.
     """
 
@@ -156,7 +156,7 @@ def set_paused(connection: sqlite3.Connection, run_id: str, at_s: float | None) 
 
 
 def set_delta_sizes(connection: sqlite3.Connection, run_id: str, sizes: Mapping[str, float]) -> None:
-    """Store the median sizes that a round's deltas were compared with, by group."""
+    """Store the sizes that deltas were last seen with, by slice."""
     connection.execute(
         "UPDATE runs SET delta_sizes = ? WHERE run_id = ?", (json.dumps(dict(sizes), sort_keys=True), run_id)
     )

@@ -8,12 +8,18 @@ import numpy as np
 import pytest
 
 from coordinator.aggregation.mean import Contribution, mean_delta
-from coordinator.aggregation.robust import bounded, medians, score, sizes
+from coordinator.aggregation.robust import (
+    LENIENCE,
+    Yardsticks,
+    bounded,
+    lower_median,
+    score,
+    sizes,
+    yardsticks,
+)
 from coordinator.config import RunConfig, run_config
 from edge_runtime.errors import ConfigError
 from tests.coordinator.conftest import RUN
-
-HEADS = frozenset({"head/core"})
 
 
 def config(**changed: object) -> RunConfig:
@@ -32,42 +38,52 @@ def contribution(*slices: float, head: float = 0.0, examples: int = 1, slot: int
 
 def combined(contributions: list[Contribution], **changed: object) -> dict[str, list[float]]:
     """The mean delta of a round, through what a configuration makes of its contributions."""
-    found = [sizes(each, 1, HEADS) for each in contributions]
+    found = [sizes(each, 1) for each in contributions]
     pairs = zip(contributions, found, strict=True)
-    means = mean_delta(bounded(pairs, medians(found, {}), HEADS, config(**changed)))
+    means = mean_delta(bounded(pairs, yardsticks(found, {}).medians, config(**changed)))
     return {name: array.tolist() for name, array in means.items()}
 
 
 def test_sizes_are_of_an_entry_and_a_step() -> None:
-    """3 and 4 have the root mean square 5/√2, a fifth of it in five steps; the head is measured apart."""
-    found = sizes(contribution(3, 4, head=-2), 5, HEADS)
-    assert found == {"slices": pytest.approx(5 / math.sqrt(2) / 5), "head": 0.4}
-    assert sizes(contribution(math.inf, 1), 1, HEADS)["slices"] == math.inf
-    assert sizes(contribution(3e38, 3e38), 1, HEADS)["slices"] == pytest.approx(3e38)
+    """3 and 4 have the root mean square 5/√2, a fifth of it in five steps; each slice is measured apart."""
+    found = sizes(contribution(3, 4, head=-2), 5)
+    assert found == {"s": pytest.approx(5 / math.sqrt(2) / 5), "head": 0.4}
+    assert sizes(contribution(math.inf, 1), 1)["s"] == math.inf
+    assert sizes(contribution(3e38, 3e38), 1)["s"] == pytest.approx(3e38)
+
+
+def test_the_lower_median() -> None:
+    """Of an even number the lower of the middle two; zeros and infinities say nothing of size."""
+    assert lower_median([5.0, 1.0, 3.0, 1e30]) == 3.0
+    assert lower_median([2.0, 1.0]) == 1.0
+    assert lower_median([0.0, math.inf, 4.0]) == 4.0
+    assert lower_median([0.0]) is None
 
 
 def test_what_sizes_are_compared_with() -> None:
-    """The lower median of three or more; of fewer the round before's; zeros and infinities say nothing of size."""
-    of = [{"slices": size} for size in (5.0, 1.0, 3.0, 1e30)]
-    assert medians(of, {"slices": 9.0}) == {"slices": 3.0}
-    assert medians(of[:2], {"slices": 9.0}) == {"slices": 9.0}
-    assert medians(of[:2], {}) == {"slices": 1.0}
-    assert medians(of[:1], {}) == {}
-    assert medians([{"slices": 0.0}, {"slices": math.inf}, *of[:3]], {}) == {"slices": 3.0}
+    """Three devices that trained a slice are its measure; else what it was before is a hint, or other slices."""
+    three = [{"s": size} for size in (5.0, 1.0, 3.0, 1e30)]
+    assert yardsticks(three, {"s": 9.0}) == Yardsticks({"s": 3.0}, {})
+    assert yardsticks(three[:2], {"s": 9.0}) == Yardsticks({}, {"s": 9.0})
+    assert yardsticks(three[:2], {}) == Yardsticks({}, {"s": 1.0})
+    assert yardsticks(three[:1], {}) == Yardsticks({}, {})
+    dealt = [{"s": 2.0}, {"t": 50.0}, {"u": 1e9}]
+    assert yardsticks(dealt, {}) == Yardsticks({}, {"s": 50.0, "t": 2.0, "u": 2.0})
 
 
-def test_a_score_is_the_worst_group() -> None:
-    """How many times a delta exceeds the median, in slices or head; nothing can be said without one."""
-    assert score({"slices": 6.0, "head": 10.0}, {"slices": 2.0, "head": 2.0}) == 5.0
-    assert score({"slices": 6.0}, {"head": 2.0}) == 0.0
-    assert score({"slices": 1e13}, {}) == math.inf
+def test_a_score_is_the_worst_slice() -> None:
+    """How many times a delta exceeds a slice's median, or a hundred times a hint, where there is either."""
+    assert score({"s": 6.0, "head": 10.0}, Yardsticks({"s": 2.0, "head": 2.0}, {})) == 5.0
+    assert score({"s": 600.0}, Yardsticks({}, {"s": 2.0})) == 600.0 / (2.0 * LENIENCE)
+    assert score({"s": 6.0}, Yardsticks({"head": 2.0}, {})) == 0.0
+    assert score({"s": 1e13}, Yardsticks({}, {})) == math.inf
 
 
 def test_a_plain_mean_is_what_it_was() -> None:
     """Without a robust mean contributions pass as they are: the very same objects, so the very same bits."""
     all_of_them = [contribution(1, 2, slot=0), contribution(3, 5, examples=3, slot=1)]
-    pairs = [(each, sizes(each, 1, HEADS)) for each in all_of_them]
-    passed = list(bounded(pairs, {}, HEADS, config()))
+    pairs = [(each, sizes(each, 1)) for each in all_of_them]
+    passed = list(bounded(pairs, {}, config()))
     assert all(one is other for one, other in zip(passed, all_of_them, strict=True))
 
 

@@ -56,7 +56,7 @@ def test_few_devices_are_compared_with_earlier_rounds(world: World, count: int) 
         play_round(world, {})
     else:
         world.stores.storage._connection.execute(
-            'UPDATE runs SET delta_sizes = \'{"head": 0.3, "slices": 0.3}\''
+            'UPDATE runs SET delta_sizes = \'{"head": 0.3, "s0": 0.3, "s1": 0.3, "s2": 0.3}\''
         )
     before = world.values()
     play_round(world, {"a": 1e25})
@@ -115,3 +115,12 @@ def test_robust_means_bound_what_the_limit_lets_in(world: World, robust_mean: st
     values = decode_values(world.values(), SPECS)
     assert world.run()["rounds"][0]["state"] == "committed"
     assert all(np.abs(array).max() < 10 for array in values.values())
+
+
+def test_slices_that_differ_in_size_are_not_compared(world: World) -> None:
+    """With a cyclic deal each device trains other slices: changes that differ a hundredfold are honest, 1e8 is not."""
+    start(world, 3, split="cyclic", rounds=3, min_results=2)
+    play_round(world, {"a": 100.0, "b": 0.3})
+    assert world.run()["rounds"][0]["left_out"] in ([], ["a"])
+    play_round(world, {"c": 1e8})
+    assert world.run()["rounds"][1]["left_out"] == ["c"]
