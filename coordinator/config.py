@@ -133,7 +133,8 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
         rate_decay: course of the server's rates over the run: ``"none"``, or ``"linear"`` down to zero.
         norm_limit: number of times that a change may exceed the median of its round, in any slice, by the root mean
             square of its entries for each local step; a larger one is left out of the mean, and its device named. A
-            slice that fewer than three devices trained may be a hundred times as large as it was before.
+            slice that fewer than three devices trained may be a hundred times that beyond what it was before. Where
+            devices are not trusted, take 30, or a ``robust_mean``.
         max_left_out: number of a device's results left out at which the run sets it aside.
         robust_mean: mean over a round's changes: ``"none"`` weighs them by examples as they are, ``"clipped"`` scales
             those above the median down to it first, ``"trimmed"`` and ``"median"`` take each entry's trimmed mean or
@@ -172,7 +173,7 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     average_from_round: Count | None = None
     gate_variance: Rate | None = None
     rate_decay: Literal["none", "linear"] = "none"
-    norm_limit: Annotated[float, Meta(ge=1, le=1e9)] = 30.0
+    norm_limit: Annotated[float, Meta(ge=1, le=1e9)] = 1000.0
     max_left_out: Annotated[int, Meta(ge=1, le=1_000_000)] = 3
     robust_mean: Literal["none", "clipped", "trimmed", "median"] = "none"
     trim_share: Annotated[float, Meta(gt=0, lt=0.5)] = 0.1
