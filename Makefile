@@ -7,9 +7,9 @@ STAMP := $(VENV)/.installed
 # Pages with tables made from benchmarks/results.
 PAGES := README.md $(wildcard docs/results/*.md)
 
-.PHONY: setup demo demo-shakespeare test test-quick lint bench bench-memory bench-opponent bench-large bench-memory-grid \
-	bench-predict bench-arithmetic bench-placement bench-estimators bench-skipping bench-learning bench-one-visit demo-reference \
-	tables reference constraints clean
+.PHONY: setup demo demo-shakespeare test test-quick test-faults lint bench bench-memory bench-opponent bench-large \
+	bench-memory-grid bench-predict bench-arithmetic bench-placement bench-coordinator bench-estimators bench-skipping \
+	bench-learning bench-one-visit demo-reference tables reference constraints clean
 
 setup: $(STAMP)
 
@@ -34,6 +34,10 @@ test: setup
 # Those that export no model, load no torch and start no process: tests/quick.py says how they are chosen.
 test-quick: setup
 	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder -m quick
+
+# The longer form of tests/faults: 20,000 requests at random.
+test-faults: setup
+	EDGE_FUZZ_REQUESTS=20000 $(BIN)/python -m pytest -s tests/faults
 
 lint: setup
 	$(BIN)/ruff check .
@@ -76,6 +80,9 @@ bench-estimators: setup
 
 bench-skipping: setup
 	$(BIN)/python -m benchmarks.estimators.skipped_passes $(if $(DATA),--data $(DATA))
+
+bench-coordinator: setup
+	$(BIN)/python -m benchmarks.coordinator.check_ins
 
 demo-reference: setup
 	$(BIN)/python -m examples.banking77.reference

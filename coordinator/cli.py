@@ -142,11 +142,13 @@ def _add_runs(
         ("show", _show_run, "show a run and its rounds"),
         ("watch", _watch_run, "show a run and its rounds, live until it has ended"),
         ("stop", _stop_run, "stop a run"),
+        ("pause", _pause_run, "open no more rounds of a run until it is resumed"),
+        ("resume", _resume_run, "let a paused run go on"),
         ("report", _report_run, "write report.html, report.txt, report.json and curve.svg"),
         ("fetch-slices", _fetch_slices, "fetch a run's slice values as safetensors"),
     ):
         sub = run.add_parser(name, parents=[where], help=text)
-        default = "the only one that has not ended" if name == "stop" else "the newest"
+        default = "the only one that has not ended" if name in ("stop", "pause", "resume") else "the newest"
         sub.add_argument(
             "run_id", nargs="?", metavar="NAME", help=f"the run's name or id (default: {default})"
         )
@@ -322,15 +324,38 @@ def _watch_run(arguments: argparse.Namespace) -> int:
 
 
 def _stop_run(arguments: argparse.Namespace) -> int:
-    from coordinator.admin.choice import OPEN, choose_to_stop, given_name
+    from coordinator.admin.choice import OPEN, choose_open, given_name
 
     client = _client(arguments)
     given = given_name(arguments.run_id, arguments.run)
-    stopped = client.stop_run(choose_to_stop(client.list_runs(), given).run_id)
+    stopped = client.stop_run(choose_open(client.list_runs(), given).run_id)
     if stopped.was in OPEN:
         print(f"stopped run {stopped.run_id} ({stopped.was})")
     else:
         print(f"run {stopped.run_id} had ended before ({stopped.was}); nothing has changed")
+    return 0
+
+
+def _pause_run(arguments: argparse.Namespace) -> int:
+    return _set_paused(arguments, paused=True)
+
+
+def _resume_run(arguments: argparse.Namespace) -> int:
+    return _set_paused(arguments, paused=False)
+
+
+def _set_paused(arguments: argparse.Namespace, *, paused: bool) -> int:
+    from coordinator.admin.choice import choose_open, given_name
+
+    client = _client(arguments)
+    given = given_name(arguments.run_id, arguments.run)
+    run = client.pause_run(choose_open(client.list_runs(), given).run_id, paused=paused)
+    words = "paused" if paused else "resumed"
+    print(
+        f"{words} run {run.run_id}"
+        if run.changed
+        else f"run {run.run_id} was {words} before; nothing has changed"
+    )
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 import msgspec
 from msgspec import Meta, Struct
 
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.errors import ConfigError
 from edge_runtime.figures import MIB, size
 
@@ -61,7 +62,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} is not TOML: it is not UTF-8; convert it: iconv -f {encoding} -t UTF-8"
         ) from error
-    except tomllib.TOMLDecodeError as error:
+    except (*MALFORMED, KeyError) as error:
         raise ConfigError(f"{path} is not TOML: {error}{_slip(data.decode('utf-8-sig'))}") from error
 
 

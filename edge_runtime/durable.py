@@ -69,3 +69,14 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make a folder that nobody but its owner may enter (mode 0700), or close one that is there.
+
+    Raises:
+        OSError: it cannot be made; or it is open to others and somebody else's, so it cannot be closed.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_mode & 0o077:
+        folder.chmod(0o700)

@@ -10,11 +10,12 @@ from urllib.parse import quote, urlsplit
 import msgspec
 import urllib3
 
-from coordinator.api.admin_api import DeviceChanged, ReleaseRequest, RunStopped
+from coordinator.api.admin_api import DeviceChanged, ReleaseRequest, RunPaused, RunStopped
 from coordinator.api.serve import ADDRESS, CERTIFICATE
 from coordinator.auth import ADMIN_TOKEN
 from coordinator.config import RunConfig
 from coordinator.rounds.summary import DeviceSummary, EventSummary, ReleaseSummary, RunSummary
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.errors import ConfigError, ProtocolError, RefusedError, UnreachableError
 from edge_runtime.protocol.connection_errors import why_no_answer
 from edge_runtime.protocol.messages import Refusal
@@ -90,6 +91,11 @@ class AdminClient:
         """All releases, oldest first."""
         return _decode(self._call("GET", "/releases"), list[ReleaseSummary])
 
+    def pause_run(self, run_id: str, *, paused: bool) -> RunPaused:
+        """Pause a run, or let it go on."""
+        word = "pause" if paused else "resume"
+        return _decode(self._call("POST", f"/runs/{quote(run_id, safe='')}/{word}"), RunPaused)
+
     def stop_run(self, run_id: str = "latest") -> RunStopped:
         """Stop a run, and tell which one and what it was doing."""
         return _decode(self._call("POST", f"/runs/{quote(run_id, safe='')}/stop"), RunStopped)
@@ -130,7 +136,7 @@ class AdminClient:
         """The refusal that an answer holds; without one, something else than a coordinator gave it."""
         try:
             return msgspec.json.decode(answer.data, type=Refusal)
-        except msgspec.DecodeError as error:
+        except MALFORMED as error:
             raise ProtocolError(
                 f"what answers at {self.url} ({answer.status}) is no coordinator; check host and port of the address"
             ) from error
@@ -177,5 +183,5 @@ def _read(path: Path) -> str:
 def _decode(data: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise ProtocolError(f"the coordinator's answer cannot be read: {error}") from error

@@ -7,15 +7,14 @@ from functools import partial
 from typing import Annotated, Any
 
 from litestar import Request, Response, Router, get, post
-from litestar.connection import ASGIConnection
 from litestar.datastructures import State
 from litestar.di import NamedDependency
-from litestar.handlers.base import BaseRouteHandler
 from litestar.params import FromPath, JSONBody, QueryParameter
 from litestar.response import Stream
 from msgspec import Meta, Struct
 
 from coordinator import auth
+from coordinator.api.access import ACCESS, Access
 from coordinator.api.app_state import AppState
 from coordinator.api.device_api import serve_file
 from coordinator.config import run_config
@@ -84,6 +83,20 @@ class RunStopped(Struct, frozen=True):
     was: str
 
 
+class RunPaused(Struct, frozen=True):
+    """A run that was paused or resumed.
+
+    Attributes:
+        run_id: id of the run.
+        paused: whether it is paused now.
+        changed: whether it was not so before.
+    """
+
+    run_id: str
+    paused: bool
+    changed: bool
+
+
 class DeviceChanged(Struct, frozen=True):
     """A device that something was done about.
 
@@ -112,13 +125,6 @@ class ReleaseRequest(Struct, frozen=True):
     lowest_accuracy: Share | None = None
     highest_loss: LossLimit | None = None
     each_round: bool = False
-
-
-async def require_admin(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Guard of every handler here: refuse whoever does not hold the operator's token."""
-    del handler
-    app_state: AppState = connection.app.state.app_state
-    auth.check_admin(connection.headers.get("authorization", ""), app_state.admin_token)
 
 
 @post("/tokens")
@@ -188,7 +194,7 @@ async def show_run(run_id: FromPath[str], app_state: NamedDependency[AppState]) 
 async def list_events(
     run_id: FromPath[str],
     app_state: NamedDependency[AppState],
-    after: Annotated[int, QueryParameter(ge=0)] = 0,
+    after: Annotated[int, QueryParameter(ge=0, le=1 << 62)] = 0,
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_EVENTS)] = MAX_EVENTS,
 ) -> list[EventSummary]:
     """Events with an id above ``after``, oldest first."""
@@ -255,9 +261,30 @@ async def list_releases(app_state: NamedDependency[AppState]) -> list[ReleaseSum
     return await app_state.read(releases_of)
 
 
+@post("/runs/{run_id:str}/pause", status_code=200)
+async def pause_run(run_id: FromPath[str], app_state: NamedDependency[AppState]) -> RunPaused:
+    """Pause a run: no round opens and no device is asked; what devices work on already is still taken."""
+    return await _pause(app_state, run_id, paused=True)
+
+
+@post("/runs/{run_id:str}/resume", status_code=200)
+async def resume_run(run_id: FromPath[str], app_state: NamedDependency[AppState]) -> RunPaused:
+    """Let a paused run go on."""
+    return await _pause(app_state, run_id, paused=False)
+
+
+async def _pause(app_state: AppState, run_id: str, *, paused: bool) -> RunPaused:
+    run = await app_state.write(
+        lambda connection: runs.pause_run(
+            app_state.stores, connection, run_id, paused=paused, now_s=app_state.clock()
+        )
+    )
+    app_state.wake.set()
+    return RunPaused(run.run_id, paused, run.paused != paused)
+
+
 ROUTER = Router(
     "/v1/admin",
-    guards=[require_admin],
     route_handlers=[
         create_token,
         list_devices,
@@ -271,6 +298,9 @@ ROUTER = Router(
         stop_run,
         publish_release,
         list_releases,
+        pause_run,
+        resume_run,
     ],
+    opt={ACCESS: Access.OPERATOR},
     tags=["admin"],
 )

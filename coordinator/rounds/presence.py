@@ -60,12 +60,7 @@ def order_of_asking(
 ) -> list[SelectableDevice]:
     """The round's draw of these devices, those that are overdue behind the others."""
     live = {device.device_id for device in devices if is_live(device, now_s)}
-    selectable = [
-        SelectableDevice(
-            device.device_id, device.name, device.cap_bytes, device.floor_bytes, device.example_count
-        )
-        for device in devices
-    ]
+    selectable = [SelectableDevice(device.device_id, device.name, device.cap_bytes) for device in devices]
     drawn = draw_order(selectable, seed, round_number)
     return sorted(drawn, key=lambda device: device.device_id not in live)
 

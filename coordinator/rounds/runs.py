@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from msgspec.structs import replace
 
 from coordinator.config import EvaluationConfig, RunConfig
 from coordinator.events import record
-from coordinator.refusals import NotFoundError
+from coordinator.refusals import ConflictError, NotFoundError
 from coordinator.rounds.assignment import deal
 from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.storage import evaluation_rows, round_rows, run_rows, task_rows
@@ -92,6 +93,8 @@ class Run:
         reference_sha256: deltas that the next round's directions are compared with; None if they are not.
         phase: training, first_visit or last_visit.
         visit_rounds: number of committed rounds of visits, which ``committed`` does not count.
+        delta_sizes: sizes that deltas had in the last committed round that trained a slice, by slice.
+        paused: whether the operator paused it.
     """
 
     run_id: str
@@ -109,6 +112,8 @@ class Run:
     reference_sha256: str | None
     phase: str
     visit_rounds: int
+    delta_sizes: Mapping[str, float]
+    paused: bool
 
     @property
     def visiting(self) -> bool:
@@ -232,7 +237,7 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
     check_features(config, package.manifest, slices)
     phase = first_phase(config)
     # Raises if the package cannot train as asked.
-    required_bytes(seen, in_phase(config, phase), () if phase != TRAINING else slices, 0)
+    required_bytes(seen, in_phase(config, phase), () if phase != TRAINING else slices)
     check_loss(config, package.manifest)
     if config.evaluation is not None:
         _check_evaluation(config.evaluation, package.manifest, read_data=read_data)
@@ -357,6 +362,8 @@ def run_of(stores: Stores, row: RunRow) -> Run:
         reference_sha256=row.reference_sha256,
         phase=row.phase,
         visit_rounds=row.visit_rounds,
+        delta_sizes=msgspec.json.decode(row.delta_sizes, type=dict[str, float]),
+        paused=row.paused_s is not None,
     )
 
 
@@ -383,4 +390,26 @@ def stop_run(stores: Stores, connection: sqlite3.Connection, run_id: str, *, now
     run = find_run(stores, connection, run_id)
     if run.state in ("queued", *ACTIVE):
         end_run(connection, run.run_id, "stopped", "stopped by the operator", now_s=now_s)
+    return run
+
+
+def pause_run(
+    stores: Stores, connection: sqlite3.Connection, run_id: str, *, paused: bool, now_s: float
+) -> Run:
+    """Pause a run at the operator's word, or let it go on. Returns it as it was before.
+
+    A paused run opens no round and asks no device; what devices work on already is taken, and closes the open round.
+    Asking for what is so already changes nothing.
+
+    Raises:
+        NotFoundError: ``unknown_run``.
+        ConflictError: ``run_ended``.
+    """
+    run = find_run(stores, connection, run_id)
+    if run.state not in ("queued", *ACTIVE):
+        raise ConflictError("run_ended", f"run {run.run_id} has ended ({run.state}); create a new one")
+    if run.paused != paused:
+        run_rows.set_paused(connection, run.run_id, now_s if paused else None)
+        code = "run_paused" if paused else "run_resumed"
+        record(connection, now_s, code, "by the operator", run_id=run.run_id)
     return run

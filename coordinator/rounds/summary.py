@@ -53,6 +53,8 @@ class RoundSummary(Struct, frozen=True):
         bytes_up_per_task: mean size of the counted results' deltas, safetensors header included.
         gated: whether the round was committed and left the values as they were.
         caps_bytes: caps that the workers of its counted results were held to, each once, smallest first.
+        left_out: names of the devices whose results did not enter the mean, in the order of their slots.
+        scores: how many times each device's change exceeded the round's median, by name; where that is a number.
     """
 
     round: int
@@ -75,6 +77,8 @@ class RoundSummary(Struct, frozen=True):
     bytes_up_per_task: float | None = None
     gated: bool = False
     caps_bytes: list[int] = []
+    left_out: list[str] = []
+    scores: dict[str, float] = {}
 
 
 class RunSummary(Struct, frozen=True):
@@ -103,6 +107,7 @@ class RunSummary(Struct, frozen=True):
         engines: names of the engines that the package has programs for.
         runtime_versions: versions of the program on the devices whose results counted, as they last told.
         set_aside: devices that the run asks no more, by name.
+        paused: whether the operator paused it: no round opens until it is resumed.
     """
 
     run_id: str
@@ -126,6 +131,7 @@ class RunSummary(Struct, frozen=True):
     engines: list[str] = []
     runtime_versions: list[str] = []
     set_aside: list[SetAside] = []
+    paused: bool = False
 
 
 class SetAside(Struct, frozen=True):
@@ -223,7 +229,7 @@ class EventSummary(Struct, frozen=True):
 LARGEST_LOSS = 700.0
 #: Reasons of lapsed tasks that operators count as refused, and as failed.
 REFUSED = frozenset({"task_refused", "cap_too_small"})
-FAILED = frozenset({"task_failed", "task_untrusted", "out_of_memory", "silent", "late", "revoked"})
+FAILED = frozenset({"task_failed", "task_untrusted", "out_of_memory", "silent", "late", "lost", "revoked"})
 
 
 def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = True) -> RunSummary:
@@ -263,6 +269,7 @@ def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = T
             SetAside(row.device_name, row.at_s, row.reason)
             for row in set_aside_rows.of_run(connection, run.run_id)
         ],
+        paused=run.paused,
     )
 
 
@@ -279,21 +286,21 @@ def devices_of(stores: Stores, connection: sqlite3.Connection, *, now_s: float) 
     run = active_run(stores, connection)
     found = []
     for row in device_rows.all_devices(connection):
-        state, reason = _standing(connection, run, row, now_s)
+        state, reason = _standing(stores, connection, run, row, now_s)
         kept = {name: row[name] for name in DeviceSummary.__struct_fields__[:-2]}
         found.append(DeviceSummary(**kept, state=state, reason=reason))
     return found
 
 
 def _standing(
-    connection: sqlite3.Connection, run: Run | None, row: sqlite3.Row, now_s: float
+    stores: Stores, connection: sqlite3.Connection, run: Run | None, row: sqlite3.Row, now_s: float
 ) -> tuple[str, str]:
     """A device's state and its reason."""
     if row["revoked_s"] is not None:
         return "revoked", ""
     if row["seen_s"] is None:
         return "never seen", ""
-    standing = None if run is None else _standing_in_run(connection, run, row)
+    standing = None if run is None else _standing_in_run(stores, connection, run, row)
     if standing is not None and standing[0] != "cap too small":
         return standing
     if now_s > row["expected_s"] + SLACK_S:
@@ -301,7 +308,9 @@ def _standing(
     return standing or ("ready", "")
 
 
-def _standing_in_run(connection: sqlite3.Connection, run: Run, row: sqlite3.Row) -> tuple[str, str] | None:
+def _standing_in_run(
+    stores: Stores, connection: sqlite3.Connection, run: Run, row: sqlite3.Row
+) -> tuple[str, str] | None:
     """What the run that is going on has to do with a device; None if it might ask it."""
     aside = set_aside_rows.find(connection, run.run_id, row["device_id"])
     if aside is not None:
@@ -309,7 +318,7 @@ def _standing_in_run(connection: sqlite3.Connection, run: Run, row: sqlite3.Row)
     held = task_rows.find_open(connection, run.run_id, row["device_id"])
     if held is not None:
         return ("working" if held.state == "working" else "asked"), ""
-    needed = least_required_bytes(connection, run, row["floor_bytes"], row["example_count"])
+    needed = least_required_bytes(stores, connection, run, row["example_count"] or 0)
     if needed > row["cap_bytes"]:
         return "cap too small", f"run {run.run_id} needs {needed} bytes, the cap is {row['cap_bytes']}"
     return None
@@ -324,6 +333,7 @@ def events_of(connection: sqlite3.Connection, run_id: str, after: int, limit: in
 def _round(connection: sqlite3.Connection, row: RoundRow, evaluation: Scores | None) -> RoundSummary:
     tasks = task_rows.outcomes(connection, row.run_id, row.round)
     results = result_rows.of_round(connection, row.run_id, row.round)
+    names = {task.task_id: task.device_name for task in tasks}
     memories = [result.memory for result in results]
     weighed = [(r.mean_loss, r.examples) for r in results if r.mean_loss is not None and r.examples]
     examples = sum(result.examples for result in results)
@@ -341,7 +351,7 @@ def _round(connection: sqlite3.Connection, row: RoundRow, evaluation: Scores | N
         measured_peak_bytes=max(
             (max(memory.high_water_bytes, memory.cgroup_peak_bytes or 0) for memory in memories), default=None
         ),
-        devices=[task.device_name for task in tasks if task.state == "counted"],
+        devices=[names[result.task_id] for result in results],
         results=len(results),
         refused=sum(task.reason in REFUSED for task in tasks),
         failed=sum(task.reason in FAILED for task in tasks),
@@ -350,6 +360,8 @@ def _round(connection: sqlite3.Connection, row: RoundRow, evaluation: Scores | N
         gated=bool(row.gated),
         caps_bytes=sorted({memory.cap_bytes for memory in memories}),
         bytes_up_per_task=sum(r.change_bytes for r in results) / len(results) if results else None,
+        left_out=[names[result.task_id] for result in results if result.left_out],
+        scores={names[r.task_id]: r.score for r in results if r.score is not None},
     )
 
 

@@ -250,7 +250,7 @@ def _check_arm(config: SimulationConfig, arm: ArmConfig, train: LabelledRows, de
         check_features(run, manifest, slices)
         settings = in_phase(run, first_phase(run))
         tasks: list[tuple[str, ...]] = [(name,) for name in slices] or [()]
-        least = min(required_bytes(seen, settings, names, 0) for names in tasks)
+        least = min(required_bytes(seen, settings, names) for names in tasks)
     except PackageError as error:
         raise PackageError(f"arm {arm.name}: {error}") from error
     except ConfigError as error:

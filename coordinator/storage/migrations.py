@@ -251,6 +251,28 @@ def state_estimators(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE results ADD COLUMN draws INTEGER NOT NULL DEFAULT 0")
 
 
+def compare_results(connection: sqlite3.Connection) -> None:
+    """How large each result was beside its round's median, which were left out, and what a run's last round had."""
+    connection.execute("ALTER TABLE results ADD COLUMN score REAL")
+    connection.execute("ALTER TABLE results ADD COLUMN left_out TEXT NOT NULL DEFAULT ''")
+    connection.execute("ALTER TABLE runs ADD COLUMN delta_sizes TEXT NOT NULL DEFAULT '{}'")  # JSON, by group
+
+
+def mark_moments(connection: sqlite3.Connection) -> None:
+    """Moments that the coordinator remembers, by name."""
+    connection.execute("CREATE TABLE marks (name TEXT PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID")
+
+
+def expect_signs_of_life(connection: sqlite3.Connection) -> None:
+    """Until when a device that works on a task must have said so again; nothing for one that never did."""
+    connection.execute("ALTER TABLE tasks ADD COLUMN alive_by_s REAL")
+
+
+def pause_runs(connection: sqlite3.Connection) -> None:
+    """When the operator paused a run; nothing for one that goes on."""
+    connection.execute("ALTER TABLE runs ADD COLUMN paused_s REAL")
+
+
 #: In the order in which they run.
 ALL = (
     create_devices,
@@ -265,4 +287,8 @@ ALL = (
     visit_devices,
     publish_releases,
     state_estimators,
+    compare_results,
+    mark_moments,
+    expect_signs_of_life,
+    pause_runs,
 )

@@ -122,6 +122,20 @@ def extend_deadline(connection: sqlite3.Connection, run_id: str, until_s: float)
     )
 
 
+def move_open(connection: sqlite3.Connection, by_s: float) -> None:
+    """Move all moments of open rounds and of their open tasks by so many seconds."""
+    connection.execute(
+        "UPDATE rounds SET opened_s = opened_s + ?, deadline_s = deadline_s + ?"
+        " WHERE state IN ('selecting', 'collecting', 'aggregating')",
+        (by_s, by_s),
+    )
+    connection.execute(
+        "UPDATE tasks SET reserved_s = reserved_s + ?, due_s = due_s + ?, alive_by_s = alive_by_s + ?"
+        " WHERE state IN ('reserved', 'working')",
+        (by_s, by_s, by_s),
+    )
+
+
 def add_bytes(connection: sqlite3.Connection, *, up_bytes: int, down_bytes: int) -> None:
     """Count body bytes to the open round; what passes while none is open belongs to no round."""
     connection.execute(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -30,6 +32,8 @@ class RunRow:
         reference_sha256: deltas that the next round's directions are compared with; None if they are not.
         phase: training, first_visit or last_visit.
         visit_rounds: number of committed rounds of visits, which ``committed`` does not count.
+        delta_sizes: JSON of the sizes that deltas had in the last committed round that trained a slice, by slice.
+        paused_s: moment when the operator paused it; None while it goes on.
     """
 
     position: int
@@ -51,6 +55,8 @@ class RunRow:
     reference_sha256: str | None
     phase: str
     visit_rounds: int
+    delta_sizes: str
+    paused_s: float | None
 
     @property
     def rounds_done(self) -> int:
@@ -172,6 +178,18 @@ def commit(
         "UPDATE runs SET values_sha256 = ?, optimizer_sha256 = ?, average_sha256 = ?, reference_sha256 = ?,"
         " committed = ?, abandoned_in_a_row = 0 WHERE run_id = ?",
         (values_sha256, optimizer_sha256, average_sha256, reference_sha256, committed, run_id),
+    )
+
+
+def set_paused(connection: sqlite3.Connection, run_id: str, at_s: float | None) -> None:
+    """Remember when a run was paused; None lets it go on."""
+    connection.execute("UPDATE runs SET paused_s = ? WHERE run_id = ?", (at_s, run_id))
+
+
+def set_delta_sizes(connection: sqlite3.Connection, run_id: str, sizes: Mapping[str, float]) -> None:
+    """Store the sizes that deltas were last seen with, by slice."""
+    connection.execute(
+        "UPDATE runs SET delta_sizes = ? WHERE run_id = ?", (json.dumps(dict(sizes), sort_keys=True), run_id)
     )
 
 

@@ -11,6 +11,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,7 @@ from edge_runtime.agent.config import DeviceConfig
 from edge_runtime.agent.downloads import Downloads
 from edge_runtime.agent.release import take_release
 from edge_runtime.agent.setup import setup_of
+from edge_runtime.agent.sign_of_life import SignOfLife
 from edge_runtime.agent.store import IDENTITY, Identity, Store
 from edge_runtime.data.rows import count_rows
 from edge_runtime.engines.choice import engine_version
@@ -87,6 +89,7 @@ class Agent:
         self._pace = decisions.Pace(source or random.SystemRandom())
         self._engine = engine_version(config.engine)
         self._floor_bytes = 0
+        self._worker: RunningWorker | None = None
         #: Memory that plans may use: the cap, until a worker met it.
         self._budget_bytes = config.cap
 
@@ -157,9 +160,17 @@ class Agent:
             else:
                 note("waiting", reason=answer.reason, wait_s=wait_s)
             return wait_s
-        if not self._complete_task(answer, received_s=time.monotonic()):
+        received_s = time.monotonic()
+        try:
+            task = decisions.open_task(answer, self._identity.coordinator_public_key)
+        except EdgeError as error:
+            self._tell(decisions.describe("task_untrusted", error, None))
             return self._pace.failed()
-        self._deliver_pending()
+        note("task_received", task_id=task.task_id, round=task.round, required_bytes=task.required_bytes)
+        with SignOfLife(partial(self._client.say_alive, task.task_id), self._stop_worker) as sign_of_life:
+            if not self._complete_task(task, sign_of_life, received_s=received_s):
+                return self._pace.failed()
+            self._deliver_pending()
         return self._pace.done()
 
     def _example_count(self) -> int:
@@ -182,17 +193,13 @@ class Agent:
         if event is not None:
             self._tell(event)
 
-    def _complete_task(self, answer: SignedTask, *, received_s: float) -> bool:
+    def _complete_task(self, task: Task, sign_of_life: SignOfLife, *, received_s: float) -> bool:
         """Do a whole task, and keep its result as pending.
 
         Returns:
             Whether there is a result; if not, the coordinator has been told why.
         """
-        task_id = None
         try:
-            task = decisions.open_task(answer, self._identity.coordinator_public_key)
-            task_id = task.task_id
-            note("task_received", task_id=task_id, round=task.round, required_bytes=task.required_bytes)
             decisions.admit_task(task, self._config)
             deadline_s = received_s + task.deadline_s
             package, state, reference = self._fetch_all(task)
@@ -202,15 +209,25 @@ class Agent:
         except UnreachableError:
             raise
         except CapExceededError as error:
-            self._tell(decisions.describe("task_refused", error, task_id))
-            return False
-        except OutOfMemoryError as error:
-            self._tell(decisions.describe("out_of_memory", error, task_id))
+            self._tell(decisions.describe("task_refused", error, task.task_id))
             return False
         except (EdgeError, OSError) as error:
-            self._tell(decisions.describe("task_failed" if task_id else "task_untrusted", error, task_id))
+            if sign_of_life.unwanted:
+                return False  # nobody waits to hear why
+            code = "out_of_memory" if isinstance(error, OutOfMemoryError) else "task_failed"
+            self._tell(decisions.describe(code, error, task.task_id))
             return False
         return True
+
+    def _start_worker(self, job: Job) -> RunningWorker:
+        """A worker on a job; until it has ended :meth:`_stop_worker` stops it."""
+        self._worker = self._launch(job)
+        return self._worker
+
+    def _stop_worker(self) -> None:
+        """Stop the worker that runs, if one does; may be called from any thread."""
+        if self._worker is not None:
+            self._worker.kill()
 
     def _fetch_all(self, task: Task) -> tuple[Package, Path, Path | None]:
         """Download what the task needs and is not here yet, and lay the package out.
@@ -247,7 +264,7 @@ class Agent:
             arithmetic=self._config.arithmetic,
             engine=self._config.engine,
         )
-        outcome = finish_worker(self._launch(job), PrepareOutcome, remaining_s)
+        outcome = finish_worker(self._start_worker(job), PrepareOutcome, remaining_s)
         note("prepared", package=task.package, arithmetic=outcome.arithmetic, seconds=outcome.seconds)
         return folder
 
@@ -304,7 +321,7 @@ class Agent:
         """
         started_s = time.monotonic()
         try:
-            return finish_worker(self._launch(job), TrainOutcome, deadline_s - started_s)
+            return finish_worker(self._start_worker(job), TrainOutcome, deadline_s - started_s)
         except OutOfMemoryError as error:
             now_s = time.monotonic()
             if deadline_s - now_s <= now_s - started_s:
@@ -312,7 +329,7 @@ class Agent:
             smaller = msgspec.structs.replace(job, budget_bytes=decisions.smaller_budget(job.budget_bytes))
             self._tell(decisions.describe_retry(error, smaller.budget_bytes, job.task.task_id))
             try:
-                outcome = finish_worker(self._launch(smaller), TrainOutcome, deadline_s - now_s)
+                outcome = finish_worker(self._start_worker(smaller), TrainOutcome, deadline_s - now_s)
             except CapExceededError:
                 raise error from None
             except OutOfMemoryError:

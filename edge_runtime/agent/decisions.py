@@ -42,6 +42,8 @@ FIRST_BACK_OFF_S = 5.0
 LONGEST_BACK_OFF_S = 15 * 60.0
 #: Wait after a refusal that only a person can change; it is spread by a fifth either way.
 REFUSED_WAIT_S = 3600.0
+#: Longest wait that a coordinator's answer is obeyed for: it may be mistaken, and an early check-in costs little.
+LONGEST_WAIT_S = 6 * 3600.0
 #: Codes of refusals for good: the agent ends.
 FINAL_REFUSALS = frozenset({"revoked"})
 #: Errors of a task that the next task would meet too, until somebody changes something here or in the run: wrong keys,
@@ -258,9 +260,10 @@ class Pace:
         self._failures = 0
 
     def asked(self, after_min_s: float, after_max_s: float) -> float:
-        """Wait after an answer without work: a time within the window that the coordinator named."""
+        """Wait after an answer without work: within the window that the coordinator named, and within reason."""
         self._failures = 0
-        return self._random.uniform(after_min_s, max(after_min_s, after_max_s))
+        latest_s = min(max(after_min_s, after_max_s), LONGEST_WAIT_S)
+        return self._random.uniform(min(after_min_s, latest_s), latest_s)
 
     def done(self) -> float:
         """Wait after a task that went well: none."""
@@ -276,7 +279,7 @@ class Pace:
         """
         longest_s = min(LONGEST_BACK_OFF_S, FIRST_BACK_OFF_S * 2.0 ** min(self._failures, 16))
         self._failures += 1
-        return (retry_after_s or 0.0) + self._random.uniform(0.0, longest_s)
+        return min(retry_after_s or 0.0, LONGEST_WAIT_S) + self._random.uniform(0.0, longest_s)
 
     def refused(self) -> float:
         """Wait after a refusal that only a person can change."""

@@ -28,11 +28,13 @@ import msgspec
 from msgspec import Struct
 
 from edge_runtime.agent.blob_cache import BlobCache, PackageShelf
-from edge_runtime.durable import TEMPORARY_SUFFIX, sync_folder, write_durably
+from edge_runtime.decoding import MALFORMED
+from edge_runtime.durable import TEMPORARY_SUFFIX, make_private_folder, sync_folder, write_durably
 from edge_runtime.errors import ConfigError
 from edge_runtime.folder_lock import claim_folder
 from edge_runtime.protocol.messages import Count, Identifier, PublicKey, Release
 from edge_runtime.protocol.signing import PrivateKey, generate_key
+from edge_runtime.trouble import unusable
 
 KEY = "device.key"
 IDENTITY = "identity.json"
@@ -177,13 +179,13 @@ class Store:
         """
         self.folder = folder
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private_folder(folder)
             self._work = folder / "work"
             self.blobs = BlobCache(folder / "blobs", disk_quota_bytes)
             self.packages = PackageShelf(folder / "packages", self.blobs)
             self.releases = ReleaseFiles(folder, self.packages)
         except OSError as error:
-            raise ConfigError(f"cannot use state_folder {folder}: {error.strerror}") from error
+            raise unusable(f"state_folder {folder}", error) from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -208,7 +210,7 @@ class Store:
         try:
             key.save(path)
         except OSError as error:
-            raise ConfigError(f"cannot write the key file {path}: {error.strerror}") from error
+            raise unusable(f"the key file {path}", error) from error
         return key
 
     def split_key(self) -> bytes:
@@ -245,7 +247,7 @@ class Store:
             return msgspec.json.decode(path.read_bytes(), type=Identity)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, *MALFORMED) as error:
             raise ConfigError(
                 f"cannot read {path}: {error}; remove it, have the device revoked, and enrol with a new token"
             ) from error
@@ -302,7 +304,7 @@ class Store:
                 file.close()
                 raise
         except OSError as error:
-            raise ConfigError(f"cannot write state_folder {self.folder}: {error.strerror}") from error
+            raise unusable(f"state_folder {self.folder}", error) from error
         return file
 
     def _clean(self) -> None:

@@ -87,7 +87,9 @@ class PooledHead:
         if moving:
             gradients = self._gradients(flow, values)
             # Early blocks may have been run for the first few draws alone: of the others they have no tangent.
-            moved = np.zeros((max(len(flow[_pooled(block) + DOT]) for block in moving), len(loss)), np.float32)
+            moved = np.zeros(
+                (max(len(flow[_pooled(block) + DOT]) for block in moving), len(loss)), np.float32
+            )
             for block in moving:
                 tangent = flow[_pooled(block) + DOT]
                 moved[: len(tangent)] += (tangent * gradients[block]).sum(axis=-1)

@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.engines.names import ENGINES, EngineName
 from edge_runtime.errors import FormatVersionError, PackageError
 from edge_runtime.protocol.messages import Bytes, Count, Identifier, PositiveCount, Sha256, Text
@@ -32,7 +33,7 @@ HASH_CHUNK_BYTES = 1 << 20
 
 #: A path inside the package: no absolute paths, no way up.
 PackagePath = Annotated[
-    str, Meta(pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*/){0,3}[A-Za-z0-9_-][A-Za-z0-9._-]*$")
+    str, Meta(pattern=r"^([A-Za-z0-9_-][A-Za-z0-9._-]*/){0,3}[A-Za-z0-9_-][A-Za-z0-9._-]*$(?!\n)")
 ]
 Shape = tuple[Count, ...]
 #: Arithmetics in which products with frozen matrices are computed (export/lowering/arithmetic.py holds the formulas).
@@ -474,7 +475,7 @@ def parse_manifest(data: bytes) -> Manifest:
     """
     try:
         version = msgspec.json.decode(data, type=_VersionOnly).format_version
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise PackageError(f"malformed manifest: {error}") from error
     if version > FORMAT_VERSION:
         raise FormatVersionError(
@@ -487,7 +488,7 @@ def parse_manifest(data: bytes) -> Manifest:
         )
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise PackageError(f"malformed manifest: {error}") from error
     _check_references(manifest)
     return manifest

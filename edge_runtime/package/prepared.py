@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.engines.choice import engine_version
 from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import PreparationError
@@ -199,7 +200,7 @@ def read_prepared(folder: Path) -> Prepared:
         return msgspec.json.decode(data, type=Prepared)
     except OSError as error:
         raise PreparationError(f"cannot read {path}: {error.strerror}; {AGAIN}") from error
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise PreparationError(f"malformed {path}: {error}; {AGAIN}") from error
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.errors import SliceError
 from edge_runtime.package.manifest import Manifest, SliceSpec
 from edge_runtime.protocol.messages import Blocks, Pooling
@@ -88,7 +89,7 @@ def decode_values(data: bytes, specs: Iterable[SliceSpec]) -> Values:
     """
     try:
         values = load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, *MALFORMED, KeyError, TypeError) as error:
         raise SliceError(f"slice values are not a safetensors file: {error}") from error
     expected = shapes(specs)
     if unknown := sorted(set(values) - set(expected)):

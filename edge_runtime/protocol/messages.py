@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct, field
 
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.errors import ProtocolError
 
 PROTOCOL_VERSION = 1
@@ -21,11 +22,13 @@ PROTOCOL_VERSION = 1
 MAX_CONTROL_BYTES = 1 << 20
 MAX_RESULT_BYTES = 64 << 20
 
-Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+#: Ends a pattern: a bare ``$`` would let one more line feed through.
+END = r"$(?!\n)"
+Sha256 = Annotated[str, Meta(pattern=f"^[0-9a-f]{{64}}{END}")]
 #: 32 bytes of an Ed25519 public key, or 64 of a signature, in standard base64.
-PublicKey = Annotated[str, Meta(pattern="^[A-Za-z0-9+/]{43}=$")]
-SignatureText = Annotated[str, Meta(pattern="^[A-Za-z0-9+/]{86}==$")]
-Identifier = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+PublicKey = Annotated[str, Meta(pattern=f"^[A-Za-z0-9+/]{{43}}={END}")]
+SignatureText = Annotated[str, Meta(pattern=f"^[A-Za-z0-9+/]{{86}}=={END}")]
+Identifier = Annotated[str, Meta(pattern=f"^[A-Za-z0-9][A-Za-z0-9._-]{{0,127}}{END}")]
 Text = Annotated[str, Meta(max_length=2000)]
 Bytes = Annotated[int, Meta(ge=0, le=1 << 50)]
 Count = Annotated[int, Meta(ge=0, le=1 << 40)]
@@ -393,7 +396,7 @@ class MemoryReport(Struct, frozen=True):
     anonymous_bytes: Bytes = 0
     file_bytes: Bytes = 0
     floor_bytes: Bytes = 0
-    phases: dict[Identifier, Bytes] = {}
+    phases: Annotated[dict[Identifier, Bytes], Meta(max_length=100)] = {}
     enforced_by: Text = field(default="", name="judge")
 
 
@@ -441,6 +444,19 @@ class ResultReceipt(Struct, frozen=True):
     """
 
     status: Literal["counted", "duplicate"]
+
+
+class Standing(Struct, frozen=True):
+    """How a task stands that a device said it works on.
+
+    Attributes:
+        again_s: time after which the device says so again; a device that falls silent for several of them is taken for
+            lost, and its place goes to another.
+        wanted: whether its result would still be taken.
+    """
+
+    again_s: Seconds
+    wanted: bool = True
 
 
 class DeviceEvent(Struct, frozen=True):
@@ -493,7 +509,7 @@ def decode(data: bytes, kind: type[MessageT]) -> MessageT:
         raise ProtocolError(f"message of {len(data)} bytes exceeds the limit of {MAX_CONTROL_BYTES}")
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise ProtocolError(f"malformed {_name(kind)}: {error}") from error
 
 
@@ -512,7 +528,7 @@ def decode_result(data: bytes) -> Result:
         raise ProtocolError(f"result of {len(data)} bytes exceeds the limit of {MAX_RESULT_BYTES}")
     try:
         return msgspec.msgpack.decode(data, type=Result)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise ProtocolError(f"malformed Result: {error}") from error
 
 

@@ -18,6 +18,7 @@ import msgspec
 
 from edge_runtime.data.batches import Tokenizer, load_rows
 from edge_runtime.data.examples import Examples
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.durable import write_durably
 from edge_runtime.engines.choice import engine_maker
 from edge_runtime.engines.engine import Engine
@@ -172,7 +173,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     try:
         job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         answer, code = msgspec.json.encode(describe_failure(WorkerError(f"malformed job: {error}"))), 1
     else:
         try:

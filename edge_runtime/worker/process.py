@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.errors import EdgeError, OutOfMemoryError, WorkerError
 from edge_runtime.figures import size
 from edge_runtime.memory.enforcement import MemoryLimit, make_memory_limit, remove_memory_limit
@@ -248,7 +249,7 @@ def _phase(line: bytes) -> str | None:
     """The phase that a line announces; None if the line is part of the answer."""
     try:
         return msgspec.json.decode(line, type=PhaseEntered).phase
-    except msgspec.DecodeError:
+    except MALFORMED:
         return None
 
 
@@ -262,7 +263,7 @@ def _read(worker: RunningWorker, sampler: Sampler, output: bytes, outcome: type[
         raise why_ended(worker, sampler, output)
     try:
         return msgspec.json.decode(output, type=outcome)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise WorkerError(f"the worker's answer cannot be read: {error}") from error
 
 
@@ -280,7 +281,7 @@ def why_ended(worker: RunningWorker, sampler: Sampler, output: bytes) -> EdgeErr
     if code == FAILURE_EXIT_CODE:
         try:
             failure = msgspec.json.decode(output, type=Failure)
-        except msgspec.DecodeError as error:
+        except MALFORMED as error:
             return WorkerError(f"the worker's answer cannot be read: {error}")
         if failure.kind == OutOfMemoryError.__name__:
             return _out_of_memory(worker, sampler, failure.message)

@@ -260,7 +260,7 @@ def test_state_is_private(server: CoordinatorServer) -> None:
 
 def test_admin_needs_the_token(world: World) -> None:
     """Without the operator's token every admin request is refused."""
-    for token in ("", "Bearer", "Bearer wrong", f"Basic {world.app.app_state.admin_token}"):
+    for token in ("", "Bearer", "Bearer wrong", f"Basic {world.app.state.app_state.admin_token}"):
         answer = world.client.get("/v1/admin/runs", headers={"Authorization": token})
         assert (answer.status_code, answer.json()["code"]) == (401, "not_admin")
 

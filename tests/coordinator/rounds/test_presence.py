@@ -22,7 +22,7 @@ from tests.coordinator.conftest import ROW, World
 
 def device(name: str, expected_s: float) -> SeenDevice:
     """A device that should ask again by some moment."""
-    return SeenDevice(f"d-{name}", name, 1, 1, expected_s - 1, expected_s)
+    return SeenDevice(f"d-{name}", name, 1, expected_s - 1, expected_s)
 
 
 def test_those_that_are_overdue_come_last() -> None:

@@ -27,6 +27,7 @@ from edge_runtime.protocol.messages import (
     ResultReceipt,
     SignedRelease,
     SignedTask,
+    Standing,
     Task,
     encode,
     encode_result,
@@ -114,6 +115,7 @@ MESSAGES: tuple[msgspec.Struct, ...] = (
     NotEligible("too_small", "the cap is under what any assignment needs", release=SIGNED_RELEASE),
     Result("t-1", "r-1", 3, 80, 10, 0, 0.625, 42.5, MEMORY, SHA256, b"\x00\x01\xff", "forward", 4),
     ResultReceipt("counted"),
+    Standing(60.0, wanted=False),
     DeviceEvent("task_failed", "SignatureError: not signed by the key", "t-1", lasting=True),
     Refusal("stale", "the round is over"),
 )
