@@ -37,7 +37,7 @@ ANSWERS = {
         "stale",
     },
     413: {"too_large"},
-    422: {"bad_slices", "digest_mismatch", "not_finite", "too_many_examples", "too_many_steps"},
+    422: {"bad_slices", "bad_sums", "digest_mismatch", "not_finite", "too_many_examples", "too_many_steps"},
 }
 #: Where the code is the class of another error: a run that cannot be created.
 COMPUTED = {422: {"type(error).__name__"}}
