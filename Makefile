@@ -7,8 +7,9 @@ STAMP := $(VENV)/.installed
 # Pages with tables made from benchmarks/results.
 PAGES := README.md $(wildcard docs/results/*.md)
 
-.PHONY: setup demo demo-shakespeare test test-quick lint bench bench-memory bench-opponent bench-large bench-memory-grid \
-	bench-arithmetic bench-placement bench-estimators bench-skipping bench-learning demo-reference tables reference constraints clean
+.PHONY: setup demo demo-shakespeare test test-quick test-faults lint bench bench-memory bench-opponent bench-large \
+	bench-memory-grid bench-predict bench-arithmetic bench-placement bench-coordinator bench-estimators bench-skipping \
+	bench-learning bench-one-visit demo-reference tables reference constraints clean
 
 setup: $(STAMP)
 
@@ -34,6 +35,10 @@ test: setup
 test-quick: setup
 	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder -m quick
 
+# The longer form of tests/faults: 20,000 requests at random.
+test-faults: setup
+	EDGE_FUZZ_REQUESTS=20000 $(BIN)/python -m pytest -s tests/faults
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,6 +60,9 @@ bench-large: setup
 bench-memory-grid: setup
 	$(BIN)/python -m benchmarks.memory.prediction_grid
 
+bench-predict: setup
+	$(BIN)/python -m benchmarks.inference.against_onnxruntime
+
 bench-arithmetic: setup
 	$(BIN)/python -m benchmarks.kernels.arithmetic
 
@@ -64,11 +72,17 @@ bench-placement: setup
 bench-learning: setup
 	$(BIN)/python -m benchmarks.learning.run $(if $(DATA),--data $(DATA)) $(if $(TASKS),--tasks $(TASKS))
 
+bench-one-visit: setup
+	$(BIN)/python -m benchmarks.learning.one_visit $(if $(DATA),--data $(DATA)) $(if $(TASKS),--tasks $(TASKS))
+
 bench-estimators: setup
 	$(BIN)/python -m benchmarks.estimators.run $(if $(DATA),--data $(DATA))
 
 bench-skipping: setup
 	$(BIN)/python -m benchmarks.estimators.skipped_passes $(if $(DATA),--data $(DATA))
+
+bench-coordinator: setup
+	$(BIN)/python -m benchmarks.coordinator.check_ins
 
 demo-reference: setup
 	$(BIN)/python -m examples.banking77.reference

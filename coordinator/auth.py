@@ -19,11 +19,11 @@ from coordinator.refusals import (
     UnauthenticatedError,
 )
 from coordinator.storage import device_rows, task_rows, token_rows
-from coordinator.storage.device_rows import DeviceRow
 from edge_runtime.durable import write_durably
-from edge_runtime.errors import ConfigError, SignatureError
+from edge_runtime.errors import SignatureError
 from edge_runtime.protocol.messages import PROTOCOL_VERSION, EnrolRequest
-from edge_runtime.protocol.signing import RequestSignature, parse_request_signature, verify_request
+from edge_runtime.protocol.signing import RequestSignature, parse_request_signature, verify_headers
+from edge_runtime.trouble import unusable
 
 #: Largest difference between a device's clock and ours.
 MAX_CLOCK_OFF_S = 300
@@ -43,20 +43,34 @@ class Device:
     name: str
 
 
-def identify(
-    connection: sqlite3.Connection, headers: Mapping[str, str], *, now_s: float
-) -> tuple[RequestSignature, DeviceRow]:
-    """The signature of a request, not verified yet, and the device that it names.
+def authenticate(
+    connection: sqlite3.Connection,
+    headers: Mapping[str, str],
+    *,
+    method: str,
+    path: str,
+    now_s: float,
+    wall_s: float,
+) -> tuple[Device, RequestSignature]:
+    """Verify a device's signature over a request's headers, and use up its nonce, before any of its body is read.
 
-    This writes nothing and comes before the body is read, so that strangers cannot send bodies.
+    The body's digest is one of the headers, so whoever reads the body then has only to compare that. Nothing has
+    changed if this raises.
 
     Args:
-        connection: connection to the database.
+        connection: connection with a transaction under way.
         headers: headers of the request.
-        now_s: the present moment, in seconds since 1970.
+        method: method of the request.
+        path: path of the request, byte for byte as it was sent.
+        now_s: the present moment, by time that does not jump.
+        wall_s: the same by this machine's clock. Somebody may have set one of the two wrong, so a signature may fit
+            either; what was forgotten of nonces is not accepted again by any.
+
+    Returns:
+        the device, and the signature with the digest that the body must have.
 
     Raises:
-        UnauthenticatedError: ``unsigned``, ``unknown_device``, ``clock_off``.
+        UnauthenticatedError: ``unsigned``, ``unknown_device``, ``clock_off``, ``bad_signature``, ``replayed``.
         ForbiddenError: ``revoked``.
     """
     try:
@@ -70,50 +84,33 @@ def identify(
         )
     if device.revoked_s is not None:
         raise ForbiddenError("revoked", f"device {device.name} was revoked by its operator")
-    off_s = abs(now_s - signature.created_s)
-    if off_s > MAX_CLOCK_OFF_S:
+    try:
+        verify_headers(device.public_key, signature, method=method, path=path)
+    except SignatureError as error:
+        raise UnauthenticatedError("bad_signature", str(error)) from error
+    off_s = min(abs(now_s - signature.created_s), abs(wall_s - signature.created_s))
+    expires_s = signature.created_s + MAX_CLOCK_OFF_S + 1
+    if off_s > MAX_CLOCK_OFF_S or expires_s <= device_rows.nonces_forgotten_to_s(connection):
         raise UnauthenticatedError(
             "clock_off",
             f"the signature's time is {off_s:.0f} s off, over {MAX_CLOCK_OFF_S} s; set the clock",
         )
-    return signature, device
-
-
-def authenticate(
-    connection: sqlite3.Connection,
-    headers: Mapping[str, str],
-    *,
-    method: str,
-    path: str,
-    body: bytes,
-    now_s: float,
-) -> Device:
-    """Verify a device's signature over exactly these bytes, and use up its nonce. Nothing has changed if this raises.
-
-    Args:
-        connection: connection with a transaction under way.
-        headers: headers of the request.
-        method: method of the request.
-        path: path of the request, byte for byte as it was sent.
-        body: body of the request.
-        now_s: the present moment, in seconds since 1970.
-
-    Raises:
-        UnauthenticatedError: ``unsigned``, ``unknown_device``, ``clock_off``, ``bad_signature``, ``replayed``.
-        ForbiddenError: ``revoked``.
-    """
-    signature, device = identify(connection, headers, now_s=now_s)
-    try:
-        verify_request(device.public_key, signature, method=method, path=path, body=body)
-    except SignatureError as error:
-        raise UnauthenticatedError("bad_signature", str(error)) from error
-    device_rows.forget_nonces(connection, now_s)
-    expires_s = signature.created_s + MAX_CLOCK_OFF_S + 1
     if not device_rows.use_nonce(connection, device.device_id, signature.nonce, expires_s=expires_s):
         raise UnauthenticatedError(
             "replayed", "this request was seen before; sign it again with a fresh nonce"
         )
-    return Device(device.device_id, device.name)
+    return Device(device.device_id, device.name), signature
+
+
+def forget_nonces(connection: sqlite3.Connection, *, now_s: float, wall_s: float) -> None:
+    """Forget nonces that no request can carry any more: their signatures are too old by either clock.
+
+    Args:
+        connection: connection with a transaction under way.
+        now_s: the present moment, by time that does not jump.
+        wall_s: the same by this machine's clock.
+    """
+    device_rows.forget_nonces(connection, min(now_s, wall_s))
 
 
 def create_token(connection: sqlite3.Connection, *, valid_s: float, now_s: float) -> str:
@@ -194,6 +191,7 @@ def load_admin_token(folder: Path) -> str:
 
     Raises:
         ConfigError: the file cannot be read or written.
+        ResourceError: not now, that is.
     """
     path = folder / ADMIN_TOKEN
     try:
@@ -201,7 +199,7 @@ def load_admin_token(folder: Path) -> str:
             write_durably(path, (secrets.token_urlsafe(32) + "\n").encode("ascii"), mode=0o600)
         return path.read_text("ascii").strip()
     except OSError as error:
-        raise ConfigError(f"cannot use {path}: {error.strerror}") from error
+        raise unusable(str(path), error) from error
 
 
 def check_admin(authorization: str, token: str) -> None:

@@ -12,6 +12,7 @@ from edge_runtime.config_file import read_struct, read_toml
 from edge_runtime.errors import ConfigError
 from edge_runtime.package.manifest import Arithmetic
 from edge_runtime.protocol.messages import (
+    END,
     Count,
     Directions,
     Identifier,
@@ -19,13 +20,14 @@ from edge_runtime.protocol.messages import (
     PositiveCount,
     PublicKey,
     Rate,
-    Seconds,
     TrainingSettings,
 )
 from edge_runtime.training.methods import check_method
 
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
 Wait = Annotated[float, Meta(gt=0, le=1e6)]
+#: Devices obey no longer window.
+Poll = Annotated[float, Meta(ge=0, le=6 * 3600)]
 #: What a place waits for its device where the configuration does not say, and devices ask often.
 LEAST_SELECTION_S = 60.0
 #: Devices of a round.
@@ -93,7 +95,8 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
         name: name of the run; its id is this name with a random ending.
         package: folder of the package to train, on the coordinator's machine.
         publisher_key: public key that must have signed the package.
-        rounds: number of committed rounds after which the run has finished.
+        rounds: number of committed rounds after which the run has finished; 0 only for one visit to each device, with
+            ``head = "closed_form"`` and ``slices = "none"``.
         devices_per_round: number of devices that a round asks; where fewer can serve, it opens with those.
         min_devices: number of devices that must have checked in before the first round. Set it to the whole fleet, and
             equal seeds ask equal devices.
@@ -102,6 +105,10 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
         selection_timeout_s: time in which a selected device must check in; then another is asked in its place. At least
             ``poll_max_s``; unset: 60 seconds, or four times ``poll_max_s`` where that is more.
         deadline_s: time for a task, counted from when its device got it; then another is asked in its place.
+        late_grace_s: time after its deadline in which a result is still taken, if its round is open and no other device
+            works on its place or has filled it.
+        alive_every_s: time from one sign of life to the next of a device that works on a task; one that sent any and
+            then misses three loses its place, before its deadline. Devices that know no such signs have until that.
         poll_min_s: shortest time after which a device without work checks in again.
         poll_max_s: longest such time, at least ``poll_min_s``; each device draws its own between the two.
         max_abandoned: number of rounds abandoned in a row at which the run fails.
@@ -125,12 +132,28 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
             which a round moves the values; above it, its results wait for those of the next round (FwdLLM's gate).
             Needs slices and ``min_results`` of at least 2; unset: every round moves them.
         rate_decay: course of the server's rates over the run: ``"none"``, or ``"linear"`` down to zero.
+        patience: number of evaluations without a better one after which training stops, and the best values stand; by
+            accuracy, or by loss for a language model. Needs ``evaluation``; 0 trains all rounds.
+        visit: moment at which every device is asked once for the sums of ``head = "closed_form"``: ``"last"``, after
+            the rounds; ``"first"``, before them, and the head is trained further by its gradient; or
+            ``"first_and_last"``. With ``rounds = 0`` there is one visit and nothing else.
+        ridge: ridge of ``head = "closed_form"``, relative to the number of rows; unset: chosen by generalised
+            cross-validation.
+        norm_limit: number of times that a change may exceed the median of its round, in any slice, by the root mean
+            square of its entries for each local step; a larger one is left out of the mean, and its device named. A
+            slice that fewer than three devices trained may be a hundred times that beyond what it was before. Where
+            devices are not trusted, take 30, or a ``robust_mean``.
+        max_left_out: number of a device's results left out at which the run sets it aside.
+        robust_mean: mean over a round's changes: ``"none"`` weighs them by examples as they are, ``"clipped"`` scales
+            those above the median down to it first, ``"trimmed"`` and ``"median"`` take each entry's trimmed mean or
+            median over the devices, each counting the same, with all changes of a round in memory.
+        trim_share: share of the devices that ``robust_mean = "trimmed"`` leaves out at either end, at least one.
     """
 
-    name: Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Annotated[str, Meta(pattern=f"^[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}{END}")]
     package: Annotated[str, Meta(min_length=1, max_length=4096)]
     publisher_key: PublicKey
-    rounds: Annotated[int, Meta(ge=1, le=1_000_000)]
+    rounds: Annotated[int, Meta(ge=0, le=1_000_000)]
     devices_per_round: Slots
     train_head: bool = True
     draws: PositiveCount = 1
@@ -140,8 +163,10 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     min_results: Slots = 1
     selection_timeout_s: Wait | None = None
     deadline_s: Wait = 3600.0
-    poll_min_s: Seconds = 5.0
-    poll_max_s: Seconds = 15.0
+    late_grace_s: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    alive_every_s: Annotated[float, Meta(ge=1, le=3600)] = 60.0
+    poll_min_s: Poll = 5.0
+    poll_max_s: Poll = 15.0
     max_abandoned: Annotated[int, Meta(ge=1, le=1000)] = 3
     slices: Literal["all", "none"] | tuple[Identifier, ...] = "all"
     local_optimizer: LocalOptimizer = LocalOptimizer()
@@ -156,6 +181,13 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     average_from_round: Count | None = None
     gate_variance: Rate | None = None
     rate_decay: Literal["none", "linear"] = "none"
+    patience: Count = 0
+    visit: Literal["first", "last", "first_and_last"] = "last"
+    ridge: Rate | None = None
+    norm_limit: Annotated[float, Meta(ge=1, le=1e9)] = 1000.0
+    max_left_out: Annotated[int, Meta(ge=1, le=1_000_000)] = 3
+    robust_mean: Literal["none", "clipped", "trimmed", "median"] = "none"
+    trim_share: Annotated[float, Meta(gt=0, lt=0.5)] = 0.1
 
     @property
     def selection_s(self) -> float:
@@ -183,11 +215,51 @@ def read_run_config(path: Path) -> RunConfig:
     return msgspec.structs.replace(config, package=str(folder / config.package), evaluation=evaluation)
 
 
+def one_visit(config: RunConfig) -> RunConfig:
+    """A configuration's run that only visits each device once, for a head in closed form.
+
+    Name, package, features, fleet, times and evaluation stay, the last after every round; what is about training slices
+    is put out of force.
+
+    Raises:
+        ConfigError: the configuration is for a package without a head.
+    """
+    if not config.train_head:
+        raise ConfigError(
+            "--one-visit solves for the head, and train_head = false says that there is none to train"
+        )
+    evaluation = config.evaluation
+    if evaluation is not None:
+        evaluation = msgspec.structs.replace(evaluation, every_rounds=1)
+    return msgspec.structs.replace(
+        config,
+        evaluation=evaluation,
+        head="closed_form",
+        slices="none",
+        rounds=0,
+        patience=0,
+        visit="last",
+        update="forward",
+        directions="one_slice",
+        draws=1,
+        candidates=1,
+        report="weights",
+        jvp_limit=None,
+        split="whole",
+        head_split=False,
+        head_warm_up_rounds=0,
+        lora_aggregation="factors",
+        average_from_round=None,
+        gate_variance=None,
+    )
+
+
 def run_config(table: dict[str, Any]) -> RunConfig:
     """Check a configuration that was read from TOML or JSON; :class:`ConfigError` names the key."""
     config = read_struct(table, RunConfig)
     _check_together(config)
     _check_server_methods(config)
+    _check_visits(config)
     return config
 
 
@@ -232,6 +304,32 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError("slices names one slice twice")
 
 
+def _check_visits(config: RunConfig) -> None:
+    """What a head in closed form goes with."""
+    closed, none = config.head == "closed_form", config.slices in ("none", ())
+    if not closed:
+        if config.rounds == 0:
+            raise ConfigError('rounds = 0 trains nothing: set rounds, or head = "closed_form" for one visit')
+        if config.ridge is not None or config.visit != "last":
+            key = "ridge" if config.ridge is not None else "visit"
+            raise ConfigError(f'{key} belongs to head = "closed_form", not to "{config.head}": leave it out')
+        return
+    if none and config.rounds:
+        raise ConfigError(
+            f'rounds = {config.rounds} would train slices, and slices = "none" leaves none: set rounds = 0 for one '
+            "visit to each device"
+        )
+    if not none and not config.rounds:
+        raise ConfigError(
+            'rounds = 0 makes one visit to each device and trains no slice: set slices = "none", or rounds'
+        )
+    if config.average_from_round is not None:
+        raise ConfigError(
+            "average_from_round would mix heads from before and after a visit: leave it out under "
+            'head = "closed_form"'
+        )
+
+
 def _check_server_methods(config: RunConfig) -> None:
     """What the server's options cannot be together."""
     if config.head_warm_up_rounds and not config.train_head:
@@ -256,7 +354,33 @@ def _check_server_methods(config: RunConfig) -> None:
         )
     if config.gate_variance is not None and config.slices in ("none", ()):
         raise ConfigError('gate_variance compares slices, and slices = "none" trains none')
+    _check_robust_mean(config)
+    if config.patience and config.evaluation is None:
+        raise ConfigError(
+            f"patience = {config.patience} counts evaluations, and there are none: add a table [evaluation], or leave "
+            "patience out"
+        )
+    if config.patience and config.average_from_round is not None:
+        raise ConfigError(
+            "patience hands over the values of one round, average_from_round their mean: leave one out"
+        )
     if config.average_from_round is not None and config.average_from_round >= config.rounds:
         raise ConfigError(
             f"average_from_round = {config.average_from_round} is past the last of rounds = {config.rounds} (from 0)"
         )
+
+
+def _check_robust_mean(config: RunConfig) -> None:
+    """An entry's centre over the devices knows neither halves of a round nor weights."""
+    if config.robust_mean not in ("trimmed", "median"):
+        return
+    for key, used, why in (
+        ("gate_variance", config.gate_variance is not None, "compares two halves of a round"),
+        ("normalise_steps", config.normalise_steps, "weighs by local steps"),
+        ('lora_aggregation = "product_svd"', config.lora_aggregation == "product_svd", "averages products"),
+    ):
+        if used:
+            raise ConfigError(
+                f'robust_mean = "{config.robust_mean}" takes each entry\'s centre over the devices, {key} {why}: '
+                'leave one out, or use robust_mean = "clipped"'
+            )

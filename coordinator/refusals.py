@@ -7,7 +7,9 @@ RefusalError
 ├── NotFoundError          what the request names is not here
 ├── ConflictError          the request does not fit how things stand
 ├── TooLargeError          the body is over its limit
-└── UnusableError          what the request brings cannot be used
+├── TooSlowError           the body dawdles
+├── UnusableError          what the request brings cannot be used
+└── UnavailableError       this machine is in trouble that passes: the same request may be sent again
 """
 
 from __future__ import annotations
@@ -49,6 +51,14 @@ class ConflictError(RefusalError):
 
 class TooLargeError(RefusalError):
     """The body is over its limit."""
+
+
+class TooSlowError(RefusalError):
+    """The body dawdles."""
+
+
+class UnavailableError(RefusalError):
+    """This machine is in trouble that passes: the same request may be sent again later."""
 
 
 class UnusableError(RefusalError):

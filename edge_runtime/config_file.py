@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 import msgspec
 from msgspec import Meta, Struct
 
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.errors import ConfigError
 from edge_runtime.figures import MIB, size
 
@@ -22,6 +23,21 @@ LIKE = 0.6
 ConfigT = TypeVar("ConfigT", bound=Struct)
 _MISSING = "Object missing required field "
 _NO_CHOICE = "Invalid enum value "
+_WRONG = re.compile(
+    r"Expected `(?P<wanted>\w+)(?: \| null)?`(?:, got `\w+`| (?P<bound>[<>]=? .+)| matching regex '(?P<form>.*)')"
+)
+#: msgspec's names of types, as people write such values in TOML.
+_IN_TOML = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text in quotes",
+    "bool": "true or false",
+    "object": "a table",
+    "array": "a list in brackets",
+}
+#: What text must be, by the pattern it is held to; a name's pattern ends with how many more characters it may have.
+_KEY_FORM = "{43}=$"
+_NAME_FORM = re.compile(r"\^\[A-Za-z0-9\]\[A-Za-z0-9\._-\]\{0,(?P<more>\d+)\}\$")
 _PLACE = re.compile(r"(?P<problem>.*?)(?: - at `\$(?P<place>[^`]*)`)?", re.DOTALL)
 _STEP = re.compile(r"\.(?P<key>[^.\[\]]+)|\[(?P<index>[0-9]+|\.\.\.)\]")
 
@@ -40,9 +56,25 @@ def read_toml(path: Path) -> dict[str, Any]:
     if len(data) > MAX_CONFIG_BYTES:
         raise ConfigError(f"{path} has more than {MAX_CONFIG_BYTES} bytes; is this a configuration file?")
     try:
-        return tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
+        return tomllib.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        encoding = "UTF-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "LATIN1"
+        raise ConfigError(
+            f"{path} is not TOML: it is not UTF-8; convert it: iconv -f {encoding} -t UTF-8"
+        ) from error
+    except (*MALFORMED, KeyError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}{_slip(data.decode('utf-8-sig'))}") from error
+
+
+def _slip(text: str) -> str:
+    """A slip that explains why a text is no TOML."""
+    if re.search(r'=\s*"[A-Za-z]?:?[^"\n]*\\[^"\n]*"', text):
+        return "; write a path that has backslashes in single quotes"
+    if re.search("[=,[]\\s*[\u2018\u2019\u201c\u201d]", text):
+        return '; write text in straight quotes, "…"'
+    if text.lstrip().startswith("{"):
+        return "; it is JSON, and TOML has a line KEY = VALUE for each key"
+    return ""
 
 
 #: Bound beyond any device, which catches a slip of the unit.
@@ -192,7 +224,41 @@ def _in_words(message: str, table: dict[str, Any], root: type[Struct]) -> str:
         where = f"{place.lstrip('.')}: " if place else ""
         words = "a key is missing" if len(missing) == 1 else "keys are missing"
         return f"{where}{words}: {', '.join(missing)}"
-    return message
+    wrong = _WRONG.fullmatch(problem)
+    if wrong is None or wrong["wanted"] not in _IN_TOML or "..." in place:
+        return message
+    key = place.lstrip(".")
+    if key.endswith("token"):  # a secret, and errors go into logs
+        return f"{key} must be {_wanted(wrong)}"
+    return f"{key} is {_as_toml(_value_at(table, steps))}, it must be {_wanted(wrong)}"
+
+
+def _as_toml(value: object) -> str:
+    """A value as it stands in the file, shortened; of lists and tables only what they are."""
+    if isinstance(value, dict | list):
+        return _IN_TOML["object" if isinstance(value, dict) else "array"]
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value[:60]}"' if isinstance(value, str) else str(value)[:60]
+
+
+def _wanted(wrong: re.Match[str]) -> str:
+    """What a value must be, of what msgspec says of one that is not."""
+    kind = _IN_TOML[wrong["wanted"]]
+    if wrong["bound"]:
+        return f"{kind} {wrong['bound']}"
+    form = wrong["form"]
+    if form is None:
+        return kind
+    if form.endswith(_KEY_FORM):
+        return "a public key, 44 characters as 'edge-export key' prints them"
+    name = _NAME_FORM.fullmatch(form)
+    if name is None:
+        return f"{kind} that matches {form}"
+    most = int(name["more"]) + 1
+    return (
+        f"a name of 1 to {most} letters, digits, '.', '_' and '-', of which the first is a letter or a digit"
+    )
 
 
 def _value_at(table: object, steps: list[str | int]) -> Any:

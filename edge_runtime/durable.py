@@ -18,7 +18,7 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         mode: permission bits of the new file, before the umask.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; ``path`` is then as it was before.
+        OSError: the disk is full or the folder cannot be written; ``path`` is then as it was before. It names ``path``.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     temporary.unlink(missing_ok=True)
@@ -29,6 +29,9 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             file.flush()
             os.fsync(file.fileno())
         rename_durably(temporary, path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None  # people asked for this name
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -66,3 +69,14 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make a folder that nobody but its owner may enter (mode 0700), or close one that is there.
+
+    Raises:
+        OSError: it cannot be made; or it is open to others and somebody else's, so it cannot be closed.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_mode & 0o077:
+        folder.chmod(0o700)

@@ -9,7 +9,8 @@
     │   ├── OutOfMemoryError       the training process met the cap as it ran
     │   ├── PreparationError       a package that is not, or cannot be, prepared for this machine
     │   ├── BudgetError            a profiled run that did not keep to its memory budget
-    │   └── RegressionError        a profiled run that takes more memory than an earlier one
+    │   ├── RegressionError        a profiled run that takes more memory than an earlier one
+    │   └── ResourceError          what this machine lacks for now: disk, descriptors, memory, a lock
     ├── CoordinatorError       the other side of the wire
     │   ├── UnreachableError       no answer: try again later
     │   ├── RefusedError           a clear no, with a reason code
@@ -113,6 +114,12 @@ class RegressionError(DeviceError):
     """A profiled run takes more memory than an earlier report's, beyond the tolerance."""
 
     exit_code = 18
+
+
+class ResourceError(DeviceError):
+    """The machine lacks something for now: space on the disk, descriptors, memory, a lock. Waiting helps."""
+
+    exit_code = 19
 
 
 class CoordinatorError(EdgeError):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_runtime.errors import ConfigError
+from edge_runtime.errors import ConfigError, ModelError
 from edge_runtime.exit_status import exit_code_of
 from edge_runtime.figures import size, whole_size
 
@@ -76,6 +76,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--with-adjoint", action="store_true", help="also write the programs that backpropagation runs"
     )
     package.add_argument(
+        "--with-generation",
+        action="store_true",
+        help="also write the programs by which devices generate text, of a causal language model",
+    )
+    package.add_argument(
         "--engine",
         default="onnxruntime",
         metavar="NAME,...",
@@ -138,6 +143,10 @@ def _package(arguments: argparse.Namespace) -> int:
     _check_ranges(arguments)
     engines = read_engines(arguments.engine)
     labels = _labels(arguments)
+    if arguments.with_generation and arguments.task != "causal_lm":
+        raise ConfigError(
+            "--with-generation is for --task causal_lm: a classifier generates no text; leave it out"
+        )
     key = _read_key(arguments.key)
     trusted = arguments.trust_remote_code
     check_early(arguments.model, labels, arguments.output, engines, trust_remote_code=trusted)
@@ -165,6 +174,7 @@ def _package(arguments: argparse.Namespace) -> int:
         trust_remote_code=trusted,
         with_adjoint=arguments.with_adjoint,
         engines=engines,
+        with_generation=arguments.with_generation,
     )
     notes: list[str] = []
     package = export_package(options, key, progress, notes.append)
@@ -177,7 +187,9 @@ def _key(arguments: argparse.Namespace) -> int:
     from edge_runtime.protocol.signing import generate_key
 
     if arguments.file.exists():
-        raise ConfigError(f"{arguments.file} exists already; a key is never overwritten")
+        raise ConfigError(
+            f"{arguments.file} exists already, and a key is never overwritten; use it, or name another file"
+        )
     key = generate_key()
     key.save(arguments.file)
     print(key.public_key)
@@ -185,19 +197,19 @@ def _key(arguments: argparse.Namespace) -> int:
 
 
 def _adapter(arguments: argparse.Namespace) -> int:
+    package, values = _trained(arguments)
     _quieten_libraries()
     from export.adapters.write import write_adapter
 
-    package, values = _trained(arguments)
     print(write_adapter(package, values, arguments.output, arguments.base_model))
     return 0
 
 
 def _merge(arguments: argparse.Namespace) -> int:
+    package, values = _trained(arguments)
     _quieten_libraries()
     from export.adapters.merge import merge
 
-    package, values = _trained(arguments)
     merged = merge(package, values, arguments.model, arguments.output)
     if merged.left_out:
         print(f"left out: {', '.join(merged.left_out)}")
@@ -211,12 +223,23 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 
 def _trained(arguments: argparse.Namespace) -> tuple[Package, Values]:
+    from edge_runtime.package.block_head import with_block_head
     from edge_runtime.package.package import Package
-    from edge_runtime.package.slices import decode_values
+    from edge_runtime.package.slices import decode_values, head_of
 
+    if arguments.output.exists():
+        raise ModelError(f"{arguments.output} exists already; choose another --output or remove it")
     package = Package.open(arguments.package, arguments.publisher_key)
     package.verify_files()
-    return package, decode_values(arguments.slices.read_bytes(), package.manifest.slices)
+    try:
+        data = arguments.slices.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read --slices {arguments.slices}: {error.strerror}; get them with: "
+            f"edge-coordinator run fetch-slices --output {arguments.slices}"
+        ) from error
+    package = Package(package.folder, with_block_head(package.manifest, *head_of(data)), package.sha256)
+    return package, decode_values(data, package.manifest.slices)
 
 
 def _labels(arguments: argparse.Namespace) -> tuple[str, ...]:
@@ -300,7 +323,7 @@ def _head_lines(manifest: Manifest) -> list[str]:
     if manifest.head is None:
         return []
     if manifest.head_features == "own":
-        return [f"head       the folder's own ({manifest.head.target}), which training goes on from"]
+        return [f"head       a trained classifier ({manifest.head.target}), which training goes on from"]
     pooled = {"mean": "mean over tokens", "first": "first token", "last": "last token"}
     return [f"head       new, from zero, over the {pooled[manifest.head_features]}"]
 
@@ -349,6 +372,8 @@ def _quieten_libraries() -> None:
 def _read_key(path: Path) -> PrivateKey:
     from edge_runtime.protocol.signing import PrivateKey
 
+    if not path.exists():
+        raise ConfigError(f"there is no key file {path}; make one with: edge-export key {path}")
     return PrivateKey.load(path)
 
 

@@ -25,6 +25,7 @@ from edge_runtime.package.package import Package
 from edge_runtime.profile.comparisons import BackpropagationOutcome, BackpropagationSettings
 from export.model.heads import HEAD
 from export.model.load import load_model
+from export.model.own_head import UnusableHead
 from export.model.slices import SliceOptions, slice_and_tensor
 
 RATE = 1e-3
@@ -86,9 +87,16 @@ def _model(settings: BackpropagationSettings, manifest: Manifest) -> nn.Module:
         targets=tuple(specs),
     )
     features = manifest.head_features if manifest.head is not None else None
-    model = load_model(
-        Path(settings.model), len(manifest.labels), options, manifest.task, features=features
-    ).materialise()
+    folder = Path(settings.model)
+    try:
+        model = load_model(
+            folder, len(manifest.labels), options, manifest.task, features=features
+        ).materialise()
+    except UnusableHead as error:
+        raise ModelError(
+            f"{folder} has not the classifier that the package went on from: {error}; name the folder it was exported "
+            "from, or if an adapter brought the classifier, one that edge-export merge wrote"
+        ) from error
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not name.startswith(f"{HEAD}."):
             parameter.requires_grad_(slice_and_tensor(name)[0] in settings.slices)

@@ -55,8 +55,8 @@ def choose_to_show(runs: Sequence[RunSummary], given: str | None) -> Choice:
     return Choice(newest, f"run {newest}, the newest of {len(runs)}; --run NAME takes another")
 
 
-def choose_to_stop(runs: Sequence[RunSummary], given: str | None) -> Choice:
-    """The run to stop: where none is named, the only one that has not ended.
+def choose_open(runs: Sequence[RunSummary], given: str | None) -> Choice:
+    """The run to stop, pause or resume: where none is named, the only one that has not ended.
 
     Args:
         runs: all runs, oldest first.

@@ -10,11 +10,12 @@ from urllib.parse import quote, urlsplit
 import msgspec
 import urllib3
 
-from coordinator.api.admin_api import DeviceChanged, RunStopped
+from coordinator.api.admin_api import DeviceChanged, ReleaseRequest, RunPaused, RunStopped
 from coordinator.api.serve import ADDRESS, CERTIFICATE
 from coordinator.auth import ADMIN_TOKEN
 from coordinator.config import RunConfig
-from coordinator.rounds.summary import DeviceSummary, EventSummary, RunSummary
+from coordinator.rounds.summary import DeviceSummary, EventSummary, ReleaseSummary, RunSummary
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.errors import ConfigError, ProtocolError, RefusedError, UnreachableError
 from edge_runtime.protocol.connection_errors import why_no_answer
 from edge_runtime.protocol.messages import Refusal
@@ -82,6 +83,19 @@ class AdminClient:
         """The run's current slice values as safetensors bytes."""
         return self._call("GET", f"/runs/{quote(run_id, safe='')}/slices")
 
+    def publish(self, request: ReleaseRequest) -> ReleaseSummary:
+        """Publish values of a run for devices to use."""
+        return _decode(self._call("POST", "/releases", msgspec.to_builtins(request)), ReleaseSummary)
+
+    def releases(self) -> list[ReleaseSummary]:
+        """All releases, oldest first."""
+        return _decode(self._call("GET", "/releases"), list[ReleaseSummary])
+
+    def pause_run(self, run_id: str, *, paused: bool) -> RunPaused:
+        """Pause a run, or let it go on."""
+        word = "pause" if paused else "resume"
+        return _decode(self._call("POST", f"/runs/{quote(run_id, safe='')}/{word}"), RunPaused)
+
     def stop_run(self, run_id: str = "latest") -> RunStopped:
         """Stop a run, and tell which one and what it was doing."""
         return _decode(self._call("POST", f"/runs/{quote(run_id, safe='')}/stop"), RunStopped)
@@ -122,7 +136,7 @@ class AdminClient:
         """The refusal that an answer holds; without one, something else than a coordinator gave it."""
         try:
             return msgspec.json.decode(answer.data, type=Refusal)
-        except msgspec.DecodeError as error:
+        except MALFORMED as error:
             raise ProtocolError(
                 f"what answers at {self.url} ({answer.status}) is no coordinator; check host and port of the address"
             ) from error
@@ -169,5 +183,5 @@ def _read(path: Path) -> str:
 def _decode(data: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise ProtocolError(f"the coordinator's answer cannot be read: {error}") from error

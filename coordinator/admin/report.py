@@ -10,45 +10,61 @@ from msgspec import Struct
 from coordinator.admin.page import run_page
 from coordinator.rounds.summary import DeviceSummary, EventSummary, RoundSummary, RunSummary
 from edge_runtime.durable import write_durably
-from edge_runtime.figures import size
+from edge_runtime.figures import duration, size
 from edge_runtime.package.manifest import TaskKind
 
-COLUMNS = (
-    "round",
-    "accuracy",
-    "loss",
-    "up",
-    "up a task",
-    "down",
-    "seconds",
-    "peak predicted",
-    "peak measured",
-)
+#: Columns of a table of rounds, with the least width of each; those of evaluations are left out where there are none.
+COLUMNS = {
+    "round": 5,
+    "accuracy": 8,
+    "loss": 6,
+    "up": 10,
+    "up a task": 10,
+    "down": 10,
+    "time": 10,
+    "peak predicted": 14,
+    "peak measured": 13,
+}
+OF_EVALUATIONS = frozenset({"accuracy", "loss"})
 #: Events of a device and a run, and of no round, that a report lists.
 OF_A_DEVICE = frozenset({"cap_too_small", "device_set_aside", "device_resumed"})
 #: What a run is judged by, where it is not accuracy.
 JUDGED_BY: dict[TaskKind, str] = {"causal_lm": "perplexity"}
 
 
-def columns(task: TaskKind) -> tuple[str, ...]:
-    """Names of the columns for a task: perplexity stands where classification has accuracy."""
-    return tuple(JUDGED_BY.get(task, name) if name == "accuracy" else name for name in COLUMNS)
+def columns(run: RunSummary) -> tuple[str, ...]:
+    """Names of a run's columns: perplexity stands for language models where classification has accuracy."""
+    evaluated = run.config.evaluation is not None or run.initial_loss is not None
+    names = (name for name in COLUMNS if evaluated or name not in OF_EVALUATIONS)
+    return tuple(JUDGED_BY.get(run.task, name) if name == "accuracy" else name for name in names)
 
 
-def row(summary: RoundSummary, task: TaskKind) -> tuple[str, ...]:
-    """One round as texts, in the order of :func:`columns`; a dash for what was not measured."""
-    state = " gated" if summary.gated else "" if summary.state == "committed" else f" {summary.state}"
-    return (
-        f"{summary.round}{state}",
-        _score(task, summary.accuracy, summary.perplexity) or "-",
-        "-" if summary.loss is None else f"{summary.loss:.4f}",
-        size(summary.bytes_up),
-        _size(summary.bytes_up_per_task),
-        size(summary.bytes_down),
-        "-" if summary.seconds is None else f"{summary.seconds:.1f}",
-        _size(summary.predicted_peak_bytes),
-        _size(summary.measured_peak_bytes),
+def row(run: RunSummary, entry: RoundSummary) -> tuple[str, ...]:
+    """One round as texts, in the order of :func:`columns`; empty where nothing was measured."""
+    state = " gated" if entry.gated else "" if entry.state == "committed" else f" {entry.state}"
+    texts = {
+        "round": f"{entry.round}{state}",
+        "accuracy": _score(run.task, entry.accuracy, entry.perplexity),
+        "loss": "" if entry.loss is None else f"{entry.loss:.4f}",
+        "up": size(entry.bytes_up),
+        "up a task": _size(entry.bytes_up_per_task),
+        "down": size(entry.bytes_down),
+        "time": "" if entry.seconds is None else duration(entry.seconds),
+        "peak predicted": _size(entry.predicted_peak_bytes),
+        "peak measured": _size(entry.measured_peak_bytes),
+    }
+    names = {JUDGED_BY.get(run.task, name) if name == "accuracy" else name: name for name in COLUMNS}
+    return tuple(texts[names[name]] for name in columns(run))
+
+
+def line(run: RunSummary, cells: tuple[str, ...]) -> str:
+    """A line of a table whose rows come one by one: columns as wide as usual figures are."""
+    widths = (COLUMNS.get(name, COLUMNS["accuracy"]) for name in columns(run))
+    wide = (
+        cell.rjust(max(width, len(name)))
+        for cell, width, name in zip(cells, widths, columns(run), strict=True)
     )
+    return "  ".join(wide).rstrip()
 
 
 def headline(run: RunSummary) -> str:
@@ -67,15 +83,16 @@ def _score(task: TaskKind, accuracy: float | None, perplexity: float | None) -> 
 
 
 def _size(count: float | None) -> str:
-    return "-" if count is None else size(count)
+    return "" if count is None else size(count)
 
 
 def text_table(run: RunSummary) -> str:
     """All rounds of a run as aligned plain text."""
-    rows = [columns(run.task), *(row(entry, run.task) for entry in run.rounds)]
-    widths = [max(len(cells[column]) for cells in rows) for column in range(len(COLUMNS))]
+    rows = [columns(run), *(row(run, entry) for entry in run.rounds)]
+    widths = [max(len(cells[column]) for cells in rows) for column in range(len(rows[0]))]
     lines = [
-        "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)) for cells in rows
+        "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+        for cells in rows
     ]
     return "\n".join(lines)
 
@@ -119,10 +136,10 @@ def device_table(devices: list[DeviceSummary], now_s: float) -> str:
                 device.name,
                 device.device_class,
                 device.state,
-                "-" if device.seen_s is None else human_age(now_s - device.seen_s),
-                ("-" if device.cap_bytes is None else size(device.cap_bytes)),
-                "-" if device.example_count is None else str(device.example_count),
-                device.runtime_version or "-",
+                "" if device.seen_s is None else human_age(now_s - device.seen_s),
+                _size(device.cap_bytes),
+                "" if device.example_count is None else str(device.example_count),
+                device.runtime_version or "",
                 device.reason,
             )
             for device in devices
@@ -155,7 +172,7 @@ def write_report(run: RunSummary, events: list[EventSummary], folder: Path) -> N
         folder / "report.json", msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
     )
     troubles = [
-        f"  {_place(event)}  {event.device or '-'}  {event.code}: {event.message}"
+        f"  {_place(event)}  {f'{event.device}  ' if event.device else ''}{event.code}: {event.message}"
         for event in events
         if event.round is not None or event.code in OF_A_DEVICE
     ]

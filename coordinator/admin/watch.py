@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from coordinator.admin.client import AdminClient
-from coordinator.admin.report import columns, headline, row
+from coordinator.admin.report import columns, headline, line, row
 from coordinator.rounds.summary import RunSummary
 
 #: Seconds between two looks.
@@ -30,10 +30,10 @@ def watch(client: AdminClient, run_id: str, *, sleep: Callable[[float], None] = 
 def table(run: RunSummary, rows: int) -> Table:
     """The newest ``rows`` rounds of a run."""
     drawn = Table(title=headline(run), title_justify="left")
-    for column in columns(run.task):
+    for column in columns(run):
         drawn.add_column(column, justify="right")
     for entry in run.rounds[-rows:]:
-        drawn.add_row(*row(entry, run.task))
+        drawn.add_row(*row(run, entry))
     return drawn
 
 
@@ -52,7 +52,7 @@ def _watch_live(client: AdminClient, run_id: str, sleep: Callable[[float], None]
 def _watch_lines(client: AdminClient, run_id: str, sleep: Callable[[float], None]) -> RunSummary:
     write = sys.stdout.write
     run = client.run(run_id)
-    write("  ".join(columns(run.task)) + "\n")
+    write(line(run, columns(run)) + "\n")
     shown = 0
     while True:
         ended = run.state in ENDED
@@ -61,7 +61,7 @@ def _watch_lines(client: AdminClient, run_id: str, sleep: Callable[[float], None
             entry = run.rounds[shown]
             if not ended and (entry.state not in ("committed", "abandoned") or awaits_evaluation(run, shown)):
                 break
-            write("  ".join(row(entry, run.task)) + "\n")
+            write(line(run, row(run, entry)) + "\n")
             shown += 1
         sys.stdout.flush()
         if ended:

@@ -7,30 +7,33 @@ from functools import partial
 from typing import Annotated, Any
 
 from litestar import Request, Response, Router, get, post
-from litestar.connection import ASGIConnection
 from litestar.datastructures import State
 from litestar.di import NamedDependency
-from litestar.handlers.base import BaseRouteHandler
 from litestar.params import FromPath, JSONBody, QueryParameter
 from litestar.response import Stream
 from msgspec import Meta, Struct
 
 from coordinator import auth
+from coordinator.api.access import ACCESS, Access
 from coordinator.api.app_state import AppState
 from coordinator.api.device_api import serve_file
 from coordinator.config import run_config
 from coordinator.refusals import NotFoundError, UnusableError
-from coordinator.rounds import runs, set_aside
+from coordinator.rounds import releases, runs, set_aside
 from coordinator.rounds.summary import (
     DeviceSummary,
     EventSummary,
+    ReleaseSummary,
     RunSummary,
     devices_of,
     events_of,
+    releases_of,
     summarise,
 )
 from coordinator.storage import run_rows
+from coordinator.storage.release_rows import Limits
 from edge_runtime.errors import EdgeError
+from edge_runtime.protocol.messages import Count, LossLimit, Share
 
 MAX_EVENTS = 1000
 
@@ -80,6 +83,20 @@ class RunStopped(Struct, frozen=True):
     was: str
 
 
+class RunPaused(Struct, frozen=True):
+    """A run that was paused or resumed.
+
+    Attributes:
+        run_id: id of the run.
+        paused: whether it is paused now.
+        changed: whether it was not so before.
+    """
+
+    run_id: str
+    paused: bool
+    changed: bool
+
+
 class DeviceChanged(Struct, frozen=True):
     """A device that something was done about.
 
@@ -92,11 +109,22 @@ class DeviceChanged(Struct, frozen=True):
     name: str
 
 
-async def require_admin(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Guard of every handler here: refuse whoever does not hold the operator's token."""
-    del handler
-    app_state: AppState = connection.app.state.app_state
-    auth.check_admin(connection.headers.get("authorization", ""), app_state.admin_token)
+class ReleaseRequest(Struct, frozen=True):
+    """A request to publish a run's values for devices to use.
+
+    Attributes:
+        run_id: id of the run; ``latest`` names the newest.
+        round: number of the committed round after which the values stood; unset: those that the run is evaluated by.
+        lowest_accuracy: least share of right predictions that a device must find on its own rows; unset asks for none.
+        highest_loss: largest mean cross-entropy that it may find there; unset asks for none.
+        each_round: whether each further committed round of the run becomes a release, too.
+    """
+
+    run_id: str = "latest"
+    round: Count | None = None
+    lowest_accuracy: Share | None = None
+    highest_loss: LossLimit | None = None
+    each_round: bool = False
 
 
 @post("/tokens")
@@ -166,7 +194,7 @@ async def show_run(run_id: FromPath[str], app_state: NamedDependency[AppState]) 
 async def list_events(
     run_id: FromPath[str],
     app_state: NamedDependency[AppState],
-    after: Annotated[int, QueryParameter(ge=0)] = 0,
+    after: Annotated[int, QueryParameter(ge=0, le=1 << 62)] = 0,
     limit: Annotated[int, QueryParameter(ge=1, le=MAX_EVENTS)] = MAX_EVENTS,
 ) -> list[EventSummary]:
     """Events with an id above ``after``, oldest first."""
@@ -207,9 +235,56 @@ async def stop_run(run_id: FromPath[str], app_state: NamedDependency[AppState]) 
     return RunStopped(run.run_id, run.state)
 
 
+@post("/releases")
+async def publish_release(
+    data: JSONBody[ReleaseRequest], app_state: NamedDependency[AppState]
+) -> ReleaseSummary:
+    """Publish values of a run; devices fetch them at their next check-in."""
+    limits = Limits(data.lowest_accuracy, data.highest_loss)
+    row = await app_state.write(
+        lambda connection: releases.publish(
+            app_state.stores,
+            connection,
+            data.run_id,
+            data.round,
+            limits,
+            each_round=data.each_round,
+            now_s=app_state.clock(),
+        )
+    )
+    return ReleaseSummary(**vars(row), devices=0)
+
+
+@get("/releases")
+async def list_releases(app_state: NamedDependency[AppState]) -> list[ReleaseSummary]:
+    """All releases, oldest first, and how many devices have decided about each."""
+    return await app_state.read(releases_of)
+
+
+@post("/runs/{run_id:str}/pause", status_code=200)
+async def pause_run(run_id: FromPath[str], app_state: NamedDependency[AppState]) -> RunPaused:
+    """Pause a run: no round opens and no device is asked; what devices work on already is still taken."""
+    return await _pause(app_state, run_id, paused=True)
+
+
+@post("/runs/{run_id:str}/resume", status_code=200)
+async def resume_run(run_id: FromPath[str], app_state: NamedDependency[AppState]) -> RunPaused:
+    """Let a paused run go on."""
+    return await _pause(app_state, run_id, paused=False)
+
+
+async def _pause(app_state: AppState, run_id: str, *, paused: bool) -> RunPaused:
+    run = await app_state.write(
+        lambda connection: runs.pause_run(
+            app_state.stores, connection, run_id, paused=paused, now_s=app_state.clock()
+        )
+    )
+    app_state.wake.set()
+    return RunPaused(run.run_id, paused, run.paused != paused)
+
+
 ROUTER = Router(
     "/v1/admin",
-    guards=[require_admin],
     route_handlers=[
         create_token,
         list_devices,
@@ -221,6 +296,11 @@ ROUTER = Router(
         list_events,
         fetch_slices,
         stop_run,
+        publish_release,
+        list_releases,
+        pause_run,
+        resume_run,
     ],
+    opt={ACCESS: Access.OPERATOR},
     tags=["admin"],
 )

@@ -1,125 +1,176 @@
-"""The ASGI application: middleware, device API, admin API, and the two loops behind them."""
+"""The ASGI application: middleware, device API, admin API, and the loops behind them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from litestar import Litestar, Request, Response, get
+from litestar import Litestar, Request, Response, Router, get
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
+from litestar.middleware import DefineMiddleware
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
 from coordinator.api import admin_api, device_api
+from coordinator.api.access import ACCESS, Access, stated_access
 from coordinator.api.app_state import AppState, Clock
-from coordinator.api.middleware import AdminMiddleware, DeviceMiddleware
+from coordinator.api.loops import for_ever, patiently
+from coordinator.api.middleware import AccessMiddleware, ReadRequest
 from coordinator.api.schema_page import SchemaPage
-from coordinator.api.statuses import status_of
-from coordinator.auth import load_admin_token
-from coordinator.refusals import RefusalError
-from coordinator.rounds import evaluation, state_machine
+from coordinator.api.statuses import headers_of, status_of
+from coordinator.auth import forget_nonces, load_admin_token
+from coordinator.clock import SteadyClock
+from coordinator.events import record
+from coordinator.refusals import RefusalError, UnavailableError
+from coordinator.rounds import evaluation, retention, state_machine
 from coordinator.storage import round_rows
 from coordinator.storage.stores import open_stores
+from coordinator.storage.trouble import trouble_of
 from edge_runtime import __version__ as runtime_version
-from edge_runtime.protocol.messages import MAX_RESULT_BYTES, Refusal
+from edge_runtime.protocol.messages import Refusal
 
 log = logging.getLogger("coordinator")
 
 #: Longest time between two looks at the open round; requests that may move it wake the loop at once.
 TICK_S = 0.2
+#: Time from one look at what can be forgotten to the next. Nonces are many: each look shall find few.
+NONCES_S = 5.0
+RETENTION_S = 600.0
 
 
 def create_app(
-    state: Path, *, clock: Clock = time.time, on_crash: Callable[[], None] = lambda: None
-) -> DeviceMiddleware:
-    """The application on a state folder.
+    state: Path,
+    *,
+    clock: Clock | None = None,
+    wall: Clock = time.time,
+    on_crash: Callable[[], None] = lambda: None,
+) -> Litestar:
+    """The application on a state folder, with what its requests share in ``app.state.app_state``.
 
     Args:
         state: state folder, created and filled on first use.
-        clock: function that tells the seconds since 1970.
+        clock: seconds since 1970, in time that does not jump; None counts it from now on.
+        wall: seconds since 1970 by the machine's clock.
         on_crash: function that is called if a loop behind the API ends by an error that nobody foresaw, so that the
             server can stop.
 
     Raises:
         ConfigError: the state folder cannot be used.
+        ResourceError: it cannot be used now; waiting helps.
+        LookupError: a route does not say who may call it.
     """
-    app_state = AppState(open_stores(state), load_admin_token(state), clock)
-
-    @asynccontextmanager
-    async def loops(app: Litestar) -> AsyncIterator[None]:
-        del app
-        await asyncio.to_thread(state_machine.resume, app_state.stores, app_state.clock())
-        running = [
-            asyncio.create_task(play_rounds(app_state)),
-            asyncio.create_task(evaluate_models(app_state)),
-        ]
-        for loop in running:
-            loop.add_done_callback(partial(_report_crash, on_crash=on_crash))
-        try:
-            yield
-        finally:
-            for loop in running:
-                loop.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-            app_state.close()
+    stores = open_stores(state)
+    app_state = AppState(stores, load_admin_token(state), clock or SteadyClock(wall), wall)
 
     async def provide_app_state() -> AppState:
         return app_state
 
     app = Litestar(
-        [health, *device_api.HANDLERS, admin_api.ROUTER],
+        ROUTERS,
         dependencies={"app_state": Provide(provide_app_state)},
+        middleware=[DefineMiddleware(AccessMiddleware, app_state=app_state)],  # type: ignore[arg-type] # ASGI, untyped
         exception_handlers={
             RefusalError: answer_refusal,
             HTTPException: answer_http_error,
             Exception: answer_crash,
         },
-        lifespan=[loops],
+        lifespan=[partial(_loops, app_state, on_crash)],
         openapi_config=OpenAPIConfig(
             title="Edge coordinator",
             version=runtime_version,
+            openapi_router=Router(
+                "/schema", route_handlers=[], opt={ACCESS: Access.ANYBODY}, include_in_schema=False
+            ),
             render_plugins=[SchemaPage(), JsonRenderPlugin()],
         ),
-        request_max_body_size=MAX_RESULT_BYTES,
+        request_class=ReadRequest,
         logging_config=None,
         signature_namespace={"AppState": AppState},
     )
+    stated_access(app)
     app.state.app_state = app_state
-    return DeviceMiddleware(AdminMiddleware(app), app_state)
+    return app
+
+
+@asynccontextmanager
+async def _loops(app_state: AppState, on_crash: Callable[[], None], app: Litestar) -> AsyncIterator[None]:
+    """What goes on behind the requests, from the start of the application to its end."""
+    del app
+    await patiently("resume", partial(_resume, app_state))
+    running = [
+        asyncio.create_task(for_ever("rounds", partial(play_rounds, app_state)), name="rounds"),
+        asyncio.create_task(for_ever("evaluations", partial(evaluate_models, app_state)), name="evaluations"),
+        asyncio.create_task(for_ever("nonces", partial(forget_old_nonces, app_state)), name="nonces"),
+        asyncio.create_task(for_ever("retention", partial(clear_out, app_state)), name="retention"),
+    ]
+    for loop in running:
+        loop.add_done_callback(partial(_report_crash, on_crash=on_crash))
+    try:
+        yield
+    finally:
+        for loop in running:
+            loop.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        app_state.close()
+
+
+async def _resume(app_state: AppState) -> None:
+    await asyncio.to_thread(state_machine.resume, app_state.stores, app_state.clock())
 
 
 async def play_rounds(app_state: AppState) -> None:
-    """Play the open round whenever something happened, and at least every :data:`TICK_S`."""
-    while True:
-        app_state.wake.clear()
-        up_bytes, down_bytes = app_state.traffic.take()
-        if up_bytes or down_bytes:
-            await app_state.write(partial(round_rows.add_bytes, up_bytes=up_bytes, down_bytes=down_bytes))
-        await asyncio.to_thread(state_machine.play, app_state.stores, app_state.clock())
-        try:
-            await asyncio.wait_for(app_state.wake.wait(), TICK_S)
-        except TimeoutError:
-            continue
+    """Play the open round once, and wait until something happened, for :data:`TICK_S` at most."""
+    app_state.wake.clear()
+    await _look_at_clock(app_state)
+    up_bytes, down_bytes = app_state.traffic.take()
+    if up_bytes or down_bytes:
+        await app_state.write(partial(round_rows.add_bytes, up_bytes=up_bytes, down_bytes=down_bytes))
+    await asyncio.to_thread(state_machine.play, app_state.stores, app_state.clock())
+    with suppress(TimeoutError):
+        await asyncio.wait_for(app_state.wake.wait(), TICK_S)
+
+
+async def _look_at_clock(app_state: AppState) -> None:
+    """Tell operators when the machine's clock was set: nothing is held or lost by it."""
+    step_s = app_state.steps.step_s()
+    if step_s:
+        message = (
+            f"this machine's clock was set {'forward' if step_s > 0 else 'back'} by {abs(step_s):.0f} s; deadlines go "
+            "by elapsed time, and requests are accepted by either clock"
+        )
+        await app_state.write(partial(record, at_s=app_state.clock(), code="clock_set", message=message))
 
 
 async def evaluate_models(app_state: AppState) -> None:
-    """Make the evaluations that wait, one at a time."""
-    while True:
-        waiting = await asyncio.to_thread(evaluation.next_evaluation, app_state.stores)
-        if waiting is None:
-            await asyncio.sleep(TICK_S)
-            continue
-        outcome = await evaluation.evaluate(waiting)
-        await app_state.write(
-            partial(evaluation.store_evaluation, evaluation=waiting, outcome=outcome, now_s=app_state.clock())
-        )
+    """Make an evaluation if one waits."""
+    waiting = await asyncio.to_thread(evaluation.next_evaluation, app_state.stores)
+    if waiting is None:
+        await asyncio.sleep(TICK_S)
+        return
+    outcome = await evaluation.evaluate(waiting)
+    await app_state.write(
+        partial(evaluation.store_evaluation, evaluation=waiting, outcome=outcome, now_s=app_state.clock())
+    )
+
+
+async def clear_out(app_state: AppState) -> None:
+    """Remove what nobody needs any more, and wait for :data:`RETENTION_S`."""
+    await asyncio.to_thread(retention.clear_out, app_state.stores, app_state.wall())
+    await asyncio.sleep(RETENTION_S)
+
+
+async def forget_old_nonces(app_state: AppState) -> None:
+    """Forget the nonces that no request can carry any more, and wait for :data:`NONCES_S`."""
+    await app_state.write(partial(forget_nonces, now_s=app_state.clock(), wall_s=app_state.wall()))
+    await asyncio.sleep(NONCES_S)
 
 
 @get("/healthz", sync_to_thread=False)
@@ -130,11 +181,15 @@ def health() -> dict[str, str]:
 
 def answer_refusal(request: Request[Any, Any, Any], refusal: RefusalError) -> Response[Refusal]:
     """A refusal in the protocol's own form."""
-    return _refuse(request.method, status_of(refusal), refusal.code, refusal.message)
+    traceback.clear_frames(
+        refusal.__traceback__
+    )  # an error and its frames hold each other, and these a whole body
+    return _refuse(request.method, status_of(refusal), refusal.code, refusal.message, headers_of(refusal))
 
 
 def answer_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Refusal]:
     """A refusal by the framework, for a path, method or body that it does not accept, in the protocol's own form."""
+    traceback.clear_frames(error.__traceback__)
     codes = {400: "malformed", 404: "unknown_path", 405: "unknown_method", 413: "too_large"}
     code = codes.get(error.status_code, f"http_{error.status_code}")
     fields = error.extra if isinstance(error.extra, list) else []
@@ -147,14 +202,30 @@ def answer_http_error(request: Request[Any, Any, Any], error: HTTPException) -> 
 
 
 def answer_crash(request: Request[Any, Any, Any], error: Exception) -> Response[Refusal]:
-    """An error that nobody foresaw: its traceback goes to the log, a bare 500 to the other side."""
+    """Trouble that passes is answered with 503; what nobody foresaw with a bare 500, its traceback goes to the log."""
+    trouble = trouble_of(error)
+    if trouble is not None:
+        log.warning("trouble where=request method=%s reason=%r", request.method, trouble)
+        message = f"the coordinator cannot answer now: {trouble}; try again later"
+        return answer_refusal(request, UnavailableError("trouble", message))
     log.error("crashed method=%s path=%s", request.method, request.url.path, exc_info=error)
     return Response(Refusal("internal", "the coordinator failed; its log tells why"), status_code=500)
 
 
-def _refuse(method: str, status: int, code: str, message: str) -> Response[Refusal]:
+def _refuse(
+    method: str, status: int, code: str, message: str, headers: dict[str, str] | None = None
+) -> Response[Refusal]:
     log.info("refused method=%s code=%s status=%d", method, code, status)
-    return Response(Refusal(code, message[:2000]), status_code=status)
+    return Response(Refusal(code, message[:2000]), status_code=status, headers=headers)
+
+
+#: Each route's access is stated by its router.
+ROUTERS = (
+    Router("/", route_handlers=[health], opt={ACCESS: Access.ANYBODY}),
+    device_api.ENROLMENT,
+    device_api.ROUTER,
+    admin_api.ROUTER,
+)
 
 
 def _report_crash(loop: asyncio.Task[None], on_crash: Callable[[], None]) -> None:

@@ -8,28 +8,31 @@ from functools import partial
 from pathlib import Path
 
 import anyio
-from litestar import Request, Response, get, post, put
+from litestar import Request, Response, Router, get, post, put
 from litestar.datastructures import State
-from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody, MsgPackBody
 from litestar.response import Stream
 from litestar.status_codes import HTTP_200_OK, HTTP_204_NO_CONTENT
 
 from coordinator import auth
+from coordinator.api.access import ACCESS, MAX_BODY_BYTES, Access
 from coordinator.api.app_state import AppState
 from coordinator.api.middleware import DEVICE
 from coordinator.auth import Device
-from coordinator.refusals import NotFoundError, UnauthenticatedError
+from coordinator.refusals import NotFoundError
 from coordinator.rounds import results, tasks
 from edge_runtime.errors import DigestError
 from edge_runtime.protocol.messages import (
+    MAX_RESULT_BYTES,
     CheckInRequest,
     CheckInResponse,
+    ComeBack,
     DeviceEvent,
     EnrolRequest,
     EnrolResponse,
     Result,
     ResultReceipt,
+    Standing,
 )
 
 CHUNK_BYTES = 256 << 10
@@ -37,62 +40,80 @@ DeviceRequest = Request[None, None, State]
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
-@post("/v1/devices/enrol", tags=["device"])
-async def enrol(data: JSONBody[EnrolRequest], app_state: NamedDependency[AppState]) -> EnrolResponse:
+def _shared(request: DeviceRequest) -> AppState:
+    """What all requests share. Dependencies of the framework would cost a tenth of a check-in."""
+    app_state: AppState = request.app.state.app_state
+    return app_state
+
+
+def _device(request: DeviceRequest) -> Device:
+    """The device whose signature was verified before the request came here."""
+    device: Device = request.scope["state"][DEVICE]
+    return device
+
+
+@post("/enrol")
+async def enrol(data: JSONBody[EnrolRequest], request: DeviceRequest) -> EnrolResponse:
     """Join with a one-time token."""
+    app_state = _shared(request)
     device_id = await app_state.write(partial(auth.enrol, request=data, now_s=app_state.clock()))
     return EnrolResponse(device_id, app_state.stores.key.public_key)
 
 
-@post("/v1/check-in", tags=["device"], status_code=HTTP_200_OK)
-async def check_in(
-    data: JSONBody[CheckInRequest], app_state: NamedDependency[AppState], request: DeviceRequest
-) -> CheckInResponse:
+@post("/check-in", status_code=HTTP_200_OK)
+async def check_in(data: JSONBody[CheckInRequest], request: DeviceRequest) -> CheckInResponse:
     """Offer the device for work."""
+    app_state, device = _shared(request), _device(request)
     answer: CheckInResponse = await app_state.write(
-        lambda connection: tasks.check_in(
-            app_state.stores, connection, _device(request), data, now_s=app_state.clock()
-        )
+        lambda connection: tasks.check_in(app_state.stores, connection, device, data, now_s=app_state.clock())
     )
-    app_state.wake.set()
+    if not isinstance(answer, ComeBack):  # a place was taken or given up; else the next tick will do
+        app_state.wake.set()
     return answer
 
 
-@put("/v1/tasks/{task_id:str}/result", tags=["device"])
+@put("/tasks/{task_id:str}/result", opt={MAX_BODY_BYTES: MAX_RESULT_BYTES})
 async def deliver(
     task_id: FromPath[str],
     data: MsgPackBody[Result],
-    app_state: NamedDependency[AppState],
     request: DeviceRequest,
 ) -> ResultReceipt:
     """Deliver a task's result; repeating it is harmless."""
+    app_state, device = _shared(request), _device(request)
     receipt = await app_state.write(
         lambda connection: results.accept(
-            app_state.stores, connection, _device(request), task_id, data, now_s=app_state.clock()
+            app_state.stores, connection, device, task_id, data, now_s=app_state.clock()
         )
     )
     app_state.wake.set()
     return receipt
 
 
-@post("/v1/events", tags=["device"], status_code=HTTP_204_NO_CONTENT)
-async def report(
-    data: JSONBody[DeviceEvent], app_state: NamedDependency[AppState], request: DeviceRequest
-) -> None:
-    """Tell operators something, or give a task back."""
-    await app_state.write(
-        partial(tasks.report_event, device=_device(request), event=data, now_s=app_state.clock())
+@post("/tasks/{task_id:str}/alive", status_code=HTTP_200_OK, opt={MAX_BODY_BYTES: 0})
+async def say_alive(task_id: FromPath[str], request: DeviceRequest) -> Standing:
+    """Say that a task is being worked on, so that its place waits for it."""
+    app_state, device = _shared(request), _device(request)
+    standing: Standing = await app_state.write(
+        lambda connection: tasks.say_alive(
+            app_state.stores, connection, device, task_id, now_s=app_state.clock()
+        )
     )
+    return standing
+
+
+@post("/events", status_code=HTTP_204_NO_CONTENT)
+async def report(data: JSONBody[DeviceEvent], request: DeviceRequest) -> None:
+    """Tell operators something, or give a task back."""
+    app_state, device = _shared(request), _device(request)
+    await app_state.write(partial(tasks.report_event, device=device, event=data, now_s=app_state.clock()))
     app_state.wake.set()
 
 
-@get("/v1/blobs/{sha256:str}", tags=["device"])
-async def fetch_blob(
-    sha256: FromPath[str], app_state: NamedDependency[AppState], request: DeviceRequest
-) -> Response[None] | Stream:
+@get("/blobs/{sha256:str}")
+async def fetch_blob(sha256: FromPath[str], request: DeviceRequest) -> Response[None] | Stream:
     """Bytes of a blob, whole or one range of them."""
     try:
-        path = app_state.stores.blobs.find(sha256)
+        path = _shared(request).stores.blobs.find(sha256)
     except DigestError as error:
         raise NotFoundError("unknown_blob", str(error)) from error
     if path is None:
@@ -155,11 +176,10 @@ async def _chunks(path: Path, first: int, end: int) -> AsyncIterator[bytes]:
             yield chunk
 
 
-def _device(request: DeviceRequest) -> Device:
-    device = request.scope["state"].get(DEVICE)
-    if not isinstance(device, Device):
-        raise UnauthenticatedError("unsigned", "this request must be signed by an enrolled device")
-    return device
-
-
-HANDLERS = [enrol, check_in, deliver, report, fetch_blob]
+ENROLMENT = Router("/v1/devices", route_handlers=[enrol], opt={ACCESS: Access.TOKEN_HOLDER}, tags=["device"])
+ROUTER = Router(
+    "/v1",
+    route_handlers=[check_in, deliver, say_alive, report, fetch_blob],
+    opt={ACCESS: Access.DEVICE},
+    tags=["device"],
+)

@@ -1,64 +1,84 @@
-"""The ASGI layers before every handler: they bound bodies, verify devices and count bytes.
+"""The one layer before every handler: it decides who may call, bounds and verifies the body, and counts bytes.
 
-They sit below the framework because a signature is over the exact path and body bytes, which only exist here.
+It sits behind the framework's routing, where it is known which route a request reaches, and before its parsing, where
+the exact path and bytes still exist that a signature covers. Limits come before trust: of somebody who is not known yet
+nothing is read but headers, or the few bytes that a one-time token comes in.
 """
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
 import msgspec
+from litestar import Request
+from litestar.datastructures import State
 
+from coordinator.api.access import Access, access_of, max_body_bytes_of
 from coordinator.api.app_state import AppState
-from coordinator.api.statuses import status_of
-from coordinator.auth import Device, authenticate, identify
-from coordinator.refusals import MalformedError, RefusalError, TooLargeError
-from edge_runtime.protocol.messages import MAX_CONTROL_BYTES, MAX_RESULT_BYTES, Refusal
+from coordinator.api.body import (
+    Body,
+    Message,
+    Receive,
+    Scope,
+    announced_bytes,
+    check_size,
+    read_into,
+)
+from coordinator.api.statuses import headers_of, status_of
+from coordinator.auth import authenticate, check_admin
+from coordinator.refusals import MalformedError, RefusalError, UnauthenticatedError, UnavailableError
+from coordinator.storage.stores import INCOMING
+from coordinator.storage.trouble import trouble_of
+from edge_runtime.decoding import MALFORMED
+from edge_runtime.errors import SignatureError
+from edge_runtime.protocol.messages import Refusal
+from edge_runtime.protocol.signing import check_body
 
 log = logging.getLogger("coordinator")
 
-# The interface as the ASGI specification has it: open dictionaries.
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
 
-API = "/v1/"
-ADMIN = "/v1/admin/"
-ENROL = "/v1/devices/enrol"
-#: Key of the verified device in the request's scope.
+#: Keys of the verified device and of the body in the request's scope.
 DEVICE = "edge_device"
+BODY = "edge_body"
+#: Longest time in which nobody takes the next piece of an answer.
+SEND_SILENCE_S = 60.0
 
 
-class AdminMiddleware:
-    """Bounds the bodies of operators' requests; their token is checked by the guard of the handlers.
+class ReadRequest(Request[None, None, State]):
+    """A request whose body was read before its handler was asked."""
 
-    Args:
-        app: application behind it.
-    """
+    async def body(self) -> bytes:
+        """The body, whole."""
+        body: Body = self.scope["state"][BODY]
+        return body.read()
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    async def json(self) -> Any:
+        """The message that the handler takes, and nothing else: what is no such message is never built."""
+        return self._decoded(msgspec.json.decode, await self.body())
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection (ASGI)."""
-        if scope["type"] != "http" or not scope["path"].startswith(ADMIN):
-            await self._app(scope, receive, send)
-            return
+    async def msgpack(self) -> Any:
+        """The same of MessagePack."""
+        return self._decoded(msgspec.msgpack.decode, await self.body())
+
+    def _decoded(self, decode: Callable[..., Any], body: bytes) -> Any:
+        field = self.route_handler.parsed_data_field
         try:
-            body = await _read_body(scope, receive)
-        except RefusalError as refusal:
-            await _send_refusal(send, scope["method"], refusal)
-            return
-        await self._app(scope, _replaying(body, receive), send)
+            return decode(body, type=Any if field is None else field.annotation)
+        except MALFORMED as error:
+            raise MalformedError(
+                "malformed", f"the body is not what is expected here: {error}"[:1000]
+            ) from None
 
 
-class DeviceMiddleware:
-    """Bounds the bodies of devices' requests, verifies their signatures, and counts bytes both ways.
+class AccessMiddleware:
+    """Lets a request through to its handler, or answers it.
 
     Args:
         app: application behind it.
@@ -67,49 +87,90 @@ class DeviceMiddleware:
 
     def __init__(self, app: ASGIApp, app_state: AppState) -> None:
         self._app = app
-        self.app_state = app_state
+        self._app_state = app_state
+        self._incoming = app_state.stores.folder / INCOMING
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection (ASGI)."""
-        path = scope["path"] if scope["type"] == "http" else ""
-        if not path.startswith(API) or path.startswith(ADMIN):
-            await self._app(scope, receive, send)
-            return
-        counted = self._counting(send)
-        try:
-            body = await self._admit(scope, receive)
-        except RefusalError as refusal:
-            await _send_refusal(counted, scope["method"], refusal)
-            return
-        await self._app(scope, _replaying(body, receive), counted)
+        """Serve one request (ASGI)."""
+        right = access_of(scope["route_handler"])
+        if right in (Access.DEVICE, Access.TOKEN_HOLDER):
+            send = self._counting(send)
+        with Body(self._incoming) as body:
+            try:
+                await self._admit(right, scope, receive, body)
+            except RefusalError as refusal:
+                await _send_refusal(send, scope["method"], refusal)
+                return
+            except OSError as error:
+                await _send_refusal(send, scope["method"], _unavailable(error))
+                return
+            scope["state"][BODY] = body
+            if not body.is_large:
+                await self._app(scope, receive, send)
+                return
+            async with self._app_state.large_body:  # parsed in memory, so one at a time
+                try:
+                    await self._app(scope, receive, send)
+                finally:
+                    # The framework keeps what it parsed as long as the connection, and in cycles.
+                    scope["state"].clear()
+                    gc.collect(1)
 
-    async def _admit(self, scope: Scope, receive: Receive) -> bytes:
-        """The body, read within bounds and verified; the device is then in ``scope``."""
-        if scope["query_string"]:
-            raise MalformedError("query_refused", "the device API takes no query: it would not be signed")
-        path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1").partition("?")[0]
+    async def _admit(self, right: Access, scope: Scope, receive: Receive, body: Body) -> None:
+        """Read and verify the body of somebody who may send one; a device is then in ``scope``."""
+        # 1. What is too large whoever asks.
+        limit = max_body_bytes_of(scope["route_handler"])
+        check_size(announced_bytes(scope), limit)
+        # 2. Who asks? A device's signature covers the body by its digest, so it is verified before the body is read.
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        now_s = self.app_state.clock()
-        if path != ENROL:
-            await self.app_state.read(partial(identify, headers=headers, now_s=now_s))
-        body = await _read_body(scope, receive)
-        self.app_state.traffic.add(up_bytes=len(body))
-        if path != ENROL:
-            device: Device = await self.app_state.write(
+        signature = None
+        if right is Access.OPERATOR:
+            check_admin(headers.get("authorization", ""), self._app_state.admin_token)
+        elif right in (Access.DEVICE, Access.TOKEN_HOLDER) and scope["query_string"]:
+            raise MalformedError("query_refused", "the device API takes no query: it would not be signed")
+        if right is Access.DEVICE:
+            path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1").partition("?")[0]
+            device, signature = await self._app_state.write(
                 partial(
-                    authenticate, headers=headers, method=scope["method"], path=path, body=body, now_s=now_s
+                    authenticate,
+                    headers=headers,
+                    method=scope["method"],
+                    path=path,
+                    now_s=self._app_state.clock(),
+                    wall_s=self._app_state.wall(),
                 )
             )
             scope["state"][DEVICE] = device
-        return body
+        # 3. Only then the body.
+        await read_into(body, receive, limit)
+        if right in (Access.DEVICE, Access.TOKEN_HOLDER):
+            self._app_state.traffic.add(up_bytes=body.size)
+        if signature is not None:
+            try:
+                check_body(signature, body.sha256)
+            except SignatureError as error:
+                raise UnauthenticatedError("bad_signature", str(error)) from error
 
     def _counting(self, send: Send) -> Send:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.body":
-                self.app_state.traffic.add(down_bytes=len(message.get("body", b"")))
-            await send(message)
+                self._app_state.traffic.add(down_bytes=len(message.get("body", b"")))
+            if not message.get("more_body", False):
+                await send(message)
+                return
+            async with asyncio.timeout(SEND_SILENCE_S):  # of a download that nobody takes
+                await send(message)
 
         return counted
+
+
+def _unavailable(error: OSError) -> UnavailableError:
+    """Trouble of this machine while a body came in; what is not trouble is raised again."""
+    trouble = trouble_of(error)
+    if trouble is None:
+        raise error
+    log.warning("trouble where=body reason=%r", trouble)
+    return UnavailableError("trouble", f"the coordinator cannot take a body now: {trouble}; try again later")
 
 
 async def _send_refusal(send: Send, method: str, refusal: RefusalError) -> None:
@@ -125,43 +186,8 @@ async def _send_refusal(send: Send, method: str, refusal: RefusalError) -> None:
                 (b"content-type", b"application/json"),
                 (b"content-length", str(len(body)).encode()),
                 (b"connection", b"close"),
+                *((name.lower().encode(), value.encode()) for name, value in headers_of(refusal).items()),
             ],
         }
     )
     await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-async def _read_body(scope: Scope, receive: Receive) -> bytes:
-    limit = (
-        MAX_RESULT_BYTES
-        if scope["method"] == "PUT" and scope["path"].endswith("/result")
-        else MAX_CONTROL_BYTES
-    )
-    announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-    if not announced.isdigit() or int(announced) > limit:
-        raise TooLargeError("too_large", f"the body is announced with more than the limit of {limit} bytes")
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise MalformedError("malformed", "the connection closed before the body was complete")
-        chunk: bytes = message.get("body", b"")
-        chunks.append(chunk)
-        size += len(chunk)
-        if size > limit:
-            raise TooLargeError("too_large", f"the body exceeds the limit of {limit} bytes")
-        if not message.get("more_body", False):
-            return b"".join(chunks)
-
-
-def _replaying(body: bytes, receive: Receive) -> Receive:
-    """A ``receive`` that hands the body out again, then waits for the connection as before."""
-    waiting = [body]
-
-    async def replay() -> Message:
-        if waiting:
-            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
-        return await receive()
-
-    return replay

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import logging
 import os
 import socket
 import ssl
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import uvicorn
 
 from coordinator.api.app import create_app
-from edge_runtime.durable import write_durably
+from coordinator.api.connections import (
+    ACCEPTED_AT_ONCE,
+    MAX_HEADER_BYTES,
+    BoundedProtocol,
+    Connections,
+    Listener,
+    most_connections,
+)
+from edge_runtime.durable import make_private_folder, write_durably
 from edge_runtime.errors import ConfigError
 from edge_runtime.folder_lock import claim_folder
 from edge_runtime.protocol.addresses import is_loopback, reachable_host
+from edge_runtime.trouble import unusable
 
 log = logging.getLogger("coordinator")
 
@@ -30,6 +41,8 @@ LOCK = "lock"
 #: known by it, whatever names it has. Without TLS there is none.
 CERTIFICATE = "certificate.sha256"
 MAX_PORT = 65535
+#: New objects from one search for garbage to the next. A request makes hundreds, nearly all without cycles.
+GC_THRESHOLD = 20_000
 
 
 @dataclass(frozen=True)
@@ -81,9 +94,12 @@ class CoordinatorServer:
     def run(self) -> None:
         """Serve until SIGINT, SIGTERM or :meth:`stop`."""
         log.info("serving url=%s state=%s", self.url, self.state)
+        gc.freeze()  # what was imported stays for good, and need not be looked through again and again
+        gc.set_threshold(GC_THRESHOLD)
         try:
             self.server.run(sockets=[self.listener])
         finally:
+            (self.state / ADDRESS).unlink(missing_ok=True)  # it would name nobody
             self.lock.close()
 
     def stop(self) -> None:
@@ -116,11 +132,16 @@ def bind(options: ServeOptions) -> CoordinatorServer:
         app = create_app(options.state, on_crash=on_crash)
         config = uvicorn.Config(
             app,
+            http=partial(BoundedProtocol, connections=Connections(most_connections())),  # type: ignore[arg-type]
+            ws="none",
+            backlog=ACCEPTED_AT_ONCE,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             ssl_certfile=options.tls_cert,
             ssl_keyfile=options.tls_key,
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             lifespan="on",
             timeout_keep_alive=30,
             timeout_graceful_shutdown=5,
@@ -156,10 +177,10 @@ def _note_certificate(options: ServeOptions) -> None:
 
 def _claim(state: Path) -> BinaryIO:
     try:
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private_folder(state)
         return claim_folder(state / LOCK, what=f"the state folder {state}", who="edge-coordinator")
     except OSError as error:
-        raise ConfigError(f"cannot use the state folder {state}: {error.strerror}") from error
+        raise unusable(f"the state folder {state}", error) from error
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -176,7 +197,7 @@ def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET if socket.AF_INET in families else families[0]
     both = host == "::" and socket.has_dualstack_ipv6()
     try:
-        return socket.create_server((host, port), family=family, dualstack_ipv6=both)
+        return Listener.of(socket.create_server((host, port), family=family, dualstack_ipv6=both))
     except OSError as error:
         way_out = "choose another --port"
         if error.errno == errno.EADDRNOTAVAIL:

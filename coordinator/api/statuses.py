@@ -9,7 +9,9 @@ from coordinator.refusals import (
     NotFoundError,
     RefusalError,
     TooLargeError,
+    TooSlowError,
     UnauthenticatedError,
+    UnavailableError,
     UnusableError,
 )
 
@@ -18,12 +20,21 @@ STATUS: dict[type[RefusalError], int] = {
     UnauthenticatedError: 401,
     ForbiddenError: 403,
     NotFoundError: 404,
+    TooSlowError: 408,
     ConflictError: 409,
     TooLargeError: 413,
     UnusableError: 422,
+    UnavailableError: 503,
 }
+#: How long whoever met trouble shall wait.
+RETRY_AFTER_S = 10
 
 
 def status_of(refusal: RefusalError) -> int:
     """The HTTP status of a refusal."""
     return STATUS[type(refusal)]
+
+
+def headers_of(refusal: RefusalError) -> dict[str, str]:
+    """The HTTP headers of a refusal beside those of its body."""
+    return {"Retry-After": str(RETRY_AFTER_S)} if isinstance(refusal, UnavailableError) else {}

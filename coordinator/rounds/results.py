@@ -12,10 +12,15 @@ from coordinator.rounds.deltas import check_delta
 from coordinator.rounds.runs import find_run
 from coordinator.storage import result_rows, task_rows
 from coordinator.storage.stores import Stores
+from coordinator.storage.task_rows import TaskRow
 from edge_runtime.errors import SliceError
 from edge_runtime.memory.plan import first_segment
 from edge_runtime.package.manifest import Manifest
 from edge_runtime.protocol.messages import Result, ResultReceipt, Task
+from edge_runtime.training.feature_sums import decode_sums
+
+#: Reasons of tasks that lapsed because a result, or a sign of life, did not come in time.
+TIMED_OUT = frozenset({"late", "lost"})
 
 
 def accept(
@@ -58,15 +63,27 @@ def accept(
         if counted_sha256 == result.change_sha256:
             return ResultReceipt("duplicate")
         raise ConflictError("conflict", f"another result of task {task_id} was counted")
-    if task.state != "working" or task.round_state not in ("selecting", "collecting"):
+    run = find_run(stores, connection, task.run_id)
+    open_round = task.round_state in ("selecting", "collecting")
+    late = _in_grace(connection, task, run.config.late_grace_s, now_s=now_s)
+    if not open_round or not (task.state == "working" or late):
         raise ConflictError("stale", f"task {task_id} is closed ({task.reason or task.state}); check in")
     # 3. Does the content fit the task?
-    _check_content(find_run(stores, connection, task.run_id).manifest, task.read_task(), result)
+    _check_content(run.manifest, task.read_task(), result)
     # 4. Count it: bytes first, so that the database never names bytes that are not there.
     stores.private_blobs.put(result.change)
+    if late:
+        task_rows.lapse_reserved_of_slot(connection, task.run_id, task.round, task.slot, "filled")
     task_rows.mark_counted(connection, task_id)
     result_rows.add(connection, result, received_s=now_s)
     return ResultReceipt("counted")
+
+
+def _in_grace(connection: sqlite3.Connection, task: TaskRow, grace_s: float, *, now_s: float) -> bool:
+    """Whether a task lapsed for its time alone, may still be answered, and nobody else works on its place."""
+    if task.state != "lapsed" or task.reason not in TIMED_OUT or now_s > task.due_s + grace_s:
+        return False
+    return not task_rows.is_slot_taken(connection, task.run_id, task.round, task.slot)
 
 
 def _check_content(manifest: Manifest, task: Task, result: Result) -> None:
@@ -74,6 +91,9 @@ def _check_content(manifest: Manifest, task: Task, result: Result) -> None:
     if not finite:
         raise UnusableError("not_finite", "mean_loss and seconds must be finite numbers")
     _check_estimator(manifest, task, result)
+    if task.head == "closed_form":
+        _check_sums(manifest, task, result)
+        return
     limit = task.steps * task.batch_size
     if result.examples > limit:
         raise UnusableError(
@@ -87,6 +107,16 @@ def _check_content(manifest: Manifest, task: Task, result: Result) -> None:
         check_delta(manifest, task, result.change)
     except SliceError as error:
         raise UnusableError("bad_slices", str(error)) from error
+
+
+def _check_sums(manifest: Manifest, task: Task, result: Result) -> None:
+    """Check the sums of a whole device, which has as many rows as it has."""
+    try:
+        sums = decode_sums(result.change, manifest, task.sums_dtype)
+    except SliceError as error:
+        raise UnusableError("bad_sums", str(error)) from error
+    if sums.rows != result.examples:
+        raise UnusableError("bad_sums", f"sums over {sums.rows} rows came with {result.examples} examples")
 
 
 def _check_estimator(manifest: Manifest, task: Task, result: Result) -> None:

@@ -20,13 +20,11 @@ class SelectableDevice:
         device_id: random id of the device.
         name: name that the operator gave it.
         cap_bytes: memory that it granted at its last check-in.
-        floor_bytes: memory that its runtime takes before any work, as it said then.
     """
 
     device_id: str
     name: str
     cap_bytes: int
-    floor_bytes: int
 
 
 def draw_order(devices: Iterable[SelectableDevice], seed: int, round_number: int) -> list[SelectableDevice]:
@@ -40,7 +38,7 @@ def draw_order(devices: Iterable[SelectableDevice], seed: int, round_number: int
 
 
 def fit(
-    order: Sequence[SelectableDevice], slots: int, required_bytes: Callable[[int, SelectableDevice], int]
+    order: Sequence[SelectableDevice], slots: int, required_bytes: Callable[[int], int]
 ) -> dict[int, SelectableDevice]:
     """Give each slot the first device in ``order`` whose cap admits it.
 
@@ -49,19 +47,17 @@ def fit(
     Args:
         order: devices in the round's random order.
         slots: number of slots.
-        required_bytes: function that predicts the peak of a slot's task on a device.
+        required_bytes: function that predicts the peak of a slot's task.
 
     Returns:
         the device of each slot; a slot that no free device can serve is missing.
     """
     free = list(order)
     chosen: dict[int, SelectableDevice] = {}
-    if not free:
-        return chosen
-    demanding_first = sorted(range(slots), key=lambda slot: (-required_bytes(slot, free[0]), slot))
+    demanding_first = sorted(range(slots), key=lambda slot: (-required_bytes(slot), slot))
     for slot in demanding_first:
         for device in free:
-            if required_bytes(slot, device) <= device.cap_bytes:
+            if required_bytes(slot) <= device.cap_bytes:
                 chosen[slot] = device
                 free.remove(device)
                 break
@@ -75,7 +71,7 @@ def substitute(
     busy: set[str],
     had_slot: set[str],
     failed: set[str],
-    required_bytes: Callable[[int, SelectableDevice], int],
+    required_bytes: Callable[[int], int],
 ) -> SelectableDevice | None:
     """The next device for a slot whose device fell out.
 
@@ -85,7 +81,7 @@ def substitute(
         busy: ids of devices that hold a slot of the round, or whose result was counted.
         had_slot: ids of devices that had this very slot before: they never get it again.
         failed: ids of devices that lost another slot of the round: they are asked after all others.
-        required_bytes: function that predicts the peak of a slot's task on a device.
+        required_bytes: function that predicts the peak of a slot's task.
 
     Returns:
         the device; None if no device is left that could serve the slot.
@@ -93,6 +89,6 @@ def substitute(
     for device in sorted(order, key=lambda device: device.device_id in failed):
         if device.device_id in busy or device.device_id in had_slot:
             continue
-        if required_bytes(slot, device) <= device.cap_bytes:
+        if required_bytes(slot) <= device.cap_bytes:
             return device
     return None

@@ -11,7 +11,7 @@ import sqlite3
 from coordinator.auth import Device
 from coordinator.events import record
 from coordinator.refusals import ConflictError, NotFoundError
-from coordinator.storage import device_rows, run_rows, set_aside_rows, task_rows
+from coordinator.storage import device_rows, result_rows, run_rows, set_aside_rows, task_rows
 from coordinator.storage.set_aside_rows import SetAsideRow
 from edge_runtime.protocol.messages import DeviceEvent
 
@@ -43,6 +43,33 @@ def note_failure(
         if failures >= FAILURES_IN_A_ROW:
             reason = f"{failures} tasks failed in a row; the last: {event.message}"
             _set_aside(connection, run_id, device, reason, now_s=now_s)
+
+
+def note_left_out(
+    connection: sqlite3.Connection,
+    run_id: str,
+    device_id: str,
+    device_name: str,
+    reason: str,
+    *,
+    most: int,
+    now_s: float,
+) -> None:
+    """Judge a result that was left out of its round's mean, after that was noted.
+
+    Args:
+        connection: connection with a transaction under way.
+        run_id: id of the run.
+        device_id: id of the device that sent it.
+        device_name: its name.
+        reason: why it was left out.
+        most: number of such results at which the device is set aside.
+        now_s: the present moment.
+    """
+    left_out = result_rows.count_left_out(connection, run_id, device_id)
+    if left_out >= most:
+        words = f"{left_out} of its results were left out; the last: {reason}"
+        _set_aside(connection, run_id, Device(device_id, device_name), words, now_s=now_s)
 
 
 def still_set_aside(

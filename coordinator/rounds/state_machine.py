@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-import msgspec
 import numpy as np
 
-from coordinator.aggregation.mean import Contribution
+from coordinator.aggregation.closed_form import visit_update
 from coordinator.aggregation.server_state import ServerState
 from coordinator.aggregation.server_step import server_update
 from coordinator.events import record
-from coordinator.rounds.deltas import read_delta
+from coordinator.rounds.contributions import Contributions
+from coordinator.rounds.early_stop import stop_without_gain
 from coordinator.rounds.evaluation import INITIAL
 from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.rounds.presence import SLACK_S, askable, order_of_asking, patience_s
-from coordinator.rounds.runs import Run, active_run, end_run
+from coordinator.rounds.releases import note_commit
+from coordinator.rounds.results import TIMED_OUT
+from coordinator.rounds.runs import LAST_VISIT, Run, active_run, end_run, reason_of_end
 from coordinator.rounds.selection import SelectableDevice, fit, substitute
-from coordinator.rounds.stated_variance import variance_factors
-from coordinator.rounds.tasks import reserve
+from coordinator.rounds.tasks import MISSED_SIGNS, reserve
+from coordinator.rounds.visits import commit_round, end_visit_if_over, sums_of
 from coordinator.storage import (
     device_rows,
     evaluation_rows,
@@ -39,9 +42,8 @@ from coordinator.storage import (
 from coordinator.storage.device_rows import SeenDevice
 from coordinator.storage.result_rows import CountedResult
 from coordinator.storage.stores import Stores
-from edge_runtime.errors import EdgeError, SliceError
+from edge_runtime.errors import EdgeError, PackageError
 from edge_runtime.package.slices import Values, decode_values, encode_values
-from edge_runtime.protocol.messages import Task
 
 log = logging.getLogger("coordinator")
 
@@ -51,6 +53,8 @@ MOST_RETURN_S = 900.0
 
 #: Why a task lapsed, by the state it was in when its time ran out.
 OVERDUE = {"reserved": "silent", "working": "late"}
+#: Why one lapsed whose device gave signs of life, and then none any more.
+LOST = "lost"
 
 
 def play(stores: Stores, now_s: float) -> None:
@@ -65,7 +69,10 @@ def play(stores: Stores, now_s: float) -> None:
         run = _start_run(stores, now_s)
         if run is None or run.state != "running":
             return
-        # 2. A round opens: devices are drawn, slices dealt, slots reserved.
+        # 2. A round opens: devices are drawn, slices dealt, slots reserved. A visit to all devices may be over instead,
+        #    or training that no longer gains anything.
+        if stop_without_gain(stores, run, now_s):
+            return
         _open_round(stores, run, now_s)
         # 3. Slots whose device fell out go to the next one.
         _fill_slots(stores, run, now_s)
@@ -81,7 +88,15 @@ def resume(stores: Stores, now_s: float) -> None:
     """Called once after a start, so that the time in which no coordinator ran counts against nobody."""
     with stores.storage.transaction() as connection:
         last_seen_s = device_rows.last_check_in_s(connection)
-        if last_seen_s is not None and last_seen_s < now_s:
+        if last_seen_s is not None and last_seen_s > now_s:  # the machine's clock was set back meanwhile
+            back_s = last_seen_s - now_s
+            device_rows.move_check_ins(connection, -back_s)
+            round_rows.move_open(connection, -back_s)
+            message = (
+                f"this machine's clock was set back by {back_s:.0f} s or more; deadlines were moved with it"
+            )
+            record(connection, now_s, "clock_set", message)
+        elif last_seen_s is not None and last_seen_s < now_s:
             down_s = now_s - last_seen_s
             device_rows.move_check_ins(connection, down_s)
             # Devices that found nobody ask again after pauses that grew with the time they tried.
@@ -91,7 +106,8 @@ def resume(stores: Stores, now_s: float) -> None:
         if run is None:
             return
         grace_s = now_s + run.config.selection_s
-        task_rows.extend_open(connection, run.run_id, grace_s)
+        alive_by_s = now_s + MISSED_SIGNS * run.config.alive_every_s
+        task_rows.extend_open(connection, run.run_id, grace_s, alive_by_s=alive_by_s)
         round_rows.extend_deadline(connection, run.run_id, grace_s)
         log.info("resumed run=%s next_round=%d committed=%d", run.run_id, run.next_round, run.committed)
 
@@ -111,15 +127,20 @@ def _start_run(stores: Stores, now_s: float) -> Run | None:
 
 
 def _open_round(stores: Stores, run: Run, now_s: float) -> None:
+    if run.paused:
+        return
     with stores.storage.reading() as connection:
         if round_rows.find_open(connection, run.run_id) is not None:
             return
-        devices = askable(connection, run, now_s)
+        devices = _able(run, askable(connection, run, now_s))
     if run.next_round == 0 and len(devices) < run.config.min_devices:
+        return
+    if run.visiting and not devices:
+        end_visit_if_over(stores, run, now_s)
         return
     order = order_of_asking(devices, run.config.seed, run.next_round, now_s)
     dealt, chosen = _seat(run, order)
-    if len(chosen) < run.config.min_results:
+    if len(chosen) < run.least_results:
         _fail_if_hopeless(stores, run, now_s)
         return
     until_s = _places_wait(devices, run, now_s)
@@ -133,6 +154,7 @@ def _open_round(stores: Stores, run: Run, now_s: float) -> None:
             opened_s=now_s,
             deadline_s=now_s + run.config.selection_s + run.config.deadline_s,
             values_sha256=run.values_sha256,
+            phase=run.phase,
         )
         for slot, slices in enumerate(dealt):
             slot_rows.add(connection, run.run_id, number, slot, slices)
@@ -157,7 +179,7 @@ def _fill_slots(stores: Stores, run: Run, now_s: float) -> None:
         number = open_round.round
         # 1. Time runs out for the silent and the late.
         for task in task_rows.overdue(connection, run.run_id, number, now_s=now_s):
-            reason = OVERDUE[task.state]
+            reason = OVERDUE[task.state] if task.due_s < now_s else LOST
             task_rows.lapse(connection, task.task_id, reason)
             record(
                 connection,
@@ -172,7 +194,7 @@ def _fill_slots(stores: Stores, run: Run, now_s: float) -> None:
         # 2. Vacant slots are offered on, unless the time is over and enough results are in.
         vacant = slot_rows.vacant(connection, run.run_id, number)
         counted = task_rows.count(connection, run.run_id, number, "counted")
-        if vacant and (now_s < open_round.deadline_s or counted < run.config.min_results):
+        if vacant and not run.paused and (now_s < open_round.deadline_s or counted < run.least_results):
             _offer_on(connection, run, number, vacant, now_s)
         # 3. Once nobody is left to check in, the round only collects.
         reserved = task_rows.count(connection, run.run_id, number, "reserved")
@@ -187,15 +209,20 @@ def _close_round(stores: Stores, run: Run, now_s: float) -> None:
             return
         number = open_round.round
         counted = task_rows.count(connection, run.run_id, number, "counted")
-        enough = counted >= run.config.min_results
-        nobody_left = not task_rows.has_open(connection, run.run_id, number)
+        enough = counted >= run.least_results
+        nobody_left = not task_rows.has_open(connection, run.run_id, number) and not (
+            run.config.late_grace_s
+            and task_rows.may_come_late(
+                connection, run.run_id, number, due_after_s=now_s - run.config.late_grace_s, reasons=TIMED_OUT
+            )
+        )
         if not nobody_left and not (enough and now_s >= open_round.deadline_s):
             return
         if enough:
             task_rows.lapse_open_of_round(connection, run.run_id, number)
             round_rows.set_state(connection, run.run_id, number, "aggregating")
         else:
-            reason = f"{counted} results of at least {run.config.min_results}, and no device left to ask"
+            reason = f"{counted} results of at least {run.least_results}, and no device left to ask"
             _abandon(connection, run, number, reason, now_s)
 
 
@@ -211,10 +238,20 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
     state = ServerState()
     if run.optimizer_sha256 is not None:
         state = ServerState.decode(stores.private_blobs.get(run.optimizer_sha256))
+    if run.visiting:
+        _solve_round(stores, run, number, values, state, results, now_s)
+        return
+    contributions = Contributions(stores, run, values, results)
+    if len(contributions.admitted) < run.config.min_results:
+        reason = f"{len(contributions.admitted)} results of at least {run.config.min_results} can be used"
+        with stores.storage.transaction() as connection:
+            contributions.note(connection, number, now_s=now_s)
+            _abandon(connection, run, number, f"{reason}; left out: {contributions.words()}", now_s)
+        return
     update = server_update(
         values,
         state,
-        _contributions(stores, run, values, results),
+        contributions,
         config=run.config,
         specs=run.manifest.slices,
         round_number=number,
@@ -224,25 +261,69 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
         np.isfinite(array).all() for array in [*update.values.values(), *(update.reference or {}).values()]
     ):
         with stores.storage.transaction() as connection:
+            contributions.note(connection, number, now_s=now_s)
             _abandon(connection, run, number, "the averaged change overflowed", now_s)
         return
     # 2. Bytes first, then the one transaction that makes them count.
     committed = Committed(
-        values=stores.blobs.put(encode_values(update.values)),
+        values=stores.blobs.put(encode_values(update.values, run.manifest)),
         state=stores.private_blobs.put(update.state.encode()),
-        average=None if update.average is None else stores.blobs.put(encode_values(update.average)),
+        average=(
+            None if update.average is None else stores.blobs.put(encode_values(update.average, run.manifest))
+        ),
         reference=None if update.reference is None else stores.blobs.put(encode_values(update.reference)),
         gated_variance=update.gated_variance,
     )
     with stores.storage.transaction() as connection:
         if round_rows.find_open(connection, run.run_id) is None:
             return  # the operator stopped the run meanwhile
+        contributions.note(connection, number, now_s=now_s)
+        run_rows.set_delta_sizes(connection, run.run_id, contributions.sizes)
         _commit(connection, run, number, committed, now_s=now_s)
     # 3. What only this round needed can go.
-    outdated = {result.change_sha256 for result in results} | {run.optimizer_sha256 or committed.state}
-    for sha256 in outdated - {committed.state}:
-        stores.private_blobs.discard(sha256)
+    _discard(stores, run, results, committed.state)
     log.info("round_committed run=%s round=%d results=%d", run.run_id, number, len(results))
+
+
+def _solve_round(
+    stores: Stores,
+    run: Run,
+    number: int,
+    values: Values,
+    state: ServerState,
+    results: list[CountedResult],
+    now_s: float,
+) -> None:
+    """Solve for the head from the sums of a visit so far and those of a round, and commit the round."""
+    visited = visit_update(
+        values, state, sums_of(stores, run, results), head=run.head_name, ridge=run.config.ridge
+    )
+    if visited is None:
+        raise PackageError(f"run {run.run_id} visits devices, and round {number} has no sums")
+    update, solved = visited
+    values_sha256 = stores.blobs.put(encode_values(update.values, run.manifest))
+    state_sha256 = stores.private_blobs.put(update.state.encode())
+    with stores.storage.transaction() as connection:
+        if round_rows.find_open(connection, run.run_id) is None:
+            return  # the operator stopped the run meanwhile
+        commit_round(
+            connection,
+            run,
+            number,
+            solved,
+            values_sha256=values_sha256,
+            state_sha256=state_sha256,
+            now_s=now_s,
+        )
+    _discard(stores, run, results, state_sha256)
+    log.info("round_committed run=%s round=%d results=%d", run.run_id, number, len(results))
+
+
+def _discard(stores: Stores, run: Run, results: list[CountedResult], state_sha256: str) -> None:
+    """Remove what only a committed round needed."""
+    outdated = {result.change_sha256 for result in results} | {run.optimizer_sha256 or state_sha256}
+    for sha256 in outdated - {state_sha256}:
+        stores.private_blobs.discard(sha256)
 
 
 @dataclass(frozen=True)
@@ -287,16 +368,20 @@ def _commit(
         reference_sha256=committed.reference,
         committed=count,
     )
-    if evaluation is not None and (last or count % evaluation.every_rounds == 0):
+    note_commit(connection, run.run_id, number, committed.average or committed.values, now_s=now_s)
+    if evaluation is not None and (last or (run.rounds_done + 1) % evaluation.every_rounds == 0):
         evaluation_rows.add(connection, run.run_id, number, committed.average or committed.values)
-    if last and evaluation is not None:
+    if last and run.config.head == "closed_form" and run.config.visit != "first":
+        run_rows.set_phase(connection, run.run_id, LAST_VISIT)
+    elif last and evaluation is not None:
         run_rows.await_evaluation(connection, run.run_id)
     elif last:
-        end_run(connection, run.run_id, "finished", "all rounds committed", now_s=now_s)
+        end_run(connection, run.run_id, "finished", reason_of_end(run.phase), now_s=now_s)
 
 
 def _abandon(connection: sqlite3.Connection, run: Run, number: int, reason: str, now_s: float) -> None:
-    in_a_row = run.abandoned_in_a_row + 1
+    # A visit asks no device again, so a round without results ends nothing.
+    in_a_row = 0 if run.visiting else run.abandoned_in_a_row + 1
     round_rows.abandon(connection, run.run_id, number, reason=reason, closed_s=now_s)
     run_rows.set_abandoned_in_a_row(connection, run.run_id, in_a_row)
     record(connection, now_s, "round_abandoned", reason, run_id=run.run_id, round_number=number)
@@ -316,12 +401,12 @@ def _fail_if_hopeless(stores: Stores, run: Run, now_s: float) -> None:
         aside = set_aside_rows.of_run(connection, run.run_id)
         started_s = run_rows.get(connection, run.run_id).started_s or 0.0
         left = [d for d in device_rows.not_set_aside(connection, run.run_id) if d.seen_s >= started_s]
-        if not aside or len(left) >= run.config.min_results:
+        if not aside or len(left) >= run.least_results:
             return
         names = ", ".join(row.device_name for row in aside)
         last = max(aside, key=lambda row: row.at_s)
         reason = (
-            f"{len(left)} devices are left of at least {run.config.min_results}; set aside: {names}; "
+            f"{len(left)} devices are left of at least {run.least_results}; set aside: {names}; "
             f"the last, {last.device_name}, for: {last.reason}"
         )
         end_run(connection, run.run_id, "failed", reason, now_s=now_s)
@@ -356,7 +441,7 @@ def _seat(
 
 
 def _offer_on(connection: sqlite3.Connection, run: Run, number: int, vacant: list[int], now_s: float) -> None:
-    devices = askable(connection, run, now_s)
+    devices = _able(run, askable(connection, run, now_s))
     order = order_of_asking(devices, run.config.seed, number, now_s)
     until_s = _places_wait(devices, run, now_s)
     tasks = task_rows.of_round(connection, run.run_id, number)
@@ -385,41 +470,16 @@ def _offer_on(connection: sqlite3.Connection, run: Run, number: int, vacant: lis
             busy.add(device.device_id)
 
 
-def _requirement(run: Run, dealt: list[tuple[str, ...]]) -> Callable[[int, SelectableDevice], int]:
-    """A function that predicts the peak of a slot's task on a device; each distinct question is worked out once."""
-    known: dict[tuple[tuple[str, ...], int], int] = {}
-
-    def needed(slot: int, device: SelectableDevice) -> int:
-        question = (dealt[slot], device.floor_bytes)
-        if question not in known:
-            known[question] = required_bytes(run.manifest, run.config, *question)
-        return known[question]
-
-    return needed
+def _requirement(run: Run, dealt: list[tuple[str, ...]]) -> Callable[[int], int]:
+    """A function that predicts the peak of a slot's task; each distinct question is worked out once."""
+    settings = run.settings
+    known = {slices: required_bytes(run.manifest, settings, slices) for slices in set(dealt)}
+    return lambda slot: known[dealt[slot]]
 
 
-def _contributions(
-    stores: Stores, run: Run, values: Values, results: list[CountedResult]
-) -> Iterator[Contribution]:
-    for result in results:
-        task = msgspec.json.decode(result.task, type=Task)
-        data = stores.private_blobs.get(result.change_sha256)
-        try:
-            delta = read_delta(run.manifest, task, values, data, _reference(stores, run, task))
-        except SliceError as error:  # of a replay alone: all else was checked when it arrived
-            log.warning("change_left_out run=%s task=%s reason=%s", run.run_id, task.task_id, error)
-            continue
-        yield Contribution(
-            result.examples,
-            delta,
-            steps=result.steps_applied if run.config.normalise_steps else 1,
-            slot=result.slot,
-            variance=variance_factors(task, run.manifest.slices, result.estimator, result.draws),
-        )
-
-
-def _reference(stores: Stores, run: Run, task: Task) -> Values | None:
-    """What a replay needs beside the values; a delta that travelled as it is needs nothing."""
-    if task.report != "scalars" or task.reference is None:
-        return None
-    return decode_values(stores.blobs.get(task.reference), run.manifest.slices)
+def _able(run: Run, devices: list[SeenDevice]) -> list[SeenDevice]:
+    """Devices whose cap admits what they would do: in a visit that depends on the rows that each has."""
+    if not run.visiting:
+        return devices
+    needed = partial(required_bytes, run.manifest, run.settings, (run.head_name,))
+    return [device for device in devices if needed(rows=device.example_count) <= device.cap_bytes]

@@ -23,7 +23,7 @@ from edge_runtime.protocol.messages import ONE_SLICE, PER_EXAMPLE, BestOf, Task
 from edge_runtime.training.trainable import estimated_slices
 
 #: Variance of the devices' own means over that of the mean of one device's rows. TREC's, of 40 rows, is 4.3, 4.3 and
-#: 0.8 after 1, 5 and 25 rounds; of 0 to 3 this one erred least there (docs/decisions/0022-best-estimator.md).
+#: 0.8 after 1, 5 and 25 rounds; of 0 to 3 this one erred least there (docs/decisions/0024-best-estimator.md).
 SPREAD = 2.0
 
 

@@ -9,12 +9,13 @@ from msgspec import Struct
 
 from coordinator.config import RunConfig
 from coordinator.rounds.presence import SLACK_S
-from coordinator.rounds.runs import Run, active_run
+from coordinator.rounds.runs import Run, active_run, expected_rounds
 from coordinator.rounds.tasks import least_required_bytes
 from coordinator.storage import (
     device_rows,
     evaluation_rows,
     event_rows,
+    release_rows,
     result_rows,
     round_rows,
     run_rows,
@@ -52,6 +53,8 @@ class RoundSummary(Struct, frozen=True):
         bytes_up_per_task: mean size of the counted results' deltas, safetensors header included.
         gated: whether the round was committed and left the values as they were.
         caps_bytes: caps that the workers of its counted results were held to, each once, smallest first.
+        left_out: names of the devices whose results did not enter the mean, in the order of their slots.
+        scores: how many times each device's change exceeded the round's median, by name; where that is a number.
     """
 
     round: int
@@ -74,6 +77,8 @@ class RoundSummary(Struct, frozen=True):
     bytes_up_per_task: float | None = None
     gated: bool = False
     caps_bytes: list[int] = []
+    left_out: list[str] = []
+    scores: dict[str, float] = {}
 
 
 class RunSummary(Struct, frozen=True):
@@ -102,6 +107,7 @@ class RunSummary(Struct, frozen=True):
         engines: names of the engines that the package has programs for.
         runtime_versions: versions of the program on the devices whose results counted, as they last told.
         set_aside: devices that the run asks no more, by name.
+        paused: whether the operator paused it: no round opens until it is resumed.
     """
 
     run_id: str
@@ -125,6 +131,7 @@ class RunSummary(Struct, frozen=True):
     engines: list[str] = []
     runtime_versions: list[str] = []
     set_aside: list[SetAside] = []
+    paused: bool = False
 
 
 class SetAside(Struct, frozen=True):
@@ -172,6 +179,30 @@ class DeviceSummary(Struct, frozen=True):
     reason: str = ""
 
 
+class ReleaseSummary(Struct, frozen=True):
+    """A release.
+
+    Attributes:
+        number: its number; higher ones are newer.
+        run_id: id of the run that made the values.
+        round: number of the round after which they stood.
+        values_sha256: the values.
+        lowest_accuracy: least share of right predictions on a device's own rows; None asks for none.
+        highest_loss: largest mean cross-entropy there; None asks for none.
+        published_s: moment when it was published, in seconds since 1970.
+        devices: number of devices that have taken or refused it, or a newer one.
+    """
+
+    number: int
+    run_id: str
+    round: int
+    values_sha256: str
+    lowest_accuracy: float | None
+    highest_loss: float | None
+    published_s: float
+    devices: int
+
+
 class EventSummary(Struct, frozen=True):
     """One event.
 
@@ -198,7 +229,7 @@ class EventSummary(Struct, frozen=True):
 LARGEST_LOSS = 700.0
 #: Reasons of lapsed tasks that operators count as refused, and as failed.
 REFUSED = frozenset({"task_refused", "cap_too_small"})
-FAILED = frozenset({"task_failed", "task_untrusted", "out_of_memory", "silent", "late", "revoked"})
+FAILED = frozenset({"task_failed", "task_untrusted", "out_of_memory", "silent", "late", "lost", "revoked"})
 
 
 def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = True) -> RunSummary:
@@ -206,6 +237,7 @@ def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = T
     row = run_rows.get(connection, run.run_id)
     evaluations = {scores.round: scores for scores in evaluation_rows.done(connection, run.run_id)}
     initial = evaluations.get(-1)
+    devices = len(device_rows.not_set_aside(connection, run.run_id))
     rounds = []
     if with_rounds:
         rounds = [
@@ -217,8 +249,8 @@ def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = T
         name=run.config.name,
         state=run.state,
         reason=row.reason,
-        rounds_committed=run.committed,
-        rounds_wanted=run.config.rounds,
+        rounds_committed=row.rounds_done,
+        rounds_wanted=max(row.rounds_done, expected_rounds(run.config, devices)),
         initial_accuracy=initial.accuracy if initial else None,
         initial_loss=initial.mean_loss if initial else None,
         created_s=row.created_s,
@@ -237,7 +269,16 @@ def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = T
             SetAside(row.device_name, row.at_s, row.reason)
             for row in set_aside_rows.of_run(connection, run.run_id)
         ],
+        paused=run.paused,
     )
+
+
+def releases_of(connection: sqlite3.Connection) -> list[ReleaseSummary]:
+    """All releases, oldest first."""
+    return [
+        ReleaseSummary(**vars(row), devices=release_rows.devices_at(connection, row.number))
+        for row in release_rows.all_releases(connection)
+    ]
 
 
 def devices_of(stores: Stores, connection: sqlite3.Connection, *, now_s: float) -> list[DeviceSummary]:
@@ -245,21 +286,21 @@ def devices_of(stores: Stores, connection: sqlite3.Connection, *, now_s: float) 
     run = active_run(stores, connection)
     found = []
     for row in device_rows.all_devices(connection):
-        state, reason = _standing(connection, run, row, now_s)
+        state, reason = _standing(stores, connection, run, row, now_s)
         kept = {name: row[name] for name in DeviceSummary.__struct_fields__[:-2]}
         found.append(DeviceSummary(**kept, state=state, reason=reason))
     return found
 
 
 def _standing(
-    connection: sqlite3.Connection, run: Run | None, row: sqlite3.Row, now_s: float
+    stores: Stores, connection: sqlite3.Connection, run: Run | None, row: sqlite3.Row, now_s: float
 ) -> tuple[str, str]:
     """A device's state and its reason."""
     if row["revoked_s"] is not None:
         return "revoked", ""
     if row["seen_s"] is None:
         return "never seen", ""
-    standing = None if run is None else _standing_in_run(connection, run, row)
+    standing = None if run is None else _standing_in_run(stores, connection, run, row)
     if standing is not None and standing[0] != "cap too small":
         return standing
     if now_s > row["expected_s"] + SLACK_S:
@@ -267,7 +308,9 @@ def _standing(
     return standing or ("ready", "")
 
 
-def _standing_in_run(connection: sqlite3.Connection, run: Run, row: sqlite3.Row) -> tuple[str, str] | None:
+def _standing_in_run(
+    stores: Stores, connection: sqlite3.Connection, run: Run, row: sqlite3.Row
+) -> tuple[str, str] | None:
     """What the run that is going on has to do with a device; None if it might ask it."""
     aside = set_aside_rows.find(connection, run.run_id, row["device_id"])
     if aside is not None:
@@ -275,7 +318,7 @@ def _standing_in_run(connection: sqlite3.Connection, run: Run, row: sqlite3.Row)
     held = task_rows.find_open(connection, run.run_id, row["device_id"])
     if held is not None:
         return ("working" if held.state == "working" else "asked"), ""
-    needed = least_required_bytes(connection, run, row["floor_bytes"])
+    needed = least_required_bytes(stores, connection, run, row["example_count"] or 0)
     if needed > row["cap_bytes"]:
         return "cap too small", f"run {run.run_id} needs {needed} bytes, the cap is {row['cap_bytes']}"
     return None
@@ -290,6 +333,7 @@ def events_of(connection: sqlite3.Connection, run_id: str, after: int, limit: in
 def _round(connection: sqlite3.Connection, row: RoundRow, evaluation: Scores | None) -> RoundSummary:
     tasks = task_rows.outcomes(connection, row.run_id, row.round)
     results = result_rows.of_round(connection, row.run_id, row.round)
+    names = {task.task_id: task.device_name for task in tasks}
     memories = [result.memory for result in results]
     weighed = [(r.mean_loss, r.examples) for r in results if r.mean_loss is not None and r.examples]
     examples = sum(result.examples for result in results)
@@ -307,7 +351,7 @@ def _round(connection: sqlite3.Connection, row: RoundRow, evaluation: Scores | N
         measured_peak_bytes=max(
             (max(memory.high_water_bytes, memory.cgroup_peak_bytes or 0) for memory in memories), default=None
         ),
-        devices=[task.device_name for task in tasks if task.state == "counted"],
+        devices=[names[result.task_id] for result in results],
         results=len(results),
         refused=sum(task.reason in REFUSED for task in tasks),
         failed=sum(task.reason in FAILED for task in tasks),
@@ -316,6 +360,8 @@ def _round(connection: sqlite3.Connection, row: RoundRow, evaluation: Scores | N
         gated=bool(row.gated),
         caps_bytes=sorted({memory.cap_bytes for memory in memories}),
         bytes_up_per_task=sum(r.change_bytes for r in results) / len(results) if results else None,
+        left_out=[names[result.task_id] for result in results if result.left_out],
+        scores={names[r.task_id]: r.score for r in results if r.score is not None},
     )
 
 

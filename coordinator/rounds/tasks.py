@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 
+from msgspec import structs
+
 from coordinator.auth import Device
 from coordinator.events import record
 from coordinator.refusals import ConflictError, MalformedError, NotFoundError
 from coordinator.rounds.memory_requirements import required_bytes
-from coordinator.rounds.runs import Run, active_run
+from coordinator.rounds.releases import newest_for
+from coordinator.rounds.runs import Run, active_run, find_run
 from coordinator.rounds.set_aside import note_failure, still_set_aside
 from coordinator.storage import device_rows, event_rows, round_rows, run_rows, slot_rows, task_rows
 from coordinator.storage.stores import Stores
@@ -23,6 +26,7 @@ from edge_runtime.protocol.messages import (
     DeviceEvent,
     NotEligible,
     SignedTask,
+    Standing,
     Task,
     training_settings,
 )
@@ -32,6 +36,10 @@ from edge_runtime.protocol.messages import (
 IDLE_WINDOW_S = (1.0, 3.0)
 FINISHED_WINDOW_S = (5.0, 15.0)
 NOT_ELIGIBLE_WINDOW_S = (15.0, 30.0)
+#: Seconds between check-ins of a device that only fetches releases.
+NOT_TRAINING_WINDOW_S = (15.0, 30.0)
+#: Signs of life in a row that may be missing before a device is taken for lost.
+MISSED_SIGNS = 3
 #: Events by which a device gives a task back.
 GIVING_BACK = frozenset({"task_refused", "task_failed", "out_of_memory"})
 #: The event of a device that cannot read which task it holds, since it trusts no word of it.
@@ -62,6 +70,8 @@ def check_in(
         example_count=request.example_count,
         runtime_version=request.runtime_version,
         setup=request.setup,
+        trains=request.trains,
+        release=request.release,
     )
     # 2. Answer, and remember by when it was told to come back.
     answer, back_s = _answer(stores, connection, device, request, now_s=now_s)
@@ -74,8 +84,13 @@ def _answer(
 ) -> tuple[CheckInResponse, float]:
     """The answer to a check-in, and the most seconds until the device is heard of again."""
     run = active_run(stores, connection)
-    answer = _work_for(stores, connection, run, device, request, now_s=now_s)
+    answer: CheckInResponse = ComeBack(*NOT_TRAINING_WINDOW_S, "the device takes no tasks")
+    if request.trains:
+        answer = _work_for(stores, connection, run, device, request, now_s=now_s)
     if not isinstance(answer, SignedTask):
+        release = newest_for(stores, connection, request.release)
+        if release is not None:
+            answer = structs.replace(answer, release=release)
         return answer, answer.after_max_s
     return answer, 0.0 if run is None else run.config.deadline_s
 
@@ -95,7 +110,9 @@ def _work_for(
     # 1. Is there a run?
     if run is None or run.state == "evaluating":
         ended = run is not None or run_rows.has_begun_any(connection)
-        return ComeBack(*FINISHED_WINDOW_S, "run finished") if ended else ComeBack(*IDLE_WINDOW_S, "no run")
+        rests = ended and run_rows.first_queued(connection) is None
+        window_s = FINISHED_WINDOW_S if rests else IDLE_WINDOW_S
+        return ComeBack(*window_s, "run finished" if ended else "no run")
     # 2. Has the run set it aside?
     aside = still_set_aside(connection, run.run_id, device, now_s=now_s)
     if aside is not None:
@@ -108,12 +125,43 @@ def _work_for(
             stores, connection, run, held, device=device, request=request, now_s=now_s
         )
     # 4. Could it hold one?
-    needed = least_required_bytes(connection, run, request.floor_bytes)
+    needed = least_required_bytes(stores, connection, run, request.example_count)
     if needed > request.cap_bytes:
         return _too_small(connection, run, device, needed, request.cap_bytes, now_s=now_s)
     opened = run.next_round > 0 or round_rows.find_open(connection, run.run_id) is not None
-    reason = "not selected" if opened else "waiting for devices"
+    reason = "run paused" if run.paused else "not selected" if opened else "waiting for devices"
     return ComeBack(run.config.poll_min_s, run.config.poll_max_s, reason)
+
+
+def say_alive(
+    stores: Stores, connection: sqlite3.Connection, device: Device, task_id: str, *, now_s: float
+) -> Standing:
+    """Take in a sign of life of a device that works on a task.
+
+    From its first one on the task lapses if :data:`MISSED_SIGNS` in a row are missing. A device that never sends any
+    has until its deadline.
+
+    Args:
+        stores: handles on the state folder.
+        connection: connection with a transaction under way.
+        device: device that sent it.
+        task_id: id of the task.
+        now_s: the present moment.
+
+    Raises:
+        NotFoundError: ``unknown_task``.
+        ConflictError: ``not_your_task``.
+    """
+    task = task_rows.find_with_round(connection, task_id)
+    if task is None:
+        raise NotFoundError("unknown_task", f"no task {task_id}")
+    if task.device_id != device.device_id:
+        raise ConflictError("not_your_task", f"task {task_id} was given to another device")
+    again_s = find_run(stores, connection, task.run_id).config.alive_every_s
+    if task.state != "working" or task.round_state not in ("selecting", "collecting"):
+        return Standing(again_s, wanted=task.state == "counted")
+    task_rows.note_alive(connection, task_id, by_s=now_s + MISSED_SIGNS * again_s)
+    return Standing(again_s)
 
 
 def report_event(connection: sqlite3.Connection, device: Device, event: DeviceEvent, *, now_s: float) -> None:
@@ -199,11 +247,11 @@ def _hand_out(
     request: CheckInRequest,
     now_s: float,
 ) -> SignedTask | NotEligible:
-    needed = required_bytes(run.manifest, run.config, held.slices, request.floor_bytes)
+    config = run.settings
+    needed = required_bytes(run.manifest, config, held.slices, request.example_count)
     if needed > request.cap_bytes:
         task_rows.lapse(connection, held.task_id, "cap_too_small")
         return _too_small(connection, run, device, needed, request.cap_bytes, now_s=now_s)
-    config = run.config
     head = run.manifest.head
     shared = training_settings(config)
     shared["train_head"] = head is not None and head.name in held.slices
@@ -237,12 +285,25 @@ def _hand_out(
     return signed
 
 
-def least_required_bytes(connection: sqlite3.Connection, run: Run, floor_bytes: int) -> int:
-    """The least memory that any slot needs, in the open round or else in a full round to come."""
-    dealt = slot_rows.dealt_in_open_round(connection, run.run_id)
-    if not dealt:
+def least_required_bytes(stores: Stores, connection: sqlite3.Connection, run: Run, rows: int) -> int:
+    """The least memory that any slot needs, in the open round or else in a full round to come.
+
+    In a visit it depends on the rows that the device has.
+    """
+    if run.visiting:
+        return required_bytes(run.manifest, run.settings, (run.head_name,), rows)
+    opened = round_rows.find_open(connection, run.run_id)
+    number = opened.round if opened is not None and opened.state != "aggregating" else None
+    asked = (run.run_id, number, run.next_round, run.committed)
+    found = stores.least_required_bytes.get(asked)
+    if found is None:
         dealt = run.deal(run.config.devices_per_round)
-    return min(required_bytes(run.manifest, run.config, slices, floor_bytes) for slices in set(dealt))
+        if number is not None:
+            dealt = slot_rows.dealt(connection, run.run_id, number)
+        found = min(required_bytes(run.manifest, run.settings, slices) for slices in set(dealt))
+        stores.least_required_bytes.clear()  # every check-in asks, and all of them the same
+        stores.least_required_bytes[asked] = found
+    return found
 
 
 def _too_small(

@@ -29,7 +29,7 @@ _SIZES = ("cap", "prefix_cache")
 #: Stands for a publisher's key where none is at hand.
 NO_KEY = "A" * 43 + "="
 
-ShortName = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")]
+ShortName = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$(?!\\n)")]
 FilePath = Annotated[str, Meta(min_length=1, max_length=4096)]
 
 

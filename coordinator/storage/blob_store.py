@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import threading
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from edge_runtime.durable import TEMPORARY_SUFFIX, rename_durably, write_durably, write_whole
@@ -77,11 +78,12 @@ class BlobStore:
 
         Raises:
             DigestError: the blob is missing or was damaged on the disk.
+            OSError: it cannot be read, which is no damage: descriptors may have run out.
         """
         path = self._path(sha256)
         try:
             data = path.read_bytes()
-        except OSError as error:
+        except FileNotFoundError as error:
             raise DigestError(f"blob {sha256} is missing from the state folder: {error.strerror}") from error
         if hashlib.sha256(data).hexdigest() != sha256:
             raise DigestError(f"blob {sha256} is damaged; restore the state folder from a backup")
@@ -90,6 +92,21 @@ class BlobStore:
     def discard(self, sha256: str) -> None:
         """Remove a blob if it is there."""
         self._path(sha256).unlink(missing_ok=True)
+
+    def sweep(self, needed: Callable[[], Collection[str]], *, before_s: float) -> int:
+        """Remove what is not needed, half-written files among it, and return how many files went.
+
+        Args:
+            needed: function that tells the digests that are, asked after the files were listed.
+            before_s: a file that was written after this moment, in seconds since 1970 by the machine's clock, stays: it
+                may be about to be needed.
+        """
+        old = [path for path in self._folder.glob("*/*") if path.stat().st_mtime < before_s]
+        keep = needed()
+        gone = [path for path in old if path.name not in keep]
+        for path in gone:
+            path.unlink(missing_ok=True)
+        return len(gone)
 
     def _path(self, sha256: str) -> Path:
         if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):

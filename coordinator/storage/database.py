@@ -13,7 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from coordinator.storage import migrations
-from edge_runtime.errors import ConfigError
+from coordinator.storage.trouble import trouble_of
+from edge_runtime.errors import ConfigError, ResourceError
+
+#: What the write-ahead log is cut to once its content has reached the database.
+MAX_WAL_BYTES = 16 << 20
 
 Migration = Callable[[sqlite3.Connection], None]
 
@@ -27,7 +31,8 @@ class Storage:
             a power cut may lose the last transactions; that is for simulations, which can be run again.
 
     Raises:
-        ConfigError: the file cannot be opened, or was written by a newer coordinator.
+        ConfigError: the file is no such database, or was written by a newer coordinator.
+        ResourceError: it cannot be opened now: it is locked, or the disk is full.
     """
 
     def __init__(self, path: Path, *, durable: bool = True) -> None:
@@ -39,8 +44,14 @@ class Storage:
             self._connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self._connection.execute("PRAGMA foreign_keys = ON")
             self._connection.execute("PRAGMA busy_timeout = 5000")
+            self._connection.execute(f"PRAGMA journal_size_limit = {MAX_WAL_BYTES}")
             apply_migrations(self._connection)
         except sqlite3.DatabaseError as error:
+            trouble = trouble_of(error)
+            if trouble is not None:
+                raise ResourceError(
+                    f"cannot use the database {path} now: {trouble}; make room, or end what holds it, and start again"
+                ) from error
             raise ConfigError(f"cannot use the database {path}: {error}") from error
 
     @contextmanager
@@ -50,10 +61,10 @@ class Storage:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                self._roll_back()
                 raise
-            self._connection.execute("COMMIT")
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -63,7 +74,12 @@ class Storage:
             try:
                 yield self._connection
             finally:
-                self._connection.execute("ROLLBACK")
+                self._roll_back()
+
+    def _roll_back(self) -> None:
+        """End a transaction without effect; after some errors, such as a full disk, SQLite has done so itself."""
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
 
     def dump(self) -> list[str]:
         """The whole content as SQL statements; for tests and for operators' questions."""
@@ -74,6 +90,20 @@ class Storage:
         """Close the connection; leaving this out loses nothing."""
         with self._turn:
             self._connection.close()
+
+
+@contextmanager
+def savepoint(connection: sqlite3.Connection) -> Iterator[None]:
+    """A part of a transaction that takes effect whole, or not at all if the block raises."""
+    connection.execute("SAVEPOINT part")
+    try:
+        yield
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK TO part")
+            connection.execute("RELEASE part")
+        raise
+    connection.execute("RELEASE part")
 
 
 def pending_migrations(connection: sqlite3.Connection) -> list[Migration]:

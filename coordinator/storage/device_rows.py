@@ -31,17 +31,17 @@ class SeenDevice:
         device_id: random id of the device.
         name: name that the operator gave it.
         cap_bytes: memory that it granted at its last check-in.
-        floor_bytes: memory that its runtime takes before any work, as it said then.
         seen_s: moment of its last check-in.
         expected_s: moment by which it was told then to check in again.
+        example_count: number of rows of its data, as it said then.
     """
 
     device_id: str
     name: str
     cap_bytes: int
-    floor_bytes: int
     seen_s: float
     expected_s: float
+    example_count: int = 0
 
 
 def find(connection: sqlite3.Connection, device_id: str) -> DeviceRow | None:
@@ -77,10 +77,10 @@ def all_devices(connection: sqlite3.Connection) -> list[sqlite3.Row]:
 
 
 def not_set_aside(connection: sqlite3.Connection, run_id: str) -> list[SeenDevice]:
-    """Devices that have checked in, are not revoked, and are not set aside by a run."""
+    """Devices that have checked in, take tasks, are not revoked, and are not set aside by a run."""
     rows = connection.execute(
-        "SELECT device_id, name, cap_bytes, floor_bytes, seen_s, coalesce(expected_s, seen_s) AS expected_s"
-        " FROM devices WHERE revoked_s IS NULL AND seen_s IS NOT NULL"
+        "SELECT device_id, name, cap_bytes, seen_s, coalesce(expected_s, seen_s) AS expected_s, example_count"
+        " FROM devices WHERE revoked_s IS NULL AND seen_s IS NOT NULL AND trains"
         " AND device_id NOT IN (SELECT device_id FROM set_aside WHERE run_id = ?)",
         (run_id,),
     )
@@ -138,12 +138,17 @@ def note_check_in(
     example_count: int,
     runtime_version: str,
     setup: str,
+    trains: bool,
+    release: int,
 ) -> None:
     """Remember what a device said of itself at its check-in."""
     connection.execute(
         "UPDATE devices SET seen_s = ?, cap_bytes = ?, floor_bytes = ?, example_count = ?,"
-        " runtime_version = ?, setup = ? WHERE device_id = ?",
-        (seen_s, cap_bytes, floor_bytes, example_count, runtime_version, setup, device_id),
+        " runtime_version = ?, setup = ?, trains = ?, release = ? WHERE device_id = ?",
+        (
+            *(seen_s, cap_bytes, floor_bytes, example_count),
+            *(runtime_version, setup, trains, release, device_id),
+        ),
     )
 
 
@@ -184,5 +189,21 @@ def use_nonce(connection: sqlite3.Connection, device_id: str, nonce: str, *, exp
 
 
 def forget_nonces(connection: sqlite3.Connection, before_s: float) -> None:
-    """Forget the nonces that expired before this moment: their signatures are too old to be accepted anyway."""
-    connection.execute("DELETE FROM nonces WHERE expires_s < ?", (before_s,))
+    """Forget the nonces that expired before this moment, and remember up to which expiry that was."""
+    last_s = connection.execute(
+        "SELECT max(expires_s) FROM nonces WHERE expires_s < ?", (before_s,)
+    ).fetchone()[0]
+    if last_s is None:
+        return
+    connection.execute("DELETE FROM nonces WHERE expires_s <= ?", (last_s,))
+    connection.execute(
+        "INSERT INTO marks VALUES ('nonces_forgotten_to_s', ?)"
+        " ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
+        (last_s,),
+    )
+
+
+def nonces_forgotten_to_s(connection: sqlite3.Connection) -> float:
+    """The latest expiry of a nonce that was forgotten: what would expire by then may have been seen before."""
+    row = connection.execute("SELECT value FROM marks WHERE name = 'nonces_forgotten_to_s'").fetchone()
+    return 0.0 if row is None else float(row[0])

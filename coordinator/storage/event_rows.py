@@ -52,3 +52,11 @@ def was_recorded(
         (run_id, device_name, code, message),
     ).fetchone()
     return row is not None
+
+
+def forget_oldest(connection: sqlite3.Connection, *, kept: int) -> int:
+    """Forget all events but so many of the newest; returns how many went."""
+    gone = connection.execute(
+        "DELETE FROM events WHERE event_id <= (SELECT max(event_id) FROM events) - ?", (kept,)
+    )
+    return gone.rowcount

@@ -214,10 +214,63 @@ def set_devices_aside(connection: sqlite3.Connection) -> None:
     )
 
 
+def visit_devices(connection: sqlite3.Connection) -> None:
+    """Phases in which every device is asked once, and which phase each round belongs to."""
+    connection.execute("ALTER TABLE runs ADD COLUMN phase TEXT NOT NULL DEFAULT 'training'")
+    connection.execute("ALTER TABLE runs ADD COLUMN visit_rounds INTEGER NOT NULL DEFAULT 0")
+    connection.execute("ALTER TABLE rounds ADD COLUMN phase TEXT NOT NULL DEFAULT 'training'")
+
+
+def publish_releases(connection: sqlite3.Connection) -> None:
+    """Values that devices are to use; runs that publish each round; and devices that take no tasks."""
+    connection.execute("ALTER TABLE devices ADD COLUMN trains INTEGER NOT NULL DEFAULT 1")
+    connection.execute("ALTER TABLE devices ADD COLUMN release INTEGER NOT NULL DEFAULT 0")
+    connection.execute(
+        """CREATE TABLE releases (
+            number INTEGER PRIMARY KEY AUTOINCREMENT,
+            run_id TEXT NOT NULL REFERENCES runs (run_id),
+            round INTEGER NOT NULL,
+            values_sha256 TEXT NOT NULL,
+            lowest_accuracy REAL,
+            highest_loss REAL,
+            published_s REAL NOT NULL
+        )"""
+    )
+    connection.execute(
+        """CREATE TABLE published_runs (        -- each further committed round of these becomes a release
+            run_id TEXT PRIMARY KEY REFERENCES runs (run_id),
+            lowest_accuracy REAL,
+            highest_loss REAL
+        ) WITHOUT ROWID"""
+    )
+
+
 def state_estimators(connection: sqlite3.Connection) -> None:
     """How a device found its gradients where its task left it the choice, and with how many draws."""
     connection.execute("ALTER TABLE results ADD COLUMN estimator TEXT")
     connection.execute("ALTER TABLE results ADD COLUMN draws INTEGER NOT NULL DEFAULT 0")
+
+
+def compare_results(connection: sqlite3.Connection) -> None:
+    """How large each result was beside its round's median, which were left out, and what a run's last round had."""
+    connection.execute("ALTER TABLE results ADD COLUMN score REAL")
+    connection.execute("ALTER TABLE results ADD COLUMN left_out TEXT NOT NULL DEFAULT ''")
+    connection.execute("ALTER TABLE runs ADD COLUMN delta_sizes TEXT NOT NULL DEFAULT '{}'")  # JSON, by group
+
+
+def mark_moments(connection: sqlite3.Connection) -> None:
+    """Moments that the coordinator remembers, by name."""
+    connection.execute("CREATE TABLE marks (name TEXT PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID")
+
+
+def expect_signs_of_life(connection: sqlite3.Connection) -> None:
+    """Until when a device that works on a task must have said so again; nothing for one that never did."""
+    connection.execute("ALTER TABLE tasks ADD COLUMN alive_by_s REAL")
+
+
+def pause_runs(connection: sqlite3.Connection) -> None:
+    """When the operator paused a run; nothing for one that goes on."""
+    connection.execute("ALTER TABLE runs ADD COLUMN paused_s REAL")
 
 
 #: In the order in which they run.
@@ -231,5 +284,11 @@ ALL = (
     mark_gated_rounds,
     index_what_is_open,
     set_devices_aside,
+    visit_devices,
+    publish_releases,
     state_estimators,
+    compare_results,
+    mark_moments,
+    expect_signs_of_life,
+    pause_runs,
 )

@@ -27,6 +27,9 @@ class ResultRow:
         change_bytes: size of the delta on its way; 0 if it was stored before sizes were.
         estimator: how the device found its gradients, where its task left it the choice; else None.
         draws: draws of its estimates there; 0 of exact gradients, and where there was no choice.
+        score: how many times the delta exceeds its round's median; None before the round was aggregated, and where it
+            is no finite number.
+        left_out: why the delta did not enter the round's mean; empty if it did.
     """
 
     task_id: str
@@ -41,6 +44,8 @@ class ResultRow:
     change_bytes: int
     estimator: BestOf | None
     draws: int
+    score: float | None
+    left_out: str
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,9 @@ class CountedResult:
     """What the aggregation needs to know of a counted result.
 
     Attributes:
+        task_id: id of its task.
+        device_id: id of the device that sent it.
+        device_name: name of that device.
         slot: slot of the round that it filled.
         task: JSON of the task that was signed.
         change_sha256: digest of the delta's bytes.
@@ -57,6 +65,9 @@ class CountedResult:
         draws: draws of its estimates there.
     """
 
+    task_id: str
+    device_id: str
+    device_name: str
     slot: int
     task: str
     change_sha256: str
@@ -111,9 +122,39 @@ def of_round(connection: sqlite3.Connection, run_id: str, number: int) -> list[R
 def counted(connection: sqlite3.Connection, run_id: str, number: int) -> list[CountedResult]:
     """What a round's aggregation sums up, in the order of the slots."""
     rows = connection.execute(
-        "SELECT slot, task, change_sha256, examples, steps_applied, estimator, draws"
-        " FROM tasks JOIN results USING (task_id)"
+        "SELECT task_id, device_id, name AS device_name, slot, task, change_sha256, examples, steps_applied,"
+        " estimator, draws FROM tasks JOIN results USING (task_id) JOIN devices USING (device_id)"
         " WHERE run_id = ? AND round = ? AND state = 'counted' ORDER BY slot",
         (run_id, number),
     )
     return [CountedResult(**row) for row in rows]
+
+
+def note_score(connection: sqlite3.Connection, task_id: str, score: float | None) -> None:
+    """Remember how many times a result's delta exceeds its round's median."""
+    connection.execute("UPDATE results SET score = ? WHERE task_id = ?", (score, task_id))
+
+
+def note_left_out(connection: sqlite3.Connection, task_id: str, reason: str) -> None:
+    """Remember why a result did not enter its round's mean."""
+    connection.execute("UPDATE results SET left_out = ? WHERE task_id = ?", (reason, task_id))
+
+
+def count_left_out(connection: sqlite3.Connection, run_id: str, device_id: str) -> int:
+    """How many results of a device a run has left out, since the device was last resumed."""
+    row = connection.execute(
+        "SELECT count(*) FROM results JOIN tasks USING (task_id) JOIN devices USING (device_id)"
+        " WHERE run_id = ? AND device_id = ? AND left_out != '' AND received_s >= coalesce(resumed_s, 0)",
+        (run_id, device_id),
+    ).fetchone()
+    return int(row[0])
+
+
+def needed_blobs(connection: sqlite3.Connection) -> set[str]:
+    """Digests of the private blobs that are still needed: deltas of open rounds, and the servers' states of runs."""
+    rows = connection.execute(
+        "SELECT change_sha256 FROM results JOIN tasks USING (task_id) JOIN rounds USING (run_id, round)"
+        " WHERE rounds.state IN ('selecting', 'collecting', 'aggregating')"
+        " UNION SELECT optimizer_sha256 FROM runs WHERE optimizer_sha256 IS NOT NULL"
+    )
+    return {str(row[0]) for row in rows}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -28,6 +30,10 @@ class RunRow:
         abandoned_in_a_row: number of rounds that were abandoned since the last commit.
         average_sha256: mean of the values after several rounds; None while there is none.
         reference_sha256: deltas that the next round's directions are compared with; None if they are not.
+        phase: training, first_visit or last_visit.
+        visit_rounds: number of committed rounds of visits, which ``committed`` does not count.
+        delta_sizes: JSON of the sizes that deltas had in the last committed round that trained a slice, by slice.
+        paused_s: moment when the operator paused it; None while it goes on.
     """
 
     position: int
@@ -47,6 +53,15 @@ class RunRow:
     abandoned_in_a_row: int
     average_sha256: str | None
     reference_sha256: str | None
+    phase: str
+    visit_rounds: int
+    delta_sizes: str
+    paused_s: float | None
+
+    @property
+    def rounds_done(self) -> int:
+        """Number of committed rounds, those of visits among them."""
+        return self.committed + self.visit_rounds
 
 
 def find(connection: sqlite3.Connection, run_id: str) -> RunRow | None:
@@ -104,12 +119,13 @@ def add(
     package_signature: str,
     values_sha256: str,
     created_s: float,
+    phase: str = "training",
 ) -> None:
     """Put a run at the end of the queue."""
     connection.execute(
         "INSERT INTO runs (run_id, config, package_sha256, package_signature, state, created_s,"
-        " values_sha256) VALUES (?, ?, ?, ?, 'queued', ?, ?)",
-        (run_id, config, package_sha256, package_signature, created_s, values_sha256),
+        " values_sha256, phase) VALUES (?, ?, ?, ?, 'queued', ?, ?, ?)",
+        (run_id, config, package_sha256, package_signature, created_s, values_sha256, phase),
     )
 
 
@@ -118,6 +134,27 @@ def start(connection: sqlite3.Connection, run_id: str, *, started_s: float) -> N
     connection.execute(
         "UPDATE runs SET state = 'running', started_s = ? WHERE run_id = ? AND state = 'queued'",
         (started_s, run_id),
+    )
+
+
+def set_values(connection: sqlite3.Connection, run_id: str, values_sha256: str) -> None:
+    """Let a run go on from, or end with, other values."""
+    connection.execute("UPDATE runs SET values_sha256 = ? WHERE run_id = ?", (values_sha256, run_id))
+
+
+def set_phase(connection: sqlite3.Connection, run_id: str, phase: str) -> None:
+    """Let a run go on to its next phase."""
+    connection.execute("UPDATE runs SET phase = ? WHERE run_id = ?", (phase, run_id))
+
+
+def commit_visit(
+    connection: sqlite3.Connection, run_id: str, *, values_sha256: str, optimizer_sha256: str
+) -> None:
+    """Store what a round of a visit came to; the count of abandoned rounds begins anew."""
+    connection.execute(
+        "UPDATE runs SET values_sha256 = ?, optimizer_sha256 = ?, visit_rounds = visit_rounds + 1,"
+        " abandoned_in_a_row = 0 WHERE run_id = ?",
+        (values_sha256, optimizer_sha256, run_id),
     )
 
 
@@ -141,6 +178,18 @@ def commit(
         "UPDATE runs SET values_sha256 = ?, optimizer_sha256 = ?, average_sha256 = ?, reference_sha256 = ?,"
         " committed = ?, abandoned_in_a_row = 0 WHERE run_id = ?",
         (values_sha256, optimizer_sha256, average_sha256, reference_sha256, committed, run_id),
+    )
+
+
+def set_paused(connection: sqlite3.Connection, run_id: str, at_s: float | None) -> None:
+    """Remember when a run was paused; None lets it go on."""
+    connection.execute("UPDATE runs SET paused_s = ? WHERE run_id = ?", (at_s, run_id))
+
+
+def set_delta_sizes(connection: sqlite3.Connection, run_id: str, sizes: Mapping[str, float]) -> None:
+    """Store the sizes that deltas were last seen with, by slice."""
+    connection.execute(
+        "UPDATE runs SET delta_sizes = ? WHERE run_id = ?", (json.dumps(dict(sizes), sort_keys=True), run_id)
     )
 
 

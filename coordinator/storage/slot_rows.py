@@ -20,17 +20,6 @@ def dealt(connection: sqlite3.Connection, run_id: str, number: int) -> list[tupl
     return [tuple(json.loads(row["slices"])) for row in rows]
 
 
-def dealt_in_open_round(connection: sqlite3.Connection, run_id: str) -> list[tuple[str, ...]]:
-    """What each slot of the run's open round was dealt; nothing if none is open or it is aggregating already."""
-    # CROSS: the open round first, and then its slots, not all slots that the run ever had.
-    rows = connection.execute(
-        "SELECT slices FROM rounds CROSS JOIN slots USING (run_id, round)"
-        " WHERE run_id = ? AND state IN ('selecting', 'collecting')",
-        (run_id,),
-    )
-    return [tuple(json.loads(row["slices"])) for row in rows]
-
-
 def vacant(connection: sqlite3.Connection, run_id: str, number: int) -> list[int]:
     """Slots of a round that no device holds and none has a counted result for, in order."""
     rows = connection.execute(

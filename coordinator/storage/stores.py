@@ -2,6 +2,7 @@
 
 coordinator.db   everything but bytes
 blobs/           what devices may fetch: package files and slice values
+incoming/        bodies of requests on their way, without names
 private/         results of open rounds, and optimiser state; never served
 packages/        packages as folders of links into blobs/, for the evaluation worker
 task.key         Ed25519 key that signs tasks
@@ -15,12 +16,17 @@ from pathlib import Path
 
 from coordinator.storage.blob_store import BlobStore
 from coordinator.storage.database import Storage
-from edge_runtime.errors import ConfigError
+from edge_runtime.durable import make_private_folder
+from edge_runtime.package.block_head import with_block_head
 from edge_runtime.package.manifest import Manifest, parse_manifest
+from edge_runtime.protocol.messages import Blocks, Pooling
 from edge_runtime.protocol.signing import PrivateKey, generate_key
+from edge_runtime.trouble import unusable
 
 DATABASE = "coordinator.db"
 TASK_KEY = "task.key"
+#: Folder for bodies of requests on their way; its files have no names, so nothing stays of a killed process.
+INCOMING = "incoming"
 
 
 @dataclass(frozen=True)
@@ -40,16 +46,18 @@ class Stores:
     blobs: BlobStore
     private_blobs: BlobStore
     key: PrivateKey
-    #: Manifests that were parsed before, by digest.
-    _manifests: dict[str, Manifest] = field(default_factory=dict)
+    #: The least memory that any slot of a round needs, for the round that was asked about last.
+    least_required_bytes: dict[tuple[str, int | None, int, int], int] = field(default_factory=dict)
+    #: Manifests that were parsed before, by digest, blocks and pooling.
+    _manifests: dict[tuple[str, Blocks, Pooling], Manifest] = field(default_factory=dict)
 
-    def manifest(self, package_sha256: str) -> Manifest:
-        """A package's manifest, parsed once."""
-        manifest = self._manifests.get(package_sha256)
-        if manifest is None:
+    def manifest(self, package_sha256: str, blocks: Blocks = (), pooling: Pooling = "package") -> Manifest:
+        """A package's manifest, parsed once; with blocks, as a run sees it whose head reads these."""
+        seen = (package_sha256, blocks, pooling)
+        if seen not in self._manifests:
             manifest = parse_manifest(self.blobs.get(package_sha256))
-            self._manifests[package_sha256] = manifest
-        return manifest
+            self._manifests[seen] = with_block_head(manifest, blocks, pooling)
+        return self._manifests[seen]
 
 
 def open_stores(folder: Path, *, durable: bool = True) -> Stores:
@@ -61,12 +69,14 @@ def open_stores(folder: Path, *, durable: bool = True) -> Stores:
 
     Raises:
         ConfigError: it cannot be created, read or written.
+        ResourceError: not now, that is: the disk is full, or another process holds the database locked.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private_folder(folder)
         key_path = folder / TASK_KEY
         if not key_path.exists():
             generate_key().save(key_path)
+        (folder / INCOMING).mkdir(exist_ok=True, mode=0o700)
         return Stores(
             folder=folder,
             storage=Storage(folder / DATABASE, durable=durable),
@@ -75,4 +85,4 @@ def open_stores(folder: Path, *, durable: bool = True) -> Stores:
             key=PrivateKey.load(key_path),
         )
     except OSError as error:
-        raise ConfigError(f"cannot use the state folder {folder}: {error.strerror}") from error
+        raise unusable(f"the state folder {folder}", error) from error

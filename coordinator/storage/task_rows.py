@@ -34,6 +34,7 @@ class TaskRow:
         required_bytes: predicted peak of memory; 0 until it is handed out.
         task: JSON of the task that was signed; None until it is handed out.
         signature: the coordinator's signature of ``task``.
+        alive_by_s: moment until which the device must have given another sign of life; None if it never gave one.
     """
 
     task_id: str
@@ -49,6 +50,7 @@ class TaskRow:
     required_bytes: int
     task: str | None
     signature: str | None
+    alive_by_s: float | None
 
     @property
     def signed(self) -> SignedTask | None:
@@ -89,6 +91,7 @@ class TaskWithSlices(TaskRow):
 class TaskOutcome:
     """How far a task got, and the name of its device."""
 
+    task_id: str
     state: str
     reason: str
     device_name: str
@@ -132,15 +135,25 @@ def of_round(connection: sqlite3.Connection, run_id: str, number: int) -> list[T
     return [TaskWithDevice(**row) for row in rows]
 
 
+def asked_in_phase(connection: sqlite3.Connection, run_id: str, phase: str, *, times: int = 1) -> set[str]:
+    """Ids of the devices that rounds of a phase asked so many times, or whose result counted in one."""
+    rows = connection.execute(
+        "SELECT device_id FROM rounds JOIN tasks USING (run_id, round) WHERE run_id = ? AND phase = ?"
+        " GROUP BY device_id HAVING count(*) >= ? OR max(tasks.state = 'counted')",
+        (run_id, phase, times),
+    )
+    return {str(row["device_id"]) for row in rows}
+
+
 def overdue(
     connection: sqlite3.Connection, run_id: str, number: int, *, now_s: float
 ) -> list[TaskWithDevice]:
     """Open tasks of a round whose time has run out."""
     rows = connection.execute(
         "SELECT tasks.*, name AS device_name FROM tasks JOIN devices USING (device_id)"
-        " WHERE run_id = ? AND round = ? AND state IN ('reserved', 'working') AND due_s < ?"
-        " ORDER BY slot, attempt",
-        (run_id, number, now_s),
+        " WHERE run_id = ? AND round = ? AND state IN ('reserved', 'working')"
+        " AND (due_s < ? OR alive_by_s < ?) ORDER BY slot, attempt",
+        (run_id, number, now_s, now_s),
     )
     return [TaskWithDevice(**row) for row in rows]
 
@@ -148,7 +161,7 @@ def overdue(
 def outcomes(connection: sqlite3.Connection, run_id: str, number: int) -> list[TaskOutcome]:
     """How far each task of a round got, slot by slot and attempt by attempt."""
     rows = connection.execute(
-        "SELECT tasks.state, reason, name AS device_name FROM tasks JOIN devices USING (device_id)"
+        "SELECT task_id, tasks.state, reason, name AS device_name FROM tasks JOIN devices USING (device_id)"
         " WHERE run_id = ? AND round = ? ORDER BY slot, attempt",
         (run_id, number),
     )
@@ -243,14 +256,66 @@ def hand_out(
     )
 
 
+def note_alive(connection: sqlite3.Connection, task_id: str, *, by_s: float) -> None:
+    """Remember until when a device that works on a task must have given another sign of life."""
+    connection.execute("UPDATE tasks SET alive_by_s = ? WHERE task_id = ?", (by_s, task_id))
+
+
 def mark_counted(connection: sqlite3.Connection, task_id: str) -> None:
     """Mark a task whose result counts."""
-    connection.execute("UPDATE tasks SET state = 'counted' WHERE task_id = ?", (task_id,))
+    connection.execute("UPDATE tasks SET state = 'counted', reason = '' WHERE task_id = ?", (task_id,))
 
 
 def lapse(connection: sqlite3.Connection, task_id: str, reason: str) -> None:
     """Let a task lapse."""
     connection.execute("UPDATE tasks SET state = 'lapsed', reason = ? WHERE task_id = ?", (reason, task_id))
+
+
+def is_slot_taken(connection: sqlite3.Connection, run_id: str, number: int, slot: int) -> bool:
+    """Whether a device works on a slot of a round, or has filled it."""
+    row = connection.execute(
+        "SELECT 1 FROM tasks WHERE run_id = ? AND round = ? AND slot = ? AND state IN ('working', 'counted')",
+        (run_id, number, slot),
+    ).fetchone()
+    return row is not None
+
+
+def may_come_late(
+    connection: sqlite3.Connection,
+    run_id: str,
+    number: int,
+    *,
+    due_after_s: float,
+    reasons: Collection[str],
+) -> bool:
+    """Whether a slot of a round that nobody has filled had a task that lapsed for one of these reasons lately.
+
+    Args:
+        connection: connection to the database.
+        run_id: id of the run.
+        number: number of the round.
+        due_after_s: moment after which the task was due.
+        reasons: reasons for which it lapsed.
+    """
+    marks = ", ".join("?" * len(reasons))
+    row = connection.execute(
+        f"SELECT 1 FROM tasks AS late WHERE run_id = ? AND round = ? AND state = 'lapsed' AND due_s >= ?"  # noqa: S608
+        f" AND reason IN ({marks}) AND NOT EXISTS (SELECT 1 FROM tasks WHERE run_id = late.run_id"
+        " AND round = late.round AND slot = late.slot AND state = 'counted') LIMIT 1",
+        (run_id, number, due_after_s, *reasons),
+    ).fetchone()
+    return row is not None
+
+
+def lapse_reserved_of_slot(
+    connection: sqlite3.Connection, run_id: str, number: int, slot: int, reason: str
+) -> None:
+    """Let a slot's task lapse that waits for its device."""
+    connection.execute(
+        "UPDATE tasks SET state = 'lapsed', reason = ?"
+        " WHERE run_id = ? AND round = ? AND slot = ? AND state = 'reserved'",
+        (reason, run_id, number, slot),
+    )
 
 
 def lapse_open_of_device(connection: sqlite3.Connection, device_id: str) -> None:
@@ -280,9 +345,10 @@ def lapse_open_of_run(connection: sqlite3.Connection, run_id: str) -> None:
     )
 
 
-def extend_open(connection: sqlite3.Connection, run_id: str, until_s: float) -> None:
-    """Give the run's open tasks until this moment at least."""
+def extend_open(connection: sqlite3.Connection, run_id: str, until_s: float, *, alive_by_s: float) -> None:
+    """Give the run's open tasks until ``until_s`` at least, and until ``alive_by_s`` for a sign of life."""
     connection.execute(
-        "UPDATE tasks SET due_s = max(due_s, ?) WHERE run_id = ? AND state IN ('reserved', 'working')",
-        (until_s, run_id),
+        "UPDATE tasks SET due_s = max(due_s, ?), alive_by_s = max(alive_by_s, ?)"
+        " WHERE run_id = ? AND state IN ('reserved', 'working')",
+        (until_s, alive_by_s, run_id),
     )

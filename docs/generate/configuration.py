@@ -21,12 +21,13 @@ from coordinator.simulation.config import SimulationConfig
 from edge_runtime.agent.config import DeviceConfig
 from edge_runtime.config_file import MAX_SIZE_BYTES
 from edge_runtime.described import descriptions
+from edge_runtime.protocol.messages import END
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/configuration.md"
 #: Forms of text that have a name on the page, and their patterns.
-NAME = re.compile(re.escape("^[A-Za-z0-9][A-Za-z0-9._-]{0,") + r"(\d+)" + re.escape("}$"))
-PUBLIC_KEY = "^[A-Za-z0-9+/]{43}=$"
+NAME = re.compile(re.escape("^[A-Za-z0-9][A-Za-z0-9._-]{0,") + r"(\d+)" + re.escape("}" + END))
+PUBLIC_KEY = "^[A-Za-z0-9+/]{43}=" + END
 
 
 class PageError(Exception):

@@ -63,7 +63,10 @@ def _finding(name: str, run: Callable[[], str]) -> Finding:
 
 
 def _check_data(config: DeviceConfig) -> str:
-    found = check_rows(config.data)
+    if config.data is None:
+        return "none; the device only fetches releases, and takes them unchecked"
+    reading = config.reading("all", b"")
+    found = check_rows(config.data, reading)
     return f"{found.rows} rows in {config.data}" + (f"; {found.note}" if found.note else "")
 
 
@@ -143,10 +146,10 @@ def _check_clock(answers: list[Response]) -> str:
     if not answers:
         return "not compared: the coordinator did not answer"
     try:
-        theirs = parsedate_to_datetime(answers[0].headers.get("date", ""))
-    except ValueError:
+        theirs_s = parsedate_to_datetime(answers[0].headers.get("date", "")).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
         return "not compared: the coordinator's answer has no date"
-    off_s = time.time() - theirs.timestamp()
+    off_s = time.time() - theirs_s
     if abs(off_s) > MAX_CLOCK_OFF_S:
         raise DeviceError(
             f"the clock is {off_s:.0f} s off the coordinator's, over {MAX_CLOCK_OFF_S:.0f} s; set it"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
 from secrets import token_urlsafe
@@ -17,6 +18,7 @@ import msgspec
 
 from edge_runtime.agent.transport import Request, Response, Transport
 from edge_runtime.errors import ProtocolError, RefusedError, UnreachableError
+from edge_runtime.log import warn
 from edge_runtime.protocol.messages import (
     CheckInRequest,
     CheckInResponse,
@@ -25,6 +27,7 @@ from edge_runtime.protocol.messages import (
     EnrolResponse,
     Refusal,
     ResultReceipt,
+    Standing,
     decode,
     encode,
 )
@@ -36,7 +39,8 @@ MESSAGE_PACK = "application/msgpack"
 _TRY_LATER = {408, 425, 429}
 #: Statuses of a refused result that concern the device, not the result.
 _ABOUT_THE_DEVICE = {401, 403}
-_MAX_RETRY_AFTER_S = 24 * 3600.0
+#: Largest difference of clocks that signatures are corrected by; a larger one is for a person to mend.
+MAX_CORRECTION_S = 24 * 3600.0
 
 
 def enrol(transport: Transport, request: EnrolRequest) -> EnrolResponse:
@@ -67,6 +71,8 @@ class Client:
         self._key = key
         self._device_id = device_id
         self._clock = clock
+        #: What this machine's clock lacks of the coordinator's, where that has refused a signature for it.
+        self._behind_s = 0.0
 
     def check_in(self, request: CheckInRequest) -> CheckInResponse:
         """Offer the device for work."""
@@ -101,6 +107,12 @@ class Client:
         _check_status(answer)
         return decode(answer.body, ResultReceipt)
 
+    def say_alive(self, task_id: str) -> Standing:
+        """Say that a task is being worked on, and learn how it stands."""
+        answer = self._send(Request("POST", f"/v1/tasks/{task_id}/alive"))
+        _check_status(answer)
+        return decode(answer.body, Standing)
+
     def send_event(self, event: DeviceEvent) -> None:
         """Send operators an event."""
         answer = self._send(Request("POST", "/v1/events", encode(event), {"Content-Type": JSON}))
@@ -111,13 +123,33 @@ class Client:
         return self._send(Request("GET", f"/v1/blobs/{'0' * 64}"))
 
     def _send(self, request: Request) -> Response:
+        """The answer to a signed request; one refused for its time is sent once more by the coordinator's clock."""
+        answer = self._sign_and_send(request)
+        return self._sign_and_send(request) if self._learn_clock(answer) else answer
+
+    def _learn_clock(self, answer: Response) -> bool:
+        """Whether an answer says that the clocks differ, and by how much."""
+        if answer.status != HTTPStatus.UNAUTHORIZED or _code(answer) != "clock_off":
+            return False
+        try:
+            theirs_s = parsedate_to_datetime(answer.headers.get("date", "")).timestamp()
+        except (ValueError, TypeError, IndexError, OverflowError):
+            return False
+        behind_s = theirs_s - self._clock()
+        if abs(behind_s) > MAX_CORRECTION_S or abs(behind_s - self._behind_s) < 1.0:
+            return False
+        self._behind_s = behind_s
+        warn("clock_corrected", behind_s=round(behind_s), message="signatures go by the coordinator's clock")
+        return True
+
+    def _sign_and_send(self, request: Request) -> Response:
         signature = sign_request(
             self._key,
             device_id=self._device_id,
             method=request.method,
             path=request.path,
             body=request.body,
-            now_s=int(self._clock()),
+            now_s=int(self._clock() + self._behind_s),
             nonce=token_urlsafe(16),
         )
         return self._transport.send(
@@ -155,7 +187,15 @@ def _refusal(answer: Response) -> Refusal:
         ) from error
 
 
+def _code(answer: Response) -> str:
+    """The code of a refusal; empty if it is none."""
+    try:
+        return decode(answer.body, Refusal).code
+    except ProtocolError:
+        return ""
+
+
 def _retry_after_s(answer: Response) -> float | None:
     """The ``Retry-After`` header in seconds. Coordinators do not use its date form, which counts as absent."""
     text = answer.headers.get("retry-after", "")
-    return min(float(text), _MAX_RETRY_AFTER_S) if text.isdecimal() and len(text) < 12 else None
+    return float(text) if text.isdecimal() and len(text) < 12 else None

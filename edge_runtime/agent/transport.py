@@ -12,14 +12,14 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import urllib3
 from msgspec import Struct, field
 from urllib3.exceptions import HTTPError
 
 from edge_runtime.errors import ProtocolError, UnreachableError
-from edge_runtime.protocol.addresses import is_loopback
+from edge_runtime.protocol.addresses import in_networks, is_loopback
 from edge_runtime.protocol.connection_errors import why_no_answer
 from edge_runtime.protocol.messages import MAX_CONTROL_BYTES
 
@@ -82,7 +82,8 @@ class Transport(Protocol):
 class HttpTransport:
     """HTTP/1.1 with TLS verification against the system's certificates, through the environment's proxy.
 
-    ``http_proxy``, ``https_proxy`` and ``no_proxy`` are honoured, except for addresses of this machine.
+    ``http_proxy``, ``https_proxy`` and ``no_proxy`` are honoured, except for addresses of this machine. ``no_proxy``
+    may name hosts, domains and networks (``10.0.0.0/8``); user and password in a proxy's address are percent-encoded.
 
     Args:
         base_url: address of the coordinator, ``https://host[:port]``.
@@ -166,9 +167,9 @@ def _continuation(headers: Mapping[str, str], sink: Path) -> int:
 def _proxy_for(url: str) -> str | None:
     parts = urlsplit(url)
     host = parts.hostname or ""
-    if is_loopback(host) or urllib.request.proxy_bypass(host):
-        return None
     proxies = urllib.request.getproxies()
+    if is_loopback(host) or urllib.request.proxy_bypass(host) or in_networks(host, proxies.get("no", "")):
+        return None
     return proxies.get(parts.scheme) or proxies.get("all")
 
 
@@ -176,4 +177,5 @@ def _proxy_headers(proxy: str) -> dict[str, str]:
     parts = urlsplit(proxy)
     if parts.username is None:
         return {}
-    return urllib3.make_headers(proxy_basic_auth=f"{parts.username}:{parts.password or ''}")
+    user, password = unquote(parts.username), unquote(parts.password or "")
+    return urllib3.make_headers(proxy_basic_auth=f"{user}:{password}")

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import re
 
-#: What a file is by its first bytes, and what to do with it.
+#: What a file is by its first bytes, and what to do with it; the longer of two beginnings comes first.
 _FORMATS = {
+    b"\xff\xfe\x00\x00": "is UTF-32, not UTF-8; convert it: iconv -f UTF-32 -t UTF-8",
+    b"\x00\x00\xfe\xff": "is UTF-32, not UTF-8; convert it: iconv -f UTF-32 -t UTF-8",
+    b"{\x00": "is UTF-16, not UTF-8; convert it: iconv -f UTF-16LE -t UTF-8",
+    b"\x00{": "is UTF-16, not UTF-8; convert it: iconv -f UTF-16BE -t UTF-8",
     b"\xff\xfe": "is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8",
     b"\xfe\xff": "is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8",
     b"\x1f\x8b": "is compressed by gzip; unpack it: gunzip -c",
+    b"(\xb5/\xfd": "is compressed by zstd; unpack it: zstd -dc",
+    b"\xfd7zXZ": "is compressed by xz; unpack it: xz -dc",
+    b"BZh": "is compressed by bzip2; unpack it: bzip2 -dc",
     b"PK\x03\x04": "is a ZIP archive or a spreadsheet; export its rows as JSONL, one object a line",
     b"PAR1": "is a Parquet file; export its rows as JSONL, one object a line",
     b"ARROW1": "is an Arrow file; export its rows as JSONL, one object a line",
     b"SQLite format 3": "is an SQLite database; export its rows as JSONL, one object a line",
+    b"version https://git-lfs": "is what git keeps in the place of a large file, not the file; get it: git lfs pull",
+    b"<!": "is a web page, not the file itself; download the file",
+    b"<html": "is a web page, not the file itself; download the file",
 }
 _SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon"}
+_CONTROL = re.compile(r"[\x00-\x1f]")
+_NO_NUMBER = re.compile(r":\s*-?(NaN|Infinity)\s*[,}]")
+_SEVERAL = re.compile(r"^\{.*\}\s*\{.*\}$", re.DOTALL)
 _ESCAPED_PAIR = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 _ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
@@ -49,6 +62,14 @@ def why_unreadable(data: bytes, form: str, *, first: bool) -> str:
         "is not JSON: it has single quotes where JSON has double ones; write the rows with a JSON library": (
             text.startswith("{'")
         ),
+        "is not JSON: it has a raw control character, such as a tab, in a string; write it as an escape, such as \\t": (
+            text.startswith("{") and _CONTROL.search(text) is not None
+        ),
+        "is not JSON: it has NaN or Infinity for a number; write null, or remove the row": (
+            _NO_NUMBER.search(text) is not None
+        ),
+        "holds several rows; write each in a line of its own": _SEVERAL.search(text) is not None,
+        "is a comment, which JSON has not; remove it": text.startswith(("#", "//")),
         f"is not JSON; it looks like a {_separator(text)}-separated table; write it as JSONL, each row {form}": (
             first and not text.startswith("{") and bool(_separator(text))
         ),

@@ -1,10 +1,11 @@
-"""Engines by name: the one place that makes them, and which of them are installed.
+"""Engines by name: the one place that makes them, which of them are installed, and with how many threads.
 
 An engine's library is imported only when the engine is asked for, so that a device loads only its own.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,11 @@ def engine_maker(name: EngineName) -> Callable[[int], Engine]:
     from edge_runtime.engines.onnxruntime_engine import OnnxEngine  # noqa: PLC0415 - the other engine does without
 
     return OnnxEngine
+
+
+def threads_or_all(threads: int = 0) -> int:
+    """Threads for an engine: as many as were chosen; for 0 as many as there are cores this process may use."""
+    return threads or len(os.sched_getaffinity(0))
 
 
 def engine_version(name: EngineName) -> str:

@@ -10,6 +10,9 @@ segment's file ahead, so that the process holds one segment at a time.
 
 The outputs of the segments before the first trained slice can be kept (:mod:`edge_runtime.execution.prefix_cache`).
 
+A run whose head reads several blocks computes it here, in place of the last segment
+(:mod:`edge_runtime.execution.pooled_head`); blocks behind the last one that it reads do not run.
+
 A draw is carried from the segment on in which it begins to move something. Draws come in the order in which they begin,
 so a segment runs the first few of them; where none has begun it runs its primal program, if that is at hand. Those that
 begin later find zeros in the hidden state's tangent.
@@ -27,23 +30,15 @@ import numpy as np
 from edge_runtime.data.batches import Batch, IntArray
 from edge_runtime.engines.engine import Array, Engine, LoadedProgram
 from edge_runtime.errors import PackageError
+from edge_runtime.execution.flow import DOT, HIDDEN, INPUTS, Flow
+from edge_runtime.execution.pooled_head import PooledHead
 from edge_runtime.execution.prefix_cache import ExampleStore
 from edge_runtime.execution.token_chunks import run_in_chunks
 from edge_runtime.execution.weights import MappedWeights
 from edge_runtime.memory.plan import HEAD_TOKENS, WeightsMode, first_segment, waiting_segments
-from edge_runtime.package.manifest import Program, Variant
+from edge_runtime.package.manifest import Arithmetic, Program, Variant
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import FloatArray, Values, key
-
-#: Name of the values that every segment passes on.
-HIDDEN = "hidden"
-DOT = "_dot"
-#: Suffix of a program's input or output that is a cotangent.
-BAR = "_bar"
-#: Names of the values that come with a batch; segments make all others in a flow.
-INPUTS = ("input_ids", "attention_mask", "labels")
-#: Named values of one micro-batch on their way through the segments.
-Flow = dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -72,6 +67,7 @@ class Stage:
     """A segment with everything that running it takes.
 
     Attributes:
+        index: index of the segment.
         program: program of the segment that runs.
         variant: that program in the package's arithmetic.
         weights: mapped weights of the segment.
@@ -80,10 +76,10 @@ class Stage:
         loaded: the loaded program; None where it is loaded at each use.
         weight_bytes: bytes of weights that one run reads, gathered rows not counted.
         by_tokens: whether this is a language model's output layer, which runs some tokens at a time.
-        index: index of the segment.
         primal: the segment's primal program, to run where no draw has begun; None where it is not loaded.
     """
 
+    index: int
     program: Program
     variant: Variant
     weights: MappedWeights
@@ -92,7 +88,6 @@ class Stage:
     loaded: LoadedProgram | None
     weight_bytes: int
     by_tokens: bool
-    index: int
     primal: Stage | None = None
 
 
@@ -141,12 +136,18 @@ class Executor:
         self.draws_run = self.draws_skipped = 0
         self._shared: dict[str, LoadedProgram] = {}
         self._mapped: dict[int, MappedWeights] = {}
-        programs = [self._program_of(i) for i in range(len(self.manifest.segments))]
+        self._head = PooledHead(self.manifest) if self.manifest.head_blocks else None
+        programs = [self._program_of(i) for i in range(len(self.manifest.segments_run))]
         self._stages = [self._stage(i, programs[i], programs[i + 1 :]) for i in range(len(programs))]
         for i in waiting_segments(self.manifest, tuple(trained), prepared.prepared.arithmetic):
             primal = self.manifest.programs[self.manifest.segments[i].primal]
-            if primal is not programs[i]:
+            if i < len(programs) and primal is not programs[i]:
                 self._stages[i] = replace(self._stages[i], primal=self._stage(i, primal, programs[i + 1 :]))
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """Arithmetic that the package is prepared in."""
+        return self._prepared.prepared.arithmetic
 
     def sweep(
         self,
@@ -173,6 +174,9 @@ class Executor:
         """
         flows = self._begin(values, micro_batches, rows)
         self._run(self._stages[self.first_trained or 0 :], flows, values, tangents, begun)
+        if self._head is not None:
+            for flow in flows:
+                self._head.classify(flow, values)
         for flow, given in zip(flows, tangents or (), strict=bool(tangents)):
             for tangent in given.values():
                 _carry(flow, "loss", tangent.shape[0])
@@ -245,6 +249,8 @@ class Executor:
             for name in [name for name in flow if name not in stage.needed_later]:
                 del flow[name]
             flow.update(outputs)
+            if self._head is not None and HIDDEN in outputs:
+                self._head.tap(stage.index, flow)
         self.weights_read_bytes += stage.weight_bytes
         if self.observe is not None:
             self.observe(self._waiting(flows))
@@ -329,11 +335,16 @@ class Executor:
             loaded = self._load(program, variant, weights)
             weights.release()  # the engine has repacked them
         needed = frozenset(name for other in later for name in other.inputs)
+        if self._head is not None:
+            needed |= self._head.kept
         read = [name for name in (*variant.fed, *variant.bound) if name not in variant.gathered]
         size = sum(weights.arrays[name].nbytes for name in read)
-        ends_text = index == len(self.manifest.segments) - 1 and self.manifest.task == "causal_lm"
-        slice_inputs = self._slice_inputs(index)
-        return Stage(program, variant, weights, slice_inputs, needed, loaded, size, ends_text, index)
+        slice_inputs, by_tokens = self._slice_inputs(index), self._runs_by_tokens(index)
+        return Stage(index, program, variant, weights, slice_inputs, needed, loaded, size, by_tokens)
+
+    def _runs_by_tokens(self, index: int) -> bool:
+        """Whether a segment runs some tokens at a time: the output layer of a language model."""
+        return index == len(self.manifest.segments) - 1 and self.manifest.task == "causal_lm"
 
     def _weights(self, index: int, variant: Variant) -> MappedWeights:
         """A segment's weights, mapped once however many segments and programs share them."""

@@ -14,16 +14,20 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.engines.choice import engine_version
 from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import PreparationError
+from edge_runtime.package.block_head import with_block_head
 from edge_runtime.package.manifest import Arithmetic, PackagePath, Program, TensorRef, Variant
 from edge_runtime.package.package import Package
-from edge_runtime.protocol.messages import Bytes, PositiveCount, Sha256, Text
+from edge_runtime.protocol.messages import Blocks, Bytes, Pooling, PositiveCount, Sha256, Text
 
 PREPARED = "prepared.json"
 PREPARED_VERSION = 1
 MAX_PREPARED_BYTES = 16 << 20
+#: What helps where a prepared folder is missing, damaged or made for something else.
+AGAIN = "agents prepare the package by themselves, and so does 'edge-runtime profile' in its --prepared"
 _CPU_INFO = Path("/proc/cpuinfo")
 #: Lines of /proc/cpuinfo that tell CPU types apart, on x86-64 and on arm64.
 _CPU_FIELDS = ("model name", "flags", "CPU implementer", "CPU part", "Features")
@@ -110,7 +114,7 @@ class PreparedPackage:
 
     Attributes:
         package: the package.
-        manifest: the package's manifest.
+        manifest: the package's manifest, as a run sees it.
         folder: path of the prepared folder.
         prepared: content of its ``prepared.json``.
     """
@@ -120,6 +124,16 @@ class PreparedPackage:
         self.manifest = package.manifest
         self.folder = folder
         self.prepared = prepared
+
+    def with_head(self, blocks: Blocks, pooling: Pooling) -> PreparedPackage:
+        """The same as a run sees it whose head reads some blocks (:mod:`edge_runtime.package.block_head`).
+
+        Raises:
+            ConfigError: the package has no such blocks, or no head.
+        """
+        seen = PreparedPackage(self.package, self.folder, self.prepared)
+        seen.manifest = with_block_head(self.manifest, blocks, pooling)
+        return seen
 
     @classmethod
     def open(cls, package: Package, folder: Path, engine: str) -> PreparedPackage:
@@ -136,9 +150,9 @@ class PreparedPackage:
         prepared = read_prepared(folder)
         reason = stale_reason(folder, prepared, package.sha256, engine)
         if reason is not None:
-            raise PreparationError(f"{folder} {reason}; prepare the package again")
+            raise PreparationError(f"{folder} {reason}; {AGAIN}")
         if len(prepared.segments) != len(package.manifest.segments):
-            raise PreparationError(f"{folder} has another number of segments; prepare the package again")
+            raise PreparationError(f"{folder} has another number of segments; {AGAIN}")
         return cls(package, folder, prepared)
 
     @classmethod
@@ -182,12 +196,12 @@ def read_prepared(folder: Path) -> Prepared:
         with path.open("rb") as file:
             data = file.read(MAX_PREPARED_BYTES + 1)
         if len(data) > MAX_PREPARED_BYTES:
-            raise PreparationError(f"{path} has more than {MAX_PREPARED_BYTES} bytes; prepare again")
+            raise PreparationError(f"{path} has more than {MAX_PREPARED_BYTES} bytes; {AGAIN}")
         return msgspec.json.decode(data, type=Prepared)
     except OSError as error:
-        raise PreparationError(f"cannot read {path}: {error.strerror}; prepare the package first") from error
-    except msgspec.DecodeError as error:
-        raise PreparationError(f"malformed {path}: {error}; prepare the package again") from error
+        raise PreparationError(f"cannot read {path}: {error.strerror}; {AGAIN}") from error
+    except MALFORMED as error:
+        raise PreparationError(f"malformed {path}: {error}; {AGAIN}") from error
 
 
 def stale_reason(folder: Path, prepared: Prepared, package_sha256: str, engine: str) -> str | None:
@@ -231,6 +245,12 @@ def is_current(
     if arithmetic not in (None, prepared.arithmetic):
         return False
     return stale_reason(folder, prepared, package_sha256, engine_version(engine)) is None
+
+
+def prepared_beside(package_folder: Path) -> Path:
+    """Path of a prepared folder that is not named: beside the package, with ``-prepared`` added to its name."""
+    resolved = package_folder.resolve()
+    return resolved.with_name(f"{resolved.name}-prepared")
 
 
 def cpu_type() -> str:

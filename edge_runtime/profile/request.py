@@ -20,7 +20,7 @@ from edge_runtime.memory.best_estimator import best_plan
 from edge_runtime.memory.plan import Planner, Work
 from edge_runtime.package.manifest import Manifest
 from edge_runtime.package.package import Package
-from edge_runtime.package.prepared import Prepared, read_prepared, stale_reason
+from edge_runtime.package.prepared import AGAIN, Prepared, prepared_beside, read_prepared, stale_reason
 from edge_runtime.protocol.messages import Update
 
 #: Bounds beyond any sensible step, which catch a slip of the hand.
@@ -87,7 +87,8 @@ def parse_request(
         update: way to the slices' gradient; backpropagation makes no draws. ``"best"`` is settled here, for this cap:
             the request's work is that of the estimator that was taken.
         publisher_key: public key that must have signed the package; None warns on standard error that nobody checked.
-        prepared_folder: path of the prepared folder; None takes what lies beside the package (:func:`prepared_beside`).
+        prepared_folder: path of the prepared folder; None takes what lies beside the package
+            (:func:`edge_runtime.package.prepared.prepared_beside`).
         engine: name of the engine that is to run the programs.
 
     Raises:
@@ -138,12 +139,6 @@ def open_package(folder: Path, publisher_key: str | None) -> Package:
     return package
 
 
-def prepared_beside(package_folder: Path) -> Path:
-    """Path of a prepared folder that is not named: beside the package, with ``-prepared`` added to its name."""
-    resolved = package_folder.resolve()
-    return resolved.with_name(f"{resolved.name}-prepared")
-
-
 def _trained(manifest: Manifest, slices: str | None) -> tuple[str, ...]:
     if slices is None:
         return tuple(spec.name for spec in manifest.slices if spec.kind != "head")
@@ -164,7 +159,7 @@ def _find_prepared(package: Package, folder: Path | None, engine: EngineName) ->
     if reason is None:
         return prepared, ""
     if folder is not None:
-        raise PreparationError(f"{place} {reason}; prepare the package again")
+        raise PreparationError(f"{place} {reason}; {AGAIN}")
     return None, f"{place} {reason}"
 
 

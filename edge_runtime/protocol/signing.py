@@ -83,12 +83,14 @@ class PrivateKey:
             with path.open("rb") as file:
                 pem = file.read(MAX_KEY_FILE_BYTES)
         except OSError as error:
-            raise ConfigError(f"cannot read the key file {path}: {error.strerror}") from error
+            raise ConfigError(
+                f"cannot read the key file {path}: {error.strerror}; name the right one"
+            ) from error
         try:
             key = serialization.load_pem_private_key(pem, password=None)
         except (ValueError, TypeError) as error:
             raise ConfigError(
-                f"{path} is not an unencrypted private key in PEM; restore it or make a new one"
+                f"{path} is not an unencrypted private key in PEM; restore it, or name the right one"
             ) from error
         if not isinstance(key, Ed25519PrivateKey):
             raise ConfigError(f"{path} holds a key of another kind; an Ed25519 key is needed")
@@ -192,25 +194,43 @@ def parse_request_signature(headers: Mapping[str, str]) -> RequestSignature:
     )
 
 
-def verify_request(
-    public_key: str, signature: RequestSignature, *, method: str, path: str, body: bytes
-) -> None:
-    """Check that ``public_key`` signed this request. Age and nonce are for the caller to check.
+def verify_headers(public_key: str, signature: RequestSignature, *, method: str, path: str) -> None:
+    """Check that ``public_key`` signed a request with this method, path and body digest, before its body is read.
+
+    Age and nonce are for the caller to check, and the body with :func:`check_body` once it is here.
 
     Raises:
-        SignatureError: the body does not match its digest, or the signature does not match the request.
+        SignatureError: the signature does not match the request.
     """
-    what = f"request {method} {path} of device {signature.device_id}"
-    if content_digest(body) != signature.content_digest:
-        raise SignatureError(f"the body of {what} does not match its Content-Digest; send it again")
     parameters = _parameters(signature.device_id, signature.created_s, signature.nonce)
     base = _signature_base(method, path, signature.content_digest, parameters)
+    what = f"request {method} {path} of device {signature.device_id}"
     verify(public_key, base, signature.signature, what=what)
+
+
+def check_body(signature: RequestSignature, body_sha256: bytes) -> None:
+    """Compare the digest of a body that was read with the one that was signed.
+
+    Args:
+        signature: signature of the request.
+        body_sha256: sha256 of the body, 32 bytes.
+
+    Raises:
+        SignatureError: they differ.
+    """
+    if _digest_value(body_sha256) != signature.content_digest:
+        raise SignatureError(
+            f"the body of a request of device {signature.device_id} does not match its Content-Digest; send it again"
+        )
 
 
 def content_digest(body: bytes) -> str:
     """Value of the RFC 9530 ``Content-Digest`` header for ``body``."""
-    return f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode('ascii')}:"
+    return _digest_value(hashlib.sha256(body).digest())
+
+
+def _digest_value(sha256: bytes) -> str:
+    return f"sha-256=:{base64.b64encode(sha256).decode('ascii')}:"
 
 
 def _parameters(device_id: str, created_s: int, nonce: str) -> str:

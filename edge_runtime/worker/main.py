@@ -18,6 +18,7 @@ import msgspec
 
 from edge_runtime.data.batches import Tokenizer, load_rows
 from edge_runtime.data.examples import Examples
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.durable import write_durably
 from edge_runtime.engines.choice import engine_maker
 from edge_runtime.engines.engine import Engine
@@ -32,7 +33,7 @@ from edge_runtime.memory.meter import Meter, proportional_bytes, status_bytes
 from edge_runtime.memory.plan import PeakPrediction, Plan, Planner
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import PreparedPackage
-from edge_runtime.package.slices import Values, decode_values, encode_values
+from edge_runtime.package.slices import Values, decode_values
 from edge_runtime.protocol.messages import MemoryReport
 from edge_runtime.training.estimators import executor_of
 from edge_runtime.training.evaluation import score
@@ -92,7 +93,7 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
 
         # 4. Hand over the delta.
         meter.enter("serialise")
-        write_durably(Path(job.delta_path), encode_values(trained.delta))
+        write_durably(Path(job.delta_path), session.encode(trained))
         meter.close()
         return msgspec.structs.replace(
             train_outcome(
@@ -172,7 +173,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     try:
         job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         answer, code = msgspec.json.encode(describe_failure(WorkerError(f"malformed job: {error}"))), 1
     else:
         try:
@@ -201,9 +202,11 @@ def _load(
     """Package, slice values and tokenised rows of a job. The tokenizer is gone before any program is loaded."""
     package = Package.open_known(Path(job.package_folder), job.package_sha256).for_engine(job.engine)
     prepared = PreparedPackage.open(package, Path(job.prepared_folder), engine.version)
-    manifest = package.manifest
+    head = job.task if isinstance(job, TrainJob) else job
+    prepared = prepared.with_head(head.features, head.pooling)
+    manifest = prepared.manifest
     values = decode_values(_read(job.state_path, "slice values"), manifest.slices)
-    rows = load_rows(Path(job.data_path), manifest.labels)
+    rows = load_rows(Path(job.data_path), manifest.labels, job.reading)
     limit = min(sequence_limit, manifest.sequence_limit)
     release_library_code()  # imports have run
     predicts_text = manifest.task == "causal_lm"

@@ -1,7 +1,6 @@
 """An adapter's tensors: names and shapes from the file's header, and values when they are needed.
 
-Of a safetensors file the header is read without torch. A PyTorch file is opened by torch, mapped, and no code of it
-runs.
+Headers are read without torch. Values of a PyTorch file are opened by torch, mapped, and no code of it runs.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from edge_runtime.errors import ModelError
 from edge_runtime.package.slices import FloatArray
 from export.adapters.peft_names import A_SUFFIX, B_SUFFIX, PICKLED, ROOT, WEIGHTS, factor_of, plain_name
+from export.adapters.pickled import Described, asks_to_run_code, describe_pickled
 from export.model.folder import require_finite
 
 if TYPE_CHECKING:
@@ -134,12 +134,18 @@ def headers(path: Path) -> dict[str, Header]:
     Raises:
         ModelError: it is damaged, no file of tensors, or asks to run code.
     """
-    if path.suffix != ".safetensors":
-        return {
-            name: Header(name, tuple(tensor.shape), str(tensor.dtype), tensor.is_floating_point())
-            for name, tensor in _unpickled(path).items()
-        }
     _refuse_pointer(path)
+    if path.suffix != ".safetensors":
+        described = describe_pickled(path)
+        if described is None:
+            described = {
+                name: Described(tuple(tensor.shape), str(tensor.dtype))
+                for name, tensor in _unpickled(path).items()
+            }
+        return {
+            name: Header(name, shape, dtype, dtype.startswith(("torch.float", "torch.bfloat")))
+            for name, (shape, dtype) in described.items()
+        }
     found = {}
     try:
         with safe_open(path, framework="numpy") as file:
@@ -203,10 +209,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         if wanted is None:
             raise ModelError(f"{path} is no file of tensors; save or download the adapter again") from error
-        raise ModelError(
-            f"{path} asks to run code when it is opened ({wanted[1]}); none was run. A file of tensors asks for "
-            f"nothing: save the adapter as {WEIGHTS}, or get it from somebody you trust"
-        ) from error
+        raise ModelError(asks_to_run_code(path, wanted[1])) from error
     except Exception as error:  # damaged files raise whatever their format's reader raises
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{path} cannot be read: {reason}; save or download the adapter again") from error

@@ -14,6 +14,9 @@ from export.adapters.settings import MERGE_FIRST, Settings, is_target
 from export.model.folder import read_config
 from export.model.weight_files import find_weights
 
+#: Architectures whose folders name layers otherwise than their classes do; transformers renames them as it loads. Its
+#: table of names needs torch, so that whether an adapter fits them is told when the model is built.
+RENAMED_FAMILIES = frozenset(("gte", "nomic_bert", "jina_embeddings_v3"))
 _INDEX = re.compile(r"^(?P<blocks>[^.]+)\.(?P<index>\d+)\.(?P<rest>.+)$")
 
 
@@ -26,11 +29,13 @@ class StoredModel:
         tensors: file and header by stored name.
         layers: inputs and outputs of every layer of the blocks, by name from the list of blocks on; several where
             the folder has several lists of one name.
+        renamed: whether the model's class calls its layers otherwise than the folder.
     """
 
     folder: Path
     tensors: dict[str, tuple[Path, Header]]
     layers: dict[str, set[tuple[int, int]]]
+    renamed: bool = False
 
     def places(self, name: str) -> list[tuple[Path, Header]]:
         """Where a tensor lies that another class of this model may call by a longer or shorter name."""
@@ -70,7 +75,7 @@ def stored_model(folder: Path, architecture: str) -> StoredModel:
             first, second = header.shape
             sides = (first, second) if architecture in CONV1D_FAMILIES else (second, first)
             layers.setdefault(tail, set()).add(sides)
-    return StoredModel(folder, tensors, layers)
+    return StoredModel(folder, tensors, layers, architecture in RENAMED_FAMILIES)
 
 
 def check_layers(
@@ -95,6 +100,8 @@ def check_layers(
         ModelError: the model has no such layers, fewer blocks, or layers of other sides; or a name among the targets
             has no pair at all.
     """
+    if model.renamed:
+        return ()
     base = settings.base_model_name_or_path
     source = f"its base_model_name_or_path is {base}; " if base else ""
     tails = {module: block_tail(module) or module for module in modules}

@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +29,16 @@ from edge_runtime.package.manifest import Manifest
 from edge_runtime.package.package import Package
 from edge_runtime.package.slices import FloatArray, Values
 from export.adapters.peft_names import CONFIG, HEAD_DESCRIBED, HEAD_TENSORS, WEIGHTS
+from export.adapters.saved_head import write_with_classifier
 from export.adapters.take_out import take_out
-from export.adapters.write import LOADER, adapted, lora_pair, own_head_values, write_head
+from export.adapters.write import (
+    LOADER,
+    adapted,
+    classifier_tensors,
+    lora_pair,
+    own_head_values,
+    write_head,
+)
 from export.model.features import classifier_class
 from export.model.folder import CONFIG as MODEL_CONFIG
 from export.model.folder import read_config, require_finite
@@ -81,7 +90,17 @@ def merge(package: Package, values: Values, model_folder: Path, output: Path) ->
         raise ModelError(f"{output} exists already; choose another --output or remove it")
     if output.resolve().is_relative_to(model_folder.resolve()):
         raise ModelError(f"{output} lies in the model folder; choose another --output")
-    model = _load(package, model_folder)
+    with ExitStack() as kept:
+        return _merge(package, values, model_folder, output, kept)
+
+
+def _merge(package: Package, values: Values, model_folder: Path, output: Path, kept: ExitStack) -> Merged:
+    """Write a merged folder; folders in ``kept`` are there until it is written."""
+    try:
+        model = _load(package, model_folder)
+    except UnusableHead as lacking:
+        model_folder = _with_classifier(package, values, model_folder, lacking, kept)
+        model = _load(package, model_folder)
     places = {spec.name: model.place(f"encoder.{spec.target}.linear.weight") for spec in adapted(package)}
     own = {
         name: (model.classifier_place(name), value)
@@ -114,18 +133,19 @@ def merge(package: Package, values: Values, model_folder: Path, output: Path) ->
 
 
 def _load(package: Package, folder: Path) -> LoadedModel:
-    """The folder's model, without its weights. It must be the one that the package was made from."""
+    """The folder's model, without its weights. It must be the one that the package was made from.
+
+    Raises:
+        UnusableHead: it lacks the classifier that the package went on from.
+        ModelError: it is another model.
+    """
     manifest = package.manifest
     targets = tuple(spec.target for spec in adapted(package))
     options = SliceOptions(kind="lora", rank=1, alpha=1.0, targets=targets)
     features = manifest.head_features if manifest.head is not None else None
-    try:
-        model = load_model(folder, max(2, len(manifest.labels)), options, manifest.task, features=features)
-    except UnusableHead as error:
-        raise ModelError(
-            f"{folder} has not the classifier that the package went on from: {error}; name the folder it was exported "
-            "from"
-        ) from error
+    if manifest.head_blocks:
+        features = None  # such a head is none of the module's
+    model = load_model(folder, max(2, len(manifest.labels)), options, manifest.task, features=features)
     found = (model.architecture, model.parameters)
     expected = (manifest.base.architecture, manifest.base.parameters)
     if found != expected:
@@ -134,6 +154,25 @@ def _load(package: Package, folder: Path) -> LoadedModel:
             f"{expected[1]}; name the folder it was exported from"
         )
     return model
+
+
+def _with_classifier(
+    package: Package, values: Values, folder: Path, lacking: UnusableHead, kept: ExitStack
+) -> Path:
+    """The folder with the package's classifier: one that came with an adapter is not in the model's folder.
+
+    Raises:
+        ModelError: the folder has one otherwise, and is not the one the package was made from.
+    """
+    tensors = classifier_tensors(package, values, package.manifest.labels)
+    made = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="merge-")))
+    try:
+        return write_with_classifier(folder, tensors, package.manifest.labels, made / folder.name)
+    except UnusableHead as error:
+        raise ModelError(
+            f"{folder} has not the classifier that the package went on from: {lacking}; name the folder it was "
+            "exported from"
+        ) from error
 
 
 def _copy(source: Path, target: Path, weights: set[str]) -> tuple[str, ...]:
@@ -179,7 +218,9 @@ def _replace(path: Path, place: Place, value: Tensor) -> None:
 
 def _rewrite(path: Path, place: Place, given: Tensor, change: Callable[[Tensor], Tensor]) -> None:
     """Change one tensor of a safetensors file in place, computing in float32 at least."""
-    dtype, shape, start, end = _span(path, place.stored)
+    dtype, whole_shape, start, end = _span(path, place.stored)
+    index, count = place.part
+    shape = torch.Size((whole_shape[0] // count, *whole_shape[1:]))
     if dtype not in DTYPES:
         raise ModelError(
             f"{path.name} holds {place.stored} as {dtype}; a merge needs a model in {', '.join(DTYPES)}"
@@ -191,11 +232,13 @@ def _rewrite(path: Path, place: Place, given: Tensor, change: Callable[[Tensor],
         )
     with path.open("r+b") as file:
         file.seek(start)
-        weight = torch.frombuffer(bytearray(file.read(end - start)), dtype=DTYPES[dtype]).reshape(shape)
+        whole = torch.frombuffer(bytearray(file.read(end - start)), dtype=DTYPES[dtype]).reshape(whole_shape)
+        weight = whole.chunk(count)[index]
         merged = change(weight.to(torch.promote_types(weight.dtype, torch.float32))).to(weight.dtype)
         require_finite(place.stored, merged)
+        weight.copy_(merged)
         file.seek(start)
-        file.write(merged.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        file.write(whole.flatten().view(torch.uint8).numpy().tobytes())
         file.flush()
         os.fsync(file.fileno())
 

@@ -227,9 +227,6 @@ def read_adapter(folder: Path, wanted: Wanted) -> Adapter:
 def saved_head(checked: Checked, values: dict[str, Tensor], pairs: dict[str, Pair]) -> SavedHead | None:
     """The classifier that peft saved with an adapter: what a package's head would have to compute to go on from it.
 
-    No package can express it today: its features are pooled and scaled as the package's own head wants them. So it is
-    read, and named among the notes as not used.
-
     Args:
         checked: adapter folder.
         values: tensors of its file by stored name.
@@ -427,15 +424,8 @@ def _notes(
 ) -> Iterable[str]:
     """What the folder holds and the package does not use, a sentence each."""
     if head and wanted.task == "classification":
-        own = (
-            "head.safetensors is"
-            if (folder / HEAD_TENSORS).is_file()
-            else "the package starts with a fresh one"
-        )
-        yield (
-            f"The adapter's classifier is not used, {own}: a package's head has features of its own "
-            f"({', '.join(head)})"
-        )
+        if (folder / HEAD_TENSORS).is_file():
+            yield f"The adapter's classifier is not used, {HEAD_TENSORS} beside it is ({', '.join(head)})"
     elif head or (wanted.task == "causal_lm" and (folder / HEAD_TENSORS).is_file()):
         names = ", ".join((*head, *((HEAD_TENSORS,) if (folder / HEAD_TENSORS).is_file() else ())))
         yield f"The adapter's classifier is not used: a language model has none ({names})"

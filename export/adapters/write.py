@@ -5,7 +5,8 @@ a LoRA slice is the pair itself. (peft 0.21 has no LoRA-XS of its own.) An adapt
 ``AutoModelForCausalLM``. One for classification loads on ``AutoModelForSequenceClassification`` if training went on
 from the folder's own classifier, whose last layer is written as peft writes ``modules_to_save``. Any other head has no
 place in peft's format: the adapter loads on ``AutoModel``, and beside it are ``head.safetensors`` (``weight`` (C, H),
-``bias`` (C,)), ``head.json``, which says how features are made, and ``load_classifier.py``, which loads all of it.
+``bias`` (C,)), ``head.json``, which says how features are made, and of which blocks if a run named some, and
+``load_classifier.py``, which loads all of it.
 """
 
 from __future__ import annotations
@@ -100,7 +101,15 @@ def write_head(package: Package, values: Values, folder: Path) -> None:
     head, features = package.manifest.head, package.manifest.head_features
     if head is None or features == "own":
         return
-    described = {"labels": package.manifest.labels, "features": FEATURES[features], "pooling": features}
+    described: dict[str, object] = {
+        "labels": package.manifest.labels,
+        "features": FEATURES[features],
+        "pooling": features,
+    }
+    if package.manifest.head_blocks:
+        described["features"] = f"behind each of the blocks, side by side: {FEATURES[features]}"
+        described["blocks"] = package.manifest.head_blocks
+        described["layers"] = len(package.manifest.segments) - 2
     parts = {part.name: values[key(head.name, part.name)] for part in head.tensors}
     write_durably(folder / HEAD_TENSORS, save(parts))
     write_durably(folder / HEAD_DESCRIBED, json.dumps(described, indent=2).encode())
@@ -125,9 +134,27 @@ def _own_classifier(package: Package, values: Values) -> dict[str, FloatArray]:
     labels, head = package.manifest.own_labels, package.manifest.head
     if labels is UNSET or head is None:
         return {}
+    tensors = classifier_tensors(package, values, labels)
+    return {f"{ROOT}.{name}": part for name, part in tensors.items()}
+
+
+def classifier_tensors(package: Package, values: Values, labels: tuple[str, ...]) -> dict[str, FloatArray]:
+    """A classifier that was gone on from, under the names of its class: the last layer, and what peft saves with it.
+
+    Args:
+        package: package the values belong to.
+        values: values of every slice, by flat name.
+        labels: labels in the order that the rows get.
+
+    Returns:
+        Values by name; empty for a fresh head.
+    """
+    head = package.manifest.head
+    if head is None:
+        return {}
     parts = own_head_values(package, values, labels)
-    written = {f"{ROOT}.{head.target}.{name}": part for name, part in parts.items()}
-    return {**written, **_saved_beside(package, head)}
+    written = {f"{head.target}.{name}": part for name, part in parts.items()}
+    return {**written, **_saved_beside(package, head)} if written else {}
 
 
 def _saved_beside(package: Package, head: SliceSpec) -> dict[str, FloatArray]:
@@ -141,7 +168,7 @@ def _saved_beside(package: Package, head: SliceSpec) -> dict[str, FloatArray]:
         return {}
     inputs = {re.sub("_(levels|scales|zero_points)$", "", name) for name in frozen}
     return {
-        f"{ROOT}.{name}": whole_factor(frozen, f"{OWN_STEM}{name.replace('.', '_')}", "_").numpy()
+        name: whole_factor(frozen, f"{OWN_STEM}{name.replace('.', '_')}", "_").numpy()
         for name in names_of_classifier(package.manifest.base.architecture)
         if name.split(".")[0].endswith(_saved_modules(head))
         and f"{OWN_STEM}{name.replace('.', '_')}" in inputs

@@ -88,14 +88,14 @@ def _has_running_state(config: dict[str, Any]) -> bool:
 
 def _is_known(kind: str) -> bool:
     """Whether the installed transformers has the architecture, told without importing it where a folder tells."""
-    if _has_folder(kind):
+    if has_folder(kind):
         return True
     from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES  # noqa: PLC0415 - takes a second
 
     return kind in CONFIG_MAPPING_NAMES
 
 
-def _has_folder(kind: str) -> bool:
+def has_folder(kind: str) -> bool:
     """Whether transformers has a folder of that name, as nearly all architectures do."""
     library, name = find_spec("transformers"), kind.replace("-", "_")
     places = [] if library is None else library.submodule_search_locations or []

@@ -8,6 +8,7 @@ encoder saved with its pre-training head, a name of an older release): the names
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming, rename_source_key
 
 from edge_runtime.errors import ModelError
 from export.model.folder import read_config
@@ -65,6 +66,7 @@ class Checkpoint:
         self._scales = fp8_scales(self._tensors)
         self._stored: dict[str, str] = {}
         self._converted: set[str] = set()
+        self._parts: dict[str, tuple[int, int]] = {}
         wanted = model.state_dict()
         mapping = get_model_conversion_mapping(model)
         renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
@@ -73,12 +75,23 @@ class Checkpoint:
         for stored in self._tensors:
             if stored in scales:
                 continue
-            name, converter = rename_source_key(
-                stored, renamings, converters, model.base_model_prefix, wanted
-            )
-            self._stored[name] = stored
-            if converter is not None:
-                self._converted.add(name)
+            name, pattern = rename_source_key(stored, renamings, converters, model.base_model_prefix, wanted)
+            if pattern is None:
+                self._stored[name] = stored
+            else:
+                self._take_apart(
+                    stored, name, next(each for each in converters if pattern in each.source_patterns)
+                )
+
+    def _take_apart(self, stored: str, name: str, converter: WeightConverter) -> None:
+        """Note a tensor that is not stored as the model has it; the library calls it by the first of its parts."""
+        first, *_ = targets = converter.target_patterns
+        names = [name.replace(first, target, 1) for target in targets]
+        self._stored |= dict.fromkeys(names, stored)
+        if _is_even_split(converter):
+            self._parts |= {part: (index, len(names)) for index, part in enumerate(names)}
+        else:
+            self._converted |= set(names)
 
     def __contains__(self, name: str) -> bool:
         return name in self._stored
@@ -98,14 +111,23 @@ class Checkpoint:
         path = self._tensors[stored].file
         if name in self._converted:
             raise ModelError(
-                f"{path} keeps {stored} in a layout that has to be assembled; "
-                "load the model with transformers and save it again, then use that folder"
+                f"{path} keeps {stored} in a layout that has to be assembled; load the model with transformers, save "
+                "it with save_pretrained(folder, save_original_format=False), and use that folder"
             )
         return path, stored
 
+    def part(self, name: str) -> tuple[int, int]:
+        """Which part of its stored tensor a tensor is, and of how many of equal rows; 0 of 1 if it is the whole."""
+        return self._parts.get(name, (0, 1))
+
     def described(self, name: str) -> StoredTensor:
-        """Element type and shape of a tensor, as its file has it."""
-        return self._tensors[self._stored[name]]
+        """Element type, shape and bytes of a tensor, as its file has it."""
+        whole, (index, count) = self._tensors[self._stored[name]], self.part(name)
+        if count == 1 or not whole.shape or whole.shape[0] % count:
+            return whole
+        shape, size = (whole.shape[0] // count, *whole.shape[1:]), (whole.end - whole.start) // count
+        start = whole.start + index * size
+        return replace(whole, shape=shape, start=start, end=start + size)
 
     def is_assembled(self, name: str) -> bool:
         """Whether a tensor lies in pieces in its files."""
@@ -130,11 +152,25 @@ class Checkpoint:
             ModelError: the file is damaged, or the tensor would first have to be assembled from others.
         """
         path, stored = self.place(name)
+        index, count = self.part(name)
         tensor = _read(path, stored)
         if stored in self._scales:
             scale = _read(self._tensors[self._scales[stored]].file, self._scales[stored])
-            return _dequantised(tensor, scale)
+            return _dequantised(tensor, scale).chunk(count)[index].clone()
+        tensor = tensor.chunk(count)[index] if count > 1 else tensor
         return tensor.to(torch.float32, copy=True) if tensor.is_floating_point() else tensor.clone()
+
+
+def _is_even_split(converter: WeightConverter) -> bool:
+    """Whether one stored tensor holds several of a model, one after the other and with equally many rows each."""
+    operations = converter.operations
+    return (
+        len(converter.source_patterns) == 1
+        and len(operations) == 1
+        and isinstance(operations[0], Chunk)
+        and operations[0].dim == 0
+        and operations[0].num_shards_attribute is None
+    )
 
 
 def load_pickled(path: Path) -> dict[str, Tensor]:

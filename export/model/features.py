@@ -69,9 +69,9 @@ def choose_features(folder: Path, labels: tuple[str, ...]) -> FeatureChoice:
     return FeatureChoice(features, rows, own, pooled)
 
 
-def not_used(reason: str) -> str:
-    """The sentence that says why a folder's own classifier is not used."""
-    return f"The folder's own classifier is not used, and a new head starts at zero: {reason}"
+def not_used(reason: str, whose: str = "folder's own") -> str:
+    """The sentence that says why a classifier, the folder's own or an adapter's, is not used."""
+    return f"The {whose} classifier is not used, and a new head starts at zero: {reason}"
 
 
 def classifier_class(config: dict[str, Any]) -> str | None:

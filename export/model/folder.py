@@ -10,13 +10,14 @@ from export.model.architecture import check_architecture
 from export.model.json_file import read_json_object
 from export.model.label_map import read_id2label
 from export.model.quantised import refuse_quantised
+from export.model.remote_code import check_code
 from export.model.tokenizer_files import check_tokenizer_files
 from export.model.weight_files import find_weights, read_headers, size_note, why_foreign
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
+CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
 #: What transformers writes for a model that was never given labels.
 UNNAMED_LABELS = ("LABEL_0", "LABEL_1")
@@ -47,8 +48,7 @@ def check_model_folder(
     if not (folder / CONFIG).is_file() and (foreign := why_foreign(folder)) is not None:
         raise ModelError(foreign)
     config = read_config(folder)
-    if not trust_remote_code:
-        _refuse_code(folder, config)
+    code = check_code(folder, config, trust_remote_code=trust_remote_code)
     check_architecture(folder / CONFIG, config, trust_remote_code=trust_remote_code)
     _check_labels(folder, config, labels)
     weights = find_weights(folder, config)
@@ -56,7 +56,7 @@ def check_model_folder(
     refuse_quantised(folder, config, tensors)
     _refuse_adapter(folder)
     size = size_note(weights, tensors.values())
-    notes = (*weights.notes, *((size,) if size is not None else ()))
+    notes = (*code, *weights.notes, *((size,) if size is not None else ()))
     return (*notes, *check_tokenizer_files(folder, config, tensors))
 
 
@@ -85,18 +85,6 @@ def require_finite(name: str, tensor: Tensor) -> None:
             f"weight {name} holds {wrong} values that are not finite, of {tensor.numel()}; "
             "the folder is damaged, or its training diverged: get the model again"
         )
-
-
-def _refuse_code(folder: Path, config: dict[str, Any]) -> None:
-    found = {CONFIG: config}
-    if (folder / TOKENIZER_CONFIG).is_file():
-        found[TOKENIZER_CONFIG] = read_json_object(folder / TOKENIZER_CONFIG)
-    for name, content in found.items():
-        if content.get("auto_map"):
-            raise ModelError(
-                f"{folder / name} asks to run Python code of the folder's own (auto_map); read that code, then give "
-                "--trust-remote-code, or use a model that transformers knows by itself"
-            )
 
 
 def _refuse_adapter(folder: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from edge_runtime.data.diagnosis import other_format
+from edge_runtime.data.rows import OTHER_FORMATS
 from edge_runtime.errors import ConfigError
 
 MAX_LABELS_BYTES = 64 << 20
@@ -49,10 +51,14 @@ def _parsed(path: Path, data: bytes) -> object:
     try:
         return json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
+        if data.startswith(OTHER_FORMATS):
+            raise ConfigError(f"{path} {other_format(data)}") from None
         raise ConfigError(
             f"{path} is not UTF-8; save it as UTF-8, or convert it from its encoding: iconv -f LATIN1 -t UTF-8"
         ) from None
     except RecursionError:
         raise ConfigError(f"{path} is nested too deep; it must hold {_FORM}") from None
     except ValueError as error:
+        if data.startswith(OTHER_FORMATS):
+            raise ConfigError(f"{path} {other_format(data)}") from None
         raise ConfigError(f"{path} is not JSON ({error}); it must hold {_FORM}") from error

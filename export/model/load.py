@@ -50,11 +50,13 @@ class Place:
         file: weight file that holds it.
         stored: name of the tensor in the file.
         transposed: whether its matrix lies transposed there.
+        part: which part of the stored tensor it is, and of how many of equal rows.
     """
 
     file: Path
     stored: str
     transposed: bool
+    part: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class LoadedModel:
         """
         origin = self._origins[name]
         file, stored = self._checkpoint.place(origin.name)
-        return Place(file, stored, origin.transposed)
+        return Place(file, stored, origin.transposed, self._checkpoint.part(origin.name))
 
     def classifier_place(self, name: str) -> Place:
         """Where the folder keeps ``weight`` or ``bias`` of its own classifier's last layer.

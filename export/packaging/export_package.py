@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from edge_runtime.package.manifest import (
     Base,
     Features,
     FileEntry,
+    Generation,
     Manifest,
     Program,
     Quantisation,
@@ -40,13 +42,16 @@ from edge_runtime.package.slices import FloatArray, Values, encode_values, key
 from edge_runtime.protocol.signing import PrivateKey
 from export.adapters.peft_names import FEATURES, HEAD_DESCRIBED, HEAD_TENSORS
 from export.adapters.read import Adapter, Wanted, read_adapter
+from export.adapters.saved_head import folder_with_head, order_of_classes
 from export.adapters.start_values import start_values
 from export.adapters.write import whole_factor
 from export.lowering.arithmetic import probe
 from export.model.folder import read_config
+from export.model.generation import stop_tokens
 from export.model.heads import HEAD
 from export.model.json_file import read_json_object
 from export.model.load import LoadedModel, load_model
+from export.model.own_head import UnusableHead
 from export.model.slices import FACTORS, SliceKind, SliceOptions, slice_and_tensor
 from export.packaging.early_checks import check_early
 from export.packaging.head_start import HeadStart
@@ -91,6 +96,7 @@ class ExportOptions:
         trust_remote_code: whether Python code of the model folder's own may run.
         with_adjoint: whether to write the adjoint programs that backpropagation runs, too.
         engines: engines that devices may run the package on; ONNX Runtime is always among them.
+        with_generation: whether to write the programs that give a text token by token, too.
     """
 
     model: Path
@@ -105,6 +111,7 @@ class ExportOptions:
     trust_remote_code: bool = False
     with_adjoint: bool = False
     engines: tuple[EngineName, ...] = ("onnxruntime",)
+    with_generation: bool = False
 
 
 def export_package(
@@ -127,7 +134,14 @@ def export_package(
         ModelError: the model cannot be exported, it disagrees with the one that transformers loads, or the programs
             disagree with torch.
     """
-    note = note or progress
+    with ExitStack() as kept:
+        return _export(options, signer, progress, note or progress, kept)
+
+
+def _export(
+    options: ExportOptions, signer: PrivateKey, progress: Progress, note: Progress, kept: ExitStack
+) -> Package:
+    """Write a package; folders in ``kept`` are there until it is written."""
     trusted = options.trust_remote_code
     for sentence in check_early(
         options.model, options.labels, options.output, options.engines, trust_remote_code=trusted
@@ -141,7 +155,7 @@ def export_package(
         for left_out in adapter.notes:
             progress(left_out)
     slices = options.slices if adapter is None else adapter.slice_options(options.slices)
-    start = _head_start(options, slices)
+    start = _head_start(options, slices, adapter, progress, kept)
     model = start.load()
     sequence_limit = min(options.sequence_limit, model.position_limit)
     for sentence in (*model.notes, *_cut_note(options, sequence_limit)):
@@ -149,7 +163,7 @@ def export_package(
 
     # 2. Capture as one graph, cut into segments, quantise frozen matrices: all of it on shapes alone.
     progress("Capturing the model and cutting it into segments")
-    stored = store(model, options.quantisation)
+    stored = store(model, options.quantisation, with_generation=options.with_generation)
 
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.output.parent, prefix=".export-") as temporary:
@@ -198,6 +212,7 @@ def export_package(
             programs=programs,
             segments=manifest_segments,
             slices=specs,
+            generation=_generation(options, model, stored),
         )
         manifest = _checked(options, folder, stored, manifest, batch, progress)
         _write_signed(folder, manifest, signer)
@@ -241,16 +256,36 @@ def _write_signed(folder: Path, manifest: Manifest, signer: PrivateKey) -> None:
     write_durably(folder / SIGNATURE, signer.sign(data).encode())
 
 
-def _head_start(options: ExportOptions, slices: SliceOptions) -> HeadStart:
+def _head_start(
+    options: ExportOptions,
+    slices: SliceOptions,
+    adapter: Adapter | None,
+    progress: Progress,
+    kept: ExitStack,
+) -> HeadStart:
+    """What the head starts from: an adapter's classifier if there is one that can, else what the folder has."""
+    folder, brought = options.model, None
+    if options.labels and adapter is not None and adapter.saved_head is not None and adapter.head is None:
+        order, said = order_of_classes(folder, options.labels)
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        made = tempfile.TemporaryDirectory(dir=options.output.parent, prefix=".export-head-")
+        try:
+            folder = folder_with_head(
+                folder, adapter.saved_head, order, Path(kept.enter_context(made)) / folder.name
+            )
+            brought = f"Training goes on from the adapter's classifier{said}"
+        except UnusableHead as reason:
+            progress(f"The adapter's classifier is not used: {reason}")
     load = partial(
         load_model,
-        options.model,
+        folder,
         len(options.labels),
         slices,
         options.task,
         trust_remote_code=options.trust_remote_code,
     )
-    return HeadStart(options.model, options.labels, load, trust_remote_code=options.trust_remote_code)
+    trusted = options.trust_remote_code
+    return HeadStart(folder, options.labels, load, trust_remote_code=trusted, brought=brought)
 
 
 def _check_adapters_head(options: ExportOptions, model: LoadedModel) -> None:
@@ -298,6 +333,7 @@ def _describe(
     programs: dict[str, Program],
     segments: tuple[Segment, ...],
     slices: tuple[SliceSpec, ...],
+    generation: Generation | None,
 ) -> Manifest:
     """The manifest of the files in ``folder``, without self-checks."""
     return Manifest(
@@ -325,7 +361,17 @@ def _describe(
         probe=PROBE,
         features=_stated(model),
         own_labels=_in_order_of_classes(options.labels, model.rows),
+        generation=generation,
     )
+
+
+def _generation(options: ExportOptions, model: LoadedModel, stored: StoredModel) -> Generation | None:
+    """How decode programs are used; None where there are none."""
+    shape = stored.cache_shape
+    if shape is None:
+        return None
+    stops = stop_tokens(options.model, model.vocabulary)
+    return Generation(shape.heads, shape.key_size, shape.value_size, stops)
 
 
 def _in_order_of_classes(labels: tuple[str, ...], rows: tuple[int, ...]) -> tuple[str, ...] | UnsetType:

@@ -36,6 +36,7 @@ class HeadStart:
         load: function that loads the model, of ``features`` and ``rows`` as :func:`export.model.load.load_model` has
             them.
         trust_remote_code: whether Python code of the folder's own may run.
+        brought: sentence for people that says that the folder's classifier came with an adapter; None where it did not.
 
     Raises:
         ModelError: a file that says how features are made cannot be read, or contradicts itself.
@@ -48,11 +49,13 @@ class HeadStart:
         load: Callable[..., LoadedModel],
         *,
         trust_remote_code: bool,
+        brought: str | None = None,
     ) -> None:
         self._folder = folder
         self._choice = choose_features(folder, labels)
         self._load = load
         self._trust_remote_code = trust_remote_code
+        self._brought = brought
         self._unused: str | None = None
 
     def load(self) -> LoadedModel:
@@ -89,12 +92,15 @@ class HeadStart:
             Both as they were; or, if the classifier differs, loaded and captured again with a fresh head.
         """
         if model.features == "own":
-            progress("Comparing the folder's own classifier with the one that transformers loads")
+            progress("Comparing the classifier with the one that transformers loads")
             self._unused = self._why_different(model, stored, ids)
             if self._unused is not None:
                 model = self._load(features=self._choice.features)
                 stored = store(model, quantisation)
-        own = self._choice.own if self._unused is None else not_used(self._unused)
+        whose = "folder's own" if self._brought is None else "adapter's"
+        own = self._brought or self._choice.own
+        if self._unused is not None:
+            own = not_used(self._unused, whose)
         for sentence in (own, *(() if model.features == "own" else self._choice.pooled)):
             if sentence is not None:
                 progress(sentence)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,8 @@ class FakeDevice:
         self.key = generate_key()
         self.nonces = 0
         self.device_id = ""
+        #: Memory that its runtime takes before any work, as it measured it last.
+        self.floor_bytes = 1 << 20
 
     def enrol(self) -> None:
         """Join with a fresh token."""
@@ -184,7 +186,7 @@ class FakeDevice:
 
     def check_in(self) -> Any:
         """The decoded answer."""
-        request = CheckInRequest("test", self.cap_bytes, 1 << 20, 10)
+        request = CheckInRequest("test", self.cap_bytes, self.floor_bytes, 10)
         answer = self.send("POST", "/v1/check-in", messages.encode(request))
         assert answer.status_code == 200, answer.text
         return messages.decode(answer.content, messages.CheckInResponse)  # type: ignore[arg-type]
@@ -235,6 +237,8 @@ class World:
         self.folder = folder
         self.specs = specs
         self.clock = Clock()
+        #: The machine's clock, which somebody may set.
+        self.wall: Callable[[], float] = self.clock
         self.publisher = publisher or generate_key()
         self.package = write_package(folder / "package", self.publisher, specs)
         self.devices: dict[str, FakeDevice] = {}
@@ -242,17 +246,17 @@ class World:
 
     def start(self) -> None:
         """Open the state folder anew; whatever was open before is dropped as by ``kill -9``."""
-        self.app = create_app(self.folder / "state", clock=self.clock)
+        self.app = create_app(self.folder / "state", clock=self.clock, wall=self.wall)
         self.client = TestClient(self.app, raise_server_exceptions=True)  # type: ignore[arg-type]
 
     @property
     def stores(self) -> Stores:
         """The state folder's handles."""
-        return self.app.app_state.stores
+        return self.app.state.app_state.stores
 
     def admin(self, method: str, path: str, body: object = None) -> Any:
         """A request with the operator's token."""
-        headers = {"Authorization": f"Bearer {self.app.app_state.admin_token}"}
+        headers = {"Authorization": f"Bearer {self.app.state.app_state.admin_token}"}
         content = b"" if body is None else json.dumps(body).encode()
         return self.client.request(method, path, content=content, headers=headers)
 

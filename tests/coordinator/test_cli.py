@@ -19,7 +19,7 @@ from coordinator.cli import main
 from coordinator.rounds import evaluation, state_machine
 from edge_runtime.agent.client import Client, enrol
 from edge_runtime.agent.transport import HttpTransport
-from edge_runtime.errors import ConfigError
+from edge_runtime.errors import ConfigError, RefusedError
 from edge_runtime.package.manifest import parse_manifest
 from edge_runtime.protocol import messages
 from edge_runtime.protocol.messages import (
@@ -33,6 +33,7 @@ from edge_runtime.protocol.messages import (
 from edge_runtime.protocol.signing import generate_key
 from edge_runtime.worker.jobs import EvaluateOutcome
 from tests.coordinator.conftest import ROW, SPECS, FakeDevice, World, write_package
+from tests.edge_runtime.protocol.test_connection_errors import write_certificate
 
 
 @pytest.fixture
@@ -139,17 +140,9 @@ def test_a_run_from_the_command_line(
     fleet.work_until_finished(tmp_path)
 
     watched = command("run", "watch")
-    assert watched.splitlines()[0].split("  ") == [
-        "round",
-        "accuracy",
-        "loss",
-        "up",
-        "up a task",
-        "down",
-        "seconds",
-        "peak predicted",
-        "peak measured",
-    ]
+    names = " ".join(watched.splitlines()[0].split())
+    assert names == "round accuracy loss up up a task down time peak predicted peak measured"
+    assert len({len(line) for line in watched.splitlines()[:4]}) == 1
     assert watched.splitlines()[-1].startswith(f"{run_id}: finished")
     assert len(watched.splitlines()) == 5
     assert "75.0 %" in command("run", "show", run_id)
@@ -267,7 +260,7 @@ def test_state_is_private(server: CoordinatorServer) -> None:
 
 def test_admin_needs_the_token(world: World) -> None:
     """Without the operator's token every admin request is refused."""
-    for token in ("", "Bearer", "Bearer wrong", f"Basic {world.app.app_state.admin_token}"):
+    for token in ("", "Bearer", "Bearer wrong", f"Basic {world.app.state.app_state.admin_token}"):
         answer = world.client.get("/v1/admin/runs", headers={"Authorization": token})
         assert (answer.status_code, answer.json()["code"]) == (401, "not_admin")
 
@@ -298,3 +291,83 @@ def test_port_taken(tmp_path: Path, server: CoordinatorServer) -> None:
     port = int(server.url.rpartition(":")[2])
     with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
         bind(ServeOptions(tmp_path / "other", port=port))
+
+
+def test_a_server_is_bound_as_its_options_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``serve`` listens with the certificate it is given, and without one on all addresses only if told so aloud."""
+    monkeypatch.setattr(
+        CoordinatorServer, "run", lambda server: (server.listener.close(), server.lock.close())
+    )
+    certificate, key = write_certificate(tmp_path)
+    serve = ["serve", "--state", str(tmp_path / "state"), "--host", "0.0.0.0", "--port", "0"]  # noqa: S104
+    assert main(serve) == ConfigError.exit_code
+    refused = capsys.readouterr().err
+    assert "give --tls-cert and --tls-key, or --insecure-http" in refused
+    assert main([*serve, "--tls-cert", str(certificate), "--tls-key", str(key)]) == 0
+    assert capsys.readouterr().out.startswith("coordinator at https://127.0.0.1:")
+    assert main([*serve, "--insecure-http"]) == 0
+    assert capsys.readouterr().out.startswith("coordinator at http://127.0.0.1:")
+
+
+#: Every command that asks a coordinator, with what else it must be given.
+ASKING = [
+    *("token", "device revoke a", "device resume a", "device list", "run create run.toml", "run list"),
+    *("run show", "run watch", "run stop", "run report --output out", "run fetch-slices --output out"),
+]
+
+
+@pytest.mark.parametrize("words", ASKING)
+def test_every_command_asks_the_coordinator_that_is_named(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where a state folder, or an address and a token file, lead to nobody, each command says so and writes nothing."""
+    monkeypatch.chdir(tmp_path)
+    path = write_run(tmp_path)
+    (tmp_path / "token").write_text("x")
+    command = [str(path) if word == "run.toml" else word for word in words.split()]
+    state = tmp_path / "nothing"
+    assert main([*command, "--state", str(state)]) == ConfigError.exit_code
+    assert str(state) in capsys.readouterr().err
+    assert main([*command, "--url", "http://127.0.0.1:9", "--admin-token-file", "token"]) == 21
+    assert "no answer from http://127.0.0.1:9" in capsys.readouterr().err
+    assert main([*command, "--url", "http://127.0.0.1:9"]) == ConfigError.exit_code
+    assert "--admin-token-file" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "words", ["show", "watch", "stop", "report --output out", "fetch-slices --output out"]
+)
+def test_a_run_is_named_with_and_without_the_option(
+    server: CoordinatorServer,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """``--run NAME`` is the same as NAME; two different names are refused."""
+    monkeypatch.chdir(tmp_path)
+    command = ["run", *words.split(), "--state", str(server.state)]
+    for named in (["--run", "lost"], ["lost"], ["--run", "lost", "lost"]):
+        assert main([*command, *named]) == 22
+        assert "no run lost" in capsys.readouterr().err
+    assert main([*command, "--run", "lost", "found"]) == ConfigError.exit_code
+    assert "lost" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_token_is_valid_as_long_as_it_says(
+    server: CoordinatorServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--valid-s sets when a token expires; afterwards enrolling is refused, and an absurd time is too."""
+    state = ["--state", str(server.state)]
+    assert main(["token", "--valid-s", "0.001", *state]) == 0
+    token = capsys.readouterr().out.strip()
+    time.sleep(0.01)
+    request = EnrolRequest(token, "late", "generic", generate_key().public_key)
+    with pytest.raises(RefusedError, match="expired"):
+        enrol(HttpTransport(server.url), request)
+    assert main(["token", "--valid-s", "-1", *state]) == 22
+    assert "valid_s" in capsys.readouterr().err

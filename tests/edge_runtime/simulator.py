@@ -20,12 +20,13 @@ from edge_runtime.protocol.messages import (
     Result,
     ResultReceipt,
     SignedTask,
+    Standing,
     Task,
     decode,
     decode_result,
     encode,
 )
-from edge_runtime.protocol.signing import generate_key, parse_request_signature, verify_request
+from edge_runtime.protocol.signing import check_body, generate_key, parse_request_signature, verify_headers
 
 TOKEN = "one-time-token-0001"
 DEVICE_ID = "d-1"
@@ -52,6 +53,8 @@ class CoordinatorSimulator:
         self.requests: list[Request] = []
         self.refuse_results: Response | None = None
         self.nonces: set[str] = set()
+        #: How tasks stand whose devices say that they work on them; None for a coordinator that knows no such signs.
+        self.standing: Standing | None = None
 
     def add_blob(self, data: bytes) -> str:
         """Offer a blob; returns its sha256."""
@@ -66,6 +69,8 @@ class CoordinatorSimulator:
 
     def send(self, request: Request) -> Response:
         """See :class:`edge_runtime.agent.transport.Transport`."""
+        if request.path.endswith("/alive"):
+            return ok(self.standing) if self.standing else refusal(404, "unknown_path", "no such path")
         self.requests.append(request)
         planned = self.planned.popleft() if self.planned else None
         if planned is not None:
@@ -100,9 +105,8 @@ class CoordinatorSimulator:
         if self.device_key is None or signature.device_id != DEVICE_ID or signature.nonce in self.nonces:
             raise SignatureError("unknown device or nonce seen before")
         self.nonces.add(signature.nonce)
-        verify_request(
-            self.device_key, signature, method=request.method, path=request.path, body=request.body
-        )
+        verify_headers(self.device_key, signature, method=request.method, path=request.path)
+        check_body(signature, hashlib.sha256(request.body).digest())
 
     def _blob(self, request: Request, sha256: str) -> Response:
         data = self.blobs.get(sha256)

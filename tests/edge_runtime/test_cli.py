@@ -204,3 +204,14 @@ def test_a_command_is_needed(capsys) -> None:
         cli.main([])
     assert end.value.code == 2
     assert "COMMAND" in capsys.readouterr().err
+
+
+def test_an_interrupted_command_says_so_to_the_shell(tmp_path, capsys, monkeypatch) -> None:
+    """Ctrl-C ends a command without a traceback, and with the exit code that shells know for it."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "identity", interrupted)
+    assert cli.main(["status", "--config", write_config(tmp_path, "http://127.0.0.1:9")]) == 130
+    assert capsys.readouterr().err == ""

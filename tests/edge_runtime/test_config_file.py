@@ -10,7 +10,7 @@ import pytest
 from coordinator.config import RunConfig
 from coordinator.simulation.config import SimulationConfig
 from edge_runtime.agent.config import DeviceConfig, load_config
-from edge_runtime.config_file import parse_bytes, parse_cap, read_struct
+from edge_runtime.config_file import parse_bytes, parse_cap, read_struct, read_toml
 from edge_runtime.errors import ConfigError
 
 RUN: dict[str, Any] = {
@@ -22,6 +22,15 @@ RUN: dict[str, Any] = {
     "seed": 0,
     "steps": 1,
     "batch_size": 1,
+}
+DEVICE: dict[str, Any] = {
+    "coordinator_url": "u",
+    "state_folder": "s",
+    "data": "d",
+    "device_name": "n",
+    "device_class": "c",
+    "publisher_key": "A" * 43 + "=",
+    "cap": 1,
 }
 SAID = {
     "a choice": (
@@ -60,7 +69,32 @@ SAID = {
         "evaluation: unknown key 'xyz'; there are: data, every_rounds, threads, arithmetic",
     ),
     "a missing key of a table": ({"evaluation": {}}, "evaluation: a key is missing: data"),
-    "a bound": ({"rounds": 0}, "Expected `int` >= 1 - at `$.rounds`"),
+    "a bound": ({"rounds": 0}, "rounds is 0, it must be a whole number >= 1"),
+    "a number in quotes": ({"rounds": "3"}, 'rounds is "3", it must be a whole number'),
+    "a point": ({"steps": 3.5}, "steps is 3.5, it must be a whole number"),
+    "a word for a switch": ({"train_head": "yes"}, 'train_head is "yes", it must be true or false'),
+    "a time without end": (
+        {"deadline_s": float("inf")},
+        "deadline_s is inf, it must be a number <= 1000000.0",
+    ),
+    "a key that is cut": (
+        {"publisher_key": "AAAA"},
+        "publisher_key is \"AAAA\", it must be a public key, 44 characters as 'edge-export key' prints them",
+    ),
+    "a name with a space": (
+        {"name": "my run"},
+        "name is \"my run\", it must be a name of 1 to 64 letters, digits, '.', '_' and '-', of which the first is "
+        "a letter or a digit",
+    ),
+    "a name for a table": (
+        {"server_optimizer": "adam"},
+        'server_optimizer is "adam", it must be a table',
+    ),
+    "a list for a name": ({"package": ["p"]}, "package is a list in brackets, it must be text in quotes"),
+    "a figure in a table": (
+        {"evaluation": {"data": "d", "every_rounds": "2"}},
+        'evaluation.every_rounds is "2", it must be a whole number',
+    ),
 }
 
 
@@ -81,6 +115,41 @@ def test_all_missing_keys_are_named_at_once() -> None:
     assert said == "keys are missing: seed, steps, batch_size, package, publisher_key, devices_per_round"
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ('name = "a"\n'.encode("utf-16"), "it is not UTF-8; convert it: iconv -f UTF-16 -t UTF-8"),
+        ('name = "é"\n'.encode("latin1"), "it is not UTF-8; convert it: iconv -f LATIN1 -t UTF-8"),
+        (b'package = "C:\\models\\x"\n', "; write a path that has backslashes in single quotes"),
+        ("name = “a”\n".encode(), '; write text in straight quotes, "…"'),
+        (b'{"name": "a"}\n', "; it is JSON, and TOML has a line KEY = VALUE for each key"),
+        (b"name = a\n", "Invalid value (at line 1, column 8)"),
+    ],
+)
+def test_a_slip_that_is_no_toml_is_told(tmp_path: Path, data: bytes, said: str) -> None:
+    """Another encoding, backslashes, typographic quotes and JSON are told with what to write instead."""
+    (tmp_path / "run.toml").write_bytes(data)
+    with pytest.raises(ConfigError) as caught:
+        read_toml(tmp_path / "run.toml")
+    assert str(caught.value).startswith(f"{tmp_path / 'run.toml'} is not TOML: ")
+    assert str(caught.value).endswith(said)
+
+
+def test_a_token_is_not_quoted() -> None:
+    """What is wrong with an enrolment token is told without the token, which is a secret."""
+    with pytest.raises(ConfigError) as caught:
+        read_struct(
+            {**DEVICE, "enrolment_token": 4711}, DeviceConfig, dec_hook=lambda kind, value: kind(value)
+        )
+    assert str(caught.value) == "enrolment_token must be text in quotes"
+
+
+def test_what_is_written_as_the_messages_say_is_read(tmp_path: Path) -> None:
+    """A byte order mark is read over; a path in single quotes keeps its backslashes."""
+    (tmp_path / "run.toml").write_bytes(b"\xef\xbb\xbfpackage = 'C:\\models\\x'\n")
+    assert read_toml(tmp_path / "run.toml") == {"package": "C:\\models\\x"}
+
+
 def test_lists_of_tables_are_searched() -> None:
     """An unknown key in a list of tables is named with its place."""
     fleet, data = {"devices": 1, "cap": 1}, {"train": "t", "dev": "d", "partition": "iid"}
@@ -97,20 +166,7 @@ def test_device_files_are_read_alike(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"device.toml: unknown key 'engin'; did you mean 'engine'\?"):
         load_config(path)
     with pytest.raises(ConfigError, match="engine: 'torch' is none of: 'executorch', 'onnxruntime'"):
-        read_struct(
-            {
-                "coordinator_url": "u",
-                "state_folder": "s",
-                "data": "d",
-                "device_name": "n",
-                "device_class": "c",
-                "publisher_key": "A" * 43 + "=",
-                "cap": 1,
-                "engine": "torch",
-            },
-            DeviceConfig,
-            dec_hook=lambda kind, value: kind(value),
-        )
+        read_struct({**DEVICE, "engine": "torch"}, DeviceConfig, dec_hook=lambda kind, value: kind(value))
 
 
 @pytest.mark.parametrize("text", ["256M", "256 MiB", "256mb", 268435456, "262144K"])

@@ -20,7 +20,7 @@ PAGE = ROOT / "docs" / "tutorial.md"
 FENCE = re.compile(r"^ *```(\S*)$")
 #: The page's commands, one after another.
 WHOLE_PAGE_PATIENCE_S = 3 * PATIENCE_S
-NAMES = {"device-0", "device-1", "device-2"}
+NAMES = {f"device-{number}" for number in range(6)}
 
 
 def blocks() -> list[tuple[str, str]]:

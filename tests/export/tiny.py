@@ -29,6 +29,7 @@ from edge_runtime.package.manifest import TaskKind
 from edge_runtime.package.package import Package
 from edge_runtime.protocol.messages import LocalOptimizer, Task
 from edge_runtime.protocol.signing import PrivateKey, generate_key
+from export.model.features import choose_features
 from export.model.load import load_model
 from export.model.slices import SliceOptions
 from export.packaging.export_package import ExportOptions, export_package
@@ -53,7 +54,7 @@ SENTENCES = (
 HIDDEN, BLOCKS, HEADS, INNER, POSITIONS = 64, 2, 4, 128, 64
 CHECK_TEXTS = SENTENCES[:4]
 DECODERS = ("llama", "qwen2", "qwen3", "mistral", "opt", "gpt2", "gemma3_text", "phi3")
-ENCODERS = ("albert", "mpnet", "modernbert", "deberta-v2", "xlm-roberta")
+ENCODERS = ("albert", "mpnet", "modernbert", "deberta-v2", "xlm-roberta", "gte", "nomic_bert")
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,8 @@ def small_config(family: str, **changes: object) -> PretrainedConfig:
         },
         "albert": {"intermediate_size": INNER, "embedding_size": 32, "num_hidden_layers": 3},
         "mpnet": {"intermediate_size": INNER},
+        "gte": {"intermediate_size": INNER},
+        "nomic_bert": {"intermediate_size": INNER},
         "xlm-roberta": {"intermediate_size": INNER},
         "modernbert": {
             "intermediate_size": INNER,
@@ -191,7 +194,8 @@ def options(model: Path, output: Path, **changes: object) -> ExportOptions:
 
 def store_model(chosen: ExportOptions) -> tuple[StoredModel, TorchReference]:
     """The segments an export lowers, and the torch reference on the same stored weights."""
-    model = load_model(chosen.model, len(chosen.labels), chosen.slices, chosen.task)
+    features = choose_features(chosen.model, chosen.labels).features
+    model = load_model(chosen.model, len(chosen.labels), chosen.slices, chosen.task, features=features)
     stored = store(model, chosen.quantisation)
     return stored, TorchReference(stored.segments, stored.in_memory())
 

@@ -21,6 +21,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -64,6 +65,7 @@ CONFIGS: dict[str, Callable[..., Any]] = {
         vocab_size=40, dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=32, **more
     ),
     "llama": lambda **more: LlamaConfig(**{**SIZES, "num_key_value_heads": 1, "pad_token_id": 0, **more}),
+    "gte": lambda **more: AutoConfig.for_model("gte", **SIZES, pad_token_id=0, **more),
     "gpt2": lambda **more: GPT2Config(
         vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=32, pad_token_id=0, **more
     ),
@@ -165,20 +167,20 @@ PROJECTIONS = {"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_alpha": 8}
 #: Adapters that are taken: name, family and class of the base, settings of peft, and what the notes say.
 TAKEN = (
     # huggingface/sentence-transformers#3980, huggingface/peft#2289: peft adds modules_to_save by itself.
-    ("SEQ_CLS, BERT", "bert", "classifier", {**QUERY, "task_type": "SEQ_CLS"}, "classifier.weight"),
+    ("SEQ_CLS, BERT", "bert", "classifier", {**QUERY, "task_type": "SEQ_CLS"}, None),
     (
         "SEQ_CLS, RoBERTa's head of two layers",
         "roberta",
         "classifier",
         {**QUERY, "task_type": "SEQ_CLS"},
-        "classifier.out_proj.weight",
+        None,
     ),
     (
         "SEQ_CLS, Llama's score",
         "llama",
         "classifier",
         {**PROJECTIONS, "task_type": "SEQ_CLS"},
-        "score.weight",
+        None,
     ),
     # huggingface/peft#577: the list names something else, and peft adds the classifiers.
     (
@@ -186,7 +188,7 @@ TAKEN = (
         "bert",
         "classifier",
         {**QUERY, "task_type": "SEQ_CLS", "modules_to_save": ["pooler"]},
-        "bert.pooler.dense.weight",
+        None,
     ),
     # huggingface/transformers#48595: all linear layers, among them the pooler, which is the head's.
     (
@@ -194,14 +196,14 @@ TAKEN = (
         "bert",
         "classifier",
         {"target_modules": "all-linear", "r": 2, "task_type": "SEQ_CLS"},
-        "bert.pooler.dense",
+        None,
     ),
     (
         "SEQ_CLS, DistilBERT's head of two layers",
         "distilbert",
         "classifier",
         {"target_modules": ["q_lin"], "r": 2, "task_type": "SEQ_CLS"},
-        "pre_classifier.weight",
+        None,
     ),
     # huggingface/peft#427, huggingface/peft#2155
     ("layers_to_transform", "llama", "language", {**PROJECTIONS, "layers_to_transform": [1]}, None),
@@ -258,6 +260,8 @@ TAKEN = (
         {"target_modules": ["c_attn"], "r": 2, "fan_in_fan_out": True},
         None,
     ),
+    # none found: a folder that keeps query, key and value as one matrix under other names.
+    ("GTE", "gte", "plain", PROJECTIONS, None),
     ("MiCA", "bert", "plain", {**QUERY, "init_lora_weights": "mica"}, None),
     ("orthogonal", "bert", "plain", {**QUERY, "init_lora_weights": "orthogonal"}, None),
 )
@@ -269,7 +273,7 @@ TAKEN = (
 def test_taken_as_peft_takes_it(
     bases: Any, tmp_path: Path, family: str, kind: str, settings: dict[str, Any], note: str | None
 ) -> None:
-    """Pairs and scale are peft's, and what it trained beside them is named in one line."""
+    """Pairs and scale are peft's, and what is not used is named in one line."""
     base = bases(family, kind)
     folder = train(base, tmp_path / "adapter", LoraConfig(**settings))
     adapter = read_adapter(folder, wanted(base))
@@ -716,7 +720,8 @@ def test_what_is_not_used_is_printed_by_the_export(
 ) -> None:
     """The export says each note once, before it loads the model."""
     base = bases("bert", "classifier")
-    folder = train(base, tmp_path / "adapter", LoraConfig(**QUERY, task_type="SEQ_CLS"))
+    targets = {"r": 2, "target_modules": "all-linear"}
+    folder = train(base, tmp_path / "adapter", LoraConfig(**targets, task_type="SEQ_CLS"))
 
     def stop(*_: object, **__: object) -> None:
         raise ModelError("far enough")
@@ -727,5 +732,5 @@ def test_what_is_not_used_is_printed_by_the_export(
         export_package_module.export_package(
             tiny.options(base[0], tmp_path / "package", adapter=folder), generate_key(), said.append
         )
-    assert said[1].startswith("The adapter's classifier is not used, the package starts with a fresh one: ")
+    assert said[1].startswith("The adapter's classifier is not used: bert.pooler.dense has a pair of its own")
     assert len(said) == 2

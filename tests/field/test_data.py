@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import lzma
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,51 @@ SITUATIONS = (
         "ThilinaRajapakse/simpletransformers#249",
         b'{"text": " ", "label": "delivery"}\n',
         "has an empty text",
+    ),
+    # Siblings, tried on the command line.
+    (
+        "an array of wide characters",
+        "none found",
+        ROW.decode().encode("utf-32"),
+        "is UTF-32, not UTF-8; convert it: iconv -f UTF-32 -t UTF-8",
+    ),
+    ("UTF-16 without a mark", "none found", ROW.decode().encode("utf-16-le"), "iconv -f UTF-16LE -t UTF-8"),
+    ("UTF-16 of the other order", "none found", ROW.decode().encode("utf-16-be"), "iconv -f UTF-16BE"),
+    ("zstd", "none found", b"\x28\xb5\x2f\xfd\x00", "is compressed by zstd; unpack it: zstd -dc"),
+    ("xz", "none found", lzma.compress(ROW), "is compressed by xz; unpack it: xz -dc"),
+    ("bzip2", "none found", bz2.compress(ROW), "is compressed by bzip2; unpack it: bzip2 -dc"),
+    ("a pointer of git", "none found", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    ("a web page", "none found", b"<!DOCTYPE html><html></html>", "is a web page, not the file itself"),
+    (
+        "two rows in a line",
+        "none found",
+        ROW.strip() + b" " + ROW,
+        "line 1 holds several rows; write each in",
+    ),
+    (
+        "a tab within a text",
+        "none found",
+        b'{"text": "a\tb", "label": 0}\n',
+        "a raw control character, such as a tab",
+    ),
+    (
+        "no number",
+        "none found",
+        b'{"text": NaN, "label": "delivery"}\n',
+        "NaN or Infinity for a number; write null",
+    ),
+    ("a comment", "none found", b"// rows\n" + ROW, "line 1 is a comment, which JSON has not; remove it"),
+    (
+        "a chat",
+        "togethercomputer/together-python#220",
+        b'{"messages": [{"role": "user", "content": "late"}]}\n',
+        "has a column 'messages' and no 'text', and a row is one text: write it as one",
+    ),
+    (
+        "a position in quotes",
+        "none found",
+        b'{"text": "late", "label": "1"}\n',
+        "a number in quotes; without them it is a position",
     ),
     ("no text at all", "none found", b'{"text": null, "label": "delivery"}\n', "has null as its text"),
 )

@@ -31,7 +31,9 @@ from coordinator.api.serve import CoordinatorServer, ServeOptions, bind
 from coordinator.cli import main
 from coordinator.config import run_config
 from edge_runtime.agent.client import Client, enrol
+from edge_runtime.agent.store import IDENTITY
 from edge_runtime.agent.transport import HttpTransport, Request
+from edge_runtime.cli import main as edge_runtime
 from edge_runtime.errors import ConfigError, UnreachableError
 from edge_runtime.protocol.messages import CheckInRequest, EnrolRequest
 from edge_runtime.protocol.signing import generate_key
@@ -212,6 +214,46 @@ def test_a_revoked_device_is_named(
     assert said == "error: no device board is enrolled; list them with: edge-coordinator device list"
 
 
+def test_a_device_comes_back_as_the_messages_say(
+    command: Callable[..., tuple[int, str, str]],
+    served: CoordinatorServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A revoked device, and one whose identity is damaged, are let in again by the steps that they are told."""
+
+    def configure() -> str:
+        path = tmp_path / "device.toml"
+        path.write_text(
+            f'coordinator_url = "{served.url}"\nstate_folder = "{tmp_path / "device"}"\ndata = "rows.jsonl"\n'
+            f'device_name = "board"\ndevice_class = "generic"\ncap = "256M"\n'
+            f'publisher_key = "{generate_key().public_key}"\nenrolment_token = "{command("token")[1]}"\n'
+        )
+        return str(path)
+
+    def device(*words: str) -> tuple[int, str]:
+        capsys.readouterr()
+        return edge_runtime(list(words)), capsys.readouterr().err
+
+    (tmp_path / "rows.jsonl").write_text(ROW)
+    assert device("enrol", "--config", configure())[0] == 0
+    command("device", "revoke", "board")
+    code, said = device("run", "--config", configure())
+    assert code == 22
+    told = f"to let this device back in, remove {tmp_path / 'device' / IDENTITY}, give it a new token and start it"
+    assert told in said
+    (tmp_path / "device" / IDENTITY).unlink()
+    assert device("enrol", "--config", configure())[0] == 0
+    (tmp_path / "device" / IDENTITY).write_text("{")
+    code, said = device("status", "--config", configure())
+    assert (code, "remove it, have the device revoked, and enrol with a new token" in said) == (11, True)
+    (tmp_path / "device" / IDENTITY).unlink()
+    code, said = device("enrol", "--config", configure())
+    assert (code, "a device named board is enrolled; revoke it or choose another name" in said) == (22, True)
+    command("device", "revoke", "board")
+    assert device("enrol", "--config", configure())[0] == 0
+
+
 def test_a_second_coordinator_is_refused(
     served: CoordinatorServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -379,7 +421,7 @@ def test_devices_are_listed(command: Callable[..., tuple[int, str, str]], served
     assert header.split() == ["name", "class", "state", "last", "seen", "cap", "rows", "version", "reason"]
     assert board.split()[:4] == ["board", "jetson", "ready", "0"]
     assert board.split()[-4:] == ["256.0", "MiB", "42", "0.1.0"]
-    assert " ".join(idle.split()) == "idle jetson never seen - - - -"
+    assert " ".join(idle.split()) == "idle jetson never seen"
     listed = json.loads(command("device", "list", "--json")[1])
     assert [(d["name"], d["state"], d["example_count"]) for d in listed] == [
         ("board", "ready", 42),

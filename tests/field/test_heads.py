@@ -13,16 +13,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
+from transformers import AutoModelForSequenceClassification
 
 from edge_runtime.errors import ModelError
 from export.adapters.merge import Merged, merge
+from export.adapters.read import Adapter, Wanted, read_adapter
+from export.adapters.saved_head import folder_with_head, order_of_classes
+from export.adapters.start_values import start_values
 from export.adapters.write import write_adapter
 from export.model.features import choose_features
 from export.model.folder import check_model_folder
-from tests.export import classifiers, tiny, unlowered
+from tests.export import classifiers, peft_models, tiny, unlowered
 from tests.export.classifiers import Alone
 
+pytestmark = pytest.mark.filterwarnings(peft_models.OLD_NAME)
 LABELS = ("bad", "good", "mixed")
 #: The folders' order of the same labels.
 OTHER_ORDER = ("mixed", "bad", "good")
@@ -115,6 +122,77 @@ def test_a_merged_classifier_states_the_labels_of_its_rows(
     assert config["architectures"] == ["BertForSequenceClassification"]
     assert config["id2label"] == {str(index): label for index, label in enumerate(LABELS)}
     assert config["label2id"] == {label: index for index, label in enumerate(LABELS)}
+
+
+#: Families whose adapters bring a classifier: huggingface/sentence-transformers#3980, huggingface/peft#2289.
+BRINGING = ("bert", "roberta", "llama")
+
+
+def bring(family: str, folder: Path) -> tuple[Path, Path]:
+    """A model folder without a classifier, and peft's adapter of the class with one, every number of it moved."""
+    whole = classifiers.write_classifier(
+        folder / "whole", family, OTHER_ORDER, **{LAYERS.get(family, "num_hidden_layers"): 1}
+    )
+    base = Path(shutil.copytree(whole, folder / "base"))
+    AutoModelForSequenceClassification.from_pretrained(whole).base_model.save_pretrained(base)
+    torch.manual_seed(11)
+    model = AutoModelForSequenceClassification.from_pretrained(base)
+    targets = ["q_proj", "v_proj"] if family == "llama" else ["query", "value"]
+    tuned = get_peft_model(model, LoraConfig(r=2, lora_alpha=4, target_modules=targets, task_type="SEQ_CLS"))
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+    tuned.save_pretrained(folder / "adapter")
+    return base, folder / "adapter"
+
+
+def adapter_of(base: Path, folder: Path, family: str) -> Adapter:
+    """The adapter, for a classifier of LABELS."""
+    return read_adapter(folder, Wanted(base, family, "classification", LABELS))
+
+
+@pytest.fixture(scope="module")
+def brought(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[np.ndarray]]:
+    """By family, logits of peft and ours at the start; then of the package, its adapter and its merged folder."""
+    ours, jobs = {}, []
+    for family in BRINGING:
+        folder = tmp_path_factory.mktemp(f"{family}-brought")
+        base, start = bring(family, folder)
+        adapter = adapter_of(base, start, family)
+        order, said = order_of_classes(base, LABELS)
+        assert (order, said) == (OTHER_ORDER, "; its rows are put in the order of --labels")
+        assert adapter.saved_head is not None
+        whole = folder_with_head(base, adapter.saved_head, order, folder / "with-head")
+        package = unlowered.make(whole, folder / "package", LABELS, classifiers.TARGETS.get(family, ()))
+        batch = tiny.make_text_batch(package.package, tiny.SENTENCES[:4])
+        moved = package.values()
+        slices = start_values(adapter, package.package.manifest.slices, lambda spec: pytest.fail(spec.name))
+        first = {**package.values(size=0.0), **slices}
+        write_adapter(package.package, moved, folder / "trained", str(base))
+        merge(package.package, moved, base, folder / "merged")
+        jobs += [
+            Alone("class", start, batch, LABELS, base),
+            Alone("class", folder / "trained", batch, LABELS, base),
+            Alone("class", folder / "merged", batch, LABELS),
+        ]
+        ours[family] = package.logits(first, batch), package.logits(moved, batch)
+    alone = classifiers.predict_alone(jobs)
+    return {
+        family: [*ours[family], *alone[3 * place : 3 * place + 3]] for place, family in enumerate(BRINGING)
+    }
+
+
+@pytest.mark.parametrize("family", BRINGING)
+def test_a_classifier_that_an_adapter_brings_is_gone_on_from(
+    brought: dict[str, list[np.ndarray]], family: str
+) -> None:
+    """A package begins where peft's adapter is; what is written of it predicts, without this project, what it does."""
+    first, moved, theirs, adapter, merged = brought[family]
+    assert np.abs(first - moved).max() > 1e-2
+    np.testing.assert_allclose(first, theirs, atol=1e-5)
+    np.testing.assert_allclose(adapter, moved, atol=1e-5)
+    np.testing.assert_allclose(merged, moved, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -19,20 +19,20 @@ def columns(comparison: ArmComparison) -> tuple[str, ...]:
 
 
 def cells(comparison: ArmComparison, arm: ArmFigures) -> tuple[str, ...]:
-    """One arm as texts, in the order of :func:`columns`; a dash for what was not measured."""
-    spread = "-" if arm.low is None else f"{_score(comparison, arm.low)} – {_score(comparison, arm.high)}"
+    """One arm as texts, in the order of :func:`columns`; empty where nothing was measured."""
+    spread = "" if arm.low is None else f"{_score(comparison, arm.low)} – {_score(comparison, arm.high)}"
     texts = {
         "arm": arm.name,
-        "kind": arm.kind or "-",
+        "kind": arm.kind or "",
         "seeds": str(len(arm.seeds)),
         f"final {comparison.measure}": _score(comparison, arm.final),
         "range": spread,
         "best": _score(comparison, arm.best),
-        "gain": "-" if arm.gain is None else gain_text(comparison, arm.gain),
-        "kept": "-" if arm.kept is None else f"{100 * arm.kept:.0f} %",
+        "gain": "" if arm.gain is None else gain_text(comparison, arm.gain),
+        "kept": "" if arm.kept is None else f"{100 * arm.kept:.0f} %",
         "passes": count_text(arm.passes),
         "to best": count_text(arm.passes_to_best),
-        "up a task": "-" if arm.bytes_up_per_task is None else size(arm.bytes_up_per_task),
+        "up a task": "" if arm.bytes_up_per_task is None else size(arm.bytes_up_per_task),
         "status": arm.status,
     }
     return tuple(texts[name] for name in columns(comparison))
@@ -75,7 +75,7 @@ def gain_text(comparison: ArmComparison, gain: float) -> str:
 def count_text(count: float | None) -> str:
     """A large number in few digits."""
     if count is None:
-        return "-"
+        return ""
     for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= factor:
             return f"{count / factor:.3g} {unit}"
@@ -84,5 +84,5 @@ def count_text(count: float | None) -> str:
 
 def _score(comparison: ArmComparison, value: float | None) -> str:
     if value is None:
-        return "-"
+        return ""
     return f"{value:.3f}" if comparison.measure == "perplexity" else f"{100 * value:.1f} %"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from coordinator.admin.choice import LATEST, Choice, choose_to_show, choose_to_stop, given_name
+from coordinator.admin.choice import LATEST, Choice, choose_open, choose_to_show, given_name
 from coordinator.config import run_config
 from coordinator.rounds.summary import RunSummary
 from edge_runtime.errors import ConfigError
@@ -31,7 +31,7 @@ def test_the_newest_is_shown_and_said_so() -> None:
     assert choose_to_show([], None) == Choice(LATEST)
 
 
-@pytest.mark.parametrize("choose", [choose_to_show, choose_to_stop])
+@pytest.mark.parametrize("choose", [choose_to_show, choose_open])
 def test_a_run_is_found_by_id_and_by_name(choose: type[object]) -> None:
     """An id or a name that one run has names it, and what no run has is passed on to be refused."""
     there = runs("demo-1 finished", "other-2 running", "third-3 queued")
@@ -39,7 +39,7 @@ def test_a_run_is_found_by_id_and_by_name(choose: type[object]) -> None:
         assert choose(there, given) == Choice(found)  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize("choose", [choose_to_show, choose_to_stop])
+@pytest.mark.parametrize("choose", [choose_to_show, choose_open])
 def test_a_name_of_several_runs_names_none(choose: type[object]) -> None:
     """A name that two runs share is refused, with the ids and states of both."""
     with pytest.raises(ConfigError, match=r"2 runs are called demo: demo-1 \(finished\), demo-2 \(queued\)"):
@@ -48,10 +48,10 @@ def test_a_name_of_several_runs_names_none(choose: type[object]) -> None:
 
 def test_only_a_choice_without_doubt_is_stopped() -> None:
     """Without a name the one run that has not ended is stopped; of two, none is."""
-    assert choose_to_stop(runs("demo-1 running", "demo-2 failed"), None) == Choice("demo-1")
-    assert choose_to_stop(runs("demo-1 finished"), None) == Choice(LATEST)
+    assert choose_open(runs("demo-1 running", "demo-2 failed"), None) == Choice("demo-1")
+    assert choose_open(runs("demo-1 finished"), None) == Choice(LATEST)
     with pytest.raises(ConfigError, match=r"2 runs have not ended.*demo-1 \(running\), demo-2 \(queued\)"):
-        choose_to_stop(runs("demo-1 running", "demo-2 queued"), None)
+        choose_open(runs("demo-1 running", "demo-2 queued"), None)
 
 
 def test_two_names_are_one_too_many() -> None:

@@ -26,11 +26,21 @@ ANSWERS = {
         "unsigned",
     },
     403: {"revoked"},
-    404: {"unknown_blob", "unknown_device", "unknown_run", "unknown_task"},
-    409: {"conflict", "name_taken", "not_set_aside", "not_your_task", "stale"},
+    404: {"unknown_blob", "unknown_device", "unknown_round", "unknown_run", "unknown_task"},
+    408: {"too_slow"},
+    409: {
+        "conflict",
+        "name_taken",
+        "not_set_aside",
+        "not_your_task",
+        "nothing_to_release",
+        "run_ended",
+        "stale",
+    },
     413: {"too_large"},
     422: {
         "bad_slices",
+        "bad_sums",
         "digest_mismatch",
         "estimator_missing",
         "estimator_not_asked",
@@ -40,6 +50,7 @@ ANSWERS = {
         "too_many_examples",
         "too_many_steps",
     },
+    503: {"trouble"},
 }
 #: Where the code is the class of another error: a run that cannot be created.
 COMPUTED = {422: {"type(error).__name__"}}
@@ -75,7 +86,7 @@ def test_every_code_keeps_its_status() -> None:
 def test_the_protocol_page_names_the_same_statuses() -> None:
     """Status and code of every refusal in the tables of docs/protocol.md are those that are answered."""
     text = (ROOT / "docs/protocol.md").read_text()
-    rows = re.findall(r"^\| (4\d\d) \| `(\w+)` \|", text, re.MULTILINE)
-    bounds = re.findall(r"\| (4\d\d) `(\w+)` \|", text)
+    rows = re.findall(r"^\| ([45]\d\d) \| `(\w+)` \|", text, re.MULTILINE)
+    bounds = re.findall(r"\| ([45]\d\d) `(\w+)` \|", text)
     assert len(rows) > 15
     assert [row for row in (*rows, *bounds) if row[1] not in ANSWERS[int(row[0])]] == []

@@ -13,15 +13,16 @@ from coordinator.rounds.presence import (
 )
 from coordinator.rounds.runs import find_run
 from coordinator.rounds.state_machine import resume
-from coordinator.rounds.tasks import FINISHED_WINDOW_S
+from coordinator.rounds.tasks import FINISHED_WINDOW_S, IDLE_WINDOW_S
 from coordinator.storage.device_rows import SeenDevice
+from edge_runtime.protocol.messages import ComeBack
 from tests.coordinator.api.test_device_api import reserved
-from tests.coordinator.conftest import World
+from tests.coordinator.conftest import ROW, World
 
 
 def device(name: str, expected_s: float) -> SeenDevice:
     """A device that should ask again by some moment."""
-    return SeenDevice(f"d-{name}", name, 1, 1, expected_s - 1, expected_s)
+    return SeenDevice(f"d-{name}", name, 1, expected_s - 1, expected_s)
 
 
 def test_those_that_are_overdue_come_last() -> None:
@@ -87,6 +88,21 @@ def test_a_run_that_follows_another_finds_its_devices(world: World) -> None:
     world.play()
     assert [device.task() is not None for device in devices] == [True, True]
     assert world.run()["rounds"][0]["failed"] == 0
+
+
+def test_devices_come_back_sooner_where_another_run_waits(world: World) -> None:
+    """While the last evaluation of a run goes on and the next is queued, devices rest as before any run."""
+    data = world.folder / "dev.jsonl"
+    data.write_text(ROW)
+    (device,) = world.fleet("a")
+    world.create_run(
+        rounds=1, devices_per_round=1, min_devices=1, min_results=1, evaluation={"data": str(data)}
+    )
+    world.work([device])
+    assert world.run()["state"] == "evaluating"
+    assert device.check_in() == ComeBack(*FINISHED_WINDOW_S, "run finished")
+    world.create_run(rounds=1)
+    assert device.check_in() == ComeBack(*IDLE_WINDOW_S, "run finished")
 
 
 def test_a_restart_makes_nobody_overdue(world: World) -> None:

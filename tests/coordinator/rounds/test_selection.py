@@ -10,16 +10,14 @@ from coordinator.rounds.selection import SelectableDevice, draw_order, fit, subs
 
 def some_devices(count: int, cap_bytes: int = 100) -> list[SelectableDevice]:
     """Devices with random-looking ids and ordered names."""
-    return [
-        SelectableDevice(f"id-{(index * 37) % 101}", f"n{index:03}", cap_bytes, 0) for index in range(count)
-    ]
+    return [SelectableDevice(f"id-{(index * 37) % 101}", f"n{index:03}", cap_bytes) for index in range(count)]
 
 
 @given(st.integers(0, 30), st.integers(0, 2**63 - 1), st.integers(0, 10**6), st.randoms())
 def test_draw_depends_on_names_only(count: int, seed: int, round_number: int, random: object) -> None:
     """The same seed, round and names give the same order, whatever the ids and the order they come in."""
     devices = some_devices(count)
-    shuffled = [SelectableDevice(f"x{index}", one.name, 1, 1) for index, one in enumerate(devices)]
+    shuffled = [SelectableDevice(f"x{index}", one.name, 1) for index, one in enumerate(devices)]
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     names = [one.name for one in draw_order(devices, seed, round_number)]
     assert names == [one.name for one in draw_order(shuffled, seed, round_number)]
@@ -51,8 +49,8 @@ RECORDED = ["n002", "n000", "n004", "n001", "n003"]
 )
 def test_fit_fills_what_can_be_filled(needs: list[int], caps: list[int]) -> None:
     """No device gets more than its cap, none two slots, and no slot stays empty that could be served."""
-    order = [SelectableDevice(f"d{index}", f"d{index}", cap, 0) for index, cap in enumerate(caps)]
-    chosen = fit(order, len(needs), lambda slot, _: needs[slot])
+    order = [SelectableDevice(f"d{index}", f"d{index}", cap) for index, cap in enumerate(caps)]
+    chosen = fit(order, len(needs), lambda slot: needs[slot])
     assert all(needs[slot] <= device.cap_bytes for slot, device in chosen.items())
     assert len({device.device_id for device in chosen.values()}) == len(chosen)
     free = list(caps)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from coordinator.cli import main
 from coordinator.simulation.config import read_simulation_config
 from coordinator.simulation.record import Record
 from coordinator.simulation.report.progress import Lines
@@ -88,7 +89,7 @@ def test_a_cluster_gives_the_same_bytes(cluster: str, workshop: Workshop) -> Non
 
 
 def test_without_ray_the_message_says_how_to_install_it(
-    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A machine without Ray is told the install command in one line, and nothing is written."""
     real = builtins.__import__
@@ -101,6 +102,8 @@ def test_without_ray_the_message_says_how_to_install_it(
     monkeypatch.setattr(builtins, "__import__", without_ray)
     with pytest.raises(ConfigError, match=r"pip install 'edge-runtime\[ray\]'"):
         simulate(workshop, "out", "auto")
+    assert main(["simulate", str(workshop.write()), "--output", str(workshop.folder / "out"), "--ray"]) == 11
+    assert "pip install 'edge-runtime[ray]'" in capsys.readouterr().err
     assert not (workshop.folder / "out").exists()
 
 

@@ -49,7 +49,7 @@ print(json.dumps({
     },
 }))
 """ % {
-    name: msgspec.json.encode(value).decode()
+    name: repr(msgspec.to_builtins(value))
     for name, value in {
         "work": Work(4, 16, 1, ("block0.query",)),
         "choice": ExecutionChoice("resident", 1, 1),
@@ -685,6 +685,17 @@ def test_a_revoked_device_ends(board, late: bool) -> None:
         agent.run()
     assert caught.value.exit_code == 22
     assert (board.store.pending() is not None) == late
+
+
+def test_a_revoked_device_without_its_data_ends(board) -> None:
+    """A device that only tells of its own fault hears from the answer that it was revoked, and ends."""
+    agent = board.start()
+    board.config.data.unlink()
+    board.coordinator.planned.append(refusal(403, "revoked", "this device was revoked"))
+    with pytest.raises(RefusedError, match="this device was revoked"):
+        agent.turn()
+    assert agent.turn() > 0
+    assert [event.code for event in board.coordinator.events] == ["device_failed"]
 
 
 def test_operators_are_told_which_causes_last(board) -> None:

@@ -1,15 +1,19 @@
+import errno
 import hashlib
 import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import pytest
 
+from edge_runtime.agent import store as store_module
 from edge_runtime.agent.store import Identity, Store
 from edge_runtime.durable import write_durably
-from edge_runtime.errors import ConfigError, DeviceError, DigestError, SignatureError
+from edge_runtime.errors import ConfigError, DeviceError, DigestError, ResourceError, SignatureError
+from edge_runtime.exit_status import exit_code_of
 from edge_runtime.protocol.signing import generate_key
 from tests.edge_runtime.packages import FILES, make_manifest
 
@@ -107,7 +111,7 @@ def test_an_unreadable_identity_is_named(tmp_path) -> None:
     """A damaged identity file is a ConfigError that says what to do."""
     store = open_store(tmp_path)
     (store.folder / "identity.json").write_text("{")
-    with pytest.raises(ConfigError, match="enrol again"):
+    with pytest.raises(ConfigError, match="enrol with a new token"):
         store.identity()
 
 
@@ -202,3 +206,32 @@ def test_a_package_of_another_publisher_is_not_opened(tmp_path) -> None:
     data = msgspec.json.encode(manifest)
     with pytest.raises(SignatureError):
         store.packages.lay_out(data, manifest, generate_key().sign(data), PUBLISHER.public_key)
+
+
+def test_a_state_folder_is_closed_to_others(tmp_path) -> None:
+    """A folder that was there before and open to others is closed when it becomes a state folder."""
+    folder = tmp_path / "state"
+    folder.mkdir(mode=0o755)
+    folder.chmod(0o755)
+    Store(folder, disk_quota_bytes=1)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_full_disk_at_the_start_passes(tmp_path, monkeypatch) -> None:
+    """An agent that finds no room for its folder or its lock ends with a code that its unit tries again."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = Store(tmp_path / "there", disk_quota_bytes=1)
+    for where, name in ((Path, "mkdir"), (store_module, "claim_folder"), (store_module, "write_durably")):
+        monkeypatch.setattr(where, name, full)
+    starts = (
+        lambda: Store(tmp_path / "state", disk_quota_bytes=1),
+        lambda: store.locked().__enter__(),
+        store.key,
+        lambda: store.save_identity(Identity("d-1", "k")),
+    )
+    monkeypatch.setattr("edge_runtime.protocol.signing.write_durably", full)
+    for start in starts:
+        assert exit_code_of(start) == ResourceError.exit_code == 19

@@ -1,9 +1,11 @@
+import base64
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from edge_runtime.agent import transport as transport_module
 from edge_runtime.agent.client import Client
 from edge_runtime.agent.transport import HttpTransport, Request, Transport
 from edge_runtime.errors import ProtocolError, UnreachableError
@@ -227,3 +229,16 @@ def test_the_environments_proxy_is_used_for_other_machines(server, monkeypatch) 
     with pytest.raises(UnreachableError):
         direct.send(Request("GET", "/moved"))
     direct.close()
+
+
+def test_a_proxys_user_and_password_are_decoded(server, monkeypatch) -> None:
+    """What is percent-encoded in a proxy's address reaches the proxy as it was meant; a network may need no proxy."""
+    monkeypatch.setenv("http_proxy", f"http://us%40er:p%3Ass%2Fword@127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("no_proxy", "192.0.2.0/24")
+    transport = HttpTransport("http://elsewhere.invalid")
+    transport.send(Request("GET", "/moved"))
+    transport.close()
+    expected = base64.b64encode(b"us@er:p:ss/word").decode()
+    assert Handler.seen[-1][2]["proxy-authorization"] == f"Basic {expected}"
+    assert transport_module._proxy_for("http://192.0.2.9:80") is None
+    assert transport_module._proxy_for("http://198.51.100.9:80") is not None

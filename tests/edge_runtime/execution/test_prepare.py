@@ -243,8 +243,8 @@ SPOILED = {
         "lacks block_0.bin, or it is not",
     ),
     "damaged": (lambda folder: (folder / PREPARED).write_bytes(b'{"version": 1'), "malformed"),
-    "nothing": (lambda folder: (folder / PREPARED).unlink(), "prepare the package first"),
-    "no folder": (shutil.rmtree, "prepare the package first"),
+    "nothing": (lambda folder: (folder / PREPARED).unlink(), "No such file or directory; agents prepare"),
+    "no folder": (shutil.rmtree, "No such file or directory; agents prepare"),
 }
 
 

@@ -13,7 +13,7 @@ from edge_runtime import cli
 from edge_runtime.errors import ConfigError, PackageError
 from edge_runtime.package.manifest import SizeTerm
 from edge_runtime.package.package import Package
-from edge_runtime.profile.request import prepared_beside
+from edge_runtime.package.prepared import prepared_beside
 from edge_runtime.protocol.signing import generate_key
 from tests.edge_runtime.packages import make_manifest, write_package, write_prepared
 
@@ -169,6 +169,14 @@ def test_backpropagation_is_planned_with_its_own_words(plan, tmp_path) -> None:
     assert (drawn.code, "makes no draws" in drawn.err) == (ConfigError.exit_code, True)
     without = plan("--cap", "256M", "--update", "backprop")
     assert (without.code, "--with-adjoint" in without.err) == (PackageError.exit_code, True)
+
+
+def test_a_package_is_planned_for_the_engine_that_is_named(plan) -> None:
+    """The default engine may be named; one that the package has no programs for is refused with the way to get them."""
+    assert plan("--cap", "256M", "--engine", "onnxruntime").out == plan("--cap", "256M").out
+    without = plan("--cap", "256M", "--engine", "executorch")
+    assert (without.code, without.out) == (32, "")
+    assert "--engine onnxruntime,executorch" in without.err
 
 
 def test_the_best_estimator_is_told_with_its_reason(plan) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from edge_runtime import cli
 from edge_runtime.errors import OutOfMemoryError
 from edge_runtime.memory.plan import ExecutionChoice, Planner, Work
 from edge_runtime.package.manifest import PeakTensor, SizeTerm
+from edge_runtime.package.prepared import PREPARED, prepared_beside
+from edge_runtime.profile import run
 from edge_runtime.profile.document import Profile, decode_profile
 from edge_runtime.profile.facts import (
     LEAK_BYTES_PER_STEP,
@@ -30,7 +33,7 @@ from edge_runtime.profile.facts import (
     tensors,
 )
 from edge_runtime.profile.measure import Observer, Settings
-from edge_runtime.profile.request import parse_request, prepared_beside
+from edge_runtime.profile.request import parse_request
 from edge_runtime.profile.run import profile_package
 from edge_runtime.profile.text import render_text
 from edge_runtime.protocol.signing import generate_key
@@ -186,6 +189,32 @@ def test_backpropagation_is_compared_where_torch_is(profile, tiny_model) -> None
     assert not any("Backpropagation" in note for note in found.notes)
 
 
+def test_backpropagation_is_profiled(profile) -> None:
+    """--update backprop trains by the package's adjoint programs, and the report says so."""
+    found = profile("--steps", "2", "--update", "backprop").profile
+    assert found.work.update == "backprop"
+    assert found.step_s > 0
+
+
+@pytest.mark.parametrize("damage", ["missing", "malformed", "of another package"])
+def test_a_prepared_folder_that_cannot_be_used_is_made_as_the_message_says(
+    exported, prepared_in, data, tmp_path, capsys, damage: str
+) -> None:
+    """``plan --prepared`` names what prepares the folder; once ``profile`` has, it plans with times."""
+    folder = tmp_path / "prepared"
+    if damage != "missing":
+        shutil.copytree(prepared_in[exported.package.manifest.arithmetics[0]].folder, folder)
+        text = (folder / PREPARED).read_text()
+        other = text.replace(exported.package.sha256, "0" * 64)
+        (folder / PREPARED).write_text("{" if damage == "malformed" else other)
+    words = [str(exported.package.folder), "--cap", "256M", "--prepared", str(folder)]
+    assert cli.main(["plan", *words]) == 16
+    assert "'edge-runtime profile' in its --prepared" in capsys.readouterr().err
+    more = ["--data", str(data), "--steps", "1", "--threads", "1", "--output", str(tmp_path / "report")]
+    assert cli.main(["profile", *words, *more]) == 0
+    assert cli.main(["plan", *words]) == 0
+
+
 def test_a_folder_that_is_no_model_leaves_the_row_out(profile, tmp_path) -> None:
     """The child's one line becomes a note, and the report stands."""
     answer = profile("--steps", "3", "--model", str(tmp_path))
@@ -226,6 +255,48 @@ def test_a_killed_task_is_reported_until_then(exported, prepared_in, data, tmp_p
     assert found.comparisons[0].note == "killed by the kernel"
 
 
+#: The real worker, which keeps a MiB of each step.
+LEAKING = """
+import sys
+from edge_runtime.training import loop
+from edge_runtime.worker import main as worker
+draw_batches, kept = loop.draw_batches, []
+class Leaking(list):
+    def __iter__(self):
+        for rows in super().__iter__():
+            kept.append(bytearray(b"x") * (1 << 20))
+            yield rows
+loop.draw_batches = lambda *given, **named: Leaking(draw_batches(*given, **named))
+sys.exit(worker.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "said"),
+    [
+        (WORKER.format(body="import signal; os.kill(os.getpid(), signal.SIGKILL)"), 14, "killed by SIGKILL"),
+        (WORKER.format(body=GROWING), 15, "ran out of memory in phase step"),
+        (LEAKING, 17, "did not keep to its budget"),
+    ],
+    ids=["killed", "over its cap", "leaking"],
+)
+def test_what_ends_the_worker_ends_the_command(
+    profile, monkeypatch, program: str, code: int, said: str
+) -> None:
+    """A worker that is killed from outside, one that meets its cap and one that leaks have exit codes of their own."""
+    words = [sys.executable, "-c", program]
+    monkeypatch.setattr(
+        run,
+        "profile_package",
+        lambda settings: profile_package(settings, lambda job: start_worker(job, words)),
+    )
+    answer = profile("--steps", "30", cap="160M" if code == 15 else "256M")
+    assert answer.code == code
+    last = answer.err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert said in last
+
+
 @pytest.mark.parametrize(
     ("options", "code", "named"),
     [
@@ -241,6 +312,7 @@ def test_a_killed_task_is_reported_until_then(exported, prepared_in, data, tmp_p
         (["--data", "/dev/null"], 12, "/dev/null is empty"),
         (["--prepared", "."], 11, "holds no prepared package, and would be replaced"),
         (["--sequence", "65"], 11, "--sequence is 65"),
+        (["--engine", "executorch"], 32, "--engine onnxruntime,executorch"),
         (["--cap", "1M"], 13, "the libraries alone takes"),
     ],
 )

@@ -1,3 +1,4 @@
+import hashlib
 import stat
 
 import pytest
@@ -8,11 +9,12 @@ from edge_runtime.errors import ConfigError, SignatureError
 from edge_runtime.protocol.signing import (
     PrivateKey,
     RequestSignature,
+    check_body,
     generate_key,
     parse_request_signature,
     sign_request,
     verify,
-    verify_request,
+    verify_headers,
 )
 
 KEY = generate_key()
@@ -24,6 +26,12 @@ RECORDED_KEY = "A6EHv/POEL4dcN0Y50vAmWfk1jCbpQ1fHdyGZBJVMbg="
 RECORDED_SIGNATURE = (
     "Baca7pgcOHX5vArQa5ESq8wHoJjreVKHXCqsM7s8lP2qZ5WqUioa2mve4tYHJqiWTdySsdxPf1hd3AYuH2SkDA=="
 )
+
+
+def verify_request(key: str, signature: RequestSignature, *, method: str, path: str, body: bytes) -> None:
+    """Both halves of a verification, in the order in which a server makes them."""
+    verify_headers(key, signature, method=method, path=path)
+    check_body(signature, hashlib.sha256(body).digest())
 
 
 def signed(**changes: object) -> dict[str, str]:

@@ -465,7 +465,7 @@ def test_a_malformed_job_is_reported(data_in: bytes) -> None:
         ({"data_path": "/nowhere"}, DataError, "/nowhere"),
         ({"package_folder": "/nowhere"}, PackageError, "/nowhere"),
         ({"package_sha256": "1" * 64}, DigestError, "the task names 1111"),
-        ({"prepared_folder": "/nowhere"}, PreparationError, "prepare the package first"),
+        ({"prepared_folder": "/nowhere"}, PreparationError, "No such file or directory; agents prepare"),
     ],
     ids=["state", "data", "package", "digest", "prepared"],
 )

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from transformers import AutoModel
 
 from edge_runtime.errors import ModelError
 from edge_runtime.package.package import Package
 from edge_runtime.package.slices import Values, encode_values
 from edge_runtime.protocol.signing import generate_key
 from export.adapters.merge import merge
-from export.adapters.write import write_adapter
+from export.adapters.write import adapted, lora_pair, write_adapter
 from export.cli import main
 from export.packaging.export_package import export_package
-from tests.export import peft_models, tiny
+from tests.export import peft_models, tiny, unlowered
 
 KEY = generate_key()
 pytestmark = pytest.mark.filterwarnings(peft_models.OLD_NAME)
@@ -126,6 +127,24 @@ def test_a_language_model_merges_as_peft_merges_it(
     assert not (done.folder / "head.json").exists()
     loaded = peft_models.base_model(done.folder, "causal_lm")
     assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
+
+
+def test_a_part_of_a_stored_matrix_is_merged_alone(tmp_path: Path) -> None:
+    """GTE keeps query, key and value as one matrix: query and value move by scale·B·A, and the key's rows do not."""
+    model = tiny.write_model(tmp_path / "model", "gte")
+    made = unlowered.make(model, tmp_path / "package", tiny.LABELS, own=False)
+    values = made.values()
+    merge(made.package, values, model, tmp_path / "merged")
+    before, after = (AutoModel.from_pretrained(path).state_dict() for path in (model, tmp_path / "merged"))
+    expected = dict(before)
+    for spec in adapted(made.package):
+        a, b, scale = lora_pair(made.package, spec, values)
+        expected[f"{spec.target}.weight"] = before[f"{spec.target}.weight"] + scale * torch.from_numpy(b @ a)
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
+        f"layers.{block}.self_attn.{part}_proj.weight" for block in range(2) for part in "qv"
+    }
+    for name, tensor in expected.items():
+        torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-6)
 
 
 def refuse(trained: tuple[Package, Values], model: Path, output: Path) -> str:

@@ -153,6 +153,7 @@ def test_a_label_map_does_not_concern_a_language_model(folder: Path) -> None:
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
 def test_code_of_the_folders_own_is_refused(folder: Path, tmp_path: Path, file: str) -> None:
     """A folder that asks to run its own Python code is refused, with the option that would allow it."""
+    change_json(folder / "config.json", model_type="odd")
     change_json(folder / file, auto_map={"AutoModel": "modeling_odd.OddModel"})
     message = refuse(folder, tmp_path / "out" / "package")
     assert f"{file} asks to run Python code" in message

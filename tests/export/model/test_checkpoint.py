@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
+    AutoConfig,
+    AutoModel,
     BertConfig,
     BertForMaskedLM,
     GPT2LMHeadModel,
@@ -17,6 +20,7 @@ from transformers import (
 
 from edge_runtime.errors import ModelError
 from export.capture.record import capture
+from export.model import checkpoint as checkpoint_module
 from export.model.checkpoint import Checkpoint
 from export.model.load import load_model
 from export.model.slices import SliceOptions, factors
@@ -88,6 +92,55 @@ def test_a_loaded_model_has_no_values_until_it_is_asked(tmp_path) -> None:
     with torch.no_grad():
         got = loaded.materialise().encoder(ids).logits
         torch.testing.assert_close(got, model(ids).logits)
+
+
+@pytest.mark.parametrize("family", ["gte", "nomic_bert", "jina_embeddings_v3"])
+@pytest.mark.parametrize("how", ["whole", "pickled"])
+def test_one_stored_tensor_holds_several_of_the_model(tmp_path, family: str, how: str) -> None:
+    """Query, key and value that a folder keeps as one matrix, and halves of a feed-forward layer, are read as saved."""
+    torch.manual_seed(0)
+    model = AutoModel.from_config(
+        AutoConfig.for_model(
+            family, **SMALL, intermediate_size=48, pad_token_id=0, bos_token_id=0, eos_token_id=0
+        )
+    )
+    folder = model_folder(model, tmp_path / "model", how)
+    checkpoint = Checkpoint(folder, model)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(checkpoint.tensor(name), parameter.detach()), name
+        assert checkpoint.described(name).shape == tuple(parameter.shape)
+    query = next(name for name, _ in model.named_parameters() if name.endswith("0.self_attn.q_proj.weight"))
+    key = query.replace("q_proj", "k_proj")
+    assert checkpoint.place(query) == checkpoint.place(key)
+    assert (checkpoint.part(query), checkpoint.part(key)) == ((0, 3), (1, 3))
+    assert not checkpoint.equal(query, key)
+    assert len(load_model(folder, 3, SliceOptions()).sliced) == 4
+
+
+def model_folder(model: PreTrainedModel, folder: Path, how: str) -> Path:
+    """Save a model in the layout of its publisher, as transformers does, as safetensors or as PyTorch's file."""
+    model.save_pretrained(folder)
+    if how == "pickled":
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    return folder
+
+
+def test_a_layout_that_has_to_be_assembled_is_refused_and_the_way_out_works(tmp_path, monkeypatch) -> None:
+    """Where a stored tensor is no row of equal parts, the folder that transformers saves in its own layout is taken."""
+    monkeypatch.setattr(checkpoint_module, "_is_even_split", lambda converter: False)
+    config = AutoConfig.for_model("gte", **SMALL, intermediate_size=48, pad_token_id=0)
+    model = AutoModel.from_config(config)
+    model.save_pretrained(tmp_path / "fused")
+    with pytest.raises(ModelError, match=r"save_pretrained\(folder, save_original_format=False\)"):
+        load_model(tmp_path / "fused", 3, SliceOptions())
+    AutoModel.from_pretrained(tmp_path / "fused").save_pretrained(
+        tmp_path / "own", save_original_format=False
+    )
+    loaded = load_model(tmp_path / "own", 3, SliceOptions())
+    assert torch.equal(
+        loaded.tensor("encoder.layers.0.self_attn.k_proj.weight"), model.layers[0].self_attn.k_proj.weight
+    )
 
 
 def test_weights_of_another_architecture_are_missing(tmp_path) -> None:

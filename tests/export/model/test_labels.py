@@ -39,6 +39,9 @@ def test_a_label_set_is_read(tmp_path: Path, data: bytes, labels: tuple[str, ...
         (b"[]", "holds 0 labels"),
         (b'["billing", "billing", "delivery"]', "holds 1 labels more than once, the first is 'billing'"),
         (b'["d\xe9lai", "delivery"]', "is not UTF-8"),
+        ('["billing", "delivery"]'.encode("utf-16"), "is UTF-16, not UTF-8; convert it: iconv -f UTF-16"),
+        (b"\x1f\x8b\x08\x00", "is compressed by gzip; unpack it"),
+        (b"<!DOCTYPE html>", "is a web page, not the file itself"),
         (b"[" * 100_000, "nested too deep"),
     ],
 )

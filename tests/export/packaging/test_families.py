@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from functools import cache
@@ -15,7 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from edge_runtime.engines.onnxruntime_engine import OnnxEngine
 from edge_runtime.execution.executor import Executor
 from edge_runtime.execution.prefix_cache import PrefixCache
-from edge_runtime.package.manifest import TaskKind
+from edge_runtime.package.manifest import Features, TaskKind
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import decode_values, shapes
 from export.autodiff.dual import ZERO, DualInterpreter, Tangent
@@ -35,6 +36,12 @@ GRAPHS: dict[str, tuple[str, TaskKind, tuple[str, ...], dict[str, object]]] = {
         ("attention.self.query_proj", "attention.self.value_proj"),
         {"share_att_key": False, "norm_rel_ebd": "none", "position_biased_input": True, "type_vocab_size": 2},
     ),
+    # One stored matrix for query, key and value, and one for both halves of the feed-forward layer.
+    "gte": ("gte", "classification", ("self_attn.q_proj", "self_attn.v_proj"), {}),
+    "nomic": ("nomic_bert", "classification", ("self_attn.q_proj", "self_attn.v_proj"), {}),
+    # Sentence models: plain encoders whose folders state the pooling.
+    "bge": ("bert", "classification", ("attention.self.query", "attention.self.value"), {}),
+    "e5": ("xlm-roberta", "classification", ("attention.self.query", "attention.self.value"), {}),
     "phi3": ("phi3", "causal_lm", ("self_attn.qkv_proj",), {}),
     "gemma3": ("gemma3_text", "causal_lm", ("self_attn.q_proj", "self_attn.v_proj"), {}),
     "smollm": (
@@ -44,6 +51,8 @@ GRAPHS: dict[str, tuple[str, TaskKind, tuple[str, ...], dict[str, object]]] = {
         {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1, "tie_word_embeddings": True},
     ),
 }
+#: Poolings that modules.json states, and the features that a head gets.
+POOLED: dict[str, tuple[str, Features]] = {"bge": ("cls", "first"), "e5": ("mean", "mean")}
 #: Family, task, how many programs: embedding, block as primal, entry and dual, head as primal and dual; a family
 #: whose blocks attend differently has a second kind of block.
 PARITY: tuple[tuple[str, TaskKind, int], ...] = (
@@ -71,15 +80,30 @@ def family_model(folder: Path, family: str, task: TaskKind) -> Path:
     return tiny.write_model(folder, name, task, **changes)
 
 
-def own_loss(model: Path, task: TaskKind, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The loss of each example by the model as transformers loads and runs it."""
+def state_pooling(folder: Path, mode: str) -> None:
+    """What sentence-transformers writes beside a model."""
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    named = [
+        {"idx": place, "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for place, (kind, path) in enumerate(modules)
+    ]
+    (folder / "modules.json").write_text(json.dumps(named))
+    (folder / "1_Pooling").mkdir()
+    switch = "pooling_mode_cls_token" if mode == "cls" else "pooling_mode_mean_tokens"
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({switch: True}))
+
+
+def own_loss(
+    model: Path, task: TaskKind, batch: dict[str, torch.Tensor], pooled: Features = "mean"
+) -> torch.Tensor:
+    """The loss of each example by the model as transformers loads and runs it; encoders are pooled as is asked."""
     kind = AutoModelForCausalLM if task == "causal_lm" else AutoModel
     loaded = kind.from_pretrained(model).eval()
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
         if task == "classification":
             hidden = loaded(**inputs).last_hidden_state
-            features = "last" if loaded.config.model_type in tiny.DECODERS else "mean"
+            features = "last" if loaded.config.model_type in tiny.DECODERS else pooled
             head = Head(hidden.shape[-1], len(tiny.LABELS), features)
             generator = torch.Generator().manual_seed(0)
             head.weight.copy_(torch.randn(head.weight.shape, generator=generator))
@@ -151,6 +175,9 @@ def test_a_familys_graphs_agree_with_torch(tmp_path: Path, name: str) -> None:
     """Query and value are found, jvps of each example are backpropagation's, and the loss is the model's own."""
     family, task, targets, changes = GRAPHS[name]
     model = tiny.write_model(tmp_path / name, family, task, **changes)
+    mode, pooled = POOLED.get(name, ("", "mean"))
+    if mode:
+        state_pooling(model, mode)
     names = tiny.LABELS if task == "classification" else ()
     chosen = tiny.options(model, tmp_path, task=task, labels=names, quantisation="none")
     stored, reference = tiny.store_model(chosen)
@@ -180,7 +207,7 @@ def test_a_familys_graphs_agree_with_torch(tmp_path: Path, name: str) -> None:
     if weight is not None:
         untrained["head.weight"] = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(
-        reference.run(batch, untrained)["loss"], own_loss(model, task, batch), rtol=1e-4, atol=1e-5
+        reference.run(batch, untrained)["loss"], own_loss(model, task, batch, pooled), rtol=1e-4, atol=1e-5
     )
 
 

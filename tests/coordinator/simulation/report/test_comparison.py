@@ -173,7 +173,8 @@ def test_the_command_prints_the_table_and_writes_the_page(
     path, out = workshop.write(arms=arms), workshop.folder / "out"
     assert main(["simulate", str(path), "--output", str(out), "--arms", "a", "--threads", "1"]) == 0
     assert "a-seed0: finished" in capsys.readouterr().out
-    assert main(["simulate", str(path), "--output", str(out), "--arms", "b", "--threads", "1"]) == 0
+    more = ["--arms", "b", "--seeds", "0", "--threads", "1"]
+    assert main(["simulate", str(path), "--output", str(out), *more]) == 0
     text, page = (out / "comparison.txt").read_text(), (out / "comparison.html").read_text()
     assert re.search(r"^a .*\n^b .*finished", text, re.MULTILINE)
     assert capsys.readouterr().out.endswith("\n" + text)

@@ -1,0 +1,152 @@
+"""The command line ``edge-export``: what its options become, and what it refuses before it loads anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from edge_runtime.errors import ConfigError, ModelError
+from edge_runtime.package.slices import encode_values
+from edge_runtime.protocol.signing import PrivateKey, generate_key
+from export import cli
+from export.cli import main
+from export.packaging import export_package
+from export.packaging.export_package import ExportOptions
+from tests.edge_runtime.bigram import write_bigram
+from tests.export import peft_models, tiny
+
+
+class Asked(NamedTuple):
+    """What the exporter was asked for."""
+
+    options: ExportOptions
+    key: PrivateKey
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
+    """What the exporter was asked for, call by call; nothing is exported."""
+    calls: list[Asked] = []
+
+    def stop(options: ExportOptions, key: PrivateKey, *_: object) -> None:
+        calls.append(Asked(options, key))
+        raise ConfigError("asked")
+
+    monkeypatch.setattr(export_package, "export_package", stop)
+    return calls
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> list[str]:
+    """The options that every export of a classifier needs."""
+    (tmp_path / "labels.json").write_text(json.dumps(tiny.LABELS))
+    rows = [{"text": text, "label": tiny.LABELS[0]} for text in tiny.CHECK_TEXTS]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    generate_key().save(tmp_path / "key")
+    return [
+        *("--labels", str(tmp_path / "labels.json"), "--check-data", str(tmp_path / "rows.jsonl")),
+        *("--key", str(tmp_path / "key"), "--output", str(tmp_path / "package")),
+    ]
+
+
+def test_every_option_reaches_the_export(
+    asked: list[Asked], given: list[str], tiny_model: Path, tmp_path: Path
+) -> None:
+    """Each option of 'package' is handed to the exporter as it was given, and each has its default without it."""
+    words = ["package", str(tiny_model), *given]
+    assert main(words) == ConfigError.exit_code
+    plain = asked[0].options
+    assert plain == tiny.options(tiny_model, tmp_path / "package", rank=4, sequence_limit=128)
+    assert asked[0].key.public_key == PrivateKey.load(tmp_path / "key").public_key
+    slices = ["--slice", "lora", "--rank", "2", "--alpha", "3.5", "--targets", "query, key", "--seed", "9"]
+    more = [
+        "--sequence-limit",
+        "16",
+        "--quant",
+        "int4",
+        "--with-adjoint",
+        "--engine",
+        "onnxruntime,executorch",
+    ]
+    assert main([*words, *slices, *more, "--trust-remote-code"]) == ConfigError.exit_code
+    chosen = asked[1].options
+    assert (chosen.slices.kind, chosen.slices.rank, chosen.slices.alpha) == ("lora", 2, 3.5)
+    assert (chosen.slices.targets, chosen.slices.seed) == (("query", "key"), 9)
+    assert (chosen.sequence_limit, chosen.quantisation, chosen.with_adjoint) == (16, "int4", True)
+    assert (chosen.engines, chosen.trust_remote_code) == (("onnxruntime", "executorch"), True)
+    adapter = peft_models.write_random_adapter(
+        peft_models.base_model(tiny_model), tmp_path / "adapter", target_modules=["query"], r=2
+    )
+    assert main([*words, "--adapter", str(adapter)]) == ConfigError.exit_code
+    assert (asked[2].options.adapter, asked[2].options.slices.kind) == (adapter, "lora")
+    decoder = tiny.write_model(tmp_path / "decoder", "llama", "causal_lm")
+    (tmp_path / "texts.jsonl").write_text('{"text": "a quiet joy"}\n')
+    words = ["package", str(decoder), "--task", "causal_lm", "--check-data", str(tmp_path / "texts.jsonl")]
+    assert main([*words, *given[4:]]) == ConfigError.exit_code
+    assert (asked[3].options.task, asked[3].options.labels) == ("causal_lm", ())
+
+
+def test_a_key_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """'key' prints the public half of what it wrote, and a second call leaves the first key alone."""
+    path = tmp_path / "publisher.key"
+    assert main(["key", str(path)]) == 0
+    assert capsys.readouterr().out == f"{PrivateKey.load(path).public_key}\n"
+    written = path.read_bytes()
+    assert main(["key", str(path)]) == ConfigError.exit_code
+    assert "a key is never overwritten; use it, or name another file" in capsys.readouterr().err
+    assert path.read_bytes() == written
+    assert main(["key", str(tmp_path / "nowhere" / "publisher.key")]) == 1
+    said = capsys.readouterr().err
+    assert (
+        f"cannot use {tmp_path / 'nowhere' / 'publisher.key'}: No such file or directory; check the path"
+        in said
+    )
+
+
+def test_a_key_that_is_not_there_is_made_as_the_message_says(
+    asked: list[Asked], given: list[str], tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """'package' without its key file ends with the command that makes one; after it the export begins."""
+    (tmp_path / "key").unlink()
+    words = ["package", str(tiny_model), *given]
+    assert main(words) == ConfigError.exit_code
+    said = capsys.readouterr().err.strip()
+    assert (
+        said
+        == f"error: there is no key file {tmp_path / 'key'}; make one with: edge-export key {tmp_path / 'key'}"
+    )
+    assert not asked
+    assert main(said.partition("edge-export ")[2].split()) == 0
+    assert main(words) == ConfigError.exit_code
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("command", ["adapter", "merge"])
+def test_slices_of_another_run_are_refused(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values that do not fit the package end 'adapter' and 'merge' with one line, before libraries are loaded."""
+
+    def loaded(*_: Any) -> None:
+        raise AssertionError("transformers was loaded")
+
+    monkeypatch.setattr(cli, "_quieten_libraries", loaded)
+    key = generate_key()
+    write_bigram(tmp_path / "package", key)
+    (tmp_path / "slices").write_bytes(encode_values({}))
+    words = [command, str(tmp_path / "package"), *([str(tmp_path)] if command == "merge" else [])]
+    words += ["--publisher-key", key.public_key, "--slices", str(tmp_path / "slices")]
+    words += ["--output", str(tmp_path / "out"), *(["--base-model", "b"] if command == "adapter" else [])]
+    assert main(words) == 36
+    assert capsys.readouterr().err.count("\n") == 1
+    (tmp_path / "slices").unlink()
+    assert main(words) == ConfigError.exit_code
+    said = f"get them with: edge-coordinator run fetch-slices --output {tmp_path / 'slices'}"
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    assert main(words) == ModelError.exit_code
+    assert "choose another --output or remove it" in capsys.readouterr().err
