@@ -49,8 +49,7 @@ class ForwardMode:
         jvps = []
         for first in range(0, task.draws, together):
             chosen = turn[first : first + together]
-            drawn = {name: _taken(tangent, chosen) for name, tangent in tangents.items()}
-            by_part = [_of_examples(drawn, group, shared) for group in parts.positions]
+            by_part = [_of_examples(tangents, chosen, group, shared) for group in parts.positions]
             waiting = np.take_along_axis(begins, chosen, axis=0)
             begun = [
                 _begun(waiting if shared else waiting[:, group], len(executor.manifest.segments))
@@ -59,7 +58,7 @@ class ForwardMode:
             sweep = apply_loss(task, executor.sweep(values, parts.batches, by_part, parts.rows, begun))
             if not finite(sweep):
                 return None
-            jvps.append(_jvps(sweep, drawn, order))
+            jvps.append(_jvps(sweep, _of_head(tangents, chosen), order))
         # 4. Forward gradient of the slices, made of few numbers in the order of the batch; exact gradient of the head.
         scalars = np.concatenate(jvps)
         scalars = _taken(scalars, np.argsort(turn, axis=0))
@@ -91,26 +90,40 @@ def _taken(array: FloatArray, turn: IntArray) -> FloatArray:
     return taken
 
 
-def _of_examples(drawn: Values, group: Sequence[int], shared: bool) -> Values:
-    """The slices' tangents (k, b, *s) for one micro-batch. The head's are used elsewhere (:func:`_jvps`)."""
+def _of_examples(tangents: Values, chosen: IntArray, group: Sequence[int], shared: bool) -> Values:
+    """The slices' tangents (k, b, *s) of the chosen draws for one micro-batch; the head's are used elsewhere.
+
+    Args:
+        tangents: tangents (K, B, *s) of all draws, or (K, 1, *s) of shared ones, by flat name.
+        chosen: numbers (k, B) or (k, 1) of each example's draws.
+        group: positions of the micro-batch's examples in the batch.
+        shared: whether the batch shares its directions.
+    """
+    columns = [0] * len(group) if shared else list(group)
     return {
-        name: tangent.repeat(len(group), axis=1) if shared else tangent[:, group]
-        for name, tangent in drawn.items()
+        name: tangent[chosen[:, columns], columns]
+        for name, tangent in tangents.items()
         if not name.startswith(HEAD_PREFIX)
     }
 
 
-def _jvps(sweep: Sweep, drawn: Values, order: Sequence[int]) -> FloatArray:
+def _of_head(tangents: Values, chosen: IntArray) -> Values:
+    """A perturbed head's tangents (k, b, *shape) of the chosen draws; empty where the head is not perturbed."""
+    return {
+        name: _taken(tangent, chosen) for name, tangent in tangents.items() if name.startswith(HEAD_PREFIX)
+    }
+
+
+def _jvps(sweep: Sweep, heads: Values, order: Sequence[int]) -> FloatArray:
     """Directional derivatives (k, B) in the order of the batch, those along a perturbed head's tangents included.
 
     Args:
         sweep: outputs of a sweep.
-        drawn: tangents of the sweep's draws, by flat name.
+        heads: a perturbed head's tangents of the sweep's draws, by flat name.
         order: position in the batch of each of the sweep's examples.
     """
     positions = np.argsort(order)
     jvps = None if sweep.jvps is None else sweep.jvps[:, positions]
-    heads = {name: tangent for name, tangent in drawn.items() if name.startswith(HEAD_PREFIX)}
     if heads:
         residual, features = head_parts(sweep)
         moved = head_jvps(residual[positions], features[positions], heads)
