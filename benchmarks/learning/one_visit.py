@@ -11,6 +11,7 @@ seeds and rounds are those of ``benchmarks.learning.run``; work that was stopped
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -24,7 +25,8 @@ from benchmarks.learning.datasets import TASKS, prepare
 from benchmarks.learning.run import ROUNDS, ArmSweep, export_package, fill
 from benchmarks.learning.tables import ArmCurve, read_curves
 
-RESULT = "one-visit.json"
+RESULT, LEARNING = "one-visit.json", "learning-arms.json"
+DEVICES_PER_ROUND = 10
 TITLES = {
     "trec": "TREC",
     "trec_fine": "TREC, fine types",
@@ -98,7 +100,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if folder.is_dir():
             task, alpha = folder.name.removeprefix("visit-").rsplit("-", 1)
             found = read_curves(folder)
-            figures += rows(f"{TITLES[task]}, Dirichlet {alpha}", found)
+            title = f"{TITLES[task]}, Dirichlet {alpha}"
+            figures += rows(title, found)
+            if "visit" in found and "lora8" not in found:
+                figures += against_stored(title, found["visit"], f"{task}-{alpha}")
             curves[folder.name] = {name: curve.finals() for name, curve in found.items()}
     command = "python -m benchmarks.learning.one_visit " + " ".join(argv or sys.argv[1:])
     write_result(RESULTS / RESULT, command, 1, figures, {"accuracy by arm and seed, in percent": curves})
@@ -127,6 +132,22 @@ def rows(title: str, curves: dict[str, ArmCurve]) -> list[Figure]:
             if name in curves:
                 table += _kept(title, name, curves, fmean(exact))
     return table
+
+
+def against_stored(title: str, visit: ArmCurve, sweep: str) -> list[Figure]:
+    """One visit beside LoRA r=8 as ``make bench-learning`` left it, on the same devices, rows and seeds."""
+    stored = json.loads((RESULTS / LEARNING).read_text("utf-8"))["conditions"]["sweeps"]
+    lora8 = stored.get(sweep, {}).get("lora8")
+    if lora8 is None:
+        return []
+    ends, finals = dict(zip(lora8["seeds"], lora8["accuracy"], strict=True)), visit.finals()
+    ahead = [finals[seed] - ends[seed] for seed in sorted(finals.keys() & ends.keys())]
+    up = _bytes_up(visit) / (lora8["bytes_up_a_task"] * ROUNDS * DEVICES_PER_ROUND)
+    label = f"{title}: one visit over exact gradients on LoRA r=8, 20 rounds, of learning.md"
+    return [
+        _figure(label, ahead, "points", 0.0, min(ahead) > 0),
+        _figure(f"{title}: bytes up of one visit, over those of that", [up], "times", 1.0, up <= 1),
+    ]
 
 
 def _kept(title: str, name: str, curves: dict[str, ArmCurve], exact: float) -> list[Figure]:
