@@ -8,7 +8,8 @@ STAMP := $(VENV)/.installed
 PAGES := README.md $(wildcard docs/results/*.md)
 
 .PHONY: setup demo demo-shakespeare test test-quick lint bench bench-memory bench-opponent bench-large bench-memory-grid \
-	bench-arithmetic bench-placement bench-estimators bench-learning demo-reference tables reference constraints clean
+	bench-predict bench-arithmetic bench-placement bench-estimators bench-learning bench-one-visit demo-reference tables reference \
+	constraints clean
 
 setup: $(STAMP)
 
@@ -55,6 +56,9 @@ bench-large: setup
 bench-memory-grid: setup
 	$(BIN)/python -m benchmarks.memory.prediction_grid
 
+bench-predict: setup
+	$(BIN)/python -m benchmarks.inference.against_onnxruntime
+
 bench-arithmetic: setup
 	$(BIN)/python -m benchmarks.kernels.arithmetic
 
@@ -63,6 +67,9 @@ bench-placement: setup
 
 bench-learning: setup
 	$(BIN)/python -m benchmarks.learning.run $(if $(DATA),--data $(DATA)) $(if $(TASKS),--tasks $(TASKS))
+
+bench-one-visit: setup
+	$(BIN)/python -m benchmarks.learning.one_visit $(if $(DATA),--data $(DATA)) $(if $(TASKS),--tasks $(TASKS))
 
 bench-estimators: setup
 	$(BIN)/python -m benchmarks.estimators.run $(if $(DATA),--data $(DATA))

@@ -84,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_devices(commands, where)
     _add_runs(commands, where)
+    _add_releases(commands, where)
     return parser
 
 
@@ -129,6 +130,11 @@ def _add_runs(
     new.set_defaults(command=_new_run)
     create = run.add_parser("create", parents=[where], help="queue a run")
     create.add_argument("config", type=Path, metavar="run.toml", help="the run's configuration")
+    create.add_argument(
+        "--one-visit",
+        action="store_true",
+        help="train nothing: ask every device once for sums, and solve for the head in closed form",
+    )
     create.set_defaults(command=_create_run)
     listing = run.add_parser("list", parents=[where], help="list all runs")
     listing.set_defaults(command=_list_runs)
@@ -150,6 +156,43 @@ def _add_runs(
             sub.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
         if name == "fetch-slices":
             sub.add_argument("--output", type=Path, required=True, metavar="FILE", help="file to write")
+
+
+def _add_releases(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], where: argparse.ArgumentParser
+) -> None:
+    release = commands.add_parser("release", help="values for devices to use")
+    inner = release.add_subparsers(required=True, metavar="COMMAND")
+    publish = inner.add_parser("publish", parents=[where], help="publish a run's values for devices to use")
+    publish.add_argument(
+        "run_id", nargs="?", metavar="NAME", help="the run's name or id (default: the newest)"
+    )
+    publish.add_argument("--run", metavar="NAME", help="the same, as an option")
+    publish.add_argument(
+        "--round",
+        type=int,
+        metavar="NUMBER",
+        help="values after this committed round (default: the run's result)",
+    )
+    publish.add_argument(
+        "--lowest-accuracy",
+        type=float,
+        metavar="SHARE",
+        help="devices that predict a smaller share of their own rows right keep what they have",
+    )
+    publish.add_argument(
+        "--highest-loss",
+        type=float,
+        metavar="LOSS",
+        help="devices whose own rows have a larger mean loss keep what they have",
+    )
+    publish.add_argument(
+        "--each-round", action="store_true", help="publish each further committed round of the run, too"
+    )
+    publish.set_defaults(command=_publish)
+    listing = inner.add_parser("list", parents=[where], help="list all releases")
+    listing.add_argument("--json", action="store_true", help="as JSON, for programs")
+    listing.set_defaults(command=_list_releases)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -238,10 +281,11 @@ def _new_run(arguments: argparse.Namespace) -> int:
 
 def _create_run(arguments: argparse.Namespace) -> int:
     from coordinator.admin.choice import OPEN
-    from coordinator.config import read_run_config
+    from coordinator.config import one_visit, read_run_config
 
+    config = read_run_config(arguments.config)
     client = _client(arguments)
-    run_id = client.create_run(read_run_config(arguments.config))
+    run_id = client.create_run(one_visit(config) if arguments.one_visit else config)
     print(run_id)
     before = [run for run in client.list_runs() if run.state in OPEN and run.run_id != run_id]
     if before:
@@ -306,6 +350,28 @@ def _fetch_slices(arguments: argparse.Namespace) -> int:
     write_durably(arguments.output, client.slices(run.run_id))
     done = f"{run.rounds_committed} of {run.rounds_wanted} rounds"
     print(f"wrote {arguments.output}: run {run.run_id} ({run.state}, {done})")
+    return 0
+
+
+def _publish(arguments: argparse.Namespace) -> int:
+    from coordinator.admin.release import release_line, release_request
+
+    client = _client(arguments)
+    released = client.publish(release_request(arguments, _shown(arguments, client)))
+    print(f"published {release_line(released)}")
+    return 0
+
+
+def _list_releases(arguments: argparse.Namespace) -> int:
+    import msgspec
+
+    from coordinator.admin.release import release_list
+
+    releases = _client(arguments).releases()
+    if arguments.json:
+        print(msgspec.json.format(msgspec.json.encode(releases), indent=2).decode())
+    else:
+        print(release_list(releases))
     return 0
 
 

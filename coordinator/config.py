@@ -93,7 +93,8 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
         name: name of the run; its id is this name with a random ending.
         package: folder of the package to train, on the coordinator's machine.
         publisher_key: public key that must have signed the package.
-        rounds: number of committed rounds after which the run has finished.
+        rounds: number of committed rounds after which the run has finished; 0 only for one visit to each device, with
+            ``head = "closed_form"`` and ``slices = "none"``.
         devices_per_round: number of devices that a round asks; where fewer can serve, it opens with those.
         min_devices: number of devices that must have checked in before the first round. Set it to the whole fleet, and
             equal seeds ask equal devices.
@@ -125,12 +126,19 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
             which a round moves the values; above it, its results wait for those of the next round (FwdLLM's gate).
             Needs slices and ``min_results`` of at least 2; unset: every round moves them.
         rate_decay: course of the server's rates over the run: ``"none"``, or ``"linear"`` down to zero.
+        patience: number of evaluations without a better one after which training stops, and the best values stand; by
+            accuracy, or by loss for a language model. Needs ``evaluation``; 0 trains all rounds.
+        visit: moment at which every device is asked once for the sums of ``head = "closed_form"``: ``"last"``, after
+            the rounds; ``"first"``, before them, and the head is trained further by its gradient; or
+            ``"first_and_last"``. With ``rounds = 0`` there is one visit and nothing else.
+        ridge: ridge of ``head = "closed_form"``, relative to the number of rows; unset: chosen by generalised
+            cross-validation.
     """
 
     name: Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     package: Annotated[str, Meta(min_length=1, max_length=4096)]
     publisher_key: PublicKey
-    rounds: Annotated[int, Meta(ge=1, le=1_000_000)]
+    rounds: Annotated[int, Meta(ge=0, le=1_000_000)]
     devices_per_round: Slots
     train_head: bool = True
     draws: PositiveCount = 1
@@ -156,6 +164,9 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     average_from_round: Count | None = None
     gate_variance: Rate | None = None
     rate_decay: Literal["none", "linear"] = "none"
+    patience: Count = 0
+    visit: Literal["first", "last", "first_and_last"] = "last"
+    ridge: Rate | None = None
 
     @property
     def selection_s(self) -> float:
@@ -183,11 +194,51 @@ def read_run_config(path: Path) -> RunConfig:
     return msgspec.structs.replace(config, package=str(folder / config.package), evaluation=evaluation)
 
 
+def one_visit(config: RunConfig) -> RunConfig:
+    """A configuration's run that only visits each device once, for a head in closed form.
+
+    Name, package, features, fleet, times and evaluation stay, the last after every round; what is about training slices
+    is put out of force.
+
+    Raises:
+        ConfigError: the configuration is for a package without a head.
+    """
+    if not config.train_head:
+        raise ConfigError(
+            "--one-visit solves for the head, and train_head = false says that there is none to train"
+        )
+    evaluation = config.evaluation
+    if evaluation is not None:
+        evaluation = msgspec.structs.replace(evaluation, every_rounds=1)
+    return msgspec.structs.replace(
+        config,
+        evaluation=evaluation,
+        head="closed_form",
+        slices="none",
+        rounds=0,
+        patience=0,
+        visit="last",
+        update="forward",
+        directions="one_slice",
+        draws=1,
+        candidates=1,
+        report="weights",
+        jvp_limit=None,
+        split="whole",
+        head_split=False,
+        head_warm_up_rounds=0,
+        lora_aggregation="factors",
+        average_from_round=None,
+        gate_variance=None,
+    )
+
+
 def run_config(table: dict[str, Any]) -> RunConfig:
     """Check a configuration that was read from TOML or JSON; :class:`ConfigError` names the key."""
     config = read_struct(table, RunConfig)
     _check_together(config)
     _check_server_methods(config)
+    _check_visits(config)
     return config
 
 
@@ -222,6 +273,32 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError("slices names one slice twice")
 
 
+def _check_visits(config: RunConfig) -> None:
+    """What a head in closed form goes with."""
+    closed, none = config.head == "closed_form", config.slices in ("none", ())
+    if not closed:
+        if config.rounds == 0:
+            raise ConfigError('rounds = 0 trains nothing: set rounds, or head = "closed_form" for one visit')
+        if config.ridge is not None or config.visit != "last":
+            key = "ridge" if config.ridge is not None else "visit"
+            raise ConfigError(f'{key} belongs to head = "closed_form", not to "{config.head}": leave it out')
+        return
+    if none and config.rounds:
+        raise ConfigError(
+            f'rounds = {config.rounds} would train slices, and slices = "none" leaves none: set rounds = 0 for one '
+            "visit to each device"
+        )
+    if not none and not config.rounds:
+        raise ConfigError(
+            'rounds = 0 makes one visit to each device and trains no slice: set slices = "none", or rounds'
+        )
+    if config.average_from_round is not None:
+        raise ConfigError(
+            "average_from_round would mix heads from before and after a visit: leave it out under "
+            'head = "closed_form"'
+        )
+
+
 def _check_server_methods(config: RunConfig) -> None:
     """What the server's options cannot be together."""
     if config.head_warm_up_rounds and not config.train_head:
@@ -246,6 +323,15 @@ def _check_server_methods(config: RunConfig) -> None:
         )
     if config.gate_variance is not None and config.slices in ("none", ()):
         raise ConfigError('gate_variance compares slices, and slices = "none" trains none')
+    if config.patience and config.evaluation is None:
+        raise ConfigError(
+            f"patience = {config.patience} counts evaluations, and there are none: add a table [evaluation], or leave "
+            "patience out"
+        )
+    if config.patience and config.average_from_round is not None:
+        raise ConfigError(
+            "patience hands over the values of one round, average_from_round their mean: leave one out"
+        )
     if config.average_from_round is not None and config.average_from_round >= config.rounds:
         raise ConfigError(
             f"average_from_round = {config.average_from_round} is past the last of rounds = {config.rounds} (from 0)"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime import __version__
 from edge_runtime.exit_status import exit_code_of
+from edge_runtime.serving.command import add_commands
 
 if TYPE_CHECKING:
     from edge_runtime.profile.request import PlanRequest
@@ -39,9 +40,28 @@ def build_parser() -> argparse.ArgumentParser:
         ("run", _run, "serve the coordinator until stopped; enrols first if need be"),
         ("enrol", _enrol, "join the coordinator with the one-time token, and stop"),
         ("check", _check, "say what, if anything, keeps this device from serving"),
-        ("status", _status, "show identity, downloads and a result that waits"),
+        (
+            "doctor",
+            _doctor,
+            "look at the machine and at this device: OK, WARN or FAIL with the cure, a line each",
+        ),
+        (
+            "support-bundle",
+            _support_bundle,
+            "write what helps somebody else to help, without secrets and rows",
+        ),
+        ("status", _status, "show identity, release, downloads and a result that waits"),
     ):
         sub = commands.add_parser(name, help=description, description=description)
+        if name in ("doctor", "status"):
+            sub.add_argument("--json", action="store_true", help="as JSON, for programs")
+        if name == "support-bundle":
+            sub.add_argument(
+                "--output",
+                type=Path,
+                default=Path("edge-runtime-support.tar.gz"),
+                help="file to write (default: %(default)s)",
+            )
         sub.add_argument(
             "--config",
             type=Path,
@@ -51,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
     _add_plan(commands)
     _add_profile(commands)
+    add_commands(commands)
     return parser
 
 
@@ -239,22 +260,42 @@ def _check(arguments: argparse.Namespace) -> int:
     return exit_code
 
 
-def _status(arguments: argparse.Namespace) -> int:
-    from edge_runtime.agent.config import load_config
-    from edge_runtime.agent.store import Store
-    from edge_runtime.figures import size
-    from edge_runtime.protocol.messages import decode_result
+def _doctor(arguments: argparse.Namespace) -> int:
+    import msgspec
 
-    config = load_config(arguments.config)
-    store = Store(config.state_folder, disk_quota_bytes=config.disk_quota)
-    identity = store.identity()
-    print(f"device       {config.device_name} ({config.device_class})")
-    print(f"enrolled     {identity.device_id if identity else 'no'}")
-    print(f"coordinator  {config.coordinator_url}")
-    print(f"cap          {size(config.cap)}")
-    print(f"downloads    {size(store.blobs.used_bytes())} of {size(config.disk_quota)}")
-    pending = store.pending()
-    print(f"pending      {f'result of task {decode_result(pending).task_id}' if pending else 'nothing'}")
+    from edge_runtime.agent.doctor import examine
+
+    found = []
+    for diagnosis in examine(arguments.config):
+        found.append(diagnosis)
+        if not arguments.json:
+            print(diagnosis.line, flush=True)
+    if arguments.json:
+        print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+    return next((each.exit_code for each in found if each.level == "FAIL"), 0)
+
+
+def _support_bundle(arguments: argparse.Namespace) -> int:
+    from edge_runtime.agent.doctor import examine
+    from edge_runtime.agent.support_bundle import write_support_bundle
+
+    write_support_bundle(arguments.config, arguments.output, examine(arguments.config))
+    print(
+        f"wrote {arguments.output}; it holds no keys, tokens or rows, but addresses and paths: look before you send it"
+    )
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    import msgspec
+
+    from edge_runtime.agent.status import read_status, status_lines
+
+    status = read_status(arguments.config)
+    if arguments.json:
+        print(msgspec.json.format(msgspec.json.encode(status), indent=2).decode())
+    else:
+        print("\n".join(status_lines(status)))
     return 0
 
 

@@ -34,6 +34,12 @@ class Fleet:
     state: Path
     url: str
 
+    def visit(self, run_config: Path) -> None:
+        """Ask every device once for sums, and watch the head being solved; leaves the report in ``visit/``."""
+        run("coordinator.cli", "run", "create", run_config, "--one-visit", "--state", self.state)
+        show("coordinator.cli", "run", "watch", "--state", self.state)
+        run("coordinator.cli", "run", "report", "--state", self.state, "--output", self.output / "visit")
+
     def train(self, run_config: Path) -> Path:
         """Create a run and watch it to its end; returns the trained slices, and leaves the report in ``run/``."""
         run("coordinator.cli", "run", "create", run_config, "--state", self.state)
@@ -52,6 +58,8 @@ def train_on_fleet(
     data: Sequence[Path],
     dev: Path,
     rounds: int | None,
+    *,
+    visit: bool = False,
 ) -> Path:
     """Start a coordinator and a device for each file of rows, and train to the run's end.
 
@@ -63,6 +71,7 @@ def train_on_fleet(
         data: files of rows, each moved into the folder of the device that owns it.
         dev: rows that the coordinator evaluates on.
         rounds: number of rounds in place of the template's; None keeps the template's.
+        visit: whether a run comes first that visits each device once for a head in closed form.
 
     Returns:
         The file of trained slices.
@@ -70,10 +79,13 @@ def train_on_fleet(
     print("\n3. Coordinator and devices", flush=True)
     with running_fleet(output, publisher_key, data) as fleet:
         print(f"   {fleet.url}, {len(data)} devices", flush=True)
-        print("\n4. Rounds\n", flush=True)
         config = complete_run_config(
             template, output, package, publisher_key, dev, devices=len(data), rounds=rounds
         )
+        if visit:
+            print("\n4. One visit to each device, without a gradient\n", flush=True)
+            fleet.visit(config)
+        print(f"\n{5 if visit else 4}. Rounds of forward mode\n", flush=True)
         return fleet.train(config)
 
 

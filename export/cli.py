@@ -76,6 +76,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--with-adjoint", action="store_true", help="also write the programs that backpropagation runs"
     )
     package.add_argument(
+        "--with-generation",
+        action="store_true",
+        help="also write the programs by which devices generate text, of a causal language model",
+    )
+    package.add_argument(
         "--engine",
         default="onnxruntime",
         metavar="NAME,...",
@@ -138,6 +143,10 @@ def _package(arguments: argparse.Namespace) -> int:
     _check_ranges(arguments)
     engines = read_engines(arguments.engine)
     labels = _labels(arguments)
+    if arguments.with_generation and arguments.task != "causal_lm":
+        raise ConfigError(
+            "--with-generation is for --task causal_lm: a classifier generates no text; leave it out"
+        )
     key = _read_key(arguments.key)
     trusted = arguments.trust_remote_code
     check_early(arguments.model, labels, arguments.output, engines, trust_remote_code=trusted)
@@ -165,6 +174,7 @@ def _package(arguments: argparse.Namespace) -> int:
         trust_remote_code=trusted,
         with_adjoint=arguments.with_adjoint,
         engines=engines,
+        with_generation=arguments.with_generation,
     )
     notes: list[str] = []
     package = export_package(options, key, progress, notes.append)
@@ -213,8 +223,9 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 
 def _trained(arguments: argparse.Namespace) -> tuple[Package, Values]:
+    from edge_runtime.package.block_head import with_block_head
     from edge_runtime.package.package import Package
-    from edge_runtime.package.slices import decode_values
+    from edge_runtime.package.slices import decode_values, head_of
 
     if arguments.output.exists():
         raise ModelError(f"{arguments.output} exists already; choose another --output or remove it")
@@ -227,6 +238,7 @@ def _trained(arguments: argparse.Namespace) -> tuple[Package, Values]:
             f"cannot read --slices {arguments.slices}: {error.strerror}; get them with: "
             f"edge-coordinator run fetch-slices --output {arguments.slices}"
         ) from error
+    package = Package(package.folder, with_block_head(package.manifest, *head_of(data)), package.sha256)
     return package, decode_values(data, package.manifest.slices)
 
 

@@ -25,6 +25,7 @@ SLOW = (
         "benchmarks.harness.result_file",
         "coordinator.rounds.evaluation",
     ),
+    *("edge_runtime.serving.http_server", "edge_runtime.serving.session", "edge_runtime.serving.source"),
     *("edge_runtime.worker.process", "multiprocessing", "subprocess"),
 )
 #: The fixture of tests/conftest.py that every other one there is made from.

@@ -66,7 +66,39 @@ def trec_fine(folder: Path) -> tuple[list[Pair], list[Pair]]:
     return _cut(_pairs(read_trec(folder, fine=True)))
 
 
-TASKS = {"trec": trec, "trec_fine": trec_fine, "sst2": sst2, "ag_news": ag_news, "banking77": banking77}
+def clinc150(folder: Path) -> tuple[list[Pair], list[Pair]]:
+    """CLINC150: its training rows with the 150 intents that are in scope, cut in two."""
+    found = json.loads(read_text(folder / "clinc150" / "derived_train_val.json"))["train"]
+    return _cut([(label, text.strip()) for text, label in found])
+
+
+def newsgroups(folder: Path) -> tuple[list[Pair], list[Pair]]:
+    """20 Newsgroups: subject and text of its training rows, cut in two."""
+    lines = read_text(folder / "20news" / "derived_train.jsonl").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return _cut([(row["label"], f"{row['subject']} {row['text']}".strip()) for row in rows])
+
+
+def injongo(folder: Path) -> tuple[list[Pair], list[Pair]]:
+    """Injongo: intents in eight languages, most of which the encoder was not made for; its own dev rows."""
+    parts = []
+    for name in ("train", "dev"):
+        paths = sorted((folder / "injongo").glob(f"*/{name}.jsonl"))
+        rows = [json.loads(line) for path in paths for line in read_text(path).splitlines()]
+        parts.append([(row["intent"], row["text"].strip()) for row in rows])
+    return parts[0], parts[1]
+
+
+TASKS = {
+    "trec": trec,
+    "trec_fine": trec_fine,
+    "sst2": sst2,
+    "ag_news": ag_news,
+    "banking77": banking77,
+    "clinc150": clinc150,
+    "newsgroups": newsgroups,
+    "injongo": injongo,
+}
 
 
 def prepare(task: str, data: Path, output: Path) -> TaskData:

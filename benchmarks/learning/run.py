@@ -39,13 +39,22 @@ from benchmarks.learning.arms import (
     arms_of,
     rate_of,
 )
-from benchmarks.learning.datasets import TASKS, prepare, speakers
+from benchmarks.learning.datasets import prepare, speakers
 from benchmarks.learning.tables import write_tables
 from coordinator.simulation.config import merged
 from export.cli import main as export_command
 
 #: Rows of each device, by task: TREC has 4,452 training rows for 100 devices.
-ROWS_PER_DEVICE = {"trec": 44, "trec_fine": 44, "sst2": 64, "ag_news": 64, "banking77": 64}
+ROWS_PER_DEVICE = {
+    "trec": 44,
+    "trec_fine": 44,
+    "sst2": 64,
+    "ag_news": 64,
+    "banking77": 64,
+    "clinc150": 100,
+    "newsgroups": 64,
+    "injongo": 100,
+}
 ROUNDS, QUICK_ROUNDS, RATE_ROUNDS = 20, 6, 16
 #: The seed of the grid; no result comes from it.
 RATE_SEED = 100
@@ -92,7 +101,8 @@ class ArmSweep:
         else:
             rows = ROWS_PER_DEVICE[self.task]
             data |= {"partition": "dirichlet", "alpha": self.alpha, "rows_per_device": rows}
-            run["server_optimizer"] = {"head": {"name": "adam", "rate": HEAD_RATES[self.task], "tau": 1e-3}}
+            rate = HEAD_RATES.get(self.task, HEAD_RATES["trec"])
+            run["server_optimizer"] = {"head": {"name": "adam", "rate": rate, "tau": 1e-3}}
         fleet = {"devices": 100, "cap": "512M", "arithmetic": "row_int8", "prefix_cache": "3G"}
         tables: list[tuple[str, dict[str, Any]]] = [("fleet", fleet), ("data", data), ("run", run)]
         if {"head", "backprop"} <= self.arms.keys():
@@ -122,20 +132,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             _, dev = speakers(arguments.data, folder)
             model = _stories(arguments.data, arguments.output)
             for name in packages:
-                _export(
+                export_package(
                     arguments.output, task, name, model, dev, ["--task", "causal_lm", *DECODER_PACKAGES[name]]
                 )
             continue
         files = prepare(task, arguments.data, folder)
         for name in packages:
             options = ["--labels", str(files.labels), *PACKAGES[name]]
-            _export(arguments.output, task, name, packaged_model(), files.dev, options)
+            export_package(arguments.output, task, name, packaged_model(), files.dev, options)
     # 2. Sweeps, some arms at a time.
     sweeps = {"rates": _rate_sweeps, "choices": _choice_sweeps, "arms": _arm_sweeps}[arguments.stage]
     for sweep in sweeps(arguments, tasks):
         path = arguments.output / f"{sweep.folder.name}.toml"
         path.write_text(sweep.config())
-        _simulate(path, sweep, arguments.processes)
+        fill(path, sweep, arguments.processes)
     # 3. Tables of what is there.
     if arguments.stage == "arms" and not arguments.quick:
         write_tables(arguments.output, "python -m benchmarks.learning.run " + " ".join(argv or sys.argv[1:]))
@@ -203,7 +213,10 @@ def _stories(data: Path, output: Path) -> Path:
     return model
 
 
-def _export(output: Path, task: str, name: str, model: Path, dev: Path, options: Sequence[str]) -> None:
+def export_package(
+    output: Path, task: str, name: str, model: Path, dev: Path, options: Sequence[str]
+) -> None:
+    """Export a package for a task with the command line, unless that was done."""
     package, key = output / "packages" / f"{task}-{name}", output / "publisher.key"
     if package.exists():
         return
@@ -214,7 +227,7 @@ def _export(output: Path, task: str, name: str, model: Path, dev: Path, options:
         raise SystemExit(code)
 
 
-def _simulate(config: Path, sweep: ArmSweep, processes: int) -> None:
+def fill(config: Path, sweep: ArmSweep, processes: int) -> None:
     """Fill the sweep's folder, its arms dealt out to processes, and then write its page."""
     command = [
         sys.executable,
@@ -256,7 +269,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=root.parent / "shared" / "data", metavar="DIR")
     parser.add_argument("--output", type=Path, default=root / "build" / "learning", metavar="DIR")
     parser.add_argument("--stage", choices=("rates", "choices", "arms"), default="arms")
-    parser.add_argument("--tasks", default=",".join((*TASKS, DECODER)))
+    parser.add_argument("--tasks", default=",".join((*HEAD_RATES, DECODER)))
     parser.add_argument("--alphas", default="1.0,0.1", help="of the Dirichlet partitions")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--arms", default="", help="only these; a task passes over those that it has not")

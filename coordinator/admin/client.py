@@ -10,11 +10,11 @@ from urllib.parse import quote, urlsplit
 import msgspec
 import urllib3
 
-from coordinator.api.admin_api import DeviceChanged, RunStopped
+from coordinator.api.admin_api import DeviceChanged, ReleaseRequest, RunStopped
 from coordinator.api.serve import ADDRESS, CERTIFICATE
 from coordinator.auth import ADMIN_TOKEN
 from coordinator.config import RunConfig
-from coordinator.rounds.summary import DeviceSummary, EventSummary, RunSummary
+from coordinator.rounds.summary import DeviceSummary, EventSummary, ReleaseSummary, RunSummary
 from edge_runtime.errors import ConfigError, ProtocolError, RefusedError, UnreachableError
 from edge_runtime.protocol.connection_errors import why_no_answer
 from edge_runtime.protocol.messages import Refusal
@@ -81,6 +81,14 @@ class AdminClient:
     def slices(self, run_id: str = "latest") -> bytes:
         """The run's current slice values as safetensors bytes."""
         return self._call("GET", f"/runs/{quote(run_id, safe='')}/slices")
+
+    def publish(self, request: ReleaseRequest) -> ReleaseSummary:
+        """Publish values of a run for devices to use."""
+        return _decode(self._call("POST", "/releases", msgspec.to_builtins(request)), ReleaseSummary)
+
+    def releases(self) -> list[ReleaseSummary]:
+        """All releases, oldest first."""
+        return _decode(self._call("GET", "/releases"), list[ReleaseSummary])
 
     def stop_run(self, run_id: str = "latest") -> RunStopped:
         """Stop a run, and tell which one and what it was doing."""

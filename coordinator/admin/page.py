@@ -57,6 +57,8 @@ _TROUBLES = {
     "round_gated": "the round was committed and left the values as they were",
     "evaluation_failed": "the evaluation failed",
 }
+#: Code of an event that is none of trouble.
+HEAD_SOLVED = "head_solved"
 _ENGINES = {"onnxruntime": "ONNX Runtime", "executorch": "ExecuTorch"}
 _UPDATES = {"forward": "forward mode", "backprop": "backpropagation", "zero_order": "zero order"}
 
@@ -96,7 +98,7 @@ def run_page(run: RunSummary, events: Sequence[EventSummary], additions: Additio
                 _rounds(run),
                 _troubles(events),
                 _devices(run),
-                _facts(run),
+                _facts(run, events),
             )
         ),
     )
@@ -339,7 +341,11 @@ def _round_name(entry: RoundSummary) -> str:
 
 def _troubles(events: Sequence[EventSummary]) -> str:
     """What went wrong, by reason, the most frequent first."""
-    found = [event for event in events if event.round is not None or event.code == "cap_too_small"]
+    found = [
+        event
+        for event in events
+        if (event.round is not None and event.code != HEAD_SOLVED) or event.code == "cap_too_small"
+    ]
     if not found:
         return section(
             "Refusals and failures", "<p>None: no device refused or failed a task, or was silent or late.</p>"
@@ -387,8 +393,10 @@ def _devices(run: RunSummary) -> str:
     )
 
 
-def _facts(run: RunSummary) -> str:
+def _facts(run: RunSummary, events: Sequence[EventSummary]) -> str:
     config = run.config
+    solved = [event.message for event in events if event.code == HEAD_SOLVED]
+    blocks = ", ".join(map(str, config.features))
     caps = _caps(run)
     package = (
         f"{run.package_name}, sha256 {run.package_sha256}"
@@ -403,9 +411,13 @@ def _facts(run: RunSummary) -> str:
         ("engine", " or ".join(_ENGINES.get(name, name) for name in run.engines)),
         ("this page", f"edge-coordinator {__version__}"),
         ("cap", " to ".join(size(cap) for cap in dict.fromkeys([caps[0], caps[-1]])) if caps else ""),
+        ("the head reads", f"blocks {blocks} (0 is the embedding's output)" if blocks else ""),
+        ("the head", solved[-1] if solved else ""),
         (
             "a task",
-            f"{plural(config.steps, 'step')} of {plural(config.batch_size, 'example')}, at most "
+            "one pass over all rows of the device, for sums"
+            if not config.rounds
+            else f"{plural(config.steps, 'step')} of {plural(config.batch_size, 'example')}, at most "
             f"{plural(config.sequence_limit, 'token')}; {_UPDATES[config.update]}{draws}",
         ),
         (

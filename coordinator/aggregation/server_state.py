@@ -19,6 +19,7 @@ from coordinator.aggregation.mean import Sum, Sums
 from coordinator.aggregation.server_optimizers import DoubleArray, Moments
 from edge_runtime.errors import DigestError
 from edge_runtime.package.slices import Values
+from edge_runtime.training.feature_sums import FeatureSums
 
 Array = NDArray[Any]
 HALVES = ("even", "odd")
@@ -57,12 +58,16 @@ class ServerState:
         average: mean of the values after each round from ``average_from_round`` on.
         reference: latest mean delta of each tensor that was ever trained; directions may be compared with it.
         kept: sums that the gate holds back: those of even slots, those of odd slots.
+        sums: sums for a head in closed form, over the devices that the present visit has heard of; None outside one.
+        ridge: ridge of the head that was last solved from them; 0 before that.
     """
 
     moments: Mapping[str, Moments] = field(default_factory=dict)
     average: Average = Average()
     reference: Values = field(default_factory=dict)
     kept: tuple[Sums, Sums] = field(default_factory=lambda: ({}, {}))
+    sums: FeatureSums | None = None
+    ridge: float = 0.0
 
     def encode(self) -> bytes:
         """Safetensors bytes; each tensor's name says which part it belongs to, and equal states give equal bytes."""
@@ -77,6 +82,11 @@ class ServerState:
             flat |= _named(half, {name: each.total for name, each in sums.items()})
             weights = {name: np.array([each.examples, each.steps]) for name, each in sums.items()}
             flat |= _named(f"{half} weights", weights)
+        if self.sums is not None:
+            # The Gram matrix is symmetric, so half of it is kept.
+            half_gram = self.sums.gram[np.triu_indices(len(self.sums.gram))]
+            flat |= {"sums:gram": half_gram, "sums:linear": self.sums.linear, "sums:counts": self.sums.counts}
+            flat |= {"sums:rows": np.array([self.sums.rows]), "sums:ridge": np.array([self.ridge])}
         return bytes(save({name: np.ascontiguousarray(flat[name]) for name in sorted(flat)}))
 
     @classmethod
@@ -91,6 +101,8 @@ class ServerState:
                 average=Average(_part(flat, "average"), 0 if rounds is None else int(rounds[0])),
                 reference=_part(flat, "reference"),
                 kept=(_sums(flat, HALVES[0]), _sums(flat, HALVES[1])),
+                sums=_feature_sums(flat),
+                ridge=float(flat["sums:ridge"][0]) if "sums:ridge" in flat else 0.0,
             )
         except (SafetensorError, ValueError, KeyError) as error:
             raise DigestError(f"the stored server state cannot be read: {error}") from error
@@ -103,6 +115,17 @@ def _named(part: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
 def _sums(flat: Mapping[str, Array], half: str) -> Sums:
     weights = _part(flat, f"{half} weights")
     return {name: Sum(total, *weights[name].tolist()) for name, total in _part(flat, half).items()}
+
+
+def _feature_sums(flat: Mapping[str, Array]) -> FeatureSums | None:
+    if "sums:gram" not in flat:
+        return None
+    linear = flat["sums:linear"]
+    gram = np.zeros((len(linear), len(linear)))
+    upper = np.triu_indices(len(linear))
+    gram[upper] = flat["sums:gram"]
+    gram.T[upper] = flat["sums:gram"]
+    return FeatureSums(int(flat["sums:rows"][0]), gram, linear, flat["sums:counts"])
 
 
 def _part(flat: Mapping[str, Array], part: str) -> dict[str, Array]:

@@ -88,6 +88,7 @@ def server_update(
     if config.directions == "filtered":
         with np.errstate(over="ignore"):
             reference = reference | {name: mean.astype(np.float32) for name, mean in deltas.items()}
+    # Sums of an earlier visit were of features that have moved since: the new state has none.
     return _outcome(new_values, ServerState(moments, average, reference), config, specs)
 
 

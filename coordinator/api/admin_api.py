@@ -20,17 +20,21 @@ from coordinator.api.app_state import AppState
 from coordinator.api.device_api import serve_file
 from coordinator.config import run_config
 from coordinator.refusals import NotFoundError, UnusableError
-from coordinator.rounds import runs, set_aside
+from coordinator.rounds import releases, runs, set_aside
 from coordinator.rounds.summary import (
     DeviceSummary,
     EventSummary,
+    ReleaseSummary,
     RunSummary,
     devices_of,
     events_of,
+    releases_of,
     summarise,
 )
 from coordinator.storage import run_rows
+from coordinator.storage.release_rows import Limits
 from edge_runtime.errors import EdgeError
+from edge_runtime.protocol.messages import Count, LossLimit, Share
 
 MAX_EVENTS = 1000
 
@@ -90,6 +94,24 @@ class DeviceChanged(Struct, frozen=True):
 
     device_id: str
     name: str
+
+
+class ReleaseRequest(Struct, frozen=True):
+    """A request to publish a run's values for devices to use.
+
+    Attributes:
+        run_id: id of the run; ``latest`` names the newest.
+        round: number of the committed round after which the values stood; unset: those that the run is evaluated by.
+        lowest_accuracy: least share of right predictions that a device must find on its own rows; unset asks for none.
+        highest_loss: largest mean cross-entropy that it may find there; unset asks for none.
+        each_round: whether each further committed round of the run becomes a release, too.
+    """
+
+    run_id: str = "latest"
+    round: Count | None = None
+    lowest_accuracy: Share | None = None
+    highest_loss: LossLimit | None = None
+    each_round: bool = False
 
 
 async def require_admin(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
@@ -207,6 +229,32 @@ async def stop_run(run_id: FromPath[str], app_state: NamedDependency[AppState]) 
     return RunStopped(run.run_id, run.state)
 
 
+@post("/releases")
+async def publish_release(
+    data: JSONBody[ReleaseRequest], app_state: NamedDependency[AppState]
+) -> ReleaseSummary:
+    """Publish values of a run; devices fetch them at their next check-in."""
+    limits = Limits(data.lowest_accuracy, data.highest_loss)
+    row = await app_state.write(
+        lambda connection: releases.publish(
+            app_state.stores,
+            connection,
+            data.run_id,
+            data.round,
+            limits,
+            each_round=data.each_round,
+            now_s=app_state.clock(),
+        )
+    )
+    return ReleaseSummary(**vars(row), devices=0)
+
+
+@get("/releases")
+async def list_releases(app_state: NamedDependency[AppState]) -> list[ReleaseSummary]:
+    """All releases, oldest first, and how many devices have decided about each."""
+    return await app_state.read(releases_of)
+
+
 ROUTER = Router(
     "/v1/admin",
     guards=[require_admin],
@@ -221,6 +269,8 @@ ROUTER = Router(
         list_events,
         fetch_slices,
         stop_run,
+        publish_release,
+        list_releases,
     ],
     tags=["admin"],
 )

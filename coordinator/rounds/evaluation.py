@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.events import record
-from coordinator.rounds.runs import end_run, run_of
+from coordinator.rounds.runs import end_run, reason_of_end, run_of
 from coordinator.storage import evaluation_rows, run_rows
 from coordinator.storage.stores import Stores
 from edge_runtime.errors import EdgeError, WorkerError
@@ -61,6 +61,8 @@ def next_evaluation(stores: Stores) -> Evaluation | None:
         sequence_limit=min(run.config.sequence_limit, run.manifest.sequence_limit),
         cap_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         threads=run.config.evaluation.threads,
+        features=run.config.features,
+        pooling=run.config.pooling,
     )
     prepare = PrepareJob(
         job.package_folder,
@@ -125,7 +127,7 @@ def store_evaluation(
         )
     run = run_rows.get(connection, run_id)
     if run.state == "evaluating" and not evaluation_rows.has_pending(connection, run_id):
-        end_run(connection, run_id, "finished", "all rounds committed", now_s=now_s)
+        end_run(connection, run_id, "finished", reason_of_end(run.phase), now_s=now_s)
 
 
 def _package_folder(stores: Stores, package_sha256: str, signature: str) -> Path:

@@ -8,25 +8,32 @@ from functools import lru_cache
 from coordinator.config import RunConfig
 from edge_runtime.memory.plan import Planner, Work
 from edge_runtime.package.manifest import Manifest
+from edge_runtime.worker.session import sums_work
 
 
-def required_bytes(manifest: Manifest, config: RunConfig, slices: Sequence[str], floor_bytes: int) -> int:
-    """The smallest cap under which a device has a plan to train some slices.
+def required_bytes(
+    manifest: Manifest, config: RunConfig, slices: Sequence[str], floor_bytes: int, rows: int = 0
+) -> int:
+    """The smallest cap under which a device has a plan to train some slices, or to sum up its features.
 
     Args:
-        manifest: manifest of the package.
-        config: configuration of the run.
+        manifest: manifest of the package, as the run sees it.
+        config: settings of the task.
         slices: names of the slices, the head's possibly among them. Every plan has room for the head's exact gradient;
             a perturbed head is planned like a slice.
         floor_bytes: memory that the device's runtime takes before any work; 0 if it is not known.
+        rows: number of the device's rows, on which sums for a head in closed form depend.
 
     Returns:
         the cap in bytes.
     """
+    sequence = min(config.sequence_limit, manifest.sequence_limit)
+    if config.head == "closed_form":
+        return _smallest_cap(_Same(manifest), sums_work(manifest, max(1, rows), sequence), floor_bytes)
     exact_head = None if manifest.head is None or config.head == "perturbed" else manifest.head.name
     work = Work(
         batch_size=config.batch_size,
-        sequence=min(config.sequence_limit, manifest.sequence_limit),
+        sequence=sequence,
         draws=config.draws,
         slices=tuple(name for name in slices if name != exact_head),
         update=config.update,

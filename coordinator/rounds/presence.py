@@ -12,12 +12,14 @@ from collections.abc import Sequence
 
 from coordinator.rounds.runs import Run
 from coordinator.rounds.selection import SelectableDevice, draw_order
-from coordinator.storage import device_rows
+from coordinator.storage import device_rows, task_rows
 from coordinator.storage.device_rows import SeenDevice
 
 #: How far beyond its window a device still counts as live: busy devices and outages make check-ins late, and whom a
 #: round asks must not hang on a second, or equal seeds would end in different bits.
 SLACK_S = 30.0
+#: How often a visit asks a device that fell out.
+TIMES_ASKED = 2
 #: What a check-in may take on its way.
 WAY_S = 2.0
 #: The longest that a place waits for a device because of the window that it was told.
@@ -27,13 +29,20 @@ MOST_PATIENCE_S = 120.0
 def askable(connection: sqlite3.Connection, run: Run, now_s: float) -> list[SeenDevice]:
     """Devices that a round may ask: they are there, and the run has not set them aside.
 
-    Where the configuration has ``seen_window_s``, a device is there for so long after its last check-in.
+    Where the configuration has ``seen_window_s``, a device is there for so long after its last check-in. In a visit
+    every device is asked once, and once more if it fell out.
     """
     flat_s = run.config.seen_window_s
+    asked = (
+        task_rows.asked_in_phase(connection, run.run_id, run.phase, times=TIMES_ASKED)
+        if run.visiting
+        else set()
+    )
     return [
         device
         for device in device_rows.not_set_aside(connection, run.run_id)
-        if (
+        if device.device_id not in asked
+        and (
             now_s - device.seen_s <= flat_s
             if flat_s is not None
             else now_s - device.expected_s <= run.config.selection_s
@@ -52,7 +61,9 @@ def order_of_asking(
     """The round's draw of these devices, those that are overdue behind the others."""
     live = {device.device_id for device in devices if is_live(device, now_s)}
     selectable = [
-        SelectableDevice(device.device_id, device.name, device.cap_bytes, device.floor_bytes)
+        SelectableDevice(
+            device.device_id, device.name, device.cap_bytes, device.floor_bytes, device.example_count
+        )
         for device in devices
     ]
     drawn = draw_order(selectable, seed, round_number)

@@ -15,6 +15,7 @@ from coordinator.storage.stores import Stores
 from edge_runtime.errors import SliceError
 from edge_runtime.package.manifest import Manifest
 from edge_runtime.protocol.messages import Result, ResultReceipt, Task
+from edge_runtime.training.feature_sums import decode_sums
 
 
 def accept(
@@ -72,6 +73,9 @@ def _check_content(manifest: Manifest, task: Task, result: Result) -> None:
     finite = math.isfinite(result.seconds) and (result.mean_loss is None or math.isfinite(result.mean_loss))
     if not finite:
         raise UnusableError("not_finite", "mean_loss and seconds must be finite numbers")
+    if task.head == "closed_form":
+        _check_sums(manifest, task, result)
+        return
     limit = task.steps * task.batch_size
     if result.examples > limit:
         raise UnusableError(
@@ -85,3 +89,13 @@ def _check_content(manifest: Manifest, task: Task, result: Result) -> None:
         check_delta(manifest, task, result.change)
     except SliceError as error:
         raise UnusableError("bad_slices", str(error)) from error
+
+
+def _check_sums(manifest: Manifest, task: Task, result: Result) -> None:
+    """Check the sums of a whole device, which has as many rows as it has."""
+    try:
+        sums = decode_sums(result.change, manifest, task.sums_dtype)
+    except SliceError as error:
+        raise UnusableError("bad_sums", str(error)) from error
+    if sums.rows != result.examples:
+        raise UnusableError("bad_sums", f"sums over {sums.rows} rows came with {result.examples} examples")

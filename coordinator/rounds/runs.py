@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
+from msgspec.structs import replace
 
 from coordinator.config import EvaluationConfig, RunConfig
 from coordinator.events import record
@@ -18,13 +20,56 @@ from coordinator.storage import evaluation_rows, round_rows, run_rows, task_rows
 from coordinator.storage.run_rows import RunRow
 from coordinator.storage.stores import Stores
 from edge_runtime.data.rows import load_rows
-from edge_runtime.errors import ConfigError, DataError, SignatureError
+from edge_runtime.errors import ConfigError, DataError, PackageError, SignatureError
+from edge_runtime.package.block_head import default_blocks, with_block_head
 from edge_runtime.package.manifest import MANIFEST, SIGNATURE, Manifest
 from edge_runtime.package.package import Package
-from edge_runtime.package.slices import decode_values
-from edge_runtime.training.methods import check_loss
+from edge_runtime.package.slices import Values, decode_values, encode_values, shapes
+from edge_runtime.training.methods import check_features, check_loss
 
 ACTIVE = ("running", "evaluating")
+#: Phases of a run. In a visit every device is asked once, for the sums of a head in closed form.
+TRAINING, FIRST_VISIT, LAST_VISIT = "training", "first_visit", "last_visit"
+
+
+def first_phase(config: RunConfig) -> str:
+    """The phase that a run begins with."""
+    if config.head != "closed_form" or (config.rounds and config.visit == "last"):
+        return TRAINING
+    return FIRST_VISIT if config.rounds else LAST_VISIT
+
+
+def expected_rounds(config: RunConfig, devices: int) -> int:
+    """Number of rounds of a run with so many devices; a visit takes as many as it needs to ask each once."""
+    visits = (
+        0 if config.head != "closed_form" else 1 + (config.visit == "first_and_last" and config.rounds > 0)
+    )
+    return config.rounds + visits * -(-devices // config.devices_per_round)
+
+
+def in_phase(config: RunConfig, phase: str) -> RunConfig:
+    """A configuration as tasks of a phase have it.
+
+    In a visit they gather sums and train nothing. Between visits a head in closed form learns by its exact gradient.
+    """
+    if config.head != "closed_form":
+        return config
+    if phase == TRAINING:
+        return replace(config, head="exact")
+    return replace(
+        config,
+        slices="none",
+        draws=1,
+        steps=1,
+        epochs=0,
+        candidates=1,
+        directions="one_slice",
+        update="forward",
+        report="weights",
+        jvp_limit=None,
+        split="whole",
+        lora_aggregation="factors",
+    )
 
 
 @dataclass(frozen=True)
@@ -34,7 +79,7 @@ class Run:
     Attributes:
         run_id: id of the run.
         config: configuration of the run.
-        manifest: manifest of its package.
+        manifest: manifest of its package, as the run sees it.
         package_sha256: digest of the manifest.
         package_signature: the publisher's signature of the manifest.
         state: queued, running, evaluating, finished, failed or stopped.
@@ -45,6 +90,8 @@ class Run:
         abandoned_in_a_row: number of rounds that were abandoned since the last commit.
         average_sha256: mean of the values after several rounds; None while there is none.
         reference_sha256: deltas that the next round's directions are compared with; None if they are not.
+        phase: training, first_visit or last_visit.
+        visit_rounds: number of committed rounds of visits, which ``committed`` does not count.
     """
 
     run_id: str
@@ -60,6 +107,39 @@ class Run:
     abandoned_in_a_row: int
     average_sha256: str | None
     reference_sha256: str | None
+    phase: str
+    visit_rounds: int
+
+    @property
+    def visiting(self) -> bool:
+        """Whether every device is being asked once for its sums."""
+        return self.phase != TRAINING
+
+    @property
+    def rounds_done(self) -> int:
+        """Number of committed rounds, those of visits among them."""
+        return self.committed + self.visit_rounds
+
+    @property
+    def settings(self) -> RunConfig:
+        """The configuration as tasks of the present phase have it."""
+        return in_phase(self.config, self.phase)
+
+    @property
+    def head_name(self) -> str:
+        """Name of the head's slice.
+
+        Raises:
+            PackageError: the package has no head.
+        """
+        if self.manifest.head is None:
+            raise PackageError(f"package {self.manifest.name} has no head")
+        return self.manifest.head.name
+
+    @property
+    def least_results(self) -> int:
+        """Number of results that a round needs; in a visit any is taken, since no device is asked again."""
+        return 1 if self.visiting else self.config.min_results
 
     @property
     def result_sha256(self) -> str:
@@ -74,11 +154,11 @@ class Run:
     def deal(self, slots: int) -> list[tuple[str, ...]]:
         """What each of so many slots of the next round trains, the head's name included where it is trained.
 
-        While the head warms up, every slot trains the head alone. The deal moves on with every round, through the
-        warm-up too.
+        While the head warms up, and in visits, every slot trains the head alone. The deal moves on with every round,
+        through the warm-up too.
         """
         head = self.manifest.head
-        if head is not None and self.committed < self.config.head_warm_up_rounds:
+        if head is not None and (self.visiting or self.committed < self.config.head_warm_up_rounds):
             return [(head.name,)] * slots
         return deal(
             self.slices,
@@ -109,6 +189,17 @@ def trained_slices(config: RunConfig, manifest: Manifest) -> tuple[str, ...]:
     return tuple(name for name in available if name in config.slices)
 
 
+def with_features(config: RunConfig, manifest: Manifest) -> tuple[RunConfig, Manifest]:
+    """A configuration with the blocks that its head reads, chosen if it must have some, and the manifest as it sees it.
+
+    Raises:
+        ConfigError: the package has no such blocks, or no head.
+    """
+    if config.head == "closed_form" and not config.features and manifest.head is not None:
+        config = replace(config, features=default_blocks(manifest))
+    return config, with_block_head(manifest, config.features, config.pooling)
+
+
 def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bool = True) -> str:
     """Verify and import the package, then queue the run; returns its id. Nothing changes if this raises.
 
@@ -137,7 +228,11 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
             f"package {package.manifest.name} has no slice but the head, and train_head is false"
         )
     _check_lora(config, package.manifest, slices)
-    required_bytes(package.manifest, config, slices, 0)  # raises if the package cannot train as asked
+    config, seen = with_features(config, package.manifest)
+    check_features(config, package.manifest, slices)
+    phase = first_phase(config)
+    # Raises if the package cannot train as asked.
+    required_bytes(seen, in_phase(config, phase), () if phase != TRAINING else slices, 0)
     check_loss(config, package.manifest)
     if config.evaluation is not None:
         _check_evaluation(config.evaluation, package.manifest, read_data=read_data)
@@ -147,8 +242,10 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
         stores.blobs.put_file(package.path(name), entry.sha256)
     stores.blobs.put_file(package.folder / MANIFEST, package.sha256)
     signature = (package.folder / SIGNATURE).read_text("ascii").strip()
-    values = package.manifest.files[package.manifest.initial_state].sha256
-    decode_values(stores.blobs.get(values), package.manifest.slices)
+    values_sha256 = package.manifest.files[package.manifest.initial_state].sha256
+    values = decode_values(stores.blobs.get(values_sha256), package.manifest.slices)
+    if config.features:
+        values_sha256 = stores.blobs.put(encode_values(_with_new_head(values, seen), seen))
     # 3. Queue.
     run_id = f"{config.name}-{secrets.token_hex(3)}"
     with stores.storage.transaction() as connection:
@@ -158,11 +255,19 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
             config=msgspec.json.encode(config).decode(),
             package_sha256=package.sha256,
             package_signature=signature,
-            values_sha256=values,
+            values_sha256=values_sha256,
             created_s=now_s,
+            phase=phase,
         )
         record(connection, now_s, "run_created", f"package {package.manifest.name}", run_id=run_id)
     return run_id
+
+
+def _with_new_head(values: Values, seen: Manifest) -> Values:
+    """A package's initial values with a head over several blocks in place of its own, which starts at zero."""
+    head = [spec for spec in seen.slices if spec.kind == "head"]
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes(head).items()}
+    return {name: zeros[name] if name in zeros else values[name] for name in shapes(seen.slices)}
 
 
 def _open_package(config: RunConfig) -> Package:
@@ -235,10 +340,11 @@ def find_run(stores: Stores, connection: sqlite3.Connection, run_id: str) -> Run
 
 def run_of(stores: Stores, row: RunRow) -> Run:
     """A row of ``runs`` with its configuration and manifest parsed."""
+    config = msgspec.json.decode(row.config, type=RunConfig)
     return Run(
         run_id=row.run_id,
-        config=msgspec.json.decode(row.config, type=RunConfig),
-        manifest=stores.manifest(row.package_sha256),
+        config=config,
+        manifest=stores.manifest(row.package_sha256, config.features, config.pooling),
         package_sha256=row.package_sha256,
         package_signature=row.package_signature,
         state=row.state,
@@ -249,6 +355,8 @@ def run_of(stores: Stores, row: RunRow) -> Run:
         abandoned_in_a_row=row.abandoned_in_a_row,
         average_sha256=row.average_sha256,
         reference_sha256=row.reference_sha256,
+        phase=row.phase,
+        visit_rounds=row.visit_rounds,
     )
 
 
@@ -259,6 +367,11 @@ def end_run(connection: sqlite3.Connection, run_id: str, state: str, reason: str
     task_rows.lapse_open_of_run(connection, run_id)
     evaluation_rows.drop_pending(connection, run_id)
     record(connection, now_s, f"run_{state}", reason, run_id=run_id)
+
+
+def reason_of_end(phase: str) -> str:
+    """Why a run that ended in a phase has finished."""
+    return "all rounds committed" if phase == TRAINING else "every device was asked once"
 
 
 def stop_run(stores: Stores, connection: sqlite3.Connection, run_id: str, *, now_s: float) -> Run:

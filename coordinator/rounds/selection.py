@@ -21,12 +21,14 @@ class SelectableDevice:
         name: name that the operator gave it.
         cap_bytes: memory that it granted at its last check-in.
         floor_bytes: memory that its runtime takes before any work, as it said then.
+        rows: number of rows of its data, as it said then.
     """
 
     device_id: str
     name: str
     cap_bytes: int
     floor_bytes: int
+    rows: int = 0
 
 
 def draw_order(devices: Iterable[SelectableDevice], seed: int, round_number: int) -> list[SelectableDevice]:

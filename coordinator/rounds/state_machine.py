@@ -14,17 +14,21 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
+from coordinator.aggregation.closed_form import visit_update
 from coordinator.aggregation.mean import Contribution
 from coordinator.aggregation.server_state import ServerState
 from coordinator.aggregation.server_step import server_update
 from coordinator.events import record
 from coordinator.rounds.deltas import read_delta
+from coordinator.rounds.early_stop import stop_without_gain
 from coordinator.rounds.evaluation import INITIAL
 from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.rounds.presence import SLACK_S, askable, order_of_asking, patience_s
-from coordinator.rounds.runs import Run, active_run, end_run
+from coordinator.rounds.releases import note_commit
+from coordinator.rounds.runs import LAST_VISIT, Run, active_run, end_run, reason_of_end
 from coordinator.rounds.selection import SelectableDevice, fit, substitute
 from coordinator.rounds.tasks import reserve
+from coordinator.rounds.visits import commit_round, end_visit_if_over, sums_of
 from coordinator.storage import (
     device_rows,
     evaluation_rows,
@@ -38,7 +42,7 @@ from coordinator.storage import (
 from coordinator.storage.device_rows import SeenDevice
 from coordinator.storage.result_rows import CountedResult
 from coordinator.storage.stores import Stores
-from edge_runtime.errors import EdgeError, SliceError
+from edge_runtime.errors import EdgeError, PackageError, SliceError
 from edge_runtime.package.slices import Values, decode_values, encode_values
 from edge_runtime.protocol.messages import Task
 
@@ -64,7 +68,10 @@ def play(stores: Stores, now_s: float) -> None:
         run = _start_run(stores, now_s)
         if run is None or run.state != "running":
             return
-        # 2. A round opens: devices are drawn, slices dealt, slots reserved.
+        # 2. A round opens: devices are drawn, slices dealt, slots reserved. A visit to all devices may be over instead,
+        #    or training that no longer gains anything.
+        if stop_without_gain(stores, run, now_s):
+            return
         _open_round(stores, run, now_s)
         # 3. Slots whose device fell out go to the next one.
         _fill_slots(stores, run, now_s)
@@ -116,9 +123,12 @@ def _open_round(stores: Stores, run: Run, now_s: float) -> None:
         devices = askable(connection, run, now_s)
     if run.next_round == 0 and len(devices) < run.config.min_devices:
         return
+    if run.visiting and not devices:
+        end_visit_if_over(stores, run, now_s)
+        return
     order = order_of_asking(devices, run.config.seed, run.next_round, now_s)
     dealt, chosen = _seat(run, order)
-    if len(chosen) < run.config.min_results:
+    if len(chosen) < run.least_results:
         _fail_if_hopeless(stores, run, now_s)
         return
     until_s = _places_wait(devices, run, now_s)
@@ -132,6 +142,7 @@ def _open_round(stores: Stores, run: Run, now_s: float) -> None:
             opened_s=now_s,
             deadline_s=now_s + run.config.selection_s + run.config.deadline_s,
             values_sha256=run.values_sha256,
+            phase=run.phase,
         )
         for slot, slices in enumerate(dealt):
             slot_rows.add(connection, run.run_id, number, slot, slices)
@@ -171,7 +182,7 @@ def _fill_slots(stores: Stores, run: Run, now_s: float) -> None:
         # 2. Vacant slots are offered on, unless the time is over and enough results are in.
         vacant = slot_rows.vacant(connection, run.run_id, number)
         counted = task_rows.count(connection, run.run_id, number, "counted")
-        if vacant and (now_s < open_round.deadline_s or counted < run.config.min_results):
+        if vacant and (now_s < open_round.deadline_s or counted < run.least_results):
             _offer_on(connection, run, number, vacant, now_s)
         # 3. Once nobody is left to check in, the round only collects.
         reserved = task_rows.count(connection, run.run_id, number, "reserved")
@@ -186,7 +197,7 @@ def _close_round(stores: Stores, run: Run, now_s: float) -> None:
             return
         number = open_round.round
         counted = task_rows.count(connection, run.run_id, number, "counted")
-        enough = counted >= run.config.min_results
+        enough = counted >= run.least_results
         nobody_left = not task_rows.has_open(connection, run.run_id, number)
         if not nobody_left and not (enough and now_s >= open_round.deadline_s):
             return
@@ -194,7 +205,7 @@ def _close_round(stores: Stores, run: Run, now_s: float) -> None:
             task_rows.lapse_open_of_round(connection, run.run_id, number)
             round_rows.set_state(connection, run.run_id, number, "aggregating")
         else:
-            reason = f"{counted} results of at least {run.config.min_results}, and no device left to ask"
+            reason = f"{counted} results of at least {run.least_results}, and no device left to ask"
             _abandon(connection, run, number, reason, now_s)
 
 
@@ -210,15 +221,24 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
     state = ServerState()
     if run.optimizer_sha256 is not None:
         state = ServerState.decode(stores.private_blobs.get(run.optimizer_sha256))
-    update = server_update(
-        values,
-        state,
-        _contributions(stores, run, values, results),
-        config=run.config,
-        specs=run.manifest.slices,
-        round_number=number,
-        committed=run.committed,
-    )
+    solved = None
+    if run.visiting:
+        visited = visit_update(
+            values, state, sums_of(stores, run, results), head=run.head_name, ridge=run.config.ridge
+        )
+        if visited is None:
+            raise PackageError(f"run {run.run_id} visits devices, and round {number} has no sums")
+        update, solved = visited
+    else:
+        update = server_update(
+            values,
+            state,
+            _contributions(stores, run, values, results),
+            config=run.config,
+            specs=run.manifest.slices,
+            round_number=number,
+            committed=run.committed,
+        )
     if not all(
         np.isfinite(array).all() for array in [*update.values.values(), *(update.reference or {}).values()]
     ):
@@ -227,16 +247,29 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
         return
     # 2. Bytes first, then the one transaction that makes them count.
     committed = Committed(
-        values=stores.blobs.put(encode_values(update.values)),
+        values=stores.blobs.put(encode_values(update.values, run.manifest)),
         state=stores.private_blobs.put(update.state.encode()),
-        average=None if update.average is None else stores.blobs.put(encode_values(update.average)),
+        average=(
+            None if update.average is None else stores.blobs.put(encode_values(update.average, run.manifest))
+        ),
         reference=None if update.reference is None else stores.blobs.put(encode_values(update.reference)),
         gated_variance=update.gated_variance,
     )
     with stores.storage.transaction() as connection:
         if round_rows.find_open(connection, run.run_id) is None:
             return  # the operator stopped the run meanwhile
-        _commit(connection, run, number, committed, now_s=now_s)
+        if solved is not None:
+            commit_round(
+                connection,
+                run,
+                number,
+                solved,
+                values_sha256=committed.values,
+                state_sha256=committed.state,
+                now_s=now_s,
+            )
+        else:
+            _commit(connection, run, number, committed, now_s=now_s)
     # 3. What only this round needed can go.
     outdated = {result.change_sha256 for result in results} | {run.optimizer_sha256 or committed.state}
     for sha256 in outdated - {committed.state}:
@@ -286,16 +319,20 @@ def _commit(
         reference_sha256=committed.reference,
         committed=count,
     )
-    if evaluation is not None and (last or count % evaluation.every_rounds == 0):
+    note_commit(connection, run.run_id, number, committed.average or committed.values, now_s=now_s)
+    if evaluation is not None and (last or (run.rounds_done + 1) % evaluation.every_rounds == 0):
         evaluation_rows.add(connection, run.run_id, number, committed.average or committed.values)
-    if last and evaluation is not None:
+    if last and run.config.head == "closed_form" and run.config.visit != "first":
+        run_rows.set_phase(connection, run.run_id, LAST_VISIT)
+    elif last and evaluation is not None:
         run_rows.await_evaluation(connection, run.run_id)
     elif last:
-        end_run(connection, run.run_id, "finished", "all rounds committed", now_s=now_s)
+        end_run(connection, run.run_id, "finished", reason_of_end(run.phase), now_s=now_s)
 
 
 def _abandon(connection: sqlite3.Connection, run: Run, number: int, reason: str, now_s: float) -> None:
-    in_a_row = run.abandoned_in_a_row + 1
+    # A visit asks no device again, so a round without results ends nothing.
+    in_a_row = 0 if run.visiting else run.abandoned_in_a_row + 1
     round_rows.abandon(connection, run.run_id, number, reason=reason, closed_s=now_s)
     run_rows.set_abandoned_in_a_row(connection, run.run_id, in_a_row)
     record(connection, now_s, "round_abandoned", reason, run_id=run.run_id, round_number=number)
@@ -315,12 +352,12 @@ def _fail_if_hopeless(stores: Stores, run: Run, now_s: float) -> None:
         aside = set_aside_rows.of_run(connection, run.run_id)
         started_s = run_rows.get(connection, run.run_id).started_s or 0.0
         left = [d for d in device_rows.not_set_aside(connection, run.run_id) if d.seen_s >= started_s]
-        if not aside or len(left) >= run.config.min_results:
+        if not aside or len(left) >= run.least_results:
             return
         names = ", ".join(row.device_name for row in aside)
         last = max(aside, key=lambda row: row.at_s)
         reason = (
-            f"{len(left)} devices are left of at least {run.config.min_results}; set aside: {names}; "
+            f"{len(left)} devices are left of at least {run.least_results}; set aside: {names}; "
             f"the last, {last.device_name}, for: {last.reason}"
         )
         end_run(connection, run.run_id, "failed", reason, now_s=now_s)
@@ -386,12 +423,13 @@ def _offer_on(connection: sqlite3.Connection, run: Run, number: int, vacant: lis
 
 def _requirement(run: Run, dealt: list[tuple[str, ...]]) -> Callable[[int, SelectableDevice], int]:
     """A function that predicts the peak of a slot's task on a device; each distinct question is worked out once."""
-    known: dict[tuple[tuple[str, ...], int], int] = {}
+    known: dict[tuple[tuple[str, ...], int, int], int] = {}
+    settings = run.settings
 
     def needed(slot: int, device: SelectableDevice) -> int:
-        question = (dealt[slot], device.floor_bytes)
+        question = (dealt[slot], device.floor_bytes, device.rows if run.visiting else 0)
         if question not in known:
-            known[question] = required_bytes(run.manifest, run.config, *question)
+            known[question] = required_bytes(run.manifest, settings, *question)
         return known[question]
 
     return needed

@@ -9,12 +9,13 @@ from msgspec import Struct
 
 from coordinator.config import RunConfig
 from coordinator.rounds.presence import SLACK_S
-from coordinator.rounds.runs import Run, active_run
+from coordinator.rounds.runs import Run, active_run, expected_rounds
 from coordinator.rounds.tasks import least_required_bytes
 from coordinator.storage import (
     device_rows,
     evaluation_rows,
     event_rows,
+    release_rows,
     result_rows,
     round_rows,
     run_rows,
@@ -172,6 +173,30 @@ class DeviceSummary(Struct, frozen=True):
     reason: str = ""
 
 
+class ReleaseSummary(Struct, frozen=True):
+    """A release.
+
+    Attributes:
+        number: its number; higher ones are newer.
+        run_id: id of the run that made the values.
+        round: number of the round after which they stood.
+        values_sha256: the values.
+        lowest_accuracy: least share of right predictions on a device's own rows; None asks for none.
+        highest_loss: largest mean cross-entropy there; None asks for none.
+        published_s: moment when it was published, in seconds since 1970.
+        devices: number of devices that have taken or refused it, or a newer one.
+    """
+
+    number: int
+    run_id: str
+    round: int
+    values_sha256: str
+    lowest_accuracy: float | None
+    highest_loss: float | None
+    published_s: float
+    devices: int
+
+
 class EventSummary(Struct, frozen=True):
     """One event.
 
@@ -206,6 +231,7 @@ def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = T
     row = run_rows.get(connection, run.run_id)
     evaluations = {scores.round: scores for scores in evaluation_rows.done(connection, run.run_id)}
     initial = evaluations.get(-1)
+    devices = len(device_rows.not_set_aside(connection, run.run_id))
     rounds = []
     if with_rounds:
         rounds = [
@@ -217,8 +243,8 @@ def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = T
         name=run.config.name,
         state=run.state,
         reason=row.reason,
-        rounds_committed=run.committed,
-        rounds_wanted=run.config.rounds,
+        rounds_committed=row.rounds_done,
+        rounds_wanted=max(row.rounds_done, expected_rounds(run.config, devices)),
         initial_accuracy=initial.accuracy if initial else None,
         initial_loss=initial.mean_loss if initial else None,
         created_s=row.created_s,
@@ -238,6 +264,14 @@ def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = T
             for row in set_aside_rows.of_run(connection, run.run_id)
         ],
     )
+
+
+def releases_of(connection: sqlite3.Connection) -> list[ReleaseSummary]:
+    """All releases, oldest first."""
+    return [
+        ReleaseSummary(**vars(row), devices=release_rows.devices_at(connection, row.number))
+        for row in release_rows.all_releases(connection)
+    ]
 
 
 def devices_of(stores: Stores, connection: sqlite3.Connection, *, now_s: float) -> list[DeviceSummary]:
@@ -275,7 +309,7 @@ def _standing_in_run(connection: sqlite3.Connection, run: Run, row: sqlite3.Row)
     held = task_rows.find_open(connection, run.run_id, row["device_id"])
     if held is not None:
         return ("working" if held.state == "working" else "asked"), ""
-    needed = least_required_bytes(connection, run, row["floor_bytes"])
+    needed = least_required_bytes(connection, run, row["floor_bytes"], row["example_count"])
     if needed > row["cap_bytes"]:
         return "cap too small", f"run {run.run_id} needs {needed} bytes, the cap is {row['cap_bytes']}"
     return None

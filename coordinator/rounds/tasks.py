@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 
+from msgspec import structs
+
 from coordinator.auth import Device
 from coordinator.events import record
 from coordinator.refusals import ConflictError, MalformedError, NotFoundError
 from coordinator.rounds.memory_requirements import required_bytes
+from coordinator.rounds.releases import newest_for
 from coordinator.rounds.runs import Run, active_run
 from coordinator.rounds.set_aside import note_failure, still_set_aside
 from coordinator.storage import device_rows, event_rows, round_rows, run_rows, slot_rows, task_rows
@@ -32,6 +35,8 @@ from edge_runtime.protocol.messages import (
 IDLE_WINDOW_S = (1.0, 3.0)
 FINISHED_WINDOW_S = (5.0, 15.0)
 NOT_ELIGIBLE_WINDOW_S = (15.0, 30.0)
+#: Seconds between check-ins of a device that only fetches releases.
+NOT_TRAINING_WINDOW_S = (15.0, 30.0)
 #: Events by which a device gives a task back.
 GIVING_BACK = frozenset({"task_refused", "task_failed", "out_of_memory"})
 #: The event of a device that cannot read which task it holds, since it trusts no word of it.
@@ -62,6 +67,8 @@ def check_in(
         example_count=request.example_count,
         runtime_version=request.runtime_version,
         setup=request.setup,
+        trains=request.trains,
+        release=request.release,
     )
     # 2. Answer, and remember by when it was told to come back.
     answer, back_s = _answer(stores, connection, device, request, now_s=now_s)
@@ -74,8 +81,13 @@ def _answer(
 ) -> tuple[CheckInResponse, float]:
     """The answer to a check-in, and the most seconds until the device is heard of again."""
     run = active_run(stores, connection)
-    answer = _work_for(stores, connection, run, device, request, now_s=now_s)
+    answer: CheckInResponse = ComeBack(*NOT_TRAINING_WINDOW_S, "the device takes no tasks")
+    if request.trains:
+        answer = _work_for(stores, connection, run, device, request, now_s=now_s)
     if not isinstance(answer, SignedTask):
+        release = newest_for(stores, connection, request.release)
+        if release is not None:
+            answer = structs.replace(answer, release=release)
         return answer, answer.after_max_s
     return answer, 0.0 if run is None else run.config.deadline_s
 
@@ -110,7 +122,7 @@ def _work_for(
             stores, connection, run, held, device=device, request=request, now_s=now_s
         )
     # 4. Could it hold one?
-    needed = least_required_bytes(connection, run, request.floor_bytes)
+    needed = least_required_bytes(connection, run, request.floor_bytes, request.example_count)
     if needed > request.cap_bytes:
         return _too_small(connection, run, device, needed, request.cap_bytes, now_s=now_s)
     opened = run.next_round > 0 or round_rows.find_open(connection, run.run_id) is not None
@@ -201,11 +213,11 @@ def _hand_out(
     request: CheckInRequest,
     now_s: float,
 ) -> SignedTask | NotEligible:
-    needed = required_bytes(run.manifest, run.config, held.slices, request.floor_bytes)
+    config = run.settings
+    needed = required_bytes(run.manifest, config, held.slices, request.floor_bytes, request.example_count)
     if needed > request.cap_bytes:
         task_rows.lapse(connection, held.task_id, "cap_too_small")
         return _too_small(connection, run, device, needed, request.cap_bytes, now_s=now_s)
-    config = run.config
     head = run.manifest.head
     shared = training_settings(config)
     shared["train_head"] = head is not None and head.name in held.slices
@@ -239,12 +251,13 @@ def _hand_out(
     return signed
 
 
-def least_required_bytes(connection: sqlite3.Connection, run: Run, floor_bytes: int) -> int:
+def least_required_bytes(connection: sqlite3.Connection, run: Run, floor_bytes: int, rows: int) -> int:
     """The least memory that any slot needs, in the open round or else in a full round to come."""
     dealt = slot_rows.dealt_in_open_round(connection, run.run_id)
     if not dealt:
         dealt = run.deal(run.config.devices_per_round)
-    return min(required_bytes(run.manifest, run.config, slices, floor_bytes) for slices in set(dealt))
+    settings = run.settings
+    return min(required_bytes(run.manifest, settings, slices, floor_bytes, rows) for slices in set(dealt))
 
 
 def _too_small(

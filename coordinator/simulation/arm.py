@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from coordinator.auth import Device, create_token, enrol
 from coordinator.config import RunConfig
-from coordinator.rounds.runs import create_run
+from coordinator.rounds.runs import create_run, expected_rounds
 from coordinator.simulation.config import NO_KEY, ArmConfig, SimulationConfig
 from coordinator.simulation.fleet import Fleet
 from coordinator.storage import device_rows
@@ -80,6 +80,11 @@ class Arm:
     def wall_s(self) -> float:
         """Seconds that all processes together have spent on this arm so far."""
         return self.earlier_wall_s + time.monotonic() - self.started_s
+
+    @property
+    def expected_rounds(self) -> int:
+        """Number of rounds that the arm takes."""
+        return expected_rounds(self.run, len(self.devices))
 
     def note_wall(self, round_number: int) -> None:
         """Write down the wall time of an evaluated round."""

@@ -117,7 +117,7 @@ def record_of(arm: Arm, ending: Ending, threads: int) -> Record:
             package=run.package_sha256,
             fingerprint=arm.fingerprint,
             threads=threads,
-            rounds=run.committed,
+            rounds=summary.rounds_committed,
             tasks=simulation_rows.count_handed_out(connection),
             results=simulation_rows.count_results(connection),
             schedule_sha256=_schedule_sha256(simulation_rows.schedule(connection)),

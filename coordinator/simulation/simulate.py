@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from coordinator.auth import Device
 from coordinator.refusals import RefusalError, UnusableError
 from coordinator.rounds import evaluation, results, tasks
+from coordinator.rounds.early_stop import best_of
 from coordinator.rounds.runs import find_run
 from coordinator.rounds.state_machine import play
 from coordinator.simulation.arm import Arm
@@ -22,7 +23,7 @@ from coordinator.simulation.fleet import SimulatedDevice, tick, tick_after, tick
 from coordinator.simulation.trainers import Pending, Trainer
 from coordinator.simulation.verdict import RESULT_REFUSED, Ending, judge_evaluation, judge_run, stop
 from coordinator.simulation.workbench import Job, Workbench
-from coordinator.storage import device_rows, round_rows, run_rows, simulation_rows, task_rows
+from coordinator.storage import device_rows, evaluation_rows, round_rows, run_rows, simulation_rows, task_rows
 from coordinator.storage.simulation_rows import HeldSlot
 from edge_runtime import __version__ as runtime_version
 from edge_runtime.agent.decisions import open_task
@@ -80,7 +81,7 @@ class Simulation:
         self.now_s = self._clock()
         self.in_flight: dict[str, AssignmentInFlight] = self._unfinished()
         self._refusal = "none checked in"
-        self._values = ""
+        self._values: set[str] = set()
 
     def simulate(self, report: Report) -> Ending:
         """Play the arm to its end.
@@ -129,15 +130,20 @@ class Simulation:
         with self.stores.storage.reading() as connection:
             run = run_rows.get(connection, self.arm.run_id)
             open_tasks = simulation_rows.count_open_tasks(connection)
-        return (run.state, run.next_round, run.committed, run.abandoned_in_a_row, open_tasks)
+        return (
+            run.state,
+            run.phase,
+            run.next_round,
+            run.rounds_done,
+            run.abandoned_in_a_row,
+            open_tasks,
+        )
 
     def _evaluate(self) -> Ending | None:
         """Make the evaluations that wait."""
         while (waiting := evaluation.next_evaluation(self.stores)) is not None:
             job = waiting.job
-            outcome = self._bench.evaluate(
-                job.package_sha256, self._state_of(job.state_path), job.sequence_limit, job.cap_bytes
-            )
+            outcome = self._bench.evaluate(job, self._state_of(job.state_path))
             ending = judge_evaluation(self.arm, waiting.round, outcome)
             if not math.isfinite(outcome.mean_loss):
                 return stop(self.arm, ending, self.now_s)
@@ -286,10 +292,13 @@ class Simulation:
         """Remove the values of rounds that are over; hundreds of rounds would fill the disk."""
         with self.stores.storage.reading() as connection:
             run = find_run(self.stores, connection, self.arm.run_id)
+            kept = best_of(evaluation_rows.done(connection, run.run_id), run.manifest.task == "causal_lm")
+            best = "" if kept is None else evaluation_rows.values_of(connection, run.run_id, kept.round)
         initial = run.manifest.files[run.manifest.initial_state].sha256
-        if self._values not in ("", run.values_sha256, initial):
-            self.stores.blobs.discard(self._values)
-        self._values = run.values_sha256
+        # Training that stops goes back to its best values.
+        for sha256 in self._values - {run.values_sha256, initial, best}:
+            self.stores.blobs.discard(sha256)
+        self._values = {run.values_sha256, best} - {""}
 
     def _clock(self) -> float:
         """The moment at which the simulation stands, in virtual seconds since it began."""

@@ -13,7 +13,7 @@ import msgspec
 
 from coordinator.config import RunConfig
 from coordinator.rounds.memory_requirements import required_bytes
-from coordinator.rounds.runs import trained_slices
+from coordinator.rounds.runs import first_phase, in_phase, trained_slices, with_features
 from coordinator.simulation.arm import STATE, Arm, fingerprint_of, label, open_arm
 from coordinator.simulation.config import NO_KEY, ArmConfig, SimulationConfig
 from coordinator.simulation.fleet import Fleet
@@ -30,6 +30,7 @@ from edge_runtime.errors import CapExceededError, ConfigError, EdgeError, Packag
 from edge_runtime.figures import whole_size
 from edge_runtime.package.manifest import Manifest
 from edge_runtime.package.package import Package
+from edge_runtime.training.methods import check_features
 
 
 @dataclass(frozen=True)
@@ -245,10 +246,15 @@ def _check_arm(config: SimulationConfig, arm: ArmConfig, train: LabelledRows, de
     for rows in (train, dev):
         rows.indexed(manifest.labels)
     try:
+        run, seen = with_features(run, manifest)
+        check_features(run, manifest, slices)
+        settings = in_phase(run, first_phase(run))
         tasks: list[tuple[str, ...]] = [(name,) for name in slices] or [()]
-        least = min(required_bytes(manifest, run, names, 0) for names in tasks)
+        least = min(required_bytes(seen, settings, names, 0) for names in tasks)
     except PackageError as error:
         raise PackageError(f"arm {arm.name}: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"arm {arm.name}: {error}") from error
     if least > config.fleet.cap:
         raise CapExceededError(
             f"arm {arm.name}: its smallest task needs {whole_size(least, up=True)} and "

@@ -34,10 +34,10 @@ from edge_runtime.memory.plan import (
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import Values, decode_values, encode_values
-from edge_runtime.protocol.messages import MemoryReport, Task
+from edge_runtime.protocol.messages import Blocks, MemoryReport, Pooling, Task
 from edge_runtime.training.estimators import executor_of
 from edge_runtime.training.evaluation import score
-from edge_runtime.worker.jobs import EvaluateOutcome
+from edge_runtime.worker.jobs import EvaluateJob, EvaluateOutcome
 from edge_runtime.worker.session import TaskSession, evaluate_outcome, evaluation_work, train_outcome
 
 #: Executors kept of one package. One whose programs carry their own weights is as large as the model.
@@ -112,7 +112,7 @@ class Workbench:
     def __init__(self, settings: BenchSettings, train: LabelledRows, dev: LabelledRows) -> None:
         self._settings, self._train, self._dev = settings, train, dev
         self._engine = KeptPrograms(engine_maker("onnxruntime")(settings.threads))
-        self._packages: dict[str, OpenPackage] = {}
+        self._packages: dict[tuple[str, Blocks, Pooling], OpenPackage] = {}
         self.prefixes = KeptPrefixes(settings.prefix_cache_bytes)
 
     def train(self, job: Job) -> bytes:
@@ -124,7 +124,7 @@ class Workbench:
         """
         task = job.task
         # 1. Open what the task names.
-        opened = self._open(task.package)
+        opened = self._open(task.package, task.features, task.pooling)
         manifest = opened.prepared.manifest
         values = decode_values(job.state, manifest.slices)
         examples = self._examples(opened, job.rows, task.sequence_limit)
@@ -137,35 +137,42 @@ class Workbench:
         trained = session.train(executor, plan.choice)
         # 4. Encode the result.
         outcome = train_outcome(trained, plan, job.seconds, _memory(plan, job.cap_bytes))
-        return build_result(task, outcome, encode_values(trained.delta))
+        return build_result(task, outcome, session.encode(trained))
 
-    def evaluate(
-        self, package_sha256: str, state: bytes, sequence_limit: int, cap_bytes: int
-    ) -> EvaluateOutcome:
-        """Accuracy and mean loss of slice values on the dev rows; ``seconds`` are not measured."""
-        opened = self._open(package_sha256)
+    def evaluate(self, job: EvaluateJob, state: bytes) -> EvaluateOutcome:
+        """Accuracy and mean loss of slice values on the dev rows; ``seconds`` are not measured.
+
+        Args:
+            job: evaluation as a worker takes it, whose paths are not used.
+            state: safetensors bytes of the values.
+        """
+        opened = self._open(job.package_sha256, job.features, job.pooling)
         manifest = opened.prepared.manifest
         values = decode_values(state, manifest.slices)
-        examples = self._dev_examples(opened, min(sequence_limit, manifest.sequence_limit))
-        plan = opened.plan(evaluation_work(examples), cap_bytes)
+        examples = self._dev_examples(opened, min(job.sequence_limit, manifest.sequence_limit))
+        plan = opened.plan(evaluation_work(examples), job.cap_bytes)
         wanted = ("evaluate", plan.choice.weights)
         executor, _ = self._kept(
             opened, wanted, lambda _: Executor(opened.prepared, self._engine, (), plan.choice.weights)
         )
         scores = score(executor, values, examples, plan.choice.micro_batch)
-        return evaluate_outcome(scores, manifest, len(examples.ids), 0.0, _memory(plan, cap_bytes))
+        return evaluate_outcome(scores, manifest, len(examples.ids), 0.0, _memory(plan, job.cap_bytes))
 
-    def _open(self, sha256: str) -> OpenPackage:
-        if sha256 not in self._packages:
+    def _open(self, sha256: str, blocks: Blocks, pooling: Pooling) -> OpenPackage:
+        """A package as runs see it whose head reads these blocks."""
+        seen = (sha256, blocks, pooling)
+        if seen not in self._packages:
             folder = self._settings.packages / sha256
             package = Package.open_known(folder, sha256).for_engine("onnxruntime")
-            prepared = PreparedPackage.open(package, self._settings.prepared / sha256, self._engine.version)
+            prepared = PreparedPackage.open(
+                package, self._settings.prepared / sha256, self._engine.version
+            ).with_head(blocks, pooling)
             labels = package.manifest.labels
-            planner = Planner(package.manifest, prepared.prepared.arithmetic)
-            self._packages[sha256] = OpenPackage(
+            planner = Planner(prepared.manifest, prepared.prepared.arithmetic)
+            self._packages[seen] = OpenPackage(
                 prepared, planner, self._train.indexed(labels), self._dev.indexed(labels)
             )
-        return self._packages[sha256]
+        return self._packages[seen]
 
     def _executor(
         self, opened: OpenPackage, session: TaskSession, choice: ExecutionChoice

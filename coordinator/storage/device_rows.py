@@ -34,6 +34,7 @@ class SeenDevice:
         floor_bytes: memory that its runtime takes before any work, as it said then.
         seen_s: moment of its last check-in.
         expected_s: moment by which it was told then to check in again.
+        example_count: number of rows of its data, as it said then.
     """
 
     device_id: str
@@ -42,6 +43,7 @@ class SeenDevice:
     floor_bytes: int
     seen_s: float
     expected_s: float
+    example_count: int = 0
 
 
 def find(connection: sqlite3.Connection, device_id: str) -> DeviceRow | None:
@@ -77,10 +79,10 @@ def all_devices(connection: sqlite3.Connection) -> list[sqlite3.Row]:
 
 
 def not_set_aside(connection: sqlite3.Connection, run_id: str) -> list[SeenDevice]:
-    """Devices that have checked in, are not revoked, and are not set aside by a run."""
+    """Devices that have checked in, take tasks, are not revoked, and are not set aside by a run."""
     rows = connection.execute(
-        "SELECT device_id, name, cap_bytes, floor_bytes, seen_s, coalesce(expected_s, seen_s) AS expected_s"
-        " FROM devices WHERE revoked_s IS NULL AND seen_s IS NOT NULL"
+        "SELECT device_id, name, cap_bytes, floor_bytes, seen_s, coalesce(expected_s, seen_s) AS expected_s,"
+        " example_count FROM devices WHERE revoked_s IS NULL AND seen_s IS NOT NULL AND trains"
         " AND device_id NOT IN (SELECT device_id FROM set_aside WHERE run_id = ?)",
         (run_id,),
     )
@@ -138,12 +140,17 @@ def note_check_in(
     example_count: int,
     runtime_version: str,
     setup: str,
+    trains: bool,
+    release: int,
 ) -> None:
     """Remember what a device said of itself at its check-in."""
     connection.execute(
         "UPDATE devices SET seen_s = ?, cap_bytes = ?, floor_bytes = ?, example_count = ?,"
-        " runtime_version = ?, setup = ? WHERE device_id = ?",
-        (seen_s, cap_bytes, floor_bytes, example_count, runtime_version, setup, device_id),
+        " runtime_version = ?, setup = ?, trains = ?, release = ? WHERE device_id = ?",
+        (
+            *(seen_s, cap_bytes, floor_bytes, example_count),
+            *(runtime_version, setup, trains, release, device_id),
+        ),
     )
 
 

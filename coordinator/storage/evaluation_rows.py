@@ -55,6 +55,14 @@ def first_pending(connection: sqlite3.Connection) -> PendingEvaluation | None:
     return None if row is None else PendingEvaluation(**row)
 
 
+def is_known(connection: sqlite3.Connection, run_id: str, number: int) -> bool:
+    """Whether an evaluation after a round was asked for, whatever came of it."""
+    row = connection.execute(
+        "SELECT 1 FROM evaluations WHERE run_id = ? AND round = ?", (run_id, number)
+    ).fetchone()
+    return row is not None
+
+
 def has_pending(connection: sqlite3.Connection, run_id: str) -> bool:
     """Whether an evaluation of a run waits."""
     row = connection.execute(
@@ -71,6 +79,16 @@ def done(connection: sqlite3.Connection, run_id: str) -> list[Scores]:
         (run_id,),
     )
     return [Scores(**row) for row in rows]
+
+
+def values_of(connection: sqlite3.Connection, run_id: str, number: int) -> str:
+    """Digest of the slice values that an evaluation was of; :class:`LookupError` if there is no such evaluation."""
+    row = connection.execute(
+        "SELECT values_sha256 FROM evaluations WHERE run_id = ? AND round = ?", (run_id, number)
+    ).fetchone()
+    if row is None:
+        raise LookupError(f"run {run_id} has no evaluation of round {number}")
+    return str(row["values_sha256"])
 
 
 def find_done(connection: sqlite3.Connection, run_id: str, number: int) -> Scores | None:

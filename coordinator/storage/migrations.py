@@ -214,6 +214,37 @@ def set_devices_aside(connection: sqlite3.Connection) -> None:
     )
 
 
+def visit_devices(connection: sqlite3.Connection) -> None:
+    """Phases in which every device is asked once, and which phase each round belongs to."""
+    connection.execute("ALTER TABLE runs ADD COLUMN phase TEXT NOT NULL DEFAULT 'training'")
+    connection.execute("ALTER TABLE runs ADD COLUMN visit_rounds INTEGER NOT NULL DEFAULT 0")
+    connection.execute("ALTER TABLE rounds ADD COLUMN phase TEXT NOT NULL DEFAULT 'training'")
+
+
+def publish_releases(connection: sqlite3.Connection) -> None:
+    """Values that devices are to use; runs that publish each round; and devices that take no tasks."""
+    connection.execute("ALTER TABLE devices ADD COLUMN trains INTEGER NOT NULL DEFAULT 1")
+    connection.execute("ALTER TABLE devices ADD COLUMN release INTEGER NOT NULL DEFAULT 0")
+    connection.execute(
+        """CREATE TABLE releases (
+            number INTEGER PRIMARY KEY AUTOINCREMENT,
+            run_id TEXT NOT NULL REFERENCES runs (run_id),
+            round INTEGER NOT NULL,
+            values_sha256 TEXT NOT NULL,
+            lowest_accuracy REAL,
+            highest_loss REAL,
+            published_s REAL NOT NULL
+        )"""
+    )
+    connection.execute(
+        """CREATE TABLE published_runs (        -- each further committed round of these becomes a release
+            run_id TEXT PRIMARY KEY REFERENCES runs (run_id),
+            lowest_accuracy REAL,
+            highest_loss REAL
+        ) WITHOUT ROWID"""
+    )
+
+
 #: In the order in which they run.
 ALL = (
     create_devices,
@@ -225,4 +256,6 @@ ALL = (
     mark_gated_rounds,
     index_what_is_open,
     set_devices_aside,
+    visit_devices,
+    publish_releases,
 )

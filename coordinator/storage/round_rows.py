@@ -22,6 +22,7 @@ class RoundRow:
         bytes_up: body bytes that devices sent while it was open.
         bytes_down: body bytes that devices got while it was open.
         gated: 1 if it was committed and left the values as they were, else 0.
+        phase: phase of the run that it belongs to: training, first_visit or last_visit.
     """
 
     run_id: str
@@ -35,6 +36,7 @@ class RoundRow:
     bytes_up: int
     bytes_down: int
     gated: int
+    phase: str
 
 
 def find_open(connection: sqlite3.Connection, run_id: str) -> RoundRow | None:
@@ -52,10 +54,11 @@ def all_rounds(connection: sqlite3.Connection, run_id: str) -> list[RoundRow]:
     return [RoundRow(**row) for row in rows]
 
 
-def last_committed(connection: sqlite3.Connection, run_id: str) -> int | None:
-    """Number of the run's newest committed round; None if there is none."""
+def last_committed(connection: sqlite3.Connection, run_id: str, phase: str | None = None) -> int | None:
+    """Number of the run's newest committed round, or of that of a phase; None if there is none."""
     number: int | None = connection.execute(
-        "SELECT max(round) FROM rounds WHERE run_id = ? AND state = 'committed'", (run_id,)
+        "SELECT max(round) FROM rounds WHERE run_id = ? AND state = 'committed' AND phase = coalesce(?, phase)",
+        (run_id, phase),
     ).fetchone()[0]
     return number
 
@@ -68,12 +71,13 @@ def add(
     opened_s: float,
     deadline_s: float,
     values_sha256: str,
+    phase: str = "training",
 ) -> None:
     """Open a round, selecting."""
     connection.execute(
-        "INSERT INTO rounds (run_id, round, state, opened_s, deadline_s, values_sha256)"
-        " VALUES (?, ?, 'selecting', ?, ?, ?)",
-        (run_id, number, opened_s, deadline_s, values_sha256),
+        "INSERT INTO rounds (run_id, round, state, opened_s, deadline_s, values_sha256, phase)"
+        " VALUES (?, ?, 'selecting', ?, ?, ?, ?)",
+        (run_id, number, opened_s, deadline_s, values_sha256, phase),
     )
 
 

@@ -28,6 +28,8 @@ class RunRow:
         abandoned_in_a_row: number of rounds that were abandoned since the last commit.
         average_sha256: mean of the values after several rounds; None while there is none.
         reference_sha256: deltas that the next round's directions are compared with; None if they are not.
+        phase: training, first_visit or last_visit.
+        visit_rounds: number of committed rounds of visits, which ``committed`` does not count.
     """
 
     position: int
@@ -47,6 +49,13 @@ class RunRow:
     abandoned_in_a_row: int
     average_sha256: str | None
     reference_sha256: str | None
+    phase: str
+    visit_rounds: int
+
+    @property
+    def rounds_done(self) -> int:
+        """Number of committed rounds, those of visits among them."""
+        return self.committed + self.visit_rounds
 
 
 def find(connection: sqlite3.Connection, run_id: str) -> RunRow | None:
@@ -104,12 +113,13 @@ def add(
     package_signature: str,
     values_sha256: str,
     created_s: float,
+    phase: str = "training",
 ) -> None:
     """Put a run at the end of the queue."""
     connection.execute(
         "INSERT INTO runs (run_id, config, package_sha256, package_signature, state, created_s,"
-        " values_sha256) VALUES (?, ?, ?, ?, 'queued', ?, ?)",
-        (run_id, config, package_sha256, package_signature, created_s, values_sha256),
+        " values_sha256, phase) VALUES (?, ?, ?, ?, 'queued', ?, ?, ?)",
+        (run_id, config, package_sha256, package_signature, created_s, values_sha256, phase),
     )
 
 
@@ -118,6 +128,27 @@ def start(connection: sqlite3.Connection, run_id: str, *, started_s: float) -> N
     connection.execute(
         "UPDATE runs SET state = 'running', started_s = ? WHERE run_id = ? AND state = 'queued'",
         (started_s, run_id),
+    )
+
+
+def set_values(connection: sqlite3.Connection, run_id: str, values_sha256: str) -> None:
+    """Let a run go on from, or end with, other values."""
+    connection.execute("UPDATE runs SET values_sha256 = ? WHERE run_id = ?", (values_sha256, run_id))
+
+
+def set_phase(connection: sqlite3.Connection, run_id: str, phase: str) -> None:
+    """Let a run go on to its next phase."""
+    connection.execute("UPDATE runs SET phase = ? WHERE run_id = ?", (phase, run_id))
+
+
+def commit_visit(
+    connection: sqlite3.Connection, run_id: str, *, values_sha256: str, optimizer_sha256: str
+) -> None:
+    """Store what a round of a visit came to; the count of abandoned rounds begins anew."""
+    connection.execute(
+        "UPDATE runs SET values_sha256 = ?, optimizer_sha256 = ?, visit_rounds = visit_rounds + 1,"
+        " abandoned_in_a_row = 0 WHERE run_id = ?",
+        (values_sha256, optimizer_sha256, run_id),
     )
 
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from coordinator.storage.blob_store import BlobStore
 from coordinator.storage.database import Storage
 from edge_runtime.errors import ConfigError
+from edge_runtime.package.block_head import with_block_head
 from edge_runtime.package.manifest import Manifest, parse_manifest
+from edge_runtime.protocol.messages import Blocks, Pooling
 from edge_runtime.protocol.signing import PrivateKey, generate_key
 
 DATABASE = "coordinator.db"
@@ -40,16 +42,16 @@ class Stores:
     blobs: BlobStore
     private_blobs: BlobStore
     key: PrivateKey
-    #: Manifests that were parsed before, by digest.
-    _manifests: dict[str, Manifest] = field(default_factory=dict)
+    #: Manifests that were parsed before, by digest, blocks and pooling.
+    _manifests: dict[tuple[str, Blocks, Pooling], Manifest] = field(default_factory=dict)
 
-    def manifest(self, package_sha256: str) -> Manifest:
-        """A package's manifest, parsed once."""
-        manifest = self._manifests.get(package_sha256)
-        if manifest is None:
+    def manifest(self, package_sha256: str, blocks: Blocks = (), pooling: Pooling = "package") -> Manifest:
+        """A package's manifest, parsed once; with blocks, as a run sees it whose head reads these."""
+        seen = (package_sha256, blocks, pooling)
+        if seen not in self._manifests:
             manifest = parse_manifest(self.blobs.get(package_sha256))
-            self._manifests[package_sha256] = manifest
-        return manifest
+            self._manifests[seen] = with_block_head(manifest, blocks, pooling)
+        return self._manifests[seen]
 
 
 def open_stores(folder: Path, *, durable: bool = True) -> Stores:

@@ -132,6 +132,16 @@ def of_round(connection: sqlite3.Connection, run_id: str, number: int) -> list[T
     return [TaskWithDevice(**row) for row in rows]
 
 
+def asked_in_phase(connection: sqlite3.Connection, run_id: str, phase: str, *, times: int = 1) -> set[str]:
+    """Ids of the devices that rounds of a phase asked so many times, or whose result counted in one."""
+    rows = connection.execute(
+        "SELECT device_id FROM rounds JOIN tasks USING (run_id, round) WHERE run_id = ? AND phase = ?"
+        " GROUP BY device_id HAVING count(*) >= ? OR max(tasks.state = 'counted')",
+        (run_id, phase, times),
+    )
+    return {str(row["device_id"]) for row in rows}
+
+
 def overdue(
     connection: sqlite3.Connection, run_id: str, number: int, *, now_s: float
 ) -> list[TaskWithDevice]:

@@ -128,7 +128,10 @@ class BlobCache:
 
 
 class PackageShelf:
-    """Holds one package at a time, laid out as a folder that :meth:`Package.open` accepts.
+    """Holds the package of the present task, and that of the release in use, as folders for :meth:`Package.open`.
+
+    Attributes:
+        kept: digests of packages that stay as they are, because other processes may read them at any time.
 
     Args:
         folder: folder of the laid-out package, created if there is none.
@@ -138,12 +141,18 @@ class PackageShelf:
     def __init__(self, folder: Path, blobs: BlobCache) -> None:
         self._folder = folder
         self._blobs = blobs
+        self.kept: frozenset[str] = frozenset()
+        self._verified: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
 
+    def folder_of(self, sha256: str) -> Path:
+        """Path of a package, laid out or not."""
+        return self._folder / sha256
+
     def clear_except(self, sha256: str) -> None:
-        """Remove every package but this one. Only then does removing their blobs free disk space."""
+        """Remove every package but this one and those kept. Only then does removing their blobs free disk space."""
         for path in self._folder.iterdir():
-            if path.name != sha256:
+            if path.name != sha256 and path.name not in self.kept:
                 shutil.rmtree(path)
 
     def lay_out(
@@ -166,6 +175,12 @@ class PackageShelf:
         target = self._folder / sha256
         temporary = self._folder / f"{sha256}{TEMPORARY_SUFFIX}"
         self.clear_except(sha256)
+        if target.exists() and sha256 in self.kept:
+            package = Package.open(target, publisher_key)
+            if sha256 not in self._verified:
+                package.for_engine_of(manifest).verify_files()
+                self._verified.add(sha256)
+            return package
         if target.exists():
             shutil.rmtree(target)
         for name, entry in manifest.files.items():

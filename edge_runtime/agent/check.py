@@ -63,7 +63,10 @@ def _finding(name: str, run: Callable[[], str]) -> Finding:
 
 
 def _check_data(config: DeviceConfig) -> str:
-    found = check_rows(config.data)
+    if config.data is None:
+        return "none; the device only fetches releases, and takes them unchecked"
+    reading = config.reading("all", b"")
+    found = check_rows(config.data, reading)
     return f"{found.rows} rows in {config.data}" + (f"; {found.note}" if found.note else "")
 
 

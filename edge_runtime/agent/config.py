@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from edge_runtime.config_file import MAX_SIZE_BYTES, ByteSize, parse_bytes, parse_cap, read_struct, read_toml
+from edge_runtime.data.reading import Column, EvaluationShare, Part, Query, Reading
 from edge_runtime.engines.choice import threads_or_all
 from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import ConfigError
@@ -38,7 +39,9 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             ``allow_insecure_http``.
         state_folder: folder of the device's key, identity, downloads and unsent results.
         data: file of the device's examples, one JSON object a line: ``{"text": …, "label": …}``, or ``{"text": …}``
-            alone for language modelling; it never leaves the device.
+            alone for language modelling; or a table, by its ending ``.csv`` or ``.tsv``, whose first line names the
+            columns. It never leaves the device, and may grow: each task reads what is there. A device that does not
+            train may do without.
         device_name: name by which operators call the device; no two enrolled devices share one.
         device_class: name of the kind of device, such as ``"jetson-orin-nano"``; devices of one class have comparable
             memory.
@@ -59,11 +62,18 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             none.
         engine: inference engine that runs the programs: ``"onnxruntime"``, or ``"executorch"`` where that is installed,
             for packages exported for it.
+        data_query: query that gives the rows where ``data`` is an SQLite database, with columns named ``text`` and
+            ``label``: ``"SELECT body AS text, category AS label FROM messages"``. The database is opened for reading
+            alone.
+        text_column: name of the column of ``data`` that holds the text.
+        label_column: name of the column of ``data`` that holds the label.
+        evaluation_share: share of the rows that the device never trains on and checks releases with; which rows is
+            decided by a key that it keeps, text by text. 0 checks with the rows that it trains on.
+        train: whether the device takes tasks; one that does not only fetches releases, to use them.
     """
 
     coordinator_url: str
     state_folder: Path
-    data: Path
     device_name: Identifier
     device_class: Identifier
     publisher_key: PublicKey
@@ -78,6 +88,41 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     arithmetic: Arithmetic | None = None
     prefix_cache: Annotated[int, Meta(ge=0, le=MAX_SIZE_BYTES)] = 256 << 20
     engine: EngineName = "onnxruntime"
+    data: Path | None = None
+    data_query: Query | None = None
+    text_column: Column = "text"
+    label_column: Column = "label"
+    evaluation_share: EvaluationShare = 0.0
+    train: bool = True
+
+    def reading(self, part: Part, split_key: bytes) -> Reading:
+        """How the data file is read for a part of the work.
+
+        Args:
+            part: which rows.
+            split_key: the device's key that decides which rows are for evaluation.
+        """
+        return Reading(
+            self.data_query or "",
+            self.text_column,
+            self.label_column,
+            part,
+            self.evaluation_share,
+            split_key.hex(),
+        )
+
+    @property
+    def training_data(self) -> Path:
+        """File of the rows to train on.
+
+        Raises:
+            ConfigError: the configuration names none.
+        """
+        if self.data is None:
+            raise ConfigError(
+                "a key is missing: data; or set train = false, and the device only fetches releases"
+            )
+        return self.data
 
     @property
     def engine_threads(self) -> int:
@@ -124,6 +169,8 @@ def load_config(path: Path) -> DeviceConfig:
     try:
         sizes = {name: _size(name, table[name]) for name in _SIZES if name in table}
         config = read_struct({**table, **sizes}, DeviceConfig, dec_hook=resolve)
+        if config.train:
+            _ = config.training_data
         _check_url(config.coordinator_url, allow_insecure_http=config.allow_insecure_http)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error

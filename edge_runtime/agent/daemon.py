@@ -19,6 +19,8 @@ from edge_runtime import __version__
 from edge_runtime.agent import decisions
 from edge_runtime.agent.client import Client
 from edge_runtime.agent.config import DeviceConfig
+from edge_runtime.agent.downloads import Downloads
+from edge_runtime.agent.release import take_release
 from edge_runtime.agent.setup import setup_of
 from edge_runtime.agent.store import IDENTITY, Identity, Store
 from edge_runtime.data.rows import count_rows
@@ -34,7 +36,6 @@ from edge_runtime.errors import (
     UnreachableError,
 )
 from edge_runtime.log import note, warn
-from edge_runtime.package.manifest import MAX_MANIFEST_BYTES
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import is_current
 from edge_runtime.protocol.messages import (
@@ -43,15 +44,13 @@ from edge_runtime.protocol.messages import (
     DeviceEvent,
     NotEligible,
     Refusal,
+    SignedRelease,
     SignedTask,
     Task,
     decode_result,
 )
 from edge_runtime.worker.jobs import Job, PrepareJob, PrepareOutcome, TrainJob, TrainOutcome
 from edge_runtime.worker.process import RunningWorker, finish_worker, start_worker
-
-#: Pause before a download that broke off is continued.
-RESUME_PAUSE_S = 1.0
 
 
 class Agent:
@@ -84,6 +83,7 @@ class Agent:
         self._identity = identity
         self._launch = launch
         self._sleep = sleep
+        self._downloads = Downloads(config, store, client, sleep)
         self._pace = decisions.Pace(source or random.SystemRandom())
         self._engine = engine_version(config.engine)
         self._floor_bytes = 0
@@ -136,16 +136,21 @@ class Agent:
 
     def _turn(self) -> float:
         self._deliver_pending()
+        setup = setup_of(self._config, self._engine)
         answer = self._client.check_in(
             CheckInRequest(
                 runtime_version=__version__,
                 cap_bytes=self._config.cap,
                 floor_bytes=self._floor_bytes,
-                example_count=count_rows(self._config.data),
-                setup=setup_of(self._config, self._engine),
+                example_count=self._example_count(),
+                setup=setup,
+                trains=self._config.train,
+                release=self._store.releases.state().decided_with(setup),
             )
         )
         if not isinstance(answer, SignedTask):
+            if answer.release is not None:
+                self._take_release(answer.release, setup)
             wait_s = self._pace.asked(answer.after_min_s, answer.after_max_s)
             if isinstance(answer, NotEligible):
                 warn("not_eligible", code=answer.code, message=answer.message, wait_s=wait_s)
@@ -156,6 +161,26 @@ class Agent:
             return self._pace.failed()
         self._deliver_pending()
         return self._pace.done()
+
+    def _example_count(self) -> int:
+        """Number of rows that the device trains on."""
+        if self._config.data is None or not self._config.train:
+            return 0
+        return count_rows(self._config.data, self._config.reading("train", self._store.split_key()))
+
+    def _take_release(self, signed: SignedRelease, setup: str) -> None:
+        """Decide about a release, and tell the coordinator what came of it."""
+        event = take_release(
+            signed,
+            coordinator_key=self._identity.coordinator_public_key,
+            setup=setup,
+            config=self._config,
+            store=self._store,
+            downloads=self._downloads,
+            launch=self._launch,
+        )
+        if event is not None:
+            self._tell(event)
 
     def _complete_task(self, answer: SignedTask, *, received_s: float) -> bool:
         """Do a whole task, and keep its result as pending.
@@ -193,30 +218,15 @@ class Agent:
         Returns:
             The package; the file of the task's values; and the file of its reference, None if it has none.
         """
-        blobs = self._store.blobs
-        manifest_path = self._fetch(task.package, MAX_MANIFEST_BYTES)
-        manifest_data = manifest_path.read_bytes()
-        manifest = decisions.open_manifest(manifest_data, task, self._config.publisher_key)
-        manifest = manifest.for_engine(self._config.engine)  # only its programs are downloaded
-        decisions.admit_package(task, manifest, self._config)
-
-        sizes = {entry.sha256: entry.bytes for entry in manifest.files.values()}
-        missing_bytes = sum(size - blobs.held_bytes(sha256) for sha256, size in sizes.items())
         compared = task.reference if task.directions == "filtered" else None
-        keep = {task.package, task.state, *sizes, *([compared] if compared else [])}
-        self._store.packages.clear_except(task.package)
-        blobs.make_room(max(0, missing_bytes), keep)
-        for sha256, size in sizes.items():
-            self._fetch(sha256, size)
-        most_bytes = min(self._config.max_blob_bytes, MAX_RESULT_BYTES)
-        state = self._fetch(task.state, most_bytes)
-        reference = self._fetch(compared, most_bytes) if compared else None
-        blobs.make_room(0, keep)
-        package = self._store.packages.lay_out(
-            manifest_data, manifest, task.package_signature, self._config.publisher_key
+        package, (state, *rest), fetched_bytes = self._downloads.package(
+            task.package,
+            task.package_signature,
+            (task.state, *([compared] if compared else [])),
+            lambda manifest: decisions.admit_package(task, manifest, self._config),
         )
-        note("fetched", task_id=task.task_id, package=task.package, fetched_bytes=missing_bytes)
-        return package, state, reference
+        note("fetched", task_id=task.task_id, package=task.package, fetched_bytes=fetched_bytes)
+        return package, state, rest[0] if rest else None
 
     def _prepare(self, task: Task, package: Package, deadline_s: float) -> Path:
         """Folder of the package as prepared for this machine.
@@ -241,28 +251,6 @@ class Agent:
         note("prepared", package=task.package, arithmetic=outcome.arithmetic, seconds=outcome.seconds)
         return folder
 
-    def _fetch(self, sha256: str, max_bytes: int) -> Path:
-        """Path of a blob, downloaded unless it is here.
-
-        A download that breaks off is continued as long as more bytes come.
-        """
-        blobs = self._store.blobs
-        while not blobs.has(sha256):
-            before_bytes = blobs.held_bytes(sha256)
-            try:
-                if before_bytes < max_bytes or before_bytes == 0:
-                    self._client.fetch_blob(sha256, blobs.part(sha256), max_bytes=max_bytes)
-            except UnreachableError:
-                if blobs.held_bytes(sha256) <= before_bytes:
-                    raise
-                self._sleep(RESUME_PAUSE_S)
-            except ProtocolError:
-                blobs.part(sha256).unlink(missing_ok=True)
-                raise
-            else:
-                blobs.accept(sha256)
-        return blobs.open_path(sha256)
-
     def _training_result(
         self,
         task: Task,
@@ -280,7 +268,7 @@ class Agent:
             package_sha256=task.package,
             prepared_folder=str(prepared),
             state_path=str(state),
-            data_path=str(self._config.data),
+            data_path=str(self._config.training_data),
             delta_path=str(change),
             task=task,
             cap_bytes=self._config.cap,
@@ -289,6 +277,7 @@ class Agent:
             prefix_cache_bytes=self._config.prefix_cache,
             engine=self._config.engine,
             reference_path=str(reference) if reference else "",
+            reading=self._config.reading("train", self._store.split_key()),
         )
         note("training", task_id=task.task_id, slices=len(task.slices), steps=task.steps)
         outcome = self._run_with_one_retry(job, deadline_s)

@@ -6,22 +6,28 @@ import hashlib
 import random
 
 from edge_runtime.agent.config import DeviceConfig
+from edge_runtime.agent.store import TakenRelease
 from edge_runtime.errors import (
     CapExceededError,
     ConfigError,
     DataError,
+    DeviceError,
     EdgeError,
     OutOfMemoryError,
     PackageError,
     ProtocolError,
+    RefusedError,
     SignatureError,
+    UnreachableError,
 )
 from edge_runtime.figures import size, whole_size
 from edge_runtime.package.manifest import Manifest, parse_manifest
 from edge_runtime.protocol.messages import (
     MAX_RESULT_BYTES,
     DeviceEvent,
+    Release,
     Result,
+    SignedRelease,
     SignedTask,
     Task,
     decode,
@@ -59,7 +65,19 @@ def open_task(answer: SignedTask, coordinator_key: str) -> Task:
     return decode(data, Task)
 
 
-def open_manifest(data: bytes, task: Task, publisher_key: str) -> Manifest:
+def open_release(answer: SignedRelease, coordinator_key: str) -> Release:
+    """The release, if the coordinator whose key was pinned signed it.
+
+    Raises:
+        SignatureError: somebody else signed it.
+        ProtocolError: it is malformed.
+    """
+    data = answer.release.encode()
+    verify(coordinator_key, data, answer.signature, what="the release")
+    return decode(data, Release)
+
+
+def open_manifest(data: bytes, package_sha256: str, signature: str, publisher_key: str) -> Manifest:
     """The manifest, if its publisher signed it; unsigned bytes are never parsed.
 
     Raises:
@@ -67,7 +85,7 @@ def open_manifest(data: bytes, task: Task, publisher_key: str) -> Manifest:
         PackageError: it is malformed.
         FormatVersionError: it is newer than this program.
     """
-    verify(publisher_key, data, task.package_signature, what=f"package {task.package}")
+    verify(publisher_key, data, signature, what=f"package {package_sha256}")
     return parse_manifest(data)
 
 
@@ -101,6 +119,15 @@ def admit_package(task: Task, manifest: Manifest, config: DeviceConfig) -> None:
             f"task {task.task_id} asks for {task.sequence_limit} tokens a row "
             f"and package {manifest.name} takes {manifest.sequence_limit}; correct the run"
         )
+    admit_files(manifest, config)
+
+
+def admit_files(manifest: Manifest, config: DeviceConfig) -> None:
+    """Check a package's files against the device's limits.
+
+    Raises:
+        ConfigError: a file, or all files together, exceed a limit of the configuration.
+    """
     for name, entry in manifest.files.items():
         if entry.bytes > config.max_blob_bytes:
             raise ConfigError(
@@ -113,6 +140,54 @@ def admit_package(task: Task, manifest: Manifest, config: DeviceConfig) -> None:
             f"package {manifest.name} has {size(total_bytes)} and disk_quota is {size(config.disk_quota)}; "
             "raise it, or export a smaller package"
         )
+
+
+def may_pass(error: EdgeError) -> bool:
+    """Whether a release that met an error may be taken at the next check-in, with nothing changed here or in it.
+
+    An error of the device that is of no class of its own is of this kind: downloads that do not fit the disk now.
+    """
+    if isinstance(error, RefusedError):
+        return error.code in FINAL_REFUSALS | PASSING_REFUSALS
+    return isinstance(error, UnreachableError) or type(error) is DeviceError
+
+
+def below_limits(taken: TakenRelease) -> str | None:
+    """Why a release must not be used after the device's own check; None if it may be.
+
+    Without rows of its own a device has nothing to check, and takes the operator's word.
+    """
+    release = taken.release
+    if taken.accuracy is None or taken.mean_loss is None:
+        return None
+    if release.lowest_accuracy is not None and taken.accuracy < release.lowest_accuracy:
+        return (
+            f"on the {taken.rows} rows here its accuracy is {taken.accuracy:.3f}, and the release asks for "
+            f"{release.lowest_accuracy:g} or more"
+        )
+    if release.highest_loss is not None and not taken.mean_loss <= release.highest_loss:
+        return (
+            f"on the {taken.rows} rows here its mean loss is {taken.mean_loss:.3f}, and the release asks for "
+            f"{release.highest_loss:g} or less"
+        )
+    return None
+
+
+def describe_taken_release(taken: TakenRelease) -> DeviceEvent:
+    """The event that tells operators that a device uses a release."""
+    scored = (
+        "no rows here to check it on"
+        if taken.accuracy is None
+        else f"accuracy {taken.accuracy:.3f}, mean loss {taken.mean_loss:.3f} on the {taken.rows} rows here"
+    )
+    return DeviceEvent("release_taken", f"release {taken.release.number}: {scored}")
+
+
+def describe_refused_release(release: Release, reason: str, current: TakenRelease | None) -> DeviceEvent:
+    """The event that tells operators that a device does not use a release, and what it goes on with."""
+    goes_on = "no release" if current is None else f"release {current.release.number}"
+    message = f"release {release.number}: {reason}; the device goes on with {goes_on}"
+    return DeviceEvent("release_refused", message[:_MAX_MESSAGE_CHARACTERS])
 
 
 def smaller_budget(budget_bytes: int) -> int:

@@ -22,9 +22,10 @@ def setup_of(config: DeviceConfig, engine: str) -> str:
     Raises:
         OSError: the data file cannot be looked at.
     """
-    found = config.data.stat()
+    found = None if config.data is None else config.data.stat()
     plain = msgspec.structs.replace(config, enrolment_token=None, enrolment_token_file=None)
-    parts = (plain, engine, found.st_size, found.st_mtime_ns)
+    seen = (0, 0) if found is None else (found.st_size, found.st_mtime_ns)
+    parts = (plain, engine, *seen)
     return hashlib.sha256(msgspec.json.encode(parts, enc_hook=_path)).hexdigest()[:32]
 
 

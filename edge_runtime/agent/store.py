@@ -4,8 +4,11 @@
 
     lock                held by the running agent
     device.key          the device's private key (mode 0600)
+    split.key           which rows are for evaluation (mode 0600)
     identity.json       the device's id and the coordinator's pinned key
     pending.result      a result that the coordinator has not acknowledged yet
+    release.json        which release the device uses, and which it has decided about
+    release/            the values of that release
     blobs/, packages/   downloads, see edge_runtime.agent.blob_cache
     work/               one task's scratch files, emptied at start
 
@@ -14,6 +17,7 @@ Every file is written beside its place, flushed and renamed, so a power cut leav
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,13 +31,15 @@ from edge_runtime.agent.blob_cache import BlobCache, PackageShelf
 from edge_runtime.durable import TEMPORARY_SUFFIX, sync_folder, write_durably
 from edge_runtime.errors import ConfigError
 from edge_runtime.folder_lock import claim_folder
-from edge_runtime.protocol.messages import Identifier, PublicKey
+from edge_runtime.protocol.messages import Count, Identifier, PublicKey, Release
 from edge_runtime.protocol.signing import PrivateKey, generate_key
 
 KEY = "device.key"
 IDENTITY = "identity.json"
 PENDING = "pending.result"
 PREPARED = "prepared"
+SPLIT_KEY, SPLIT_KEY_BYTES = "split.key", 32
+RELEASE, RELEASE_VALUES = "release.json", "release"
 
 
 class Identity(Struct, frozen=True):
@@ -48,13 +54,115 @@ class Identity(Struct, frozen=True):
     coordinator_public_key: PublicKey
 
 
+class TakenRelease(Struct, frozen=True):
+    """A release as a device found it.
+
+    Attributes:
+        release: the release.
+        accuracy: share of right predictions on the device's own rows; None if it has none.
+        mean_loss: mean cross-entropy there; None if it has none.
+        rows: number of these rows.
+    """
+
+    release: Release
+    accuracy: float | None = None
+    mean_loss: float | None = None
+    rows: Count = 0
+
+
+class ReleaseState(Struct, frozen=True):
+    """Where a device stands with releases.
+
+    Attributes:
+        decided: number of the newest release that it has taken or refused; 0 if there was none.
+        current: the release in use; None before the first.
+        setup: what the device was set up with when it could not use the newest one; empty if that was decided for good.
+    """
+
+    decided: Count = 0
+    current: TakenRelease | None = None
+    setup: str = ""
+
+    def decided_with(self, setup: str) -> int:
+        """Number of the newest release that need not be told of to a device that is set up so."""
+        if self.setup in ("", setup):
+            return self.decided
+        return 0 if self.current is None else self.current.release.number
+
+
+class ReleaseFiles:
+    """The release in use. One file names it, so that every reader sees one release whole, before a switch or after it.
+
+    Args:
+        folder: path of the state folder.
+        packages: the laid-out packages, of which the current release's is kept.
+    """
+
+    def __init__(self, folder: Path, packages: PackageShelf) -> None:
+        self._folder = folder
+        self._packages = packages
+        current = self.state().current
+        packages.kept = frozenset() if current is None else frozenset({current.release.package})
+
+    def state(self) -> ReleaseState:
+        """Where the device stands.
+
+        Raises:
+            ConfigError: the file is there but cannot be read.
+        """
+        path = self._folder / RELEASE
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=ReleaseState)
+        except FileNotFoundError:
+            return ReleaseState()
+        except (OSError, msgspec.DecodeError) as error:
+            raise ConfigError(
+                f"cannot read {path}: {error}; remove it, and the next release is taken anew"
+            ) from error
+
+    def values_path(self, taken: TakenRelease) -> Path:
+        """Path of a release's values."""
+        return self._folder / RELEASE_VALUES / f"{taken.release.values}.safetensors"
+
+    def switch_to(self, taken: TakenRelease, values: Path) -> None:
+        """Make a release the current one: first its values are on the disk, then the name is changed.
+
+        Args:
+            taken: the release.
+            values: file with its values, verified.
+        """
+        place, before = self.values_path(taken), self.state().current
+        kept = {place} if before is None else {place, self.values_path(before)}
+        place.parent.mkdir(mode=0o700, exist_ok=True)
+        if not place.exists():
+            write_durably(place, values.read_bytes(), mode=0o600)
+        write_durably(
+            self._folder / RELEASE, msgspec.json.encode(ReleaseState(taken.release.number, taken)), mode=0o600
+        )
+        self._packages.kept = frozenset({taken.release.package})
+        for other in place.parent.iterdir():
+            if other not in kept:  # whoever has just read the old name still finds its values
+                other.unlink()
+
+    def refuse(self, number: int, setup: str = "") -> None:
+        """Remember that a release is not used; the current one stays.
+
+        Args:
+            number: number of the release.
+            setup: what the device is set up with, if another setup could use the release.
+        """
+        state = msgspec.structs.replace(self.state(), decided=number, setup=setup)
+        write_durably(self._folder / RELEASE, msgspec.json.encode(state), mode=0o600)
+
+
 class Store:
     """The state folder. Any process may read; one that writes must hold :meth:`locked`.
 
     Attributes:
         folder: path of the state folder.
         blobs: downloads.
-        packages: the package in use.
+        packages: the packages in use.
+        releases: the release in use.
     """
 
     def __init__(self, folder: Path, *, disk_quota_bytes: int) -> None:
@@ -73,6 +181,7 @@ class Store:
             self._work = folder / "work"
             self.blobs = BlobCache(folder / "blobs", disk_quota_bytes)
             self.packages = PackageShelf(folder / "packages", self.blobs)
+            self.releases = ReleaseFiles(folder, self.packages)
         except OSError as error:
             raise ConfigError(f"cannot use state_folder {folder}: {error.strerror}") from error
 
@@ -100,6 +209,25 @@ class Store:
             key.save(path)
         except OSError as error:
             raise ConfigError(f"cannot write the key file {path}: {error.strerror}") from error
+        return key
+
+    def split_key(self) -> bytes:
+        """The key by which the device tells rows for evaluation from rows to train on, made on first use.
+
+        Raises:
+            ConfigError: the file is there but cannot be read, or cannot be written.
+        """
+        path = self.folder / SPLIT_KEY
+        try:
+            if not path.exists():
+                write_durably(path, os.urandom(SPLIT_KEY_BYTES), mode=0o600)
+            key = path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"cannot use {path}: {error.strerror}") from error
+        if len(key) != SPLIT_KEY_BYTES:
+            raise ConfigError(
+                f"{path} has {len(key)} bytes, not {SPLIT_KEY_BYTES}; remove it, and rows are split anew"
+            )
         return key
 
     def has_key(self) -> bool:
@@ -145,14 +273,18 @@ class Store:
     def prepared_folder(self, package_sha256: str) -> Path:
         """Path of a package as prepared for this machine.
 
-        Folders that were prepared from other packages are removed.
+        Folders that were prepared from other packages are removed, but for that of the current release.
         """
         parent = self.folder / PREPARED
         parent.mkdir(mode=0o700, exist_ok=True)
         for other in parent.iterdir():
-            if other.name != package_sha256:
+            if other.name != package_sha256 and other.name not in self.packages.kept:
                 shutil.rmtree(other, ignore_errors=True)
         return parent / package_sha256
+
+    def prepared_place(self, package_sha256: str) -> Path:
+        """Path of a package as prepared for this machine, if it is; nothing is made or removed."""
+        return self.folder / PREPARED / package_sha256
 
     def new_work_folder(self) -> Path:
         """An empty folder for one task's scratch files."""
@@ -175,7 +307,7 @@ class Store:
 
     def _clean(self) -> None:
         self.new_work_folder()
-        for folder in (self.folder, self.folder / "blobs", self.folder / "packages"):
+        for folder in (self.folder, *(self.folder / name for name in ("blobs", "packages", RELEASE_VALUES))):
             for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
                 if path.is_dir():
                     shutil.rmtree(path)

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
+import tokenizers.decoders
 from numpy.typing import NDArray
 
 from edge_runtime.data.rows import Row, load_rows
 from edge_runtime.errors import DataError, PackageError
 
-__all__ = ["Batch", "Row", "Tokenizer", "draw_batches", "load_rows", "make_batch"]
+__all__ = ["Batch", "Row", "TextStream", "Tokenizer", "draw_batches", "load_rows", "make_batch"]
 
 IntArray = NDArray[np.int64]
 PAD_TO = 8
@@ -46,6 +47,10 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._sequence_limit = sequence_limit
 
+    def stream(self, prompt: Sequence[int]) -> TextStream:
+        """The text of tokens that follow a prompt, as they come."""
+        return TextStream(self._tokenizer, prompt)
+
     def encode(self, rows: Sequence[Row], at_least: int = 1) -> list[list[int]]:
         """Token ids of each row.
 
@@ -71,6 +76,23 @@ class Tokenizer:
                     f"within the limit of {self._sequence_limit}, the task needs {at_least} or more; remove it"
                 )
         return ids
+
+
+class TextStream:
+    """The characters of a text whose tokens come one by one; special tokens have none.
+
+    Args:
+        tokenizer: the tokenizer of the library.
+        prompt: tokens that go before, on which spaces may depend.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, prompt: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._stream = tokenizers.decoders.DecodeStream(ids=list(prompt), skip_special_tokens=True)
+
+    def step(self, token_id: int) -> str:
+        """The characters that are known with one more token; empty where more bytes of a character must come."""
+        return self._stream.step(self._tokenizer, token_id) or ""
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 from msgspec import Struct
 
+from edge_runtime.data.reading import Reading
+from edge_runtime.data.tables import SEPARATORS, TableRow, query_rows, table_rows
 from edge_runtime.errors import DataError
 
 MAX_ROW_BYTES = 1 << 20
 MAX_ROWS = 1_000_000
 MAX_LABEL_CHARACTERS = 2000
+#: All rows, under the names that rows have.
+AS_IT_IS = Reading()
 #: The label of a row that has none.
 NO_LABEL = -1
 TEXT, LABEL = "text", "label"
@@ -121,12 +125,13 @@ class RowsSummary:
         return "; ".join(notes)
 
 
-def load_rows(path: Path, labels: Sequence[str]) -> list[Row]:
+def load_rows(path: Path, labels: Sequence[str], reading: Reading = AS_IT_IS) -> list[Row]:
     """All rows of a data file, in its order.
 
     Args:
-        path: the JSONL file.
+        path: the file: JSONL, or a table, see :func:`read_lines`.
         labels: the package's labels in their order; empty for a causal language model.
+        reading: which rows, and how they are found.
 
     Raises:
         DataError: the file is missing, empty or too long; or a row is malformed, too long or without text, or has a
@@ -135,11 +140,11 @@ def load_rows(path: Path, labels: Sequence[str]) -> list[Row]:
     index = label_index(labels)
     return [
         Row(line.text) if line.label is None else Row(line.text, index(line.label, line.where))
-        for line in read_lines(path, labelled=bool(labels))
+        for line in read_lines(path, labelled=bool(labels), reading=reading)
     ]
 
 
-def check_rows(path: Path) -> RowsSummary:
+def check_rows(path: Path, reading: Reading = AS_IT_IS) -> RowsSummary:
     """Parse a data file without knowing the package; rows may have labels or not, but all must be like the first.
 
     Raises:
@@ -147,7 +152,7 @@ def check_rows(path: Path) -> RowsSummary:
     """
     rows, labelled, numbered = 0, False, False
     columns: set[str] = set()
-    for line in read_lines(path, labelled=None):
+    for line in read_lines(path, labelled=None, reading=reading):
         rows += 1
         labelled = line.label is not None
         numbered = numbered or isinstance(line.label, int)
@@ -155,12 +160,14 @@ def check_rows(path: Path) -> RowsSummary:
     return RowsSummary(rows, labelled, numbered, len(columns))
 
 
-def count_rows(path: Path) -> int:
-    """Number of lines of a data file that are not blank, without parsing them.
+def count_rows(path: Path, reading: Reading = AS_IT_IS) -> int:
+    """Number of rows of a data file; in JSONL that is read whole these are lines that are not blank, unparsed.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: the file cannot be read; or rows have to be looked at, and one is malformed.
     """
+    if reading.query or path.suffix.lower() in SEPARATORS or not reading.includes_all:
+        return sum(1 for _ in _lines(path, labelled=None, reading=reading))
     rows, blank = 0, True
     try:
         with path.open("rb") as file:
@@ -208,17 +215,63 @@ def label_index(labels: Sequence[str]) -> Callable[[str | int, str], int]:
     return position
 
 
-def read_lines(path: Path, *, labelled: bool | None) -> Iterator[Line]:
+def read_lines(path: Path, *, labelled: bool | None, reading: Reading = AS_IT_IS) -> Iterator[Line]:
     """Each row of a data file, parsed and checked by itself.
 
     Args:
-        path: the JSONL file.
+        path: the file: a table where it ends in ``.csv`` or ``.tsv``, an SQLite database where ``reading`` has a query,
+            else JSONL.
         labelled: whether rows have labels; None asks of all rows what the first one has.
+        reading: which rows, and how they are found.
 
     Raises:
-        DataError: the file is missing, empty or too long, or a row is malformed, too long or without text.
+        DataError: the file is missing, empty or too long, or has no row of the part that is read; or a row is
+            malformed, too long or without text.
     """
+    rows = 0
+    for line in _lines(path, labelled=labelled, reading=reading):
+        rows += 1
+        yield line
+    if rows == 0 and not reading.includes_all:
+        raise DataError(
+            f"{path} has no row for {reading.part} with an evaluation_share of {reading.evaluation_share:g}; it needs "
+            "at least one"
+        )
+
+
+def _lines(path: Path, *, labelled: bool | None, reading: Reading) -> Iterator[Line]:
+    """The rows of :func:`read_lines`; none at all is no error where only a part is read."""
     rows, like_first = 0, labelled is None
+    for line in _checked(path, labelled, reading):
+        rows += 1
+        if rows > MAX_ROWS:
+            raise DataError(f"{path} has more than {MAX_ROWS} rows; keep the most recent ones")
+        if like_first and rows > 1 and labelled is not (line.label is not None):
+            has = ("no label, and the first row has one", "a label, and the first row has none")
+            raise DataError(f"{line.where} has {has[line.label is not None]}; give all rows one, or none")
+        labelled = line.label is not None
+        if reading.includes(line.text):
+            yield line
+    if rows == 0:
+        raise DataError(f"{path} is empty; it needs at least one row")
+
+
+def _checked(path: Path, labelled: bool | None, reading: Reading) -> Iterator[Line]:
+    """Each row of any kind of file, checked by itself."""
+    if reading.query:
+        rows: Iterator[TableRow] = query_rows(path, reading.query)
+    elif path.suffix.lower() in SEPARATORS:
+        rows = table_rows(path, MAX_ROW_BYTES)
+    else:
+        yield from _checked_json(path, labelled, reading)
+        return
+    for where, row in rows:
+        yield _line(row, where, labelled, reading)
+
+
+def _checked_json(path: Path, labelled: bool | None, reading: Reading) -> Iterator[Line]:
+    """Each row of a JSONL file. A last line without its end that is no JSON is left out: somebody is writing it."""
+    rows = 0
     for number, data in enumerate(_raw_lines(path), start=1):
         if number == 1:
             _refuse_other_formats(path, data)
@@ -226,16 +279,47 @@ def read_lines(path: Path, *, labelled: bool | None) -> Iterator[Line]:
         if not data.strip():
             continue
         rows += 1
-        if rows > MAX_ROWS:
-            raise DataError(f"{path} has more than {MAX_ROWS} rows; keep the most recent ones")
-        line = _parse(data, f"{path} line {number}", None if like_first else labelled, first=rows == 1)
-        if like_first and rows > 1 and labelled is not (line.label is not None):
-            has = ("no label, and the first row has one", "a label, and the first row has none")
-            raise DataError(f"{line.where} has {has[line.label is not None]}; give all rows one, or none")
-        labelled = line.label is not None
-        yield line
-    if rows == 0:
-        raise DataError(f"{path} is empty; it needs at least one row")
+        if rows > 1 and not data.endswith(b"\n") and len(data) <= MAX_ROW_BYTES and not _is_json(data):
+            return
+        yield _parse(data, f"{path} line {number}", labelled, first=rows == 1, reading=reading)
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        _DECODER.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+def read_each_row(file: BinaryIO, name: str) -> Iterator[tuple[int, Line | DataError]]:
+    """Each row of an open file as it comes, with its line's number; a bad row is given as its error.
+
+    Rows may have labels or not. There may be any number of them: only one is in memory at a time.
+
+    Args:
+        file: the JSONL file, or a pipe.
+        name: what errors call it.
+
+    Raises:
+        DataError: the file is of another format.
+    """
+    number, rows = 0, 0
+    while data := file.readline(MAX_ROW_BYTES + 1):
+        number += 1
+        if number == 1:
+            _refuse_other_formats(Path(name), data)
+            data = data.removeprefix(_BYTE_ORDER_MARK)
+        if not data.strip():
+            continue
+        rows += 1
+        try:
+            line: Line | DataError = _parse(data, f"{name} line {number}", None, first=rows == 1)
+        except DataError as error:
+            line = error
+        yield number, line
+        while len(data) > MAX_ROW_BYTES and not data.endswith(b"\n"):  # the rest of a line that is too long
+            data = file.readline(MAX_ROW_BYTES + 1)
 
 
 def _raw_lines(path: Path) -> Iterator[bytes]:
@@ -254,11 +338,21 @@ def _refuse_other_formats(path: Path, data: bytes) -> None:
         raise DataError(f"{path} {other_format(data)}")
 
 
-def _parse(data: bytes, where: str, labelled: bool | None, *, first: bool) -> Line:
+def _parse(
+    data: bytes, where: str, labelled: bool | None, *, first: bool, reading: Reading = AS_IT_IS
+) -> Line:
     if len(data) > MAX_ROW_BYTES:
         raise DataError(f"{where} has more than {MAX_ROW_BYTES} bytes; shorten or remove it")
     row = _object(data, where, labelled, first=first)
+    return _line(row, where, labelled, reading)
+
+
+def _line(row: dict[str, Any], where: str, labelled: bool | None, reading: Reading) -> Line:
+    """A row's columns as text, label and the rest."""
+    row = _renamed(row, reading)
     text = _text(row, where, labelled)
+    if len(text.encode()) > MAX_ROW_BYTES:
+        raise DataError(f"{where} has a text of more than {MAX_ROW_BYTES} bytes; shorten or remove it")
     label = _label(row, where, labelled)
     others = {name: value for name, value in row.items() if name not in (TEXT, LABEL)}
     if second := next((name for name in SECOND_TEXTS if name in others), None):
@@ -267,6 +361,15 @@ def _parse(data: bytes, where: str, labelled: bool | None, *, first: bool) -> Li
             f"remove {second!r}"
         )
     return Line(where, text, label, others)
+
+
+def _renamed(row: dict[str, Any], reading: Reading) -> dict[str, Any]:
+    """The row with the columns that are read under the names that all rows have; theirs, if there are any, go."""
+    names = {reading.text_column: TEXT, reading.label_column: LABEL}
+    if all(old == new for old, new in names.items()):
+        return row
+    taken = {new for old, new in names.items() if old != new}
+    return {names.get(name, name): value for name, value in row.items() if name in names or name not in taken}
 
 
 def _object(data: bytes, where: str, labelled: bool | None, *, first: bool) -> dict[str, Any]:

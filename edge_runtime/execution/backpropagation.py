@@ -21,7 +21,8 @@ from edge_runtime.data.batches import Batch
 from edge_runtime.engines.engine import Engine
 from edge_runtime.errors import PackageError
 from edge_runtime.execution.activation_store import ActivationStore
-from edge_runtime.execution.executor import BAR, HIDDEN, Executor, Flow, Stage, Sweep, swept
+from edge_runtime.execution.executor import Executor, Stage, Sweep, swept
+from edge_runtime.execution.flow import BAR, HIDDEN, Flow
 from edge_runtime.execution.prefix_cache import ExampleStore
 from edge_runtime.memory.plan import WeightsMode, adjoint_program, first_segment
 from edge_runtime.package.manifest import Program
@@ -56,7 +57,7 @@ class Backpropagation(Executor):
         first = first_segment(prepared.manifest, tuple(trained))
         if first is None:
             raise PackageError("backpropagation needs a slice beside the head to train")
-        count = len(prepared.manifest.segments)
+        count = len(prepared.manifest.segments_run)
         self._trained = frozenset(trained)
         self._first = first
         arithmetic = prepared.prepared.arithmetic
@@ -97,8 +98,8 @@ class Backpropagation(Executor):
         flows = self._begin(values, micro_batches, rows)
         with ActivationStore(self._spill_folder) as layer_inputs:
             self._layer_inputs = layer_inputs
-            blocks = self._stages[self._first : -1]
-            for stage, following in zip_longest(blocks, blocks[1:], fillvalue=self._stages[-1]):
+            blocks = self._stages[self._first :] if self._head else self._stages[self._first : -1]
+            for stage, following in zip_longest(blocks, blocks[1:], fillvalue=self._adjoints[0]):
                 layer_inputs.push([flow[HIDDEN] for flow in flows])
                 self._run_stage(stage, flows, values, None, following)
             sweep, gradient = self._backwards(flows, values, layer_inputs, slopes)
@@ -113,17 +114,25 @@ class Backpropagation(Executor):
         slopes: Callable[[FloatArray], FloatArray | None],
     ) -> tuple[Sweep, Values]:
         """The backward sweep. Its gradients are sums over the batch."""
-        head, *blocks = self._adjoints
-        self._run_stage(head, flows, values, None, blocks[0])
-        for flow in flows:
-            slope = slopes(flow["loss"])
-            if slope is not None:
-                flow[HIDDEN + BAR] = flow[HIDDEN + BAR] * slope[:, None, None]
+        blocks = self._adjoints
+        if self._head is None:
+            self._run_stage(blocks[0], flows, values, None, blocks[1])
+            for flow in flows:
+                slope = slopes(flow["loss"])
+                if slope is not None:
+                    flow[HIDDEN + BAR] = flow[HIDDEN + BAR] * slope[:, None, None]
+            blocks = blocks[1:]
+        else:
+            for flow in flows:
+                self._head.classify(flow, values)
+                self._head.add_cotangents(flow, values, slopes(flow["loss"]))
         sweep = swept(flows)
         gradient: Values = {}
         for stage, following in zip_longest(blocks, blocks[1:]):
             for flow, hidden in zip(flows, layer_inputs.pop(), strict=True):
                 flow[HIDDEN] = hidden
+                if self._head is not None:
+                    self._head.enter(stage.index, flow)
             self._run_stage(stage, flows, values, None, following)
             for flow in flows:
                 for name, flat in stage.slice_inputs.items():

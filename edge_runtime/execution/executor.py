@@ -9,6 +9,9 @@ through it: a segment's pages are given back after its last micro-batch, while t
 segment's file ahead, so that the process holds one segment at a time.
 
 The outputs of the segments before the first trained slice can be kept (:mod:`edge_runtime.execution.prefix_cache`).
+
+A run whose head reads several blocks computes it here, in place of the last segment
+(:mod:`edge_runtime.execution.pooled_head`); blocks behind the last one that it reads do not run.
 """
 
 from __future__ import annotations
@@ -23,23 +26,15 @@ import numpy as np
 from edge_runtime.data.batches import Batch, IntArray
 from edge_runtime.engines.engine import Array, Engine, LoadedProgram
 from edge_runtime.errors import PackageError
+from edge_runtime.execution.flow import DOT, HIDDEN, INPUTS, Flow
+from edge_runtime.execution.pooled_head import PooledHead
 from edge_runtime.execution.prefix_cache import ExampleStore
 from edge_runtime.execution.token_chunks import run_in_chunks
 from edge_runtime.execution.weights import MappedWeights
 from edge_runtime.memory.plan import HEAD_TOKENS, WeightsMode, first_segment
-from edge_runtime.package.manifest import Program, Variant
+from edge_runtime.package.manifest import Arithmetic, Program, Variant
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import FloatArray, Values, key
-
-#: Name of the values that every segment passes on.
-HIDDEN = "hidden"
-DOT = "_dot"
-#: Suffix of a program's input or output that is a cotangent.
-BAR = "_bar"
-#: Names of the values that come with a batch; segments make all others in a flow.
-INPUTS = ("input_ids", "attention_mask", "labels")
-#: Named values of one micro-batch on their way through the segments.
-Flow = dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -68,6 +63,7 @@ class Stage:
     """A segment with everything that running it takes.
 
     Attributes:
+        index: index of the segment.
         program: program of the segment that runs.
         variant: that program in the package's arithmetic.
         weights: mapped weights of the segment.
@@ -78,6 +74,7 @@ class Stage:
         by_tokens: whether this is a language model's output layer, which runs some tokens at a time.
     """
 
+    index: int
     program: Program
     variant: Variant
     weights: MappedWeights
@@ -130,8 +127,14 @@ class Executor:
         self.weights_read_bytes = 0
         self._shared: dict[str, LoadedProgram] = {}
         self._mapped: dict[int, MappedWeights] = {}
-        programs = [self._program_of(i) for i in range(len(self.manifest.segments))]
+        self._head = PooledHead(self.manifest) if self.manifest.head_blocks else None
+        programs = [self._program_of(i) for i in range(len(self.manifest.segments_run))]
         self._stages = [self._stage(i, programs[i], programs[i + 1 :]) for i in range(len(programs))]
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """Arithmetic that the package is prepared in."""
+        return self._prepared.prepared.arithmetic
 
     def sweep(
         self,
@@ -155,6 +158,9 @@ class Executor:
         """
         flows = self._begin(values, micro_batches, rows)
         self._run(self._stages[self.first_trained or 0 :], flows, values, tangents)
+        if self._head is not None:
+            for flow in flows:
+                self._head.classify(flow, values)
         return swept(flows)
 
     def _begin(
@@ -209,6 +215,8 @@ class Executor:
             for name in [name for name in flow if name not in stage.needed_later]:
                 del flow[name]
             flow.update(outputs)
+            if self._head is not None and HIDDEN in outputs:
+                self._head.tap(stage.index, flow)
         self.weights_read_bytes += stage.weight_bytes
         if self.observe is not None:
             self.observe(self._waiting(flows))
@@ -293,10 +301,25 @@ class Executor:
             loaded = self._load(program, variant, weights)
             weights.release()  # the engine has repacked them
         needed = frozenset(name for other in later for name in other.inputs)
+        if self._head is not None:
+            needed |= self._head.kept
         read = [name for name in (*variant.fed, *variant.bound) if name not in variant.gathered]
         size = sum(weights.arrays[name].nbytes for name in read)
-        ends_text = index == len(self.manifest.segments) - 1 and self.manifest.task == "causal_lm"
-        return Stage(program, variant, weights, self._slice_inputs(index), needed, loaded, size, ends_text)
+        return Stage(
+            index,
+            program,
+            variant,
+            weights,
+            self._slice_inputs(index),
+            needed,
+            loaded,
+            size,
+            self._runs_by_tokens(index),
+        )
+
+    def _runs_by_tokens(self, index: int) -> bool:
+        """Whether a segment runs some tokens at a time: the output layer of a language model."""
+        return index == len(self.manifest.segments) - 1 and self.manifest.task == "causal_lm"
 
     def _weights(self, index: int, variant: Variant) -> MappedWeights:
         """A segment's weights, mapped once however many segments and programs share them."""

@@ -68,8 +68,12 @@ WORKSPACE_FACTOR = 0.5
 #: Copies of the slices: values, their change, one gradient, and the encoded blobs in and out.
 SLICE_COPIES = 5
 FLOAT_BYTES = 4
+#: Copies of one block's keys and values while a token joins them: before, the engine's result, and its copy.
+CACHE_COPIES = 2
 #: Number of tokens that a language model's output layer runs at a time, since its logits are the largest tensors.
 HEAD_TOKENS = 16
+#: Number of tokens of a prompt that run at a time: their scores against all tokens before are the largest tensors.
+PROMPT_TOKENS = 64
 #: Number of tokens to run at a time; more take memory and save little time.
 PREFERRED_TOKENS = 256
 #: Share of the cap that a plan may use; the rest is for what a prediction cannot know.
@@ -96,6 +100,9 @@ class Work(Struct, frozen=True):
             empty for evaluation and where the head alone is trained.
         update: way to the slices' gradient: estimated by forward mode, computed by backpropagation, or estimated by
             zero order.
+        sums_bytes: memory of the sums from which a head is solved in closed form; 0 where it is not.
+        keeps_tokenizer: whether the tokenizer stays, because texts come while the programs are loaded.
+        generates: whether text is generated, one example of up to ``sequence`` tokens, by the decode programs.
     """
 
     batch_size: int
@@ -103,6 +110,9 @@ class Work(Struct, frozen=True):
     draws: int
     slices: tuple[str, ...]
     update: Update = "forward"
+    sums_bytes: int = 0
+    keeps_tokenizer: bool = False
+    generates: bool = False
 
 
 class PeakPrediction(Struct, frozen=True):
@@ -115,7 +125,7 @@ class PeakPrediction(Struct, frozen=True):
         weights_bytes: mapped weights.
         live_bytes: largest live set of tensors of any program.
         waiting_bytes: values that wait between segments.
-        slices_bytes: values, change, gradient and directions of the slices.
+        slices_bytes: values, change, gradient and directions of the slices, and sums for a head in closed form.
         load_bytes: peak before the first step.
     """
 
@@ -273,6 +283,9 @@ class Planner:
         repacked = [repacked_bytes(segment, self.arithmetic) for segment in manifest.segments]
         hidden = tokens * manifest.base.hidden_size * FLOAT_BYTES * self._waiting_rows(first, work, choice)
         masks = tokens * work.sequence * FLOAT_BYTES
+        # What a head over several blocks reads, its tangents, and once more as features.
+        read = len(manifest.head_blocks or ()) * (2 + (choice.draws_at_a_time if work.slices else 0))
+        pooled = work.batch_size * manifest.base.hidden_size * FLOAT_BYTES * read
         labels = tokens * _ITEM_BYTES["int64"] if manifest.task == "causal_lm" else 0
         trained = sum(spec.dimensions for spec in manifest.slices) * FLOAT_BYTES
         tangents = (
@@ -281,17 +294,21 @@ class Planner:
             * _directions_kept(work)
         )
         tokenizer = manifest.files[manifest.tokenizer].bytes * TOKENIZER_FACTOR
+        if work.generates:
+            hidden += _cache_bytes(manifest, work.sequence)
         return PeakPrediction(
             libraries_bytes=self._floor_bytes - self._released_bytes,
-            tokenizer_bytes=TOKENIZER_REST_BYTES,
+            tokenizer_bytes=max(tokenizer, TOKENIZER_REST_BYTES)
+            if work.keeps_tokenizer
+            else TOKENIZER_REST_BYTES,
             engine_bytes=ENGINE_BYTES
             + PROGRAM_BYTES * len(programs)
             + self.planned_bytes(work)
             + (sum(repacked) if choice.weights == "resident" else max(repacked)),
             weights_bytes=self._weights_bytes(choice),
             live_bytes=self._live_bytes(work, choice),
-            waiting_bytes=hidden + masks + labels,
-            slices_bytes=SLICE_COPIES * trained + 2 * tangents,
+            waiting_bytes=hidden + masks + labels + pooled,
+            slices_bytes=SLICE_COPIES * trained + 2 * tangents + work.sums_bytes,
             load_bytes=self._floor_bytes + max(0, tokenizer - RELEASED_AT_LOAD_BYTES),
         )
 
@@ -299,15 +316,19 @@ class Planner:
         """Names of the programs that a step runs, in order. Segments of one structure repeat the same name.
 
         Raises:
-            PackageError: the work is backpropagation and the package has no adjoint programs for it.
+            PackageError: the package has no adjoint programs for backpropagation; or no decode programs where text is
+                generated.
         """
-        segments, first = self.manifest.segments, first_segment(self.manifest, work.slices)
+        segments, first = self.manifest.segments_run, first_segment(self.manifest, work.slices)
+        if work.generates:
+            return [decode_program(self.manifest, index) for index in range(len(segments))]
         if work.update == "zero_order":
             first = None
         if work.update != "backprop" or first is None:
             return [program_name(segment, index, first) for index, segment in enumerate(segments)]
-        # The head's adjoint gives the head's values too.
-        forwards = [segment.primal for segment in segments[:-1]]
+        # The head's adjoint gives the head's values too; a head over several blocks has no program.
+        blocks = segments if self.manifest.head_blocks else segments[:-1]
+        forwards = [segment.primal for segment in blocks]
         indices = reversed(range(first, len(segments)))
         return [*forwards, *(adjoint_program(self.manifest, index, self.arithmetic) for index in indices)]
 
@@ -317,14 +338,18 @@ class Planner:
             return 1
         if work.update == "forward":
             return 1 + choice.draws_at_a_time
-        kept = len(self.manifest.segments) - 1 - first if choice.inputs == "memory" else 1
-        return 1 + kept
+        blocks = len(self.manifest.segments_run) - (not self.manifest.head_blocks)
+        return 1 + (blocks - first if choice.inputs == "memory" else 1)
 
     def _live_bytes(self, work: Work, choice: ExecutionChoice) -> int:
         """Largest live set of any program. Programs planned ahead count with what they take beyond their plan."""
         variants = self._variants(work)
         if self.planned_bytes(work):
             return int(WORKSPACE_FACTOR * max(variant.planned_bytes for variant in variants))
+        if work.generates:
+            new = min(work.sequence, PROMPT_TOKENS)
+            live = max(live_bytes(variant, 1, new, work.sequence) for variant in variants)
+            return int(live * ARENA_FACTOR) + ARENA_BYTES
         sequences = [work.sequence] * len(variants)
         if self.manifest.task == "causal_lm":
             # The output layer, which comes last, runs some tokens at a time.
@@ -373,7 +398,7 @@ class Planner:
             sweeps = -(-work.draws // choice.draws_at_a_time)
         runs = -(-work.batch_size // choice.micro_batch)
         seconds = 0.0
-        for index in range(1, len(self.manifest.segments)):
+        for index in range(1, len(self.manifest.segments_run)):
             carries = first is not None and index >= first
             block, programs = measured.primal_s, 1
             if carries and back:
@@ -483,6 +508,29 @@ def program_name(segment: Segment, index: int, first: int | None) -> str:
     if first is None or index < first:
         return segment.primal
     return (segment.entry if index == first else segment.dual) or segment.primal
+
+
+def decode_program(manifest: Manifest, index: int) -> str:
+    """Name of a segment's decode program.
+
+    Raises:
+        PackageError: the package has none; says what to do.
+    """
+    name = manifest.segments[index].decode
+    if name is None:
+        raise PackageError(
+            f"package {manifest.name} has no programs that generate text; export it again with --with-generation"
+        )
+    return name
+
+
+def _cache_bytes(manifest: Manifest, tokens: int) -> int:
+    """Bytes of all cached keys and values of a text, and of the copies by which one block's grow."""
+    shape, blocks = manifest.generation, len(manifest.segments) - 2
+    if shape is None:
+        return 0
+    of_block = shape.heads * (shape.key_size + shape.value_size) * tokens * FLOAT_BYTES
+    return of_block * (blocks + CACHE_COPIES)
 
 
 def adjoint_program(manifest: Manifest, index: int, arithmetic: Arithmetic) -> str:

@@ -46,7 +46,8 @@ Quantisation = Literal["int8", "int4", "none"]
 #: How the features of a classifier's head are made of the last hidden states: their mean over real tokens, the first
 #: token's or the last real token's, each divided by its root mean square; or by the pooling and the frozen layers of
 #: the classifier that the model folder had (``own``), as they are.
-Features = Literal["mean", "first", "last", "own"]
+#: A run's head over several blocks may also take the largest over real tokens (``max``).
+Features = Literal["mean", "first", "last", "own", "max"]
 #: Arithmetics that use matrices as the package stores them; the engine repacks these when it loads a program.
 BLOCK_ARITHMETICS: frozenset[Arithmetic] = frozenset({"block_int8", "block_int4"})
 #: A quantised matrix X (N outputs, K inputs) is stored as levels and scales: uint8 (N, K/32, 32), float32 (N, K/32).
@@ -90,8 +91,8 @@ class SizeTerm(Struct, frozen=True, array_like=True):
     Attributes:
         coefficient: factor in bytes.
         batch_power: power of the number of examples.
-        sequence_power: power of the number of tokens of an example.
-        draws_power: power of the number of draws.
+        sequence_power: power of the number of tokens of an example; in a decode program, of new tokens.
+        draws_power: power of the number of draws; in a decode program, of the tokens seen so far, new ones among them.
     """
 
     coefficient: float
@@ -234,6 +235,8 @@ class Segment(Struct, frozen=True):
         dual: dual program for later segments, which takes and gives the hidden state's tangent; None as for ``entry``.
         weights: place of the frozen tensor of each initialiser.
         adjoint: program of the vector-Jacobian product, for backpropagation; None if the package has none.
+        decode: program that computes the segment for new tokens from the cached keys and values of those before; None
+            if the package has none.
     """
 
     name: Identifier
@@ -242,6 +245,26 @@ class Segment(Struct, frozen=True):
     dual: Identifier | None
     weights: dict[Text, TensorRef]
     adjoint: Identifier | None = None
+    decode: Identifier | None = None
+
+
+class Generation(Struct, frozen=True):
+    """How decode programs give a text token by token.
+
+    Each block takes ``past_key`` and ``past_value``, (1, heads, P, size) of the P tokens before, and gives ``key`` and
+    ``value`` with the new ones. The first segment takes ``past_mask``, ones (1, P); the last gives ``logits`` (1, V).
+
+    Attributes:
+        heads: number of heads of each block that have keys and values of their own.
+        key_size: numbers of a head's key.
+        value_size: numbers of a head's value.
+        stop_token_ids: tokens that end a text.
+    """
+
+    heads: PositiveCount
+    key_size: PositiveCount
+    value_size: PositiveCount
+    stop_token_ids: Annotated[tuple[Count, ...], Meta(max_length=64)] = ()
 
 
 class Base(Struct, frozen=True):
@@ -327,6 +350,9 @@ class Manifest(Struct, frozen=True):
             :attr:`head_features`.
         own_labels: for ``own`` features, labels in the order of the classes that the folder's classifier has; UNSET for
             others.
+        generation: how the package gives a text token by token; None if it has no decode programs.
+        head_blocks: numbers of the blocks that the head reads side by side, in a run that asks for it
+            (:mod:`edge_runtime.package.block_head`); UNSET in every package's file.
     """
 
     format_version: PositiveCount
@@ -348,6 +374,8 @@ class Manifest(Struct, frozen=True):
     executorch_checks: dict[Arithmetic, SelfCheck] = {}
     features: Features | UnsetType = UNSET
     own_labels: Annotated[tuple[Text, ...], Meta(max_length=100_000)] | UnsetType = UNSET
+    generation: Generation | None = None
+    head_blocks: tuple[Count, ...] | UnsetType = UNSET
 
     def slice_named(self, name: str) -> SliceSpec:
         """The slice of that name.
@@ -361,6 +389,11 @@ class Manifest(Struct, frozen=True):
         raise PackageError(
             f"package {self.name} has no slice {name!r}; it has {', '.join(s.name for s in self.slices)}"
         )
+
+    @property
+    def segments_run(self) -> tuple[Segment, ...]:
+        """The segments that run: all, or those up to the last block that a head over several blocks reads."""
+        return self.segments[: self.head_blocks[-1] + 1] if self.head_blocks else self.segments
 
     def weights_owner(self, index: int) -> int:
         """Index of the first segment with a segment's frozen tensors: itself, or a block that shares them (ALBERT)."""
@@ -476,7 +509,7 @@ def _check_references(manifest: Manifest) -> None:
             if variant.file not in files:
                 raise PackageError(f"program {name} names an unlisted file {variant.file}")
     for segment in manifest.segments:
-        for program_name in (segment.primal, segment.entry, segment.dual, segment.adjoint):
+        for program_name in (segment.primal, segment.entry, segment.dual, segment.adjoint, segment.decode):
             if program_name is not None and program_name not in manifest.programs:
                 raise PackageError(f"segment {segment.name} names an unknown program {program_name}")
         for tensor in segment.weights.values():
@@ -487,6 +520,10 @@ def _check_references(manifest: Manifest) -> None:
     for path in (manifest.tokenizer, manifest.initial_state, manifest.probe):
         if path not in files:
             raise PackageError(f"the manifest names an unlisted file {path}")
+    if (manifest.generation is None) != all(segment.decode is None for segment in manifest.segments) or (
+        manifest.generation is not None and any(segment.decode is None for segment in manifest.segments)
+    ):
+        raise PackageError("every segment of a package that generates needs a decode program, and only there")
     _check_slices(manifest)
 
 
@@ -502,6 +539,8 @@ def _check_slices(manifest: Manifest) -> None:
         raise PackageError(
             "own_labels must be the package's labels where features is own, and absent elsewhere"
         )
+    if manifest.features == "max" or manifest.head_blocks is not UNSET:
+        raise PackageError("a run may have a head over several blocks, a package's own reads the last one")
     if manifest.task == "causal_lm" and (heads or manifest.labels):
         raise PackageError("a package for causal language modelling has neither a head slice nor labels")
     for spec in manifest.slices:

@@ -95,6 +95,10 @@ class Package:
         """
         return Package(self.folder, self.manifest.for_engine(engine), self.sha256)
 
+    def for_engine_of(self, manifest: Manifest) -> Package:
+        """The same package with a manifest that was narrowed to one engine before."""
+        return Package(self.folder, manifest, self.sha256)
+
     def path(self, name: str) -> Path:
         """Path of a file that the manifest lists.
 

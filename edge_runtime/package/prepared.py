@@ -17,9 +17,10 @@ from msgspec import Struct
 from edge_runtime.engines.choice import engine_version
 from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import PreparationError
+from edge_runtime.package.block_head import with_block_head
 from edge_runtime.package.manifest import Arithmetic, PackagePath, Program, TensorRef, Variant
 from edge_runtime.package.package import Package
-from edge_runtime.protocol.messages import Bytes, PositiveCount, Sha256, Text
+from edge_runtime.protocol.messages import Blocks, Bytes, Pooling, PositiveCount, Sha256, Text
 
 PREPARED = "prepared.json"
 PREPARED_VERSION = 1
@@ -112,7 +113,7 @@ class PreparedPackage:
 
     Attributes:
         package: the package.
-        manifest: the package's manifest.
+        manifest: the package's manifest, as a run sees it.
         folder: path of the prepared folder.
         prepared: content of its ``prepared.json``.
     """
@@ -122,6 +123,16 @@ class PreparedPackage:
         self.manifest = package.manifest
         self.folder = folder
         self.prepared = prepared
+
+    def with_head(self, blocks: Blocks, pooling: Pooling) -> PreparedPackage:
+        """The same as a run sees it whose head reads some blocks (:mod:`edge_runtime.package.block_head`).
+
+        Raises:
+            ConfigError: the package has no such blocks, or no head.
+        """
+        seen = PreparedPackage(self.package, self.folder, self.prepared)
+        seen.manifest = with_block_head(self.manifest, blocks, pooling)
+        return seen
 
     @classmethod
     def open(cls, package: Package, folder: Path, engine: str) -> PreparedPackage:
@@ -233,6 +244,12 @@ def is_current(
     if arithmetic not in (None, prepared.arithmetic):
         return False
     return stale_reason(folder, prepared, package_sha256, engine_version(engine)) is None
+
+
+def prepared_beside(package_folder: Path) -> Path:
+    """Path of a prepared folder that is not named: beside the package, with ``-prepared`` added to its name."""
+    resolved = package_folder.resolve()
+    return resolved.with_name(f"{resolved.name}-prepared")
 
 
 def cpu_type() -> str:

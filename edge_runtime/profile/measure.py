@@ -18,10 +18,10 @@ from edge_runtime.memory.enforcement import EnforcedBy
 from edge_runtime.memory.meter import ProcessMemory, read_memory
 from edge_runtime.memory.plan import USABLE_SHARE, ExecutionChoice, Plan, Planner, WeightsMode
 from edge_runtime.memory.sampler import Sampler
-from edge_runtime.package.prepared import read_prepared
+from edge_runtime.package.prepared import prepared_beside, read_prepared
 from edge_runtime.profile.comparisons import backpropagation, inference_alone
 from edge_runtime.profile.document import Comparison
-from edge_runtime.profile.request import PlanRequest, prepared_beside
+from edge_runtime.profile.request import PlanRequest
 from edge_runtime.protocol.messages import LocalOptimizer, Task
 from edge_runtime.worker.jobs import PrepareJob, TrainJob, TrainOutcome
 from edge_runtime.worker.process import RunningWorker, ensure_prepared, finish_worker

@@ -17,7 +17,7 @@ from edge_runtime.figures import size, whole_size
 from edge_runtime.memory.plan import Planner, Work
 from edge_runtime.package.manifest import Manifest
 from edge_runtime.package.package import Package
-from edge_runtime.package.prepared import AGAIN, Prepared, read_prepared, stale_reason
+from edge_runtime.package.prepared import AGAIN, Prepared, prepared_beside, read_prepared, stale_reason
 from edge_runtime.protocol.messages import Update
 
 #: Bounds beyond any sensible step, which catch a slip of the hand.
@@ -81,7 +81,8 @@ def parse_request(
         slices: names of the slices to train, with commas between them; None takes all.
         update: way to the slices' gradient; backpropagation makes no draws.
         publisher_key: public key that must have signed the package; None warns on standard error that nobody checked.
-        prepared_folder: path of the prepared folder; None takes what lies beside the package (:func:`prepared_beside`).
+        prepared_folder: path of the prepared folder; None takes what lies beside the package
+            (:func:`edge_runtime.package.prepared.prepared_beside`).
         engine: name of the engine that is to run the programs.
 
     Raises:
@@ -126,12 +127,6 @@ def open_package(folder: Path, publisher_key: str | None) -> Package:
         f"note: the signature of {folder} was not checked; --publisher-key KEY checks it\n",
     )
     return package
-
-
-def prepared_beside(package_folder: Path) -> Path:
-    """Path of a prepared folder that is not named: beside the package, with ``-prepared`` added to its name."""
-    resolved = package_folder.resolve()
-    return resolved.with_name(f"{resolved.name}-prepared")
 
 
 def _trained(manifest: Manifest, slices: str | None) -> tuple[str, ...]:

@@ -43,12 +43,19 @@ PER_EXAMPLE: tuple[Directions, ...] = ("per_example", "one_slice")
 Loss = Literal["cross_entropy", "phuber"]
 #: Contents of a result: the change of the trained values, or the numbers from which it is computed again.
 ReportKind = Literal["weights", "scalars"]
-#: Ways to train the head: by its exact gradient, or perturbed like a slice, as published methods do.
-HeadUpdate = Literal["exact", "perturbed"]
+#: Ways to train the head: by its exact gradient, perturbed like a slice as published methods do, or solved in closed
+#: form from sums that devices make in one pass.
+HeadUpdate = Literal["exact", "perturbed", "closed_form"]
+#: Ways to make one vector of a text's hidden states; ``package`` is the package's own.
+Pooling = Literal["package", "mean", "first", "last", "max"]
+#: Numbers of blocks: 0 is the output of the embedding, 1 that of the first block.
+Blocks = Annotated[tuple[Count, ...], Meta(max_length=256)]
 #: Differences of zero order: (ℓ(θ+hv) - ℓ(θ-hv)) / 2h, or (ℓ(θ+hv) - ℓ(θ)) / h.
 Difference = Literal["central", "forward"]
 #: The knot of the partially Huberised cross-entropy: it is linear in p below p = 1/τ.
 PhuberTau = Annotated[float, Meta(gt=1, le=1e6)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+LossLimit = Annotated[float, Meta(ge=0, le=1e6)]
 Candidates = Annotated[int, Meta(ge=1, le=1000)]
 
 
@@ -93,6 +100,8 @@ class CheckInRequest(Struct, frozen=True):
         protocol: version of this protocol.
         setup: digest of what the device is set up with, which changes when its operator changes something; empty from a
             device that does not tell.
+        trains: whether it takes tasks; one that does not only fetches releases.
+        release: number of the newest release that it has taken or refused; 0 if there was none.
     """
 
     runtime_version: Text
@@ -101,6 +110,8 @@ class CheckInRequest(Struct, frozen=True):
     example_count: Count
     protocol: PositiveCount = PROTOCOL_VERSION
     setup: Text = ""
+    trains: bool = True
+    release: Count = 0
 
 
 class LocalOptimizer(Struct, frozen=True):
@@ -147,8 +158,9 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
             derivatives, of which the coordinator makes the same change again; not under ``update = "backprop"``.
         phuber_tau: knot of the loss ``phuber``: where the label has a probability below 1/tau, the loss is a straight
             line.
-        head: way to a trained head's gradient: ``"exact"``, or ``"perturbed"`` to estimate it like a slice's, as
-            published methods do; not under ``update = "backprop"``.
+        head: way to train the head: ``"exact"`` by its gradient; ``"perturbed"`` estimates that like a slice's, as
+            published methods do, not under ``update = "backprop"``; ``"closed_form"`` solves for it without a gradient,
+            from sums over all rows of each device.
         epochs: number of passes over the device's rows, within ``steps``; 0 takes exactly ``steps`` steps.
         difference: difference that zero order takes of the loss ℓ at θ along v: ``"central"``,
             (ℓ(θ+hv) - ℓ(θ-hv)) / 2h, or ``"forward"``, (ℓ(θ+hv) - ℓ(θ)) / h.
@@ -156,6 +168,13 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
         candidates: number of directions drawn for each that ``directions = "filtered"`` keeps; 1 for other kinds.
         jvp_limit: size to which larger directional derivatives are clamped, not under ``update = "backprop"``; unset:
             none is.
+        features: numbers of the blocks that the head reads side by side: 0 is the embedding's output, 1 the first
+            block's. Empty: the last block alone, as the package has it; under ``head = "closed_form"`` all of them, or
+            as many, evenly spread, as make 4,096 numbers.
+        pooling: way to make one vector of a text's hidden states, for ``features``: ``"package"`` as the package does,
+            ``"mean"``, ``"first"`` or ``"last"`` of the real tokens, or ``"max"``.
+        sums_dtype: precision in which the sums of ``head = "closed_form"`` travel: ``"float32"``, or ``"float16"`` in
+            half the bytes.
     """
 
     seed: Seed
@@ -175,6 +194,9 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
     difference_step: Rate = 1e-3
     candidates: Candidates = 1
     jvp_limit: Rate | None = None
+    features: Blocks = ()
+    pooling: Pooling = "package"
+    sums_dtype: Literal["float32", "float16"] = "float32"
 
 
 class Task(TrainingSettings, frozen=True, kw_only=True):
@@ -261,6 +283,49 @@ class SignedTask(Struct, frozen=True, tag_field="answer", tag="task"):
     signature: SignatureText
 
 
+class Release(Struct, frozen=True, kw_only=True):
+    """Values that devices are to use, published by an operator.
+
+    Attributes:
+        number: number of the release, which only grows: devices never go back to a lower one by being told of it.
+        run_id: name of the run that made the values.
+        round: number of the round after which they stood.
+        package: digest of the package's manifest.
+        package_signature: the publisher's signature of the manifest.
+        values: digest of the blob that holds the values of all slices.
+        sequence_limit: largest number of tokens of a row, in training and in a device's check.
+        lowest_accuracy: least share of right predictions on a device's own rows; a device that finds less keeps what it
+            has; None asks for none.
+        highest_loss: largest mean cross-entropy there, likewise.
+        features: numbers of the blocks that the head reads; empty for the package's own features.
+        pooling: way to make one vector of a text's hidden states, for ``features``.
+    """
+
+    number: PositiveCount
+    run_id: Identifier
+    round: Count
+    package: Sha256
+    package_signature: SignatureText
+    values: Sha256
+    sequence_limit: PositiveCount
+    lowest_accuracy: Share | None = None
+    highest_loss: LossLimit | None = None
+    features: Blocks = ()
+    pooling: Pooling = "package"
+
+
+class SignedRelease(Struct, frozen=True):
+    """A release, signed.
+
+    Attributes:
+        release: JSON bytes of a :class:`Release`, as text.
+        signature: the coordinator's signature of exactly those bytes.
+    """
+
+    release: str
+    signature: SignatureText
+
+
 class ComeBack(Struct, frozen=True, tag_field="answer", tag="come_back"):
     """There is no work now: check in again after a time drawn uniformly from a window.
 
@@ -268,11 +333,13 @@ class ComeBack(Struct, frozen=True, tag_field="answer", tag="come_back"):
         after_min_s: start of the window, in seconds from now.
         after_max_s: end of the window, in seconds from now.
         reason: reason, for people.
+        release: newest release, if the device has not decided about it yet.
     """
 
     after_min_s: Seconds
     after_max_s: Seconds
     reason: Text = ""
+    release: SignedRelease | None = None
 
 
 class NotEligible(Struct, frozen=True, tag_field="answer", tag="not_eligible"):
@@ -283,12 +350,14 @@ class NotEligible(Struct, frozen=True, tag_field="answer", tag="not_eligible"):
         message: reason, for people.
         after_min_s: start of the window, in seconds from now.
         after_max_s: end of the window, in seconds from now.
+        release: newest release, if the device has not decided about it yet.
     """
 
     code: Identifier
     message: Text
     after_min_s: Seconds = 60.0
     after_max_s: Seconds = 120.0
+    release: SignedRelease | None = None
 
 
 CheckInResponse = SignedTask | ComeBack | NotEligible

@@ -9,7 +9,7 @@ import numpy as np
 
 from edge_runtime.data.batches import Batch
 from edge_runtime.data.examples import Examples, group_by_length
-from edge_runtime.errors import PackageError
+from edge_runtime.execution.class_logits import class_logits
 from edge_runtime.execution.executor import Executor, Sweep
 from edge_runtime.package.slices import Values
 
@@ -73,6 +73,4 @@ def _correct(sweep: Sweep, batch: Batch) -> int:
     """Number of correct predictions of a batch."""
     if sweep.correct is not None:
         return int(sweep.correct.sum())
-    if sweep.logits is None:
-        raise PackageError("the package's head gives neither logits nor a count of right tokens")
-    return int((sweep.logits.argmax(axis=1) == batch.labels).sum())
+    return int((class_logits(sweep).argmax(axis=1) == batch.labels).sum())

@@ -5,7 +5,10 @@ Nothing here needs numpy, so that the agent and the coordinator's configuration 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edge_runtime.errors import ConfigError, PackageError
+from edge_runtime.package.block_head import with_block_head
 from edge_runtime.package.manifest import Manifest
 from edge_runtime.protocol.messages import PER_EXAMPLE, Task, TrainingSettings
 
@@ -34,6 +37,13 @@ def check_method(settings: TrainingSettings) -> None:
             f'update = "zero_order" moves the values for a whole batch: directions = "{settings.directions}" would '
             'need batches of one; take "shared", "gaussian", "orthogonal" or "filtered"'
         )
+    if settings.head == "closed_form" and not settings.train_head:
+        raise ConfigError('head = "closed_form" solves for the head, and train_head = false leaves it alone')
+    if settings.pooling != "package" and not settings.features and settings.head != "closed_form":
+        raise ConfigError(
+            f'pooling = "{settings.pooling}" belongs to features, and there are none: name the blocks that the head '
+            "reads, or leave pooling out"
+        )
     if settings.candidates > 1 and settings.directions != "filtered":
         raise ConfigError(
             f'candidates = {settings.candidates} belongs to directions = "filtered", not to "{settings.directions}"'
@@ -52,12 +62,38 @@ def check_task(task: Task, manifest: Manifest) -> None:
             f"package {manifest.name} has no head to train, the task asks for it; set train_head = false"
         )
     check_loss(task, manifest)
+    check_features(task, manifest, task.slices)
+    if task.head == "closed_form" and (task.slices or not task.features):
+        raise ConfigError(
+            f"task {task.task_id} gathers sums for a head in closed form: it must train no slice, and name features"
+        )
     kinds = {manifest.slice_named(name).kind for name in task.slices}
     if task.freeze_a and "lora_xs" in kinds:
         raise ConfigError(
             f"freeze_a trains LoRA's B alone, and slices of package {manifest.name} are lora_xs, which have none; "
             "set freeze_a = false or export with --slice lora"
         )
+
+
+def check_features(settings: TrainingSettings, manifest: Manifest, slices: Sequence[str]) -> None:
+    """Check the blocks that a head reads against the package, and against the slices that are trained.
+
+    Args:
+        settings: settings of the training.
+        manifest: the package's manifest, as it is in its file.
+        slices: names of the slices that are trained.
+
+    Raises:
+        ConfigError: the package lacks such blocks, or has no head; or a slice lies behind all of them.
+    """
+    blocks = settings.features
+    with_block_head(manifest, blocks, settings.pooling)
+    for name in slices if blocks else ():
+        if manifest.slice_named(name).segment > blocks[-1]:
+            raise ConfigError(
+                f"slice {name} is in block {manifest.slice_named(name).segment}, and the head reads none behind block "
+                f"{blocks[-1]}: add a later block to features, or leave the slice out"
+            )
 
 
 def check_loss(settings: TrainingSettings, manifest: Manifest) -> None:

@@ -15,16 +15,19 @@ from typing import TypeVar
 from msgspec import Struct
 
 from edge_runtime import errors
+from edge_runtime.data.reading import Reading
 from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import EdgeError, WorkerError
 from edge_runtime.memory.plan import ExecutionChoice, Plan
 from edge_runtime.package.manifest import Arithmetic
 from edge_runtime.package.prepared import MeasuredArithmetic
 from edge_runtime.protocol.messages import (
+    Blocks,
     Bytes,
     Count,
     Identifier,
     MemoryReport,
+    Pooling,
     PositiveCount,
     Seconds,
     Sha256,
@@ -54,6 +57,7 @@ class TrainJob(Struct, frozen=True, tag="train"):
         prefix_cache_bytes: size that the prefix cache may have, in a file beside ``delta_path``.
         engine: name of the engine.
         reference_path: path of the file with the task's ``reference``; empty if it has none.
+        reading: which rows of the data file are trained on, and how they are found.
     """
 
     package_folder: str
@@ -70,6 +74,7 @@ class TrainJob(Struct, frozen=True, tag="train"):
     prefix_cache_bytes: Bytes = 0
     engine: EngineName = "onnxruntime"
     reference_path: str = ""
+    reading: Reading = Reading()
 
 
 class BinMeasure(Struct, frozen=True):
@@ -147,6 +152,9 @@ class EvaluateJob(Struct, frozen=True, tag="evaluate"):
         cap_bytes: memory that the kernel holds the worker to.
         threads: number of threads of the engine.
         engine: name of the engine.
+        features: numbers of the blocks that the head reads; empty for the package's own features.
+        pooling: way to make one vector of a text's hidden states, for ``features``.
+        reading: which rows of the data file are evaluated, and how they are found.
     """
 
     package_folder: str
@@ -158,6 +166,9 @@ class EvaluateJob(Struct, frozen=True, tag="evaluate"):
     cap_bytes: Bytes
     threads: PositiveCount = 1
     engine: EngineName = "onnxruntime"
+    features: Blocks = ()
+    pooling: Pooling = "package"
+    reading: Reading = Reading()
 
 
 class EvaluateOutcome(Struct, frozen=True):

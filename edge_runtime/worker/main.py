@@ -30,7 +30,7 @@ from edge_runtime.memory.meter import Meter, proportional_bytes, status_bytes
 from edge_runtime.memory.plan import PeakPrediction, Planner
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import PreparedPackage
-from edge_runtime.package.slices import Values, decode_values, encode_values
+from edge_runtime.package.slices import Values, decode_values
 from edge_runtime.protocol.messages import MemoryReport
 from edge_runtime.training.estimators import executor_of
 from edge_runtime.training.evaluation import score
@@ -91,7 +91,7 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
 
         # 4. Hand over the delta.
         meter.enter("serialise")
-        write_durably(Path(job.delta_path), encode_values(trained.delta))
+        write_durably(Path(job.delta_path), session.encode(trained))
         meter.close()
         return msgspec.structs.replace(
             train_outcome(
@@ -198,9 +198,11 @@ def _load(
     """Package, slice values and tokenised rows of a job. The tokenizer is gone before any program is loaded."""
     package = Package.open_known(Path(job.package_folder), job.package_sha256).for_engine(job.engine)
     prepared = PreparedPackage.open(package, Path(job.prepared_folder), engine.version)
-    manifest = package.manifest
+    head = job.task if isinstance(job, TrainJob) else job
+    prepared = prepared.with_head(head.features, head.pooling)
+    manifest = prepared.manifest
     values = decode_values(_read(job.state_path, "slice values"), manifest.slices)
-    rows = load_rows(Path(job.data_path), manifest.labels)
+    rows = load_rows(Path(job.data_path), manifest.labels, job.reading)
     limit = min(sequence_limit, manifest.sequence_limit)
     release_library_code()  # imports have run
     predicts_text = manifest.task == "causal_lm"

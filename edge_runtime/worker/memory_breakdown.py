@@ -17,7 +17,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge_runtime.execution.executor import Executor, Flow
+from edge_runtime.execution.executor import Executor
+from edge_runtime.execution.flow import Flow
 from edge_runtime.memory.meter import mapped_bytes, read_memory, status_bytes
 from edge_runtime.memory.plan import SLICE_COPIES
 from edge_runtime.package.slices import Values

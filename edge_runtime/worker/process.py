@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge_runtime.errors import OutOfMemoryError, WorkerError
+from edge_runtime.errors import EdgeError, OutOfMemoryError, WorkerError
 from edge_runtime.figures import size
 from edge_runtime.memory.enforcement import MemoryLimit, make_memory_limit, remove_memory_limit
 from edge_runtime.memory.meter import read_memory
@@ -76,7 +76,23 @@ def start_worker(job: Job, command: Sequence[str] = WORKER_COMMAND) -> RunningWo
         job: the job.
         command: command that starts the worker's program.
     """
-    memory_limit = make_memory_limit(job.cap_bytes)
+    worker = launch_worker(job.cap_bytes, command)
+    try:
+        _hand_over(worker.process, msgspec.json.encode(job))
+    except BaseException:
+        worker.close()
+        raise
+    return worker
+
+
+def launch_worker(cap_bytes: int, command: Sequence[str]) -> RunningWorker:
+    """Start a worker's program under a memory limit, with pipes to its standard input and from its standard output.
+
+    Args:
+        cap_bytes: memory that the kernel holds it to.
+        command: command that starts the program.
+    """
+    memory_limit = make_memory_limit(cap_bytes)
     try:
         process = subprocess.Popen(
             memory_limit.command(command),
@@ -90,7 +106,6 @@ def start_worker(job: Job, command: Sequence[str] = WORKER_COMMAND) -> RunningWo
     worker = RunningWorker(process, memory_limit, time.monotonic())
     try:
         memory_limit.follow(process.pid)
-        _hand_over(process, msgspec.json.encode(job))
     except BaseException:
         worker.close()
         raise
@@ -175,7 +190,7 @@ def _listen(worker: RunningWorker, sampler: Sampler, timeout_s: float | None) ->
     if stdout is None:
         raise WorkerError("the worker has no standard output")
     deadline_s = float("inf") if timeout_s is None else time.monotonic() + timeout_s
-    interval_s = FOLLOW_INTERVAL_S if worker.memory_limit.enforced_by == "rlimit" else SAMPLE_INTERVAL_S
+    interval_s = look_interval_s(worker)
     answer, unread, written, phases = b"", b"", 0, 0
     with selectors.DefaultSelector() as selector:
         selector.register(stdout, selectors.EVENT_READ)
@@ -185,7 +200,7 @@ def _listen(worker: RunningWorker, sampler: Sampler, timeout_s: float | None) ->
             if now_s >= deadline_s:
                 raise WorkerError(f"the worker ran past its limit of {timeout_s:.0f} s and was stopped")
             if now_s >= look_s:
-                _look(worker, sampler)
+                look(worker, sampler)
                 look_s = now_s + interval_s
             ended = worker.process.poll() is not None
             if not selector.select(0.0 if ended else max(0.0, min(look_s, deadline_s) - now_s)):
@@ -203,7 +218,7 @@ def _listen(worker: RunningWorker, sampler: Sampler, timeout_s: float | None) ->
                 if phase is not None:
                     phases += 1
                     sampler.phase = phase
-                    _look(worker, sampler)
+                    look(worker, sampler)
             if written > MAX_OUTPUT_BYTES or phases > MAX_PHASES:
                 raise WorkerError(
                     f"the worker wrote over {MAX_OUTPUT_BYTES} bytes or {MAX_PHASES} phases and was stopped"
@@ -215,7 +230,13 @@ def _listen(worker: RunningWorker, sampler: Sampler, timeout_s: float | None) ->
     return unread or answer
 
 
-def _look(worker: RunningWorker, sampler: Sampler) -> None:
+def look_interval_s(worker: RunningWorker) -> float:
+    """Seconds between two looks at a worker that works."""
+    return FOLLOW_INTERVAL_S if worker.memory_limit.enforced_by == "rlimit" else SAMPLE_INTERVAL_S
+
+
+def look(worker: RunningWorker, sampler: Sampler) -> None:
+    """Note a worker's memory, and let a limit that follows it follow."""
     memory = read_memory(worker.process.pid)
     if memory is not None:
         sampler.add(time.monotonic() - worker.started_s, memory)
@@ -237,33 +258,50 @@ def _read(worker: RunningWorker, sampler: Sampler, output: bytes, outcome: type[
     Raises:
         EdgeError: the worker failed; see :func:`finish_worker`.
     """
-    code = worker.process.returncode
-    if code < 0:
-        killed = code == -signal.SIGKILL and worker.memory_limit.killed_for_memory()
-        refused = code == -REFUSED_MEMORY_SIGNAL and worker.memory_limit.enforced_by == "rlimit"
-        name = signal.Signals(-code).name
-        if killed or refused:
-            raise _out_of_memory(worker, sampler, f"ended by {name}")
-        if code == -signal.SIGBUS:
-            raise WorkerError(
-                "the worker was killed by SIGBUS: a weight file was truncated, or could not be read, while it was "
-                "mapped; check the disk, and let nothing change package folders while a worker runs"
-            )
-        why = "not by its cap" if worker.memory_limit.group else "perhaps the whole machine ran out of memory"
-        raise WorkerError(
-            f"the worker was killed by {name}, {why}; the kernel's log or the worker's tells more"
-        )
+    if worker.process.returncode != 0:
+        raise why_ended(worker, sampler, output)
     try:
-        if code == FAILURE_EXIT_CODE:
-            failure = msgspec.json.decode(output, type=Failure)
-            if failure.kind == OutOfMemoryError.__name__:
-                raise _out_of_memory(worker, sampler, failure.message)
-            raise rebuild_error(failure)
-        if code == 0:
-            return msgspec.json.decode(output, type=outcome)
+        return msgspec.json.decode(output, type=outcome)
     except msgspec.DecodeError as error:
         raise WorkerError(f"the worker's answer cannot be read: {error}") from error
-    raise WorkerError(f"the worker stopped with exit code {code}; its log tells why")
+
+
+def why_ended(worker: RunningWorker, sampler: Sampler, output: bytes) -> EdgeError:
+    """The error by which a worker ended.
+
+    Args:
+        worker: a worker whose process has ended.
+        sampler: sampler that knows its last phase and memory.
+        output: the last line that it wrote.
+    """
+    code = worker.process.returncode
+    if code < 0:
+        return _why_killed(worker, sampler, -code)
+    if code == FAILURE_EXIT_CODE:
+        try:
+            failure = msgspec.json.decode(output, type=Failure)
+        except msgspec.DecodeError as error:
+            return WorkerError(f"the worker's answer cannot be read: {error}")
+        if failure.kind == OutOfMemoryError.__name__:
+            return _out_of_memory(worker, sampler, failure.message)
+        return rebuild_error(failure)
+    return WorkerError(f"the worker stopped with exit code {code}; its log tells why")
+
+
+def _why_killed(worker: RunningWorker, sampler: Sampler, number: int) -> EdgeError:
+    """The error by which a signal ended a worker."""
+    killed = number == signal.SIGKILL and worker.memory_limit.killed_for_memory()
+    refused = number == REFUSED_MEMORY_SIGNAL and worker.memory_limit.enforced_by == "rlimit"
+    name = signal.Signals(number).name
+    if killed or refused:
+        return _out_of_memory(worker, sampler, f"ended by {name}")
+    if number == signal.SIGBUS:
+        return WorkerError(
+            "the worker was killed by SIGBUS: a weight file was truncated, or could not be read, while it was "
+            "mapped; check the disk, and let nothing change package folders while a worker runs"
+        )
+    why = "not by its cap" if worker.memory_limit.group else "perhaps the whole machine ran out of memory"
+    return WorkerError(f"the worker was killed by {name}, {why}; the kernel's log or the worker's tells more")
 
 
 def _out_of_memory(worker: RunningWorker, sampler: Sampler, how: str) -> OutOfMemoryError:

@@ -13,10 +13,12 @@ from edge_runtime.data.examples import Examples
 from edge_runtime.execution.executor import Executor
 from edge_runtime.memory.plan import ExecutionChoice, Plan, Work, first_segment, preferred_micro_batch
 from edge_runtime.package.manifest import Manifest
-from edge_runtime.package.slices import Values
+from edge_runtime.package.slices import Values, encode_values
 from edge_runtime.protocol.messages import MemoryReport, Task
 from edge_runtime.training.evaluation import Scores
+from edge_runtime.training.feature_sums import encode_sums, head_width, sums_bytes
 from edge_runtime.training.filtered_directions import decode_reference
+from edge_runtime.training.gather_sums import gather_sums
 from edge_runtime.training.loop import Trained, train_locally
 from edge_runtime.training.methods import check_task
 from edge_runtime.training.step import LocalWork
@@ -66,14 +68,11 @@ class TaskSession:
         check_task(task, manifest)
         estimated = estimated_slices(task, manifest.slices)
         names = tuple(spec.name for spec in estimated)
-        return cls(
-            task,
-            manifest,
-            values,
-            examples,
-            Work(task.batch_size, examples.longest, task.draws, names, task.update),
-            None if reference is None else decode_reference(reference, estimated),
-        )
+        work = Work(task.batch_size, examples.longest, task.draws, names, task.update)
+        if task.head == "closed_form":
+            work = sums_work(manifest, len(examples.ids), examples.longest)
+        filtered = None if reference is None else decode_reference(reference, estimated)
+        return cls(task, manifest, values, examples, work, filtered)
 
     @property
     def repeats_a_prefix(self) -> bool:
@@ -84,9 +83,15 @@ class TaskSession:
     def train(
         self, executor: Executor, choice: ExecutionChoice, stepped: Callable[[], None] = lambda: None
     ) -> Trained:
-        """Take the task's steps; ``stepped`` is called after each."""
+        """Take the task's steps, or its one pass for sums; ``stepped`` is called after each part."""
         work = LocalWork(executor, self.task, self.examples, choice, self.reference)
+        if self.task.head == "closed_form":
+            return gather_sums(work, self.values, stepped)
         return train_locally(work, self.values, stepped)
+
+    def encode(self, trained: Trained) -> bytes:
+        """What a result carries of it: safetensors bytes."""
+        return encode_sums(trained.delta) if self.task.head == "closed_form" else encode_values(trained.delta)
 
 
 def train_outcome(trained: Trained, plan: Plan, seconds: float, memory: MemoryReport) -> TrainOutcome:
@@ -100,6 +105,18 @@ def train_outcome(trained: Trained, plan: Plan, seconds: float, memory: MemoryRe
         memory=memory,
         plan=plan,
     )
+
+
+def sums_work(manifest: Manifest, rows: int, longest: int) -> Work:
+    """Size of the work of one pass for a head in closed form, for which a plan is chosen.
+
+    Args:
+        manifest: the package's manifest, as the run sees it.
+        rows: number of the device's rows.
+        longest: length of the longest, in tokens.
+    """
+    memory_bytes = sums_bytes(rows, *head_width(manifest), len(manifest.labels))
+    return Work(preferred_micro_batch(rows, longest), longest, 0, (), sums_bytes=memory_bytes)
 
 
 def evaluation_work(examples: Examples) -> Work:

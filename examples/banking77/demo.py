@@ -1,7 +1,7 @@
 """`make demo`: a pretrained model fine-tuned across 20 device processes, by forward mode, over HTTP.
 
-Export, serve, enrol, train, report: :func:`main` is the whole story, top to bottom. Every part is the product's own
-command, started as a user would start it; logs and results are left in the output folder.
+Export, serve, enrol, visit each device once, train, report: :func:`main` is the whole story, top to bottom. Every part
+is the product's own command, started as a user would start it; logs and results are left in the output folder.
 """
 
 from __future__ import annotations
@@ -43,10 +43,17 @@ def main() -> int:
     )
 
     slices = train_on_fleet(
-        HERE / "run.toml", output, package, publisher_key, split.devices, split.dev, arguments.rounds
+        HERE / "run.toml",
+        output,
+        package,
+        publisher_key,
+        split.devices,
+        split.dev,
+        arguments.rounds,
+        visit=True,
     )
 
-    print("\n5. Results", flush=True)
+    print("\n6. Results", flush=True)
     adapter = output / "adapter"
     run(
         *("export.cli", "adapter", package, "--slices", slices, "--publisher-key", publisher_key),

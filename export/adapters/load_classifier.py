@@ -8,7 +8,8 @@
     print([labels[index] for index in logits.argmax(1)])
 
 The class that transformers has for this model makes its features otherwise, so it cannot load this head: features
-are the hidden states of the last layer, pooled as head.json says and divided by their root mean square.
+are the hidden states of the last layer, or those behind each of the blocks that head.json names (0: the input of the
+first), pooled as it says and divided by their root mean square.
 """
 
 from __future__ import annotations
@@ -23,25 +24,56 @@ from transformers import AutoModel
 
 
 class Classifier(torch.nn.Module):
-    """A model, the pooling of its last hidden states, and a linear layer on top."""
+    """A model, the pooling of its hidden states, and a linear layer on top."""
 
-    def __init__(self, model: Any, head: dict[str, torch.Tensor], pooling: str) -> None:
+    def __init__(self, model: Any, head: dict[str, torch.Tensor], described: dict[str, Any]) -> None:
         super().__init__()
-        self.model, self.pooling = model, pooling
+        self.model, self.pooling = model, described["pooling"]
+        self.blocks, self.layers = described.get("blocks", []), described.get("layers", 0)
         self.weight, self.bias = torch.nn.Parameter(head["weight"]), torch.nn.Parameter(head["bias"])
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **given: Any) -> torch.Tensor:
         """Logits (texts, labels); texts are padded on either side."""
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask, **given).last_hidden_state
-        mask = attention_mask.to(hidden.dtype)
-        if self.pooling == "mean":
-            weights = mask / mask.sum(1, keepdim=True)
-        else:  # the first or the last real token
-            place = mask.argmax(1) if self.pooling == "first" else (mask.cumsum(1) * mask).argmax(1)
-            weights = torch.nn.functional.one_hot(place, mask.shape[1]).to(hidden.dtype)
-        pooled = (hidden * weights[..., None]).sum(1)
-        features = pooled * pooled.square().mean(-1, keepdim=True).rsqrt()
+        last, behind = self.hidden_states({"input_ids": input_ids, "attention_mask": attention_mask, **given})
+        states = [behind[block] for block in self.blocks] or [last]
+        features = torch.cat([self.features(hidden, attention_mask) for hidden in states], dim=1)
         return torch.nn.functional.linear(features, self.weight, self.bias)
+
+    def hidden_states(self, given: dict[str, Any]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The last hidden state, and those before and behind each block: of the list that is called once a layer."""
+        calls: dict[int, list[torch.Tensor]] = {}
+
+        def note(number: int, args: Any, named: Any, output: Any) -> None:
+            before = args[0] if args else named["hidden_states"]
+            calls.setdefault(number, [before]).append(output[0] if isinstance(output, tuple) else output)
+
+        lists = [m for m in self.model.modules() if isinstance(m, torch.nn.ModuleList)] if self.blocks else []
+        hooks = [
+            block.register_forward_hook(
+                lambda _, a, n, o, number=number: note(number, a, n, o), with_kwargs=True
+            )
+            for number, blocks in enumerate(lists)
+            for block in blocks
+        ]
+        try:
+            last = self.model(**given).last_hidden_state
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return last, next((found for found in calls.values() if len(found) == self.layers + 1), [])
+
+    def features(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Pooled hidden states of root mean square 1."""
+        mask = attention_mask.to(hidden.dtype)
+        if self.pooling == "max":
+            pooled = hidden.masked_fill(mask[..., None] == 0, -torch.inf).amax(1)
+        else:
+            weights = mask / mask.sum(1, keepdim=True)
+            if self.pooling != "mean":  # the first or the last real token
+                place = mask.argmax(1) if self.pooling == "first" else (mask.cumsum(1) * mask).argmax(1)
+                weights = torch.nn.functional.one_hot(place, mask.shape[1]).to(hidden.dtype)
+            pooled = (hidden * weights[..., None]).sum(1)
+        return pooled * pooled.square().mean(-1, keepdim=True).rsqrt()
 
 
 def load(folder: str, base_model: str | None = None) -> tuple[Classifier, list[str]]:
@@ -53,4 +85,4 @@ def load(folder: str, base_model: str | None = None) -> tuple[Classifier, list[s
 
         model = PeftModel.from_pretrained(model, folder)
     head = load_file(Path(folder) / "head.safetensors")
-    return Classifier(model, head, described["pooling"]).eval(), described["labels"]
+    return Classifier(model, head, described).eval(), described["labels"]

@@ -143,6 +143,8 @@ def _load(package: Package, folder: Path) -> LoadedModel:
     targets = tuple(spec.target for spec in adapted(package))
     options = SliceOptions(kind="lora", rank=1, alpha=1.0, targets=targets)
     features = manifest.head_features if manifest.head is not None else None
+    if manifest.head_blocks:
+        features = None  # such a head is none of the module's
     model = load_model(folder, max(2, len(manifest.labels)), options, manifest.task, features=features)
     found = (model.architecture, model.parameters)
     expected = (manifest.base.architecture, manifest.base.parameters)

@@ -18,6 +18,7 @@ FEATURES: dict[Features, str] = {
     "mean": "mean of last hidden states over real tokens, divided by its root mean square",
     "first": "last hidden state of the first token, divided by its root mean square",
     "last": "last hidden state of the last real token, divided by its root mean square",
+    "max": "largest of each number over hidden states of real tokens, divided by their root mean square",
 }
 #: Where peft puts the modules of the model it wraps.
 ROOT = "base_model.model"

@@ -5,7 +5,8 @@ a LoRA slice is the pair itself. (peft 0.21 has no LoRA-XS of its own.) An adapt
 ``AutoModelForCausalLM``. One for classification loads on ``AutoModelForSequenceClassification`` if training went on
 from the folder's own classifier, whose last layer is written as peft writes ``modules_to_save``. Any other head has no
 place in peft's format: the adapter loads on ``AutoModel``, and beside it are ``head.safetensors`` (``weight`` (C, H),
-``bias`` (C,)), ``head.json``, which says how features are made, and ``load_classifier.py``, which loads all of it.
+``bias`` (C,)), ``head.json``, which says how features are made, and of which blocks if a run named some, and
+``load_classifier.py``, which loads all of it.
 """
 
 from __future__ import annotations
@@ -100,7 +101,15 @@ def write_head(package: Package, values: Values, folder: Path) -> None:
     head, features = package.manifest.head, package.manifest.head_features
     if head is None or features == "own":
         return
-    described = {"labels": package.manifest.labels, "features": FEATURES[features], "pooling": features}
+    described: dict[str, object] = {
+        "labels": package.manifest.labels,
+        "features": FEATURES[features],
+        "pooling": features,
+    }
+    if package.manifest.head_blocks:
+        described["features"] = f"behind each of the blocks, side by side: {FEATURES[features]}"
+        described["blocks"] = package.manifest.head_blocks
+        described["layers"] = len(package.manifest.segments) - 2
     parts = {part.name: values[key(head.name, part.name)] for part in head.tensors}
     write_durably(folder / HEAD_TENSORS, save(parts))
     write_durably(folder / HEAD_DESCRIBED, json.dumps(described, indent=2).encode())

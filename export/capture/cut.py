@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -24,9 +24,22 @@ COPIES = (aten.clone.default, aten.alias.default, aten._assert_tensor_metadata.d
 
 
 class Cutter:
-    """Assigns each node of an exported graph to a segment, then rebuilds one graph per segment."""
+    """Assigns each node of an exported graph to a segment, then rebuilds one graph per segment.
 
-    def __init__(self, exported: torch.export.ExportedProgram, model: LoadedModel) -> None:
+    Args:
+        exported: recorded model.
+        model: model that was recorded.
+        inputs: name of each of its inputs; the inputs of a block may be called alike in every block.
+        results: name of each of its results, likewise; None takes those of the model's task.
+    """
+
+    def __init__(
+        self,
+        exported: torch.export.ExportedProgram,
+        model: LoadedModel,
+        inputs: Sequence[str] = MODEL_INPUTS,
+        results: Sequence[str] | None = None,
+    ) -> None:
         self.graph = exported.graph
         signature = exported.graph_signature
         self.sources = {
@@ -34,10 +47,10 @@ class Cutter:
             **signature.inputs_to_buffers,
             **signature.inputs_to_lifted_tensor_constants,
         }
-        self.user_inputs = dict(zip(signature.user_inputs, MODEL_INPUTS, strict=True))
+        self.user_inputs = dict(zip(signature.user_inputs, inputs, strict=True))
         self.in_block = re.compile(rf"^{re.escape(model.blocks)}\.(\d+)(\.|$)")
         self.results = list(next(node for node in self.graph.nodes if node.op == "output").args[0])
-        self.result_names = OUTPUTS[model.task]
+        self.result_names = OUTPUTS[model.task] if results is None else results
         self.calls_of_blocks: dict[tuple[str, int], int] = {}
 
     def cut(self) -> list[SegmentGraph]:

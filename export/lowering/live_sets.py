@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from edge_runtime.package.manifest import PeakTensor, SizeTerm
-from export.lowering.trace import BATCH, DRAWS, SEQUENCE
+from export.lowering.trace import BATCH, BEFORE, DRAWS, SEEN, SEQUENCE
 
 #: Operators whose output is their input's memory under another shape.
 ALIASES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten"})
@@ -31,6 +31,9 @@ IN_PLACE = frozenset({"Softmax", "LogSoftmax", "Tanh", "Sigmoid", "Relu", "Clip"
 QUANTISED_ROW_BYTES = 1.25
 #: A selection computes both of its sides before it joins them.
 SELECTION_COPIES = 2
+
+#: Sides of decode programs, which have no draws: the power of draws is that of the tokens seen so far.
+TOKENS_SEEN = frozenset({BEFORE, SEEN})
 
 Powers = tuple[int, int, int]
 Polynomial = dict[Powers, float]
@@ -189,8 +192,8 @@ def _size(value: ir.Value) -> Polynomial:
         for factor in [side] if isinstance(side, int) else str(side.value).split("*"):
             if isinstance(factor, int) or factor.isdecimal():
                 coefficient *= int(factor)
-            elif factor in powers:
-                powers[factor] += 1
+            elif factor in powers or factor in TOKENS_SEEN:
+                powers[DRAWS if factor in TOKENS_SEEN else factor] += 1
             else:
                 named = False
     if not named:

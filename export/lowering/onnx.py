@@ -23,7 +23,7 @@ from torch import Tensor, fx
 
 from edge_runtime.engines.names import OUTPUT_SUFFIX
 from edge_runtime.errors import ModelError
-from export.lowering.trace import TracedProgram
+from export.lowering.trace import BEFORE, SEEN, TracedProgram
 from export.quantisation.quantise import BLOCK, frozen_embedding, frozen_linear, frozen_linear_transposed
 
 aten = torch.ops.aten
@@ -252,8 +252,15 @@ def _name_axes(model: ir.Model, program: TracedProgram) -> None:
     for value in values:
         if value.shape is None:
             continue
-        sides = [names.get(str(getattr(side, "value", None)), side) for side in value.shape]
-        value.shape = ir.Shape(sides)
+        value.shape = ir.Shape([_named(side, names) for side in value.shape])
+
+
+def _named(side: int | ir.SymbolicDim, names: dict[str, str]) -> int | ir.SymbolicDim | str:
+    """A side by its name. In decode programs alone sides are added: tokens before and new ones."""
+    symbol = str(getattr(side, "value", None))
+    if symbol in names:
+        return names[symbol]
+    return SEEN if BEFORE in names.values() and "+" in symbol else side
 
 
 def _symbol(value: ir.Value, axis: int) -> str:

@@ -3,6 +3,8 @@
 * primal: values and slices in, values out;
 * entry: the same plus tangents of the slices; the incoming hidden state has none;
 * dual: the same plus tangents of the hidden state;
+* decode: the primal program of a segment that was captured with cached keys and values, from which the next token
+  comes; its tokens before are a dynamic side of their own;
 * adjoint: values, slices and the cotangent ``hidden_bar`` (B, T, H) of the hidden state that the segment gave; out
   come ``hidden_bar`` of the one it took and, summed over the batch, the gradient ``X_bar`` of each slice tensor X.
   That of the head starts from the loss: it takes no cotangent, and gives the head's outputs as well.
@@ -24,10 +26,12 @@ from export.autodiff.adjoint import AdjointInterpreter
 from export.autodiff.dual import ZERO, DualInterpreter, Tangent, Zero
 from export.capture.segment import SegmentGraph
 
-ProgramKind = Literal["primal", "entry", "dual", "adjoint"]
+ProgramKind = Literal["primal", "entry", "dual", "adjoint", "decode"]
 #: Values that carry a tangent from segment to segment; everything else that flows is constant.
 DIFFERENTIATED = ("hidden", "loss")
 DRAWS, BATCH, SEQUENCE = "draws", "batch", "sequence"
+#: Sides of decode programs: the number of tokens before, and with the new ones.
+BEFORE, SEEN = "before", "seen"
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class TracedProgram:
         inputs: names of the inputs, in order.
         outputs: names of the outputs, in order.
         weights: names of the frozen tensors, which are the last inputs.
-        axes: dynamic axes of each input, each under its name: DRAWS, BATCH or SEQUENCE.
+        axes: dynamic axes of each input, each under its name: DRAWS, BATCH or SEQUENCE; of a decode program BEFORE or
+            SEEN, too.
     """
 
     exported: torch.export.ExportedProgram
@@ -57,7 +62,8 @@ class _Program(nn.Module):
         slices, weights = list(segment.slices), list(segment.weights)
         carried = [name for name in segment.values if name in DIFFERENTIATED and kind == "dual"]
         # The head's own parameters are trained by their exact gradient and never carry a tangent.
-        moved = [name for name in slices if kind != "primal" and segment.name != "head"]
+        plain = kind in ("primal", "decode")
+        moved = [name for name in slices if not plain and segment.name != "head"]
         self.dotted = [*carried, *moved]
         self.names = [*segment.values, *slices]
         self.input_names = [*self.names, *(f"{name}_dot" for name in self.dotted), *weights]
@@ -66,7 +72,7 @@ class _Program(nn.Module):
         self.output_names = [
             each
             for name in segment.outputs
-            for each in ((name, f"{name}_dot") if kind != "primal" and name in DIFFERENTIATED else (name,))
+            for each in ((name, f"{name}_dot") if not plain and name in DIFFERENTIATED else (name,))
         ]
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
@@ -127,6 +133,8 @@ def trace(
     Raises:
         MissingRuleError: an operator has no tangent rule, or no adjoint rule.
     """
+    if kind == "decode":
+        return _trace_decoding(segment, tensors)
     program = _AdjointProgram(segment) if kind == "adjoint" else _Program(segment, kind)
     dims = {
         DRAWS: torch.export.Dim(DRAWS, min=1, max=4096),
@@ -148,6 +156,49 @@ def trace(
     return TracedProgram(
         exported, tuple(program.input_names), tuple(program.output_names), tuple(segment.weights), axes
     )
+
+
+def _trace_decoding(segment: SegmentGraph, tensors: dict[str, Tensor]) -> TracedProgram:
+    """Record a decode program. That SEEN is the sum of two other sides is no condition that a side can state."""
+    program = _Program(segment, "decode")
+    sizes = {BATCH: 3, SEQUENCE: 7, BEFORE: 5, SEEN: 12}
+    examples: list[Tensor] = []
+    axes: dict[str, dict[int, str]] = {}
+    for name in program.input_names:
+        if name in segment.weights or name in segment.slices:
+            example, axes[name] = _example(name, segment, tensors, {})
+            examples.append(example)
+            continue
+        value = next(node for node in segment.graph.nodes if node.name == name).meta["val"]
+        axes[name] = {
+            axis: _side_of_decoding(name, axis, side)
+            for axis, side in enumerate(value.shape)
+            if isinstance(side, torch.SymInt)
+        }
+        shape = [
+            sizes[axes[name][axis]] if axis in axes[name] else int(s) for axis, s in enumerate(value.shape)
+        ]
+        examples.append(torch.zeros(shape, dtype=value.dtype))
+    shapes = tuple(dict.fromkeys(axes[name], torch.export.Dim.DYNAMIC) for name in program.input_names)
+    with torch.no_grad():
+        exported = torch.export.export(
+            program,
+            tuple(examples),
+            dynamic_shapes=(shapes,),
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+    return TracedProgram(
+        exported, tuple(program.input_names), tuple(program.output_names), tuple(segment.weights), axes
+    )
+
+
+def _side_of_decoding(name: str, axis: int, side: torch.SymInt) -> str:
+    """What a dynamic side of a value counts."""
+    if axis == 0:
+        return BATCH
+    if "+" in str(side.node.expr):
+        return SEEN
+    return BEFORE if name.startswith("past_") else SEQUENCE
 
 
 def _example(

@@ -26,6 +26,7 @@ from edge_runtime.package.manifest import (
     Base,
     Features,
     FileEntry,
+    Generation,
     Manifest,
     Program,
     Quantisation,
@@ -46,6 +47,7 @@ from export.adapters.start_values import start_values
 from export.adapters.write import whole_factor
 from export.lowering.arithmetic import probe
 from export.model.folder import read_config
+from export.model.generation import stop_tokens
 from export.model.heads import HEAD
 from export.model.json_file import read_json_object
 from export.model.load import LoadedModel, load_model
@@ -94,6 +96,7 @@ class ExportOptions:
         trust_remote_code: whether Python code of the model folder's own may run.
         with_adjoint: whether to write the adjoint programs that backpropagation runs, too.
         engines: engines that devices may run the package on; ONNX Runtime is always among them.
+        with_generation: whether to write the programs that give a text token by token, too.
     """
 
     model: Path
@@ -108,6 +111,7 @@ class ExportOptions:
     trust_remote_code: bool = False
     with_adjoint: bool = False
     engines: tuple[EngineName, ...] = ("onnxruntime",)
+    with_generation: bool = False
 
 
 def export_package(
@@ -159,7 +163,7 @@ def _export(
 
     # 2. Capture as one graph, cut into segments, quantise frozen matrices: all of it on shapes alone.
     progress("Capturing the model and cutting it into segments")
-    stored = store(model, options.quantisation)
+    stored = store(model, options.quantisation, with_generation=options.with_generation)
 
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.output.parent, prefix=".export-") as temporary:
@@ -208,6 +212,7 @@ def _export(
             programs=programs,
             segments=manifest_segments,
             slices=specs,
+            generation=_generation(options, model, stored),
         )
         manifest = _checked(options, folder, stored, manifest, batch, progress)
         _write_signed(folder, manifest, signer)
@@ -328,6 +333,7 @@ def _describe(
     programs: dict[str, Program],
     segments: tuple[Segment, ...],
     slices: tuple[SliceSpec, ...],
+    generation: Generation | None,
 ) -> Manifest:
     """The manifest of the files in ``folder``, without self-checks."""
     return Manifest(
@@ -355,7 +361,17 @@ def _describe(
         probe=PROBE,
         features=_stated(model),
         own_labels=_in_order_of_classes(options.labels, model.rows),
+        generation=generation,
     )
+
+
+def _generation(options: ExportOptions, model: LoadedModel, stored: StoredModel) -> Generation | None:
+    """How decode programs are used; None where there are none."""
+    shape = stored.cache_shape
+    if shape is None:
+        return None
+    stops = stop_tokens(options.model, model.vocabulary)
+    return Generation(shape.heads, shape.key_size, shape.value_size, stops)
 
 
 def _in_order_of_classes(labels: tuple[str, ...], rows: tuple[int, ...]) -> tuple[str, ...] | UnsetType:

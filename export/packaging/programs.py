@@ -85,7 +85,32 @@ def write_programs(
                 made[kind] = name
             by_structure[structure] = made
         names.append(by_structure[structure])
-    return programs, names
+    return programs, _with_decoding(folder, stored, options, progress, programs, names)
+
+
+def _with_decoding(
+    folder: Path,
+    stored: StoredModel,
+    options: ProgramOptions,
+    progress: Progress,
+    programs: dict[str, Program],
+    names: list[dict[ProgramKind, str]],
+) -> list[dict[ProgramKind, str]]:
+    """The names with those of decode programs, which are written and added to ``programs``."""
+    if not stored.decoding:
+        return names
+    by_structure: dict[object, str] = {}
+    added = []
+    for segment, made in zip(stored.decoding, names, strict=True):
+        structure = structure_of(segment, stored.shapes)
+        if structure not in by_structure:
+            name = f"{segment.name}.decode"
+            progress(f"Lowering {name}")
+            traced = trace(segment, "decode", stored.shapes, options.position_limit)
+            programs[name] = _write_program(folder, name, "decode", traced, options)
+            by_structure[structure] = name
+        added.append({**made, "decode": by_structure[structure]})
+    return added
 
 
 def _kinds(segment: SegmentGraph, with_adjoint: bool, behind_slices: bool) -> tuple[ProgramKind, ...]:
@@ -112,7 +137,7 @@ def _write_program(
     order_for_memory(lowered)  # before arithmetics, which replace nodes where they stand
     offered = tuple(a for a in options.arithmetics if kind != "adjoint" or a in ADJOINT_ARITHMETICS)
     variants = _write_variants(folder, name, lowered, flowing, offered)
-    limit = options.executorch_limit if kind != "adjoint" else None
+    limit = options.executorch_limit if kind not in ("adjoint", "decode") else None
     return Program(flowing, traced.outputs, variants, _write_executorch(folder, name, traced, limit))
 
 

@@ -24,6 +24,7 @@ from edge_runtime.engines.engine import Engine
 from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import ModelError
 from edge_runtime.execution.backpropagation import Backpropagation
+from edge_runtime.execution.decoder import Decoder
 from edge_runtime.execution.executor import Executor, Sweep
 from edge_runtime.execution.prepare import prepare
 from edge_runtime.package.manifest import Arithmetic, Manifest, QuantisationEffect, SelfCheck
@@ -138,6 +139,8 @@ def check_package(
             prepared = prepare(package, Path(folder) / "prepared", engine, arithmetic)
             sweep = _sweep(prepared, engine, values, batch, tangents)
             gradient = _adjoint_gradient(prepared, engine, values, batch)
+            if arithmetic == "float" and manifest.generation is not None and engine_name == "onnxruntime":
+                _check_decoding(prepared, engine, values, batch)
         checks[arithmetic] = SelfCheck(
             segments=len(manifest.segments),
             rows=len(batch.input_ids),
@@ -159,6 +162,40 @@ def check_package(
             f"{STRICT_LIMIT:.0e}; nothing was written. Please report the model's architecture"
         )
     return checks
+
+
+def _check_decoding(
+    prepared: PreparedPackage, engine: Engine, values: dict[str, Tensor], batch: Batch
+) -> None:
+    """The first text, token by token, must have the loss that the primal programs give it.
+
+    Raises:
+        ModelError: the decode programs give other logits.
+    """
+    ids = batch.input_ids[0][batch.attention_mask[0] == 1].tolist()
+    flat, decoder = flat_values(values), Decoder(prepared, engine, "streamed")
+    half = max(1, len(ids) // 2)  # the first half at once, then one token at a time, as texts are generated
+    losses = []
+    for start, end in [(0, half), *((i, i + 1) for i in range(half, len(ids) - 1))]:
+        logits = decoder.next_logits(flat, ids[start:end]).astype(np.float64)
+        losses.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[ids[end]])
+    whole = Executor(prepared, engine, (), "streamed")
+    expected = [_total_loss(whole, flat, ids[:end]) for end in (half, len(ids))]
+    got, wanted = sum(losses), expected[1] - expected[0]
+    if not abs(got - wanted) < STRICT_LIMIT * max(1.0, abs(expected[1])):
+        raise ModelError(
+            f"the programs that generate text disagree with those that train: loss {got:.4f} against {wanted:.4f}, "
+            f"limit {STRICT_LIMIT:.0e}; nothing was written. Export without --with-generation, and please report the "
+            "model's architecture"
+        )
+
+
+def _total_loss(executor: Executor, values: Values, ids: list[int]) -> float:
+    """Sum of the losses of a text's tokens from the second on; 0 for a text of one."""
+    if len(ids) < 2:
+        return 0.0
+    batch = make_batch([ids], None, pad_token_id=0)
+    return float(executor.sweep(values, [batch]).loss[0]) * (len(ids) - 1)
 
 
 def measure_effect(

@@ -43,10 +43,11 @@ def write_segments(
     written: dict[tuple[str, ...], dict[str, TensorRef]] = {}
     segments = []
     for index, segment in enumerate(stored.segments):
-        sources = tuple(segment.weights.values())
+        named = _named_by_both(segment, stored.decoding[index] if stored.decoding else None)
+        sources = tuple(named.values())
         if sources not in written:
             progress(_bar(index, len(stored.segments)) + f" Writing weights of {segment.name}")
-            written[sources] = _write_weights(folder, segment, stored.tensors)
+            written[sources] = _write_weights(folder, segment.name, named, stored.tensors)
         made = names[index]
         segments.append(
             Segment(
@@ -56,9 +57,26 @@ def write_segments(
                 made.get("dual"),
                 weights=written[sources],
                 adjoint=made.get("adjoint"),
+                decode=made.get("decode"),
             )
         )
     return tuple(segments)
+
+
+def _named_by_both(segment: SegmentGraph, decoding: SegmentGraph | None) -> dict[str, str]:
+    """Frozen tensors of a segment and of its decode program, by name; most are the same.
+
+    Raises:
+        ModelError: a name means one tensor here and another there.
+    """
+    more = {} if decoding is None else decoding.weights
+    for name, source in more.items():
+        if segment.weights.get(name, source) != source:
+            raise ModelError(
+                f"{segment.name} calls two frozen tensors {name!r}, {segment.weights[name]} and {source}; "
+                "export without --with-generation, and please report the model's architecture"
+            )
+    return {**segment.weights, **more}
 
 
 def _bar(done: int, count: int) -> str:
@@ -67,15 +85,15 @@ def _bar(done: int, count: int) -> str:
 
 
 def _write_weights(
-    folder: Path, segment: SegmentGraph, tensors: Mapping[str, Tensor]
+    folder: Path, segment_name: str, named: Mapping[str, str], tensors: Mapping[str, Tensor]
 ) -> dict[str, TensorRef]:
     """Write one segment's frozen tensors to one file, each made, written and forgotten."""
-    if not segment.weights:
+    if not named:
         return {}
-    file = f"weights/{segment.name}.bin"
+    file = f"weights/{segment_name}.bin"
     references = {}
     with (folder / file).open("wb") as out:
-        for name, source in segment.weights.items():
+        for name, source in named.items():
             array = tensors[source].contiguous().numpy()  # ascontiguousarray would give a scalar an axis
             out.write(b"\0" * (-out.tell() % TENSOR_ALIGNMENT_BYTES))
             references[name] = TensorRef(file, out.tell(), _dtype_name(array), array.shape)

@@ -18,6 +18,7 @@ from torch import Tensor
 from edge_runtime.package.manifest import TensorRef
 from export.capture.record import capture
 from export.capture.segment import SegmentGraph
+from export.model.generation import CacheShape
 from export.model.load import LoadedModel
 from export.quantisation.quantise import quantise
 from export.quantisation.quantise_graph import StoredPart, quantise_segment
@@ -32,44 +33,50 @@ class StoredModel:
         plain: same segments before their matrices were quantised.
         shapes: shape and dtype of every tensor that ``segments`` name, on the meta device.
         tensors: values of these tensors; those that only ``plain`` names can be asked for too.
+        decoding: the same segments as they give the next token from cached keys and values; empty where that was not
+            asked for.
+        cache_shape: what each block of these keeps of a token; None without them.
     """
 
     segments: tuple[SegmentGraph, ...]
     plain: tuple[SegmentGraph, ...]
     shapes: dict[str, Tensor]
     tensors: StoredTensors
+    decoding: tuple[SegmentGraph, ...] = ()
+    cache_shape: CacheShape | None = None
 
     def in_memory(self) -> dict[str, Tensor]:
         """All values at once, for small models that are run many times."""
         return {name: self.tensors[name] for name in self.tensors}
 
 
-def store(model: LoadedModel, quantisation: str) -> StoredModel:
+def store(model: LoadedModel, quantisation: str, *, with_generation: bool = False) -> StoredModel:
     """Capture a model, cut it, and quantise its frozen matrices.
 
     Args:
         model: model to capture, loaded for this alone: its module has no usable values afterwards.
         quantisation: format of frozen matrices: ``int8``, ``int4``, or ``none`` for float32.
+        with_generation: whether to capture it as it gives the next token, too.
 
     Raises:
         ModelError: the model cannot be recorded, or its blocks are not a chain.
     """
-    captured = capture(model)
+    captured = capture(model, with_generation=with_generation)
     plain = tuple(segment.copied() for segment in captured.segments)
     parts: dict[str, StoredPart] = {}
-    for segment in captured.segments:
+    for segment in (*captured.segments, *captured.decoding):
         parts.update(quantise_segment(segment, captured.tensors, quantisation)[1])
     shapes = dict(captured.tensors)
     for name, part in parts.items():
         shapes[name] = torch.empty(part.shape, dtype=part.dtype, device="meta")
     named = {
         source
-        for segment in captured.segments
+        for segment in (*captured.segments, *captured.decoding)
         for source in (*segment.weights.values(), *segment.slices.values())
     }
     shapes = {name: shapes[name] for name in sorted(named)}
     tensors = StoredTensors(model, tuple(shapes), captured.constants, parts, quantisation)
-    return StoredModel(captured.segments, plain, shapes, tensors)
+    return StoredModel(captured.segments, plain, shapes, tensors, captured.decoding, captured.cache_shape)
 
 
 class StoredTensors(Mapping[str, Tensor]):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from coordinator.config import read_run_config, run_config
+from coordinator.config import one_visit, read_run_config, run_config
 from edge_runtime.config_file import MAX_CONFIG_BYTES
 from edge_runtime.errors import ConfigError
 from tests.coordinator.conftest import RUN
@@ -155,3 +156,33 @@ def test_file_errors_name_the_file(tmp_path: Path) -> None:
     path.write_text("name = 'x'")
     with pytest.raises(ConfigError, match=r"run\.toml: .*seed"):
         read_run_config(path)
+
+
+def test_any_run_becomes_one_visit() -> None:
+    """A configuration of training, with whatever options, is accepted as a visit, evaluated after every round."""
+    trained = run_config(
+        {
+            **GOOD,
+            "update": "zero_order",
+            "directions": "filtered",
+            "candidates": 3,
+            "draws": 4,
+            "jvp_limit": 2.0,
+            "split": "cyclic",
+            "head_split": True,
+            "head_warm_up_rounds": 1,
+            "gate_variance": 1.0,
+            "min_results": 2,
+            "min_devices": 4,
+            "patience": 2,
+            "features": [1, 3],
+            "evaluation": {"data": "dev.jsonl", "every_rounds": 4},
+        }
+    )
+    visit = one_visit(trained)
+    again = run_config(msgspec.to_builtins(visit))
+    assert (again.head, again.slices, again.rounds, again.features) == ("closed_form", "none", 0, (1, 3))
+    assert again.evaluation is not None
+    assert again.evaluation.every_rounds == 1
+    with pytest.raises(ConfigError, match="train_head = false"):
+        one_visit(run_config({**GOOD, "train_head": False}))

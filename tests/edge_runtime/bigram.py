@@ -1,7 +1,8 @@
 """A causal language model written by hand, small enough to differentiate on paper, as a package that runs.
 
 With e the embedding of a token, its next token has logits (e + e·C)·U; the slice is C, a full matrix that starts at
-zero. Programs are ONNX text; what they should give is computed here again in numpy, with a gradient in closed form.
+zero. Decode programs keep hidden states as keys and values, and use none of them. Programs are ONNX text; what they
+should give is computed here again in numpy, with a gradient in closed form.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from edge_runtime.package.manifest import (
     SIGNATURE,
     Base,
     FileEntry,
+    Generation,
     Manifest,
     Program,
     Segment,
@@ -118,13 +120,36 @@ block_dual (float[B,T,6] hidden, float[K,B,T,6] hidden_dot, float[1,6,6] core, f
     "head_dual": HEAD.format(
         dot="float[K,B,T,6] hidden_dot,", loss_dot="float[K,B] loss_dot_out,", extra=HEAD_TANGENT
     ).replace("int64[1] one", "int64[1] start = {0}, int64[1] one"),
+    "embedding_decode": """
+embedding_decode (int64[B,T] input_ids, int64[B,P] past_mask, float[64,6] embedding) => (float[B,T,6] hidden_out)
+{ hidden_out = Gather(embedding, input_ids) }
+""",
+    "block_decode": """
+block_decode (float[B,T,6] hidden, float[B,1,P,6] past_key, float[B,1,P,6] past_value, float[1,6,6] core)
+  => (float[B,T,6] hidden_out, float[B,1,S,6] key_out, float[B,1,S,6] value_out)
+<int64[1] one = {1}>
+{ mixed = MatMul(hidden, core)
+  hidden_out = Add(hidden, mixed)
+  row = Unsqueeze(hidden, one)
+  key_out = Concat<axis = 2>(past_key, row)
+  value_out = Concat<axis = 2>(past_value, row) }
+""",
+    "head_decode": """
+head_decode (float[B,T,6] hidden, float[6,8] output) => (float[B,8] logits_out)
+<int64 last = {-1}>
+{ final = Gather<axis = 1>(hidden, last)
+  logits_out = MatMul(final, output) }
+""",
     "probe": """
 probe (uint8[8,64] x, int8[64,32] matrix) => (float[8,32] product_out)
 { whole = MatMulInteger(x, matrix)
   product_out = Cast<to = 1>(whole) }
 """,
 }
-FED = {"embedding": ("embedding",), "head": ("output",), "head_dual": ("output",)}
+FED = {
+    **dict.fromkeys(("embedding", "embedding_decode"), ("embedding",)),
+    **dict.fromkeys(("head", "head_dual", "head_decode"), ("output",)),
+}
 
 
 @dataclass(frozen=True)
@@ -207,15 +232,18 @@ def _manifest(files: dict[str, bytes]) -> Manifest:
         files={name: FileEntry(len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()},
         programs={name: _program(name) for name in PROGRAMS if name != "probe"},
         segments=(
-            Segment("embedding", "embedding", None, None, {"embedding": embedding}),
-            Segment("block_0", "block", "block_entry", "block_dual", {}),
-            Segment("head", "head", None, "head_dual", {"output": output}),
+            Segment(
+                "embedding", "embedding", None, None, {"embedding": embedding}, decode="embedding_decode"
+            ),
+            Segment("block_0", "block", "block_entry", "block_dual", {}, decode="block_decode"),
+            Segment("head", "head", None, "head_dual", {"output": output}, decode="head_decode"),
         ),
         slices=(SliceSpec(SLICE, "lora_xs", (1,), "mix", (core,)),),
         tokenizer="tokenizer.json",
         initial_state="slices.safetensors",
         self_checks={"float": SelfCheck(1, 0.0, 0.0, 1.0)},
         probe="programs/probe.onnx",
+        generation=Generation(1, HIDDEN, HIDDEN),
     )
 
 

@@ -21,8 +21,21 @@ AGENT_MODULES = [
     "edge_runtime.agent.decisions",
     "edge_runtime.durable",
     "edge_runtime.agent.enrolment",
+    "edge_runtime.agent.doctor",
+    "edge_runtime.agent.downloads",
+    "edge_runtime.agent.host",
+    "edge_runtime.agent.status",
+    "edge_runtime.agent.support_bundle",
+    "edge_runtime.agent.release",
     "edge_runtime.errors",
     "edge_runtime.worker.jobs",
+    "edge_runtime.worker.inference_jobs",
+    "edge_runtime.inference.requests",
+    "edge_runtime.serving.command",
+    "edge_runtime.serving.http_server",
+    "edge_runtime.serving.predict",
+    "edge_runtime.serving.session",
+    "edge_runtime.serving.source",
     "edge_runtime.log",
     "edge_runtime.protocol.messages",
     "edge_runtime.package.manifest",
@@ -70,7 +83,22 @@ def test_the_agent_loads_no_engine() -> None:
     import_behind_a_fence("numpy,onnxruntime,tokenizers,safetensors,psutil,torch", AGENT_MODULES)
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["enrol"], ["check"], ["status"], ["plan"], ["profile"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["run"],
+        ["enrol"],
+        ["check"],
+        ["doctor"],
+        ["support-bundle"],
+        ["status"],
+        ["plan"],
+        ["profile"],
+        ["predict"],
+        ["serve"],
+    ],
+)
 def test_the_command_line_explains_itself_without_libraries(command: list[str]) -> None:
     """Help needs nothing but the standard library."""
     program = (

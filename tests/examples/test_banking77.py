@@ -33,6 +33,7 @@ def written(tmp_path: Path):
 
     def write(stored: dict[str, Any] | None) -> tuple[str, str, dict[str, Any]]:
         write_report(FINISHED, [], tmp_path / "run")
+        write_report(FINISHED, [], tmp_path / "visit")
         shown = write_page(tmp_path, stored, AGREEMENT, 644.0)
         page = (tmp_path / "report.html").read_text()
         return shown, page, json.loads((tmp_path / "report.json").read_text())
@@ -68,6 +69,7 @@ def test_the_page_is_the_runs_own_with_comparisons(written) -> None:
         "Accuracy rose from 1.5 % to 89.3 %",
         "10 min 44 s",
         "the head alone",
+        "one visit to each device first: a head over all blocks, without a gradient",
     ):
         assert expected in text
     assert "backpropagation: 50 % at 4, 88.2 % at 8" in page

@@ -32,7 +32,7 @@ class Standing:
     def look(self) -> None:
         """Read the database again; ``news`` is whether a round was evaluated since the last look."""
         with self._arm.stores.storage.reading() as connection:
-            self.committed = run_rows.get(connection, self._arm.run_id).committed
+            self.committed = run_rows.get(connection, self._arm.run_id).rounds_done
             last = evaluation_rows.find_last_done(connection, self._arm.run_id)
         self.news = last is not None and last.round != self._told
         if last is not None:
@@ -67,7 +67,7 @@ class Lines:
             return
         self._standing.look()
         if self._standing.news:
-            done = f"{self._standing.committed}/{arm.run.rounds} rounds"
+            done = f"{self._standing.committed}/{arm.expected_rounds} rounds"
             self._write(f"{label(arm.config, arm.seed)}: {done}, {self._standing.score}, {arm.wall_s:.1f} s")
 
     def end(self, record: Record) -> None:
@@ -105,7 +105,7 @@ class LiveBar:
         self._standing = Standing(arm)
         name = label(arm.config, arm.seed)
         self._present = self._bar.add_task(
-            name, total=arm.run.rounds, completed=self._standing.committed, score=self._standing.score
+            name, total=arm.expected_rounds, completed=self._standing.committed, score=self._standing.score
         )
 
     def report(self, arm: Arm) -> None:

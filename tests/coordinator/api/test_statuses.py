@@ -26,8 +26,16 @@ ANSWERS = {
         "unsigned",
     },
     403: {"revoked"},
-    404: {"unknown_blob", "unknown_device", "unknown_run", "unknown_task"},
-    409: {"conflict", "name_taken", "not_set_aside", "not_your_task", "stale"},
+    404: {"unknown_blob", "unknown_device", "unknown_round", "unknown_run", "unknown_task"},
+    409: {
+        "conflict",
+        "name_taken",
+        "not_set_aside",
+        "not_your_task",
+        "nothing_to_release",
+        "run_ended",
+        "stale",
+    },
     413: {"too_large"},
     422: {"bad_slices", "digest_mismatch", "not_finite", "too_many_examples", "too_many_steps"},
 }

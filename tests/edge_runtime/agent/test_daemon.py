@@ -49,7 +49,7 @@ print(json.dumps({
     },
 }))
 """ % {
-    name: msgspec.json.encode(value).decode()
+    name: repr(msgspec.to_builtins(value))
     for name, value in {
         "work": Work(4, 16, 1, ("block0.query",)),
         "choice": ExecutionChoice("resident", 1, 1),

@@ -13,7 +13,7 @@ from edge_runtime import cli
 from edge_runtime.errors import ConfigError, PackageError
 from edge_runtime.package.manifest import SizeTerm
 from edge_runtime.package.package import Package
-from edge_runtime.profile.request import prepared_beside
+from edge_runtime.package.prepared import prepared_beside
 from edge_runtime.protocol.signing import generate_key
 from tests.edge_runtime.packages import make_manifest, write_package, write_prepared
 

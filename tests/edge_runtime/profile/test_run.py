@@ -18,7 +18,7 @@ from edge_runtime import cli
 from edge_runtime.errors import OutOfMemoryError
 from edge_runtime.memory.plan import ExecutionChoice, Planner, Work
 from edge_runtime.package.manifest import PeakTensor, SizeTerm
-from edge_runtime.package.prepared import PREPARED
+from edge_runtime.package.prepared import PREPARED, prepared_beside
 from edge_runtime.profile import run
 from edge_runtime.profile.document import Profile, decode_profile
 from edge_runtime.profile.facts import (
@@ -33,7 +33,7 @@ from edge_runtime.profile.facts import (
     tensors,
 )
 from edge_runtime.profile.measure import Observer, Settings
-from edge_runtime.profile.request import parse_request, prepared_beside
+from edge_runtime.profile.request import parse_request
 from edge_runtime.profile.run import profile_package
 from edge_runtime.profile.text import render_text
 from edge_runtime.protocol.signing import generate_key

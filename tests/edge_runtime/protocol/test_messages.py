@@ -11,7 +11,9 @@ from edge_runtime.protocol.messages import (
     MAX_CONTROL_BYTES,
     CheckInRequest,
     CheckInResponse,
+    ComeBack,
     DeviceEvent,
+    NotEligible,
     Result,
     SignedTask,
     Task,
@@ -20,7 +22,7 @@ from edge_runtime.protocol.messages import (
     encode,
     encode_result,
 )
-from tests.edge_runtime.golden.generate import FOLDER, FULL_TASK, MESSAGES, TASK, recording
+from tests.edge_runtime.golden.generate import FOLDER, FULL_TASK, MESSAGES, SHA256, TASK, recording
 
 IDS = [type(message).__name__ for message in MESSAGES]
 #: Parts of other messages, recorded inside them, and the base of a task.
@@ -55,9 +57,21 @@ def test_messages_from_before_set_asides_still_decode() -> None:
     assert not event.lasting
 
 
-@pytest.mark.parametrize("missing", ["update", "report"])
+def test_messages_from_before_releases_still_decode() -> None:
+    """A check-in recorded without ``trains`` is of one that trains; answers without ``release`` tell of none."""
+    old = decode((FOLDER / "CheckInRequest-without-release.json").read_bytes(), CheckInRequest)
+    assert old == CheckInRequest("0.1.0", 256_000_000, 70_000_000, 1000, setup=SHA256[:32])
+    assert old.trains
+    assert old.release == 0
+    for kind in (ComeBack, NotEligible):
+        answer = decode((FOLDER / f"{kind.__name__}-without-release.json").read_bytes(), CheckInResponse)
+        assert isinstance(answer, kind)
+        assert answer.release is None
+
+
+@pytest.mark.parametrize("missing", ["update", "report", "features"])
 def test_a_task_from_before_a_field_still_decodes(missing: str) -> None:
-    """A task recorded without ``update``, or without ``report`` and what came with it, asks for what it always did."""
+    """A task recorded before a field, or before several that came together, asks for what it always did."""
     assert decode((FOLDER / f"Task-without-{missing}.json").read_bytes(), Task) == TASK
     signed = decode((FOLDER / f"SignedTask-without-{missing}.json").read_bytes(), SignedTask)
     assert decode(signed.task.encode(), Task) == TASK
@@ -125,6 +139,10 @@ def test_fields_of_a_later_version_are_ignored() -> None:
         ("candidates", 1001),
         ("jvp_limit", 0.0),
         ("reference", "A" * 64),
+        ("features", [-1]),
+        ("features", list(range(257))),
+        ("pooling", "median"),
+        ("sums_dtype", "int8"),
         ("round", 1.5),
     ],
 )

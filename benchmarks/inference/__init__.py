@@ -1,0 +1,1 @@
+"""Predictions on a device, beside an inference engine used directly."""

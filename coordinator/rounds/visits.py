@@ -1,0 +1,100 @@
+"""Visits: rounds in which every device is asked once, for the sums of a head in closed form.
+
+A visit takes as many rounds as it needs. A device that was late or failed is asked once more. The visit is over when
+every device that is there has been asked; devices that come later are not waited for. Each of its rounds solves for the
+head anew, so accuracy can be watched as sums come in.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Iterator
+
+import msgspec
+
+from coordinator.aggregation.closed_form import ClosedForm
+from coordinator.events import record
+from coordinator.rounds.runs import FIRST_VISIT, TRAINING, Run, end_run, reason_of_end
+from coordinator.storage import evaluation_rows, round_rows, run_rows, task_rows
+from coordinator.storage.result_rows import CountedResult
+from coordinator.storage.stores import Stores
+from edge_runtime.protocol.messages import Task
+from edge_runtime.training.feature_sums import FeatureSums, decode_sums
+
+log = logging.getLogger("coordinator")
+MOST_LABELS_NAMED = 5
+
+
+def sums_of(stores: Stores, run: Run, results: list[CountedResult]) -> Iterator[FeatureSums]:
+    """The sums of a round's results, one at a time in the order of their slots."""
+    for result in results:
+        task = msgspec.json.decode(result.task, type=Task)
+        yield decode_sums(stores.private_blobs.get(result.change_sha256), run.manifest, task.sums_dtype)
+
+
+def commit_round(
+    connection: sqlite3.Connection,
+    run: Run,
+    number: int,
+    solved: ClosedForm,
+    *,
+    values_sha256: str,
+    state_sha256: str,
+    now_s: float,
+) -> None:
+    """Store what a round of a visit came to, and tell what the head was solved from."""
+    evaluation = run.config.evaluation
+    round_rows.commit(connection, run.run_id, number, closed_s=now_s, gated=False)
+    run_rows.commit_visit(connection, run.run_id, values_sha256=values_sha256, optimizer_sha256=state_sha256)
+    if evaluation is not None and (run.rounds_done + 1) % evaluation.every_rounds == 0:
+        evaluation_rows.add(connection, run.run_id, number, values_sha256)
+    message = describe(solved, run.manifest.labels)
+    record(connection, now_s, "head_solved", message, run_id=run.run_id, round_number=number)
+
+
+def describe(solved: ClosedForm, labels: tuple[str, ...]) -> str:
+    """What a head was solved from, for people."""
+    parts = [f"head in closed form of {solved.rows} rows, ridge {solved.ridge:g}, error {solved.error:.3f}"]
+    if solved.constant:
+        parts.append(f"{solved.constant} features are the same in all rows and are left out")
+    if solved.absent:
+        named = ", ".join(labels[index][:40] for index in solved.absent[:MOST_LABELS_NAMED])
+        more = f" and {len(solved.absent) - MOST_LABELS_NAMED} more" * (
+            len(solved.absent) > MOST_LABELS_NAMED
+        )
+        parts.append(f"no device has rows of {named}{more}")
+    return "; ".join(parts)
+
+
+def end_visit_if_over(stores: Stores, run: Run, now_s: float) -> None:
+    """Let a run go on once no device is left to ask: to its training, or to its end.
+
+    A visit that nobody was asked in yet waits. One in which every device failed ends the run.
+    """
+    with stores.storage.transaction() as connection:
+        asked = task_rows.asked_in_phase(connection, run.run_id, run.phase)
+        if not asked or round_rows.find_open(connection, run.run_id) is not None:
+            return
+        newest = round_rows.last_committed(connection, run.run_id, run.phase)
+        if newest is None:
+            reason = f"none of the {len(asked)} devices that were asked handed in sums; see their events"
+            end_run(connection, run.run_id, "failed", reason, now_s=now_s)
+        elif run.phase == FIRST_VISIT:
+            run_rows.set_phase(connection, run.run_id, TRAINING)
+        else:
+            _finish(connection, run, newest, now_s=now_s)
+    log.info("visit_over run=%s phase=%s devices=%d", run.run_id, run.phase, len(asked))
+
+
+def _finish(connection: sqlite3.Connection, run: Run, newest: int, *, now_s: float) -> None:
+    """End a run after its last visit; the head of the newest round is evaluated if it was not yet."""
+    if run.config.evaluation is None:
+        end_run(connection, run.run_id, "finished", reason_of_end(run.phase), now_s=now_s)
+        return
+    if not evaluation_rows.is_known(connection, run.run_id, newest):
+        evaluation_rows.add(connection, run.run_id, newest, run.values_sha256)
+    if evaluation_rows.has_pending(connection, run.run_id):
+        run_rows.await_evaluation(connection, run.run_id)
+    else:
+        end_run(connection, run.run_id, "finished", reason_of_end(run.phase), now_s=now_s)

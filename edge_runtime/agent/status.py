@@ -1,0 +1,92 @@
+"""``edge-runtime status``: who this device is, and what lies in its state folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from msgspec import Struct
+
+from edge_runtime.agent.config import load_config
+from edge_runtime.agent.store import Store
+from edge_runtime.figures import size
+from edge_runtime.protocol.messages import decode_result
+
+
+class Status(Struct, frozen=True):
+    """State of a device, without keys and rows.
+
+    Attributes:
+        device_name: name of the device.
+        device_class: kind of the device.
+        device_id: id that it got when it enrolled; empty before that.
+        coordinator_url: address of its coordinator.
+        cap_bytes: memory granted to a worker.
+        downloads_bytes: disk space of downloads.
+        disk_quota_bytes: disk space that they may take.
+        pending_task: name of the task whose result waits to be handed in; empty if none does.
+        trains: whether the device takes tasks.
+        release: number of the release in use; 0 if there is none.
+        release_run: name of the run that made it; empty if there is none.
+        release_accuracy: what it scored on the device's own rows; None where there were none.
+    """
+
+    device_name: str
+    device_class: str
+    device_id: str
+    coordinator_url: str
+    cap_bytes: int
+    downloads_bytes: int
+    disk_quota_bytes: int
+    pending_task: str
+    trains: bool
+    release: int
+    release_run: str
+    release_accuracy: float | None
+
+
+def read_status(config_path: Path) -> Status:
+    """The state of the device of a configuration.
+
+    Raises:
+        ConfigError: the configuration, or a file of the state folder, cannot be read.
+        ProtocolError: the result that waits is malformed.
+    """
+    config = load_config(config_path)
+    store = Store(config.state_folder, disk_quota_bytes=config.disk_quota)
+    identity, pending, taken = store.identity(), store.pending(), store.releases.state().current
+    return Status(
+        device_name=config.device_name,
+        device_class=config.device_class,
+        device_id=identity.device_id if identity else "",
+        coordinator_url=config.coordinator_url,
+        cap_bytes=config.cap,
+        downloads_bytes=store.blobs.used_bytes(),
+        disk_quota_bytes=config.disk_quota,
+        pending_task=decode_result(pending).task_id if pending else "",
+        trains=config.train,
+        release=taken.release.number if taken else 0,
+        release_run=taken.release.run_id if taken else "",
+        release_accuracy=taken.accuracy if taken else None,
+    )
+
+
+def status_lines(status: Status) -> Iterator[str]:
+    """The state in words."""
+    yield f"device       {status.device_name} ({status.device_class})"
+    yield f"enrolled     {status.device_id or 'no'}"
+    yield f"coordinator  {status.coordinator_url}"
+    yield f"cap          {size(status.cap_bytes)}"
+    yield f"downloads    {size(status.downloads_bytes)} of {size(status.disk_quota_bytes)}"
+    yield f"pending      {f'result of task {status.pending_task}' if status.pending_task else 'nothing'}"
+    if not status.trains:
+        yield "training     no; the device only fetches releases"
+    if status.release == 0:
+        yield "release      none"
+        return
+    scored = (
+        ""
+        if status.release_accuracy is None
+        else f", accuracy {status.release_accuracy:.3f} on the rows here"
+    )
+    yield f"release      {status.release}, of run {status.release_run}{scored}"

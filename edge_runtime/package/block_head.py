@@ -1,0 +1,81 @@
+"""A head that reads several blocks, and a package as a run with such a head sees it.
+
+What an encoder knows is not all in its last block (Evci et al. 2022, "Head2Toe", arXiv 2201.03529). Here a head reads
+the pooled outputs of chosen blocks side by side. Each block's vector is scaled to length sqrt(hidden size), so a row's
+features have the squared length blocks · hidden size, whatever its text. No program of the package changes: the head
+is computed beside them (:mod:`edge_runtime.execution.pooled_head`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from edge_runtime.errors import ConfigError
+from edge_runtime.package.manifest import Features, Manifest, TensorSpec, fresh_features
+from edge_runtime.protocol.messages import Pooling
+
+#: Numbers of a row's features: as many as the choice of blocks takes by itself, and as many as a run may ask for. The
+#: sums of the widest fit one result.
+PREFERRED_WIDTH, MAX_WIDTH = 4096, 5632
+
+
+def with_block_head(manifest: Manifest, blocks: Sequence[int], pooling: Pooling = "package") -> Manifest:
+    """The manifest as a run sees it whose head reads some blocks: its head has their width, and a bias.
+
+    Args:
+        manifest: manifest of the package.
+        blocks: numbers of the blocks, 0 being the embedding's output; empty leaves the manifest as it is.
+        pooling: way to make one vector of a text's hidden states.
+
+    Raises:
+        ConfigError: the package has no such block, or no head; or the features are too wide.
+    """
+    if not blocks:
+        return manifest
+    head = manifest.head
+    if head is None:
+        raise ConfigError(
+            f"features belong to a head, and package {manifest.name} has none: it is for language modelling; "
+            "leave features out"
+        )
+    last = len(manifest.segments) - 2
+    if list(blocks) != sorted(set(blocks)) or blocks[-1] > last:
+        raise ConfigError(
+            f"features = {list(blocks)} must name blocks of package {manifest.name} once and in order, from 0 (the "
+            f"embedding's output) to {last}"
+        )
+    width = len(blocks) * manifest.base.hidden_size
+    if width > MAX_WIDTH:
+        raise ConfigError(
+            f"features of {len(blocks)} blocks are {width} numbers a row, and the limit is {MAX_WIDTH}; name at most "
+            f"{MAX_WIDTH // manifest.base.hidden_size} blocks, such as {list(default_blocks(manifest))}"
+        )
+    shapes = {"weight": (len(manifest.labels), width), "bias": (len(manifest.labels),)}
+    tensors = tuple(TensorSpec(name, shape, f"{head.name}.{name}") for name, shape in shapes.items())
+    own = replace(head, tensors=tensors)
+    return replace(
+        manifest,
+        slices=tuple(own if spec.name == head.name else spec for spec in manifest.slices),
+        features=_pooling(manifest, pooling),
+        own_labels=UNSET,
+        head_blocks=tuple(blocks),
+    )
+
+
+def default_blocks(manifest: Manifest) -> tuple[int, ...]:
+    """The blocks that a head in closed form reads where a run names none: all, or evenly spread ones, the last in."""
+    last = len(manifest.segments) - 2
+    most = max(1, min(last + 1, PREFERRED_WIDTH // manifest.base.hidden_size))
+    if most == 1:
+        return (last,)
+    return tuple(sorted({round(number * last / (most - 1)) for number in range(most)}))
+
+
+def _pooling(manifest: Manifest, pooling: Pooling) -> Features:
+    if pooling != "package":
+        return pooling
+    own = manifest.head_features
+    return fresh_features(manifest.base.causal) if own == "own" else own
