@@ -34,6 +34,21 @@ OPERATOR = "coordinator/test_cli.py::"
 FIRST_HOUR = "field/test_first_hour_operator.py::"
 SIMULATE = "coordinator/simulation/"
 EXPORT = "export/test_cli.py::"
+SERVING = "edge_runtime/serving/test_command.py::"
+#: Options by which predict and serve are told a model.
+OF_A_MODEL = (
+    *(
+        "--package",
+        "--publisher-key",
+        "--slices",
+        "--features",
+        "--pooling",
+        "--cap",
+        "--threads",
+        "--prepared",
+    ),
+    "--engine",
+)
 BAD_INPUT = "faults/test_bad_input.py::"
 
 #: Tests by command and option. Options that commands share, as all that ask a coordinator do, stand under their program
@@ -43,7 +58,33 @@ OPTIONS = {
     "edge-runtime run": {"--config": DEVICE + "test_a_device_without_its_engine_does_not_start"},
     "edge-runtime enrol": {"--config": DEVICE + "test_enrol_then_status_and_check"},
     "edge-runtime check": {"--config": DEVICE + "test_check_goes_on_after_a_failure"},
-    "edge-runtime status": {"--config": DEVICE + "test_status_before_enrolment_says_so"},
+    "edge-runtime status": {
+        "--config": DEVICE + "test_status_before_enrolment_says_so",
+        "--json": "edge_runtime/agent/test_status.py::test_identity_and_release_are_told",
+    },
+    "edge-runtime doctor": dict.fromkeys(
+        ("--config", "--json"), "edge_runtime/agent/test_doctor.py::test_the_command_prints_lines_or_json"
+    ),
+    "edge-runtime support-bundle": dict.fromkeys(
+        ("--config", "--output"),
+        "edge_runtime/agent/test_support_bundle.py::test_a_broken_configuration_is_part_of_the_bundle",
+    ),
+    "edge-runtime predict": {
+        **dict.fromkeys(
+            (*OF_A_MODEL, "--max-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--stop"),
+            SERVING + "test_every_option_of_predict_is_handed_on",
+        ),
+        **dict.fromkeys(
+            ("--config", "--data"),
+            "edge_runtime/serving/test_predict.py::test_what_cannot_be_done_is_told_in_one_line",
+        ),
+    },
+    "edge-runtime serve": {
+        **dict.fromkeys(
+            (*OF_A_MODEL, "--listen", "--socket"), SERVING + "test_every_option_of_serve_reaches_the_model"
+        ),
+        "--config": SERVING + "test_serve_without_a_release_says_what_to_do",
+    },
     "edge-runtime plan": {
         "--cap": PLAN + "test_a_plan_is_printed_with_its_parts",
         "--batch": PLAN + "test_what_the_ladder_gave_up_is_told",
@@ -112,7 +153,14 @@ OPTIONS = {
         "--evaluation-data": FIRST_HOUR + "test_a_new_user_gets_from_package_to_run",
         "--output": FIRST_HOUR + "test_a_new_user_gets_from_package_to_run",
     },
-    "edge-coordinator run create": {"": OPERATOR + "test_a_run_from_the_command_line"},
+    "edge-coordinator run create": {
+        "--one-visit": "end_to_end/test_one_visit.py::test_a_fleet_learns_in_one_visit"
+    },
+    "edge-coordinator release publish": dict.fromkeys(
+        ("--run", "--round", "--lowest-accuracy", "--highest-loss", "--each-round"),
+        OPERATOR + "test_a_release_is_asked_for_and_listed",
+    ),
+    "edge-coordinator release list": {"--json": OPERATOR + "test_a_release_is_asked_for_and_listed"},
     "edge-coordinator run list": {"": OPERATOR + "test_a_run_from_the_command_line"},
     "edge-coordinator run show": {"--run": OPERATOR + "test_a_run_is_named_with_and_without_the_option"},
     "edge-coordinator run watch": {"--run": OPERATOR + "test_a_run_is_named_with_and_without_the_option"},
@@ -129,7 +177,7 @@ OPTIONS = {
         (
             *("--task", "--labels", "--check-data", "--output", "--key", "--slice", "--rank", "--alpha"),
             *("--targets", "--sequence-limit", "--quant", "--with-adjoint", "--engine", "--seed"),
-            *("--adapter", "--trust-remote-code"),
+            *("--adapter", "--trust-remote-code", "--with-generation"),
         ),
         EXPORT + "test_every_option_reaches_the_export",
     ),

@@ -340,7 +340,6 @@ WITHOUT_TEST_FILE = {
     "edge_runtime/profile/measure.py",
     "edge_runtime/profile/plan_text.py",
     "edge_runtime/profile/request.py",
-    "edge_runtime/serving/command.py",
     "edge_runtime/serving/openapi.py",
     "edge_runtime/training/estimators.py",
     "edge_runtime/training/evaluation.py",

@@ -17,6 +17,7 @@ from msgspec import Meta
 from edge_runtime.errors import ModelError
 from export.adapters.peft_names import CONFIG
 from export.model.json_file import read_json_object
+from export.model.whereabouts import elsewhere
 
 MAX_RANK = 1024
 #: The way out of what a package cannot express and a merged model can.
@@ -152,7 +153,9 @@ def read_settings(folder: Path) -> Settings:
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise ModelError(f"{folder} is not a peft adapter folder: it has no {CONFIG}{_elsewhere(folder)}")
+        raise ModelError(
+            f"{folder} is not a peft adapter folder: it has no {CONFIG}{elsewhere(folder, CONFIG)}"
+        )
     found = read_json_object(path)
     if found.get("peft_type") != "LORA":
         kind = str(found.get("peft_type"))[:40]
@@ -214,19 +217,3 @@ def _check_patterns(path: Path, settings: Settings) -> None:
 
 def _is_off(value: Any) -> bool:
     return value is None or value is False or value in ({}, [], "")
-
-
-def _elsewhere(folder: Path) -> str:
-    """Where beneath a folder adapters lie, as the rest of a sentence; trainers save each in a folder of its own."""
-    if folder.is_file():
-        return f"; it is a file: give the folder that it lies in, {folder.parent}"
-    places = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
-    if not places:
-        return ""
-    return f"; {len(places)} folders in it have one, the last of them is {max(places, key=_step)}: give that"
-
-
-def _step(place: Path) -> tuple[int, str]:
-    """Orders ``checkpoint-500`` before ``checkpoint-1000``."""
-    number = re.search(r"(\d+)$", place.name)
-    return (int(number[1]) if number else -1, place.name)

@@ -13,6 +13,7 @@ from export.model.quantised import refuse_quantised
 from export.model.remote_code import check_code
 from export.model.tokenizer_files import check_tokenizer_files
 from export.model.weight_files import find_weights, read_headers, size_note, why_foreign
+from export.model.whereabouts import elsewhere
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,8 +45,13 @@ def check_model_folder(
     if not folder.is_dir():
         raise ModelError(
             f"{folder} is no folder; name the model's folder, with config.json, weights and tokenizer"
+            f"{elsewhere(folder, CONFIG)}"
         )
-    if not (folder / CONFIG).is_file() and (foreign := why_foreign(folder)) is not None:
+    if (
+        not (folder / CONFIG).is_file()
+        and not elsewhere(folder, CONFIG)
+        and (foreign := why_foreign(folder)) is not None
+    ):
         raise ModelError(foreign)
     config = read_config(folder)
     code = check_code(folder, config, trust_remote_code=trust_remote_code)
@@ -63,7 +69,9 @@ def check_model_folder(
 def read_config(folder: Path) -> dict[str, Any]:
     """``config.json`` as a dict; :class:`ModelError` if there is none."""
     if not (folder / CONFIG).is_file():
-        raise ModelError(f"{folder} is not a Hugging Face model folder: it has no {CONFIG}")
+        raise ModelError(
+            f"{folder} is not a Hugging Face model folder: it has no {CONFIG}{elsewhere(folder, CONFIG)}"
+        )
     return read_json_object(folder / CONFIG)
 
 

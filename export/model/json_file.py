@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from edge_runtime.data.diagnosis import other_format
+from edge_runtime.data.rows import OTHER_FORMATS
 from edge_runtime.errors import ModelError
 
 #: Far above any real one: the largest indices list some ten thousand tensors.
@@ -22,7 +24,14 @@ def read_json_object(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         if size > MAX_JSON_BYTES:
             raise ModelError(f"{path} has {size} bytes, over the limit of {MAX_JSON_BYTES}")
-        found = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        if data.startswith(b"\xef\xbb\xbf"):
+            raise ModelError(
+                f"{path} begins with a byte order mark, which transformers does not read; save it as UTF-8 without one"
+            )
+        if data.startswith(OTHER_FORMATS):
+            raise ModelError(f"{path} {other_format(data)}")
+        found = json.loads(data)
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

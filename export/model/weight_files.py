@@ -14,6 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from edge_runtime.data.diagnosis import other_format
 from edge_runtime.errors import ModelError
 from export.model.json_file import read_json_object
 
@@ -21,6 +22,9 @@ INDEX_SUFFIX = ".index.json"
 #: Weight files that transformers writes, in the order it looks for them; each may be cut into shards with an index.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 #: The key of config.json that names another file to load.
+#: What is there in the place of weights: git's pointer to them, or a page that says why they were not sent.
+NO_WEIGHTS = (b"version https://git-lfs", b"<!", b"<html")
+LONGEST_MARK_BYTES = 64
 EXPLICIT = "transformers_weights"
 #: What else holds weights, and so is named if it is not read.
 WEIGHT_SUFFIXES = frozenset(
@@ -262,6 +266,10 @@ def _header(path: Path) -> dict[str, StoredTensor]:
     The file is eight bytes with the length of a JSON header, the header, and the data that its offsets count from
     (safetensors' README, "Format").
     """
+    with path.open("rb") as file:
+        begins = file.read(LONGEST_MARK_BYTES)
+    if begins.startswith(NO_WEIGHTS):
+        raise ModelError(f"{path} {other_format(begins)}")
     try:
         with safe_open(path, framework="numpy"):
             pass

@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 import urllib3
 
+from coordinator.admin.client import AdminClient
+from coordinator.api.admin_api import ReleaseRequest
 from coordinator.api.serve import CoordinatorServer, ServeOptions, bind
 from coordinator.cli import main
 from coordinator.rounds import evaluation, state_machine
+from coordinator.rounds.summary import ReleaseSummary
 from edge_runtime.agent.client import Client, enrol
 from edge_runtime.agent.transport import HttpTransport
 from edge_runtime.errors import ConfigError, RefusedError
@@ -314,6 +317,7 @@ def test_a_server_is_bound_as_its_options_say(
 #: Every command that asks a coordinator, with what else it must be given.
 ASKING = [
     *("token", "device revoke a", "device resume a", "device list", "run create run.toml", "run list"),
+    *("release publish", "release list"),
     *("run show", "run watch", "run stop", "run report --output out", "run fetch-slices --output out"),
 ]
 
@@ -356,6 +360,33 @@ def test_a_run_is_named_with_and_without_the_option(
     assert main([*command, "--run", "lost", "found"]) == ConfigError.exit_code
     assert "lost" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_release_is_asked_for_and_listed(
+    server: CoordinatorServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """``release publish`` hands on run, round, limits and whether each round follows; the list is JSON if asked for."""
+    asked: list[object] = []
+
+    def publish(client: AdminClient, request: ReleaseRequest) -> ReleaseSummary:
+        asked.append(request)
+        return ReleaseSummary(
+            1, request.run_id, 2, "0" * 64, request.lowest_accuracy, request.highest_loss, 0.0, 0
+        )
+
+    monkeypatch.setattr(AdminClient, "publish", publish)
+    state = ["--state", str(server.state)]
+    assert main(["run", "create", str(write_run(tmp_path)), *state]) == 0
+    run_id = capsys.readouterr().out.strip()
+    limits = ["--round", "2", "--lowest-accuracy", "0.5", "--highest-loss", "1.5", "--each-round"]
+    assert main(["release", "publish", "--run", run_id, *limits, *state]) == 0
+    assert asked == [ReleaseRequest(run_id, 2, 0.5, 1.5, each_round=True)]
+    assert capsys.readouterr().out.startswith(f"published release 1: run {run_id} after round 2")
+    assert main(["release", "list", "--json", *state]) == 0
+    assert json.loads(capsys.readouterr().out) == []
 
 
 def test_a_token_is_valid_as_long_as_it_says(

@@ -69,7 +69,7 @@ SAID = {
         "evaluation: unknown key 'xyz'; there are: data, every_rounds, threads, arithmetic",
     ),
     "a missing key of a table": ({"evaluation": {}}, "evaluation: a key is missing: data"),
-    "a bound": ({"rounds": 0}, "rounds is 0, it must be a whole number >= 1"),
+    "a bound": ({"rounds": -1}, "rounds is -1, it must be a whole number >= 0"),
     "a number in quotes": ({"rounds": "3"}, 'rounds is "3", it must be a whole number'),
     "a point": ({"steps": 3.5}, "steps is 3.5, it must be a whole number"),
     "a word for a switch": ({"train_head": "yes"}, 'train_head is "yes", it must be true or false'),

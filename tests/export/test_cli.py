@@ -85,8 +85,9 @@ def test_every_option_reaches_the_export(
     decoder = tiny.write_model(tmp_path / "decoder", "llama", "causal_lm")
     (tmp_path / "texts.jsonl").write_text('{"text": "a quiet joy"}\n')
     words = ["package", str(decoder), "--task", "causal_lm", "--check-data", str(tmp_path / "texts.jsonl")]
-    assert main([*words, *given[4:]]) == ConfigError.exit_code
+    assert main([*words, *given[4:], "--with-generation"]) == ConfigError.exit_code
     assert (asked[3].options.task, asked[3].options.labels) == ("causal_lm", ())
+    assert asked[3].options.with_generation
 
 
 def test_a_key_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -309,7 +309,7 @@ RUNS = {
     ),
     "no package": ({"package": "/nowhere"}, 22, "package names /nowhere, which is no folder"),
     "no evaluation data": ({"evaluation": {"data": "/nowhere"}}, 22, "/nowhere, which is no file here"),
-    "a limit": ({"rounds": 0}, 11, "run.toml: rounds is 0, it must be a whole number >= 1"),
+    "a limit": ({"rounds": -1}, 11, "run.toml: rounds is -1, it must be a whole number >= 0"),
 }
 
 

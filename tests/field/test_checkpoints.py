@@ -259,6 +259,39 @@ def rows_of(folder: Path) -> int:
 
 #: Told from the files alone, before torch is loaded.
 REFUSED = (
+    # 0. What lies there in the place of a file (siblings of huggingface/datasets#8241).
+    Row(
+        "a configuration with a byte order mark",
+        "none found",
+        lambda folder: (folder / CONFIG).write_bytes(b"\xef\xbb\xbf" + (folder / CONFIG).read_bytes()),
+        "begins with a byte order mark, which transformers does not read; save it as UTF-8 without one",
+        lambda folder: (folder / CONFIG).write_text((folder / CONFIG).read_text("utf-8-sig")),
+    ),
+    Row(
+        "a configuration in UTF-16",
+        "none found",
+        lambda folder: (folder / CONFIG).write_text((folder / CONFIG).read_text(), "utf-16"),
+        r"config\.json is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8",
+        lambda folder: (folder / CONFIG).write_text((folder / CONFIG).read_text("utf-16")),
+    ),
+    Row(
+        "a web page for a tokenizer",
+        "none found",
+        write(TOKENIZER, b"<!DOCTYPE html>"),
+        r"tokenizer\.json is a web page, not the file itself; download the file",
+    ),
+    Row(
+        "git's pointer for a tokenizer",
+        "none found",
+        write(TOKENIZER, b"version https://git-lfs.github.com/spec/v1\n"),
+        r"tokenizer\.json is what git keeps in the place of a large file, not the file; get it: git lfs pull",
+    ),
+    Row(
+        "git's pointer for the weights",
+        "none found",
+        write(WEIGHTS, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
+        r"model\.safetensors is what git keeps in the place of a large file, not the file; get it: git lfs pull",
+    ),
     # 1. Quantised already.
     Row(
         "bitsandbytes 4-bit",
