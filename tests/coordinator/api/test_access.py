@@ -33,6 +33,8 @@ RIGHTS = {
     "GET /v1/admin/devices": Access.OPERATOR,
     "POST /v1/admin/devices/{name:str}/revoke": Access.OPERATOR,
     "POST /v1/admin/devices/{name:str}/resume": Access.OPERATOR,
+    "GET /v1/admin/releases": Access.OPERATOR,
+    "POST /v1/admin/releases": Access.OPERATOR,
     "GET /v1/admin/runs": Access.OPERATOR,
     "POST /v1/admin/runs": Access.OPERATOR,
     "GET /v1/admin/runs/{run_id:str}": Access.OPERATOR,
