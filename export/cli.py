@@ -223,9 +223,9 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 
 def _trained(arguments: argparse.Namespace) -> tuple[Package, Values]:
-    from edge_runtime.package.block_head import with_block_head
+    from edge_runtime.package.block_head import head_of, with_block_head
     from edge_runtime.package.package import Package
-    from edge_runtime.package.slices import decode_values, head_of
+    from edge_runtime.package.slices import decode_values
 
     if arguments.output.exists():
         raise ModelError(f"{arguments.output} exists already; choose another --output or remove it")

@@ -41,8 +41,6 @@ OF_A_MODEL = (
         "--package",
         "--publisher-key",
         "--slices",
-        "--features",
-        "--pooling",
         "--cap",
         "--threads",
         "--prepared",

@@ -10,16 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from msgspec import UNSET
+import msgspec
+from msgspec import UNSET, Struct, field
 from msgspec.structs import replace
 
-from edge_runtime.errors import ConfigError
+from edge_runtime.decoding import MALFORMED
+from edge_runtime.errors import ConfigError, SliceError
 from edge_runtime.package.manifest import Features, Manifest, TensorSpec, fresh_features
-from edge_runtime.protocol.messages import Pooling
+from edge_runtime.protocol.messages import Blocks, Pooling
 
 #: Numbers of a row's features: as many as the choice of blocks takes by itself, and as many as a run may ask for. The
 #: sums of the widest fit one result.
 PREFERRED_WIDTH, MAX_WIDTH = 4096, 5632
+#: Keys of the metadata by which a file of slice values says what its head reads.
+BLOCKS, POOLING = "blocks", "pooling"
+MAX_HEADER_BYTES = 1 << 20
 
 
 def with_block_head(manifest: Manifest, blocks: Sequence[int], pooling: Pooling = "package") -> Manifest:
@@ -63,6 +68,31 @@ def with_block_head(manifest: Manifest, blocks: Sequence[int], pooling: Pooling 
         own_labels=UNSET,
         head_blocks=tuple(blocks),
     )
+
+
+def head_of(data: bytes) -> tuple[Blocks, Pooling]:
+    """Which blocks the head of some values reads, and how they are pooled; no blocks for the package's own head.
+
+    Args:
+        data: bytes of a file of slice values, or as many of its first as a header may have.
+
+    Raises:
+        SliceError: the bytes are no safetensors file, or their metadata make no sense.
+    """
+    try:
+        size = int.from_bytes(data[:8], "little")
+        # Of a header that is too long, or cut short, nothing is read.
+        end = 8 + size if size <= min(MAX_HEADER_BYTES, len(data) - 8) else 8
+        header = msgspec.json.decode(data[8:end], type=_Header)
+        found = header.metadata
+        blocks = msgspec.convert(found.get(BLOCKS, "").split(), Blocks, strict=False)
+        return blocks, msgspec.convert(found.get(POOLING, "package"), Pooling)
+    except (msgspec.MsgspecError, *MALFORMED) as error:
+        raise SliceError(f"slice values do not say what their head reads: {error}") from error
+
+
+class _Header(Struct):
+    metadata: dict[str, str] = field(default_factory=dict, name="__metadata__")
 
 
 def default_blocks(manifest: Manifest) -> tuple[int, ...]:

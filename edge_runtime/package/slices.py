@@ -8,25 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import msgspec
 import numpy as np
-from msgspec import Struct, field
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from edge_runtime.decoding import MALFORMED
 from edge_runtime.errors import SliceError
+from edge_runtime.package.block_head import BLOCKS, POOLING
 from edge_runtime.package.manifest import Manifest, SliceSpec
-from edge_runtime.protocol.messages import Blocks, Pooling
 
 FloatArray = NDArray[np.float32]
 Values = dict[str, FloatArray]
 #: Prefix of the flat names of the head's tensors.
 HEAD_PREFIX = "head/"
-#: Keys of the metadata that say what a head over several blocks reads.
-BLOCKS, POOLING = "blocks", "pooling"
-MAX_HEADER_BYTES = 1 << 20
 
 
 def key(slice_name: str, tensor_name: str) -> str:
@@ -45,35 +40,14 @@ def encode_values(values: Mapping[str, FloatArray], manifest: Manifest | None = 
     Args:
         values: values by flat name.
         manifest: the package's manifest, as the run sees it. Where its head reads several blocks, the file's metadata
-            say which, and how they are pooled, so that it can be used by itself (:func:`head_of`).
+            say which, and how they are pooled, so that it can be used by itself
+            (:func:`edge_runtime.package.block_head.head_of`).
     """
     arrays = {name: np.ascontiguousarray(values[name], dtype=np.float32) for name in sorted(values)}
     metadata = None
     if manifest is not None and manifest.head_blocks:
         metadata = {BLOCKS: " ".join(map(str, manifest.head_blocks)), POOLING: manifest.head_features}
     return bytes(save(arrays, metadata))
-
-
-def head_of(data: bytes) -> tuple[tuple[int, ...], Pooling]:
-    """Which blocks the head of some values reads, and how they are pooled; no blocks for the package's own head.
-
-    Raises:
-        SliceError: the bytes are no safetensors file, or their metadata make no sense.
-    """
-    try:
-        size = int.from_bytes(data[:8], "little")
-        # Of a header that is too long, or cut short, nothing is read.
-        end = 8 + size if size <= min(MAX_HEADER_BYTES, len(data) - 8) else 8
-        header = msgspec.json.decode(data[8:end], type=_Header)
-        found = header.metadata
-        blocks = msgspec.convert(found.get(BLOCKS, "").split(), Blocks, strict=False)
-        return blocks, msgspec.convert(found.get(POOLING, "package"), Pooling)
-    except (msgspec.MsgspecError, ValueError, UnicodeDecodeError) as error:
-        raise SliceError(f"slice values do not say what their head reads: {error}") from error
-
-
-class _Header(Struct):
-    metadata: dict[str, str] = field(default_factory=dict, name="__metadata__")
 
 
 def decode_values(data: bytes, specs: Iterable[SliceSpec]) -> Values:

@@ -61,17 +61,6 @@ def _add_model(sub: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="values for --package, as edge-coordinator run fetch-slices writes them (default: its initial ones)",
     )
-    sub.add_argument(
-        "--features",
-        metavar="BLOCK,...",
-        help="blocks that the head of --slices reads, as the run's features (default: the package's own features)",
-    )
-    sub.add_argument(
-        "--pooling",
-        choices=("package", "mean", "first", "last", "max"),
-        default="package",
-        help="the run's pooling, for --features (default: %(default)s)",
-    )
     sub.add_argument("--cap", metavar="SIZE", help='memory granted with --package, such as "256M"')
     sub.add_argument(
         "--threads",
@@ -236,7 +225,7 @@ def _model(arguments: argparse.Namespace) -> Callable[[], tuple[Model, str]]:
     if arguments.package is None:
         given = [
             name
-            for name in ("slices", "features", "cap", "publisher_key", "prepared")
+            for name in ("slices", "cap", "publisher_key", "prepared")
             if getattr(arguments, name) is not None
         ]
         if given:
@@ -258,18 +247,8 @@ def _model(arguments: argparse.Namespace) -> Callable[[], tuple[Model, str]]:
         arguments.threads,
         arguments.engine,
         arguments.prepared,
-        _blocks(arguments.features),
-        arguments.pooling,
     )
     return lambda: (model, "")
-
-
-def _blocks(text: str | None) -> tuple[int, ...]:
-    """Numbers of blocks, with commas between them."""
-    parts = [] if text is None else [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
-        raise ConfigError(f"--features {text!r} must be numbers of blocks with commas between them, as 0,3,6")
-    return tuple(map(int, parts))
 
 
 #: Bound beyond any machine, which catches a slip of the hand.

@@ -10,7 +10,7 @@ from edge_runtime.agent.config import DeviceConfig
 from edge_runtime.agent.store import Store
 from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import ConfigError
-from edge_runtime.package.block_head import with_block_head
+from edge_runtime.package.block_head import MAX_HEADER_BYTES, head_of, with_block_head
 from edge_runtime.package.manifest import Arithmetic
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import prepared_beside
@@ -129,24 +129,22 @@ def model_of_folder(
     threads: int,
     engine: EngineName,
     prepared_folder: Path | None,
-    features: Blocks = (),
-    pooling: Pooling = "package",
 ) -> Model:
     """The model of a package folder.
 
     Args:
         folder: path of the package folder; all its files are verified.
-        slices: file with the values of all slices; None takes those that the package starts from.
+        slices: file with the values of all slices, which says what their head reads; None takes those that the package
+            starts from.
         publisher_key: public key that must have signed the package.
         cap_bytes: memory that the worker may take.
         threads: number of threads of the engine; 0 takes all.
         engine: name of the engine.
         prepared_folder: place of the prepared package; None takes what lies beside the package.
-        features: numbers of the blocks that the head reads; empty for the package's own features.
-        pooling: way to make one vector of a text's hidden states, for ``features``.
 
     Raises:
-        ConfigError: the file of values is not there, or the package has no such blocks.
+        ConfigError: the file of values is not there, or the package has no such blocks as its head reads.
+        SliceError: the file is none of slice values.
         ArtefactError: the package cannot be read or is not signed by the key.
     """
     package = Package.open(folder, publisher_key)
@@ -157,6 +155,8 @@ def model_of_folder(
         raise ConfigError(
             f"there are no slice values {state_path}; edge-coordinator run fetch-slices writes such a file"
         )
+    with state_path.open("rb") as file:
+        features, pooling = head_of(file.read(8 + MAX_HEADER_BYTES))
     with_block_head(narrowed.manifest, features, pooling)  # refuses blocks that there are not
     place = prepared_folder or prepared_beside(folder)
     return Model(narrowed, state_path, place, cap_bytes, threads, engine, features=features, pooling=pooling)

@@ -9,9 +9,10 @@ import pytest
 
 from edge_runtime.engines.onnxruntime_engine import OnnxEngine
 from edge_runtime.execution.executor import Executor
+from edge_runtime.package.block_head import head_of
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import PreparedPackage
-from edge_runtime.package.slices import decode_values, head_of
+from edge_runtime.package.slices import decode_values
 from tests.end_to_end.harness import Fleet, command
 from tests.end_to_end.test_adapter import read_batch
 from tests.end_to_end.workshop import LABELS, rows, write_rows

@@ -10,7 +10,8 @@ import pytest
 from msgspec.structs import replace
 
 from coordinator.aggregation.closed_form import solve
-from edge_runtime.package.slices import decode_values, head_of
+from edge_runtime.package.block_head import head_of
+from edge_runtime.package.slices import decode_values
 from edge_runtime.protocol.messages import Result, Task
 from edge_runtime.training.feature_sums import FeatureSums, SumsBuilder, decode_sums, encode_sums
 from tests.coordinator.conftest import FakeDevice, World

@@ -8,9 +8,15 @@ import pytest
 from msgspec import UNSET
 
 from edge_runtime.errors import ConfigError, PackageError, SliceError
-from edge_runtime.package.block_head import MAX_WIDTH, PREFERRED_WIDTH, default_blocks, with_block_head
+from edge_runtime.package.block_head import (
+    MAX_WIDTH,
+    PREFERRED_WIDTH,
+    default_blocks,
+    head_of,
+    with_block_head,
+)
 from edge_runtime.package.manifest import Manifest, parse_manifest
-from edge_runtime.package.slices import decode_values, encode_values, head_of, shapes
+from edge_runtime.package.slices import decode_values, encode_values, shapes
 from edge_runtime.protocol import messages
 from tests.edge_runtime.packages import make_manifest
 

@@ -29,17 +29,17 @@ def model_options(folder: Path) -> list[str]:
     """Every option by which a model is named, with values that can be told apart."""
     return [
         *("--package", str(folder / "package"), "--publisher-key", "KEY", "--slices", str(folder / "slices")),
-        *("--features", "2,5", "--pooling", "max", "--cap", "257M", "--threads", "3"),
+        *("--cap", "257M", "--threads", "3"),
         *("--prepared", str(folder / "prepared"), "--engine", "executorch"),
     ]
 
 
 @pytest.mark.parametrize("place", [["--socket", "s.sock"], ["--listen", "127.0.0.1:0"], []])
 def test_every_option_of_serve_reaches_the_model(asked: list[str], tmp_path: Path, place: list[str]) -> None:
-    """Package, key, slices, features, pooling, cap, threads, prepared folder and engine are handed on as given."""
+    """Package, key, slices, cap, threads, prepared folder and engine are handed on as given."""
     assert cli.main(["serve", *model_options(tmp_path), *place]) == 11
     (told,) = asked
-    values = ("package", "KEY", "slices", "(2, 5)", "max", str(257 << 20), "3", "prepared", "executorch")
+    values = ("package", "KEY", "slices", str(257 << 20), "3", "prepared", "executorch")
     assert [value for value in values if value not in told] == []
 
 

@@ -131,11 +131,6 @@ def test_the_command_reads_an_argument_a_file_or_a_pipe(language_model, tmp_path
         (("x", "--slices", "s"), 11, "--slices goes with --package"),
         (("x", "--data", "d"), 11, "give a text or --data, not both"),
         ((" ",), 11, "the text is empty"),
-        (
-            ("x", "--package", "p", "--cap", "1G", "--publisher-key", "k", "--features", "a"),
-            11,
-            "must be numbers",
-        ),
         (("x", "--top-p", "0"), 11, "--top-p: Expected `float` > 0.0"),
         (("x", "--temperature", "-1"), 11, "--temperature: Expected `float` >= 0.0"),
         (("x", "--config", "/nowhere.toml"), 11, "cannot read the configuration /nowhere.toml"),

@@ -28,7 +28,7 @@ from edge_runtime.inference.requests import Finished, GenerateText, Piece, Sampl
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import encode_values, shapes
 from edge_runtime.serving.session import InferenceSession
-from edge_runtime.serving.source import Model
+from edge_runtime.serving.source import Model, model_of_folder
 from edge_runtime.worker.process import launch_worker
 from export.adapters.merge import merge
 from tests.export import tiny
@@ -93,7 +93,7 @@ def test_int8_predicts_nearly_the_same(exported, prepared_in, tmp_path: Path) ->
 def test_a_head_over_several_blocks_is_used_like_any_other(
     exported_plain, classifier, tmp_path: Path
 ) -> None:
-    """With a run's ``features`` the worker gives what the executor gives in this process; other shapes are refused."""
+    """The file of slices says what its head reads, and the worker gives what the executor gives in this process."""
     blocks = (0, 2)
     prepared = PreparedPackage.as_stored(exported_plain.package).with_head(blocks, "mean")
     generator = np.random.default_rng(7)
@@ -102,8 +102,11 @@ def test_a_head_over_several_blocks_is_used_like_any_other(
         for name, shape in shapes(prepared.manifest.slices).items()
     }
     state = tmp_path / "slices.safetensors"
-    state.write_bytes(encode_values(drawn))
-    model = replace(classifier, state_path=state, features=blocks, pooling="mean")
+    state.write_bytes(encode_values(drawn, prepared.manifest))
+    folder, key = exported_plain.package.folder, exported_plain.key.public_key
+    named = model_of_folder(folder, state, key, classifier.cap_bytes, 1, "onnxruntime", None)
+    assert (named.features, named.pooling) == (blocks, "mean")
+    model = replace(classifier, state_path=state, features=named.features, pooling=named.pooling)
     batch = tiny.make_text_batch(exported_plain.package, tiny.SENTENCES[:1])
     logits = class_logits(Executor(prepared, OnnxEngine(threads=1)).sweep(drawn, [batch]))[0]
     expected = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
