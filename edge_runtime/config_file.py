@@ -36,8 +36,8 @@ _IN_TOML = {
     "array": "a list in brackets",
 }
 #: What text must be, by the pattern it is held to; a name's pattern ends with how many more characters it may have.
-_KEY_FORM = "{43}=$"
-_NAME_FORM = re.compile(r"\^\[A-Za-z0-9\]\[A-Za-z0-9\._-\]\{0,(?P<more>\d+)\}\$")
+_KEY_FORM = r"{43}=$(?!\n)"
+_NAME_FORM = re.compile(r"\^\[A-Za-z0-9\]\[A-Za-z0-9\._-\]\{0,(?P<more>\d+)\}\$\(\?!\\n\)")
 _PLACE = re.compile(r"(?P<problem>.*?)(?: - at `\$(?P<place>[^`]*)`)?", re.DOTALL)
 _STEP = re.compile(r"\.(?P<key>[^.\[\]]+)|\[(?P<index>[0-9]+|\.\.\.)\]")
 

@@ -163,6 +163,8 @@ OPTIONS = {
     "edge-coordinator run show": {"--run": OPERATOR + "test_a_run_is_named_with_and_without_the_option"},
     "edge-coordinator run watch": {"--run": OPERATOR + "test_a_run_is_named_with_and_without_the_option"},
     "edge-coordinator run stop": {"--run": OPERATOR + "test_a_run_is_named_with_and_without_the_option"},
+    "edge-coordinator run pause": {"--run": OPERATOR + "test_a_run_is_named_with_and_without_the_option"},
+    "edge-coordinator run resume": {"--run": OPERATOR + "test_a_run_is_named_with_and_without_the_option"},
     "edge-coordinator run report": {
         "--run": OPERATOR + "test_a_run_is_named_with_and_without_the_option",
         "--output": OPERATOR + "test_a_run_from_the_command_line",
@@ -203,6 +205,7 @@ EXIT_CODES = {
     16: PLAN + "test_what_cannot_be_planned_is_one_clear_line",
     17: PROFILE + "test_what_ends_the_worker_ends_the_command",
     18: PROFILE + "test_a_report_is_compared_with_an_earlier_one",
+    19: OPERATOR + "test_trouble_that_passes_has_a_code_of_its_own",
     21: DEVICE + "test_an_unreachable_coordinator_has_its_own_exit_code",
     22: OPERATOR + "test_refusals_reach_the_operator",
     23: FIRST_HOUR + "test_something_else_that_answers_is_told",

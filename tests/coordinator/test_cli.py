@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -342,7 +343,8 @@ def test_every_command_asks_the_coordinator_that_is_named(
 
 
 @pytest.mark.parametrize(
-    "words", ["show", "watch", "stop", "report --output out", "fetch-slices --output out"]
+    "words",
+    ["show", "watch", "stop", "pause", "resume", "report --output out", "fetch-slices --output out"],
 )
 def test_a_run_is_named_with_and_without_the_option(
     server: CoordinatorServer,
@@ -360,6 +362,19 @@ def test_a_run_is_named_with_and_without_the_option(
     assert main([*command, "--run", "lost", "found"]) == ConfigError.exit_code
     assert "lost" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_trouble_that_passes_has_a_code_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A coordinator that starts on a full disk says so, and ends with the code that its unit tries again."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    assert main(["serve", "--state", str(tmp_path / "state"), "--port", "0"]) == ResourceError.exit_code
+    assert "No space left" in capsys.readouterr().err
 
 
 def test_a_release_is_asked_for_and_listed(
