@@ -28,8 +28,9 @@ demo: setup
 demo-shakespeare: setup
 	$(BIN)/python -m examples.tinyshakespeare.demo --checkpoint "$(CHECKPOINT)"
 
+# Three processes on two cores: the one with the fleets mostly waits for them.
 test: setup
-	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --no-loadscope-reorder
 
 # Those that export no model, load no torch and start no process: tests/quick.py says how they are chosen.
 test-quick: setup
