@@ -36,8 +36,8 @@ _IN_TOML = {
     "array": "a list in brackets",
 }
 #: What text must be, by the pattern it is held to; a name's pattern ends with how many more characters it may have.
-_KEY_FORM = r"{43}=$(?!\n)"
-_NAME_FORM = re.compile(r"\^\[A-Za-z0-9\]\[A-Za-z0-9\._-\]\{0,(?P<more>\d+)\}\$\(\?!\\n\)")
+_KEY_FORM = "{43}=$"
+_NAME_FORM = re.compile(r"\^\[A-Za-z0-9\]\[A-Za-z0-9\._-\]\{0,(?P<more>\d+)\}\$")
 _PLACE = re.compile(r"(?P<problem>.*?)(?: - at `\$(?P<place>[^`]*)`)?", re.DOTALL)
 _STEP = re.compile(r"\.(?P<key>[^.\[\]]+)|\[(?P<index>[0-9]+|\.\.\.)\]")
 
@@ -247,9 +247,11 @@ def _wanted(wrong: re.Match[str]) -> str:
     kind = _IN_TOML[wrong["wanted"]]
     if wrong["bound"]:
         return f"{kind} {wrong['bound']}"
-    form = wrong["form"]
-    if form is None:
+    if wrong["form"] is None:
         return kind
+    form = wrong["form"].partition("(?!")[
+        0
+    ]  # that nothing follows, not even a line feed, goes without saying
     if form.endswith(_KEY_FORM):
         return "a public key, 44 characters as 'edge-export key' prints them"
     name = _NAME_FORM.fullmatch(form)

@@ -23,7 +23,7 @@ from coordinator.rounds import evaluation, state_machine
 from coordinator.rounds.summary import ReleaseSummary
 from edge_runtime.agent.client import Client, enrol
 from edge_runtime.agent.transport import HttpTransport
-from edge_runtime.errors import ConfigError, RefusedError
+from edge_runtime.errors import ConfigError, RefusedError, ResourceError
 from edge_runtime.package.manifest import parse_manifest
 from edge_runtime.protocol import messages
 from edge_runtime.protocol.messages import (

@@ -254,7 +254,8 @@ def test_row_int8_is_its_formula(tmp_path_factory, shape, blocks, outer, bias, s
     s = np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.float32(1e-30)) / 127
     q = np.rint(x / s)
     for name, result in (("m", "y"), ("n", "z")):
-        feeds[f"{name}_int8"] = generator.integers(-127, 128, (inner, outer), dtype=np.int8)
+        # Levels at which no CPU's kernel saturates (export/lowering/arithmetic.py).
+        feeds[f"{name}_int8"] = generator.integers(-63, 64, (inner, outer), dtype=np.int8)
         feeds[f"{name}_int8_scales"] = generator.uniform(0.001, 1, outer).astype(np.float32)
         expected[result] = q @ feeds[f"{name}_int8"].astype(np.float64) * s * feeds[f"{name}_int8_scales"]
         if bias:
