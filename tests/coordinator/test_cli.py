@@ -374,7 +374,7 @@ def test_trouble_that_passes_has_a_code_of_its_own(
 
     monkeypatch.setattr(Path, "mkdir", full)
     assert main(["serve", "--state", str(tmp_path / "state"), "--port", "0"]) == ResourceError.exit_code
-    assert "No space left" in capsys.readouterr().err
+    assert "no space left on device; make room, or wait and start again" in capsys.readouterr().err
 
 
 def test_a_release_is_asked_for_and_listed(

@@ -36,7 +36,7 @@ SAID = {
     "a choice": (
         {"directions": "one_slise"},
         "directions: 'one_slise' is none of: "
-        "'filtered', 'gaussian', 'one_slice', 'orthogonal', 'per_example', 'shared'",
+        "'dealt', 'filtered', 'gaussian', 'one_slice', 'orthogonal', 'per_example', 'shared'",
     ),
     "a choice in a table": (
         {"local_optimizer": {"name": "adam"}},
