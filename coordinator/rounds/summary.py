@@ -250,7 +250,11 @@ def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = T
         state=run.state,
         reason=row.reason,
         rounds_committed=row.rounds_done,
-        rounds_wanted=max(row.rounds_done, expected_rounds(run.config, devices)),
+        rounds_wanted=(
+            row.rounds_done
+            if run.config.head == "closed_form" and row.state == "finished"
+            else max(row.rounds_done, expected_rounds(run.config, devices))
+        ),
         initial_accuracy=initial.accuracy if initial else None,
         initial_loss=initial.mean_loss if initial else None,
         created_s=row.created_s,
