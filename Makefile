@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Pages with tables made from benchmarks/results.
 PAGES := README.md $(wildcard docs/results/*.md)
 
-.PHONY: setup demo demo-shakespeare test test-quick test-faults lint bench bench-memory bench-opponent bench-large \
+.PHONY: setup demo demo-shakespeare test test-extended test-quick test-faults lint bench bench-memory bench-opponent bench-large \
 	bench-memory-grid bench-predict bench-arithmetic bench-placement bench-coordinator bench-estimators bench-skipping \
 	bench-learning bench-one-visit demo-reference tables reference constraints clean
 
@@ -28,9 +28,12 @@ demo: setup
 demo-shakespeare: setup
 	$(BIN)/python -m examples.tinyshakespeare.demo --checkpoint "$(CHECKPOINT)"
 
-# Three processes on two cores: the one with the fleets mostly waits for them.
 test: setup
-	$(BIN)/python -m pytest --numprocesses 3 --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder -m "not extended"
+
+# Those that make test leaves out for its time: tests/conftest.py names them.
+test-extended: setup
+	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder -m extended
 
 # Those that export no model, load no torch and start no process: tests/quick.py says how they are chosen.
 test-quick: setup

@@ -30,6 +30,15 @@ FIRST = (
     "coordinator/rounds",
     "coordinator/simulation",
 )
+#: Tests that `make test-extended` runs and `make test` does not: further exports of structures that others have too,
+#: and floods whose memory hangs on how many connections a busy machine serves at once.
+EXTENDED = (
+    "export/model/test_generation.py",
+    "faults/test_strangers.py::test_devices_get_little_memory",
+    "end_to_end/test_adapter.py::test_peft_predicts_what_the_runtime_predicts[lora]",
+)
+#: Families of test_families.py that are built like others there.
+EXTENDED_FAMILIES = ("qwen2-sliding", "qwen3", "mistral", "opt", "roberta")
 #: A group that runs in one process: real fleets. They share the publisher's folder and one undisturbed run, and two
 #: fleets at once would be too many processes for two cores: their deadlines are in seconds.
 FLEETS = ("end_to_end", "faults")
@@ -62,7 +71,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if quick.is_quick(item):
             item.add_marker("quick")
+        if _is_extended(item.nodeid):
+            item.add_marker("extended")
     items.sort(key=lambda item: _turn(item.path))  # stable: the tests of a folder keep their order
+
+
+def _is_extended(nodeid: str) -> bool:
+    """Whether a test is one that only ``make test-extended`` runs."""
+    if "packaging/test_families.py" in nodeid:
+        return any(f"[{family}" in nodeid or f"-{family}]" in nodeid for family in EXTENDED_FAMILIES)
+    return any(part in nodeid for part in EXTENDED)
 
 
 @pytest.hookimpl(wrapper=True)
