@@ -31,11 +31,12 @@ FIRST = (
     "coordinator/simulation",
 )
 #: Tests that `make test-extended` runs and `make test` does not: further exports of structures that others have too,
-#: and floods whose memory hangs on how many connections a busy machine serves at once.
+#: runs of further methods to equal bytes, and a flood whose memory hangs on how many connections are served at once.
 EXTENDED = (
     "export/model/test_generation.py",
     "faults/test_strangers.py::test_devices_get_little_memory",
     "end_to_end/test_adapter.py::test_peft_predicts_what_the_runtime_predicts[lora]",
+    "end_to_end/test_scalar_reports.py::test_every_method_ends_in_the_same_bytes[",
 )
 #: Families of test_families.py that are built like others there.
 EXTENDED_FAMILIES = ("qwen2-sliding", "qwen3", "mistral", "opt", "roberta")
