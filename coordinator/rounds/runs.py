@@ -143,7 +143,7 @@ class Run:
 
     @property
     def least_results(self) -> int:
-        """Number of results that a round needs; in a visit any is taken, since no device is asked again."""
+        """Number of results that a round needs; in a visit any is taken: a lost device is asked only once more."""
         return 1 if self.visiting else self.config.min_results
 
     @property

@@ -380,7 +380,7 @@ def _commit(
 
 
 def _abandon(connection: sqlite3.Connection, run: Run, number: int, reason: str, now_s: float) -> None:
-    # A visit asks no device again, so a round without results ends nothing.
+    # A visit asks a lost device only once more and so ends of itself: a round without results ends nothing.
     in_a_row = 0 if run.visiting else run.abandoned_in_a_row + 1
     round_rows.abandon(connection, run.run_id, number, reason=reason, closed_s=now_s)
     run_rows.set_abandoned_in_a_row(connection, run.run_id, in_a_row)
