@@ -346,12 +346,13 @@ def _predictions(manifest: Manifest) -> list[str]:
 
     slices = tuple(spec.name for spec in manifest.slices if spec.kind != "head")
     planner, lines = Planner(manifest), []
-    for batch, sequence, draws in SUMMARY_SIZES:
-        work = Work(batch, min(sequence, manifest.sequence_limit), draws, slices)
+    limit = manifest.sequence_limit  # sizes that a short limit makes one are told once
+    for batch, sequence, draws in dict.fromkeys((b, min(s, limit), d) for b, s, d in SUMMARY_SIZES):
+        work = Work(batch, sequence, draws, slices)
         largest = planner.plan(work, next(choices(work))).peak.total_bytes
         smallest = planner.smallest(work).peak.total_bytes
         lines.append(
-            f"  batch {batch}, {work.sequence} tokens, {draws} draws: "
+            f"  batch {batch}, {sequence} tokens, {draws} {'draw' if draws == 1 else 'draws'}: "
             f"{whole_size(largest)} at best speed, {whole_size(smallest)} at least"
         )
     return lines

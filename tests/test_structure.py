@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+TOP_FILES = {
+    ".gitignore",
+    ".pre-commit-config.yaml",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "Makefile",
+    "README.md",
+    "constraints.txt",
+    "executorch.txt",
+    "pyproject.toml",
+    "torch.txt",
+}
 PROGRAMS = ("edge_runtime", "export", "coordinator")
 COMMANDS = ("cli.py", "command.py")
 #: Each folder and the folders that its modules may import. A program's own folder means the modules at its root.
@@ -525,6 +539,15 @@ def test_every_test_says_what_it_shows() -> None:
 def test_no_file_is_a_drawer_for_everything() -> None:
     """No module is called utils, helpers, common or misc."""
     assert not {path.stem for path in MODULES} & {"utils", "helpers", "common", "misc"}
+
+
+def test_the_top_folder_holds_no_scraps() -> None:
+    """Files beside the programs are those that CONTRIBUTING.md or a tool asks for by name."""
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    at_top = {name for name in tracked.split("\0") if name and "/" not in name}
+    assert at_top == TOP_FILES
 
 
 def test_the_repository_names_no_package_index() -> None:

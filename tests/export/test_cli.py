@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from edge_runtime.errors import ConfigError, ModelError
+from edge_runtime.package.package import Package
 from edge_runtime.package.slices import encode_values
 from edge_runtime.protocol.signing import PrivateKey, generate_key
 from export import cli
@@ -123,6 +124,21 @@ def test_a_key_that_is_not_there_is_made_as_the_message_says(
     assert main(said.partition("edge-export ")[2].split()) == 0
     assert main(words) == ConfigError.exit_code
     assert len(asked) == 1
+
+
+def test_the_summary_tells_a_size_once(tmp_path: Path) -> None:
+    """Sizes that a short sequence limit makes one have one line of predicted memory."""
+    key = generate_key()
+    write_bigram(tmp_path, key)
+    said = cli.summary(Package.open(tmp_path, key.public_key)).splitlines()
+    sizes = [line.partition(":")[0].strip() for line in said if "at best speed" in line]
+    tokens = Package.open(tmp_path, key.public_key).manifest.sequence_limit
+    draws = ("1 draw", "4 draws")
+    assert tokens < 64
+    assert sizes == [
+        f"batch 1, {tokens} tokens, 1 draw",
+        *(f"batch 8, {tokens} tokens, {each}" for each in draws),
+    ]
 
 
 @pytest.mark.parametrize("command", ["adapter", "merge"])
