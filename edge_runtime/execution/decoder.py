@@ -27,7 +27,7 @@ class Decoder(Executor):
     Args:
         prepared: the package, prepared for this machine.
         engine: engine that loads the programs.
-        weights: whether weights stay in memory or pass through it with each token.
+        weights: whether weights stay in memory, packed or as they are mapped, or pass through it with each token.
 
     Raises:
         PackageError: the package has no decode programs, or none for the engine.

@@ -6,7 +6,8 @@ the dual program, which carries the tangent of the hidden state along.
 
 Weights are mapped files. *Resident* weights stay in memory once their pages are touched. *Streamed* weights pass
 through it: a segment's pages are given back after its last micro-batch, while the kernel already reads the next
-segment's file ahead, so that the process holds one segment at a time.
+segment's file ahead, so that the process holds one segment at a time. *Packed* weights are copied by the engine into
+its kernels' order once, where otherwise it would do so at each run; each segment then has a loaded program of its own.
 
 The outputs of the segments before the first trained slice can be kept (:mod:`edge_runtime.execution.prefix_cache`).
 
@@ -98,7 +99,7 @@ class Executor:
         prepared: the package, prepared for this machine.
         engine: engine that loads the programs.
         trained: names of the slices that are trained; empty for evaluation and where the head alone is trained.
-        weights: whether weights stay in memory or pass through it.
+        weights: whether weights stay in memory, packed or as they are mapped, or pass through it.
         cache: store for the outputs of the segments before the first trained slice; None computes them every time.
         carries_tangents: whether segments from the first trained slice on run their dual programs. Otherwise all
             segments run their primal ones, and values are moved instead (:mod:`edge_runtime.training.zero_order`).
@@ -128,7 +129,7 @@ class Executor:
         self._carries_tangents = carries_tangents
         self._prepared = prepared
         self._engine = engine
-        self._streams = weights == "streamed"
+        self._streams, self._packs = weights == "streamed", weights == "packed"
         self.first_trained = first_segment(prepared.manifest, tuple(trained))
         self._cache = cache
         self.observe: Callable[[Sequence[Flow]], None] | None = None
@@ -324,7 +325,7 @@ class Executor:
 
     def _stage(self, index: int, program: Program, later: Sequence[Program]) -> Stage:
         """A segment's program with its weights; ``later`` are the programs that run after it."""
-        variant = self._prepared.variant(program)
+        variant = self._prepared.variant(program, packed=self._packs)
         weights = self._weights(index, variant)
         loaded: LoadedProgram | None = None
         if not variant.bound:  # one load serves every segment of this structure

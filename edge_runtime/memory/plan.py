@@ -42,7 +42,7 @@ from edge_runtime.package.manifest import (
 from edge_runtime.package.prepared import Calibration
 from edge_runtime.protocol.messages import Update
 
-WeightsMode = Literal["resident", "streamed"]
+WeightsMode = Literal["packed", "resident", "streamed"]
 #: Places where backpropagation keeps its layer inputs; forward mode has none to keep.
 InputsMode = Literal["memory", "disk"]
 
@@ -63,6 +63,8 @@ TOKENIZER_FACTOR, TOKENIZER_REST_BYTES = 26, 2 << 20
 KEPT_TOKENIZER_FACTOR = 17
 #: Memory of matrices that the engine repacks, relative to their stored size; it includes a session for each segment.
 PACKED_FACTOR: dict[Arithmetic, float] = {"block_int8": 1.5, "block_int4": 1.8}
+#: The same where matrices that could be fed are packed once (``WeightsMode``); measured on MiniLM's six blocks.
+PACKED_ONCE_FACTOR: dict[Arithmetic, float] = {"row_int8": 1.35}
 #: Memory of tensors in the engine's arena, relative to their sum, since reused blocks leave gaps; and its first size.
 ARENA_FACTOR, ARENA_BYTES = 1.55, 3 << 20
 #: Memory that XNNPACK takes at run time for packed operands and temporaries, relative to the largest program's plan.
@@ -80,8 +82,9 @@ PROMPT_TOKENS = 64
 PREFERRED_TOKENS = 256
 #: Share of the cap that a plan may use; the rest is for what a prediction cannot know.
 USABLE_SHARE = 0.95
-#: Time of a streamed step, relative to a resident one, with weights in the page cache; and seconds of each program run.
-STREAMED_TIME, RUN_SECONDS = 1.05, 4e-4
+#: Time of a streamed step and of one with packed weights, relative to a resident one, with weights in the page cache;
+#: and seconds of each program run.
+STREAMED_TIME, PACKED_TIME, RUN_SECONDS = 1.05, 0.85, 4e-4
 #: Time of a block's adjoint program, relative to its primal one (docs/decisions/0014-backpropagation.md), and of a step
 #: with layer inputs on disk. The disk's cost did not show there; the factor prefers memory where both fit.
 ADJOINT_TIME, SPILLED_TIME = 4.0, 1.01
@@ -159,7 +162,7 @@ class ExecutionChoice(Struct, frozen=True):
     """How a step's work is done.
 
     Attributes:
-        weights: whether weights stay in memory or pass through it.
+        weights: whether weights stay in memory, packed or as they are mapped, or pass through it.
         micro_batch: number of examples that run at a time.
         draws_at_a_time: number of draws that run at a time.
         inputs: whether backpropagation keeps its layer inputs in memory or on disk.
@@ -255,7 +258,13 @@ class Planner:
                 f"the programs of package {self.manifest.name} take {bounds['sequence']} tokens, the work has "
                 f"{work.sequence}; ask for shorter sequences"
             )
-        return choices(work, bounds.get("batch"), bounds.get("draws"))
+        packs = work.keeps_tokenizer and self._packs(work)
+        return choices(work, bounds.get("batch"), bounds.get("draws"), packs=packs)
+
+    def _packs(self, work: Work) -> bool:
+        """Whether the package has programs of the work with packed weights."""
+        programs = [self.manifest.programs[name] for name in self.program_names(work)]
+        return any(self.arithmetic in program.packed for program in programs)
 
     def _bounds(self, work: Work) -> dict[Axis, int]:
         """The smallest bound on each axis over all programs that the work runs."""
@@ -284,13 +293,14 @@ class Planner:
     def predict(self, work: Work, choice: ExecutionChoice) -> PeakPrediction:
         """Predicted peak of a worker that does the work in the given way."""
         manifest, first = self.manifest, first_segment(self.manifest, work.slices)
+        packed = choice.weights == "packed"
         programs = {variant.file for variant in self._variants(work)}
         if work.update == "forward":
             for index in waiting_segments(manifest, work.slices, self.arithmetic):
                 primal = manifest.programs[manifest.segments[index].primal]
                 programs.add(primal.variants[self.arithmetic].file)
         tokens = work.batch_size * work.sequence
-        repacked = [repacked_bytes(segment, self.arithmetic) for segment in manifest.segments]
+        repacked = [repacked_bytes(each, self.arithmetic, packed=packed) for each in manifest.segments]
         hidden = tokens * manifest.base.hidden_size * FLOAT_BYTES * self._waiting_rows(first, work, choice)
         masks = tokens * work.sequence * FLOAT_BYTES
         # What a head over several blocks reads, its tangents, and once more as features.
@@ -313,7 +323,7 @@ class Planner:
             engine_bytes=ENGINE_BYTES
             + PROGRAM_BYTES * len(programs)
             + self.planned_bytes(work)
-            + (sum(repacked) if choice.weights == "resident" else max(repacked)),
+            + (max(repacked) if choice.weights == "streamed" else sum(repacked)),
             weights_bytes=self._weights_bytes(choice),
             live_bytes=self._live_bytes(work, choice),
             waiting_bytes=hidden + masks + labels + pooled,
@@ -397,8 +407,9 @@ class Planner:
         mapped = sum(
             stored_bytes(tensor) for name, tensor in embedding.weights.items() if name not in gathered
         )
-        sizes = [segment_bytes(segment, self.arithmetic) for segment in owned]
-        return mapped + sum(sizes) if choice.weights == "resident" else max([mapped, *sizes])
+        packed = choice.weights == "packed"
+        sizes = [segment_bytes(segment, self.arithmetic, packed=packed) for segment in owned]
+        return max([mapped, *sizes]) if choice.weights == "streamed" else mapped + sum(sizes)
 
     def _seconds(self, work: Work, choice: ExecutionChoice) -> float:
         """Predicted seconds of a step, from the calibration of one block. Without one only proportions hold."""
@@ -424,7 +435,9 @@ class Planner:
                 block = measured.dual_1_s + per_draw * max(0.0, draws - 1)
             seconds += block * work.batch_size * work.sequence / (measured.rows * measured.tokens)
             seconds += RUN_SECONDS * runs * programs
-        seconds *= sweeps * (STREAMED_TIME if choice.weights == "streamed" else 1.0)
+        seconds *= (
+            sweeps * {"packed": PACKED_TIME, "resident": 1.0, "streamed": STREAMED_TIME}[choice.weights]
+        )
         return seconds * (SPILLED_TIME if choice.inputs == "disk" else 1.0)
 
     def _works(self, work: Work) -> Iterator[Work]:
@@ -459,7 +472,7 @@ class Planner:
 
 
 def choices(
-    work: Work, most_examples: int | None = None, most_draws: int | None = None
+    work: Work, most_examples: int | None = None, most_draws: int | None = None, *, packs: bool = False
 ) -> Iterator[ExecutionChoice]:
     """Every way to do a work, the fastest and largest first.
 
@@ -467,12 +480,13 @@ def choices(
         work: size of a step's work.
         most_examples: largest number of examples at a time; None sets no limit.
         most_draws: largest number of draws at a time; None sets no limit.
+        packs: whether there are programs with packed weights, and the work gains by them.
     """
     examples, together = preferred_micro_batch(work.batch_size, work.sequence), max(1, work.draws)
     sizes = _halved(min(examples, most_examples or examples))
     back = work.update == "backprop" and bool(work.slices)
     draws = [1] if back or work.update == "zero_order" else _halved(min(together, most_draws or together))
-    modes: tuple[WeightsMode, ...] = ("resident", "streamed")
+    modes: tuple[WeightsMode, ...] = (*(("packed",) if packs else ()), "resident", "streamed")
     places: tuple[InputsMode, ...] = ("memory", "disk") if back else ("memory",)
     for weights, inputs, at_a_time, micro_batch in product(modes, places, draws, sizes):
         yield ExecutionChoice(weights, micro_batch, at_a_time, inputs)
@@ -482,7 +496,11 @@ def gave_up(fastest: Plan, chosen: Plan) -> tuple[str, ...]:
     """Sentences that say what a plan gives up against the fastest one."""
     sentences = []
     if chosen.choice.weights != fastest.choice.weights:
-        sentences.append("weights pass through memory a segment at a time")
+        way = {
+            "streamed": "weights pass through memory a segment at a time",
+            "resident": "the engine packs weights anew for each text",
+        }
+        sentences.append(way[chosen.choice.weights])
     if chosen.choice.inputs != fastest.choice.inputs:
         sentences.append("layer inputs wait on disk")
     if chosen.choice.micro_batch != fastest.choice.micro_batch:
@@ -605,13 +623,14 @@ def live_bytes(variant: Variant, batch: int, sequence: int, draws: int) -> float
     )
 
 
-def segment_bytes(segment: Segment, arithmetic: Arithmetic) -> int:
+def segment_bytes(segment: Segment, arithmetic: Arithmetic, *, packed: bool = False) -> int:
     """Bytes of a segment's weights as an arithmetic maps them, without matrices that the engine repacks."""
+    repacked = arithmetic in BLOCK_ARITHMETICS or (packed and arithmetic in PACKED_ONCE_FACTOR)
     total = 0
     for name, tensor in segment.weights.items():
         if not _is_quantised(name, segment):
             total += stored_bytes(tensor)
-        elif name.endswith(LEVELS_SUFFIX) and arithmetic not in BLOCK_ARITHMETICS:
+        elif name.endswith(LEVELS_SUFFIX) and not repacked:
             total += matrix_numbers(name, segment) * (1 if arithmetic == "row_int8" else FLOAT_BYTES)
     return total
 
@@ -630,8 +649,13 @@ def stored_bytes(tensor: TensorRef) -> int:
     return total
 
 
-def repacked_bytes(segment: Segment, arithmetic: Arithmetic) -> int:
-    """Bytes of the copies that the engine makes when it repacks a segment's matrices."""
+def repacked_bytes(segment: Segment, arithmetic: Arithmetic, *, packed: bool = False) -> int:
+    """Bytes of the copies that the engine makes when it repacks a segment's matrices, of itself or packed once."""
+    if packed and arithmetic in PACKED_ONCE_FACTOR:
+        levels = [
+            name for name in segment.weights if name.endswith(LEVELS_SUFFIX) and _is_quantised(name, segment)
+        ]
+        return int(sum(matrix_numbers(name, segment) for name in levels) * PACKED_ONCE_FACTOR[arithmetic])
     if arithmetic not in PACKED_FACTOR:
         return 0
     stored = sum(stored_bytes(t) for name, t in segment.weights.items() if _is_quantised(name, segment))

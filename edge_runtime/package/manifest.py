@@ -168,12 +168,15 @@ class Program(Struct, frozen=True):
         outputs: names of the outputs.
         variants: the graph in each arithmetic that the package offers on ONNX Runtime.
         executorch: the same for ExecuTorch; empty if the package was not exported for it.
+        packed: the graph once more with its matrices bound instead of fed, in arithmetics where that gives the same
+            bits, for workers that answer many short texts; empty for programs that training alone runs.
     """
 
     inputs: tuple[Text, ...]
     outputs: tuple[Text, ...]
     variants: dict[Arithmetic, Variant]
     executorch: dict[Arithmetic, Variant] = {}
+    packed: dict[Arithmetic, Variant] = {}
 
 
 class TensorSpec(Struct, frozen=True):
@@ -425,10 +428,11 @@ class Manifest(Struct, frozen=True):
                 program,
                 variants=program.executorch if engine == "executorch" else program.variants,
                 executorch={},
+                packed={} if engine == "executorch" else program.packed,
             )
             for name, program in self.programs.items()
         }
-        kept = {variant.file for program in seen.values() for variant in program.variants.values()}
+        kept = {variant.file for program in seen.values() for variant in _all(program)}
         all_programs = {variant.file for program in self.programs.values() for variant in _all(program)}
         files = {
             name: entry for name, entry in self.files.items() if name in kept or name not in all_programs
@@ -499,7 +503,7 @@ class _VersionOnly(Struct):
 
 
 def _all(program: Program) -> tuple[Variant, ...]:
-    return (*program.variants.values(), *program.executorch.values())
+    return (*program.variants.values(), *program.executorch.values(), *program.packed.values())
 
 
 def _check_references(manifest: Manifest) -> None:

@@ -174,9 +174,10 @@ class PreparedPackage:
         )
         return cls(package, package.folder, prepared)
 
-    def variant(self, program: Program) -> Variant:
-        """The variant of a program in the arithmetic chosen for this machine."""
-        return program.variants[self.prepared.arithmetic]
+    def variant(self, program: Program, *, packed: bool = False) -> Variant:
+        """The variant of a program in the arithmetic chosen for this machine; its packed one if asked, and there."""
+        fed = program.variants[self.prepared.arithmetic]
+        return program.packed.get(self.prepared.arithmetic, fed) if packed else fed
 
     def weight_path(self, segment: int, file: str) -> tuple[Path, int]:
         """Path of a weight file of a segment, and the size in bytes that it must have."""

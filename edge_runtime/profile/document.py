@@ -20,6 +20,7 @@ from msgspec import Meta, Struct, field
 
 from edge_runtime.errors import ConfigError
 from edge_runtime.memory.enforcement import EnforcedBy
+from edge_runtime.memory.plan import WeightsMode
 from edge_runtime.protocol.messages import Bytes, Count, PositiveCount, Seconds, Sha256, Update
 
 FORMAT_VERSION = 1
@@ -44,7 +45,6 @@ Moment = Annotated[
 PositiveBytes = Annotated[int, Meta(ge=1, le=1 << 50)]
 #: A slope, which is negative where memory was given back.
 BytesPerStep = Annotated[float, Meta(ge=-1e15, le=1e15)]
-Weights = Literal["resident", "streamed"]
 EdgeSize = Literal["batch_size", "sequence", "draws"]
 Failure = Literal["killed", "over_cap", "charge_over_cap", "leak"]
 
@@ -100,7 +100,7 @@ class WorkRecord(Struct, frozen=True):
     sequence: PositiveCount
     draws: Count
     slices: Annotated[tuple[Name, ...], Meta(max_length=512)]
-    weights: Weights
+    weights: WeightsMode
     steps: Count
     threads: PositiveCount
     gave_up: Annotated[tuple[Name, ...], Meta(max_length=16)] = ()
@@ -197,7 +197,7 @@ class WhatIf(Struct, frozen=True):
     sequence: PositiveCount
     draws: Count
     slices: Count
-    weights: Weights
+    weights: WeightsMode
     predicted_peak_bytes: Bytes
     predicted_step_s: Seconds | None
     fits: bool

@@ -69,7 +69,7 @@ class Ready(Struct, frozen=True, tag="ready"):
     """
 
     arithmetic: Arithmetic
-    weights: Literal["resident", "streamed"]
+    weights: Literal["packed", "resident", "streamed"]
     predicted_peak_bytes: Bytes
     sequence_limit: PositiveCount
     load_peak_bytes: Bytes = 0

@@ -22,7 +22,7 @@ With x a row, s = max|x|/127 and q = round(x/s) + 128, the product is (q - 128)Â
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 import numpy as np
 import onnx_ir as ir
@@ -55,12 +55,17 @@ BAND_BYTES, BAND_ROWS = 2 << 20, 64
 UNREAD_FILE = "bound-by-the-runtime"
 
 
-def with_arithmetic(model: ir.Model, arithmetic: Arithmetic) -> ir.Model:
+#: Fed arithmetics whose results have the same bits when the engine packs the matrices: sums of integers.
+PACKED_ARITHMETICS: tuple[Arithmetic, ...] = ("row_int8",)
+
+
+def with_arithmetic(model: ir.Model, arithmetic: Arithmetic, *, packed: bool = False) -> ir.Model:
     """A copy of a lowered program that computes its frozen products in the given arithmetic.
 
     Args:
         model: program that ``export.lowering.onnx`` lowered, whose frozen tensors are all inputs; left as it is.
         arithmetic: arithmetic to compute in.
+        packed: whether the matrices of ``row_int8`` are bound too, so that the engine packs them when it loads.
 
     Returns:
         The program. For ``block_int8`` and ``block_int4`` the repacked weights are external initialisers without
@@ -76,9 +81,12 @@ def with_arithmetic(model: ir.Model, arithmetic: Arithmetic) -> ir.Model:
             raise ModelError(
                 "a repacked weight cannot be read transposed: block arithmetics have no adjoint programs"
             )
-        _bind(copied)
+        _bind(copied, {value for node in _linears(copied) for value in node.inputs[1:4] if value is not None})
     else:
         _Rewriter(copied, arithmetic).run()
+        if packed:
+            suffixes = (INT8_SUFFIX, INT8_SCALES_SUFFIX)
+            _bind(copied, {value for value in copied.graph.inputs if str(value.name).endswith(suffixes)})
     return copied
 
 
@@ -87,9 +95,8 @@ def has_frozen_products(model: ir.Model) -> bool:
     return any(node.op_type in (_LINEAR, TRANSPOSED) for node in model.graph)
 
 
-def _bind(model: ir.Model) -> None:
-    """Turn the weights of frozen products from inputs into external initialisers, bound by the runtime."""
-    bound = {value for node in _linears(model) for value in node.inputs[1:4] if value is not None}
+def _bind(model: ir.Model, bound: Set[ir.Value]) -> None:
+    """Turn weights of frozen products from inputs into external initialisers, bound by the runtime."""
     offset = 0
     for value in [value for value in model.graph.inputs if value in bound]:
         name, dtype, shape = str(value.name), _dtype(value), _static(value)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
+from msgspec.structs import replace
 
 from edge_runtime.package.manifest import Arithmetic, Program, Quantisation, Variant
 from export.capture.segment import SegmentGraph, structure_of
-from export.lowering.arithmetic import has_frozen_products, with_arithmetic
+from export.lowering.arithmetic import PACKED_ARITHMETICS, has_frozen_products, with_arithmetic
 from export.lowering.live_sets import live_sets, peak_tensors
 from export.lowering.onnx import lower
 from export.lowering.schedule import REFERENCE, order_for_memory
@@ -137,8 +138,9 @@ def _write_program(
     order_for_memory(lowered)  # before arithmetics, which replace nodes where they stand
     offered = tuple(a for a in options.arithmetics if kind != "adjoint" or a in ADJOINT_ARITHMETICS)
     variants = _write_variants(folder, name, lowered, flowing, offered)
+    packed = _write_packed(folder, name, lowered, variants) if kind in ("primal", "decode") else {}
     limit = options.executorch_limit if kind not in ("adjoint", "decode") else None
-    return Program(flowing, traced.outputs, variants, _write_executorch(folder, name, traced, limit))
+    return Program(flowing, traced.outputs, variants, _write_executorch(folder, name, traced, limit), packed)
 
 
 def _write_executorch(
@@ -165,17 +167,37 @@ def _write_variants(
     }
 
 
+def _write_packed(
+    folder: Path, name: str, model: ir.Model, fed: dict[Arithmetic, Variant]
+) -> dict[Arithmetic, Variant]:
+    """The program once more with its matrices bound, for workers that answer; what it holds at a time is the same."""
+    packed: dict[Arithmetic, Variant] = {}
+    for arithmetic in PACKED_ARITHMETICS if has_frozen_products(model) else ():
+        if arithmetic in fed:
+            file, program = (
+                f"programs/{name}.{arithmetic}.packed.onnx",
+                with_arithmetic(model, arithmetic, packed=True),
+            )
+            ir.save(program, folder / file)
+            bound = _bound(program)
+            left = tuple(each for each in fed[arithmetic].fed if each not in bound)
+            packed[arithmetic] = replace(fed[arithmetic], file=file, fed=left, bound=bound)
+    return packed
+
+
+def _bound(model: ir.Model) -> tuple[str, ...]:
+    """Names of the weights that the runtime binds."""
+    values = model.graph.initializers.values()
+    return tuple(str(value.name) for value in values if isinstance(value.const_value, ir.ExternalTensor))
+
+
 def _write_variant(folder: Path, name: str, model: ir.Model, flowing: tuple[str, ...]) -> Variant:
     file = f"programs/{name}.onnx"
     ir.save(model, folder / file)
     return Variant(
         file=file,
         fed=tuple(str(value.name) for value in model.graph.inputs if value.name not in flowing),
-        bound=tuple(
-            str(value.name)
-            for value in model.graph.initializers.values()
-            if isinstance(value.const_value, ir.ExternalTensor)
-        ),
+        bound=_bound(model),
         gathered=dict(_gathered_rows(model)),
         live=live_sets(model),
         peak_tensors=peak_tensors(model, REFERENCE[0], PEAK_TENSORS),

@@ -139,6 +139,7 @@ def check_package(
             prepared = prepare(package, Path(folder) / "prepared", engine, arithmetic)
             sweep = _sweep(prepared, engine, values, batch, tangents)
             gradient = _adjoint_gradient(prepared, engine, values, batch)
+            _check_packed(prepared, engine, values, batch)
             if arithmetic == "float" and manifest.generation is not None and engine_name == "onnxruntime":
                 _check_decoding(prepared, engine, values, batch)
         checks[arithmetic] = SelfCheck(
@@ -162,6 +163,25 @@ def check_package(
             f"{STRICT_LIMIT:.0e}; nothing was written. Please report the model's architecture"
         )
     return checks
+
+
+def _check_packed(prepared: PreparedPackage, engine: Engine, values: dict[str, Tensor], batch: Batch) -> None:
+    """Programs with packed weights, where there are some, must give the bits of those whose weights are fed.
+
+    Raises:
+        ModelError: they give others.
+    """
+    arithmetic = prepared.prepared.arithmetic
+    if not any(arithmetic in program.packed for program in prepared.manifest.programs.values()):
+        return
+    flat = flat_values(values)
+    packed = Executor(prepared, engine, (), "packed").sweep(flat, [batch]).loss
+    fed = Executor(prepared, engine, (), "streamed").sweep(flat, [batch]).loss
+    if not np.array_equal(packed, fed):
+        raise ModelError(
+            f"the programs with packed weights disagree with the others by {_difference(packed, fed):.1e} in "
+            f"{arithmetic}, and must not at all; nothing was written. Please report the model's architecture"
+        )
 
 
 def _check_decoding(

@@ -173,6 +173,25 @@ def test_weights_of_four_bits_by_arithmetic() -> None:
     assert repacked_bytes(segment, "block_int4") == int(stored * module.PACKED_FACTOR["block_int4"])
 
 
+def test_weights_are_packed_where_texts_come_one_by_one() -> None:
+    """A worker that answers has its matrices packed, if package and cap allow it; one that trains has not."""
+    primal = MODEL.programs["primal"]
+    packing = replace(primal, packed={"row_int8": replace(variant_with(), file="packed.onnx")})
+    planner = Planner(replace(MODEL, programs={**MODEL.programs, "primal": packing}), "row_int8")
+    asks, trains = Work(1, 64, 0, (), keeps_tokenizer=True), Work(1, 64, 1, ALL)
+    ample = planner.choose(asks, 1 << 30)
+    assert (ample.choice.weights, ample.gave_up) == ("packed", ())
+    assert planner.choose(trains, 1 << 30).choice.weights == "resident"
+    assert Planner(MODEL, "row_int8").choose(asks, 1 << 30).choice.weights == "resident"
+    fed = planner.plan(asks, ExecutionChoice("resident", 1, 1)).peak
+    matrices = 12 * HIDDEN * HIDDEN  # the blocks share them where they are mapped, and each packs its own
+    assert fed.weights_bytes - ample.peak.weights_bytes == matrices
+    assert ample.peak.engine_bytes - fed.engine_bytes == BLOCKS * int(1.35 * matrices)
+    less = planner.choose(asks, int((ample.peak.total_bytes - 1) / 0.95))
+    assert less.choice.weights == "resident"
+    assert less.gave_up == ("the engine packs weights anew for each text",)
+
+
 def test_an_embedding_is_never_repacked() -> None:
     """Its levels have two axes, not three: every arithmetic reads its rows as they are stored."""
     for arithmetic in ("row_int8", "block_int8", "float"):
