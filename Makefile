@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PAGES := README.md $(wildcard docs/results/*.md)
 
 .PHONY: setup demo demo-shakespeare test test-extended test-quick test-faults lint bench bench-memory bench-opponent bench-large \
-	bench-memory-grid bench-predict bench-arithmetic bench-placement bench-coordinator bench-estimators bench-skipping \
+	bench-memory-grid bench-predict bench-generation bench-arithmetic bench-placement bench-coordinator bench-estimators bench-skipping \
 	bench-learning bench-one-visit demo-reference tables reference constraints clean
 
 setup: $(STAMP)
@@ -66,6 +66,12 @@ bench-memory-grid: setup
 
 bench-predict: setup
 	$(BIN)/python -m benchmarks.inference.against_onnxruntime
+
+bench-generation: setup
+	npm install --prefix build/llama-cpp --no-save --ignore-scripts --no-audit --no-fund node-llama-cpp@3.22.1
+	$(BIN)/pip install --quiet --target build/gguf --no-deps --require-hashes -r benchmarks/inference/gguf.txt
+	PYTHONPATH=build/gguf $(BIN)/python -m benchmarks.inference.against_llama_cpp --data "$(DATA)" \
+		$(if $(MODELS),--models "$(MODELS)")
 
 bench-arithmetic: setup
 	$(BIN)/python -m benchmarks.kernels.arithmetic
