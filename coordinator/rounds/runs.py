@@ -92,7 +92,7 @@ class Run:
         average_sha256: mean of the values after several rounds; None while there is none.
         reference_sha256: deltas that the next round's directions are compared with; None if they are not.
         phase: training, first_visit or last_visit.
-        visit_rounds: number of committed rounds of visits, which ``committed`` does not count.
+        rounds_done: number of committed rounds, those of visits among them, which ``committed`` does not count.
         delta_sizes: sizes that deltas had in the last committed round that trained a slice, by slice.
         paused: whether the operator paused it.
     """
@@ -111,7 +111,7 @@ class Run:
     average_sha256: str | None
     reference_sha256: str | None
     phase: str
-    visit_rounds: int
+    rounds_done: int
     delta_sizes: Mapping[str, float]
     paused: bool
 
@@ -119,11 +119,6 @@ class Run:
     def visiting(self) -> bool:
         """Whether every device is being asked once for its sums."""
         return self.phase != TRAINING
-
-    @property
-    def rounds_done(self) -> int:
-        """Number of committed rounds, those of visits among them."""
-        return self.committed + self.visit_rounds
 
     @property
     def settings(self) -> RunConfig:
@@ -361,7 +356,7 @@ def run_of(stores: Stores, row: RunRow) -> Run:
         average_sha256=row.average_sha256,
         reference_sha256=row.reference_sha256,
         phase=row.phase,
-        visit_rounds=row.visit_rounds,
+        rounds_done=row.rounds_done,
         delta_sizes=msgspec.json.decode(row.delta_sizes, type=dict[str, float]),
         paused=row.paused_s is not None,
     )

@@ -25,11 +25,13 @@ from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.rounds.presence import SLACK_S, askable, order_of_asking, patience_s
 from coordinator.rounds.releases import note_commit
 from coordinator.rounds.results import TIMED_OUT
+from coordinator.rounds.rollback import MOST_STATES
 from coordinator.rounds.runs import LAST_VISIT, Run, active_run, end_run, reason_of_end
 from coordinator.rounds.selection import SelectableDevice, fit, substitute
 from coordinator.rounds.tasks import MISSED_SIGNS, reserve
 from coordinator.rounds.visits import commit_round, end_visit_if_over, sums_of
 from coordinator.storage import (
+    checkpoint_rows,
     device_rows,
     evaluation_rows,
     result_rows,
@@ -320,8 +322,11 @@ def _solve_round(
 
 
 def _discard(stores: Stores, run: Run, results: list[CountedResult], state_sha256: str) -> None:
-    """Remove what only a committed round needed."""
-    outdated = {result.change_sha256 for result in results} | {run.optimizer_sha256 or state_sha256}
+    """Remove what only a committed round needed, and the server state that the run cannot go back to any more."""
+    outdated = {result.change_sha256 for result in results}
+    with stores.storage.reading() as connection:
+        kept = checkpoint_rows.states(connection, run.run_id, most=MOST_STATES + 1)
+    outdated |= set(kept[MOST_STATES:]) - set(kept[:MOST_STATES])
     for sha256 in outdated - {state_sha256}:
         stores.private_blobs.discard(sha256)
 
@@ -371,11 +376,15 @@ def _commit(
     note_commit(connection, run.run_id, number, committed.average or committed.values, now_s=now_s)
     if evaluation is not None and (last or (run.rounds_done + 1) % evaluation.every_rounds == 0):
         evaluation_rows.add(connection, run.run_id, number, committed.average or committed.values)
-    if last and run.config.head == "closed_form" and run.config.visit != "first":
+    visits_last = run.config.head == "closed_form" and run.config.visit != "first"
+    if last and visits_last:
         run_rows.set_phase(connection, run.run_id, LAST_VISIT)
-    elif last and evaluation is not None:
+    checkpoint_rows.add(connection, run.run_id, number)
+    if not last or visits_last:
+        return
+    if evaluation is not None:
         run_rows.await_evaluation(connection, run.run_id)
-    elif last:
+    else:
         end_run(connection, run.run_id, "finished", reason_of_end(run.phase), now_s=now_s)
 
 

@@ -55,6 +55,7 @@ class RoundSummary(Struct, frozen=True):
         caps_bytes: caps that the workers of its counted results were held to, each once, smallest first.
         left_out: names of the devices whose results did not enter the mean, in the order of their slots.
         scores: how many times each device's change exceeded the round's median, by name; where that is a number.
+        rolled_back: whether the operator took it back: it counts no more.
     """
 
     round: int
@@ -79,6 +80,7 @@ class RoundSummary(Struct, frozen=True):
     caps_bytes: list[int] = []
     left_out: list[str] = []
     scores: dict[str, float] = {}
+    rolled_back: bool = False
 
 
 class RunSummary(Struct, frozen=True):
@@ -132,6 +134,11 @@ class RunSummary(Struct, frozen=True):
     runtime_versions: list[str] = []
     set_aside: list[SetAside] = []
     paused: bool = False
+
+    @property
+    def counting(self) -> list[RoundSummary]:
+        """Its rounds without those that the operator took back."""
+        return [entry for entry in self.rounds if not entry.rolled_back]
 
 
 class SetAside(Struct, frozen=True):
@@ -235,7 +242,7 @@ FAILED = frozenset({"task_failed", "task_untrusted", "out_of_memory", "silent", 
 def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = True) -> RunSummary:
     """A run as it stands; read-only."""
     row = run_rows.get(connection, run.run_id)
-    evaluations = {scores.round: scores for scores in evaluation_rows.done(connection, run.run_id)}
+    evaluations = {scores.round: scores for scores, _ in evaluation_rows.all_done(connection, run.run_id)}
     initial = evaluations.get(-1)
     devices = len(device_rows.not_set_aside(connection, run.run_id))
     rounds = []
@@ -366,6 +373,7 @@ def _round(connection: sqlite3.Connection, row: RoundRow, evaluation: Scores | N
         bytes_up_per_task=sum(r.change_bytes for r in results) / len(results) if results else None,
         left_out=[names[result.task_id] for result in results if result.left_out],
         scores={names[r.task_id]: r.score for r in results if r.score is not None},
+        rolled_back=row.rolled_back_s is not None,
     )
 
 

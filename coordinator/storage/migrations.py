@@ -273,6 +273,26 @@ def pause_runs(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE runs ADD COLUMN paused_s REAL")
 
 
+def keep_checkpoints(connection: sqlite3.Connection) -> None:
+    """What a run had come to after each committed round, and which rounds the operator took back."""
+    connection.execute("ALTER TABLE rounds ADD COLUMN rolled_back_s REAL")
+    connection.execute(
+        """CREATE TABLE checkpoints (
+            run_id TEXT NOT NULL REFERENCES runs (run_id),
+            round INTEGER NOT NULL,
+            values_sha256 TEXT NOT NULL,
+            optimizer_sha256 TEXT,              -- discarded by and by: see MOST_STATES
+            average_sha256 TEXT,
+            reference_sha256 TEXT,
+            committed INTEGER NOT NULL,
+            visit_rounds INTEGER NOT NULL,
+            phase TEXT NOT NULL,
+            delta_sizes TEXT NOT NULL,
+            PRIMARY KEY (run_id, round)
+        ) WITHOUT ROWID"""
+    )
+
+
 #: In the order in which they run.
 ALL = (
     create_devices,
@@ -291,4 +311,5 @@ ALL = (
     mark_moments,
     expect_signs_of_life,
     pause_runs,
+    keep_checkpoints,
 )

@@ -151,7 +151,7 @@ def count_left_out(connection: sqlite3.Connection, run_id: str, device_id: str) 
 
 
 def needed_blobs(connection: sqlite3.Connection) -> set[str]:
-    """Digests of the private blobs that are still needed: deltas of open rounds, and the servers' states of runs."""
+    """Digests of the private blobs needed at present: deltas of open rounds, and the servers' states of runs."""
     rows = connection.execute(
         "SELECT change_sha256 FROM results JOIN tasks USING (task_id) JOIN rounds USING (run_id, round)"
         " WHERE rounds.state IN ('selecting', 'collecting', 'aggregating')"

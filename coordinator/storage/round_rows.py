@@ -23,6 +23,7 @@ class RoundRow:
         bytes_down: body bytes that devices got while it was open.
         gated: 1 if it was committed and left the values as they were, else 0.
         phase: phase of the run that it belongs to: training, first_visit or last_visit.
+        rolled_back_s: moment when the operator took it back; None if it counts.
     """
 
     run_id: str
@@ -37,6 +38,7 @@ class RoundRow:
     bytes_down: int
     gated: int
     phase: str
+    rolled_back_s: float | None
 
 
 def find_open(connection: sqlite3.Connection, run_id: str) -> RoundRow | None:
@@ -55,9 +57,10 @@ def all_rounds(connection: sqlite3.Connection, run_id: str) -> list[RoundRow]:
 
 
 def last_committed(connection: sqlite3.Connection, run_id: str, phase: str | None = None) -> int | None:
-    """Number of the run's newest committed round, or of that of a phase; None if there is none."""
+    """Number of the run's newest committed round that counts, or of that of a phase; None if there is none."""
     number: int | None = connection.execute(
-        "SELECT max(round) FROM rounds WHERE run_id = ? AND state = 'committed' AND phase = coalesce(?, phase)",
+        "SELECT max(round) FROM rounds WHERE run_id = ? AND state = 'committed' AND rolled_back_s IS NULL"
+        " AND phase = coalesce(?, phase)",
         (run_id, phase),
     ).fetchone()[0]
     return number
@@ -111,6 +114,15 @@ def abandon_open(connection: sqlite3.Connection, run_id: str, *, reason: str, cl
         " WHERE run_id = ? AND state IN ('selecting', 'collecting', 'aggregating')",
         (reason, closed_s, run_id),
     )
+
+
+def roll_back(connection: sqlite3.Connection, run_id: str, to: int, *, at_s: float) -> int:
+    """Take back the run's rounds after ``to``, and return how many counted until now."""
+    taken_back = connection.execute(
+        "UPDATE rounds SET rolled_back_s = ? WHERE run_id = ? AND round > ? AND rolled_back_s IS NULL",
+        (at_s, run_id, to),
+    )
+    return taken_back.rowcount
 
 
 def extend_deadline(connection: sqlite3.Connection, run_id: str, until_s: float) -> None:

@@ -139,6 +139,7 @@ def asked_in_phase(connection: sqlite3.Connection, run_id: str, phase: str, *, t
     """Ids of the devices that rounds of a phase asked so many times, or whose result counted in one."""
     rows = connection.execute(
         "SELECT device_id FROM rounds JOIN tasks USING (run_id, round) WHERE run_id = ? AND phase = ?"
+        " AND rolled_back_s IS NULL"
         " GROUP BY device_id HAVING count(*) >= ? OR max(tasks.state = 'counted')",
         (run_id, phase, times),
     )
@@ -336,12 +337,11 @@ def lapse_open_of_round(connection: sqlite3.Connection, run_id: str, number: int
     )
 
 
-def lapse_open_of_run(connection: sqlite3.Connection, run_id: str) -> None:
-    """Let the open tasks of a run that ends lapse."""
+def lapse_open_of_run(connection: sqlite3.Connection, run_id: str, reason: str = "closed") -> None:
+    """Let the open tasks of a run that ends, or goes back, lapse."""
     connection.execute(
-        "UPDATE tasks SET state = 'lapsed', reason = 'closed'"
-        " WHERE run_id = ? AND state IN ('reserved', 'working')",
-        (run_id,),
+        "UPDATE tasks SET state = 'lapsed', reason = ? WHERE run_id = ? AND state IN ('reserved', 'working')",
+        (reason, run_id),
     )
 
 

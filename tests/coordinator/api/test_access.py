@@ -43,6 +43,7 @@ RIGHTS = {
     "POST /v1/admin/runs/{run_id:str}/stop": Access.OPERATOR,
     "POST /v1/admin/runs/{run_id:str}/pause": Access.OPERATOR,
     "POST /v1/admin/runs/{run_id:str}/resume": Access.OPERATOR,
+    "POST /v1/admin/runs/{run_id:str}/rollback": Access.OPERATOR,
 }
 
 
