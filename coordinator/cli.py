@@ -301,9 +301,9 @@ def _create_run(arguments: argparse.Namespace) -> int:
     print(run_id)
     before = [run for run in client.list_runs() if run.state in OPEN and run.run_id != run_id]
     if before:
-        sys.stderr.write(
-            f"note: queued behind {', '.join(f'{run.run_id} ({run.state})' for run in before)}\n"
-        )
+        beside = config.beside_others and all(run.config.beside_others for run in before)
+        how = "goes on beside" if beside else "queued behind"
+        sys.stderr.write(f"note: {how} {', '.join(f'{run.run_id} ({run.state})' for run in before)}\n")
     return 0
 
 

@@ -148,6 +148,12 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
             those above the median down to it first, ``"trimmed"`` and ``"median"`` take each entry's trimmed mean or
             median over the devices, each counting the same, with all changes of a round in memory.
         trim_share: share of the devices that ``robust_mean = "trimmed"`` leaves out at either end, at least one.
+        beside_others: whether the run goes on at the same time as others that say so too; each has its share of the
+            devices, and a device trains one task at a time. If not, it waits until no other run is active, and others
+            wait for it.
+        enough_results: number of results at which a round closes without waiting for the others, whose devices are
+            told so; at least ``min_results``. With more ``devices_per_round`` than that, a round asks more devices
+            than it needs; unset: it waits for all of them, or for its deadline.
     """
 
     name: Annotated[str, Meta(pattern=f"^[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}{END}")]
@@ -188,6 +194,8 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     max_left_out: Annotated[int, Meta(ge=1, le=1_000_000)] = 3
     robust_mean: Literal["none", "clipped", "trimmed", "median"] = "none"
     trim_share: Annotated[float, Meta(gt=0, lt=0.5)] = 0.1
+    beside_others: bool = False
+    enough_results: Slots | None = None
 
     @property
     def selection_s(self) -> float:
@@ -274,6 +282,13 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError(
             f"min_results = {config.min_results} exceeds min_devices = {config.min_devices}; "
             "the first round could start with too few devices to commit"
+        )
+    if config.enough_results is not None and not (
+        config.min_results <= config.enough_results <= config.devices_per_round
+    ):
+        raise ConfigError(
+            f"enough_results = {config.enough_results} must lie between min_results = {config.min_results} and "
+            f"devices_per_round = {config.devices_per_round}"
         )
     if config.poll_min_s > config.poll_max_s:
         raise ConfigError(f"poll_min_s = {config.poll_min_s} exceeds poll_max_s = {config.poll_max_s}")

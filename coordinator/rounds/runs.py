@@ -320,10 +320,19 @@ def _check_lora(config: RunConfig, manifest: Manifest, slices: tuple[str, ...]) 
             )
 
 
-def active_run(stores: Stores, connection: sqlite3.Connection) -> Run | None:
-    """The one run that is training or awaits its last evaluation."""
-    row = run_rows.find_active(connection)
-    return None if row is None else run_of(stores, row)
+def active_runs(stores: Stores, connection: sqlite3.Connection) -> list[Run]:
+    """Runs that are training or await their last evaluation, oldest first."""
+    return [run_of(stores, row) for row in run_rows.active(connection)]
+
+
+def starts_now(connection: sqlite3.Connection, queued: RunRow) -> bool:
+    """Whether a run that is next in the queue need not wait for another."""
+    rows = run_rows.active(connection)
+    return not rows or all(_goes_beside_others(row) for row in (queued, *rows))
+
+
+def _goes_beside_others(row: RunRow) -> bool:
+    return msgspec.json.decode(row.config, type=RunConfig).beside_others
 
 
 def find_run(stores: Stores, connection: sqlite3.Connection, run_id: str) -> Run:

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from coordinator.config import RunConfig
 from coordinator.rounds.presence import SLACK_S
-from coordinator.rounds.runs import Run, active_run, expected_rounds
+from coordinator.rounds.runs import Run, active_runs, expected_rounds
 from coordinator.rounds.tasks import least_required_bytes
 from coordinator.storage import (
     device_rows,
@@ -234,6 +234,8 @@ class EventSummary(Struct, frozen=True):
 
 #: A loss whose exponential is still a finite float.
 LARGEST_LOSS = 700.0
+#: States of a device that holds a place: it has not asked for it yet, or trains.
+HELD = ("asked", "working")
 #: Reasons of lapsed tasks that operators count as refused, and as failed.
 REFUSED = frozenset({"task_refused", "cap_too_small"})
 FAILED = frozenset({"task_failed", "task_untrusted", "out_of_memory", "silent", "late", "lost", "revoked"})
@@ -294,24 +296,28 @@ def releases_of(connection: sqlite3.Connection) -> list[ReleaseSummary]:
 
 def devices_of(stores: Stores, connection: sqlite3.Connection, *, now_s: float) -> list[DeviceSummary]:
     """All devices that ever enrolled, by name, and what may be expected of each at present."""
-    run = active_run(stores, connection)
+    runs = active_runs(stores, connection)
     found = []
     for row in device_rows.all_devices(connection):
-        state, reason = _standing(stores, connection, run, row, now_s)
+        state, reason = _standing(stores, connection, runs, row, now_s)
         kept = {name: row[name] for name in DeviceSummary.__struct_fields__[:-2]}
         found.append(DeviceSummary(**kept, state=state, reason=reason))
     return found
 
 
 def _standing(
-    stores: Stores, connection: sqlite3.Connection, run: Run | None, row: sqlite3.Row, now_s: float
+    stores: Stores, connection: sqlite3.Connection, runs: list[Run], row: sqlite3.Row, now_s: float
 ) -> tuple[str, str]:
     """A device's state and its reason."""
     if row["revoked_s"] is not None:
         return "revoked", ""
     if row["seen_s"] is None:
         return "never seen", ""
-    standing = None if run is None else _standing_in_run(stores, connection, run, row)
+    standings = [_standing_in_run(stores, connection, run, row) for run in runs]
+    held = (standing for standing in standings if standing is not None and standing[0] in HELD)
+    standing = next(held, None)
+    if standing is None and standings and None not in standings:  # no run asks it
+        standing = standings[0]
     if standing is not None and standing[0] != "cap too small":
         return standing
     if now_s > row["expected_s"] + SLACK_S:
@@ -322,13 +328,13 @@ def _standing(
 def _standing_in_run(
     stores: Stores, connection: sqlite3.Connection, run: Run, row: sqlite3.Row
 ) -> tuple[str, str] | None:
-    """What the run that is going on has to do with a device; None if it might ask it."""
+    """What a run that is going on has to do with a device; None if it might ask it."""
     aside = set_aside_rows.find(connection, run.run_id, row["device_id"])
     if aside is not None:
         return "set aside", aside.reason
     held = task_rows.find_open(connection, run.run_id, row["device_id"])
     if held is not None:
-        return ("working" if held.state == "working" else "asked"), ""
+        return HELD[held.state == "working"], ""
     needed = least_required_bytes(stores, connection, run, row["example_count"] or 0)
     if needed > row["cap_bytes"]:
         return "cap too small", f"run {run.run_id} needs {needed} bytes, the cap is {row['cap_bytes']}"

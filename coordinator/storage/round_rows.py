@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -145,6 +146,30 @@ def move_open(connection: sqlite3.Connection, by_s: float) -> None:
         "UPDATE tasks SET reserved_s = reserved_s + ?, due_s = due_s + ?, alive_by_s = alive_by_s + ?"
         " WHERE state IN ('reserved', 'working')",
         (by_s, by_s, by_s),
+    )
+
+
+def add_bytes_of(connection: sqlite3.Connection, passed: Mapping[str, tuple[int, int]]) -> None:
+    """Count body bytes to open rounds; what passes while none is open belongs to no round.
+
+    Where several runs have one, the bytes of a device belong to the run that it last worked for.
+
+    Args:
+        connection: connection with a transaction under way.
+        passed: bytes up and down by device; those of nobody in particular under the empty name.
+    """
+    count = connection.execute(
+        "SELECT count(*) FROM rounds WHERE state IN ('selecting', 'collecting', 'aggregating')"
+    ).fetchone()[0]
+    if count <= 1:
+        up_bytes, down_bytes = (sum(each) for each in zip(*passed.values(), strict=True))
+        add_bytes(connection, up_bytes=up_bytes, down_bytes=down_bytes)
+        return
+    connection.executemany(
+        "UPDATE rounds SET bytes_up = bytes_up + ?, bytes_down = bytes_down + ?"
+        " WHERE state IN ('selecting', 'collecting', 'aggregating') AND run_id ="
+        " (SELECT run_id FROM tasks WHERE device_id = ? ORDER BY reserved_s DESC LIMIT 1)",
+        [(up_bytes, down_bytes, device_id) for device_id, (up_bytes, down_bytes) in passed.items()],
     )
 
 

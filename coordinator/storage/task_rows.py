@@ -125,6 +125,14 @@ def find_open(connection: sqlite3.Connection, run_id: str, device_id: str) -> Ta
     return TaskWithSlices(**{**dict(row), "slices": tuple(json.loads(row["slices"]))})
 
 
+def held_elsewhere(connection: sqlite3.Connection, run_id: str) -> set[str]:
+    """Ids of the devices that hold an open task of another run than this."""
+    rows = connection.execute(
+        "SELECT device_id FROM tasks WHERE run_id != ? AND state IN ('reserved', 'working')", (run_id,)
+    )
+    return {str(row["device_id"]) for row in rows}
+
+
 def of_round(connection: sqlite3.Connection, run_id: str, number: int) -> list[TaskWithDevice]:
     """All tasks of a round, slot by slot and attempt by attempt."""
     rows = connection.execute(
