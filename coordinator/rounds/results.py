@@ -8,11 +8,12 @@ import sqlite3
 
 from coordinator.auth import Device
 from coordinator.refusals import ConflictError, MalformedError, NotFoundError, UnusableError
+from coordinator.rounds.buffered import is_too_stale, round_entered
 from coordinator.rounds.deltas import check_delta
-from coordinator.rounds.runs import find_run
+from coordinator.rounds.runs import Run, find_run
 from coordinator.storage import result_rows, task_rows
 from coordinator.storage.stores import Stores
-from coordinator.storage.task_rows import TaskRow
+from coordinator.storage.task_rows import TaskRow, TaskWithRound
 from edge_runtime.errors import SliceError
 from edge_runtime.memory.plan import first_segment
 from edge_runtime.package.manifest import Manifest
@@ -64,9 +65,8 @@ def accept(
             return ResultReceipt("duplicate")
         raise ConflictError("conflict", f"another result of task {task_id} was counted")
     run = find_run(stores, connection, task.run_id)
-    open_round = task.round_state in ("selecting", "collecting")
     late = _in_grace(connection, task, run.config.late_grace_s, now_s=now_s)
-    if not open_round or not (task.state == "working" or late):
+    if not _is_round_open(connection, run, task) or not (task.state == "working" or late):
         raise ConflictError("stale", f"task {task_id} is closed ({task.reason or task.state}); check in")
     # 3. Does the content fit the task?
     _check_content(run.manifest, task.read_task(), result)
@@ -75,8 +75,16 @@ def accept(
     if late:
         task_rows.lapse_reserved_of_slot(connection, task.run_id, task.round, task.slot, "filled")
     task_rows.mark_counted(connection, task_id)
-    result_rows.add(connection, result, received_s=now_s)
+    entered = round_entered(connection, run) if run.is_buffered else None
+    result_rows.add(connection, result, received_s=now_s, entered=entered)
     return ResultReceipt("counted")
+
+
+def _is_round_open(connection: sqlite3.Connection, run: Run, task: TaskWithRound) -> bool:
+    """Whether there is a round that a task's result could enter."""
+    if run.is_buffered:
+        return run.state == "running" and not is_too_stale(connection, run, task)
+    return task.round_state in ("selecting", "collecting")
 
 
 def _in_grace(connection: sqlite3.Connection, task: TaskRow, grace_s: float, *, now_s: float) -> bool:

@@ -121,6 +121,11 @@ class Run:
         return self.phase != TRAINING
 
     @property
+    def is_buffered(self) -> bool:
+        """Whether its rounds wait for so many results, and not for their devices."""
+        return self.config.buffer_size is not None
+
+    @property
     def settings(self) -> RunConfig:
         """The configuration as tasks of the present phase have it."""
         return in_phase(self.config, self.phase)

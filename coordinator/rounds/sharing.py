@@ -77,7 +77,7 @@ def share_of(stores: Stores, connection: sqlite3.Connection, run: Run, now_s: fl
                 least=each.least_results,
                 most=min(each.config.devices_per_round, len(there)),
                 waits=round_rows.find_open(connection, each.run_id) is None,
-                is_lasting=False,
+                is_lasting=each.is_buffered,
             )
         )
     return shares(claims, len(devices))[run.run_id]

@@ -20,6 +20,7 @@ from coordinator.aggregation.server_state import ServerState
 from coordinator.aggregation.server_step import server_update
 from coordinator.config import RunConfig
 from coordinator.events import record
+from coordinator.rounds.buffered import is_over, lapse_stale, next_place
 from coordinator.rounds.contributions import Contributions
 from coordinator.rounds.early_stop import stop_without_gain
 from coordinator.rounds.evaluation import INITIAL
@@ -46,6 +47,7 @@ from coordinator.storage import (
 )
 from coordinator.storage.device_rows import SeenDevice
 from coordinator.storage.result_rows import CountedResult
+from coordinator.storage.round_rows import RoundRow
 from coordinator.storage.stores import Stores
 from edge_runtime.errors import EdgeError, PackageError
 from edge_runtime.package.slices import Values, decode_values, encode_values
@@ -146,17 +148,20 @@ def _open_round(stores: Stores, run: Run, now_s: float) -> None:
         devices = _able(run, askable(connection, run, now_s))
         share = share_of(stores, connection, run, now_s)
         elsewhere = task_rows.held_elsewhere(connection, run.run_id)
+        at_work = task_rows.holders(connection, run.run_id)
     if run.next_round == 0 and len(devices) < run.config.min_devices:
         return
     if run.visiting and not devices:
         end_visit_if_over(stores, run, now_s)
         return
-    free = [device for device in devices if device.device_id not in elsewhere]
-    if share is not None and len(free) < min(share, len(devices)):
+    free = [device for device in devices if device.device_id not in elsewhere | at_work]
+    if share is not None and not at_work and len(free) < min(share, len(devices)):
         return  # others have more than their share, or it is their turn; their rounds have an end
     order = order_of_asking(free, run.config.seed, run.next_round, now_s)
     dealt, chosen = _seat(run, order, share)
-    if len(chosen) < run.least_results:
+    if run.is_buffered and (chosen or at_work):
+        dealt, chosen = [], {}  # places are opened one by one
+    elif len(chosen) < run.least_results:
         _fail_if_hopeless(stores, run, now_s)
         return
     until_s = _places_wait(free, run, now_s)
@@ -194,7 +199,7 @@ def _fill_slots(stores: Stores, run: Run, now_s: float) -> None:
             return
         number = open_round.round
         # 1. Time runs out for the silent and the late.
-        for task in task_rows.overdue(connection, run.run_id, number, now_s=now_s):
+        for task in task_rows.overdue(connection, run.run_id, now_s=now_s):
             reason = OVERDUE[task.state] if task.due_s < now_s else LOST
             task_rows.lapse(connection, task.task_id, reason)
             record(
@@ -203,10 +208,15 @@ def _fill_slots(stores: Stores, run: Run, now_s: float) -> None:
                 f"device_{reason}",
                 f"place {task.slot} goes to another device",
                 run_id=run.run_id,
-                round_number=number,
+                round_number=task.round,
                 device=task.device_name,
                 task_id=task.task_id,
             )
+        if run.is_buffered:
+            round_rows.set_state(connection, run.run_id, number, "collecting")
+            if not run.paused and now_s < open_round.deadline_s:
+                _keep_busy(stores, connection, run, number, now_s)
+            return
         # 2. Vacant slots are offered on, unless the time is over and enough results are in.
         vacant = slot_rows.vacant(connection, run.run_id, number)
         counted = task_rows.count(connection, run.run_id, number, "counted")
@@ -224,6 +234,9 @@ def _close_round(stores: Stores, run: Run, now_s: float) -> None:
         if open_round is None or open_round.state == "aggregating":
             return
         number = open_round.round
+        if run.is_buffered:
+            _close_buffered(connection, run, open_round, now_s)
+            return
         counted = task_rows.count(connection, run.run_id, number, "counted")
         enough = counted >= run.least_results
         full = run.config.enough_results is not None and counted >= run.config.enough_results
@@ -243,6 +256,41 @@ def _close_round(stores: Stores, run: Run, now_s: float) -> None:
         else:
             reason = f"{counted} results of at least {run.least_results}, and no device left to ask"
             _abandon(connection, run, number, reason, now_s)
+
+
+def _close_buffered(connection: sqlite3.Connection, run: Run, open_round: RoundRow, now_s: float) -> None:
+    number = open_round.round
+    if not is_over(connection, run, number, open_round.deadline_s, now_s):
+        return
+    entered = result_rows.count_entered(connection, run.run_id, number)
+    if entered >= run.config.min_results:
+        round_rows.set_state(connection, run.run_id, number, "aggregating")
+    else:
+        reason = f"{entered} results of at least {run.config.min_results} in time, and no device at work"
+        _abandon(connection, run, number, reason, now_s)
+
+
+def _keep_busy(stores: Stores, connection: sqlite3.Connection, run: Run, number: int, now_s: float) -> None:
+    """Give devices of a buffered run that have no task places of the open round, as many as may be at work."""
+    share = share_of(stores, connection, run, now_s)
+    holders = task_rows.holders(connection, run.run_id)
+    wanted = run.config.devices_per_round if share is None else min(run.config.devices_per_round, share)
+    busy = holders | task_rows.held_elsewhere(connection, run.run_id)
+    there = askable(connection, run, now_s)
+    until_s = _places_wait(there, run, now_s)
+    free = [
+        device
+        for device in order_of_asking(there, run.config.seed, number, now_s)
+        if device.device_id not in busy
+    ]
+    for _ in range(wanted - len(holders)):
+        place = next_place(connection, run, number, free)
+        if place is None:
+            return
+        slot, device = place
+        due_s = until_s[device.device_id]
+        reserve(connection, run, number, slot, device.device_id, now_s=now_s, until_s=due_s)
+        free.remove(device)
 
 
 def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
@@ -397,6 +445,10 @@ def _commit(
     if last and visits_last:
         run_rows.set_phase(connection, run.run_id, LAST_VISIT)
     checkpoint_rows.add(connection, run.run_id, number)
+    if run.is_buffered:
+        lapse_stale(connection, run, count)
+    if last:  # in a buffered run devices are still at work
+        task_rows.lapse_open_of_run(connection, run.run_id)
     if not last or visits_last:
         return
     if evaluation is not None:

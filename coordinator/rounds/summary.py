@@ -350,7 +350,7 @@ def events_of(connection: sqlite3.Connection, run_id: str, after: int, limit: in
 def _round(connection: sqlite3.Connection, row: RoundRow, evaluation: Scores | None) -> RoundSummary:
     tasks = task_rows.outcomes(connection, row.run_id, row.round)
     results = result_rows.of_round(connection, row.run_id, row.round)
-    names = {task.task_id: task.device_name for task in tasks}
+    names = result_rows.devices_of(connection, row.run_id, row.round)
     memories = [result.memory for result in results]
     weighed = [(r.mean_loss, r.examples) for r in results if r.mean_loss is not None and r.examples]
     examples = sum(result.examples for result in results)

@@ -177,7 +177,7 @@ def say_alive(
     if task.device_id != device.device_id:
         raise ConflictError("not_your_task", f"task {task_id} was given to another device")
     again_s = find_run(stores, connection, task.run_id).config.alive_every_s
-    if task.state != "working" or task.round_state not in ("selecting", "collecting"):
+    if task.state != "working":  # a round that closes lets its open tasks lapse
         return Standing(again_s, wanted=task.state == "counted")
     task_rows.note_alive(connection, task_id, by_s=now_s + MISSED_SIGNS * again_s)
     return Standing(again_s)
@@ -298,6 +298,7 @@ def _hand_out(
         required_bytes=needed,
         task=signed.task,
         signature=signed.signature,
+        committed_before=run.committed,
     )
     return signed
 
@@ -316,7 +317,9 @@ def least_required_bytes(stores: Stores, connection: sqlite3.Connection, run: Ru
     if found is None:
         dealt = run.deal(run.config.devices_per_round)
         if number is not None:
-            dealt = slot_rows.dealt(connection, run.run_id, number)
+            dealt = (
+                slot_rows.dealt(connection, run.run_id, number) or dealt
+            )  # a buffered round begins with none
         found = min(required_bytes(run.manifest, run.settings, slices) for slices in set(dealt))
         if len(stores.least_required_bytes) >= MOST_KNOWN:
             stores.least_required_bytes.clear()  # every check-in asks, and all of them the same

@@ -298,6 +298,14 @@ def index_tasks_of_devices(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX tasks_of_devices ON tasks (device_id, reserved_s)")
 
 
+def buffer_results(connection: sqlite3.Connection) -> None:
+    """Which round a result entered, where that is not its task's, and how old the values of each task are."""
+    connection.execute("ALTER TABLE results ADD COLUMN entered INTEGER")
+    # Rounds that the run had committed when the task was handed out.
+    connection.execute("ALTER TABLE tasks ADD COLUMN committed_before INTEGER NOT NULL DEFAULT 0")
+    connection.execute("CREATE INDEX entered_results ON results (entered) WHERE entered IS NOT NULL")
+
+
 #: In the order in which they run.
 ALL = (
     create_devices,
@@ -318,4 +326,5 @@ ALL = (
     pause_runs,
     keep_checkpoints,
     index_tasks_of_devices,
+    buffer_results,
 )

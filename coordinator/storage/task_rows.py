@@ -35,6 +35,7 @@ class TaskRow:
         task: JSON of the task that was signed; None until it is handed out.
         signature: the coordinator's signature of ``task``.
         alive_by_s: moment until which the device must have given another sign of life; None if it never gave one.
+        committed_before: number of rounds that the run had committed when it was handed out.
     """
 
     task_id: str
@@ -51,6 +52,7 @@ class TaskRow:
     task: str | None
     signature: str | None
     alive_by_s: float | None
+    committed_before: int
 
     @property
     def signed(self) -> SignedTask | None:
@@ -154,15 +156,13 @@ def asked_in_phase(connection: sqlite3.Connection, run_id: str, phase: str, *, t
     return {str(row["device_id"]) for row in rows}
 
 
-def overdue(
-    connection: sqlite3.Connection, run_id: str, number: int, *, now_s: float
-) -> list[TaskWithDevice]:
-    """Open tasks of a round whose time has run out."""
+def overdue(connection: sqlite3.Connection, run_id: str, *, now_s: float) -> list[TaskWithDevice]:
+    """Open tasks of a run whose time has run out."""
     rows = connection.execute(
         "SELECT tasks.*, name AS device_name FROM tasks JOIN devices USING (device_id)"
-        " WHERE run_id = ? AND round = ? AND state IN ('reserved', 'working')"
-        " AND (due_s < ? OR alive_by_s < ?) ORDER BY slot, attempt",
-        (run_id, number, now_s, now_s),
+        " WHERE run_id = ? AND state IN ('reserved', 'working')"
+        " AND (due_s < ? OR alive_by_s < ?) ORDER BY round, slot, attempt",
+        (run_id, now_s, now_s),
     )
     return [TaskWithDevice(**row) for row in rows]
 
@@ -193,6 +193,19 @@ def has_open(connection: sqlite3.Connection, run_id: str, number: int) -> bool:
         (run_id, number),
     ).fetchone()
     return row is not None
+
+
+def is_any_open(connection: sqlite3.Connection, run_id: str) -> bool:
+    """Whether a run has an open task."""
+    return bool(holders(connection, run_id))
+
+
+def holders(connection: sqlite3.Connection, run_id: str) -> set[str]:
+    """Ids of the devices that hold an open task of a run."""
+    rows = connection.execute(
+        "SELECT device_id FROM tasks WHERE run_id = ? AND state IN ('reserved', 'working')", (run_id,)
+    )
+    return {str(row["device_id"]) for row in rows}
 
 
 def count_attempts(connection: sqlite3.Connection, run_id: str, number: int, slot: int) -> int:
@@ -256,12 +269,13 @@ def hand_out(
     required_bytes: int,
     task: str,
     signature: str,
+    committed_before: int,
 ) -> None:
     """Store what a device was handed out: from now on it works on it."""
     connection.execute(
-        "UPDATE tasks SET state = 'working', due_s = ?, required_bytes = ?, task = ?, signature = ?"
-        " WHERE task_id = ?",
-        (due_s, required_bytes, task, signature, task_id),
+        "UPDATE tasks SET state = 'working', due_s = ?, required_bytes = ?, task = ?, signature = ?,"
+        " committed_before = ? WHERE task_id = ?",
+        (due_s, required_bytes, task, signature, committed_before, task_id),
     )
 
 
@@ -350,6 +364,15 @@ def lapse_open_of_run(connection: sqlite3.Connection, run_id: str, reason: str =
     connection.execute(
         "UPDATE tasks SET state = 'lapsed', reason = ? WHERE run_id = ? AND state IN ('reserved', 'working')",
         (reason, run_id),
+    )
+
+
+def lapse_older(connection: sqlite3.Connection, run_id: str, committed: int, reason: str) -> None:
+    """Let tasks of a run lapse that were handed out before it had committed so many rounds."""
+    connection.execute(
+        "UPDATE tasks SET state = 'lapsed', reason = ?"
+        " WHERE run_id = ? AND state = 'working' AND committed_before < ?",
+        (reason, run_id, committed),
     )
 
 
