@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 
+from coordinator.rounds.results import TIMED_OUT
 from coordinator.rounds.rollback import MOST_STATES
-from coordinator.storage import checkpoint_rows, event_rows, result_rows
+from coordinator.storage import checkpoint_rows, event_rows, result_rows, task_rows
 from coordinator.storage.stores import Stores
 
 log = logging.getLogger("coordinator")
@@ -34,7 +35,11 @@ def clear_out(stores: Stores, wall_s: float) -> None:
                 connection, most=MOST_STATES
             )
 
-    files = stores.private_blobs.sweep(needed, before_s=wall_s - GRACE_S)
+    def undecided() -> set[str]:
+        with stores.storage.reading() as connection:
+            return task_rows.undecided(connection, TIMED_OUT)
+
+    files = stores.private_blobs.sweep(needed, before_s=wall_s - GRACE_S) + stores.uploads.sweep(undecided)
     with stores.storage.transaction() as connection:
         events = event_rows.forget_oldest(connection, kept=EVENTS_KEPT)
     if files or events:

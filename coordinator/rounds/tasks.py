@@ -11,6 +11,7 @@ from coordinator.events import record
 from coordinator.refusals import ConflictError, MalformedError, NotFoundError
 from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.rounds.releases import newest_for
+from coordinator.rounds.results import find_task
 from coordinator.rounds.runs import Run, active_runs, find_run
 from coordinator.rounds.set_aside import note_failure, still_set_aside
 from coordinator.storage import device_rows, event_rows, round_rows, run_rows, slot_rows, task_rows
@@ -171,11 +172,7 @@ def say_alive(
         NotFoundError: ``unknown_task``.
         ConflictError: ``not_your_task``.
     """
-    task = task_rows.find_with_round(connection, task_id)
-    if task is None:
-        raise NotFoundError("unknown_task", f"no task {task_id}")
-    if task.device_id != device.device_id:
-        raise ConflictError("not_your_task", f"task {task_id} was given to another device")
+    task = find_task(connection, device, task_id)
     again_s = find_run(stores, connection, task.run_id).config.alive_every_s
     if task.state != "working":  # a round that closes lets its open tasks lapse
         return Standing(again_s, wanted=task.state == "counted")

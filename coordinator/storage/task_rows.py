@@ -195,6 +195,17 @@ def has_open(connection: sqlite3.Connection, run_id: str, number: int) -> bool:
     return row is not None
 
 
+def undecided(connection: sqlite3.Connection, reasons: Collection[str]) -> set[str]:
+    """Ids of the tasks whose results may still come: those at work, and those that lapsed for one of these reasons."""
+    marks = ", ".join("?" * len(reasons))
+    rows = connection.execute(
+        f"SELECT task_id FROM tasks JOIN rounds USING (run_id, round) WHERE tasks.state = 'working'"  # noqa: S608
+        f" OR (tasks.state = 'lapsed' AND tasks.reason IN ({marks}) AND rounds.closed_s IS NULL)",
+        tuple(reasons),
+    )
+    return {str(row["task_id"]) for row in rows}
+
+
 def is_any_open(connection: sqlite3.Connection, run_id: str) -> bool:
     """Whether a run has an open task."""
     return bool(holders(connection, run_id))
