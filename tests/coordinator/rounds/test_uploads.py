@@ -22,7 +22,6 @@ from edge_runtime.errors import UnreachableError
 from edge_runtime.protocol.messages import (
     MAX_RESULT_BYTES,
     PART_BYTES,
-    Refusal,
     ResultReceipt,
     Task,
     encode_result,
@@ -218,29 +217,3 @@ def test_a_line_that_brings_nothing_is_given_up(held: Any) -> None:
             assert deliver(client, task.task_id, body, lambda _: None) == ResultReceipt("counted")
             assert proxy.body_bytes < len(body) - PART_BYTES + 1
     world.start()
-
-
-class OldCoordinator:
-    """A coordinator that knows no uploads in parts."""
-
-    def __init__(self) -> None:
-        self.whole: list[bytes] = []
-
-    def upload_standing(self, task_id: str, sha256: str) -> Refusal:
-        """Not known there."""
-        del task_id, sha256
-        return Refusal("unknown_path", "Not Found")
-
-    def put_result(self, task_id: str, body: bytes) -> ResultReceipt:
-        """The whole result."""
-        del task_id
-        self.whole.append(body)
-        return ResultReceipt("counted")
-
-
-def test_an_older_coordinator_gets_it_whole() -> None:
-    """Where parts are not known, and where the result is small, it goes in one request."""
-    old: Any = OldCoordinator()
-    for body in (bytes(PART_BYTES), bytes(PART_BYTES + 1)):
-        assert deliver(old, "t", body, lambda _: None) == ResultReceipt("counted")
-    assert [len(body) for body in old.whole] == [PART_BYTES, PART_BYTES + 1]
