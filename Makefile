@@ -39,9 +39,9 @@ test-extended: setup
 test-quick: setup
 	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder -m quick
 
-# The longer form of tests/faults: 20,000 requests at random.
+# The longer form of tests/faults: 20,000 requests at random, 200 kills of coordinator, devices and both.
 test-faults: setup
-	EDGE_FUZZ_REQUESTS=20000 $(BIN)/python -m pytest -s tests/faults
+	EDGE_FUZZ_REQUESTS=20000 EDGE_FAULTS=200 $(BIN)/python -m pytest -s tests/faults
 
 lint: setup
 	$(BIN)/ruff check .
@@ -92,7 +92,7 @@ bench-skipping: setup
 	$(BIN)/python -m benchmarks.estimators.skipped_passes $(if $(DATA),--data $(DATA))
 
 bench-coordinator: setup
-	$(BIN)/python -m benchmarks.coordinator.check_ins
+	$(BIN)/python -m benchmarks.coordinator.run $(if $(STAGES),--stages $(STAGES))
 
 demo-reference: setup
 	$(BIN)/python -m examples.banking77.reference

@@ -144,16 +144,26 @@ def _add_runs(
         ("stop", _stop_run, "stop a run"),
         ("pause", _pause_run, "open no more rounds of a run until it is resumed"),
         ("resume", _resume_run, "let a paused run go on"),
+        ("rollback", _roll_back_run, "let a run stand again where it stood after a committed round"),
         ("report", _report_run, "write report.html, report.txt, report.json and curve.svg"),
         ("fetch-slices", _fetch_slices, "fetch a run's slice values as safetensors"),
     ):
         sub = run.add_parser(name, parents=[where], help=text)
-        default = "the only one that has not ended" if name in ("stop", "pause", "resume") else "the newest"
+        changes = name in ("stop", "pause", "resume", "rollback")
+        default = "the only one that has not ended" if changes else "the newest"
         sub.add_argument(
             "run_id", nargs="?", metavar="NAME", help=f"the run's name or id (default: {default})"
         )
         sub.add_argument("--run", metavar="NAME", help="the same, as an option")
         sub.set_defaults(command=command)
+        if name == "rollback":
+            sub.add_argument(
+                "--to",
+                type=int,
+                required=True,
+                metavar="NUMBER",
+                help="round after which the run shall stand; later ones stay in its history and count no more",
+            )
         if name == "report":
             sub.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
         if name == "fetch-slices":
@@ -291,9 +301,9 @@ def _create_run(arguments: argparse.Namespace) -> int:
     print(run_id)
     before = [run for run in client.list_runs() if run.state in OPEN and run.run_id != run_id]
     if before:
-        sys.stderr.write(
-            f"note: queued behind {', '.join(f'{run.run_id} ({run.state})' for run in before)}\n"
-        )
+        beside = config.beside_others and all(run.config.beside_others for run in before)
+        how = "goes on beside" if beside else "queued behind"
+        sys.stderr.write(f"note: {how} {', '.join(f'{run.run_id} ({run.state})' for run in before)}\n")
     return 0
 
 
@@ -342,6 +352,20 @@ def _pause_run(arguments: argparse.Namespace) -> int:
 
 def _resume_run(arguments: argparse.Namespace) -> int:
     return _set_paused(arguments, paused=False)
+
+
+def _roll_back_run(arguments: argparse.Namespace) -> int:
+    from coordinator.admin.choice import choose_open, given_name
+
+    client = _client(arguments)
+    given = given_name(arguments.run_id, arguments.run)
+    run = client.roll_back_run(choose_open(client.list_runs(), given).run_id, arguments.to)
+    print(
+        f"run {run.run_id} stands where it stood after round {run.to}; {run.taken_back} later rounds count no more"
+        if run.taken_back
+        else f"run {run.run_id} has no round after {run.to}; nothing has changed"
+    )
+    return 0
 
 
 def _set_paused(arguments: argparse.Namespace, *, paused: bool) -> int:

@@ -148,6 +148,17 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
             those above the median down to it first, ``"trimmed"`` and ``"median"`` take each entry's trimmed mean or
             median over the devices, each counting the same, with all changes of a round in memory.
         trim_share: share of the devices that ``robust_mean = "trimmed"`` leaves out at either end, at least one.
+        beside_others: whether the run goes on at the same time as others that say so too; each has its share of the
+            devices, and a device trains one task at a time. If not, it waits until no other run is active, and others
+            wait for it.
+        enough_results: number of results at which a round closes without waiting for the others, whose devices are
+            told so; at least ``min_results``. With more ``devices_per_round`` than that, a round asks more devices
+            than it needs; unset: it waits for all of them, or for its deadline.
+        buffer_size: number of results at which the values move, without waiting for devices that are still at work
+            (FedBuff): ``devices_per_round`` of them train at any time, and get a new task as soon as they are done;
+            ``rounds`` counts these steps. Each change is scaled by 1/sqrt(1 + the steps made since its device got its
+            values). At least ``min_results``; unset: rounds that wait for their devices.
+        max_staleness: number of such steps after which a result is not taken any more, and its device told so.
     """
 
     name: Annotated[str, Meta(pattern=f"^[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}{END}")]
@@ -188,6 +199,10 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     max_left_out: Annotated[int, Meta(ge=1, le=1_000_000)] = 3
     robust_mean: Literal["none", "clipped", "trimmed", "median"] = "none"
     trim_share: Annotated[float, Meta(gt=0, lt=0.5)] = 0.1
+    beside_others: bool = False
+    enough_results: Slots | None = None
+    buffer_size: Slots | None = None
+    max_staleness: Annotated[int, Meta(ge=0, le=1000)] = 10
 
     @property
     def selection_s(self) -> float:
@@ -275,6 +290,13 @@ def _check_together(config: RunConfig) -> None:
             f"min_results = {config.min_results} exceeds min_devices = {config.min_devices}; "
             "the first round could start with too few devices to commit"
         )
+    if config.enough_results is not None and not (
+        config.min_results <= config.enough_results <= config.devices_per_round
+    ):
+        raise ConfigError(
+            f"enough_results = {config.enough_results} must lie between min_results = {config.min_results} and "
+            f"devices_per_round = {config.devices_per_round}"
+        )
     if config.poll_min_s > config.poll_max_s:
         raise ConfigError(f"poll_min_s = {config.poll_min_s} exceeds poll_max_s = {config.poll_max_s}")
     if config.selection_timeout_s is not None and config.selection_timeout_s < config.poll_max_s:
@@ -355,6 +377,7 @@ def _check_server_methods(config: RunConfig) -> None:
     if config.gate_variance is not None and config.slices in ("none", ()):
         raise ConfigError('gate_variance compares slices, and slices = "none" trains none')
     _check_robust_mean(config)
+    _check_buffer(config)
     if config.patience and config.evaluation is None:
         raise ConfigError(
             f"patience = {config.patience} counts evaluations, and there are none: add a table [evaluation], or leave "
@@ -368,6 +391,32 @@ def _check_server_methods(config: RunConfig) -> None:
         raise ConfigError(
             f"average_from_round = {config.average_from_round} is past the last of rounds = {config.rounds} (from 0)"
         )
+
+
+def _check_buffer(config: RunConfig) -> None:
+    """What steps without waiting do not go with."""
+    if config.buffer_size is None:
+        return
+    if config.buffer_size < config.min_results:
+        raise ConfigError(
+            f"buffer_size = {config.buffer_size} is below min_results = {config.min_results}: no step could be made"
+        )
+    for key, used, why in (
+        (
+            "enough_results",
+            config.enough_results is not None,
+            "closes a round that waits: buffer_size does that",
+        ),
+        ("gate_variance", config.gate_variance is not None, "compares two halves of a round of one time"),
+        (
+            'lora_aggregation = "product_svd"',
+            config.lora_aggregation == "product_svd",
+            "needs factors of one time",
+        ),
+        ('head = "closed_form"', config.head == "closed_form", "visits each device once, and waits for it"),
+    ):
+        if used:
+            raise ConfigError(f"buffer_size lets results of several rounds in, {key} {why}: leave one out")
 
 
 def _check_robust_mean(config: RunConfig) -> None:

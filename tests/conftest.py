@@ -31,10 +31,14 @@ FIRST = (
     "coordinator/simulation",
 )
 #: Tests that `make test-extended` runs and `make test` does not: further exports of structures that others have too,
-#: runs of further methods to equal bytes, and a flood whose memory hangs on how many connections are served at once.
+#: runs of further methods to equal bytes, faults whose like other tests make too, and a flood whose memory hangs on how
+#: many connections are served at once.
 EXTENDED = (
     "export/model/test_generation.py",
     "faults/test_strangers.py::test_devices_get_little_memory",
+    "faults/test_disturbances.py::test_runs_end_in_the_same_bits[device]",
+    "faults/test_disturbances.py::test_runs_end_in_the_same_bits[lock]",
+    "faults/test_disturbances.py::test_runs_end_in_the_same_bits[descriptors]",
     "end_to_end/test_adapter.py::test_peft_predicts_what_the_runtime_predicts[lora]",
     "end_to_end/test_scalar_reports.py::test_every_method_ends_in_the_same_bytes[",
 )

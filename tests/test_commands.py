@@ -165,6 +165,10 @@ OPTIONS = {
     "edge-coordinator run stop": {"--run": OPERATOR + "test_a_run_is_named_with_and_without_the_option"},
     "edge-coordinator run pause": {"--run": OPERATOR + "test_a_run_is_named_with_and_without_the_option"},
     "edge-coordinator run resume": {"--run": OPERATOR + "test_a_run_is_named_with_and_without_the_option"},
+    "edge-coordinator run rollback": {
+        "--run": OPERATOR + "test_a_run_is_named_with_and_without_the_option",
+        "--to": OPERATOR + "test_a_run_is_named_with_and_without_the_option",
+    },
     "edge-coordinator run report": {
         "--run": OPERATOR + "test_a_run_is_named_with_and_without_the_option",
         "--output": OPERATOR + "test_a_run_from_the_command_line",

@@ -312,6 +312,7 @@ WITHOUT_TEST_FILE = {
     "coordinator/simulation/trainers.py",
     "coordinator/simulation/verdict.py",
     "coordinator/storage/blob_store.py",
+    "coordinator/storage/checkpoint_rows.py",
     "coordinator/storage/device_rows.py",
     "coordinator/storage/evaluation_rows.py",
     "coordinator/storage/event_rows.py",

@@ -10,7 +10,7 @@ from urllib.parse import quote, urlsplit
 import msgspec
 import urllib3
 
-from coordinator.api.admin_api import DeviceChanged, ReleaseRequest, RunPaused, RunStopped
+from coordinator.api.admin_api import DeviceChanged, ReleaseRequest, RunPaused, RunRolledBack, RunStopped
 from coordinator.api.serve import ADDRESS, CERTIFICATE
 from coordinator.auth import ADMIN_TOKEN
 from coordinator.config import RunConfig
@@ -95,6 +95,12 @@ class AdminClient:
         """Pause a run, or let it go on."""
         word = "pause" if paused else "resume"
         return _decode(self._call("POST", f"/runs/{quote(run_id, safe='')}/{word}"), RunPaused)
+
+    def roll_back_run(self, run_id: str, to: int) -> RunRolledBack:
+        """Let a run stand again where it stood after a committed round."""
+        return _decode(
+            self._call("POST", f"/runs/{quote(run_id, safe='')}/rollback", {"to": to}), RunRolledBack
+        )
 
     def stop_run(self, run_id: str = "latest") -> RunStopped:
         """Stop a run, and tell which one and what it was doing."""

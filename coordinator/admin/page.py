@@ -54,6 +54,7 @@ _TROUBLES = {
     "plan_reduced": "ran out of memory once, and went on with a smaller plan",
     "cap_too_small": "has a cap that is too small for any task of this run",
     "round_abandoned": "the round was abandoned",
+    "run_rolled_back": "the run was rolled back",
     "round_gated": "the round was committed and left the values as they were",
     "evaluation_failed": "the evaluation failed",
 }
@@ -132,7 +133,7 @@ def first_score(run: RunSummary) -> float | None:
 
 def last_score(run: RunSummary) -> float | None:
     """What the values are worth after the last round that was evaluated; None without any."""
-    found = [score for entry in run.rounds if (score := _score(run, entry)) is not None]
+    found = [score for entry in run.counting if (score := _score(run, entry)) is not None]
     return found[-1] if found else None
 
 
@@ -165,7 +166,7 @@ def _score(run: RunSummary, entry: RoundSummary) -> float | None:
 
 def _committed(run: RunSummary) -> list[tuple[float, RoundSummary]]:
     """Committed rounds, each with how many there are up to it."""
-    rounds = [entry for entry in run.rounds if entry.state == "committed"]
+    rounds = [entry for entry in run.counting if entry.state == "committed"]
     return [(float(count), entry) for count, entry in enumerate(rounds, 1)]
 
 
@@ -226,7 +227,7 @@ def _tiles(run: RunSummary) -> str:
         entries.append(
             (name, score_text(run, last), f"from {score_text(run, first)}" if first is not None else "")
         )
-    losses = [entry.loss for entry in run.rounds if entry.loss is not None]
+    losses = [entry.loss for entry in run.counting if entry.loss is not None]
     if losses:
         start = "" if run.initial_loss is None else f"from {run.initial_loss:.3f}"
         entries.append(("Loss", f"{losses[-1]:.3f}", start))
@@ -337,6 +338,8 @@ def _rounds(run: RunSummary) -> str:
 
 
 def _round_name(entry: RoundSummary) -> str:
+    if entry.rolled_back:
+        return f"{entry.round}, rolled back"
     if entry.gated:
         return f"{entry.round}, left the values as they were"
     if entry.state == "committed":

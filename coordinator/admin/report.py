@@ -26,8 +26,8 @@ COLUMNS = {
     "peak measured": 13,
 }
 OF_EVALUATIONS = frozenset({"accuracy", "loss"})
-#: Events of a device and a run, and of no round, that a report lists.
-OF_A_DEVICE = frozenset({"cap_too_small", "device_set_aside", "device_resumed"})
+#: Events of no round that a report lists.
+OF_A_DEVICE = frozenset({"cap_too_small", "device_set_aside", "device_resumed", "run_rolled_back"})
 #: What a run is judged by, where it is not accuracy.
 JUDGED_BY: dict[TaskKind, str] = {"causal_lm": "perplexity"}
 
@@ -41,9 +41,8 @@ def columns(run: RunSummary) -> tuple[str, ...]:
 
 def row(run: RunSummary, entry: RoundSummary) -> tuple[str, ...]:
     """One round as texts, in the order of :func:`columns`; empty where nothing was measured."""
-    state = " gated" if entry.gated else "" if entry.state == "committed" else f" {entry.state}"
     texts = {
-        "round": f"{entry.round}{state}",
+        "round": f"{entry.round}{_standing(entry)}",
         "accuracy": _score(run.task, entry.accuracy, entry.perplexity),
         "loss": "" if entry.loss is None else f"{entry.loss:.4f}",
         "up": size(entry.bytes_up),
@@ -55,6 +54,13 @@ def row(run: RunSummary, entry: RoundSummary) -> tuple[str, ...]:
     }
     names = {JUDGED_BY.get(run.task, name) if name == "accuracy" else name: name for name in COLUMNS}
     return tuple(texts[names[name]] for name in columns(run))
+
+
+def _standing(entry: RoundSummary) -> str:
+    """What is to be said of a round beside its number; nothing of one that was committed and counts."""
+    if entry.rolled_back:
+        return " rolled back"
+    return " gated" if entry.gated else "" if entry.state == "committed" else f" {entry.state}"
 
 
 def line(run: RunSummary, cells: tuple[str, ...]) -> str:
@@ -195,7 +201,7 @@ def _draw_curve(run: RunSummary, path: Path) -> None:
 
     points = [
         (entry.round + 1, _height(run.task, entry.accuracy, entry.perplexity), entry.loss)
-        for entry in run.rounds
+        for entry in run.counting
         if entry.accuracy is not None
     ]
     if run.initial_accuracy is not None:

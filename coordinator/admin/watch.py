@@ -74,7 +74,10 @@ def _watch_lines(client: AdminClient, run_id: str, sleep: Callable[[float], None
 def awaits_evaluation(run: RunSummary, index: int) -> bool:
     """Whether a committed round is one that will be evaluated and is not yet."""
     entry = run.rounds[index]
-    if run.config.evaluation is None or entry.state != "committed" or entry.accuracy is not None:
+    unevaluated = entry.state == "committed" and entry.accuracy is None and not entry.rolled_back
+    if run.config.evaluation is None or not unevaluated:
         return False
-    committed = sum(earlier.state == "committed" for earlier in run.rounds[: index + 1])
+    committed = sum(
+        earlier.state == "committed" and not earlier.rolled_back for earlier in run.rounds[: index + 1]
+    )
     return committed % run.config.evaluation.every_rounds == 0 or committed == run.rounds_wanted

@@ -19,7 +19,7 @@ from coordinator.api.app_state import AppState
 from coordinator.api.device_api import serve_file
 from coordinator.config import run_config
 from coordinator.refusals import NotFoundError, UnusableError
-from coordinator.rounds import releases, runs, set_aside
+from coordinator.rounds import releases, rollback, runs, set_aside
 from coordinator.rounds.summary import (
     DeviceSummary,
     EventSummary,
@@ -95,6 +95,30 @@ class RunPaused(Struct, frozen=True):
     run_id: str
     paused: bool
     changed: bool
+
+
+class RollBackRequest(Struct, frozen=True):
+    """A request to let a run go back.
+
+    Attributes:
+        to: number of the committed round after which the run shall stand again.
+    """
+
+    to: Count
+
+
+class RunRolledBack(Struct, frozen=True):
+    """A run that went back.
+
+    Attributes:
+        run_id: id of the run.
+        to: number of the round after which it stands.
+        taken_back: number of later rounds that count no more; 0 if there were none, and then nothing has changed.
+    """
+
+    run_id: str
+    to: int
+    taken_back: int
 
 
 class DeviceChanged(Struct, frozen=True):
@@ -273,6 +297,20 @@ async def resume_run(run_id: FromPath[str], app_state: NamedDependency[AppState]
     return await _pause(app_state, run_id, paused=False)
 
 
+@post("/runs/{run_id:str}/rollback", status_code=200)
+async def roll_back_run(
+    run_id: FromPath[str], data: JSONBody[RollBackRequest], app_state: NamedDependency[AppState]
+) -> RunRolledBack:
+    """Let a run stand again where it stood after one of its committed rounds; later rounds count no more."""
+    run, taken_back = await app_state.write(
+        lambda connection: rollback.roll_back(
+            app_state.stores, connection, run_id, data.to, now_s=app_state.clock()
+        )
+    )
+    app_state.wake.set()
+    return RunRolledBack(run.run_id, data.to, taken_back)
+
+
 async def _pause(app_state: AppState, run_id: str, *, paused: bool) -> RunPaused:
     run = await app_state.write(
         lambda connection: runs.pause_run(
@@ -300,6 +338,7 @@ ROUTER = Router(
         list_releases,
         pause_run,
         resume_run,
+        roll_back_run,
     ],
     opt={ACCESS: Access.OPERATOR},
     tags=["admin"],

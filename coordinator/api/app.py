@@ -127,12 +127,12 @@ async def _resume(app_state: AppState) -> None:
 
 
 async def play_rounds(app_state: AppState) -> None:
-    """Play the open round once, and wait until something happened, for :data:`TICK_S` at most."""
+    """Play the open rounds once, and wait until something happened, for :data:`TICK_S` at most."""
     app_state.wake.clear()
     await _look_at_clock(app_state)
-    up_bytes, down_bytes = app_state.traffic.take()
-    if up_bytes or down_bytes:
-        await app_state.write(partial(round_rows.add_bytes, up_bytes=up_bytes, down_bytes=down_bytes))
+    passed = app_state.traffic.take()
+    if passed:
+        await app_state.write(partial(round_rows.add_bytes_of, passed=passed))
     await asyncio.to_thread(state_machine.play, app_state.stores, app_state.clock())
     with suppress(TimeoutError):
         await asyncio.wait_for(app_state.wake.wait(), TICK_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from functools import partial
@@ -19,8 +20,8 @@ from coordinator.api.access import ACCESS, MAX_BODY_BYTES, Access
 from coordinator.api.app_state import AppState
 from coordinator.api.middleware import DEVICE
 from coordinator.auth import Device
-from coordinator.refusals import NotFoundError
-from coordinator.rounds import results, tasks
+from coordinator.refusals import NotFoundError, RefusalError, UnavailableError
+from coordinator.rounds import results, tasks, uploads
 from edge_runtime.errors import DigestError
 from edge_runtime.protocol.messages import (
     MAX_RESULT_BYTES,
@@ -33,6 +34,7 @@ from edge_runtime.protocol.messages import (
     Result,
     ResultReceipt,
     Standing,
+    UploadStanding,
 )
 
 CHUNK_BYTES = 256 << 10
@@ -85,6 +87,60 @@ async def deliver(
             app_state.stores, connection, device, task_id, data, now_s=app_state.clock()
         )
     )
+    app_state.wake.set()
+    return receipt
+
+
+@get("/tasks/{task_id:str}/upload/{sha256:str}")
+async def tell_upload(
+    task_id: FromPath[str], sha256: FromPath[str], request: DeviceRequest
+) -> UploadStanding:
+    """How far a result has come whose upload goes in parts."""
+    app_state, device = _shared(request), _device(request)
+    standing: UploadStanding = await app_state.read(
+        lambda connection: uploads.standing(
+            app_state.stores, connection, device, task_id, sha256, now_s=app_state.clock()
+        )
+    )
+    return standing
+
+
+@put("/tasks/{task_id:str}/upload/{sha256:str}/{offset:int}")
+async def add_part(
+    task_id: FromPath[str], sha256: FromPath[str], offset: FromPath[int], request: DeviceRequest
+) -> UploadStanding:
+    """Take a part of a result in, which begins where the upload stands."""
+    app_state, device = _shared(request), _device(request)
+    data = await request.body()
+    standing: UploadStanding = await app_state.write(
+        lambda connection: uploads.add_part(
+            app_state.stores, connection, device, task_id, sha256, offset, data, now_s=app_state.clock()
+        )
+    )
+    return standing
+
+
+@post("/tasks/{task_id:str}/upload/{sha256:str}", status_code=HTTP_200_OK, opt={MAX_BODY_BYTES: 0})
+async def finish_upload(
+    task_id: FromPath[str], sha256: FromPath[str], request: DeviceRequest
+) -> ResultReceipt:
+    """Take in a result whose parts have all come; repeating it is harmless."""
+    app_state, device = _shared(request), _device(request)
+    await app_state.read(partial(uploads.check_owner, device=device, task_id=task_id, sha256=sha256))
+    async with app_state.large_body:  # parsed in memory, so one at a time
+        try:
+            result = await asyncio.to_thread(uploads.read_whole, app_state.stores, task_id, sha256)
+            receipt: ResultReceipt = await app_state.write(
+                lambda connection: results.accept(
+                    app_state.stores, connection, device, task_id, result, now_s=app_state.clock()
+                )
+            )
+        except UnavailableError:
+            raise
+        except RefusalError:
+            app_state.stores.uploads.discard(task_id)
+            raise
+    app_state.stores.uploads.discard(task_id)
     app_state.wake.set()
     return receipt
 
@@ -179,7 +235,16 @@ async def _chunks(path: Path, first: int, end: int) -> AsyncIterator[bytes]:
 ENROLMENT = Router("/v1/devices", route_handlers=[enrol], opt={ACCESS: Access.TOKEN_HOLDER}, tags=["device"])
 ROUTER = Router(
     "/v1",
-    route_handlers=[check_in, deliver, say_alive, report, fetch_blob],
+    route_handlers=[
+        check_in,
+        deliver,
+        tell_upload,
+        add_part,
+        finish_upload,
+        say_alive,
+        report,
+        fetch_blob,
+    ],
     opt={ACCESS: Access.DEVICE},
     tags=["device"],
 )

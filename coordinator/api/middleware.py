@@ -30,7 +30,7 @@ from coordinator.api.body import (
     read_into,
 )
 from coordinator.api.statuses import headers_of, status_of
-from coordinator.auth import authenticate, check_admin
+from coordinator.auth import Device, authenticate, check_admin
 from coordinator.refusals import MalformedError, RefusalError, UnauthenticatedError, UnavailableError
 from coordinator.storage.stores import INCOMING
 from coordinator.storage.trouble import trouble_of
@@ -94,7 +94,7 @@ class AccessMiddleware:
         """Serve one request (ASGI)."""
         right = access_of(scope["route_handler"])
         if right in (Access.DEVICE, Access.TOKEN_HOLDER):
-            send = self._counting(send)
+            send = self._counting(scope, send)
         with Body(self._incoming) as body:
             try:
                 await self._admit(right, scope, receive, body)
@@ -144,17 +144,17 @@ class AccessMiddleware:
         # 3. Only then the body.
         await read_into(body, receive, limit)
         if right in (Access.DEVICE, Access.TOKEN_HOLDER):
-            self._app_state.traffic.add(up_bytes=body.size)
+            self._app_state.traffic.add(_sender(scope), up_bytes=body.size)
         if signature is not None:
             try:
                 check_body(signature, body.sha256)
             except SignatureError as error:
                 raise UnauthenticatedError("bad_signature", str(error)) from error
 
-    def _counting(self, send: Send) -> Send:
+    def _counting(self, scope: Scope, send: Send) -> Send:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.body":
-                self._app_state.traffic.add(down_bytes=len(message.get("body", b"")))
+                self._app_state.traffic.add(_sender(scope), down_bytes=len(message.get("body", b"")))
             if not message.get("more_body", False):
                 await send(message)
                 return
@@ -162,6 +162,12 @@ class AccessMiddleware:
                 await send(message)
 
         return counted
+
+
+def _sender(scope: Scope) -> str:
+    """Id of the device that a request came from; empty if it is not known."""
+    device: Device | None = scope["state"].get(DEVICE)
+    return "" if device is None else device.device_id
 
 
 def _unavailable(error: OSError) -> UnavailableError:

@@ -10,18 +10,16 @@ class Traffic:
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
-        self._up_bytes = 0
-        self._down_bytes = 0
+        self._passed: dict[str, tuple[int, int]] = {}
 
-    def add(self, *, up_bytes: int = 0, down_bytes: int = 0) -> None:
-        """Count body bytes: up from devices, down to them."""
+    def add(self, device_id: str, *, up_bytes: int = 0, down_bytes: int = 0) -> None:
+        """Count body bytes of a device, up from it and down to it; the empty name stands for whoever is not known."""
         with self._turn:
-            self._up_bytes += up_bytes
-            self._down_bytes += down_bytes
+            up, down = self._passed.get(device_id, (0, 0))
+            self._passed[device_id] = (up + up_bytes, down + down_bytes)
 
-    def take(self) -> tuple[int, int]:
-        """Counts (up, down) since the last call, which start again at zero."""
+    def take(self) -> dict[str, tuple[int, int]]:
+        """Bytes up and down by device since the last call, which start again at zero."""
         with self._turn:
-            counts = (self._up_bytes, self._down_bytes)
-            self._up_bytes = self._down_bytes = 0
-        return counts
+            passed, self._passed = self._passed, {}
+        return passed

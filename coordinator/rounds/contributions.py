@@ -11,6 +11,7 @@ import msgspec
 
 from coordinator.aggregation.mean import Contribution
 from coordinator.aggregation.robust import Sizes, bounded, lower_median, score, sizes, yardsticks
+from coordinator.aggregation.staleness import discounted
 from coordinator.events import record
 from coordinator.rounds.deltas import read_delta
 from coordinator.rounds.runs import Run
@@ -58,7 +59,7 @@ class Contributions:
         Args:
             stores: handles on the state folder.
             run: the run.
-            values: slice values that the round's tasks came with.
+            values: current slice values, which the round's tasks came with unless the run is buffered.
             results: counted results of the round, in the order of their slots.
         """
         self._stores, self._run, self._values = stores, run, values
@@ -90,7 +91,10 @@ class Contributions:
     def __iter__(self) -> Iterator[Contribution]:
         """What enters the mean, one at a time in the order of the slots."""
         pairs = (
-            (self._kept.get(result.task_id) or self._read(result), self._sizes[result.task_id])
+            (
+                discounted(self._kept.get(result.task_id) or self._read(result), self._staleness(result)),
+                self._sizes[result.task_id],
+            )
             for result in self.admitted
         )
         return bounded(pairs, self.yardsticks.medians, self._run.config)
@@ -154,7 +158,10 @@ class Contributions:
     def _read(self, result: CountedResult) -> Contribution:
         task = msgspec.json.decode(result.task, type=Task)
         data = self._stores.private_blobs.get(result.change_sha256)
-        delta = read_delta(self._run.manifest, task, self._values, data, self._reference(task))
+        values = self._values
+        if task.report == "scalars" and task.state != self._run.values_sha256:  # of a buffered run
+            values = decode_values(self._stores.blobs.get(task.state), self._run.manifest.slices)
+        delta = read_delta(self._run.manifest, task, values, data, self._reference(task))
         return Contribution(
             result.examples,
             delta,
@@ -162,6 +169,10 @@ class Contributions:
             slot=result.slot,
             variance=variance_factors(task, self._run.manifest.slices, result.estimator, result.draws),
         )
+
+    def _staleness(self, result: CountedResult) -> int:
+        """Steps that were made since a device got its values; 0 in a run whose rounds wait."""
+        return self._run.committed - result.committed_before if self._run.is_buffered else 0
 
     def _reference(self, task: Task) -> Values | None:
         """What a replay needs beside the values; a delta that travelled as it is needs nothing."""

@@ -7,7 +7,7 @@ import sqlite3
 from coordinator.events import record
 from coordinator.refusals import ConflictError, NotFoundError
 from coordinator.rounds.runs import Run, find_run, run_of
-from coordinator.storage import release_rows, round_rows, run_rows
+from coordinator.storage import checkpoint_rows, release_rows, round_rows, run_rows
 from coordinator.storage.release_rows import Limits, ReleaseRow
 from coordinator.storage.stores import Stores
 from edge_runtime.protocol.messages import Release, SignedRelease, encode
@@ -101,14 +101,20 @@ def newest_for(stores: Stores, connection: sqlite3.Connection, decided: int) -> 
 
 
 def _values_after(connection: sqlite3.Connection, run: Run, round_number: int) -> str:
-    """Values that a run's next round started from, or the current ones after the last."""
+    """Values after a round; of rounds from before these were kept, those that the next one started from."""
     rounds = round_rows.all_rounds(connection, run.run_id)
-    if not any(each.round == round_number and each.state == "committed" for each in rounds):
+    if not any(
+        each.round == round_number and each.state == "committed" and each.rolled_back_s is None
+        for each in rounds
+    ):
         raise NotFoundError(
             "unknown_round",
-            f"run {run.run_id} has committed no round {round_number}; edge-coordinator run show lists them",
+            f"run {run.run_id} has committed no round {round_number} that counts; edge-coordinator run show lists them",
         )
-    return next((each.values_sha256 for each in rounds if each.round > round_number), run.values_sha256)
+    kept = checkpoint_rows.values_after(connection, run.run_id, round_number)
+    return kept or next(
+        (each.values_sha256 for each in rounds if each.round > round_number), run.values_sha256
+    )
 
 
 def _add(

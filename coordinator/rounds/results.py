@@ -8,11 +8,12 @@ import sqlite3
 
 from coordinator.auth import Device
 from coordinator.refusals import ConflictError, MalformedError, NotFoundError, UnusableError
+from coordinator.rounds.buffered import is_too_stale, round_entered
 from coordinator.rounds.deltas import check_delta
-from coordinator.rounds.runs import find_run
+from coordinator.rounds.runs import Run, find_run
 from coordinator.storage import result_rows, task_rows
 from coordinator.storage.stores import Stores
-from coordinator.storage.task_rows import TaskRow
+from coordinator.storage.task_rows import TaskRow, TaskWithRound
 from edge_runtime.errors import SliceError
 from edge_runtime.memory.plan import first_segment
 from edge_runtime.package.manifest import Manifest
@@ -46,11 +47,7 @@ def accept(
         RefusalError: the result does not count; docs/protocol.md has the codes. Nothing has changed then.
     """
     # 1. Whose task is it, and is it this task?
-    task = task_rows.find_with_round(connection, task_id)
-    if task is None:
-        raise NotFoundError("unknown_task", f"no task {task_id}")
-    if task.device_id != device.device_id:
-        raise ConflictError("not_your_task", f"task {task_id} was given to another device")
+    task = find_task(connection, device, task_id)
     if result.task_id != task_id:
         raise MalformedError("malformed", f"a result of task {result.task_id} was sent to task {task_id}")
     if (result.run_id, result.round) != (task.run_id, task.round):
@@ -63,11 +60,7 @@ def accept(
         if counted_sha256 == result.change_sha256:
             return ResultReceipt("duplicate")
         raise ConflictError("conflict", f"another result of task {task_id} was counted")
-    run = find_run(stores, connection, task.run_id)
-    open_round = task.round_state in ("selecting", "collecting")
-    late = _in_grace(connection, task, run.config.late_grace_s, now_s=now_s)
-    if not open_round or not (task.state == "working" or late):
-        raise ConflictError("stale", f"task {task_id} is closed ({task.reason or task.state}); check in")
+    run, late = check_wanted(stores, connection, task, now_s=now_s)
     # 3. Does the content fit the task?
     _check_content(run.manifest, task.read_task(), result)
     # 4. Count it: bytes first, so that the database never names bytes that are not there.
@@ -75,8 +68,46 @@ def accept(
     if late:
         task_rows.lapse_reserved_of_slot(connection, task.run_id, task.round, task.slot, "filled")
     task_rows.mark_counted(connection, task_id)
-    result_rows.add(connection, result, received_s=now_s)
+    entered = round_entered(connection, run) if run.is_buffered else None
+    result_rows.add(connection, result, received_s=now_s, entered=entered)
     return ResultReceipt("counted")
+
+
+def find_task(connection: sqlite3.Connection, device: Device, task_id: str) -> TaskWithRound:
+    """A device's own task.
+
+    Raises:
+        NotFoundError: ``unknown_task``.
+        ConflictError: ``not_your_task``.
+    """
+    task = task_rows.find_with_round(connection, task_id)
+    if task is None:
+        raise NotFoundError("unknown_task", f"no task {task_id}")
+    if task.device_id != device.device_id:
+        raise ConflictError("not_your_task", f"task {task_id} was given to another device")
+    return task
+
+
+def check_wanted(
+    stores: Stores, connection: sqlite3.Connection, task: TaskWithRound, *, now_s: float
+) -> tuple[Run, bool]:
+    """The run of a task whose result would be taken now, and whether it would come after its deadline.
+
+    Raises:
+        ConflictError: ``stale``.
+    """
+    run = find_run(stores, connection, task.run_id)
+    late = _in_grace(connection, task, run.config.late_grace_s, now_s=now_s)
+    if not _is_round_open(connection, run, task) or not (task.state == "working" or late):
+        raise ConflictError("stale", f"task {task.task_id} is closed ({task.reason or task.state}); check in")
+    return run, late
+
+
+def _is_round_open(connection: sqlite3.Connection, run: Run, task: TaskWithRound) -> bool:
+    """Whether there is a round that a task's result could enter."""
+    if run.is_buffered:
+        return run.state == "running" and not is_too_stale(connection, run, task)
+    return task.round_state in ("selecting", "collecting")
 
 
 def _in_grace(connection: sqlite3.Connection, task: TaskRow, grace_s: float, *, now_s: float) -> bool:

@@ -1,14 +1,16 @@
 """What nobody needs any more: results of rounds that are closed, files of processes that were killed, old events.
 
-Deltas of committed rounds go at once; those of rounds that were abandoned or stopped, and what a killed process left,
-are found here.
+Deltas of committed rounds go at once; those of rounds that were abandoned or stopped, what a killed process left, and
+server states that runs could have gone back to until they ended, are found here.
 """
 
 from __future__ import annotations
 
 import logging
 
-from coordinator.storage import event_rows, result_rows
+from coordinator.rounds.results import TIMED_OUT
+from coordinator.rounds.rollback import MOST_STATES
+from coordinator.storage import checkpoint_rows, event_rows, result_rows, task_rows
 from coordinator.storage.stores import Stores
 
 log = logging.getLogger("coordinator")
@@ -29,9 +31,15 @@ def clear_out(stores: Stores, wall_s: float) -> None:
 
     def needed() -> set[str]:
         with stores.storage.reading() as connection:
-            return result_rows.needed_blobs(connection)
+            return result_rows.needed_blobs(connection) | checkpoint_rows.needed_states(
+                connection, most=MOST_STATES
+            )
 
-    files = stores.private_blobs.sweep(needed, before_s=wall_s - GRACE_S)
+    def undecided() -> set[str]:
+        with stores.storage.reading() as connection:
+            return task_rows.undecided(connection, TIMED_OUT)
+
+    files = stores.private_blobs.sweep(needed, before_s=wall_s - GRACE_S) + stores.uploads.sweep(undecided)
     with stores.storage.transaction() as connection:
         events = event_rows.forget_oldest(connection, kept=EVENTS_KEPT)
     if files or events:

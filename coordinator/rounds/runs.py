@@ -92,7 +92,7 @@ class Run:
         average_sha256: mean of the values after several rounds; None while there is none.
         reference_sha256: deltas that the next round's directions are compared with; None if they are not.
         phase: training, first_visit or last_visit.
-        visit_rounds: number of committed rounds of visits, which ``committed`` does not count.
+        rounds_done: number of committed rounds, those of visits among them, which ``committed`` does not count.
         delta_sizes: sizes that deltas had in the last committed round that trained a slice, by slice.
         paused: whether the operator paused it.
     """
@@ -111,7 +111,7 @@ class Run:
     average_sha256: str | None
     reference_sha256: str | None
     phase: str
-    visit_rounds: int
+    rounds_done: int
     delta_sizes: Mapping[str, float]
     paused: bool
 
@@ -121,9 +121,9 @@ class Run:
         return self.phase != TRAINING
 
     @property
-    def rounds_done(self) -> int:
-        """Number of committed rounds, those of visits among them."""
-        return self.committed + self.visit_rounds
+    def is_buffered(self) -> bool:
+        """Whether its rounds wait for so many results, and not for their devices."""
+        return self.config.buffer_size is not None
 
     @property
     def settings(self) -> RunConfig:
@@ -325,10 +325,19 @@ def _check_lora(config: RunConfig, manifest: Manifest, slices: tuple[str, ...]) 
             )
 
 
-def active_run(stores: Stores, connection: sqlite3.Connection) -> Run | None:
-    """The one run that is training or awaits its last evaluation."""
-    row = run_rows.find_active(connection)
-    return None if row is None else run_of(stores, row)
+def active_runs(stores: Stores, connection: sqlite3.Connection) -> list[Run]:
+    """Runs that are training or await their last evaluation, oldest first."""
+    return [run_of(stores, row) for row in run_rows.active(connection)]
+
+
+def starts_now(connection: sqlite3.Connection, queued: RunRow) -> bool:
+    """Whether a run that is next in the queue need not wait for another."""
+    rows = run_rows.active(connection)
+    return not rows or all(_goes_beside_others(row) for row in (queued, *rows))
+
+
+def _goes_beside_others(row: RunRow) -> bool:
+    return msgspec.json.decode(row.config, type=RunConfig).beside_others
 
 
 def find_run(stores: Stores, connection: sqlite3.Connection, run_id: str) -> Run:
@@ -361,7 +370,7 @@ def run_of(stores: Stores, row: RunRow) -> Run:
         average_sha256=row.average_sha256,
         reference_sha256=row.reference_sha256,
         phase=row.phase,
-        visit_rounds=row.visit_rounds,
+        rounds_done=row.rounds_done,
         delta_sizes=msgspec.json.decode(row.delta_sizes, type=dict[str, float]),
         paused=row.paused_s is not None,
     )

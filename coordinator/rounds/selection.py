@@ -27,13 +27,16 @@ class SelectableDevice:
     cap_bytes: int
 
 
-def draw_order(devices: Iterable[SelectableDevice], seed: int, round_number: int) -> list[SelectableDevice]:
-    """All devices in a round's random order: those at the front are asked first.
+def draw_order(
+    devices: Iterable[SelectableDevice], seed: int, round_number: int, slot: int | None = None
+) -> list[SelectableDevice]:
+    """All devices in the random order of a round, or of one of its slots: those at the front are asked first.
 
-    Every order of the same names is equally likely. The order depends on the seed, the round and the names only.
+    Every order of the same names is equally likely. The order depends on these numbers and the names only.
     """
     by_name = sorted(devices, key=lambda device: device.name)
-    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, round_number])))
+    keys = [seed, round_number] if slot is None else [seed, round_number, slot]
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(keys)))
     return [by_name[int(index)] for index in generator.permutation(len(by_name))]
 
 

@@ -91,7 +91,7 @@ def still_set_aside(
 
 
 def resume(connection: sqlite3.Connection, name: str, *, now_s: float) -> Device:
-    """Let the active run ask a device again, at the operator's word.
+    """Let the runs that are going on ask a device again, at the operator's word.
 
     Args:
         connection: connection with a transaction under way.
@@ -110,14 +110,19 @@ def resume(connection: sqlite3.Connection, name: str, *, now_s: float) -> Device
         raise NotFoundError(
             "unknown_device", f"no device {name} is enrolled; list them with: edge-coordinator device list"
         )
-    run = run_rows.find_active(connection)
-    if run is None or set_aside_rows.find(connection, run.run_id, found.device_id) is None:
+    runs = [
+        run.run_id
+        for run in run_rows.active(connection)
+        if set_aside_rows.find(connection, run.run_id, found.device_id) is not None
+    ]
+    if not runs:
         raise ConflictError(
             "not_set_aside",
             f"device {found.name} is not set aside by any run that is going on; nothing to do",
         )
     device = Device(found.device_id, found.name)
-    _ask_again(connection, run.run_id, device, "by the operator", now_s=now_s)
+    for run_id in runs:
+        _ask_again(connection, run_id, device, "by the operator", now_s=now_s)
     return device
 
 

@@ -12,12 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import msgspec
 import numpy as np
 
 from coordinator.aggregation.closed_form import visit_update
 from coordinator.aggregation.server_state import ServerState
 from coordinator.aggregation.server_step import server_update
+from coordinator.config import RunConfig
 from coordinator.events import record
+from coordinator.rounds.buffered import is_over, lapse_stale, next_place
 from coordinator.rounds.contributions import Contributions
 from coordinator.rounds.early_stop import stop_without_gain
 from coordinator.rounds.evaluation import INITIAL
@@ -25,11 +28,14 @@ from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.rounds.presence import SLACK_S, askable, order_of_asking, patience_s
 from coordinator.rounds.releases import note_commit
 from coordinator.rounds.results import TIMED_OUT
-from coordinator.rounds.runs import LAST_VISIT, Run, active_run, end_run, reason_of_end
+from coordinator.rounds.rollback import MOST_STATES
+from coordinator.rounds.runs import LAST_VISIT, Run, active_runs, end_run, find_run, reason_of_end, starts_now
 from coordinator.rounds.selection import SelectableDevice, fit, substitute
+from coordinator.rounds.sharing import share_of
 from coordinator.rounds.tasks import MISSED_SIGNS, reserve
 from coordinator.rounds.visits import commit_round, end_visit_if_over, sums_of
 from coordinator.storage import (
+    checkpoint_rows,
     device_rows,
     evaluation_rows,
     result_rows,
@@ -41,6 +47,7 @@ from coordinator.storage import (
 )
 from coordinator.storage.device_rows import SeenDevice
 from coordinator.storage.result_rows import CountedResult
+from coordinator.storage.round_rows import RoundRow
 from coordinator.storage.stores import Stores
 from edge_runtime.errors import EdgeError, PackageError
 from edge_runtime.package.slices import Values, decode_values, encode_values
@@ -58,17 +65,25 @@ LOST = "lost"
 
 
 def play(stores: Stores, now_s: float) -> None:
-    """One pass over the active run; it may be repeated at any time.
+    """One pass over the active runs; it may be repeated at any time.
 
     Args:
         stores: handles on the state folder.
         now_s: the present moment, in seconds since 1970.
     """
+    # The next runs in the queue start when they need not wait for another.
+    _start_runs(stores, now_s)
+    with stores.storage.reading() as connection:
+        training = run_rows.in_turn(connection)
+    for run_id in training:
+        _play_run(stores, run_id, now_s)
+
+
+def _play_run(stores: Stores, run_id: str, now_s: float) -> None:
     try:
-        # 1. The next run in the queue starts when there is no other.
-        run = _start_run(stores, now_s)
-        if run is None or run.state != "running":
-            return
+        # 1. The run as it stands.
+        with stores.storage.reading() as connection:
+            run = find_run(stores, connection, run_id)
         # 2. A round opens: devices are drawn, slices dealt, slots reserved. A visit to all devices may be over instead,
         #    or training that no longer gains anything.
         if stop_without_gain(stores, run, now_s):
@@ -81,7 +96,9 @@ def play(stores: Stores, now_s: float) -> None:
         # 5. The mean delta moves the global values, and the round is committed.
         _aggregate_round(stores, run, now_s)
     except EdgeError as error:
-        _fail_active_run(stores, str(error), now_s)
+        # A blob is gone or damaged, or its package contradicts itself. Other runs can go on.
+        with stores.storage.transaction() as connection:
+            end_run(connection, run_id, "failed", str(error), now_s=now_s)
 
 
 def resume(stores: Stores, now_s: float) -> None:
@@ -102,28 +119,24 @@ def resume(stores: Stores, now_s: float) -> None:
             # Devices that found nobody ask again after pauses that grew with the time they tried.
             back_s = now_s + min(max(LEAST_RETURN_S, down_s), MOST_RETURN_S)
             device_rows.expect_live(connection, since_s=now_s - SLACK_S, by_s=back_s)
-        run = active_run(stores, connection)
-        if run is None:
-            return
-        grace_s = now_s + run.config.selection_s
-        alive_by_s = now_s + MISSED_SIGNS * run.config.alive_every_s
-        task_rows.extend_open(connection, run.run_id, grace_s, alive_by_s=alive_by_s)
-        round_rows.extend_deadline(connection, run.run_id, grace_s)
-        log.info("resumed run=%s next_round=%d committed=%d", run.run_id, run.next_round, run.committed)
+        for run in active_runs(stores, connection):
+            grace_s = now_s + run.config.selection_s
+            alive_by_s = now_s + MISSED_SIGNS * run.config.alive_every_s
+            task_rows.extend_open(connection, run.run_id, grace_s, alive_by_s=alive_by_s)
+            round_rows.extend_deadline(connection, run.run_id, grace_s)
+            log.info("resumed run=%s next_round=%d committed=%d", run.run_id, run.next_round, run.committed)
 
 
-def _start_run(stores: Stores, now_s: float) -> Run | None:
-    with stores.storage.reading() as connection:
-        run = active_run(stores, connection)
-        queued_id = run_rows.first_queued(connection)
-    if run is not None or queued_id is None:
-        return run
-    with stores.storage.transaction() as connection:
-        run_rows.start(connection, queued_id, started_s=now_s)
-        run = active_run(stores, connection)
-        if run is not None and run.config.evaluation is not None:
-            evaluation_rows.add(connection, run.run_id, INITIAL, run.values_sha256)
-    return run
+def _start_runs(stores: Stores, now_s: float) -> None:
+    while True:
+        with stores.storage.reading() as connection:
+            queued = run_rows.first_queued(connection)
+            if queued is None or not starts_now(connection, queued):
+                return
+        with stores.storage.transaction() as connection:
+            run_rows.start(connection, queued.run_id, started_s=now_s)
+            if msgspec.json.decode(queued.config, type=RunConfig).evaluation is not None:
+                evaluation_rows.add(connection, queued.run_id, INITIAL, queued.values_sha256)
 
 
 def _open_round(stores: Stores, run: Run, now_s: float) -> None:
@@ -133,17 +146,25 @@ def _open_round(stores: Stores, run: Run, now_s: float) -> None:
         if round_rows.find_open(connection, run.run_id) is not None:
             return
         devices = _able(run, askable(connection, run, now_s))
+        share = share_of(stores, connection, run, now_s)
+        elsewhere = task_rows.held_elsewhere(connection, run.run_id)
+        at_work = task_rows.holders(connection, run.run_id)
     if run.next_round == 0 and len(devices) < run.config.min_devices:
         return
     if run.visiting and not devices:
         end_visit_if_over(stores, run, now_s)
         return
-    order = order_of_asking(devices, run.config.seed, run.next_round, now_s)
-    dealt, chosen = _seat(run, order)
-    if len(chosen) < run.least_results:
+    free = [device for device in devices if device.device_id not in elsewhere | at_work]
+    if share is not None and not at_work and len(free) < min(share, len(devices)):
+        return  # others have more than their share, or it is their turn; their rounds have an end
+    order = order_of_asking(free, run.config.seed, run.next_round, now_s)
+    dealt, chosen = _seat(run, order, share)
+    if run.is_buffered and (chosen or at_work):
+        dealt, chosen = [], {}  # places are opened one by one
+    elif len(chosen) < run.least_results:
         _fail_if_hopeless(stores, run, now_s)
         return
-    until_s = _places_wait(devices, run, now_s)
+    until_s = _places_wait(free, run, now_s)
     with stores.storage.transaction() as connection:
         number = run.next_round
         run_rows.set_next_round(connection, run.run_id, number + 1)
@@ -178,7 +199,7 @@ def _fill_slots(stores: Stores, run: Run, now_s: float) -> None:
             return
         number = open_round.round
         # 1. Time runs out for the silent and the late.
-        for task in task_rows.overdue(connection, run.run_id, number, now_s=now_s):
+        for task in task_rows.overdue(connection, run.run_id, now_s=now_s):
             reason = OVERDUE[task.state] if task.due_s < now_s else LOST
             task_rows.lapse(connection, task.task_id, reason)
             record(
@@ -187,10 +208,15 @@ def _fill_slots(stores: Stores, run: Run, now_s: float) -> None:
                 f"device_{reason}",
                 f"place {task.slot} goes to another device",
                 run_id=run.run_id,
-                round_number=number,
+                round_number=task.round,
                 device=task.device_name,
                 task_id=task.task_id,
             )
+        if run.is_buffered:
+            round_rows.set_state(connection, run.run_id, number, "collecting")
+            if not run.paused and now_s < open_round.deadline_s:
+                _keep_busy(stores, connection, run, number, now_s)
+            return
         # 2. Vacant slots are offered on, unless the time is over and enough results are in.
         vacant = slot_rows.vacant(connection, run.run_id, number)
         counted = task_rows.count(connection, run.run_id, number, "counted")
@@ -208,15 +234,21 @@ def _close_round(stores: Stores, run: Run, now_s: float) -> None:
         if open_round is None or open_round.state == "aggregating":
             return
         number = open_round.round
+        if run.is_buffered:
+            _close_buffered(connection, run, open_round, now_s)
+            return
         counted = task_rows.count(connection, run.run_id, number, "counted")
         enough = counted >= run.least_results
+        full = run.config.enough_results is not None and counted >= run.config.enough_results
         nobody_left = not task_rows.has_open(connection, run.run_id, number) and not (
             run.config.late_grace_s
             and task_rows.may_come_late(
                 connection, run.run_id, number, due_after_s=now_s - run.config.late_grace_s, reasons=TIMED_OUT
             )
         )
-        if not nobody_left and not (enough and now_s >= open_round.deadline_s):
+        if not nobody_left and not full and not (enough and now_s >= open_round.deadline_s):
+            return
+        if not enough and now_s < open_round.deadline_s and _may_come_free(connection, run, number, now_s):
             return
         if enough:
             task_rows.lapse_open_of_round(connection, run.run_id, number)
@@ -224,6 +256,41 @@ def _close_round(stores: Stores, run: Run, now_s: float) -> None:
         else:
             reason = f"{counted} results of at least {run.least_results}, and no device left to ask"
             _abandon(connection, run, number, reason, now_s)
+
+
+def _close_buffered(connection: sqlite3.Connection, run: Run, open_round: RoundRow, now_s: float) -> None:
+    number = open_round.round
+    if not is_over(connection, run, number, open_round.deadline_s, now_s):
+        return
+    entered = result_rows.count_entered(connection, run.run_id, number)
+    if entered >= run.config.min_results:
+        round_rows.set_state(connection, run.run_id, number, "aggregating")
+    else:
+        reason = f"{entered} results of at least {run.config.min_results} in time, and no device at work"
+        _abandon(connection, run, number, reason, now_s)
+
+
+def _keep_busy(stores: Stores, connection: sqlite3.Connection, run: Run, number: int, now_s: float) -> None:
+    """Give devices of a buffered run that have no task places of the open round, as many as may be at work."""
+    share = share_of(stores, connection, run, now_s)
+    holders = task_rows.holders(connection, run.run_id)
+    wanted = run.config.devices_per_round if share is None else min(run.config.devices_per_round, share)
+    busy = holders | task_rows.held_elsewhere(connection, run.run_id)
+    there = askable(connection, run, now_s)
+    until_s = _places_wait(there, run, now_s)
+    free = [
+        device
+        for device in order_of_asking(there, run.config.seed, number, now_s)
+        if device.device_id not in busy
+    ]
+    for _ in range(wanted - len(holders)):
+        place = next_place(connection, run, number, free)
+        if place is None:
+            return
+        slot, device = place
+        due_s = until_s[device.device_id]
+        reserve(connection, run, number, slot, device.device_id, now_s=now_s, until_s=due_s)
+        free.remove(device)
 
 
 def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
@@ -320,8 +387,11 @@ def _solve_round(
 
 
 def _discard(stores: Stores, run: Run, results: list[CountedResult], state_sha256: str) -> None:
-    """Remove what only a committed round needed."""
-    outdated = {result.change_sha256 for result in results} | {run.optimizer_sha256 or state_sha256}
+    """Remove what only a committed round needed, and the server state that the run cannot go back to any more."""
+    outdated = {result.change_sha256 for result in results}
+    with stores.storage.reading() as connection:
+        kept = checkpoint_rows.states(connection, run.run_id, most=MOST_STATES + 1)
+    outdated |= set(kept[MOST_STATES:]) - set(kept[:MOST_STATES])
     for sha256 in outdated - {state_sha256}:
         stores.private_blobs.discard(sha256)
 
@@ -371,11 +441,19 @@ def _commit(
     note_commit(connection, run.run_id, number, committed.average or committed.values, now_s=now_s)
     if evaluation is not None and (last or (run.rounds_done + 1) % evaluation.every_rounds == 0):
         evaluation_rows.add(connection, run.run_id, number, committed.average or committed.values)
-    if last and run.config.head == "closed_form" and run.config.visit != "first":
+    visits_last = run.config.head == "closed_form" and run.config.visit != "first"
+    if last and visits_last:
         run_rows.set_phase(connection, run.run_id, LAST_VISIT)
-    elif last and evaluation is not None:
+    checkpoint_rows.add(connection, run.run_id, number)
+    if run.is_buffered:
+        lapse_stale(connection, run, count)
+    if last:  # in a buffered run devices are still at work
+        task_rows.lapse_open_of_run(connection, run.run_id)
+    if not last or visits_last:
+        return
+    if evaluation is not None:
         run_rows.await_evaluation(connection, run.run_id)
-    elif last:
+    else:
         end_run(connection, run.run_id, "finished", reason_of_end(run.phase), now_s=now_s)
 
 
@@ -418,19 +496,11 @@ def _places_wait(devices: list[SeenDevice], run: Run, now_s: float) -> dict[str,
     return {device.device_id: now_s + patience_s(device, selection_s, now_s) for device in devices}
 
 
-def _fail_active_run(stores: Stores, reason: str, now_s: float) -> None:
-    """End the active run: a blob is gone or damaged, or its package contradicts itself. Other runs can go on."""
-    with stores.storage.transaction() as connection:
-        row = run_rows.find_active(connection)  # not parsed: its manifest may be what is damaged
-        if row is not None:
-            end_run(connection, row.run_id, "failed", reason, now_s=now_s)
-
-
 def _seat(
-    run: Run, order: list[SelectableDevice]
+    run: Run, order: list[SelectableDevice], share: int | None
 ) -> tuple[list[tuple[str, ...]], dict[int, SelectableDevice]]:
     """Deal slices to as many slots as can be served, and choose their devices; fewer slots mean more slices each."""
-    count = min(run.config.devices_per_round, len(order))
+    count = min(run.config.devices_per_round, len(order), len(order) if share is None else share)
     while count > 0:
         dealt = run.deal(count)
         chosen = fit(order, count, _requirement(run, dealt))
@@ -441,7 +511,10 @@ def _seat(
 
 
 def _offer_on(connection: sqlite3.Connection, run: Run, number: int, vacant: list[int], now_s: float) -> None:
-    devices = _able(run, askable(connection, run, now_s))
+    elsewhere = task_rows.held_elsewhere(connection, run.run_id)
+    devices = [
+        device for device in _able(run, askable(connection, run, now_s)) if device.device_id not in elsewhere
+    ]
     order = order_of_asking(devices, run.config.seed, number, now_s)
     until_s = _places_wait(devices, run, now_s)
     tasks = task_rows.of_round(connection, run.run_id, number)
@@ -468,6 +541,17 @@ def _offer_on(connection: sqlite3.Connection, run: Run, number: int, vacant: lis
                 until_s=until_s[device.device_id],
             )
             busy.add(device.device_id)
+
+
+def _may_come_free(connection: sqlite3.Connection, run: Run, number: int, now_s: float) -> bool:
+    """Whether a device that works for another run could still be asked for a place of a round."""
+    elsewhere = task_rows.held_elsewhere(connection, run.run_id)
+    if not elsewhere:
+        return False
+    asked = {task.device_id for task in task_rows.of_round(connection, run.run_id, number)}
+    return any(
+        device.device_id in elsewhere - asked for device in _able(run, askable(connection, run, now_s))
+    )
 
 
 def _requirement(run: Run, dealt: list[tuple[str, ...]]) -> Callable[[int], int]:

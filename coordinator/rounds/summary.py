@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from coordinator.config import RunConfig
 from coordinator.rounds.presence import SLACK_S
-from coordinator.rounds.runs import Run, active_run, expected_rounds
+from coordinator.rounds.runs import Run, active_runs, expected_rounds
 from coordinator.rounds.tasks import least_required_bytes
 from coordinator.storage import (
     device_rows,
@@ -55,6 +55,7 @@ class RoundSummary(Struct, frozen=True):
         caps_bytes: caps that the workers of its counted results were held to, each once, smallest first.
         left_out: names of the devices whose results did not enter the mean, in the order of their slots.
         scores: how many times each device's change exceeded the round's median, by name; where that is a number.
+        rolled_back: whether the operator took it back: it counts no more.
     """
 
     round: int
@@ -79,6 +80,7 @@ class RoundSummary(Struct, frozen=True):
     caps_bytes: list[int] = []
     left_out: list[str] = []
     scores: dict[str, float] = {}
+    rolled_back: bool = False
 
 
 class RunSummary(Struct, frozen=True):
@@ -132,6 +134,11 @@ class RunSummary(Struct, frozen=True):
     runtime_versions: list[str] = []
     set_aside: list[SetAside] = []
     paused: bool = False
+
+    @property
+    def counting(self) -> list[RoundSummary]:
+        """Its rounds without those that the operator took back."""
+        return [entry for entry in self.rounds if not entry.rolled_back]
 
 
 class SetAside(Struct, frozen=True):
@@ -227,6 +234,8 @@ class EventSummary(Struct, frozen=True):
 
 #: A loss whose exponential is still a finite float.
 LARGEST_LOSS = 700.0
+#: States of a device that holds a place: it has not asked for it yet, or trains.
+HELD = ("asked", "working")
 #: Reasons of lapsed tasks that operators count as refused, and as failed.
 REFUSED = frozenset({"task_refused", "cap_too_small"})
 FAILED = frozenset({"task_failed", "task_untrusted", "out_of_memory", "silent", "late", "lost", "revoked"})
@@ -235,7 +244,7 @@ FAILED = frozenset({"task_failed", "task_untrusted", "out_of_memory", "silent", 
 def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = True) -> RunSummary:
     """A run as it stands; read-only."""
     row = run_rows.get(connection, run.run_id)
-    evaluations = {scores.round: scores for scores in evaluation_rows.done(connection, run.run_id)}
+    evaluations = {scores.round: scores for scores, _ in evaluation_rows.all_done(connection, run.run_id)}
     initial = evaluations.get(-1)
     devices = len(device_rows.not_set_aside(connection, run.run_id))
     rounds = []
@@ -287,24 +296,28 @@ def releases_of(connection: sqlite3.Connection) -> list[ReleaseSummary]:
 
 def devices_of(stores: Stores, connection: sqlite3.Connection, *, now_s: float) -> list[DeviceSummary]:
     """All devices that ever enrolled, by name, and what may be expected of each at present."""
-    run = active_run(stores, connection)
+    runs = active_runs(stores, connection)
     found = []
     for row in device_rows.all_devices(connection):
-        state, reason = _standing(stores, connection, run, row, now_s)
+        state, reason = _standing(stores, connection, runs, row, now_s)
         kept = {name: row[name] for name in DeviceSummary.__struct_fields__[:-2]}
         found.append(DeviceSummary(**kept, state=state, reason=reason))
     return found
 
 
 def _standing(
-    stores: Stores, connection: sqlite3.Connection, run: Run | None, row: sqlite3.Row, now_s: float
+    stores: Stores, connection: sqlite3.Connection, runs: list[Run], row: sqlite3.Row, now_s: float
 ) -> tuple[str, str]:
     """A device's state and its reason."""
     if row["revoked_s"] is not None:
         return "revoked", ""
     if row["seen_s"] is None:
         return "never seen", ""
-    standing = None if run is None else _standing_in_run(stores, connection, run, row)
+    standings = [_standing_in_run(stores, connection, run, row) for run in runs]
+    held = (standing for standing in standings if standing is not None and standing[0] in HELD)
+    standing = next(held, None)
+    if standing is None and standings and None not in standings:  # no run asks it
+        standing = standings[0]
     if standing is not None and standing[0] != "cap too small":
         return standing
     if now_s > row["expected_s"] + SLACK_S:
@@ -315,13 +328,13 @@ def _standing(
 def _standing_in_run(
     stores: Stores, connection: sqlite3.Connection, run: Run, row: sqlite3.Row
 ) -> tuple[str, str] | None:
-    """What the run that is going on has to do with a device; None if it might ask it."""
+    """What a run that is going on has to do with a device; None if it might ask it."""
     aside = set_aside_rows.find(connection, run.run_id, row["device_id"])
     if aside is not None:
         return "set aside", aside.reason
     held = task_rows.find_open(connection, run.run_id, row["device_id"])
     if held is not None:
-        return ("working" if held.state == "working" else "asked"), ""
+        return HELD[held.state == "working"], ""
     needed = least_required_bytes(stores, connection, run, row["example_count"] or 0)
     if needed > row["cap_bytes"]:
         return "cap too small", f"run {run.run_id} needs {needed} bytes, the cap is {row['cap_bytes']}"
@@ -337,7 +350,7 @@ def events_of(connection: sqlite3.Connection, run_id: str, after: int, limit: in
 def _round(connection: sqlite3.Connection, row: RoundRow, evaluation: Scores | None) -> RoundSummary:
     tasks = task_rows.outcomes(connection, row.run_id, row.round)
     results = result_rows.of_round(connection, row.run_id, row.round)
-    names = {task.task_id: task.device_name for task in tasks}
+    names = result_rows.devices_of(connection, row.run_id, row.round)
     memories = [result.memory for result in results]
     weighed = [(r.mean_loss, r.examples) for r in results if r.mean_loss is not None and r.examples]
     examples = sum(result.examples for result in results)
@@ -366,6 +379,7 @@ def _round(connection: sqlite3.Connection, row: RoundRow, evaluation: Scores | N
         bytes_up_per_task=sum(r.change_bytes for r in results) / len(results) if results else None,
         left_out=[names[result.task_id] for result in results if result.left_out],
         scores={names[r.task_id]: r.score for r in results if r.score is not None},
+        rolled_back=row.rolled_back_s is not None,
     )
 
 

@@ -11,7 +11,8 @@ from coordinator.events import record
 from coordinator.refusals import ConflictError, MalformedError, NotFoundError
 from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.rounds.releases import newest_for
-from coordinator.rounds.runs import Run, active_run, find_run
+from coordinator.rounds.results import find_task
+from coordinator.rounds.runs import Run, active_runs, find_run
 from coordinator.rounds.set_aside import note_failure, still_set_aside
 from coordinator.storage import device_rows, event_rows, round_rows, run_rows, slot_rows, task_rows
 from coordinator.storage.stores import Stores
@@ -40,6 +41,8 @@ NOT_ELIGIBLE_WINDOW_S = (15.0, 30.0)
 NOT_TRAINING_WINDOW_S = (15.0, 30.0)
 #: Signs of life in a row that may be missing before a device is taken for lost.
 MISSED_SIGNS = 3
+#: Rounds whose least memory is remembered.
+MOST_KNOWN = 64
 #: Events by which a device gives a task back.
 GIVING_BACK = frozenset({"task_refused", "task_failed", "out_of_memory"})
 #: The event of a device that cannot read which task it holds, since it trusts no word of it.
@@ -83,48 +86,65 @@ def _answer(
     stores: Stores, connection: sqlite3.Connection, device: Device, request: CheckInRequest, *, now_s: float
 ) -> tuple[CheckInResponse, float]:
     """The answer to a check-in, and the most seconds until the device is heard of again."""
-    run = active_run(stores, connection)
-    answer: CheckInResponse = ComeBack(*NOT_TRAINING_WINDOW_S, "the device takes no tasks")
+    waiting: ComeBack | NotEligible = ComeBack(*NOT_TRAINING_WINDOW_S, "the device takes no tasks")
     if request.trains:
-        answer = _work_for(stores, connection, run, device, request, now_s=now_s)
-    if not isinstance(answer, SignedTask):
-        release = newest_for(stores, connection, request.release)
-        if release is not None:
-            answer = structs.replace(answer, release=release)
-        return answer, answer.after_max_s
-    return answer, 0.0 if run is None else run.config.deadline_s
+        answer, busy_s = _work_for(stores, connection, device, request, now_s=now_s)
+        if isinstance(answer, SignedTask):
+            return answer, busy_s
+        waiting = answer
+    release = newest_for(stores, connection, request.release)
+    if release is not None:
+        waiting = structs.replace(waiting, release=release)
+    return waiting, waiting.after_max_s
 
 
 def _work_for(
+    stores: Stores, connection: sqlite3.Connection, device: Device, request: CheckInRequest, *, now_s: float
+) -> tuple[CheckInResponse, float]:
+    """What the runs that are going on have for a device, and how long it is then busy with it."""
+    if request.protocol > PROTOCOL_VERSION:
+        message = f"protocol {request.protocol} is newer than {PROTOCOL_VERSION} spoken here"
+        return NotEligible("protocol_unknown", message, *NOT_ELIGIBLE_WINDOW_S), 0.0
+    # 1. Is there a run?
+    active = active_runs(stores, connection)
+    training = [run for run in active if run.state == "running"]
+    if not training:
+        ended = bool(active) or run_rows.has_begun_any(connection)
+        rests = ended and run_rows.first_queued(connection) is None
+        window_s = FINISHED_WINDOW_S if rests else IDLE_WINDOW_S
+        return ComeBack(*window_s, "run finished" if ended else "no run"), 0.0
+    # 2. Has one of them a task for it? If not, it asks again as soon as the first of them wants it to.
+    answers: list[ComeBack | NotEligible] = []
+    for run in training:
+        answer = _work_in(stores, connection, run, device, request, now_s=now_s)
+        if isinstance(answer, SignedTask):
+            return answer, run.config.deadline_s
+        answers.append(answer)
+    return min(answers, key=lambda each: (isinstance(each, NotEligible), each.after_max_s)), 0.0
+
+
+def _work_in(
     stores: Stores,
     connection: sqlite3.Connection,
-    run: Run | None,
+    run: Run,
     device: Device,
     request: CheckInRequest,
     *,
     now_s: float,
 ) -> CheckInResponse:
-    if request.protocol > PROTOCOL_VERSION:
-        message = f"protocol {request.protocol} is newer than {PROTOCOL_VERSION} spoken here"
-        return NotEligible("protocol_unknown", message, *NOT_ELIGIBLE_WINDOW_S)
-    # 1. Is there a run?
-    if run is None or run.state == "evaluating":
-        ended = run is not None or run_rows.has_begun_any(connection)
-        rests = ended and run_rows.first_queued(connection) is None
-        window_s = FINISHED_WINDOW_S if rests else IDLE_WINDOW_S
-        return ComeBack(*window_s, "run finished" if ended else "no run")
-    # 2. Has the run set it aside?
+    """What one run has for a device."""
+    # 1. Has the run set it aside?
     aside = still_set_aside(connection, run.run_id, device, now_s=now_s)
     if aside is not None:
         message = f"run {run.run_id} asks this device no more: {aside.reason}"
         return NotEligible("set_aside", message[:2000], *NOT_ELIGIBLE_WINDOW_S)
-    # 3. Does it hold a slot of the open round?
+    # 2. Does it hold a slot of the open round?
     held = task_rows.find_open(connection, run.run_id, device.device_id)
     if held is not None:
         return held.signed or _hand_out(
             stores, connection, run, held, device=device, request=request, now_s=now_s
         )
-    # 4. Could it hold one?
+    # 3. Could it hold one?
     needed = least_required_bytes(stores, connection, run, request.example_count)
     if needed > request.cap_bytes:
         return _too_small(connection, run, device, needed, request.cap_bytes, now_s=now_s)
@@ -152,13 +172,9 @@ def say_alive(
         NotFoundError: ``unknown_task``.
         ConflictError: ``not_your_task``.
     """
-    task = task_rows.find_with_round(connection, task_id)
-    if task is None:
-        raise NotFoundError("unknown_task", f"no task {task_id}")
-    if task.device_id != device.device_id:
-        raise ConflictError("not_your_task", f"task {task_id} was given to another device")
+    task = find_task(connection, device, task_id)
     again_s = find_run(stores, connection, task.run_id).config.alive_every_s
-    if task.state != "working" or task.round_state not in ("selecting", "collecting"):
+    if task.state != "working":  # a round that closes lets its open tasks lapse
         return Standing(again_s, wanted=task.state == "counted")
     task_rows.note_alive(connection, task_id, by_s=now_s + MISSED_SIGNS * again_s)
     return Standing(again_s)
@@ -203,13 +219,11 @@ def _take_back_untrusted(
     connection: sqlite3.Connection, device: Device, event: DeviceEvent, *, now_s: float
 ) -> None:
     """A device that trusts no task of ours gets none: the one that it holds goes to another."""
-    run = run_rows.find_active(connection)
-    if run is None:
-        return
-    held = task_rows.find_open(connection, run.run_id, device.device_id)
-    if held is not None and held.signed is not None:
-        task_rows.lapse(connection, held.task_id, UNTRUSTED)
-        note_failure(connection, run.run_id, device, event, now_s=now_s)
+    for run in run_rows.active(connection):
+        held = task_rows.find_open(connection, run.run_id, device.device_id)
+        if held is not None and held.signed is not None:
+            task_rows.lapse(connection, held.task_id, UNTRUSTED)
+            note_failure(connection, run.run_id, device, event, now_s=now_s)
 
 
 def reserve(
@@ -281,6 +295,7 @@ def _hand_out(
         required_bytes=needed,
         task=signed.task,
         signature=signed.signature,
+        committed_before=run.committed,
     )
     return signed
 
@@ -299,9 +314,12 @@ def least_required_bytes(stores: Stores, connection: sqlite3.Connection, run: Ru
     if found is None:
         dealt = run.deal(run.config.devices_per_round)
         if number is not None:
-            dealt = slot_rows.dealt(connection, run.run_id, number)
+            dealt = (
+                slot_rows.dealt(connection, run.run_id, number) or dealt
+            )  # a buffered round begins with none
         found = min(required_bytes(run.manifest, run.settings, slices) for slices in set(dealt))
-        stores.least_required_bytes.clear()  # every check-in asks, and all of them the same
+        if len(stores.least_required_bytes) >= MOST_KNOWN:
+            stores.least_required_bytes.clear()  # every check-in asks, and all of them the same
         stores.least_required_bytes[asked] = found
     return found
 

@@ -16,7 +16,7 @@ import msgspec
 from coordinator.aggregation.closed_form import ClosedForm
 from coordinator.events import record
 from coordinator.rounds.runs import FIRST_VISIT, TRAINING, Run, end_run, reason_of_end
-from coordinator.storage import evaluation_rows, round_rows, run_rows, task_rows
+from coordinator.storage import checkpoint_rows, evaluation_rows, round_rows, run_rows, task_rows
 from coordinator.storage.result_rows import CountedResult
 from coordinator.storage.stores import Stores
 from edge_runtime.protocol.messages import Task
@@ -47,6 +47,7 @@ def commit_round(
     evaluation = run.config.evaluation
     round_rows.commit(connection, run.run_id, number, closed_s=now_s, gated=False)
     run_rows.commit_visit(connection, run.run_id, values_sha256=values_sha256, optimizer_sha256=state_sha256)
+    checkpoint_rows.add(connection, run.run_id, number)
     if evaluation is not None and (run.rounds_done + 1) % evaluation.every_rounds == 0:
         evaluation_rows.add(connection, run.run_id, number, values_sha256)
     message = describe(solved, run.manifest.labels)

@@ -294,13 +294,17 @@ class Simulation:
         """Remove the values of rounds that are over; hundreds of rounds would fill the disk."""
         with self.stores.storage.reading() as connection:
             run = find_run(self.stores, connection, self.arm.run_id)
-            kept = best_of(evaluation_rows.done(connection, run.run_id), run.manifest.task == "causal_lm")
-            best = "" if kept is None else evaluation_rows.values_of(connection, run.run_id, kept.round)
+            scores = best_of(evaluation_rows.done(connection, run.run_id), run.manifest.task == "causal_lm")
+            best = "" if scores is None else evaluation_rows.values_of(connection, run.run_id, scores.round)
+            # Devices of a buffered run may still work on values of earlier rounds.
+            oldest = run.committed - (run.config.max_staleness + 1 if run.is_buffered else 0)
+            in_use = simulation_rows.states_in_use(connection, since=oldest)
         initial = run.manifest.files[run.manifest.initial_state].sha256
         # Training that stops goes back to its best values.
-        for sha256 in self._values - {run.values_sha256, initial, best}:
+        kept = {run.values_sha256, best, *in_use} - {"", initial}
+        for sha256 in self._values - kept:
             self.stores.blobs.discard(sha256)
-        self._values = {run.values_sha256, best} - {""}
+        self._values = kept
 
     def _clock(self) -> float:
         """The moment at which the simulation stands, in virtual seconds since it began."""

@@ -72,13 +72,19 @@ def has_pending(connection: sqlite3.Connection, run_id: str) -> bool:
 
 
 def done(connection: sqlite3.Connection, run_id: str) -> list[Scores]:
-    """What all evaluations of a run found, in the order of their rounds."""
+    """What the evaluations of a run found, those of the rounds that count, in their order."""
+    return [scores for scores, counts in all_done(connection, run_id) if counts]
+
+
+def all_done(connection: sqlite3.Connection, run_id: str) -> list[tuple[Scores, bool]]:
+    """What all evaluations of a run found, in the order of their rounds, and whether their round counts."""
     rows = connection.execute(
-        "SELECT round, accuracy, mean_loss, tokens FROM evaluations"
-        " WHERE run_id = ? AND state = 'done' ORDER BY round",
+        "SELECT round, accuracy, evaluations.mean_loss, tokens, rolled_back_s IS NULL AS counts"
+        " FROM evaluations LEFT JOIN rounds USING (run_id, round)"
+        " WHERE run_id = ? AND evaluations.state = 'done' ORDER BY round",
         (run_id,),
     )
-    return [Scores(**row) for row in rows]
+    return [(Scores(*row[:4]), bool(row["counts"])) for row in rows]
 
 
 def values_of(connection: sqlite3.Connection, run_id: str, number: int) -> str:
@@ -138,6 +144,9 @@ def store_failed(connection: sqlite3.Connection, run_id: str, number: int, messa
     )
 
 
-def drop_pending(connection: sqlite3.Connection, run_id: str) -> None:
-    """Give up the evaluations of a run that wait."""
-    connection.execute("DELETE FROM evaluations WHERE run_id = ? AND state = 'pending'", (run_id,))
+def drop_pending(connection: sqlite3.Connection, run_id: str, after: int | None = None) -> None:
+    """Give up the evaluations of a run that wait, or those of rounds after one."""
+    connection.execute(
+        "DELETE FROM evaluations WHERE run_id = ? AND state = 'pending' AND round > coalesce(?, round - 1)",
+        (run_id, after),
+    )

@@ -273,6 +273,39 @@ def pause_runs(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE runs ADD COLUMN paused_s REAL")
 
 
+def keep_checkpoints(connection: sqlite3.Connection) -> None:
+    """What a run had come to after each committed round, and which rounds the operator took back."""
+    connection.execute("ALTER TABLE rounds ADD COLUMN rolled_back_s REAL")
+    connection.execute(
+        """CREATE TABLE checkpoints (
+            run_id TEXT NOT NULL REFERENCES runs (run_id),
+            round INTEGER NOT NULL,
+            values_sha256 TEXT NOT NULL,
+            optimizer_sha256 TEXT,              -- discarded by and by: see MOST_STATES
+            average_sha256 TEXT,
+            reference_sha256 TEXT,
+            committed INTEGER NOT NULL,
+            visit_rounds INTEGER NOT NULL,
+            phase TEXT NOT NULL,
+            delta_sizes TEXT NOT NULL,
+            PRIMARY KEY (run_id, round)
+        ) WITHOUT ROWID"""
+    )
+
+
+def index_tasks_of_devices(connection: sqlite3.Connection) -> None:
+    """An index for the question which run a device last worked for."""
+    connection.execute("CREATE INDEX tasks_of_devices ON tasks (device_id, reserved_s)")
+
+
+def buffer_results(connection: sqlite3.Connection) -> None:
+    """Which round a result entered, where that is not its task's, and how old the values of each task are."""
+    connection.execute("ALTER TABLE results ADD COLUMN entered INTEGER")
+    # Rounds that the run had committed when the task was handed out.
+    connection.execute("ALTER TABLE tasks ADD COLUMN committed_before INTEGER NOT NULL DEFAULT 0")
+    connection.execute("CREATE INDEX entered_results ON results (entered) WHERE entered IS NOT NULL")
+
+
 #: In the order in which they run.
 ALL = (
     create_devices,
@@ -291,4 +324,7 @@ ALL = (
     mark_moments,
     expect_signs_of_life,
     pause_runs,
+    keep_checkpoints,
+    index_tasks_of_devices,
+    buffer_results,
 )

@@ -30,6 +30,7 @@ class ResultRow:
         score: how many times the delta exceeds its round's median; None before the round was aggregated, and where it
             is no finite number.
         left_out: why the delta did not enter the round's mean; empty if it did.
+        entered: number of the round that it entered, where that is not its task's.
     """
 
     task_id: str
@@ -46,6 +47,7 @@ class ResultRow:
     draws: int
     score: float | None
     left_out: str
+    entered: int | None
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class CountedResult:
         steps_applied: local steps that moved the device's values.
         estimator: how the device found its gradients, where its task left it the choice; else None.
         draws: draws of its estimates there.
+        committed_before: number of rounds that the run had committed when its task was handed out.
     """
 
     task_id: str
@@ -75,14 +78,17 @@ class CountedResult:
     steps_applied: int
     estimator: BestOf | None
     draws: int
+    committed_before: int
 
 
-def add(connection: sqlite3.Connection, result: Result, *, received_s: float) -> None:
-    """Store a result."""
+def add(
+    connection: sqlite3.Connection, result: Result, *, received_s: float, entered: int | None = None
+) -> None:
+    """Store a result, and which round it enters where that is not its task's."""
     connection.execute(
         "INSERT INTO results (task_id, change_sha256, examples, steps_applied, steps_skipped, mean_loss,"
-        " seconds, memory, received_s, change_bytes, estimator, draws)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " seconds, memory, received_s, change_bytes, estimator, draws, entered)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             result.task_id,
             result.change_sha256,
@@ -96,6 +102,7 @@ def add(connection: sqlite3.Connection, result: Result, *, received_s: float) ->
             len(result.change),
             result.update,
             result.draws,
+            entered,
         ),
     )
 
@@ -107,10 +114,10 @@ def change_sha256_of(connection: sqlite3.Connection, task_id: str) -> str | None
 
 
 def of_round(connection: sqlite3.Connection, run_id: str, number: int) -> list[ResultRow]:
-    """All results of a round, in the order of their slots."""
+    """All results that entered a round, in the order of their tasks' rounds and slots."""
     rows = connection.execute(
         "SELECT results.* FROM results JOIN tasks USING (task_id)"
-        " WHERE run_id = ? AND round = ? ORDER BY slot",
+        " WHERE run_id = ? AND coalesce(entered, round) = ? ORDER BY round, slot",
         (run_id, number),
     )
     return [
@@ -120,14 +127,44 @@ def of_round(connection: sqlite3.Connection, run_id: str, number: int) -> list[R
 
 
 def counted(connection: sqlite3.Connection, run_id: str, number: int) -> list[CountedResult]:
-    """What a round's aggregation sums up, in the order of the slots."""
+    """What a round's aggregation sums up, in the order of their tasks' rounds and slots."""
     rows = connection.execute(
         "SELECT task_id, device_id, name AS device_name, slot, task, change_sha256, examples, steps_applied,"
-        " estimator, draws FROM tasks JOIN results USING (task_id) JOIN devices USING (device_id)"
-        " WHERE run_id = ? AND round = ? AND state = 'counted' ORDER BY slot",
+        " estimator, draws, committed_before"
+        " FROM tasks JOIN results USING (task_id) JOIN devices USING (device_id)"
+        " WHERE run_id = ? AND coalesce(entered, round) = ? AND state = 'counted' ORDER BY round, slot",
         (run_id, number),
     )
     return [CountedResult(**row) for row in rows]
+
+
+def devices_of(connection: sqlite3.Connection, run_id: str, number: int) -> dict[str, str]:
+    """Names of the devices whose results entered a round, by task."""
+    rows = connection.execute(
+        "SELECT task_id, name FROM results JOIN tasks USING (task_id) JOIN devices USING (device_id)"
+        " WHERE run_id = ? AND coalesce(entered, round) = ?",
+        (run_id, number),
+    )
+    return {str(row["task_id"]): str(row["name"]) for row in rows}
+
+
+def count_entered(connection: sqlite3.Connection, run_id: str, number: int) -> int:
+    """How many results of a buffered run entered a round."""
+    return int(
+        connection.execute(
+            "SELECT count(*) FROM results JOIN tasks USING (task_id) WHERE run_id = ? AND entered = ?",
+            (run_id, number),
+        ).fetchone()[0]
+    )
+
+
+def withdraw(connection: sqlite3.Connection, run_id: str, number: int) -> None:
+    """Let the results that wait for a round which has not opened count as of the one before it."""
+    connection.execute(
+        "UPDATE results SET entered = ? WHERE entered = ?"
+        " AND task_id IN (SELECT task_id FROM tasks WHERE run_id = ?)",
+        (number - 1, number, run_id),
+    )
 
 
 def note_score(connection: sqlite3.Connection, task_id: str, score: float | None) -> None:
@@ -151,10 +188,12 @@ def count_left_out(connection: sqlite3.Connection, run_id: str, device_id: str) 
 
 
 def needed_blobs(connection: sqlite3.Connection) -> set[str]:
-    """Digests of the private blobs that are still needed: deltas of open rounds, and the servers' states of runs."""
+    """Digests of the private blobs needed at present: deltas of open rounds, and the servers' states of runs."""
     rows = connection.execute(
-        "SELECT change_sha256 FROM results JOIN tasks USING (task_id) JOIN rounds USING (run_id, round)"
-        " WHERE rounds.state IN ('selecting', 'collecting', 'aggregating')"
+        "SELECT change_sha256 FROM results JOIN tasks USING (task_id) JOIN runs USING (run_id) LEFT JOIN rounds"
+        " ON rounds.run_id = tasks.run_id AND rounds.round = coalesce(entered, tasks.round)"
+        " WHERE runs.state = 'running'"
+        " AND coalesce(rounds.state, 'selecting') IN ('selecting', 'collecting', 'aggregating')"
         " UNION SELECT optimizer_sha256 FROM runs WHERE optimizer_sha256 IS NOT NULL"
     )
     return {str(row[0]) for row in rows}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -23,6 +24,7 @@ class RoundRow:
         bytes_down: body bytes that devices got while it was open.
         gated: 1 if it was committed and left the values as they were, else 0.
         phase: phase of the run that it belongs to: training, first_visit or last_visit.
+        rolled_back_s: moment when the operator took it back; None if it counts.
     """
 
     run_id: str
@@ -37,6 +39,7 @@ class RoundRow:
     bytes_down: int
     gated: int
     phase: str
+    rolled_back_s: float | None
 
 
 def find_open(connection: sqlite3.Connection, run_id: str) -> RoundRow | None:
@@ -55,9 +58,10 @@ def all_rounds(connection: sqlite3.Connection, run_id: str) -> list[RoundRow]:
 
 
 def last_committed(connection: sqlite3.Connection, run_id: str, phase: str | None = None) -> int | None:
-    """Number of the run's newest committed round, or of that of a phase; None if there is none."""
+    """Number of the run's newest committed round that counts, or of that of a phase; None if there is none."""
     number: int | None = connection.execute(
-        "SELECT max(round) FROM rounds WHERE run_id = ? AND state = 'committed' AND phase = coalesce(?, phase)",
+        "SELECT max(round) FROM rounds WHERE run_id = ? AND state = 'committed' AND rolled_back_s IS NULL"
+        " AND phase = coalesce(?, phase)",
         (run_id, phase),
     ).fetchone()[0]
     return number
@@ -113,6 +117,15 @@ def abandon_open(connection: sqlite3.Connection, run_id: str, *, reason: str, cl
     )
 
 
+def roll_back(connection: sqlite3.Connection, run_id: str, to: int, *, at_s: float) -> int:
+    """Take back the run's rounds after ``to``, and return how many counted until now."""
+    taken_back = connection.execute(
+        "UPDATE rounds SET rolled_back_s = ? WHERE run_id = ? AND round > ? AND rolled_back_s IS NULL",
+        (at_s, run_id, to),
+    )
+    return taken_back.rowcount
+
+
 def extend_deadline(connection: sqlite3.Connection, run_id: str, until_s: float) -> None:
     """Give the run's open round until this moment at least, unless it is aggregating already."""
     connection.execute(
@@ -133,6 +146,30 @@ def move_open(connection: sqlite3.Connection, by_s: float) -> None:
         "UPDATE tasks SET reserved_s = reserved_s + ?, due_s = due_s + ?, alive_by_s = alive_by_s + ?"
         " WHERE state IN ('reserved', 'working')",
         (by_s, by_s, by_s),
+    )
+
+
+def add_bytes_of(connection: sqlite3.Connection, passed: Mapping[str, tuple[int, int]]) -> None:
+    """Count body bytes to open rounds; what passes while none is open belongs to no round.
+
+    Where several runs have one, the bytes of a device belong to the run that it last worked for.
+
+    Args:
+        connection: connection with a transaction under way.
+        passed: bytes up and down by device; those of nobody in particular under the empty name.
+    """
+    count = connection.execute(
+        "SELECT count(*) FROM rounds WHERE state IN ('selecting', 'collecting', 'aggregating')"
+    ).fetchone()[0]
+    if count <= 1:
+        up_bytes, down_bytes = (sum(each) for each in zip(*passed.values(), strict=True))
+        add_bytes(connection, up_bytes=up_bytes, down_bytes=down_bytes)
+        return
+    connection.executemany(
+        "UPDATE rounds SET bytes_up = bytes_up + ?, bytes_down = bytes_down + ?"
+        " WHERE state IN ('selecting', 'collecting', 'aggregating') AND run_id ="
+        " (SELECT run_id FROM tasks WHERE device_id = ? ORDER BY reserved_s DESC LIMIT 1)",
+        [(up_bytes, down_bytes, device_id) for device_id, (up_bytes, down_bytes) in passed.items()],
     )
 
 

@@ -84,20 +84,25 @@ def find_newest(connection: sqlite3.Connection) -> RunRow | None:
     return None if row is None else RunRow(**row)
 
 
-def find_active(connection: sqlite3.Connection) -> RunRow | None:
-    """The one run that is training or awaits its last evaluation."""
-    row = connection.execute(
-        "SELECT * FROM runs WHERE state IN ('running', 'evaluating') ORDER BY position LIMIT 1"
-    ).fetchone()
+def active(connection: sqlite3.Connection) -> list[RunRow]:
+    """Runs that are training or await their last evaluation, oldest first."""
+    rows = connection.execute("SELECT * FROM runs WHERE state IN ('running', 'evaluating') ORDER BY position")
+    return [RunRow(**row) for row in rows]
+
+
+def in_turn(connection: sqlite3.Connection) -> list[str]:
+    """Ids of the runs that are training: first the one whose last round opened longest ago, or which has none."""
+    rows = connection.execute(
+        "SELECT run_id FROM runs LEFT JOIN rounds USING (run_id) WHERE runs.state = 'running'"
+        " GROUP BY run_id ORDER BY coalesce(max(opened_s), 0), position"
+    )
+    return [str(row["run_id"]) for row in rows]
+
+
+def first_queued(connection: sqlite3.Connection) -> RunRow | None:
+    """The run whose turn is next."""
+    row = connection.execute("SELECT * FROM runs WHERE state = 'queued' ORDER BY position LIMIT 1").fetchone()
     return None if row is None else RunRow(**row)
-
-
-def first_queued(connection: sqlite3.Connection) -> str | None:
-    """Id of the run whose turn is next."""
-    row = connection.execute(
-        "SELECT run_id FROM runs WHERE state = 'queued' ORDER BY position LIMIT 1"
-    ).fetchone()
-    return None if row is None else str(row["run_id"])
 
 
 def has_begun_any(connection: sqlite3.Connection) -> bool:

@@ -97,6 +97,16 @@ def tasks_without_result(connection: sqlite3.Connection) -> list[TaskWithDevice]
     return [TaskWithDevice(**row) for row in rows]
 
 
+def states_in_use(connection: sqlite3.Connection, since: int) -> set[str]:
+    """Digests of the values of tasks that were handed out since so many rounds had been committed."""
+    rows = connection.execute(
+        "SELECT DISTINCT json_extract(task, '$.state') FROM tasks"
+        " WHERE task IS NOT NULL AND committed_before >= ?",
+        (since,),
+    )
+    return {str(row[0]) for row in rows}
+
+
 def count_handed_out(connection: sqlite3.Connection) -> int:
     """How many tasks were handed out."""
     return int(connection.execute("SELECT count(*) FROM tasks WHERE task IS NOT NULL").fetchone()[0])
@@ -110,7 +120,8 @@ def count_results(connection: sqlite3.Connection) -> int:
 def work_of_results(connection: sqlite3.Connection) -> list[ResultWork]:
     """What each counted result took."""
     rows = connection.execute(
-        "SELECT tasks.round, task, steps_applied + steps_skipped AS steps, example_count, estimator, draws"
+        "SELECT coalesce(entered, tasks.round) AS round, task, steps_applied + steps_skipped AS steps,"
+        " example_count, estimator, draws"
         " FROM results JOIN tasks USING (task_id) JOIN devices USING (device_id)"
     )
     return [ResultWork(**row) for row in rows]
@@ -119,7 +130,8 @@ def work_of_results(connection: sqlite3.Connection) -> list[ResultWork]:
 def steps_applied(connection: sqlite3.Connection, run_id: str, number: int | None) -> int | None:
     """Local steps that all results of a round applied together; None if it has none."""
     total: int | None = connection.execute(
-        "SELECT sum(steps_applied) FROM results JOIN tasks USING (task_id) WHERE run_id = ? AND round = ?",
+        "SELECT sum(steps_applied) FROM results JOIN tasks USING (task_id)"
+        " WHERE run_id = ? AND coalesce(entered, round) = ?",
         (run_id, number),
     ).fetchone()[0]
     return total

@@ -12,6 +12,15 @@ def add(connection: sqlite3.Connection, run_id: str, number: int, slot: int, sli
     connection.execute("INSERT INTO slots VALUES (?, ?, ?, ?)", (run_id, number, slot, json.dumps(slices)))
 
 
+def count(connection: sqlite3.Connection, run_id: str, number: int) -> int:
+    """Number of slots of a round."""
+    return int(
+        connection.execute(
+            "SELECT count(*) FROM slots WHERE run_id = ? AND round = ?", (run_id, number)
+        ).fetchone()[0]
+    )
+
+
 def dealt(connection: sqlite3.Connection, run_id: str, number: int) -> list[tuple[str, ...]]:
     """What each slot of a round was dealt, in the order of the slots."""
     rows = connection.execute(

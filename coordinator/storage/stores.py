@@ -4,6 +4,7 @@ coordinator.db   everything but bytes
 blobs/           what devices may fetch: package files and slice values
 incoming/        bodies of requests on their way, without names
 private/         results of open rounds, and optimiser state; never served
+uploads/         results that have come in part
 packages/        packages as folders of links into blobs/, for the evaluation worker
 task.key         Ed25519 key that signs tasks
 admin.token      the operator's bearer token
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from coordinator.storage.blob_store import BlobStore
 from coordinator.storage.database import Storage
+from coordinator.storage.upload_store import UploadStore
 from edge_runtime.durable import make_private_folder
 from edge_runtime.package.block_head import with_block_head
 from edge_runtime.package.manifest import Manifest, parse_manifest
@@ -38,6 +40,7 @@ class Stores:
         storage: database.
         blobs: blobs that devices may fetch.
         private_blobs: blobs that are never served.
+        uploads: results that have come in part.
         key: key that signs tasks.
     """
 
@@ -45,6 +48,7 @@ class Stores:
     storage: Storage
     blobs: BlobStore
     private_blobs: BlobStore
+    uploads: UploadStore
     key: PrivateKey
     #: The least memory that any slot of a round needs, for the round that was asked about last.
     least_required_bytes: dict[tuple[str, int | None, int, int], int] = field(default_factory=dict)
@@ -82,6 +86,7 @@ def open_stores(folder: Path, *, durable: bool = True) -> Stores:
             storage=Storage(folder / DATABASE, durable=durable),
             blobs=BlobStore(folder / "blobs", durable=durable),
             private_blobs=BlobStore(folder / "private", durable=durable),
+            uploads=UploadStore(folder / "uploads"),
             key=PrivateKey.load(key_path),
         )
     except OSError as error:

@@ -35,6 +35,7 @@ class TaskRow:
         task: JSON of the task that was signed; None until it is handed out.
         signature: the coordinator's signature of ``task``.
         alive_by_s: moment until which the device must have given another sign of life; None if it never gave one.
+        committed_before: number of rounds that the run had committed when it was handed out.
     """
 
     task_id: str
@@ -51,6 +52,7 @@ class TaskRow:
     task: str | None
     signature: str | None
     alive_by_s: float | None
+    committed_before: int
 
     @property
     def signed(self) -> SignedTask | None:
@@ -125,6 +127,14 @@ def find_open(connection: sqlite3.Connection, run_id: str, device_id: str) -> Ta
     return TaskWithSlices(**{**dict(row), "slices": tuple(json.loads(row["slices"]))})
 
 
+def held_elsewhere(connection: sqlite3.Connection, run_id: str) -> set[str]:
+    """Ids of the devices that hold an open task of another run than this."""
+    rows = connection.execute(
+        "SELECT device_id FROM tasks WHERE run_id != ? AND state IN ('reserved', 'working')", (run_id,)
+    )
+    return {str(row["device_id"]) for row in rows}
+
+
 def of_round(connection: sqlite3.Connection, run_id: str, number: int) -> list[TaskWithDevice]:
     """All tasks of a round, slot by slot and attempt by attempt."""
     rows = connection.execute(
@@ -139,21 +149,20 @@ def asked_in_phase(connection: sqlite3.Connection, run_id: str, phase: str, *, t
     """Ids of the devices that rounds of a phase asked so many times, or whose result counted in one."""
     rows = connection.execute(
         "SELECT device_id FROM rounds JOIN tasks USING (run_id, round) WHERE run_id = ? AND phase = ?"
+        " AND rolled_back_s IS NULL"
         " GROUP BY device_id HAVING count(*) >= ? OR max(tasks.state = 'counted')",
         (run_id, phase, times),
     )
     return {str(row["device_id"]) for row in rows}
 
 
-def overdue(
-    connection: sqlite3.Connection, run_id: str, number: int, *, now_s: float
-) -> list[TaskWithDevice]:
-    """Open tasks of a round whose time has run out."""
+def overdue(connection: sqlite3.Connection, run_id: str, *, now_s: float) -> list[TaskWithDevice]:
+    """Open tasks of a run whose time has run out."""
     rows = connection.execute(
         "SELECT tasks.*, name AS device_name FROM tasks JOIN devices USING (device_id)"
-        " WHERE run_id = ? AND round = ? AND state IN ('reserved', 'working')"
-        " AND (due_s < ? OR alive_by_s < ?) ORDER BY slot, attempt",
-        (run_id, number, now_s, now_s),
+        " WHERE run_id = ? AND state IN ('reserved', 'working')"
+        " AND (due_s < ? OR alive_by_s < ?) ORDER BY round, slot, attempt",
+        (run_id, now_s, now_s),
     )
     return [TaskWithDevice(**row) for row in rows]
 
@@ -184,6 +193,30 @@ def has_open(connection: sqlite3.Connection, run_id: str, number: int) -> bool:
         (run_id, number),
     ).fetchone()
     return row is not None
+
+
+def undecided(connection: sqlite3.Connection, reasons: Collection[str]) -> set[str]:
+    """Ids of the tasks whose results may still come: those at work, and those that lapsed for one of these reasons."""
+    marks = ", ".join("?" * len(reasons))
+    rows = connection.execute(
+        f"SELECT task_id FROM tasks JOIN rounds USING (run_id, round) WHERE tasks.state = 'working'"  # noqa: S608
+        f" OR (tasks.state = 'lapsed' AND tasks.reason IN ({marks}) AND rounds.closed_s IS NULL)",
+        tuple(reasons),
+    )
+    return {str(row["task_id"]) for row in rows}
+
+
+def is_any_open(connection: sqlite3.Connection, run_id: str) -> bool:
+    """Whether a run has an open task."""
+    return bool(holders(connection, run_id))
+
+
+def holders(connection: sqlite3.Connection, run_id: str) -> set[str]:
+    """Ids of the devices that hold an open task of a run."""
+    rows = connection.execute(
+        "SELECT device_id FROM tasks WHERE run_id = ? AND state IN ('reserved', 'working')", (run_id,)
+    )
+    return {str(row["device_id"]) for row in rows}
 
 
 def count_attempts(connection: sqlite3.Connection, run_id: str, number: int, slot: int) -> int:
@@ -247,12 +280,13 @@ def hand_out(
     required_bytes: int,
     task: str,
     signature: str,
+    committed_before: int,
 ) -> None:
     """Store what a device was handed out: from now on it works on it."""
     connection.execute(
-        "UPDATE tasks SET state = 'working', due_s = ?, required_bytes = ?, task = ?, signature = ?"
-        " WHERE task_id = ?",
-        (due_s, required_bytes, task, signature, task_id),
+        "UPDATE tasks SET state = 'working', due_s = ?, required_bytes = ?, task = ?, signature = ?,"
+        " committed_before = ? WHERE task_id = ?",
+        (due_s, required_bytes, task, signature, committed_before, task_id),
     )
 
 
@@ -336,12 +370,20 @@ def lapse_open_of_round(connection: sqlite3.Connection, run_id: str, number: int
     )
 
 
-def lapse_open_of_run(connection: sqlite3.Connection, run_id: str) -> None:
-    """Let the open tasks of a run that ends lapse."""
+def lapse_open_of_run(connection: sqlite3.Connection, run_id: str, reason: str = "closed") -> None:
+    """Let the open tasks of a run that ends, or goes back, lapse."""
     connection.execute(
-        "UPDATE tasks SET state = 'lapsed', reason = 'closed'"
-        " WHERE run_id = ? AND state IN ('reserved', 'working')",
-        (run_id,),
+        "UPDATE tasks SET state = 'lapsed', reason = ? WHERE run_id = ? AND state IN ('reserved', 'working')",
+        (reason, run_id),
+    )
+
+
+def lapse_older(connection: sqlite3.Connection, run_id: str, committed: int, reason: str) -> None:
+    """Let tasks of a run lapse that were handed out before it had committed so many rounds."""
+    connection.execute(
+        "UPDATE tasks SET state = 'lapsed', reason = ?"
+        " WHERE run_id = ? AND state = 'working' AND committed_before < ?",
+        (reason, run_id, committed),
     )
 
 

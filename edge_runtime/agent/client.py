@@ -13,6 +13,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
 from secrets import token_urlsafe
+from typing import TypeVar
 
 import msgspec
 
@@ -28,6 +29,7 @@ from edge_runtime.protocol.messages import (
     Refusal,
     ResultReceipt,
     Standing,
+    UploadStanding,
     decode,
     encode,
 )
@@ -35,6 +37,8 @@ from edge_runtime.protocol.signing import PrivateKey, sign_request
 
 JSON = "application/json"
 MESSAGE_PACK = "application/msgpack"
+BYTES = "application/octet-stream"
+T = TypeVar("T", UploadStanding, ResultReceipt)
 
 _TRY_LATER = {408, 425, 429}
 #: Statuses of a refused result that concern the device, not the result.
@@ -101,11 +105,20 @@ class Client:
     def put_result(self, task_id: str, body: bytes) -> ResultReceipt | Refusal:
         """Hand in a result. A :class:`Refusal` concerns this result and is final."""
         path = f"/v1/tasks/{task_id}/result"
-        answer = self._send(Request("PUT", path, body, {"Content-Type": MESSAGE_PACK}))
-        if 400 <= answer.status < 500 and answer.status not in _ABOUT_THE_DEVICE | _TRY_LATER:
-            return _refusal(answer)
-        _check_status(answer)
-        return decode(answer.body, ResultReceipt)
+        return self._about_result(Request("PUT", path, body, {"Content-Type": MESSAGE_PACK}), ResultReceipt)
+
+    def upload_standing(self, task_id: str, sha256: str) -> UploadStanding | Refusal:
+        """How far the upload of a result has come that is named by its sha256."""
+        return self._about_result(Request("GET", f"/v1/tasks/{task_id}/upload/{sha256}"), UploadStanding)
+
+    def put_part(self, task_id: str, sha256: str, offset: int, data: bytes) -> UploadStanding | Refusal:
+        """Send the part of a result that begins at ``offset``."""
+        path = f"/v1/tasks/{task_id}/upload/{sha256}/{offset}"
+        return self._about_result(Request("PUT", path, data, {"Content-Type": BYTES}), UploadStanding)
+
+    def finish_upload(self, task_id: str, sha256: str) -> ResultReceipt | Refusal:
+        """Hand in a result whose parts have all been sent."""
+        return self._about_result(Request("POST", f"/v1/tasks/{task_id}/upload/{sha256}"), ResultReceipt)
 
     def say_alive(self, task_id: str) -> Standing:
         """Say that a task is being worked on, and learn how it stands."""
@@ -121,6 +134,14 @@ class Client:
     def probe(self) -> Response:
         """The answer to a signed request that changes nothing: one for a blob that cannot exist."""
         return self._send(Request("GET", f"/v1/blobs/{'0' * 64}"))
+
+    def _about_result(self, request: Request, kind: type[T]) -> T | Refusal:
+        """The answer to a request about a result; a refusal of the device itself is raised."""
+        answer = self._send(request)
+        if 400 <= answer.status < 500 and answer.status not in _ABOUT_THE_DEVICE | _TRY_LATER:
+            return _refusal(answer)
+        _check_status(answer)
+        return decode(answer.body, kind)
 
     def _send(self, request: Request) -> Response:
         """The answer to a signed request; one refused for its time is sent once more by the coordinator's clock."""

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from edge_runtime import __version__
-from edge_runtime.agent import decisions
+from edge_runtime.agent import decisions, uploads
 from edge_runtime.agent.client import Client
 from edge_runtime.agent.config import DeviceConfig
 from edge_runtime.agent.downloads import Downloads
@@ -349,7 +349,7 @@ class Agent:
             self._store.drop_pending()
             warn("result_unreadable", error=error)
             return
-        answer = self._client.put_result(task_id, body)
+        answer = uploads.deliver(self._client, task_id, body, self._sleep)
         self._store.drop_pending()
         if isinstance(answer, Refusal):
             warn("result_refused", task_id=task_id, code=answer.code, message=answer.message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from typing import TypeVar
 
 from edge_runtime.agent.config import DeviceConfig
 from edge_runtime.agent.store import TakenRelease
@@ -38,6 +39,8 @@ from edge_runtime.protocol.signing import verify
 from edge_runtime.training.methods import check_method, check_task
 from edge_runtime.worker.jobs import TrainOutcome
 
+T = TypeVar("T")
+
 FIRST_BACK_OFF_S = 5.0
 LONGEST_BACK_OFF_S = 15 * 60.0
 #: Wait after a refusal that only a person can change; it is spread by a fifth either way.
@@ -63,9 +66,7 @@ def open_task(answer: SignedTask, coordinator_key: str) -> Task:
         SignatureError: somebody else signed it.
         ProtocolError: it is malformed.
     """
-    data = answer.task.encode()
-    verify(coordinator_key, data, answer.signature, what="the task")
-    return decode(data, Task)
+    return _open(Task, answer.task, answer.signature, coordinator_key, what="the task")
 
 
 def open_release(answer: SignedRelease, coordinator_key: str) -> Release:
@@ -75,9 +76,14 @@ def open_release(answer: SignedRelease, coordinator_key: str) -> Release:
         SignatureError: somebody else signed it.
         ProtocolError: it is malformed.
     """
-    data = answer.release.encode()
-    verify(coordinator_key, data, answer.signature, what="the release")
-    return decode(data, Release)
+    return _open(Release, answer.release, answer.signature, coordinator_key, what="the release")
+
+
+def _open(kind: type[T], text: str, signature: str, coordinator_key: str, *, what: str) -> T:
+    """A message, decoded only once its signature is verified."""
+    data = text.encode()
+    verify(coordinator_key, data, signature, what=what)
+    return decode(data, kind)
 
 
 def open_manifest(data: bytes, package_sha256: str, signature: str, publisher_key: str) -> Manifest:

@@ -21,6 +21,8 @@ PROTOCOL_VERSION = 1
 #: Size of the largest control message, and of the largest result, that either side accepts.
 MAX_CONTROL_BYTES = 1 << 20
 MAX_RESULT_BYTES = 64 << 20
+#: A larger result is sent in parts of this size, so that one whose upload breaks off goes on where it stood.
+PART_BYTES = 256 << 10
 
 #: Ends a pattern: a bare ``$`` would let one more line feed through.
 END = r"$(?!\n)"
@@ -457,6 +459,18 @@ class Standing(Struct, frozen=True):
 
     again_s: Seconds
     wanted: bool = True
+
+
+class UploadStanding(Struct, frozen=True):
+    """How far a result has come whose upload goes in parts.
+
+    Attributes:
+        received_bytes: bytes that are here; the next part begins with the byte after them.
+        counted: whether a result of the task was counted already, so that no byte of it is wanted.
+    """
+
+    received_bytes: Bytes
+    counted: bool = False
 
 
 class DeviceEvent(Struct, frozen=True):

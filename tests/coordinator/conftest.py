@@ -9,26 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 from litestar.testing import TestClient
 
+from benchmarks.coordinator import hand_made
+from benchmarks.coordinator.hand_made import RUN, slice_spec
 from coordinator.api.app import create_app
 from coordinator.storage.stores import Stores
-from edge_runtime.package.manifest import (
-    FORMAT_VERSION,
-    Base,
-    FileEntry,
-    Manifest,
-    Program,
-    Segment,
-    SelfCheck,
-    SizeTerm,
-    SliceSpec,
-    TensorSpec,
-    Variant,
-)
-from edge_runtime.package.slices import encode_values, shapes
+from edge_runtime.package.manifest import SliceSpec, TensorSpec
+from edge_runtime.package.slices import encode_values
 from edge_runtime.protocol import messages
 from edge_runtime.protocol.messages import (
     CheckInRequest,
@@ -39,26 +28,11 @@ from edge_runtime.protocol.messages import (
     Task,
 )
 from edge_runtime.protocol.signing import PrivateKey, generate_key, sign_request
+from tests.coordinator.formula import delta_of, examples_of
 
 CAP_BYTES = 1 << 30
 #: A row of data that fits the package, as a file.
 ROW = '{"text": "a", "label": "yes"}\n'
-RUN: dict[str, Any] = {
-    "name": "tiny",
-    "seed": 7,
-    "rounds": 2,
-    "devices_per_round": 2,
-    "split": "cyclic",
-    "min_devices": 2,
-    "min_results": 1,
-    "steps": 3,
-    "batch_size": 4,
-    "selection_timeout_s": 10.0,
-    "deadline_s": 60.0,
-    "poll_min_s": 0.3,
-    "poll_max_s": 0.6,
-    "max_abandoned": 2,
-}
 
 
 class Clock:
@@ -69,12 +43,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now_s
-
-
-def slice_spec(name: str, segment: int, shape: tuple[int, ...], kind: str = "lora_xs") -> SliceSpec:
-    """A slice with one tensor named ``core``."""
-    tensors = (TensorSpec("core", shape, f"{name}.core"),)
-    return SliceSpec(name, kind, (segment,), f"target.{name}", tensors)  # type: ignore[arg-type]
 
 
 SPECS = (
@@ -101,47 +69,9 @@ LORA_SPECS = (
 )
 
 
-def initial_value(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Zeros, but ones for s1 and random numbers for an A."""
-    if name.endswith("/A"):
-        return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
-    return np.full(shape, name == "s1/core", np.float32)
-
-
 def write_package(folder: Path, key: PrivateKey, specs: tuple[SliceSpec, ...] = SPECS) -> Path:
     """Write a signed package whose programs are dummies: the coordinator never runs them itself."""
-    folder.mkdir()
-    initial = {name: initial_value(name, shape) for name, shape in shapes(specs).items()}
-    files = {
-        "programs.onnx": b"dummy program" * 100,
-        "probe.onnx": b"another dummy",
-        "tokenizer.json": b"{}",
-        "slices.safetensors": encode_values(initial),
-    }
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
-    variant = Variant("programs.onnx", (), live=((SizeTerm(64.0, 1, 1, 0),),))
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        name="tiny",
-        task="classification",
-        labels=("no", "yes"),
-        sequence_limit=16,
-        pad_token_id=0,
-        base=Base("bert", "by hand", 100, 4, "none"),
-        files={name: FileEntry(len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()},
-        programs={"p": Program(("hidden",), ("hidden",), {"float": variant})},
-        segments=(Segment("embed", "p", "p", "p", {}), Segment("head", "p", "p", "p", {})),
-        slices=specs,
-        tokenizer="tokenizer.json",
-        initial_state="slices.safetensors",
-        self_checks={"float": SelfCheck(1, 0.0, 0.0, 1.0)},
-        probe="probe.onnx",
-    )
-    data = messages.encode(manifest)
-    (folder / "manifest.json").write_bytes(data)
-    (folder / "manifest.sig").write_text(key.sign(data))
-    return folder
+    return hand_made.write_package(folder, key, specs)
 
 
 class FakeDevice:
@@ -198,20 +128,12 @@ class FakeDevice:
 
     def result(self, task: Task, scale: float = 1.0, **changed: Any) -> Result:
         """A result whose delta depends on device and task only."""
-        names = {*task.slices, *(("head",) if task.train_head else ())}
-        generator = np.random.default_rng([task.round, task.slot, *self.name.encode()])
-        delta = {
-            f"{spec.name}/{tensor.name}": (scale * generator.standard_normal(tensor.shape)).astype(np.float32)
-            for spec in self.specs
-            for tensor in spec.tensors
-            if spec.name in names and not (task.freeze_a and tensor.name == "A")
-        }
-        data = encode_values(delta)
+        data = encode_values(delta_of(self.specs, task, self.name, scale))
         result = Result(
             task_id=task.task_id,
             run_id=task.run_id,
             round=task.round,
-            examples=4 + task.slot,
+            examples=examples_of(task),
             steps_applied=3,
             steps_skipped=0,
             mean_loss=0.5,

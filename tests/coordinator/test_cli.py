@@ -344,7 +344,16 @@ def test_every_command_asks_the_coordinator_that_is_named(
 
 @pytest.mark.parametrize(
     "words",
-    ["show", "watch", "stop", "pause", "resume", "report --output out", "fetch-slices --output out"],
+    [
+        "show",
+        "watch",
+        "stop",
+        "pause",
+        "resume",
+        "rollback --to 0",
+        "report --output out",
+        "fetch-slices --output out",
+    ],
 )
 def test_a_run_is_named_with_and_without_the_option(
     server: CoordinatorServer,

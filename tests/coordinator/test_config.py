@@ -47,6 +47,20 @@ BAD = {
         {"lora_aggregation": "product_svd", "server_optimizer": {"slices": {"rate": 0.5}}},
         '"sgd" at rate 0.5',
     ),
+    "more than enough": ({"enough_results": 3}, "enough_results = 3 must lie between min_results = 1"),
+    "a buffer that is too small": (
+        {"buffer_size": 1, "min_devices": 2, "min_results": 2},
+        "is below min_results = 2",
+    ),
+    "a buffer and a gate": (
+        {"buffer_size": 2, "min_results": 2, "gate_variance": 0.1},
+        "gate_variance compares two halves",
+    ),
+    "a buffer that closes early": ({"buffer_size": 2, "enough_results": 2}, "buffer_size does that"),
+    "a buffer of products": (
+        {"buffer_size": 2, "lora_aggregation": "product_svd"},
+        "needs factors of one time",
+    ),
     "a gate on one result": ({"gate_variance": 0.1}, "min_results = 1 gives one: set 2"),
     "a gate without slices": ({"gate_variance": 0.1, "min_results": 2, "slices": "none"}, "trains none"),
     "a mean of nothing": ({"average_from_round": 2}, "average_from_round = 2 is past the last of rounds = 2"),

@@ -73,6 +73,7 @@ def some_target(source: random.Random, path: str, task: messages.Task) -> str:
     for name in ("task_id:str", "sha256:str", "run_id:str", "name:str", "path:str"):
         word = source.choice((task.task_id, task.state, *WORDS))
         path = path.replace(f"{{{name}}}", quote(word, safe="%"))
+    path = path.replace("{offset:int}", source.choice(("0", "5", "-1", "9" * 40, "x")))
     if source.random() < 0.1:
         path = source.choice(("/" + path, path + "/", path.upper(), path.replace("/", "%2f")))
     if source.random() < 0.1:

@@ -26,6 +26,9 @@ RIGHTS = {
     "POST /v1/devices/enrol": Access.TOKEN_HOLDER,
     "POST /v1/check-in": Access.DEVICE,
     "PUT /v1/tasks/{task_id:str}/result": Access.DEVICE,
+    "GET /v1/tasks/{task_id:str}/upload/{sha256:str}": Access.DEVICE,
+    "PUT /v1/tasks/{task_id:str}/upload/{sha256:str}/{offset:int}": Access.DEVICE,
+    "POST /v1/tasks/{task_id:str}/upload/{sha256:str}": Access.DEVICE,
     "POST /v1/tasks/{task_id:str}/alive": Access.DEVICE,
     "POST /v1/events": Access.DEVICE,
     "GET /v1/blobs/{sha256:str}": Access.DEVICE,
@@ -43,6 +46,7 @@ RIGHTS = {
     "POST /v1/admin/runs/{run_id:str}/stop": Access.OPERATOR,
     "POST /v1/admin/runs/{run_id:str}/pause": Access.OPERATOR,
     "POST /v1/admin/runs/{run_id:str}/resume": Access.OPERATOR,
+    "POST /v1/admin/runs/{run_id:str}/rollback": Access.OPERATOR,
 }
 
 
@@ -177,6 +181,7 @@ def test_revoked_gets_nothing(world: World) -> None:
         method, path = name.split(" ", 1)
         if right is Access.DEVICE:
             path = path.replace("{task_id:str}", "t").replace("{sha256:str}", "0" * 64)
-            body = b"" if path.endswith("/alive") else CHECK_IN
+            path = path.replace("{offset:int}", "0")
+            body = b"" if "/alive" in path or "/upload/" in path else CHECK_IN
             assert code_of(device.send(method, path, body), 403) == "revoked"
     assert world.dump() == before

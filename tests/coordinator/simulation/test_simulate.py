@@ -30,6 +30,9 @@ from edge_runtime.worker.main import train
 from tests.coordinator.simulation.conftest import Workshop, timeless
 
 DROPS = {"dropout": {"rate": 0.3}}
+#: Steps with every second result of four devices that are of very unlike speed.
+BUFFERED = {"devices_per_round": 4, "buffer_size": 2, "max_staleness": 3}
+UNLIKE = {"overhead_s": 0.0, "seconds_per_example": 0.5, "spread": "exponential"}
 
 
 def database(workshop: Workshop, name: str = "out/state/ours-seed0") -> sqlite3.Connection:
@@ -146,9 +149,26 @@ def test_slow_devices_miss_the_deadline_and_are_refused(workshop: Workshop) -> N
     assert lost == 0
 
 
-def test_a_simulation_that_is_killed_ends_as_if_it_had_not_been(workshop: Workshop) -> None:
+def test_a_buffered_arm_does_not_wait_for_the_slow(workshop: Workshop) -> None:
+    """Results enter later rounds than their task's; weights and scalars end in the same bytes, again and again."""
+    (waiting,) = workshop.simulate("waiting", speed=UNLIKE, run={"devices_per_round": 4})
+    (first,) = workshop.simulate("a", speed=UNLIKE, run=BUFFERED)
+    with database(workshop, "a/state/ours-seed0") as connection:
+        ages = connection.execute("SELECT entered - round FROM results JOIN tasks USING (task_id)").fetchall()
+    assert 0 < max(age for (age,) in ages) <= BUFFERED["max_staleness"]
+    assert first.points[-1].virtual_s < waiting.points[-1].virtual_s
+    (again,) = workshop.simulate("b", speed=UNLIKE, run=BUFFERED)
+    (scalars,) = workshop.simulate("c", speed=UNLIKE, run={**BUFFERED, "report": "scalars"})
+    assert timeless(again) == timeless(first)
+    assert scalars.values_sha256 == first.values_sha256
+
+
+@pytest.mark.parametrize("run", [{}, {**BUFFERED, "report": "scalars"}], ids=["waiting", "buffered"])
+def test_a_simulation_that_is_killed_ends_as_if_it_had_not_been(
+    workshop: Workshop, run: dict[str, Any]
+) -> None:
     """After kill -9 at many moments the same command ends with the same record, field by field."""
-    path = workshop.write(**DROPS, run={"rounds": 25})
+    path = workshop.write(**DROPS, run={"rounds": 25, **run})
     (whole,) = workshop.simulate("whole", path=path)
     command = [
         sys.executable, "-m", "coordinator.cli", "simulate", str(path),

@@ -29,6 +29,7 @@ from edge_runtime.protocol.messages import (
     SignedTask,
     Standing,
     Task,
+    UploadStanding,
     encode,
     encode_result,
 )
@@ -116,6 +117,7 @@ MESSAGES: tuple[msgspec.Struct, ...] = (
     Result("t-1", "r-1", 3, 80, 10, 0, 0.625, 42.5, MEMORY, SHA256, b"\x00\x01\xff", "forward", 4),
     ResultReceipt("counted"),
     Standing(60.0, wanted=False),
+    UploadStanding(262_144, counted=True),
     DeviceEvent("task_failed", "SignatureError: not signed by the key", "t-1", lasting=True),
     Refusal("stale", "the round is over"),
 )

@@ -1,0 +1,35 @@
+"""Training by a formula: what a device hands in depends on its name and its task alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from edge_runtime.package.manifest import SliceSpec
+from edge_runtime.package.slices import Values
+from edge_runtime.protocol.messages import Task
+
+
+def delta_of(specs: Iterable[SliceSpec], task: Task, name: str, scale: float = 1.0) -> Values:
+    """The delta that a device hands in, by flat name.
+
+    Args:
+        specs: all slices of the package.
+        task: the task.
+        name: name of the device.
+        scale: factor of all entries.
+    """
+    names = {*task.slices, *(("head",) if task.train_head else ())}
+    generator = np.random.default_rng([task.round, task.slot, *name.encode()])
+    return {
+        f"{spec.name}/{tensor.name}": (scale * generator.standard_normal(tensor.shape)).astype(np.float32)
+        for spec in specs
+        for tensor in spec.tensors
+        if spec.name in names and not (task.freeze_a and tensor.name == "A")
+    }
+
+
+def examples_of(task: Task) -> int:
+    """Number of examples that it says are behind it."""
+    return 4 + task.slot
