@@ -22,7 +22,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -42,6 +42,8 @@ PENDING = "pending.result"
 PREPARED = "prepared"
 SPLIT_KEY, SPLIT_KEY_BYTES = "split.key", 32
 RELEASE, RELEASE_VALUES = "release.json", "release"
+
+RecordT = TypeVar("RecordT", bound=Struct)
 
 
 class Identity(Struct, frozen=True):
@@ -112,15 +114,8 @@ class ReleaseFiles:
         Raises:
             ConfigError: the file is there but cannot be read.
         """
-        path = self._folder / RELEASE
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=ReleaseState)
-        except FileNotFoundError:
-            return ReleaseState()
-        except (OSError, msgspec.DecodeError) as error:
-            raise ConfigError(
-                f"cannot read {path}: {error}; remove it, and the next release is taken anew"
-            ) from error
+        cure = "remove it, and the next release is taken anew"
+        return _read(self._folder / RELEASE, ReleaseState, cure) or ReleaseState()
 
     def values_path(self, taken: TakenRelease) -> Path:
         """Path of a release's values."""
@@ -242,15 +237,8 @@ class Store:
         Raises:
             ConfigError: the file is there but cannot be read.
         """
-        path = self.folder / IDENTITY
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=Identity)
-        except FileNotFoundError:
-            return None
-        except (OSError, *MALFORMED) as error:
-            raise ConfigError(
-                f"cannot read {path}: {error}; remove it, have the device revoked, and enrol with a new token"
-            ) from error
+        cure = "remove it, have the device revoked, and enrol with a new token"
+        return _read(self.folder / IDENTITY, Identity, cure)
 
     def save_identity(self, identity: Identity) -> None:
         """Keep the identity for good."""
@@ -315,3 +303,17 @@ class Store:
                     shutil.rmtree(path)
                 else:
                     path.unlink()
+
+
+def _read(path: Path, kind: type[RecordT], cure: str) -> RecordT | None:
+    """A record of the state folder; None if there is no such file.
+
+    Raises:
+        ConfigError: the file is there but cannot be read; says what to do.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        return None
+    except (OSError, *MALFORMED) as error:
+        raise ConfigError(f"cannot read {path}: {error}; {cure}") from error

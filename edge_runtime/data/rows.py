@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from edge_runtime.data.reading import Reading
 from edge_runtime.data.tables import SEPARATORS, TableRow, query_rows, table_rows
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.errors import DataError
 
 MAX_ROW_BYTES = 1 << 20
@@ -287,7 +288,7 @@ def _checked_json(path: Path, labelled: bool | None, reading: Reading) -> Iterat
 def _is_json(data: bytes) -> bool:
     try:
         _DECODER.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except MALFORMED:
         return False
     return True
 
@@ -376,7 +377,7 @@ def _object(data: bytes, where: str, labelled: bool | None, *, first: bool) -> d
     """The row's JSON object; the library's own error may quote the row, so it is never chained."""
     try:
         row = _DECODER.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except MALFORMED:
         from edge_runtime.data.diagnosis import why_unreadable  # noqa: PLC0415 - rarely needed, memory counts
 
         raise DataError(f"{where} {why_unreadable(data, _FORMS[labelled], first=first)}") from None

@@ -22,13 +22,12 @@ from edge_runtime.decoding import MALFORMED
 from edge_runtime.durable import write_durably
 from edge_runtime.engines.choice import engine_maker
 from edge_runtime.engines.engine import Engine
-from edge_runtime.errors import EdgeError, OutOfMemoryError, WorkerError
+from edge_runtime.errors import WorkerError
 from edge_runtime.execution.executor import Executor
 from edge_runtime.execution.prefix_cache import PrefixCache
 from edge_runtime.execution.prepare import prepare
 from edge_runtime.memory.allocator import keep_freed_memory, release_library_code, return_freed_memory
 from edge_runtime.memory.best_estimator import USABLE_TIME, StepLimits, best_plan
-from edge_runtime.memory.enforcement import ran_out_of_memory
 from edge_runtime.memory.meter import Meter, proportional_bytes, status_bytes
 from edge_runtime.memory.plan import PeakPrediction, Plan, Planner
 from edge_runtime.package.package import Package
@@ -39,8 +38,8 @@ from edge_runtime.training.estimators import executor_of
 from edge_runtime.training.evaluation import score
 from edge_runtime.training.loop import count_steps
 from edge_runtime.training.methods import check_method
+from edge_runtime.worker.ending import end_of, write_line
 from edge_runtime.worker.jobs import (
-    FAILURE_EXIT_CODE,
     EvaluateJob,
     EvaluateOutcome,
     Job,
@@ -49,7 +48,6 @@ from edge_runtime.worker.jobs import (
     PrepareOutcome,
     TrainJob,
     TrainOutcome,
-    describe_failure,
 )
 from edge_runtime.worker.memory_breakdown import MemoryBreakdown
 from edge_runtime.worker.session import TaskSession, evaluate_outcome, evaluation_work, train_outcome
@@ -171,29 +169,18 @@ def run(
 def main() -> int:
     """Read a job from standard input, do it, and write phases and outcome to standard output."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    return end_of(lambda: write_line(run(_read_job(sys.stdin.buffer.read()), _announce)))
+
+
+def _read_job(data: bytes) -> Job:
     try:
-        job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+        return msgspec.json.decode(data, type=Job)
     except MALFORMED as error:
-        answer, code = msgspec.json.encode(describe_failure(WorkerError(f"malformed job: {error}"))), 1
-    else:
-        try:
-            answer, code = msgspec.json.encode(run(job, _announce)), 0
-        except Exception as error:
-            if ran_out_of_memory(error):
-                failure = describe_failure(OutOfMemoryError(f"{type(error).__name__}: {error}"))
-            elif isinstance(error, EdgeError):
-                failure = describe_failure(error)
-            else:
-                raise
-            answer, code = msgspec.json.encode(failure), 1
-    sys.stdout.buffer.write(answer)
-    sys.stdout.buffer.flush()
-    return FAILURE_EXIT_CODE if code else 0
+        raise WorkerError(f"malformed job: {error}") from error
 
 
 def _announce(phase: str) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(PhaseEntered(phase)) + b"\n")
-    sys.stdout.buffer.flush()
+    write_line(PhaseEntered(phase))
 
 
 def _load(
