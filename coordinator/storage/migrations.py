@@ -273,6 +273,11 @@ def pause_runs(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE runs ADD COLUMN paused_s REAL")
 
 
+def tell_eligibility(connection: sqlite3.Connection) -> None:
+    """Why a device may not work now, as it said at its last check-in; empty if it may."""
+    connection.execute("ALTER TABLE devices ADD COLUMN not_eligible TEXT NOT NULL DEFAULT ''")
+
+
 #: In the order in which they run.
 ALL = (
     create_devices,
@@ -291,4 +296,5 @@ ALL = (
     mark_moments,
     expect_signs_of_life,
     pause_runs,
+    tell_eligibility,
 )

@@ -7,12 +7,13 @@ silently falls back to a default.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
 
+from edge_runtime.agent.eligibility import Eligibility, check_eligibility
 from edge_runtime.config_file import MAX_SIZE_BYTES, ByteSize, parse_bytes, parse_cap, read_struct, read_toml
 from edge_runtime.data.reading import Column, EvaluationShare, Part, Query, Reading
 from edge_runtime.engines.choice import threads_or_all
@@ -27,6 +28,7 @@ MAX_TOKEN_BYTES = 1024
 
 #: Keys that hold a number of bytes, which may be written with a unit: ``"256M"``.
 _SIZES = ("cap", "max_blob_bytes", "disk_quota", "prefix_cache")
+_MAY_BE_NOTHING = ("prefix_cache", "eligibility.least_free_disk")
 
 Token = Annotated[str, Meta(min_length=16, max_length=128)]
 
@@ -70,6 +72,7 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         evaluation_share: share of the rows that the device never trains on and checks releases with; which rows is
             decided by a key that it keeps, text by text. 0 checks with the rows that it trains on.
         train: whether the device takes tasks; one that does not only fetches releases, to use them.
+        eligibility: when the device may work.
     """
 
     coordinator_url: str
@@ -94,6 +97,7 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     label_column: Column = "label"
     evaluation_share: EvaluationShare = 0.0
     train: bool = True
+    eligibility: Eligibility = Eligibility()
 
     def reading(self, part: Part, split_key: bytes) -> Reading:
         """How the data file is read for a part of the work.
@@ -168,7 +172,8 @@ def load_config(path: Path) -> DeviceConfig:
 
     try:
         sizes = {name: _size(name, table[name]) for name in _SIZES if name in table}
-        config = read_struct({**table, **sizes}, DeviceConfig, dec_hook=resolve)
+        config = read_struct({**with_sizes_in(table), **sizes}, DeviceConfig, dec_hook=resolve)
+        check_eligibility(config.eligibility)
         if config.train:
             _ = config.training_data
         _check_url(config.coordinator_url, allow_insecure_http=config.allow_insecure_http)
@@ -179,13 +184,26 @@ def load_config(path: Path) -> DeviceConfig:
     return config
 
 
+def with_sizes_in(table: dict[str, Any]) -> dict[str, Any]:
+    """A table whose ``[eligibility]`` has its size in bytes.
+
+    Raises:
+        ConfigError: that is no size.
+    """
+    asked = table.get("eligibility")
+    if not isinstance(asked, dict) or "least_free_disk" not in asked:
+        return table
+    size_bytes = _size("eligibility.least_free_disk", asked["least_free_disk"])
+    return {**table, "eligibility": {**asked, "least_free_disk": size_bytes}}
+
+
 def _size(name: str, value: object) -> int:
     if not isinstance(value, str | int):
         raise ConfigError(f"{name} is a {type(value).__name__}, not a size")
     try:
         if name == "cap":
             return parse_cap(value)
-        return 0 if name == "prefix_cache" and value == 0 else parse_bytes(value)
+        return 0 if name in _MAY_BE_NOTHING and value == 0 else parse_bytes(value)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
 

@@ -19,8 +19,11 @@ import msgspec
 from edge_runtime import __version__
 from edge_runtime.agent import decisions
 from edge_runtime.agent.client import Client
+from edge_runtime.agent.conditions import Conditions
 from edge_runtime.agent.config import DeviceConfig
 from edge_runtime.agent.downloads import Downloads
+from edge_runtime.agent.eligibility import ABOUT_TRAINING, Gate
+from edge_runtime.agent.host import Host
 from edge_runtime.agent.release import take_release
 from edge_runtime.agent.setup import setup_of
 from edge_runtime.agent.sign_of_life import SignOfLife
@@ -66,6 +69,7 @@ class Agent:
         launch: function that starts a worker.
         sleep: function through which all waiting goes, in seconds.
         source: source of all random choices; None takes the system's.
+        gate: what decides whether the device may work; None asks this machine.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Agent:
         launch: Callable[[Job], RunningWorker] = start_worker,
         sleep: Callable[[float], None] = time.sleep,
         source: random.Random | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._config = config
         self._store = store
@@ -88,7 +93,10 @@ class Agent:
         self._downloads = Downloads(config, store, client, sleep)
         self._pace = decisions.Pace(source or random.SystemRandom())
         self._engine = engine_version(config.engine)
+        self._gate = gate or Gate(config.eligibility, Conditions(Host(), config.state_folder))
         self._floor_bytes = 0
+        #: Memory that a task takes: the cap, until a plan said.
+        self._needed_bytes = config.cap
         self._worker: RunningWorker | None = None
         #: Memory that plans may use: the cap, until a worker met it.
         self._budget_bytes = config.cap
@@ -140,19 +148,22 @@ class Agent:
     def _turn(self) -> float:
         self._deliver_pending()
         setup = setup_of(self._config, self._engine)
+        rows = self._example_count()
+        reason = self._gate.reason(rows=rows, needed_bytes=self._needed_bytes)
         answer = self._client.check_in(
             CheckInRequest(
                 runtime_version=__version__,
                 cap_bytes=self._config.cap,
                 floor_bytes=self._floor_bytes,
-                example_count=self._example_count(),
+                example_count=rows,
                 setup=setup,
                 trains=self._config.train,
                 release=self._store.releases.state().decided_with(setup),
+                not_eligible=reason or "",
             )
         )
         if not isinstance(answer, SignedTask):
-            if answer.release is not None:
+            if answer.release is not None and (reason is None or reason in ABOUT_TRAINING):
                 self._take_release(answer.release, setup)
             wait_s = self._pace.asked(answer.after_min_s, answer.after_max_s)
             if isinstance(answer, NotEligible):
@@ -299,6 +310,7 @@ class Agent:
         note("training", task_id=task.task_id, slices=len(task.slices), steps=task.steps)
         outcome = self._run_with_one_retry(job, deadline_s)
         self._floor_bytes = outcome.memory.floor_bytes
+        self._needed_bytes = outcome.plan.peak.total_bytes
         note(
             "trained",
             task_id=task.task_id,

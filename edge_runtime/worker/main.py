@@ -174,9 +174,10 @@ def main() -> int:
 
 def _read_job(data: bytes) -> Job:
     try:
-        return msgspec.json.decode(data, type=Job)
+        job: Job = msgspec.json.decode(data, type=Job)
     except MALFORMED as error:
         raise WorkerError(f"malformed job: {error}") from error
+    return job
 
 
 def _announce(phase: str) -> None:
