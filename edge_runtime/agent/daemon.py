@@ -28,6 +28,7 @@ from edge_runtime.agent.release import take_release
 from edge_runtime.agent.setup import setup_of
 from edge_runtime.agent.sign_of_life import SignOfLife
 from edge_runtime.agent.store import IDENTITY, Identity, Store
+from edge_runtime.agent.watch import ConditionsWatch
 from edge_runtime.data.rows import count_rows
 from edge_runtime.engines.choice import engine_version
 from edge_runtime.errors import (
@@ -102,7 +103,9 @@ class Agent:
         self._budget_bytes = config.cap
 
     def run(self) -> None:
-        """Take turns until SIGTERM or SIGINT, then stop the worker and return. A pending result is kept.
+        """Take turns until SIGTERM or SIGINT, then stop the worker and return.
+
+        A pending result is kept, and so is how far a task has come: after the next start it goes on from there.
 
         Raises:
             RefusedError: the device was revoked, so that asking again helps nobody; says how to come back.
@@ -208,23 +211,27 @@ class Agent:
         """Do a whole task, and keep its result as pending.
 
         Returns:
-            Whether there is a result; if not, the coordinator has been told why.
+            Whether there is a result; if not, the coordinator has been told why, or will be by the next check-in.
         """
+        conditions: ConditionsWatch | None = None
         try:
             decisions.admit_task(task, self._config)
             deadline_s = received_s + task.deadline_s
             package, state, reference = self._fetch_all(task)
-            prepared = self._prepare(task, package, deadline_s)
-            result = self._training_result(task, package, prepared, state, reference, deadline_s)
+            with ConditionsWatch(self._gate, self._tell_worker_to_stop) as conditions:
+                prepared = self._prepare(task, package, deadline_s)
+                result = self._training_result(task, package, prepared, state, reference, deadline_s)
             self._store.keep_pending(result)
+            self._store.drop_progress()
         except UnreachableError:
             raise
         except CapExceededError as error:
             self._tell(decisions.describe("task_refused", error, task.task_id))
             return False
         except (EdgeError, OSError) as error:
-            if sign_of_life.unwanted:
-                return False  # nobody waits to hear why
+            if sign_of_life.unwanted or (conditions is not None and conditions.reason is not None):
+                return False  # nobody waits to hear why, or the next check-in tells
+            self._store.drop_progress()
             code = "out_of_memory" if isinstance(error, OutOfMemoryError) else "task_failed"
             self._tell(decisions.describe(code, error, task.task_id))
             return False
@@ -239,6 +246,11 @@ class Agent:
         """Stop the worker that runs, if one does; may be called from any thread."""
         if self._worker is not None:
             self._worker.kill()
+
+    def _tell_worker_to_stop(self) -> None:
+        """Have the worker stop after its present step, if one runs; may be called from any thread."""
+        if self._worker is not None:
+            self._worker.tell_to_stop()
 
     def _fetch_all(self, task: Task) -> tuple[Package, Path, Path | None]:
         """Download what the task needs and is not here yet, and lay the package out.
@@ -306,6 +318,7 @@ class Agent:
             engine=self._config.engine,
             reference_path=str(reference) if reference else "",
             reading=self._config.reading("train", self._store.split_key()),
+            progress_path=str(self._store.progress_path),
         )
         note("training", task_id=task.task_id, slices=len(task.slices), steps=task.steps)
         outcome = self._run_with_one_retry(job, deadline_s)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Annotated, Literal, TypeVar
 
 from msgspec import Meta, Struct
@@ -155,9 +156,18 @@ class Gate:
 
     def reason_to_stop(self) -> Reason | None:
         """Why a task that is being trained must stop; what the task itself brings about is none."""
-        for reason in (*self._of_hours(), *self._of_power(), *self._of_heat()):
-            return reason
-        return None
+        return next(chain(self._of_hours(), self._of_power(), self._of_heat()), None)
+
+    @property
+    def looks_at_work(self) -> bool:
+        """Whether there is anything that could stop a task."""
+        asked = self._settings
+        return bool(
+            asked.hours
+            or asked.mains_only
+            or asked.least_battery_percent
+            or asked.highest_celsius is not None
+        )
 
     @property
     def unknown(self) -> list[str]:

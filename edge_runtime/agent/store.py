@@ -7,6 +7,7 @@
     split.key           which rows are for evaluation (mode 0600)
     identity.json       the device's id and the coordinator's pinned key
     pending.result      a result that the coordinator has not acknowledged yet
+    task.progress       how far a task had come when its worker was stopped
     release.json        which release the device uses, and which it has decided about
     release/            the values of that release
     blobs/, packages/   downloads, see edge_runtime.agent.blob_cache
@@ -20,7 +21,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -39,6 +40,7 @@ from edge_runtime.trouble import unusable
 KEY = "device.key"
 IDENTITY = "identity.json"
 PENDING = "pending.result"
+PROGRESS = "task.progress"
 PREPARED = "prepared"
 SPLIT_KEY, SPLIT_KEY_BYTES = "split.key", 32
 RELEASE, RELEASE_VALUES = "release.json", "release"
@@ -259,6 +261,16 @@ class Store:
         """Forget the pending result."""
         (self.folder / PENDING).unlink(missing_ok=True)
         sync_folder(self.folder)
+
+    @property
+    def progress_path(self) -> Path:
+        """File in which a worker keeps how far its task has come."""
+        return self.folder / PROGRESS
+
+    def drop_progress(self) -> None:
+        """Forget how far a task had come, because it has ended. A file that stays harms nobody."""
+        with suppress(OSError):
+            self.progress_path.unlink(missing_ok=True)
 
     def prepared_folder(self, package_sha256: str) -> Path:
         """Path of a package as prepared for this machine.

@@ -58,6 +58,8 @@ class TrainJob(Struct, frozen=True, tag="train"):
         engine: name of the engine.
         reference_path: path of the file with the task's ``reference``; empty if it has none.
         reading: which rows of the data file are trained on, and how they are found.
+        progress_path: path of the file that keeps how far the task has come, for a worker that is told to stop; empty
+            keeps nothing.
     """
 
     package_folder: str
@@ -75,6 +77,7 @@ class TrainJob(Struct, frozen=True, tag="train"):
     engine: EngineName = "onnxruntime"
     reference_path: str = ""
     reading: Reading = Reading()
+    progress_path: str = ""
 
 
 class BinMeasure(Struct, frozen=True):

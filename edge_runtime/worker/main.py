@@ -38,6 +38,7 @@ from edge_runtime.training.estimators import executor_of
 from edge_runtime.training.evaluation import score
 from edge_runtime.training.loop import count_steps
 from edge_runtime.training.methods import check_method
+from edge_runtime.training.progress import Keeper
 from edge_runtime.worker.ending import end_of, write_line
 from edge_runtime.worker.jobs import (
     EvaluateJob,
@@ -51,6 +52,7 @@ from edge_runtime.worker.jobs import (
 )
 from edge_runtime.worker.memory_breakdown import MemoryBreakdown
 from edge_runtime.worker.session import TaskSession, evaluate_outcome, evaluation_work, train_outcome
+from edge_runtime.worker.stopping import told_to_stop
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +87,9 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
 
         # 3. Local steps.
         meter.enter("step")
-        trained = session.train(executor, plan.choice, breakdown.stepped)
+        with told_to_stop() as stops:
+            keeper = _keeper(job, session, (plan.choice, executor.arithmetic, engine.version), stops)
+            trained = session.train(executor, plan.choice, breakdown.stepped, keeper)
         bins = breakdown.bins(values)
         proportional_anonymous_bytes, proportional_file_bytes = proportional_bytes()
 
@@ -225,6 +229,20 @@ def _plan(job: TrainJob, session: TaskSession, planner: Planner) -> Plan:
 def _planner(prepared: PreparedPackage, meter: Meter) -> Planner:
     stored = prepared.prepared
     return Planner(prepared.manifest, stored.arithmetic, meter.floor_bytes, stored.calibration)
+
+
+def _keeper(
+    job: TrainJob, session: TaskSession, how: tuple[object, ...], stops: Callable[[], bool]
+) -> Keeper | None:
+    """What keeps the task's progress; None if the job names no place for it.
+
+    Args:
+        job: the job.
+        session: the task.
+        how: all that decides about the outcome's bits beside the task and its rows.
+        stops: function that says whether the process was told to stop.
+    """
+    return Keeper(Path(job.progress_path), session.digest(*how), stops) if job.progress_path else None
 
 
 def _reference(job: TrainJob) -> bytes | None:
