@@ -239,6 +239,8 @@ def _enrol(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
     store = Store(config.state_folder, disk_quota_bytes=config.disk_quota)
     with store.locked():
+        if aside := store.set_identity_aside():
+            print(f"the identity cannot be read, and is kept as {aside}; enrolling anew", file=sys.stderr)
         identity = ensure_identity(config, store, HttpTransport(config.coordinator_url))
     print(f"enrolled as {identity.device_id}; tasks must be signed by {identity.coordinator_public_key}")
     return 0

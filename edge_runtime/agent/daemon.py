@@ -371,8 +371,7 @@ class Agent:
         try:
             task_id = decode_result(body).task_id
         except ProtocolError as error:
-            self._store.drop_pending()
-            warn("result_unreadable", error=error)
+            warn("result_unreadable", path=self._store.set_pending_aside(), error=error)
             return
         answer = self._client.put_result(task_id, body)
         self._store.drop_pending()

@@ -114,10 +114,10 @@ def test_unreadable_files_are_named(tmp_path, damage: bytes) -> None:
     """A damaged identity or release file, whatever its bytes, is a ConfigError that says what to do."""
     store = open_store(tmp_path)
     (store.folder / "identity.json").write_bytes(damage)
-    with pytest.raises(ConfigError, match="enrol with a new token"):
+    with pytest.raises(ConfigError, match="set a new token, and run: edge-runtime enrol"):
         store.identity()
     (store.folder / "release.json").write_bytes(damage)
-    with pytest.raises(ConfigError, match="the next release is taken anew"):
+    with pytest.raises(ConfigError, match="takes the next release anew"):
         store.releases.state()
 
 
