@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from edge_runtime.agent.eligibility import Eligibility, check_eligibility
 from edge_runtime.config_file import MAX_SIZE_BYTES, ByteSize, parse_bytes, parse_cap, read_struct, read_toml
-from edge_runtime.data.reading import Column, EvaluationShare, Part, Query, Reading
+from edge_runtime.data.reading import Column, EvaluationShare, FunctionName, Part, Query, Reading
 from edge_runtime.engines.choice import threads_or_all
 from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import ConfigError
@@ -67,6 +67,10 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         data_query: query that gives the rows where ``data`` is an SQLite database, with columns named ``text`` and
             ``label``: ``"SELECT body AS text, category AS label FROM messages"``. The database is opened for reading
             alone.
+        data_function: function that gives the rows, ``"package.module:function"``. It is called in a worker, under its
+            cap, with the path of ``data``, and gives rows one by one, such as ``{"text": …, "label": …}``. Its module
+            is installed beside edge-runtime, or lies in ``function_folder``.
+        function_folder: folder with the module of ``data_function``; unset: it is installed beside edge-runtime.
         text_column: name of the column of ``data`` that holds the text.
         label_column: name of the column of ``data`` that holds the label.
         evaluation_share: share of the rows that the device never trains on and checks releases with; which rows is
@@ -98,6 +102,8 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     evaluation_share: EvaluationShare = 0.0
     train: bool = True
     eligibility: Eligibility = Eligibility()
+    data_function: FunctionName | None = None
+    function_folder: Path | None = None
 
     def reading(self, part: Part, split_key: bytes) -> Reading:
         """How the data file is read for a part of the work.
@@ -113,6 +119,8 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             part,
             self.evaluation_share,
             split_key.hex(),
+            self.data_function or "",
+            str(self.function_folder or ""),
         )
 
     @property
@@ -179,6 +187,8 @@ def load_config(path: Path) -> DeviceConfig:
         _check_url(config.coordinator_url, allow_insecure_http=config.allow_insecure_http)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    if config.data_function is not None and config.data_query is not None:
+        raise ConfigError(f"{path}: set data_function or data_query, not both")
     if config.enrolment_token is not None and config.enrolment_token_file is not None:
         raise ConfigError(f"{path}: set enrolment_token or enrolment_token_file, not both")
     return config

@@ -24,12 +24,12 @@ from edge_runtime.agent.config import DeviceConfig
 from edge_runtime.agent.downloads import Downloads
 from edge_runtime.agent.eligibility import ABOUT_TRAINING, Gate
 from edge_runtime.agent.host import Host
+from edge_runtime.agent.own_rows import count_own_rows
 from edge_runtime.agent.release import take_release
 from edge_runtime.agent.setup import setup_of
 from edge_runtime.agent.sign_of_life import SignOfLife
 from edge_runtime.agent.store import IDENTITY, Identity, Store
 from edge_runtime.agent.watch import ConditionsWatch
-from edge_runtime.data.rows import count_rows
 from edge_runtime.engines.choice import engine_version
 from edge_runtime.errors import (
     CapExceededError,
@@ -57,6 +57,9 @@ from edge_runtime.protocol.messages import (
 )
 from edge_runtime.worker.jobs import Job, PrepareJob, PrepareOutcome, TrainJob, TrainOutcome
 from edge_runtime.worker.process import RunningWorker, finish_worker, start_worker
+
+#: How often rows are counted that only a worker can count.
+RECOUNT_EVERY_S = 3600.0
 
 
 class Agent:
@@ -98,6 +101,7 @@ class Agent:
         self._floor_bytes = 0
         #: Memory that a task takes: the cap, until a plan said.
         self._needed_bytes = config.cap
+        self._counted: tuple[tuple[str, int], int] | None = None
         self._worker: RunningWorker | None = None
         #: Memory that plans may use: the cap, until a worker met it.
         self._budget_bytes = config.cap
@@ -151,7 +155,7 @@ class Agent:
     def _turn(self) -> float:
         self._deliver_pending()
         setup = setup_of(self._config, self._engine)
-        rows = self._example_count()
+        rows = self._example_count(setup)
         reason = self._gate.reason(rows=rows, needed_bytes=self._needed_bytes)
         answer = self._client.check_in(
             CheckInRequest(
@@ -187,11 +191,20 @@ class Agent:
             self._deliver_pending()
         return self._pace.done()
 
-    def _example_count(self) -> int:
-        """Number of rows that the device trains on."""
-        if self._config.data is None or not self._config.train:
+    def _example_count(self, setup: str) -> int:
+        """Number of rows that the device trains on.
+
+        What a function of the operator's own gives is counted again where the setup has changed, and once an hour.
+        """
+        if not self._config.train:
             return 0
-        return count_rows(self._config.data, self._config.reading("train", self._store.split_key()))
+        if self._config.data_function is None:
+            return count_own_rows(self._config, "train", self._store.split_key())
+        as_of = (setup, int(time.monotonic() / RECOUNT_EVERY_S))
+        if self._counted is None or self._counted[0] != as_of:
+            rows = count_own_rows(self._config, "train", self._store.split_key(), self._start_worker)
+            self._counted = (as_of, rows)
+        return self._counted[1]
 
     def _take_release(self, signed: SignedRelease, setup: str) -> None:
         """Decide about a release, and tell the coordinator what came of it."""

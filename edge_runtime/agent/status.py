@@ -11,8 +11,8 @@ from edge_runtime.agent.conditions import Conditions
 from edge_runtime.agent.config import DeviceConfig, load_config
 from edge_runtime.agent.eligibility import Gate, Reason
 from edge_runtime.agent.host import Host
+from edge_runtime.agent.own_rows import count_own_rows
 from edge_runtime.agent.store import Store
-from edge_runtime.data.rows import count_rows
 from edge_runtime.figures import size
 from edge_runtime.protocol.messages import decode_result
 
@@ -85,9 +85,7 @@ def reason_now(config: DeviceConfig, store: Store) -> Reason | None:
     Raises:
         DataError: rows have to be counted, and cannot be.
     """
-    rows = 0
-    if config.eligibility.least_rows and config.data is not None:
-        rows = count_rows(config.data, config.reading("train", store.split_key()))
+    rows = count_own_rows(config, "train", store.split_key()) if config.eligibility.least_rows else 0
     gate = Gate(config.eligibility, Conditions(Host(), config.state_folder))
     return gate.reason(rows=rows, needed_bytes=config.cap)
 

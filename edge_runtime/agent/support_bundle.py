@@ -66,6 +66,18 @@ class Versions(msgspec.Struct, frozen=True):
     libraries: dict[str, str]
 
 
+class Bundle(msgspec.Struct, frozen=True):
+    """A bundle that was written.
+
+    Attributes:
+        path: its path.
+        bytes: its size.
+    """
+
+    path: str
+    bytes: int
+
+
 def write_support_bundle(
     config_path: Path, output: Path, diagnoses: Iterable[Diagnosis], host: Host | None = None
 ) -> None:

@@ -18,6 +18,7 @@ import msgspec
 
 from edge_runtime.data.batches import Tokenizer, load_rows
 from edge_runtime.data.examples import Examples
+from edge_runtime.data.rows import summarise_rows
 from edge_runtime.decoding import MALFORMED
 from edge_runtime.durable import write_durably
 from edge_runtime.engines.choice import engine_maker
@@ -41,6 +42,8 @@ from edge_runtime.training.methods import check_method
 from edge_runtime.training.progress import Keeper
 from edge_runtime.worker.ending import end_of, write_line
 from edge_runtime.worker.jobs import (
+    CountJob,
+    CountOutcome,
     EvaluateJob,
     EvaluateOutcome,
     Job,
@@ -153,9 +156,18 @@ def prepare_package(job: PrepareJob, meter: Meter) -> PrepareOutcome:
     )
 
 
+def count(job: CountJob, meter: Meter) -> CountOutcome:
+    """Read all rows of a device, by whatever its operator wrote to give them."""
+    meter.enter("read")
+    found = summarise_rows(Path(job.data_path), job.reading)
+    meter.close()
+    memory = MemoryReport(0, meter.peak_bytes, job.cap_bytes, phases=meter.phases)
+    return CountOutcome(found.rows, found.labelled, found.numbered, found.unused_columns, memory)
+
+
 def run(
     job: Job, announce: Callable[[str], None] | None = None
-) -> TrainOutcome | EvaluateOutcome | PrepareOutcome:
+) -> TrainOutcome | EvaluateOutcome | PrepareOutcome | CountOutcome:
     """Do one job in this process.
 
     Args:
@@ -163,6 +175,8 @@ def run(
         announce: function that is called with the name of each phase as it begins; None calls nothing.
     """
     keep_freed_memory()
+    if isinstance(job, CountJob):
+        return count(job, Meter(announce))
     engine_maker(job.engine)  # its library is part of the floor
     meter = Meter(announce)
     if isinstance(job, TrainJob):
