@@ -37,7 +37,7 @@ EXTENDED = (
     "faults/test_strangers.py::test_devices_get_little_memory",
     "network/test_bad_lines.py",
     "faults/test_device_kills.py::test_a_clock_that_is_off_by_a_day[86400]",
-    "faults/test_device_kills.py::test_a_full_disk_costs_time_alone",
+    "faults/test_device_kills.py::test_a_full_disk_costs_its_tasks_alone",
     "faults/test_device_kills.py::test_a_read_only_state_folder_is_told",
     "end_to_end/test_adapter.py::test_peft_predicts_what_the_runtime_predicts[lora]",
     "end_to_end/test_scalar_reports.py::test_every_method_ends_in_the_same_bytes[",
