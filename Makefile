@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Pages with tables made from benchmarks/results.
 PAGES := README.md $(wildcard docs/results/*.md)
 
-.PHONY: setup demo demo-shakespeare test test-extended test-quick test-faults lint bench bench-memory bench-opponent bench-large \
+.PHONY: setup demo demo-shakespeare test test-extended test-quick test-faults test-network lint bench bench-memory bench-opponent bench-large \
 	bench-memory-grid bench-predict bench-generation bench-arithmetic bench-placement bench-coordinator bench-estimators bench-skipping \
 	bench-learning bench-one-visit demo-reference tables reference constraints clean
 
@@ -39,9 +39,14 @@ test-extended: setup
 test-quick: setup
 	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder -m quick
 
-# The longer form of tests/faults: 20,000 requests at random, 200 kills of coordinator, devices and both.
+# The longer form of tests/faults: 20,000 requests at random, 200 kills of coordinator, devices and both, 200
+# interruptions of a device, 50 power cuts in each scenario.
 test-faults: setup
-	EDGE_FUZZ_REQUESTS=20000 EDGE_FAULTS=200 $(BIN)/python -m pytest -s tests/faults
+	EDGE_FUZZ_REQUESTS=20000 EDGE_FAULTS=200 EDGE_KILLS=200 EDGE_POWER_CUTS=50 $(BIN)/python -m pytest -s tests/faults
+
+# Eight devices behind lines with latency, loss, 256 kbit/s up and cuts; needs root, for network namespaces.
+test-network: setup
+	$(BIN)/python -m pytest -s tests/network
 
 lint: setup
 	$(BIN)/ruff check .
@@ -100,10 +105,11 @@ demo-reference: setup
 tables: setup
 	for page in $(PAGES); do $(BIN)/python -m benchmarks.harness.tables $$page || exit 1; done
 
-# docs/configuration.md and docs/cli.md, from docstrings and help texts.
+# docs/configuration.md, docs/cli.md and docs/json.md, from docstrings, help texts and structs.
 reference: setup
 	$(BIN)/python -m docs.generate.configuration
 	$(BIN)/python -m docs.generate.commands
+	$(BIN)/python -m docs.generate.outputs
 
 constraints:
 	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --no-annotate --no-header \

@@ -316,12 +316,12 @@ def _list_runs(arguments: argparse.Namespace) -> int:
 
 
 def _show_run(arguments: argparse.Namespace) -> int:
-    from coordinator.admin.report import headline, set_aside_lines, text_table
+    from coordinator.admin.report import headline, not_eligible_lines, set_aside_lines, text_table
 
     client = _client(arguments)
     run = client.run(_shown(arguments, client))
     print(headline(run), text_table(run), sep="\n\n")
-    for line in set_aside_lines(run):
+    for line in (*set_aside_lines(run), *not_eligible_lines(run)):
         print(line)
     return 0
 

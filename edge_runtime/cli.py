@@ -53,8 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
         ("status", _status, "show identity, release, downloads and a result that waits"),
     ):
         sub = commands.add_parser(name, help=description, description=description)
-        if name in ("doctor", "status"):
-            sub.add_argument("--json", action="store_true", help="as JSON, for programs")
+        if name != "run":
+            _add_json(sub)
         if name == "support-bundle":
             sub.add_argument(
                 "--output",
@@ -75,11 +75,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_json(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--json", action="store_true", help="as JSON, for programs")
+
+
 def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     description = "say how a step of training would be done within a cap, and what it would take"
     sub = commands.add_parser("plan", help=description, description=description)
     _add_work(sub)
     sub.add_argument("--what-if", action="store_true", help="add a table of other sizes")
+    _add_json(sub)
     sub.set_defaults(command=_plan)
 
 
@@ -114,6 +119,7 @@ def _add_profile(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="FOLDER",
         help="the model folder the package was made from: compares with backpropagation in PyTorch",
     )
+    _add_json(sub)
     sub.set_defaults(command=_profile)
 
 
@@ -150,9 +156,14 @@ def _add_work(sub: argparse.ArgumentParser) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from edge_runtime.profile.plan_text import plan_lines
+    from edge_runtime.json_output import json_text
+    from edge_runtime.profile.plan_text import plan_answer, plan_lines
 
-    print("\n".join(plan_lines(_request(arguments, arguments.prepared), with_options=arguments.what_if)))
+    request = _request(arguments, arguments.prepared)
+    if arguments.json:
+        print(json_text(plan_answer(request)))
+    else:
+        print("\n".join(plan_lines(request, with_options=arguments.what_if)))
     return 0
 
 
@@ -160,6 +171,7 @@ def _profile(arguments: argparse.Namespace) -> int:
     import shlex
 
     from edge_runtime.engines.choice import threads_or_all
+    from edge_runtime.json_output import json_text
     from edge_runtime.profile.measure import Settings
     from edge_runtime.profile.run import profile_package
     from edge_runtime.profile.text import difference_line
@@ -180,13 +192,16 @@ def _profile(arguments: argparse.Namespace) -> int:
             prepared_folder=arguments.prepared,
         )
     )
-    print(report.text.partition("\n\n")[0])
-    if report.difference is not None:
-        print(difference_line(report.difference))
-    for note in report.profile.notes:
-        print(f"note: {note}")
-    for path in report.paths:
-        print(f"written: {path}")
+    if arguments.json:
+        print(json_text(report.profile))
+    else:
+        print(report.text.partition("\n\n")[0])
+        if report.difference is not None:
+            print(difference_line(report.difference))
+        for note in report.profile.notes:
+            print(f"note: {note}")
+        for path in report.paths:
+            print(f"written: {path}")
     if report.error is not None:
         raise report.error
     return 0
@@ -235,36 +250,48 @@ def _enrol(arguments: argparse.Namespace) -> int:
     from edge_runtime.agent.enrolment import ensure_identity
     from edge_runtime.agent.store import Store
     from edge_runtime.agent.transport import HttpTransport
+    from edge_runtime.json_output import json_text
 
     config = load_config(arguments.config)
     store = Store(config.state_folder, disk_quota_bytes=config.disk_quota)
     with store.locked():
+        if aside := store.set_identity_aside():
+            print(f"the identity cannot be read, and is kept as {aside}; enrolling anew", file=sys.stderr)
         identity = ensure_identity(config, store, HttpTransport(config.coordinator_url))
-    print(f"enrolled as {identity.device_id}; tasks must be signed by {identity.coordinator_public_key}")
+    if arguments.json:
+        print(json_text(identity))
+    else:
+        print(f"enrolled as {identity.device_id}; tasks must be signed by {identity.coordinator_public_key}")
     return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from edge_runtime.agent.check import check_device
+    from edge_runtime.agent.check import CheckLine, Finding, check_device
     from edge_runtime.agent.config import load_config
     from edge_runtime.agent.store import Store
     from edge_runtime.agent.transport import HttpTransport
+    from edge_runtime.json_output import json_text
 
     config = load_config(arguments.config)
-    print(f"ok     config: {arguments.config}")
+    lines = []
+
+    def tell(line: CheckLine) -> None:
+        lines.append(line)
+        if not arguments.json:
+            print(f"{'failed' if line.error else 'ok    '} {line.name}: {line.detail}", flush=True)
+
+    tell(CheckLine.of(Finding("config", str(arguments.config))))
     store = Store(config.state_folder, disk_quota_bytes=config.disk_quota)
-    exit_code = 0
     for finding in check_device(config, store, HttpTransport(config.coordinator_url)):
-        print(f"{'ok    ' if finding.error is None else 'failed'} {finding.name}: {finding.detail}")
-        if finding.error is not None and exit_code == 0:
-            exit_code = finding.error.exit_code
-    return exit_code
+        tell(CheckLine.of(finding))
+    if arguments.json:
+        print(json_text(lines))
+    return next((line.exit_code for line in lines if line.error), 0)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    import msgspec
-
     from edge_runtime.agent.doctor import examine
+    from edge_runtime.json_output import json_text
 
     found = []
     for diagnosis in examine(arguments.config):
@@ -272,15 +299,19 @@ def _doctor(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             print(diagnosis.line, flush=True)
     if arguments.json:
-        print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        print(json_text(found))
     return next((each.exit_code for each in found if each.level == "FAIL"), 0)
 
 
 def _support_bundle(arguments: argparse.Namespace) -> int:
     from edge_runtime.agent.doctor import examine
-    from edge_runtime.agent.support_bundle import write_support_bundle
+    from edge_runtime.agent.support_bundle import Bundle, write_support_bundle
+    from edge_runtime.json_output import json_text
 
     write_support_bundle(arguments.config, arguments.output, examine(arguments.config))
+    if arguments.json:
+        print(json_text(Bundle(str(arguments.output), arguments.output.stat().st_size)))
+        return 0
     print(
         f"wrote {arguments.output}; it holds no keys, tokens or rows, but addresses and paths: look before you send it"
     )
@@ -288,13 +319,12 @@ def _support_bundle(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    import msgspec
-
     from edge_runtime.agent.status import read_status, status_lines
+    from edge_runtime.json_output import json_text
 
     status = read_status(arguments.config)
     if arguments.json:
-        print(msgspec.json.format(msgspec.json.encode(status), indent=2).decode())
+        print(json_text(status))
     else:
         print("\n".join(status_lines(status)))
     return 0

@@ -39,6 +39,10 @@ EXTENDED = (
     "faults/test_disturbances.py::test_runs_end_in_the_same_bits[device]",
     "faults/test_disturbances.py::test_runs_end_in_the_same_bits[lock]",
     "faults/test_disturbances.py::test_runs_end_in_the_same_bits[descriptors]",
+    "network/test_bad_lines.py",
+    "faults/test_device_kills.py::test_a_clock_that_is_off_by_a_day[86400]",
+    "faults/test_device_kills.py::test_a_full_disk_costs_its_tasks_alone",
+    "faults/test_device_kills.py::test_a_read_only_state_folder_is_told",
     "end_to_end/test_adapter.py::test_peft_predicts_what_the_runtime_predicts[lora]",
     "end_to_end/test_scalar_reports.py::test_every_method_ends_in_the_same_bytes[",
 )
@@ -46,7 +50,7 @@ EXTENDED = (
 EXTENDED_FAMILIES = ("qwen2-sliding", "qwen3", "mistral", "opt", "roberta")
 #: A group that runs in one process: real fleets. They share the publisher's folder and one undisturbed run, and two
 #: fleets at once would be too many processes for two cores: their deadlines are in seconds.
-FLEETS = ("end_to_end", "faults")
+FLEETS = ("end_to_end", "faults", "network")
 
 
 def pytest_configure(config: pytest.Config) -> None:

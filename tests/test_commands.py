@@ -34,6 +34,7 @@ OPERATOR = "coordinator/test_cli.py::"
 FIRST_HOUR = "field/test_first_hour_operator.py::"
 SIMULATE = "coordinator/simulation/"
 EXPORT = "export/test_cli.py::"
+JSON = "edge_runtime/test_json_output.py::"
 SERVING = "edge_runtime/serving/test_command.py::"
 #: Options by which predict and serve are told a model.
 OF_A_MODEL = (
@@ -54,8 +55,14 @@ BAD_INPUT = "faults/test_bad_input.py::"
 OPTIONS = {
     "edge-runtime": {"--version": DEVICE + "test_the_version_is_told"},
     "edge-runtime run": {"--config": DEVICE + "test_a_device_without_its_engine_does_not_start"},
-    "edge-runtime enrol": {"--config": DEVICE + "test_enrol_then_status_and_check"},
-    "edge-runtime check": {"--config": DEVICE + "test_check_goes_on_after_a_failure"},
+    "edge-runtime enrol": {
+        "--config": DEVICE + "test_enrol_then_status_and_check",
+        "--json": JSON + "test_commands_of_a_device",
+    },
+    "edge-runtime check": {
+        "--config": DEVICE + "test_check_goes_on_after_a_failure",
+        "--json": JSON + "test_a_check_that_fails",
+    },
     "edge-runtime status": {
         "--config": DEVICE + "test_status_before_enrolment_says_so",
         "--json": "edge_runtime/agent/test_status.py::test_identity_and_release_are_told",
@@ -63,10 +70,13 @@ OPTIONS = {
     "edge-runtime doctor": dict.fromkeys(
         ("--config", "--json"), "edge_runtime/agent/test_doctor.py::test_the_command_prints_lines_or_json"
     ),
-    "edge-runtime support-bundle": dict.fromkeys(
-        ("--config", "--output"),
-        "edge_runtime/agent/test_support_bundle.py::test_a_broken_configuration_is_part_of_the_bundle",
-    ),
+    "edge-runtime support-bundle": {
+        **dict.fromkeys(
+            ("--config", "--output"),
+            "edge_runtime/agent/test_support_bundle.py::test_a_broken_configuration_is_part_of_the_bundle",
+        ),
+        "--json": JSON + "test_commands_of_a_device",
+    },
     "edge-runtime predict": {
         **dict.fromkeys(
             (*OF_A_MODEL, "--max-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--stop"),
@@ -93,6 +103,7 @@ OPTIONS = {
         "--publisher-key": PLAN + "test_an_unchecked_signature_is_told_once",
         "--prepared": PLAN + "test_time_is_told_once_the_package_is_prepared",
         "--engine": PLAN + "test_a_package_is_planned_for_the_engine_that_is_named",
+        "--json": JSON + "test_a_plan",
         "--what-if": PLAN + "test_other_sizes_are_tabled_with_the_chosen_one_marked",
     },
     "edge-runtime profile": {
@@ -114,6 +125,7 @@ OPTIONS = {
         "--against": PROFILE + "test_a_report_is_compared_with_an_earlier_one",
         "--tolerance": PROFILE + "test_a_report_is_compared_with_an_earlier_one",
         "--model": PROFILE + "test_backpropagation_is_compared_where_torch_is",
+        "--json": PROFILE + "test_less_data_than_asked_for_is_told",
     },
     "edge-coordinator": {
         "--state": OPERATOR + "test_every_command_asks_the_coordinator_that_is_named",

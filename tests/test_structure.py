@@ -551,6 +551,19 @@ def test_the_top_folder_holds_no_scraps() -> None:
     assert at_top == TOP_FILES
 
 
+def test_whoever_decodes_catches_all_that_a_decoder_raises() -> None:
+    """No program catches msgspec's own error alone: invalid UTF-8 and deep nesting raise others."""
+    narrow = re.compile(r"except[^\n]*\b(DecodeError|UnicodeDecodeError, RecursionError)\b")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for program in PROGRAMS
+        for path in sorted((ROOT / program).rglob("*.py"))
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if narrow.search(line) and "except UnicodeDecodeError" not in line
+    ]
+    assert not found, f"catch edge_runtime.decoding.MALFORMED instead: {found}"
+
+
 def test_the_repository_names_no_package_index() -> None:
     """Pinned files hold names, versions and hashes, and no address to fetch them from."""
     for name in (

@@ -48,6 +48,7 @@ _STATES = {
 _TROUBLES = {
     "device_silent": "did not ask for the task in time",
     "device_late": "did not deliver in time",
+    "not_eligible": "may not work now, by its own conditions",
     "task_refused": "refused the task",
     "task_failed": "failed at the task",
     "out_of_memory": "ran out of memory",
@@ -352,7 +353,8 @@ def _troubles(events: Sequence[EventSummary]) -> str:
     found = [
         event
         for event in events
-        if (event.round is not None and event.code != HEAD_SOLVED) or event.code == "cap_too_small"
+        if (event.round is not None and event.code != HEAD_SOLVED)
+        or event.code in ("cap_too_small", "not_eligible")
     ]
     if not found:
         return section(

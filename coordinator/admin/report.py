@@ -132,6 +132,15 @@ def set_aside_lines(run: RunSummary) -> list[str]:
     return ["set aside, until set up anew or resumed:", *lines]
 
 
+def not_eligible_lines(run: RunSummary) -> list[str]:
+    """How many devices may not work now, by reason; nothing if all may."""
+    if not run.not_eligible:
+        return []
+    return [
+        "not eligible now: " + ", ".join(f"{count} {reason}" for reason, count in run.not_eligible.items())
+    ]
+
+
 def device_table(devices: list[DeviceSummary], now_s: float) -> str:
     """Devices as aligned plain text; the reason comes last, because it is the longest."""
     header = ("name", "class", "state", "last seen", "cap", "rows", "version", "reason")

@@ -110,6 +110,7 @@ class RunSummary(Struct, frozen=True):
         runtime_versions: versions of the program on the devices whose results counted, as they last told.
         set_aside: devices that the run asks no more, by name.
         paused: whether the operator paused it: no round opens until it is resumed.
+        not_eligible: number of devices that may not work now, by the reason that they told.
     """
 
     run_id: str
@@ -134,6 +135,7 @@ class RunSummary(Struct, frozen=True):
     runtime_versions: list[str] = []
     set_aside: list[SetAside] = []
     paused: bool = False
+    not_eligible: dict[str, int] = {}
 
     @property
     def counting(self) -> list[RoundSummary]:
@@ -169,8 +171,9 @@ class DeviceSummary(Struct, frozen=True):
         example_count: number of examples that it had at its last check-in.
         runtime_version: version of its program at its last check-in.
         state: what may be expected of it: ``working`` on a task, ``asked`` for one, ``ready``, ``silent`` (overdue),
-            ``set aside`` by the run that is going on, ``cap too small`` for it, ``never seen`` or ``revoked``.
-        reason: why it is set aside, or what its cap is too small for; empty otherwise.
+            ``set aside`` by the run that is going on, ``cap too small`` for it, ``not eligible`` by its own conditions,
+            ``never seen`` or ``revoked``.
+        reason: why it is set aside or not eligible, or what its cap is too small for; empty otherwise.
     """
 
     device_id: str
@@ -237,7 +240,7 @@ LARGEST_LOSS = 700.0
 #: States of a device that holds a place: it has not asked for it yet, or trains.
 HELD = ("asked", "working")
 #: Reasons of lapsed tasks that operators count as refused, and as failed.
-REFUSED = frozenset({"task_refused", "cap_too_small"})
+REFUSED = frozenset({"task_refused", "cap_too_small", "not_eligible"})
 FAILED = frozenset({"task_failed", "task_untrusted", "out_of_memory", "silent", "late", "lost", "revoked"})
 
 
@@ -283,6 +286,7 @@ def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = T
             for row in set_aside_rows.of_run(connection, run.run_id)
         ],
         paused=run.paused,
+        not_eligible=device_rows.count_not_eligible(connection),
     )
 
 
@@ -322,6 +326,8 @@ def _standing(
         return standing
     if now_s > row["expected_s"] + SLACK_S:
         return "silent", ""
+    if row["not_eligible"]:
+        return "not eligible", row["not_eligible"]
     return standing or ("ready", "")
 
 

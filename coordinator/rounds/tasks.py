@@ -39,12 +39,16 @@ FINISHED_WINDOW_S = (5.0, 15.0)
 NOT_ELIGIBLE_WINDOW_S = (15.0, 30.0)
 #: Seconds between check-ins of a device that only fetches releases.
 NOT_TRAINING_WINDOW_S = (15.0, 30.0)
+#: Seconds between check-ins of a device whose conditions keep it from working: they change slowly.
+CONDITIONS_WINDOW_S = (60.0, 120.0)
 #: Signs of life in a row that may be missing before a device is taken for lost.
 MISSED_SIGNS = 3
 #: Rounds whose least memory is remembered.
 MOST_KNOWN = 64
 #: Events by which a device gives a task back.
 GIVING_BACK = frozenset({"task_refused", "task_failed", "out_of_memory"})
+#: The event of a device whose conditions keep it from working, and why a task that it held went to another.
+NOT_ELIGIBLE = "not_eligible"
 #: The event of a device that cannot read which task it holds, since it trusts no word of it.
 UNTRUSTED = "task_untrusted"
 
@@ -64,6 +68,8 @@ def check_in(
         now_s: the present moment.
     """
     # 1. Remember what it said of itself.
+    if request.not_eligible not in ("", device_rows.not_eligible(connection, device.device_id)):
+        record(connection, now_s, NOT_ELIGIBLE, request.not_eligible, device=device.name)
     device_rows.note_check_in(
         connection,
         device.device_id,
@@ -75,6 +81,7 @@ def check_in(
         setup=request.setup,
         trains=request.trains,
         release=request.release,
+        not_eligible=request.not_eligible,
     )
     # 2. Answer, and remember by when it was told to come back.
     answer, back_s = _answer(stores, connection, device, request, now_s=now_s)
@@ -87,7 +94,9 @@ def _answer(
 ) -> tuple[CheckInResponse, float]:
     """The answer to a check-in, and the most seconds until the device is heard of again."""
     waiting: ComeBack | NotEligible = ComeBack(*NOT_TRAINING_WINDOW_S, "the device takes no tasks")
-    if request.trains:
+    if request.trains and request.not_eligible:
+        waiting = _without_work(connection, device, request.not_eligible, now_s=now_s)
+    elif request.trains:
         answer, busy_s = _work_for(stores, connection, device, request, now_s=now_s)
         if isinstance(answer, SignedTask):
             return answer, busy_s
@@ -151,6 +160,26 @@ def _work_in(
     opened = run.next_round > 0 or round_rows.find_open(connection, run.run_id) is not None
     reason = "run paused" if run.paused else "not selected" if opened else "waiting for devices"
     return ComeBack(run.config.poll_min_s, run.config.poll_max_s, reason)
+
+
+def _without_work(connection: sqlite3.Connection, device: Device, reason: str, *, now_s: float) -> ComeBack:
+    """The answer to a device that may not work now; places that it holds go to others."""
+    for run in run_rows.active(connection):
+        held = task_rows.find_open(connection, run.run_id, device.device_id)
+        if held is None:
+            continue
+        task_rows.lapse(connection, held.task_id, NOT_ELIGIBLE)
+        record(
+            connection,
+            now_s,
+            NOT_ELIGIBLE,
+            f"{reason}; its place goes to another device",
+            run_id=run.run_id,
+            round_number=held.round,
+            device=device.name,
+            task_id=held.task_id,
+        )
+    return ComeBack(*CONDITIONS_WINDOW_S, f"not eligible: {reason}")
 
 
 def say_alive(

@@ -26,6 +26,7 @@ from coordinator.simulation.config import NO_KEY, ArmConfig, SimulationConfig
 from coordinator.simulation.fleet import Fleet
 from coordinator.storage import device_rows
 from coordinator.storage.stores import Stores, open_stores
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.durable import write_durably
 from edge_runtime.errors import ConfigError
 from edge_runtime.package.package import Package
@@ -215,7 +216,7 @@ def _devices(stores: Stores) -> dict[str, Device]:
 def _identity(folder: Path) -> ArmIdentity | None:
     try:
         return msgspec.json.decode((folder / IDENTITY).read_bytes(), type=ArmIdentity)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, *MALFORMED):
         return None
 
 
@@ -235,6 +236,6 @@ def _read_wall(folder: Path) -> list[tuple[int, float]]:
     for line in lines:
         try:
             found.append(msgspec.json.decode(line, type=tuple[int, float]))
-        except msgspec.DecodeError:  # the line at which the process was killed
+        except MALFORMED:  # the line at which the process was killed
             continue
     return found

@@ -18,6 +18,7 @@ from coordinator.simulation.cost import forward_passes_per_example
 from coordinator.simulation.verdict import Ending, Status
 from coordinator.storage import round_rows, simulation_rows
 from coordinator.storage.simulation_rows import ResultWork
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.durable import write_durably
 from edge_runtime.errors import ConfigError
 from edge_runtime.package.manifest import Manifest, TaskKind
@@ -159,7 +160,7 @@ def read_record(path: Path) -> Record | None:
         return msgspec.json.decode(path.read_bytes(), type=Record)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise ConfigError(
             f"{path} is no record of an arm: {error}; remove it and simulate the arm again"
         ) from error

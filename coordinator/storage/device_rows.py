@@ -67,24 +67,39 @@ def all_devices(connection: sqlite3.Connection) -> list[sqlite3.Row]:
 
     Returns:
         rows of device_id, name, device_class, enrolled_s, revoked_s, seen_s, cap_bytes, example_count, floor_bytes,
-        runtime_version and expected_s.
+        runtime_version, expected_s and not_eligible.
     """
     return connection.execute(
         "SELECT device_id, name, class AS device_class, enrolled_s, revoked_s, seen_s, cap_bytes, example_count,"
-        " floor_bytes, runtime_version, coalesce(expected_s, seen_s) AS expected_s"
+        " floor_bytes, runtime_version, coalesce(expected_s, seen_s) AS expected_s, not_eligible"
         " FROM devices ORDER BY name, enrolled_s"
     ).fetchall()
 
 
 def not_set_aside(connection: sqlite3.Connection, run_id: str) -> list[SeenDevice]:
-    """Devices that have checked in, take tasks, are not revoked, and are not set aside by a run."""
+    """Devices that have checked in, take tasks and may work now, are not revoked, and not set aside by a run."""
     rows = connection.execute(
         "SELECT device_id, name, cap_bytes, seen_s, coalesce(expected_s, seen_s) AS expected_s, example_count"
-        " FROM devices WHERE revoked_s IS NULL AND seen_s IS NOT NULL AND trains"
+        " FROM devices WHERE revoked_s IS NULL AND seen_s IS NOT NULL AND trains AND not_eligible = ''"
         " AND device_id NOT IN (SELECT device_id FROM set_aside WHERE run_id = ?)",
         (run_id,),
     )
     return [SeenDevice(**row) for row in rows]
+
+
+def count_not_eligible(connection: sqlite3.Connection) -> dict[str, int]:
+    """Number of devices that might not work when they last checked in, by their reason."""
+    rows = connection.execute(
+        "SELECT not_eligible, count(*) FROM devices WHERE revoked_s IS NULL AND trains AND not_eligible != ''"
+        " GROUP BY not_eligible ORDER BY not_eligible"
+    )
+    return {str(reason): int(count) for reason, count in rows}
+
+
+def not_eligible(connection: sqlite3.Connection, device_id: str) -> str:
+    """Why a device said at its last check-in that it may not work; empty if it may."""
+    row = connection.execute("SELECT not_eligible FROM devices WHERE device_id = ?", (device_id,)).fetchone()
+    return "" if row is None else str(row["not_eligible"])
 
 
 def versions_in(connection: sqlite3.Connection, run_id: str) -> list[str]:
@@ -140,14 +155,15 @@ def note_check_in(
     setup: str,
     trains: bool,
     release: int,
+    not_eligible: str,
 ) -> None:
     """Remember what a device said of itself at its check-in."""
     connection.execute(
         "UPDATE devices SET seen_s = ?, cap_bytes = ?, floor_bytes = ?, example_count = ?,"
-        " runtime_version = ?, setup = ?, trains = ?, release = ? WHERE device_id = ?",
+        " runtime_version = ?, setup = ?, trains = ?, release = ?, not_eligible = ? WHERE device_id = ?",
         (
             *(seen_s, cap_bytes, floor_bytes, example_count),
-            *(runtime_version, setup, trains, release, device_id),
+            *(runtime_version, setup, trains, release, not_eligible, device_id),
         ),
     )
 

@@ -306,6 +306,11 @@ def buffer_results(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX entered_results ON results (entered) WHERE entered IS NOT NULL")
 
 
+def tell_eligibility(connection: sqlite3.Connection) -> None:
+    """Why a device may not work now, as it said at its last check-in; empty if it may."""
+    connection.execute("ALTER TABLE devices ADD COLUMN not_eligible TEXT NOT NULL DEFAULT ''")
+
+
 #: In the order in which they run.
 ALL = (
     create_devices,
@@ -327,4 +332,5 @@ ALL = (
     keep_checkpoints,
     index_tasks_of_devices,
     buffer_results,
+    tell_eligibility,
 )

@@ -28,6 +28,8 @@ PAGE = ROOT / "docs/configuration.md"
 #: Forms of text that have a name on the page, and their patterns.
 NAME = re.compile(re.escape("^[A-Za-z0-9][A-Za-z0-9._-]{0,") + r"(\d+)" + re.escape("}" + END))
 PUBLIC_KEY = "^[A-Za-z0-9+/]{43}=" + END
+FUNCTION = "^[A-Za-z_][A-Za-z0-9_.]{0,199}:[A-Za-z_][A-Za-z0-9_.]{0,199}" + END
+HOURS = "^[0-9]{2}:[0-9]{2}-[0-9]{2}:[0-9]{2}" + END
 
 
 class PageError(Exception):
@@ -236,6 +238,10 @@ def text_words(kind: types.StrType) -> str:
         return f"text{length(kind, ' characters')}"
     if kind.pattern == PUBLIC_KEY:
         return "public key"
+    if kind.pattern == FUNCTION:
+        return "`module:function`"
+    if kind.pattern == HOURS:
+        return "two times of day, `HH:MM-HH:MM`"
     if match := NAME.fullmatch(kind.pattern):
         return f"name of up to {int(match[1]) + 1} characters"
     raise PageError(f"the pattern {kind.pattern} has no name yet; give it one here and on the page")

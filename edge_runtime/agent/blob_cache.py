@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from edge_runtime.durable import TEMPORARY_SUFFIX, rename_durably, write_durably
+from edge_runtime.durable import TEMPORARY_SUFFIX, rename_durably, sync_folder, write_durably
 from edge_runtime.errors import DeviceError, DigestError
 from edge_runtime.figures import size
 from edge_runtime.package.manifest import MANIFEST, SIGNATURE, Manifest
@@ -183,10 +183,12 @@ class PackageShelf:
             return package
         if target.exists():
             shutil.rmtree(target)
-        for name, entry in manifest.files.items():
-            place = temporary / name
+        places = {temporary / name: entry.sha256 for name, entry in manifest.files.items()}
+        for place, blob in places.items():
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.hardlink_to(self._blobs.open_path(entry.sha256))
+            place.hardlink_to(self._blobs.open_path(blob))
+        for folder in {place.parent for place in places}:
+            sync_folder(folder)  # links are names: without this a power cut leaves folders without files
         write_durably(temporary / MANIFEST, manifest_data)
         write_durably(temporary / SIGNATURE, signature.encode("ascii"))
         rename_durably(temporary, target)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from edge_runtime.agent.eligibility import Eligibility, check_eligibility
 from edge_runtime.config_file import ByteSize, parse_bytes, parse_cap, read_struct, read_toml
 from edge_runtime.errors import ConfigError
 from edge_runtime.protocol.messages import Identifier
@@ -52,6 +53,8 @@ class BoardProfile(Struct, frozen=True, forbid_unknown_fields=True):
         cap: cap to begin with.
         dot_products: whether its cores are known to have dot products of 8-bit numbers.
         facts: what else is known, with sources.
+        eligibility: what ``[eligibility]`` of a device of this kind may have to begin with; nothing is taken from here
+            by itself.
     """
 
     name: Words
@@ -62,6 +65,7 @@ class BoardProfile(Struct, frozen=True, forbid_unknown_fields=True):
     cap: ByteSize
     dot_products: bool
     facts: tuple[Fact, ...]
+    eligibility: Eligibility = Eligibility()
 
 
 def load_board(path: Path) -> BoardProfile:
@@ -78,6 +82,8 @@ def load_board(path: Path) -> BoardProfile:
             for name, parse in (("memory", parse_bytes), ("cap", parse_cap))
             if isinstance(table.get(name), str | int)
         }
-        return read_struct({**table, **sizes}, BoardProfile)
+        profile = read_struct({**table, **sizes}, BoardProfile)
+        check_eligibility(profile.eligibility)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    return profile

@@ -14,9 +14,9 @@ from msgspec import Struct
 
 from edge_runtime.agent.client import Client
 from edge_runtime.agent.config import DeviceConfig
+from edge_runtime.agent.own_rows import check_own_rows
 from edge_runtime.agent.store import Store
 from edge_runtime.agent.transport import Request, Response, Transport
-from edge_runtime.data.rows import check_rows
 from edge_runtime.engines.choice import engine_version
 from edge_runtime.errors import DeviceError, EdgeError, ProtocolError, RefusedError, UnreachableError
 from edge_runtime.figures import size
@@ -42,6 +42,29 @@ class Finding(Struct, frozen=True):
     error: EdgeError | None = None
 
 
+class CheckLine(Struct, frozen=True):
+    """One finding as ``--json`` tells it.
+
+    Attributes:
+        name: name of the check.
+        detail: description of what was found.
+        error: name of the error's class; empty where all is well.
+        exit_code: exit code of that class; 0 where all is well.
+    """
+
+    name: str
+    detail: str
+    error: str = ""
+    exit_code: int = 0
+
+    @classmethod
+    def of(cls, finding: Finding) -> CheckLine:
+        """A finding's line."""
+        if finding.error is None:
+            return cls(finding.name, finding.detail)
+        return cls(finding.name, finding.detail, type(finding.error).__name__, finding.error.exit_code)
+
+
 def check_device(config: DeviceConfig, store: Store, transport: Transport) -> Iterator[Finding]:
     """Run all checks. None of them stops the others or changes anything at the coordinator."""
     yield _finding("data", lambda: _check_data(config))
@@ -65,8 +88,7 @@ def _finding(name: str, run: Callable[[], str]) -> Finding:
 def _check_data(config: DeviceConfig) -> str:
     if config.data is None:
         return "none; the device only fetches releases, and takes them unchecked"
-    reading = config.reading("all", b"")
-    found = check_rows(config.data, reading)
+    found = check_own_rows(config)
     return f"{found.rows} rows in {config.data}" + (f"; {found.note}" if found.note else "")
 
 

@@ -43,8 +43,9 @@ T = TypeVar("T", UploadStanding, ResultReceipt)
 _TRY_LATER = {408, 425, 429}
 #: Statuses of a refused result that concern the device, not the result.
 _ABOUT_THE_DEVICE = {401, 403}
-#: Largest difference of clocks that signatures are corrected by; a larger one is for a person to mend.
-MAX_CORRECTION_S = 24 * 3600.0
+#: Largest difference of clocks that signatures are corrected by: a wrong day, and a wrong time zone on top of it. A
+#: larger one is for a person to mend.
+MAX_CORRECTION_S = 38 * 3600.0
 
 
 def enrol(transport: Transport, request: EnrolRequest) -> EnrolResponse:

@@ -7,14 +7,15 @@ silently falls back to a default.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
 
+from edge_runtime.agent.eligibility import Eligibility, check_eligibility
 from edge_runtime.config_file import MAX_SIZE_BYTES, ByteSize, parse_bytes, parse_cap, read_struct, read_toml
-from edge_runtime.data.reading import Column, EvaluationShare, Part, Query, Reading
+from edge_runtime.data.reading import Column, EvaluationShare, FunctionName, Part, Query, Reading
 from edge_runtime.engines.choice import threads_or_all
 from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import ConfigError
@@ -27,6 +28,7 @@ MAX_TOKEN_BYTES = 1024
 
 #: Keys that hold a number of bytes, which may be written with a unit: ``"256M"``.
 _SIZES = ("cap", "max_blob_bytes", "disk_quota", "prefix_cache")
+_MAY_BE_NOTHING = ("prefix_cache", "eligibility.least_free_disk")
 
 Token = Annotated[str, Meta(min_length=16, max_length=128)]
 
@@ -65,11 +67,16 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         data_query: query that gives the rows where ``data`` is an SQLite database, with columns named ``text`` and
             ``label``: ``"SELECT body AS text, category AS label FROM messages"``. The database is opened for reading
             alone.
+        data_function: function that gives the rows, ``"package.module:function"``. It is called in a worker, under its
+            cap, with the path of ``data``, and gives rows one by one, such as ``{"text": …, "label": …}``. Its module
+            is installed beside edge-runtime, or lies in ``function_folder``.
+        function_folder: folder with the module of ``data_function``; unset: it is installed beside edge-runtime.
         text_column: name of the column of ``data`` that holds the text.
         label_column: name of the column of ``data`` that holds the label.
         evaluation_share: share of the rows that the device never trains on and checks releases with; which rows is
             decided by a key that it keeps, text by text. 0 checks with the rows that it trains on.
         train: whether the device takes tasks; one that does not only fetches releases, to use them.
+        eligibility: when the device may work.
     """
 
     coordinator_url: str
@@ -94,6 +101,9 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     label_column: Column = "label"
     evaluation_share: EvaluationShare = 0.0
     train: bool = True
+    eligibility: Eligibility = Eligibility()
+    data_function: FunctionName | None = None
+    function_folder: Path | None = None
 
     def reading(self, part: Part, split_key: bytes) -> Reading:
         """How the data file is read for a part of the work.
@@ -109,6 +119,8 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             part,
             self.evaluation_share,
             split_key.hex(),
+            self.data_function or "",
+            str(self.function_folder or ""),
         )
 
     @property
@@ -168,15 +180,31 @@ def load_config(path: Path) -> DeviceConfig:
 
     try:
         sizes = {name: _size(name, table[name]) for name in _SIZES if name in table}
-        config = read_struct({**table, **sizes}, DeviceConfig, dec_hook=resolve)
+        config = read_struct({**with_sizes_in(table), **sizes}, DeviceConfig, dec_hook=resolve)
+        check_eligibility(config.eligibility)
         if config.train:
             _ = config.training_data
         _check_url(config.coordinator_url, allow_insecure_http=config.allow_insecure_http)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    if config.data_function is not None and config.data_query is not None:
+        raise ConfigError(f"{path}: set data_function or data_query, not both")
     if config.enrolment_token is not None and config.enrolment_token_file is not None:
         raise ConfigError(f"{path}: set enrolment_token or enrolment_token_file, not both")
     return config
+
+
+def with_sizes_in(table: dict[str, Any]) -> dict[str, Any]:
+    """A table whose ``[eligibility]`` has its size in bytes.
+
+    Raises:
+        ConfigError: that is no size.
+    """
+    asked = table.get("eligibility")
+    if not isinstance(asked, dict) or "least_free_disk" not in asked:
+        return table
+    size_bytes = _size("eligibility.least_free_disk", asked["least_free_disk"])
+    return {**table, "eligibility": {**asked, "least_free_disk": size_bytes}}
 
 
 def _size(name: str, value: object) -> int:
@@ -185,7 +213,7 @@ def _size(name: str, value: object) -> int:
     try:
         if name == "cap":
             return parse_cap(value)
-        return 0 if name == "prefix_cache" and value == 0 else parse_bytes(value)
+        return 0 if name in _MAY_BE_NOTHING and value == 0 else parse_bytes(value)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
 

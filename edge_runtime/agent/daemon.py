@@ -19,13 +19,17 @@ import msgspec
 from edge_runtime import __version__
 from edge_runtime.agent import decisions, uploads
 from edge_runtime.agent.client import Client
+from edge_runtime.agent.conditions import Conditions
 from edge_runtime.agent.config import DeviceConfig
 from edge_runtime.agent.downloads import Downloads
+from edge_runtime.agent.eligibility import ABOUT_TRAINING, Gate
+from edge_runtime.agent.host import Host
+from edge_runtime.agent.own_rows import count_own_rows
 from edge_runtime.agent.release import take_release
 from edge_runtime.agent.setup import setup_of
 from edge_runtime.agent.sign_of_life import SignOfLife
 from edge_runtime.agent.store import IDENTITY, Identity, Store
-from edge_runtime.data.rows import count_rows
+from edge_runtime.agent.watch import ConditionsWatch
 from edge_runtime.engines.choice import engine_version
 from edge_runtime.errors import (
     CapExceededError,
@@ -54,6 +58,9 @@ from edge_runtime.protocol.messages import (
 from edge_runtime.worker.jobs import Job, PrepareJob, PrepareOutcome, TrainJob, TrainOutcome
 from edge_runtime.worker.process import RunningWorker, finish_worker, start_worker
 
+#: How often rows are counted that only a worker can count.
+RECOUNT_EVERY_S = 3600.0
+
 
 class Agent:
     """One device's daemon.
@@ -66,6 +73,7 @@ class Agent:
         launch: function that starts a worker.
         sleep: function through which all waiting goes, in seconds.
         source: source of all random choices; None takes the system's.
+        gate: what decides whether the device may work; None asks this machine.
     """
 
     def __init__(
@@ -78,6 +86,7 @@ class Agent:
         launch: Callable[[Job], RunningWorker] = start_worker,
         sleep: Callable[[float], None] = time.sleep,
         source: random.Random | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._config = config
         self._store = store
@@ -88,13 +97,19 @@ class Agent:
         self._downloads = Downloads(config, store, client, sleep)
         self._pace = decisions.Pace(source or random.SystemRandom())
         self._engine = engine_version(config.engine)
+        self._gate = gate or Gate(config.eligibility, Conditions(Host(), config.state_folder))
         self._floor_bytes = 0
+        #: Memory that a task takes: the cap, until a plan said.
+        self._needed_bytes = config.cap
+        self._counted: tuple[tuple[str, int], int] | None = None
         self._worker: RunningWorker | None = None
         #: Memory that plans may use: the cap, until a worker met it.
         self._budget_bytes = config.cap
 
     def run(self) -> None:
-        """Take turns until SIGTERM or SIGINT, then stop the worker and return. A pending result is kept.
+        """Take turns until SIGTERM or SIGINT, then stop the worker and return.
+
+        A pending result is kept, and so is how far a task has come: after the next start it goes on from there.
 
         Raises:
             RefusedError: the device was revoked, so that asking again helps nobody; says how to come back.
@@ -140,19 +155,22 @@ class Agent:
     def _turn(self) -> float:
         self._deliver_pending()
         setup = setup_of(self._config, self._engine)
+        rows = self._example_count(setup)
+        reason = self._gate.reason(rows=rows, needed_bytes=self._needed_bytes)
         answer = self._client.check_in(
             CheckInRequest(
                 runtime_version=__version__,
                 cap_bytes=self._config.cap,
                 floor_bytes=self._floor_bytes,
-                example_count=self._example_count(),
+                example_count=rows,
                 setup=setup,
                 trains=self._config.train,
                 release=self._store.releases.state().decided_with(setup),
+                not_eligible=reason or "",
             )
         )
         if not isinstance(answer, SignedTask):
-            if answer.release is not None:
+            if answer.release is not None and (reason is None or reason in ABOUT_TRAINING):
                 self._take_release(answer.release, setup)
             wait_s = self._pace.asked(answer.after_min_s, answer.after_max_s)
             if isinstance(answer, NotEligible):
@@ -173,11 +191,20 @@ class Agent:
             self._deliver_pending()
         return self._pace.done()
 
-    def _example_count(self) -> int:
-        """Number of rows that the device trains on."""
-        if self._config.data is None or not self._config.train:
+    def _example_count(self, setup: str) -> int:
+        """Number of rows that the device trains on.
+
+        What a function of the operator's own gives is counted again where the setup has changed, and once an hour.
+        """
+        if not self._config.train:
             return 0
-        return count_rows(self._config.data, self._config.reading("train", self._store.split_key()))
+        if self._config.data_function is None:
+            return count_own_rows(self._config, "train", self._store.split_key())
+        as_of = (setup, int(time.monotonic() / RECOUNT_EVERY_S))
+        if self._counted is None or self._counted[0] != as_of:
+            rows = count_own_rows(self._config, "train", self._store.split_key(), self._start_worker)
+            self._counted = (as_of, rows)
+        return self._counted[1]
 
     def _take_release(self, signed: SignedRelease, setup: str) -> None:
         """Decide about a release, and tell the coordinator what came of it."""
@@ -197,23 +224,27 @@ class Agent:
         """Do a whole task, and keep its result as pending.
 
         Returns:
-            Whether there is a result; if not, the coordinator has been told why.
+            Whether there is a result; if not, the coordinator has been told why, or will be by the next check-in.
         """
+        conditions: ConditionsWatch | None = None
         try:
             decisions.admit_task(task, self._config)
             deadline_s = received_s + task.deadline_s
             package, state, reference = self._fetch_all(task)
-            prepared = self._prepare(task, package, deadline_s)
-            result = self._training_result(task, package, prepared, state, reference, deadline_s)
+            with ConditionsWatch(self._gate, self._tell_worker_to_stop) as conditions:
+                prepared = self._prepare(task, package, deadline_s)
+                result = self._training_result(task, package, prepared, state, reference, deadline_s)
             self._store.keep_pending(result)
+            self._store.drop_progress()
         except UnreachableError:
             raise
         except CapExceededError as error:
             self._tell(decisions.describe("task_refused", error, task.task_id))
             return False
         except (EdgeError, OSError) as error:
-            if sign_of_life.unwanted:
-                return False  # nobody waits to hear why
+            if sign_of_life.unwanted or (conditions is not None and conditions.reason is not None):
+                return False  # nobody waits to hear why, or the next check-in tells
+            self._store.drop_progress()
             code = "out_of_memory" if isinstance(error, OutOfMemoryError) else "task_failed"
             self._tell(decisions.describe(code, error, task.task_id))
             return False
@@ -228,6 +259,11 @@ class Agent:
         """Stop the worker that runs, if one does; may be called from any thread."""
         if self._worker is not None:
             self._worker.kill()
+
+    def _tell_worker_to_stop(self) -> None:
+        """Have the worker stop after its present step, if one runs; may be called from any thread."""
+        if self._worker is not None:
+            self._worker.tell_to_stop()
 
     def _fetch_all(self, task: Task) -> tuple[Package, Path, Path | None]:
         """Download what the task needs and is not here yet, and lay the package out.
@@ -295,10 +331,12 @@ class Agent:
             engine=self._config.engine,
             reference_path=str(reference) if reference else "",
             reading=self._config.reading("train", self._store.split_key()),
+            progress_path=str(self._store.progress_path),
         )
         note("training", task_id=task.task_id, slices=len(task.slices), steps=task.steps)
         outcome = self._run_with_one_retry(job, deadline_s)
         self._floor_bytes = outcome.memory.floor_bytes
+        self._needed_bytes = outcome.plan.peak.total_bytes
         note(
             "trained",
             task_id=task.task_id,
@@ -346,8 +384,7 @@ class Agent:
         try:
             task_id = decode_result(body).task_id
         except ProtocolError as error:
-            self._store.drop_pending()
-            warn("result_unreadable", error=error)
+            warn("result_unreadable", path=self._store.set_pending_aside(), error=error)
             return
         answer = uploads.deliver(self._client, task_id, body, self._sleep)
         self._store.drop_pending()

@@ -18,7 +18,9 @@ from typing import Literal
 from msgspec import Struct
 
 from edge_runtime.agent.check import check_device
+from edge_runtime.agent.conditions import Conditions
 from edge_runtime.agent.config import DeviceConfig, load_config
+from edge_runtime.agent.eligibility import Gate
 from edge_runtime.agent.host import Host
 from edge_runtime.agent.store import Store
 from edge_runtime.agent.transport import HttpTransport, Transport
@@ -113,14 +115,15 @@ def examine(
         yield _failed("config", error)
         return
     yield Diagnosis("config", "OK", str(config_path))
-    yield from _device(config, transport)
+    yield from _device(config, host, transport)
 
 
-def _device(config: DeviceConfig, transport: Callable[[str], Transport]) -> Iterator[Diagnosis]:
+def _device(config: DeviceConfig, host: Host, transport: Callable[[str], Transport]) -> Iterator[Diagnosis]:
     yield tls(config)
     try:
         store = Store(config.state_folder, disk_quota_bytes=config.disk_quota)
         yield state_folder(config)
+        yield eligibility(config, host)
     except EdgeError as error:
         yield _failed("state folder", error)
         return
@@ -286,3 +289,25 @@ def state_folder(config: DeviceConfig) -> Diagnosis:
         "give it to the agent's user, mount it for writing, or ask as that user",
         DeviceError.exit_code,
     )
+
+
+def eligibility(config: DeviceConfig, host: Host) -> Diagnosis:
+    """Whether the device may work now, by what its operator asks; rows are for the line about data."""
+    asked = config.eligibility
+    gate = Gate(asked, Conditions(host, config.state_folder))
+    reason = gate.reason(rows=asked.least_rows, needed_bytes=config.cap)
+    if reason is not None:
+        return Diagnosis(
+            "eligibility",
+            "WARN",
+            f"takes no task now: {reason}",
+            "wait, or change [eligibility] of device.toml",
+        )
+    if gate.unknown:
+        return Diagnosis(
+            "eligibility",
+            "WARN",
+            f"this machine does not tell: {', '.join(gate.unknown)}",
+            "what it does not tell keeps it from nothing; remove the key, or install what tells it",
+        )
+    return Diagnosis("eligibility", "OK", "may work now")

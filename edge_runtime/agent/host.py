@@ -28,6 +28,13 @@ class Host:
         except OSError:
             return ""
 
+    def names(self, folder: str) -> list[str]:
+        """Names of a folder's entries, in order; none if it cannot be read."""
+        try:
+            return sorted(path.name for path in (self.root / folder).iterdir())
+        except OSError:
+            return []
+
     def exists(self, path: str) -> bool:
         """Whether there is such a file or folder."""
         return (self.root / path).exists()

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from edge_runtime.agent import decisions
 from edge_runtime.agent.config import DeviceConfig
 from edge_runtime.agent.downloads import Downloads
+from edge_runtime.agent.own_rows import count_own_rows
 from edge_runtime.agent.store import Store, TakenRelease
-from edge_runtime.data.rows import count_rows
 from edge_runtime.errors import EdgeError
 from edge_runtime.log import note
 from edge_runtime.package.package import Package
@@ -99,7 +99,7 @@ def _checked(
         outcome = finish_worker(launch(job), PrepareOutcome)
         note("prepared", package=release.package, arithmetic=outcome.arithmetic, seconds=outcome.seconds)
     reading = config.reading("evaluation", store.split_key())
-    if config.data is None or count_rows(config.data, reading) == 0:
+    if config.data is None or count_own_rows(config, "evaluation", store.split_key(), launch) == 0:
         return TakenRelease(release)
     check = EvaluateJob(
         package_folder=str(package.folder),

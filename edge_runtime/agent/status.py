@@ -7,7 +7,11 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from edge_runtime.agent.config import load_config
+from edge_runtime.agent.conditions import Conditions
+from edge_runtime.agent.config import DeviceConfig, load_config
+from edge_runtime.agent.eligibility import Gate, Reason
+from edge_runtime.agent.host import Host
+from edge_runtime.agent.own_rows import count_own_rows
 from edge_runtime.agent.store import Store
 from edge_runtime.figures import size
 from edge_runtime.protocol.messages import decode_result
@@ -29,6 +33,8 @@ class Status(Struct, frozen=True):
         release: number of the release in use; 0 if there is none.
         release_run: name of the run that made it; empty if there is none.
         release_accuracy: what it scored on the device's own rows; None where there were none.
+        not_eligible: why the device may not work at this moment; empty if it may. A running agent that waits for the
+            device to cool down knows of that; what is measured now does not.
     """
 
     device_name: str
@@ -43,6 +49,7 @@ class Status(Struct, frozen=True):
     release: int
     release_run: str
     release_accuracy: float | None
+    not_eligible: str = ""
 
 
 def read_status(config_path: Path) -> Status:
@@ -68,7 +75,19 @@ def read_status(config_path: Path) -> Status:
         release=taken.release.number if taken else 0,
         release_run=taken.release.run_id if taken else "",
         release_accuracy=taken.accuracy if taken else None,
+        not_eligible=reason_now(config, store) or "",
     )
+
+
+def reason_now(config: DeviceConfig, store: Store) -> Reason | None:
+    """Why the device may not work at this moment; None if it may.
+
+    Raises:
+        DataError: rows have to be counted, and cannot be.
+    """
+    rows = count_own_rows(config, "train", store.split_key()) if config.eligibility.least_rows else 0
+    gate = Gate(config.eligibility, Conditions(Host(), config.state_folder))
+    return gate.reason(rows=rows, needed_bytes=config.cap)
 
 
 def status_lines(status: Status) -> Iterator[str]:
@@ -79,6 +98,8 @@ def status_lines(status: Status) -> Iterator[str]:
     yield f"cap          {size(status.cap_bytes)}"
     yield f"downloads    {size(status.downloads_bytes)} of {size(status.disk_quota_bytes)}"
     yield f"pending      {f'result of task {status.pending_task}' if status.pending_task else 'nothing'}"
+    if status.not_eligible:
+        yield f"eligible     no: {status.not_eligible}"
     if not status.trains:
         yield "training     no; the device only fetches releases"
     if status.release == 0:

@@ -7,12 +7,14 @@
     split.key           which rows are for evaluation (mode 0600)
     identity.json       the device's id and the coordinator's pinned key
     pending.result      a result that the coordinator has not acknowledged yet
+    task.progress       how far a task had come when its worker was stopped
     release.json        which release the device uses, and which it has decided about
     release/            the values of that release
     blobs/, packages/   downloads, see edge_runtime.agent.blob_cache
     work/               one task's scratch files, emptied at start
 
-Every file is written beside its place, flushed and renamed, so a power cut leaves the old or the new one.
+Every file is written beside its place, flushed and renamed, so a power cut leaves the old or the new one. One that
+cannot be read all the same is set aside, with ``.damaged`` after its name.
 """
 
 from __future__ import annotations
@@ -20,18 +22,25 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from edge_runtime.agent.blob_cache import BlobCache, PackageShelf
 from edge_runtime.decoding import MALFORMED
-from edge_runtime.durable import TEMPORARY_SUFFIX, make_private_folder, sync_folder, write_durably
+from edge_runtime.durable import (
+    TEMPORARY_SUFFIX,
+    make_private_folder,
+    rename_durably,
+    sync_folder,
+    write_durably,
+)
 from edge_runtime.errors import ConfigError
 from edge_runtime.folder_lock import claim_folder
+from edge_runtime.log import warn
 from edge_runtime.protocol.messages import Count, Identifier, PublicKey, Release
 from edge_runtime.protocol.signing import PrivateKey, generate_key
 from edge_runtime.trouble import unusable
@@ -39,9 +48,14 @@ from edge_runtime.trouble import unusable
 KEY = "device.key"
 IDENTITY = "identity.json"
 PENDING = "pending.result"
+PROGRESS = "task.progress"
 PREPARED = "prepared"
+#: Ending of the name of a file that could not be read any more.
+DAMAGED_SUFFIX = ".damaged"
 SPLIT_KEY, SPLIT_KEY_BYTES = "split.key", 32
 RELEASE, RELEASE_VALUES = "release.json", "release"
+
+RecordT = TypeVar("RecordT", bound=Struct)
 
 
 class Identity(Struct, frozen=True):
@@ -103,8 +117,15 @@ class ReleaseFiles:
     def __init__(self, folder: Path, packages: PackageShelf) -> None:
         self._folder = folder
         self._packages = packages
-        current = self.state().current
-        packages.kept = frozenset() if current is None else frozenset({current.release.package})
+        self.keep_package()
+
+    def keep_package(self) -> None:
+        """Have the current release's package stay as it is; of a release that cannot be read nothing is known."""
+        try:
+            current = self.state().current
+        except ConfigError:
+            current = None
+        self._packages.kept = frozenset() if current is None else frozenset({current.release.package})
 
     def state(self) -> ReleaseState:
         """Where the device stands.
@@ -112,15 +133,8 @@ class ReleaseFiles:
         Raises:
             ConfigError: the file is there but cannot be read.
         """
-        path = self._folder / RELEASE
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=ReleaseState)
-        except FileNotFoundError:
-            return ReleaseState()
-        except (OSError, msgspec.DecodeError) as error:
-            raise ConfigError(
-                f"cannot read {path}: {error}; remove it, and the next release is taken anew"
-            ) from error
+        cure = "the agent sets it aside when it starts, and takes the next release anew"
+        return _read(self._folder / RELEASE, ReleaseState, cure) or ReleaseState()
 
     def values_path(self, taken: TakenRelease) -> Path:
         """Path of a release's values."""
@@ -242,15 +256,22 @@ class Store:
         Raises:
             ConfigError: the file is there but cannot be read.
         """
-        path = self.folder / IDENTITY
+        cure = "have the device revoked, set a new token, and run: edge-runtime enrol"
+        return _read(self.folder / IDENTITY, Identity, cure)
+
+    def set_identity_aside(self) -> Path | None:
+        """Put an identity that cannot be read beside its place, for somebody to look at; None if it can be read."""
         try:
-            return msgspec.json.decode(path.read_bytes(), type=Identity)
-        except FileNotFoundError:
-            return None
-        except (OSError, *MALFORMED) as error:
-            raise ConfigError(
-                f"cannot read {path}: {error}; remove it, have the device revoked, and enrol with a new token"
-            ) from error
+            self.identity()
+        except ConfigError:
+            return self._set_aside(IDENTITY)
+        return None
+
+    def _set_aside(self, name: str) -> Path:
+        """Rename a damaged file, so that it is neither used nor lost."""
+        place = self.folder / f"{name}{DAMAGED_SUFFIX}"
+        rename_durably(self.folder / name, place)
+        return place
 
     def save_identity(self, identity: Identity) -> None:
         """Keep the identity for good."""
@@ -267,10 +288,24 @@ class Store:
         """Keep an encoded result until :meth:`drop_pending`, across restarts."""
         write_durably(self.folder / PENDING, data, mode=0o600)
 
+    def set_pending_aside(self) -> Path:
+        """Put a result that cannot be read beside its place."""
+        return self._set_aside(PENDING)
+
     def drop_pending(self) -> None:
         """Forget the pending result."""
         (self.folder / PENDING).unlink(missing_ok=True)
         sync_folder(self.folder)
+
+    @property
+    def progress_path(self) -> Path:
+        """File in which a worker keeps how far its task has come."""
+        return self.folder / PROGRESS
+
+    def drop_progress(self) -> None:
+        """Forget how far a task had come, because it has ended. A file that stays harms nobody."""
+        with suppress(OSError):
+            self.progress_path.unlink(missing_ok=True)
 
     def prepared_folder(self, package_sha256: str) -> Path:
         """Path of a package as prepared for this machine.
@@ -300,7 +335,7 @@ class Store:
             file = claim_folder(self.folder / "lock", what=f"state_folder {self.folder}", who="edge-runtime")
             try:
                 self._clean()
-            except OSError:
+            except BaseException:
                 file.close()
                 raise
         except OSError as error:
@@ -309,9 +344,27 @@ class Store:
 
     def _clean(self) -> None:
         self.new_work_folder()
+        try:
+            self.releases.state()
+        except ConfigError as error:
+            warn("set_aside", path=self._set_aside(RELEASE), error=error)
         for folder in (self.folder, *(self.folder / name for name in ("blobs", "packages", RELEASE_VALUES))):
             for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
                 if path.is_dir():
                     shutil.rmtree(path)
                 else:
                     path.unlink()
+
+
+def _read(path: Path, kind: type[RecordT], cure: str) -> RecordT | None:
+    """A record of the state folder; None if there is no such file.
+
+    Raises:
+        ConfigError: the file is there but cannot be read; says what to do.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        return None
+    except (OSError, *MALFORMED) as error:
+        raise ConfigError(f"cannot read {path}: {error}; {cure}") from error

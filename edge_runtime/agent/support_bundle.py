@@ -17,6 +17,7 @@ from edge_runtime.agent.config import DeviceConfig, load_config
 from edge_runtime.agent.doctor import Diagnosis
 from edge_runtime.agent.host import Host
 from edge_runtime.agent.status import read_status
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.durable import write_durably
 from edge_runtime.errors import EdgeError
 from edge_runtime.package.prepared import PREPARED
@@ -63,6 +64,18 @@ class Versions(msgspec.Struct, frozen=True):
     system: Text
     board: Text
     libraries: dict[str, str]
+
+
+class Bundle(msgspec.Struct, frozen=True):
+    """A bundle that was written.
+
+    Attributes:
+        path: its path.
+        bytes: its size.
+    """
+
+    path: str
+    bytes: int
 
 
 def write_support_bundle(
@@ -120,6 +133,6 @@ def _told(config: DeviceConfig) -> dict[str, Any]:
 def _prepared(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = msgspec.json.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, *MALFORMED) as error:
         return {"error": type(error).__name__}
     return {name: found.get(name) for name in PREPARED_FIELDS}

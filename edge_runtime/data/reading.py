@@ -11,6 +11,10 @@ from msgspec import Meta, Struct
 Part = Literal["all", "train", "evaluation"]
 EvaluationShare = Annotated[float, Meta(ge=0, le=0.9)]
 Column = Annotated[str, Meta(min_length=1, max_length=200)]
+#: A function of a module.
+FunctionName = Annotated[
+    str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_.]{0,199}:[A-Za-z_][A-Za-z0-9_.]{0,199}$(?!\n)")
+]
 Query = Annotated[str, Meta(min_length=1, max_length=10_000)]
 
 
@@ -24,6 +28,8 @@ class Reading(Struct, frozen=True):
         part: which rows are read.
         evaluation_share: share of the rows that is kept for evaluation and never trained on.
         split_key: key, in hex, that decides which rows these are.
+        function: function that gives the rows; empty where a file holds them.
+        function_folder: folder in which its module is looked for first.
     """
 
     query: str = ""
@@ -32,6 +38,8 @@ class Reading(Struct, frozen=True):
     part: Part = "all"
     evaluation_share: EvaluationShare = 0.0
     split_key: str = ""
+    function: str = ""
+    function_folder: str = ""
 
     @property
     def includes_all(self) -> bool:

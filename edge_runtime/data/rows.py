@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from edge_runtime.data.reading import Reading
 from edge_runtime.data.tables import SEPARATORS, TableRow, query_rows, table_rows
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.errors import DataError
 
 MAX_ROW_BYTES = 1 << 20
@@ -144,15 +145,28 @@ def load_rows(path: Path, labels: Sequence[str], reading: Reading = AS_IT_IS) ->
     ]
 
 
+def summarise_rows(path: Path, reading: Reading = AS_IT_IS) -> RowsSummary:
+    """What the rows of a part are like; there may be none.
+
+    Raises:
+        DataError: a row that :func:`load_rows` would refuse whatever the package's labels are.
+    """
+    return _summary(_lines(path, labelled=None, reading=reading))
+
+
 def check_rows(path: Path, reading: Reading = AS_IT_IS) -> RowsSummary:
     """Parse a data file without knowing the package; rows may have labels or not, but all must be like the first.
 
     Raises:
         DataError: a row that :func:`load_rows` would refuse whatever the package's labels are.
     """
+    return _summary(read_lines(path, labelled=None, reading=reading))
+
+
+def _summary(lines: Iterator[Line]) -> RowsSummary:
     rows, labelled, numbered = 0, False, False
     columns: set[str] = set()
-    for line in read_lines(path, labelled=None, reading=reading):
+    for line in lines:
         rows += 1
         labelled = line.label is not None
         numbered = numbered or isinstance(line.label, int)
@@ -166,7 +180,7 @@ def count_rows(path: Path, reading: Reading = AS_IT_IS) -> int:
     Raises:
         DataError: the file cannot be read; or rows have to be looked at, and one is malformed.
     """
-    if reading.query or path.suffix.lower() in SEPARATORS or not reading.includes_all:
+    if reading.function or reading.query or path.suffix.lower() in SEPARATORS or not reading.includes_all:
         return sum(1 for _ in _lines(path, labelled=None, reading=reading))
     rows, blank = 0, True
     try:
@@ -258,8 +272,12 @@ def _lines(path: Path, *, labelled: bool | None, reading: Reading) -> Iterator[L
 
 def _checked(path: Path, labelled: bool | None, reading: Reading) -> Iterator[Line]:
     """Each row of any kind of file, checked by itself."""
-    if reading.query:
-        rows: Iterator[TableRow] = query_rows(path, reading.query)
+    if reading.function:
+        from edge_runtime.data.functions import function_rows  # noqa: PLC0415 - the agent never has one
+
+        rows: Iterator[TableRow] = function_rows(path, reading.function, reading.function_folder)
+    elif reading.query:
+        rows = query_rows(path, reading.query)
     elif path.suffix.lower() in SEPARATORS:
         rows = table_rows(path, MAX_ROW_BYTES)
     else:
@@ -287,7 +305,7 @@ def _checked_json(path: Path, labelled: bool | None, reading: Reading) -> Iterat
 def _is_json(data: bytes) -> bool:
     try:
         _DECODER.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except MALFORMED:
         return False
     return True
 
@@ -376,7 +394,7 @@ def _object(data: bytes, where: str, labelled: bool | None, *, first: bool) -> d
     """The row's JSON object; the library's own error may quote the row, so it is never chained."""
     try:
         row = _DECODER.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except MALFORMED:
         from edge_runtime.data.diagnosis import why_unreadable  # noqa: PLC0415 - rarely needed, memory counts
 
         raise DataError(f"{where} {why_unreadable(data, _FORMS[labelled], first=first)}") from None

@@ -87,7 +87,7 @@ def head_of(data: bytes) -> tuple[Blocks, Pooling]:
         found = header.metadata
         blocks = msgspec.convert(found.get(BLOCKS, "").split(), Blocks, strict=False)
         return blocks, msgspec.convert(found.get(POOLING, "package"), Pooling)
-    except (msgspec.MsgspecError, *MALFORMED) as error:
+    except MALFORMED as error:
         raise SliceError(f"slice values do not say what their head reads: {error}") from error
 
 

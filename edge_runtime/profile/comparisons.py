@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from edge_runtime.data.rows import count_rows
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.errors import EdgeError
 from edge_runtime.profile.document import Comparison
 from edge_runtime.protocol.messages import Bytes, Seconds
@@ -138,7 +139,7 @@ def backpropagation(job: TrainJob, model: Path | None) -> tuple[Comparison | Non
             words = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
             return None, f"Backpropagation is not compared: {_reason(words[-1])}"
         answer = msgspec.json.decode(done.stdout, type=BackpropagationOutcome)
-    except (subprocess.TimeoutExpired, msgspec.DecodeError) as error:
+    except (subprocess.TimeoutExpired, *MALFORMED) as error:
         return None, f"Backpropagation is not compared: {_reason(error)}"
     note = f"AdamW on the same {len(job.task.slices)} slices and head, float32, no cap"
     return Comparison("backpropagation (PyTorch)", answer.high_water_bytes, answer.step_s, note), ""

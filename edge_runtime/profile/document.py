@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.errors import ConfigError
 from edge_runtime.memory.enforcement import EnforcedBy
 from edge_runtime.memory.plan import WeightsMode
@@ -501,7 +502,7 @@ def decode_profile(data: bytes) -> Profile:
             )
         profile = msgspec.json.decode(data, type=Profile)
         _check(profile)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except MALFORMED as error:
         # A message may quote what it found: one line of it is enough.
         raise ConfigError(f"malformed memory report: {' '.join(str(error).split())[:300]}") from error
     return profile

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from msgspec import Struct
+
 from edge_runtime.figures import column_mib, duration, plural, size
 from edge_runtime.memory.plan import USABLE_SHARE, Plan
 from edge_runtime.profile.request import PlanRequest
@@ -19,6 +21,52 @@ PREDICTED_PARTS = {
     "waiting": "values that wait between segments",
     "slices": "trained values, their change and tangents",
 }
+
+
+class PlanAnswer(Struct, frozen=True):
+    """A plan as ``--json`` tells it.
+
+    Attributes:
+        package: name of the package.
+        arithmetic: arithmetic that is planned for.
+        engine: name of the engine.
+        prepared: whether the package is prepared for this machine; if not, times are not known.
+        cap_bytes: the cap.
+        usable_bytes: part of the cap that a plan may use.
+        smallest_cap_bytes: smallest cap that this work fits.
+        estimator: which estimator was taken and why, if that was left open; else empty.
+        plan: the plan that fits the cap.
+    """
+
+    package: str
+    arithmetic: str
+    engine: str
+    prepared: bool
+    cap_bytes: int
+    usable_bytes: int
+    smallest_cap_bytes: int
+    estimator: str
+    plan: Plan
+
+
+def plan_answer(request: PlanRequest) -> PlanAnswer:
+    """The plan that fits the cap.
+
+    Raises:
+        CapExceededError: no plan fits; the message gives the smallest cap that would do.
+    """
+    planner = request.planner()
+    return PlanAnswer(
+        package=request.package.manifest.name,
+        arithmetic=planner.arithmetic,
+        engine=request.engine,
+        prepared=request.prepared is not None,
+        cap_bytes=request.cap_bytes,
+        usable_bytes=int(request.cap_bytes * USABLE_SHARE),
+        smallest_cap_bytes=planner.smallest_cap(request.work),
+        estimator=request.reason,
+        plan=planner.choose(request.work, request.cap_bytes, may_change_work=True),
+    )
 
 
 def plan_lines(request: PlanRequest, *, with_options: bool = False) -> Iterator[str]:

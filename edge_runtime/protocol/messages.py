@@ -32,6 +32,8 @@ PublicKey = Annotated[str, Meta(pattern=f"^[A-Za-z0-9+/]{{43}}={END}")]
 SignatureText = Annotated[str, Meta(pattern=f"^[A-Za-z0-9+/]{{86}}=={END}")]
 Identifier = Annotated[str, Meta(pattern=f"^[A-Za-z0-9][A-Za-z0-9._-]{{0,127}}{END}")]
 Text = Annotated[str, Meta(max_length=2000)]
+#: A reason for programs, or none.
+ReasonCode = Annotated[str, Meta(pattern=f"^([a-z][a-z0-9_]{{0,63}})?{END}")]
 Bytes = Annotated[int, Meta(ge=0, le=1 << 50)]
 Count = Annotated[int, Meta(ge=0, le=1 << 40)]
 PositiveCount = Annotated[int, Meta(ge=1, le=1 << 31)]
@@ -111,6 +113,7 @@ class CheckInRequest(Struct, frozen=True):
             device that does not tell.
         trains: whether it takes tasks; one that does not only fetches releases.
         release: number of the newest release that it has taken or refused; 0 if there was none.
+        not_eligible: why it takes no task now, by what its operator asks of its conditions; empty if it would.
     """
 
     runtime_version: Text
@@ -121,6 +124,7 @@ class CheckInRequest(Struct, frozen=True):
     setup: Text = ""
     trains: bool = True
     release: Count = 0
+    not_eligible: ReasonCode = ""
 
 
 class LocalOptimizer(Struct, frozen=True):

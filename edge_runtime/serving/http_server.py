@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.errors import (
     ArtefactError,
     CapExceededError,
@@ -208,7 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             request = msgspec.json.decode(body, type=PredictRequest)
-        except msgspec.DecodeError as error:
+        except MALFORMED as error:
             # The library's message names the field and never its value.
             self._refuse(400, "malformed", f"the body is no such request: {error}")
             return

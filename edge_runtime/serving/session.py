@@ -13,6 +13,7 @@ from types import TracebackType
 
 import msgspec
 
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.errors import WorkerError
 from edge_runtime.inference.requests import (
     Classified,
@@ -188,7 +189,7 @@ class InferenceSession:
                 raise why_ended(self._worker, self._sampler, self._last)
             try:
                 answer: Answer = msgspec.json.decode(line, type=Answer)
-            except msgspec.DecodeError:
+            except MALFORMED:
                 self._last = line or self._last
                 continue
             if isinstance(answer, PhaseEntered):

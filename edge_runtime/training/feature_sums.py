@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,6 +114,26 @@ class SumsBuilder:
             self._linear += features.T @ beside
             self._counts += beside.sum(axis=0, dtype=np.float64)
         self.rows += len(labels)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Everything that was added so far, by name, but for the number of rows."""
+        if self._few:
+            return {"kept": self._kept}
+        grams = {f"gram/{i}/{j}": gram for (i, j), gram in self._grams.items()}
+        return {**grams, "linear": self._linear, "counts": self._counts}
+
+    def restore(self, state: Mapping[str, NDArray[Any]], rows: int) -> None:
+        """Go on from a state that :meth:`state` gave after so many rows.
+
+        Raises:
+            KeyError: a part of it is missing.
+        """
+        self.rows = rows
+        if self._few:
+            self._kept = state["kept"]
+            return
+        self._grams = {(i, j): state[f"gram/{i}/{j}"] for i, j in self._grams}
+        self._linear, self._counts = state["linear"], state["counts"]
 
     def encoded(self, dtype: str) -> Values:
         """The sums as tensors to travel, by flat name; in ``float16`` or ``float32``.

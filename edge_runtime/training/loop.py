@@ -12,7 +12,8 @@ from edge_runtime.data.batches import draw_batches
 from edge_runtime.package.slices import FloatArray, Values, shapes
 from edge_runtime.protocol.messages import Task
 from edge_runtime.training.estimators import estimator_of
-from edge_runtime.training.optimizers import make_optimizer
+from edge_runtime.training.optimizers import Optimizer, make_optimizer
+from edge_runtime.training.progress import Keeper, Progress
 from edge_runtime.training.replay import SCALARS, STEPS
 from edge_runtime.training.step import LocalWork
 
@@ -39,13 +40,22 @@ class Trained:
     loss_sum: float
 
 
-def train_locally(work: LocalWork, values: Values, stepped: Callable[[], None] = lambda: None) -> Trained:
+def train_locally(
+    work: LocalWork,
+    values: Values,
+    stepped: Callable[[], None] = lambda: None,
+    keeper: Keeper | None = None,
+) -> Trained:
     """Take a task's local steps.
 
     Args:
         work: parts that all steps share.
         values: values of all slices, as the task came with them.
         stepped: function called after each step.
+        keeper: what keeps the progress, and knows of it from before; None keeps none.
+
+    Raises:
+        WorkerError: the process was told to stop; its progress is kept.
     """
     task, row_count = work.task, len(work.examples.ids)
     estimator = estimator_of(work)
@@ -63,7 +73,19 @@ def train_locally(work: LocalWork, values: Values, stepped: Callable[[], None] =
     scalars: list[FloatArray] = []
     applied: list[int] = []
     seen, loss_sum = 0, 0.0
+    begun = keeper.before() if keeper else None
+    first = 0
+    if begun is not None:
+        optimizer.restore(begun.tensors)
+        first, applied, seen, loss_sum = begun.number, list(begun.applied), begun.seen, begun.loss_sum
+        scalars = list(begun.tensors.get(SCALARS, ()))
     for number, rows in enumerate(batches):
+        if number < first:
+            continue
+        if keeper and number > first:
+            keeper.after_step(
+                lambda: _progress(number, applied, seen, loss_sum, optimizer, scalars)  # noqa: B023 - called at once
+            )
         step = estimator.step(number, optimizer.values(), rows)
         stepped()
         if step is None:
@@ -81,6 +103,19 @@ def train_locally(work: LocalWork, values: Values, stepped: Callable[[], None] =
         if scalars:
             delta |= {SCALARS: np.stack(scalars), STEPS: np.array(applied, np.float32)}
     return Trained(delta, seen, len(applied), len(batches) - len(applied), loss_sum)
+
+
+def _progress(
+    number: int,
+    applied: list[int],
+    seen: int,
+    loss_sum: float,
+    optimizer: Optimizer,
+    scalars: list[FloatArray],
+) -> Progress:
+    """How far the steps have come, before one of them."""
+    told = {SCALARS: np.stack(scalars)} if scalars else {}
+    return Progress(number, tuple(applied), seen, loss_sum, {**optimizer.state(), **told})
 
 
 def count_steps(task: Task, row_count: int) -> int:

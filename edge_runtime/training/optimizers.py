@@ -6,12 +6,16 @@ normalised; ``adamw`` normalises on the device and is here for comparison.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_runtime.package.slices import HEAD_PREFIX, FloatArray, Values
 from edge_runtime.protocol.messages import LocalOptimizer
+
+Array = NDArray[Any]
 
 
 class Optimizer(Protocol):
@@ -27,6 +31,18 @@ class Optimizer(Protocol):
 
     def delta(self) -> Values:
         """Change of each trained tensor since the start."""
+        ...
+
+    def state(self) -> dict[str, Array]:
+        """Everything that later steps depend on, by name."""
+        ...
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        """Go on from a state that :meth:`state` gave.
+
+        Raises:
+            KeyError: a part of it is missing.
+        """
         ...
 
 
@@ -58,6 +74,12 @@ class _Base:
 
     def delta(self) -> Values:
         return self._delta
+
+    def state(self) -> dict[str, Array]:
+        return {f"delta/{name}": moved for name, moved in self._delta.items()}
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        self._delta = {name: state[f"delta/{name}"] for name in self._delta}
 
 
 class Sgd(_Base):
@@ -99,3 +121,14 @@ class AdamW(_Base):
             self._second[name] = self.BETA2 * self._second[name] + (1 - self.BETA2) * slope * slope
             root = np.sqrt(self._second[name] / second_scale) + self.EPSILON
             self._delta[name] -= self._rate(name) * (self._first[name] / first_scale) / root
+
+    def state(self) -> dict[str, Array]:
+        moments = {"first": self._first, "second": self._second}
+        kept = {f"{kind}/{name}": value for kind, values in moments.items() for name, value in values.items()}
+        return {**super().state(), **kept, "powers": np.array([self._power1, self._power2], np.float64)}
+
+    def restore(self, state: Mapping[str, Array]) -> None:
+        super().restore(state)
+        self._first = {name: state[f"first/{name}"] for name in self._first}
+        self._second = {name: state[f"second/{name}"] for name in self._second}
+        self._power1, self._power2 = map(float, state["powers"])

@@ -17,8 +17,9 @@ import msgspec
 
 from edge_runtime.data.batches import Tokenizer
 from edge_runtime.data.rows import Row
+from edge_runtime.decoding import MALFORMED
 from edge_runtime.engines.choice import engine_maker
-from edge_runtime.errors import ConfigError, EdgeError, OutOfMemoryError, WorkerError
+from edge_runtime.errors import ConfigError, EdgeError, WorkerError
 from edge_runtime.execution.decoder import Decoder
 from edge_runtime.execution.executor import Executor
 from edge_runtime.inference.classify import classify
@@ -32,6 +33,7 @@ from edge_runtime.package.manifest import Manifest
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import Values, decode_values
+from edge_runtime.worker.ending import end_of, write_line
 from edge_runtime.worker.inference_jobs import (
     MAX_REQUEST_BYTES,
     Answer,
@@ -40,7 +42,7 @@ from edge_runtime.worker.inference_jobs import (
     Request,
     RequestFailed,
 )
-from edge_runtime.worker.jobs import FAILURE_EXIT_CODE, PhaseEntered, describe_failure
+from edge_runtime.worker.jobs import PhaseEntered, describe_failure
 
 _READ_BYTES = 1 << 16
 
@@ -125,11 +127,11 @@ def serve(job: InferenceJob, requests: RequestLines) -> None:
     """Load the model, say so, and answer requests until standard input ends."""
     keep_freed_memory()
     engine_maker(job.engine)  # its library is part of the floor
-    meter = Meter(lambda phase: _write(PhaseEntered(phase)))
+    meter = Meter(lambda phase: write_line(PhaseEntered(phase)))
     model = open_model(job, meter)
     meter.enter("answer")
     plan = model.plan
-    _write(
+    write_line(
         Ready(
             model.executor.arithmetic,
             plan.choice.weights,
@@ -141,11 +143,11 @@ def serve(job: InferenceJob, requests: RequestLines) -> None:
     while (request := requests.next()) is not None:
         try:
             for part in answer(model, request, requests.stop_waits):
-                _write(part)
+                write_line(part)
         except Exception as error:
             if ran_out_of_memory(error) or not isinstance(error, EdgeError):
                 raise
-            _write(RequestFailed(describe_failure(error)))
+            write_line(RequestFailed(describe_failure(error)))
 
 
 class RequestLines:
@@ -187,7 +189,7 @@ class RequestLines:
         line = self.line()
         try:
             return None if line is None else msgspec.json.decode(line, type=Request)
-        except msgspec.DecodeError as error:
+        except MALFORMED as error:
             raise WorkerError(f"malformed request: {error}") from error
 
     def stop_waits(self) -> bool:
@@ -200,32 +202,18 @@ class RequestLines:
         raise WorkerError("a request came before the last one was answered")
 
 
-def _write(message: Answer) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(message) + b"\n")
-    sys.stdout.buffer.flush()
-
-
 def main() -> int:
     """Read a job and requests from standard input; write answers to standard output."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     requests = RequestLines(sys.stdin.fileno())
+    return end_of(lambda: serve(_read_job(requests), requests))
+
+
+def _read_job(requests: RequestLines) -> InferenceJob:
     try:
-        try:
-            job = msgspec.json.decode(requests.line() or b"", type=InferenceJob)
-        except msgspec.DecodeError as error:
-            raise WorkerError(f"malformed job: {error}") from error
-        serve(job, requests)
-    except Exception as error:
-        if ran_out_of_memory(error):
-            failure = describe_failure(OutOfMemoryError(f"{type(error).__name__}: {error}"))
-        elif isinstance(error, EdgeError):
-            failure = describe_failure(error)
-        else:
-            raise
-        sys.stdout.buffer.write(msgspec.json.encode(failure))
-        sys.stdout.buffer.flush()
-        return FAILURE_EXIT_CODE
-    return 0
+        return msgspec.json.decode(requests.line() or b"", type=InferenceJob)
+    except MALFORMED as error:
+        raise WorkerError(f"malformed job: {error}") from error
 
 
 if __name__ == "__main__":

@@ -58,6 +58,8 @@ class TrainJob(Struct, frozen=True, tag="train"):
         engine: name of the engine.
         reference_path: path of the file with the task's ``reference``; empty if it has none.
         reading: which rows of the data file are trained on, and how they are found.
+        progress_path: path of the file that keeps how far the task has come, for a worker that is told to stop; empty
+            keeps nothing.
     """
 
     package_folder: str
@@ -75,6 +77,7 @@ class TrainJob(Struct, frozen=True, tag="train"):
     engine: EngineName = "onnxruntime"
     reference_path: str = ""
     reading: Reading = Reading()
+    progress_path: str = ""
 
 
 class BinMeasure(Struct, frozen=True):
@@ -198,6 +201,38 @@ class EvaluateOutcome(Struct, frozen=True):
     tokens: Count = 0
 
 
+class CountJob(Struct, frozen=True, tag="count"):
+    """Read all rows and say what they are like.
+
+    Attributes:
+        data_path: path of the data.
+        reading: which rows, and how they are found.
+        cap_bytes: memory that the kernel holds the worker to.
+    """
+
+    data_path: str
+    reading: Reading
+    cap_bytes: Bytes
+
+
+class CountOutcome(Struct, frozen=True):
+    """What rows are like, without any of their values.
+
+    Attributes:
+        rows: number of rows.
+        labelled: whether they have labels.
+        numbered: whether labels are whole numbers.
+        unused_columns: number of further columns.
+        memory: measured memory.
+    """
+
+    rows: Count
+    labelled: bool
+    numbered: bool
+    unused_columns: Count
+    memory: MemoryReport
+
+
 class PrepareJob(Struct, frozen=True, tag="prepare"):
     """Prepare a package for this machine.
 
@@ -262,8 +297,8 @@ class PhaseEntered(Struct, frozen=True, tag="phase"):
     phase: Identifier
 
 
-Job = TrainJob | EvaluateJob | PrepareJob
-OutcomeT = TypeVar("OutcomeT", TrainOutcome, EvaluateOutcome, PrepareOutcome)
+Job = TrainJob | EvaluateJob | PrepareJob | CountJob
+OutcomeT = TypeVar("OutcomeT", TrainOutcome, EvaluateOutcome, PrepareOutcome, CountOutcome)
 
 
 def describe_failure(error: EdgeError) -> Failure:

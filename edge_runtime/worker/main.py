@@ -18,17 +18,17 @@ import msgspec
 
 from edge_runtime.data.batches import Tokenizer, load_rows
 from edge_runtime.data.examples import Examples
+from edge_runtime.data.rows import summarise_rows
 from edge_runtime.decoding import MALFORMED
 from edge_runtime.durable import write_durably
 from edge_runtime.engines.choice import engine_maker
 from edge_runtime.engines.engine import Engine
-from edge_runtime.errors import EdgeError, OutOfMemoryError, WorkerError
+from edge_runtime.errors import WorkerError
 from edge_runtime.execution.executor import Executor
 from edge_runtime.execution.prefix_cache import PrefixCache
 from edge_runtime.execution.prepare import prepare
 from edge_runtime.memory.allocator import keep_freed_memory, release_library_code, return_freed_memory
 from edge_runtime.memory.best_estimator import USABLE_TIME, StepLimits, best_plan
-from edge_runtime.memory.enforcement import ran_out_of_memory
 from edge_runtime.memory.meter import Meter, proportional_bytes, status_bytes
 from edge_runtime.memory.plan import PeakPrediction, Plan, Planner
 from edge_runtime.package.package import Package
@@ -39,8 +39,11 @@ from edge_runtime.training.estimators import executor_of
 from edge_runtime.training.evaluation import score
 from edge_runtime.training.loop import count_steps
 from edge_runtime.training.methods import check_method
+from edge_runtime.training.progress import Keeper
+from edge_runtime.worker.ending import end_of, write_line
 from edge_runtime.worker.jobs import (
-    FAILURE_EXIT_CODE,
+    CountJob,
+    CountOutcome,
     EvaluateJob,
     EvaluateOutcome,
     Job,
@@ -49,10 +52,10 @@ from edge_runtime.worker.jobs import (
     PrepareOutcome,
     TrainJob,
     TrainOutcome,
-    describe_failure,
 )
 from edge_runtime.worker.memory_breakdown import MemoryBreakdown
 from edge_runtime.worker.session import TaskSession, evaluate_outcome, evaluation_work, train_outcome
+from edge_runtime.worker.stopping import told_to_stop
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +90,9 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
 
         # 3. Local steps.
         meter.enter("step")
-        trained = session.train(executor, plan.choice, breakdown.stepped)
+        with told_to_stop() as stops:
+            keeper = _keeper(job, session, (plan.choice, executor.arithmetic, engine.version), stops)
+            trained = session.train(executor, plan.choice, breakdown.stepped, keeper)
         bins = breakdown.bins(values)
         proportional_anonymous_bytes, proportional_file_bytes = proportional_bytes()
 
@@ -151,9 +156,18 @@ def prepare_package(job: PrepareJob, meter: Meter) -> PrepareOutcome:
     )
 
 
+def count(job: CountJob, meter: Meter) -> CountOutcome:
+    """Read all rows of a device, by whatever its operator wrote to give them."""
+    meter.enter("read")
+    found = summarise_rows(Path(job.data_path), job.reading)
+    meter.close()
+    memory = MemoryReport(0, meter.peak_bytes, job.cap_bytes, phases=meter.phases)
+    return CountOutcome(found.rows, found.labelled, found.numbered, found.unused_columns, memory)
+
+
 def run(
     job: Job, announce: Callable[[str], None] | None = None
-) -> TrainOutcome | EvaluateOutcome | PrepareOutcome:
+) -> TrainOutcome | EvaluateOutcome | PrepareOutcome | CountOutcome:
     """Do one job in this process.
 
     Args:
@@ -161,6 +175,8 @@ def run(
         announce: function that is called with the name of each phase as it begins; None calls nothing.
     """
     keep_freed_memory()
+    if isinstance(job, CountJob):
+        return count(job, Meter(announce))
     engine_maker(job.engine)  # its library is part of the floor
     meter = Meter(announce)
     if isinstance(job, TrainJob):
@@ -171,29 +187,19 @@ def run(
 def main() -> int:
     """Read a job from standard input, do it, and write phases and outcome to standard output."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    return end_of(lambda: write_line(run(_read_job(sys.stdin.buffer.read()), _announce)))
+
+
+def _read_job(data: bytes) -> Job:
     try:
-        job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+        job: Job = msgspec.json.decode(data, type=Job)
     except MALFORMED as error:
-        answer, code = msgspec.json.encode(describe_failure(WorkerError(f"malformed job: {error}"))), 1
-    else:
-        try:
-            answer, code = msgspec.json.encode(run(job, _announce)), 0
-        except Exception as error:
-            if ran_out_of_memory(error):
-                failure = describe_failure(OutOfMemoryError(f"{type(error).__name__}: {error}"))
-            elif isinstance(error, EdgeError):
-                failure = describe_failure(error)
-            else:
-                raise
-            answer, code = msgspec.json.encode(failure), 1
-    sys.stdout.buffer.write(answer)
-    sys.stdout.buffer.flush()
-    return FAILURE_EXIT_CODE if code else 0
+        raise WorkerError(f"malformed job: {error}") from error
+    return job
 
 
 def _announce(phase: str) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(PhaseEntered(phase)) + b"\n")
-    sys.stdout.buffer.flush()
+    write_line(PhaseEntered(phase))
 
 
 def _load(
@@ -237,6 +243,20 @@ def _plan(job: TrainJob, session: TaskSession, planner: Planner) -> Plan:
 def _planner(prepared: PreparedPackage, meter: Meter) -> Planner:
     stored = prepared.prepared
     return Planner(prepared.manifest, stored.arithmetic, meter.floor_bytes, stored.calibration)
+
+
+def _keeper(
+    job: TrainJob, session: TaskSession, how: tuple[object, ...], stops: Callable[[], bool]
+) -> Keeper | None:
+    """What keeps the task's progress; None if the job names no place for it.
+
+    Args:
+        job: the job.
+        session: the task.
+        how: all that decides about the outcome's bits beside the task and its rows.
+        stops: function that says whether the process was told to stop.
+    """
+    return Keeper(Path(job.progress_path), session.digest(*how), stops) if job.progress_path else None
 
 
 def _reference(job: TrainJob) -> bytes | None:

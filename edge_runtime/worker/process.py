@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,8 @@ from edge_runtime.worker.jobs import (
 
 #: Number of bytes that a worker may write to standard output, and of phases that it may enter.
 MAX_OUTPUT_BYTES = 1 << 20
+#: How long a worker that is told to stop may take for its present step. Its parent has ten seconds in all.
+STOP_GRACE_S = 8.0
 MAX_PHASES = 1000
 #: Length to which a library's own words about a refused allocation are cut.
 MAX_HOW_CHARACTERS = 300
@@ -59,6 +62,10 @@ class RunningWorker:
     def kill(self) -> None:
         """Stop the worker at once. Nothing happens if it has ended."""
         self.process.kill()
+
+    def tell_to_stop(self) -> None:
+        """Ask the worker to stop after its present step; may be called from any thread. It keeps a task's progress."""
+        self.process.terminate()
 
     def close(self) -> None:
         """Stop the worker if it still runs, and remove its control group. More calls do nothing."""
@@ -133,6 +140,7 @@ def finish_worker(
         OutOfMemoryError: the kernel killed the worker at its cap, or refused it memory.
         EdgeError: the worker raised it; class and message are the same.
         WorkerError: the worker was killed, timed out, or answered nonsense.
+        KeyboardInterrupt: this process was told to stop; the worker had ``STOP_GRACE_S`` to keep its progress.
     """
     sampler = sampler or Sampler()
     try:
@@ -142,6 +150,11 @@ def finish_worker(
         if worker.memory_limit.group:
             memory = msgspec.structs.replace(memory, cgroup_peak_bytes=worker.memory_limit.peak_bytes())
         return msgspec.structs.replace(answer, memory=memory)
+    except KeyboardInterrupt:
+        worker.tell_to_stop()
+        with suppress(subprocess.TimeoutExpired):
+            worker.process.wait(STOP_GRACE_S)
+        raise
     finally:
         worker.close()
 

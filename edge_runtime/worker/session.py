@@ -6,8 +6,11 @@ A session is opened with everything the task names; then a plan is chosen for ``
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import repeat
 
 import msgspec
 
@@ -23,6 +26,7 @@ from edge_runtime.training.filtered_directions import decode_reference
 from edge_runtime.training.gather_sums import gather_sums
 from edge_runtime.training.loop import Trained, train_locally
 from edge_runtime.training.methods import check_task
+from edge_runtime.training.progress import Keeper
 from edge_runtime.training.step import LocalWork
 from edge_runtime.training.trainable import estimated_slices
 from edge_runtime.worker.jobs import EvaluateOutcome, TrainOutcome
@@ -91,13 +95,34 @@ class TaskSession:
         return replace(self, task=task, work=plan.work)
 
     def train(
-        self, executor: Executor, choice: ExecutionChoice, stepped: Callable[[], None] = lambda: None
+        self,
+        executor: Executor,
+        choice: ExecutionChoice,
+        stepped: Callable[[], None] = lambda: None,
+        keeper: Keeper | None = None,
     ) -> Trained:
-        """Take the task's steps, or its one pass for sums; ``stepped`` is called after each part."""
+        """Take the task's steps, or its one pass for sums.
+
+        Args:
+            executor: programs of the task's estimator.
+            choice: how the work is done.
+            stepped: function called after each part.
+            keeper: what keeps the progress; None keeps none.
+        """
         work = LocalWork(executor, self.task, self.examples, choice, self.reference)
         if self.task.head == "closed_form":
-            return gather_sums(work, self.values, stepped)
-        return train_locally(work, self.values, stepped)
+            return gather_sums(work, self.values, stepped, keeper)
+        return train_locally(work, self.values, stepped, keeper)
+
+    def digest(self, *further: object) -> str:
+        """A digest of all that the outcome depends on: task, rows, and what else is named.
+
+        The task names package and values by their digests; how the work is done and by what are for the caller to add.
+        """
+        found = hashlib.sha256(msgspec.json.encode((self.task, self.examples.sequence_limit, *further)))
+        for row, label in zip(self.examples.ids, self.examples.labels or repeat(0), strict=False):
+            found.update(struct.pack(f"<{len(row) + 2}q", len(row), label, *row))
+        return found.hexdigest()
 
     def encode(self, trained: Trained) -> bytes:
         """What a result carries of it: safetensors bytes."""

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from coordinator.config import read_run_config
 from coordinator.simulation.config import FleetConfig, read_simulation_config
-from docs.generate import commands, configuration
+from docs.generate import commands, configuration, outputs
 from docs.generate.configuration import (
     FILES,
     PageError,
@@ -30,7 +30,7 @@ from docs.generate.configuration import (
 from edge_runtime.agent.config import DeviceConfig, load_config
 from edge_runtime.errors import ConfigError
 
-PAGES = {module.PAGE: module.page for module in (configuration, commands)}
+PAGES = {module.PAGE: module.page for module in (configuration, commands, outputs)}
 LOADERS: tuple[Callable[[Path], Struct], ...] = (read_run_config, load_config, read_simulation_config)
 EXAMPLES = re.findall(r"```toml\n(.*?)```", configuration.PAGE.read_text("utf-8"), re.DOTALL)
 STRUCTS = [struct for file in FILES for struct in tables_of(file.config)]

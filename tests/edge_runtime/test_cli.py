@@ -92,6 +92,23 @@ def test_enrol_then_status_and_check(tmp_path, url, capsys) -> None:
     assert all(line.startswith("ok ") for line in lines)
 
 
+def test_a_damaged_identity_is_set_aside_on_command(tmp_path, url, capsys) -> None:
+    """The agent does not enrol again by itself; ``enrol`` does, and keeps what was damaged."""
+    config = write_config(tmp_path, url)
+    assert cli.main(["enrol", "--config", config]) == 0
+    place = tmp_path / "state" / "identity.json"
+    place.write_bytes(b"\x00" * 40)
+    for command in ("run", "status", "check"):
+        assert cli.main([command, "--config", config]) == 11
+        told = capsys.readouterr()
+        assert "set a new token, and run: edge-runtime enrol" in told.err + told.out
+    assert place.read_bytes() == b"\x00" * 40
+    assert cli.main(["enrol", "--config", config]) == 0
+    assert "is kept as" in capsys.readouterr().err
+    assert place.with_name("identity.json.damaged").read_bytes() == b"\x00" * 40
+    assert cli.main(["status", "--config", config]) == 0
+
+
 def test_check_works_before_enrolment(tmp_path, url, capsys) -> None:
     """A fresh device that has a token is fit to serve, and checking makes no key."""
     assert cli.main(["check", "--config", write_config(tmp_path, url)]) == 0

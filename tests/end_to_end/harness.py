@@ -79,18 +79,19 @@ def _toml_value(value: object) -> str:
 
 @dataclass
 class Program:
-    """A long-running command in a process group of its own; its output goes to ``log``."""
+    """A long-running command in a process group of its own, behind a prefix; its output goes to ``log``."""
 
     words: tuple[str, ...]
     log: Path
     environment: dict[str, str]
     process: subprocess.Popen[bytes] | None = None
+    prefix: tuple[str, ...] = ()
 
     def start(self) -> None:
         """Start it, or start it again."""
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *self.words],
+                [*self.prefix, sys.executable, "-m", *self.words],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
@@ -154,14 +155,18 @@ class Fleet:
         folder: everything is kept here.
         package: what runs train.
         audit: note which files the devices' processes open, in ``audit.log`` of each device's folder.
+        options: further options of the coordinator.
     """
 
-    def __init__(self, folder: Path, package: Exported, *, audit: bool = False) -> None:
+    def __init__(
+        self, folder: Path, package: Exported, *, audit: bool = False, options: tuple[str, ...] = ()
+    ) -> None:
         self.folder = folder
         self.package = package
         self.state = folder / "coordinator"
         self.devices: dict[str, Device] = {}
         self._audit = audit
+        self._options = options
         self._port = 0
         self.device_url = ""
         folder.mkdir(parents=True, exist_ok=True)
@@ -182,6 +187,7 @@ class Fleet:
         self.coordinator.words = (
             *("coordinator.cli", "serve"),
             *("--state", str(self.state), "--port", str(self._port)),
+            *self._options,
         )
         self.coordinator.start()
         self.wait("the coordinator", self._answers)

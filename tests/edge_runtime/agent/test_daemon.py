@@ -10,10 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.agent.client import Client
+from edge_runtime.agent.conditions import Conditions
 from edge_runtime.agent.config import DeviceConfig
 from edge_runtime.agent.daemon import Agent
 from edge_runtime.agent.decisions import FIRST_BACK_OFF_S, LONGEST_BACK_OFF_S, REFUSED_WAIT_S, Pace
+from edge_runtime.agent.eligibility import Eligibility, Gate
 from edge_runtime.agent.enrolment import ensure_identity
+from edge_runtime.agent.host import Host
 from edge_runtime.agent.store import Store
 from edge_runtime.agent.transport import Response
 from edge_runtime.errors import ConfigError, RefusedError, SignatureError
@@ -126,7 +129,12 @@ class Board:
         )
         self.manifest = msgspec.json.encode(make_manifest())
 
-    def start(self, worker: str = GOOD_WORKER, sleep: Callable[[float], None] | None = None) -> Agent:
+    def start(
+        self,
+        worker: str = GOOD_WORKER,
+        sleep: Callable[[float], None] | None = None,
+        gate: Gate | None = None,
+    ) -> Agent:
         """The agent as a fresh process would build it."""
         self.store = Store(self.config.state_folder, disk_quota_bytes=self.config.disk_quota)
         identity = ensure_identity(self.config, self.store, self.coordinator)
@@ -150,6 +158,7 @@ class Board:
             launch=launch,
             sleep=sleep or self.slept.append,
             source=random.Random(1),
+            gate=gate,
         )
 
     def task(self, publisher: PrivateKey = PUBLISHER, **changes: object) -> Task:
@@ -211,6 +220,32 @@ def test_a_check_in_states_what_the_device_has(board) -> None:
     first, second = board.coordinator.check_ins
     assert (first.cap_bytes, first.example_count, first.floor_bytes) == (CAP_BYTES, 3, 0)
     assert second.floor_bytes == 3
+
+
+def test_a_device_that_may_not_work_says_why(board) -> None:
+    """Its check-in has the reason; the next one, when it may work again, has none."""
+    board.config = msgspec.structs.replace(board.config, eligibility=Eligibility(least_rows=4))
+    agent = board.start()
+    agent.turn()
+    with (board.folder / "data.jsonl").open("a") as file:
+        file.write('{"text": "well", "label": "positive"}\n')
+    agent.turn()
+    assert [said.not_eligible for said in board.coordinator.check_ins] == ["few_rows", ""]
+
+
+def test_the_plan_says_how_much_memory_must_be_free(board) -> None:
+    """Before the first task it is the cap, afterwards what the task's plan took."""
+    machine = board.folder / "machine"
+    (machine / "proc").mkdir(parents=True)
+    (machine / "proc/meminfo").write_text("MemAvailable: 65535 kB\n")
+    settings = Eligibility(needs_free_memory=True)
+    gate = Gate(settings, Conditions(Host(machine), board.folder))
+    agent = board.start(gate=gate)
+    agent.turn()
+    board.coordinator.offer(board.task())
+    agent.turn()
+    agent.turn()
+    assert [said.not_eligible for said in board.coordinator.check_ins] == ["little_memory"] * 2 + [""]
 
 
 def test_a_second_task_fetches_only_what_is_new(board) -> None:

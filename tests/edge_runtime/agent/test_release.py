@@ -370,20 +370,21 @@ def test_the_package_in_use_outlives_a_task_on_another(board: Board, tmp_path: P
     assert board.store.prepared_place(release.package).is_dir()
 
 
-def test_a_damaged_release_file_says_what_to_do(board: Board) -> None:
-    """The line names the file and that removing it is enough."""
+def test_a_damaged_release_file_is_set_aside(board: Board) -> None:
+    """Who reads it is told; the agent keeps it under another name as it starts, and takes the next release."""
     agent = board.start()
     board.tell(1)
     agent.turn()
-    (board.config.state_folder / RELEASE).write_text("{")
-    with pytest.raises(
-        ConfigError, match=r"release\.json: .*; remove it, and the next release is taken anew"
-    ):
-        board.start()
-    (board.config.state_folder / RELEASE).unlink()
-    board.tell(2)
-    board.start().turn()
+    place = board.config.state_folder / RELEASE
+    place.write_text("{")
+    agent = board.start()
+    with pytest.raises(ConfigError, match=r"release\.json: .*; the agent sets it aside when it starts"):
+        board.store.releases.state()
+    with board.store.locked():
+        board.tell(2)
+        agent.turn()
     assert board.current.release.number == 2
+    assert place.with_name("release.json.damaged").read_text() == "{"
 
 
 def test_who_trains_needs_rows(tmp_path: Path) -> None:

@@ -107,12 +107,18 @@ def test_half_written_files_are_removed_at_start(tmp_path) -> None:
     assert store.blobs.held_bytes("a" * 64) == 5
 
 
-def test_an_unreadable_identity_is_named(tmp_path) -> None:
-    """A damaged identity file is a ConfigError that says what to do."""
+@pytest.mark.parametrize(
+    "damage", [b"{", b'{"device_id": "\xff", "setup": "\xff"}', b'{"other": ' + b"[" * 100_000, b""]
+)
+def test_unreadable_files_are_named(tmp_path, damage: bytes) -> None:
+    """A damaged identity or release file, whatever its bytes, is a ConfigError that says what to do."""
     store = open_store(tmp_path)
-    (store.folder / "identity.json").write_text("{")
-    with pytest.raises(ConfigError, match="enrol with a new token"):
+    (store.folder / "identity.json").write_bytes(damage)
+    with pytest.raises(ConfigError, match="set a new token, and run: edge-runtime enrol"):
         store.identity()
+    (store.folder / "release.json").write_bytes(damage)
+    with pytest.raises(ConfigError, match="takes the next release anew"):
+        store.releases.state()
 
 
 def test_a_state_folder_that_cannot_be_made_is_named(tmp_path) -> None:

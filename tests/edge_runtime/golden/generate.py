@@ -107,7 +107,16 @@ SIGNED_RELEASE = SignedRelease(encode(RELEASE).decode(), SIGNATURE)
 MESSAGES: tuple[msgspec.Struct, ...] = (
     EnrolRequest("one-time-token-0001", "board-1", "generic", KEY),
     EnrolResponse("d-1", KEY),
-    CheckInRequest("0.1.0", 256_000_000, 70_000_000, 1000, setup=SHA256[:32], trains=False, release=7),
+    CheckInRequest(
+        "0.1.0",
+        256_000_000,
+        70_000_000,
+        1000,
+        setup=SHA256[:32],
+        trains=False,
+        release=7,
+        not_eligible="too_hot",
+    ),
     TASK,
     SignedTask(encode(TASK).decode(), SIGNATURE),
     RELEASE,

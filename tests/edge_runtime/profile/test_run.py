@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import jsonschema
 import msgspec
 import pytest
 from msgspec.structs import replace
 
+from docs.generate.outputs import schema_of
 from edge_runtime import cli
 from edge_runtime.errors import OutOfMemoryError
 from edge_runtime.memory.plan import ExecutionChoice, Planner, Work
@@ -117,7 +119,10 @@ def test_a_task_is_profiled(profile, exported, tmp_path) -> None:
 def test_less_data_than_asked_for_is_told(profile, data) -> None:
     """Rows shorter than the sequence, and fewer than the batch, make the work smaller, and notes say so."""
     data.write_text('{"text": "good", "label": "good"}\n' * 8)
-    found = profile("--steps", "3", "--batch", "50", "--slices", f"{QUERY},head").profile
+    answer = profile("--steps", "3", "--batch", "50", "--slices", f"{QUERY},head", "--json")
+    found = answer.profile
+    jsonschema.Draft202012Validator(schema_of("profile")).validate(json.loads(answer.out))
+    assert decode_profile(answer.out.encode()) == found
     assert found.work.batch_size == 8
     assert found.work.sequence < 32
     assert found.work.slices == (QUERY,)

@@ -77,6 +77,17 @@ def test_messages_from_before_releases_still_decode() -> None:
         assert answer.release is None
 
 
+def test_a_check_in_from_before_eligibility_still_decodes() -> None:
+    """One recorded without ``not_eligible`` is of a device that may work; the field is a code, bounded."""
+    old = decode((FOLDER / "CheckInRequest-without-eligibility.json").read_bytes(), CheckInRequest)
+    new = decode((FOLDER / "CheckInRequest.json").read_bytes(), CheckInRequest)
+    assert (old.not_eligible, new.not_eligible) == ("", "too_hot")
+    assert msgspec.structs.replace(old, not_eligible="too_hot") == new
+    for value in ("Too hot", "x" * 65, "too_hot\n"):
+        with pytest.raises(ProtocolError, match=r"\$\.not_eligible"):
+            decode(encode(msgspec.structs.replace(new, not_eligible=value)), CheckInRequest)
+
+
 @pytest.mark.parametrize("missing", ["update", "report", "features"])
 def test_a_task_from_before_a_field_still_decodes(missing: str) -> None:
     """A task recorded before a field, or before several that came together, asks for what it always did."""

@@ -105,6 +105,8 @@ def test_a_label_comes_as_one_object(classifier: Model) -> None:
     [
         ({"text": "a"}, {}, 415, "content_type"),
         (b"{", JSON, 400, "malformed"),
+        (b'{"text": "\xff"}', JSON, 400, "malformed"),
+        (b'{"other": ' + b"[" * 100_000, JSON, 400, "malformed"),
         ({"text": ""}, JSON, 400, "malformed"),
         ({"text": "a", "temperature": 1}, JSON, 400, "malformed"),
         ({"text": "a", "sampling": {"top_p": 2}}, JSON, 400, "malformed"),

@@ -49,6 +49,10 @@ def test_what_breaks_the_contract_ends_the_worker(pipe, monkeypatch) -> None:
     os.write(write, b'{"type":"classify","text":7}\n')
     with pytest.raises(WorkerError, match="malformed request: Expected `str`"):
         lines.next()
+    for line in (b'{"type":"classify","text":"\xff"}', b'{"other":' + b"[" * 50_000):
+        os.write(write, line + b"\n")
+        with pytest.raises(WorkerError, match="malformed request: "):
+            lines.next()
     os.write(write, msgspec.json.encode(ClassifyText("periwinkle")) + b"\n")
     with pytest.raises(WorkerError, match="before the last one was answered"):
         lines.stop_waits()

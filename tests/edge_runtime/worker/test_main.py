@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -142,6 +143,37 @@ def test_a_job_done_twice_gives_the_same_bytes(train_job, tmp_path) -> None:
         made.append((tmp_path / name).read_bytes())
     assert made[0] == made[1]
     assert made[0] != made[2]
+
+
+def test_a_worker_that_is_told_to_stop_goes_on_where_it_stood(train_job, tmp_path) -> None:
+    """SIGTERM ends the process after its present step; the next process takes up the rest, to the same bytes."""
+    path = tmp_path / "task.progress"
+    many = {"steps": 300, "optimizer": LocalOptimizer("adamw", 0.01, 0.01)}
+    job = train_job(job={"progress_path": str(path)}, **many)
+    worker = start_worker(job)
+    while not _catches(worker.process.pid, signal.SIGTERM):
+        assert worker.process.poll() is None
+        time.sleep(0.005)
+    worker.tell_to_stop()
+    with pytest.raises(WorkerError, match="told to stop, and did before step"):
+        finish_worker(worker, TrainOutcome, 60)
+    assert not Path(job.delta_path).exists()
+    stopped = path.read_bytes()
+    assert run_worker(job, TrainOutcome).steps_applied == 300
+    resumed = Path(job.delta_path).read_bytes()
+    path.unlink()
+    run_worker(job, TrainOutcome)
+    assert Path(job.delta_path).read_bytes() == resumed
+    path.write_bytes(stopped)  # of other work
+    other = train_job(job={"progress_path": str(path)}, seed=12, steps=2)
+    assert run_worker(other, TrainOutcome).steps_applied == 2
+
+
+def _catches(process_id: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    status = Path(f"/proc/{process_id}/status").read_text()
+    caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+    return bool(caught >> (number - 1) & 1)
 
 
 def test_one_accumulated_step_is_what_torch_computes(train_job, exported, float_prepared) -> None:
@@ -446,7 +478,7 @@ def test_a_package_is_prepared_by_a_worker(exported, tmp_path) -> None:
     assert (folder / "block_0.bin").stat().st_mtime_ns != made
 
 
-@pytest.mark.parametrize("data_in", [b"", b"nonsense", b"{}", b'{"type": "train"}', b'{"type": "other"}'])
+@pytest.mark.parametrize("data_in", [b"", b"nonsense", b'{"a": "\xff"}', b'{"type": "train"}'])
 def test_a_malformed_job_is_reported(data_in: bytes) -> None:
     """Bytes that are no job end the worker with a Failure that says so, and no traceback."""
     command = [sys.executable, "-m", "edge_runtime.worker.main"]

@@ -1,0 +1,56 @@
+"""Makes docs/json.md, the schemas of what ``edge-runtime … --json`` prints: ``python -m docs.generate.outputs``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from docs.generate.configuration import ROOT
+from edge_runtime.agent.check import CheckLine
+from edge_runtime.agent.doctor import Diagnosis
+from edge_runtime.agent.status import Status
+from edge_runtime.agent.store import Identity
+from edge_runtime.agent.support_bundle import Bundle
+from edge_runtime.profile.document import Profile
+from edge_runtime.profile.plan_text import PlanAnswer
+
+PAGE = ROOT / "docs/json.md"
+#: What each command prints with --json.
+OUTPUTS: dict[str, Any] = {
+    "check": list[CheckLine],
+    "doctor": list[Diagnosis],
+    "enrol": Identity,
+    "plan": PlanAnswer,
+    "profile": Profile,
+    "status": Status,
+    "support-bundle": Bundle,
+}
+OPENING = """<!-- Made by `make reference`. Change the structs, not this page. -->
+# Output as JSON
+
+With `--json` a command of `edge-runtime` prints one document on standard output, and nothing else there; errors stay
+one line on standard error, with the exit codes of [errors.md](errors.md). New fields may come, so readers pass over
+what they do not know. `predict` prints a JSON object a line in any case ([predict.md](predict.md)), `serve` describes
+its answers at `/openapi.json`, and `run` writes its log as `key=value` lines.
+
+The schemas are JSON Schema, draft 2020-12.
+"""
+
+
+def schema_of(command: str) -> dict[str, Any]:
+    """The JSON Schema of what a command prints."""
+    return msgspec.json.schema(OUTPUTS[command])
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [OPENING]
+    for command in sorted(OUTPUTS):
+        schema = msgspec.json.format(msgspec.json.encode(schema_of(command)), indent=2).decode()
+        parts += [f"## edge-runtime {command} --json\n", f"```json\n{schema}\n```\n"]
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")
