@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from edge_runtime.errors import ConfigError, ModelError
 from edge_runtime.exit_status import exit_code_of
 from edge_runtime.figures import size, whole_size
+from edge_runtime.slices.kinds import KINDS
 
 if TYPE_CHECKING:
     from edge_runtime.engines.names import EngineName
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from edge_runtime.package.package import Package
     from edge_runtime.package.slices import Values
     from edge_runtime.protocol.signing import PrivateKey
-    from export.model.slices import SliceOptions
+    from export.slices.sliced_linear import SliceOptions
 
 #: Sizes (batch, sequence, draws) for which the summary predicts memory.
 SUMMARY_SIZES = ((1, 64, 1), (8, 64, 1), (8, 128, 1), (8, 128, 4))
@@ -50,10 +51,22 @@ def build_parser() -> argparse.ArgumentParser:
     package.add_argument("--output", type=Path, required=True, metavar="DIR", help="package folder to create")
     package.add_argument("--key", type=Path, required=True, help="signing key, from 'edge-export key'")
     package.add_argument(
-        "--slice", choices=("lora_xs", "lora"), help="kind of slices (default: lora_xs; lora with --adapter)"
+        "--slice", choices=tuple(KINDS), help="kind of slices (default: lora_xs; lora with --adapter)"
     )
     package.add_argument("--rank", type=int, help="rank of the slices (default: 4)")
     package.add_argument("--alpha", type=float, help="update scale is alpha / rank (default: 4)")
+    package.add_argument(
+        "--density",
+        type=float,
+        metavar="SHARE",
+        help="share of each adapted layer's weight that --slice sparse trains (default: 0.01)",
+    )
+    package.add_argument(
+        "--mask",
+        choices=("movement", "fisher", "random"),
+        help="how --slice sparse chooses the entries: those that a short training on --check-data moves most, those on "
+        "which the loss hangs most by forward mode, or any (default: movement)",
+    )
     package.add_argument(
         "--targets",
         metavar="NAME,...",
@@ -152,7 +165,7 @@ def _package(arguments: argparse.Namespace) -> int:
     check_early(arguments.model, labels, arguments.output, engines, trust_remote_code=trusted)
     if arguments.adapter is not None:
         _check_adapter(arguments, labels)
-    texts = tuple(row.text for row in load_rows(arguments.check_data, labels))
+    rows = load_rows(arguments.check_data, labels)
 
     def progress(stage: str) -> None:
         print(f"{time.monotonic() - started:6.1f} s  {stage}", flush=True)
@@ -168,13 +181,15 @@ def _package(arguments: argparse.Namespace) -> int:
         slices=_slice_options(arguments),
         sequence_limit=arguments.sequence_limit,
         quantisation=arguments.quant,
-        check_texts=texts,
+        check_texts=tuple(row.text for row in rows),
         task=arguments.task,
         adapter=arguments.adapter,
         trust_remote_code=trusted,
         with_adjoint=arguments.with_adjoint,
         engines=engines,
         with_generation=arguments.with_generation,
+        mask=arguments.mask or "movement",
+        check_labels=tuple(row.label for row in rows),
     )
     notes: list[str] = []
     package = export_package(options, key, progress, notes.append)
@@ -381,15 +396,30 @@ def _read_key(path: Path) -> PrivateKey:
 def _check_ranges(arguments: argparse.Namespace) -> None:
     """Refuse numbers out of range, and options that an adapter settles: rank and targets; for LoRA the scale too."""
     if arguments.adapter is not None:
-        own = ("rank", "targets") if arguments.slice == "lora_xs" else ("rank", "targets", "alpha")
+        takes_scale = KINDS[arguments.slice or "lora"].pair is not None
+        own = ("rank", "targets", *(["alpha"] if takes_scale else []))
         if given := [name for name in own if getattr(arguments, name) is not None]:
             raise ConfigError(f"--{given[0]} is the adapter's own; leave it out beside --adapter")
     for option, low, high in (("rank", 1, 1024), ("sequence_limit", 2, 1 << 20), ("seed", 0, 1 << 62)):
         value = getattr(arguments, option)
         if value is not None and not low <= value <= high:
             raise ConfigError(f"--{option.replace('_', '-')} is {value}, must be from {low} to {high}")
+    _check_kind(arguments)
     if arguments.alpha is not None and not 0 < arguments.alpha <= 1e6:
         raise ConfigError(f"--alpha is {arguments.alpha}, must be above 0 and at most 1e6")
+
+
+def _check_kind(arguments: argparse.Namespace) -> None:
+    """Refuse options of another kind of slices than the one that is chosen."""
+    sparse = arguments.slice == "sparse"
+    for name in ("rank", "alpha") if sparse else ("density", "mask"):
+        if getattr(arguments, name) is not None:
+            chosen = "sparse has no rank: take --density" if sparse else "it belongs to --slice sparse"
+            raise ConfigError(f"--{name} does not go with this kind of slices: {chosen}")
+    if sparse and arguments.adapter is not None:
+        raise ConfigError("--slice sparse cannot start from --adapter: merge it into the model first")
+    if arguments.density is not None and not 0 < arguments.density <= 1:
+        raise ConfigError(f"--density is {arguments.density}, must be above 0 and at most 1")
 
 
 def _check_adapter(arguments: argparse.Namespace, labels: tuple[str, ...]) -> None:
@@ -402,7 +432,7 @@ def _check_adapter(arguments: argparse.Namespace, labels: tuple[str, ...]) -> No
 
 
 def _slice_options(arguments: argparse.Namespace) -> SliceOptions:
-    from export.model.slices import SliceOptions
+    from export.slices.sliced_linear import SliceOptions
 
     return SliceOptions(
         kind=arguments.slice or ("lora_xs" if arguments.adapter is None else "lora"),
@@ -410,6 +440,7 @@ def _slice_options(arguments: argparse.Namespace) -> SliceOptions:
         alpha=4.0 if arguments.alpha is None else arguments.alpha,
         targets=tuple(name.strip() for name in (arguments.targets or "").split(",") if name.strip()),
         seed=arguments.seed,
+        density=0.01 if arguments.density is None else arguments.density,
     )
 
 

@@ -176,6 +176,7 @@ OPTIONS = {
     "edge-export package": dict.fromkeys(
         (
             *("--task", "--labels", "--check-data", "--output", "--key", "--slice", "--rank", "--alpha"),
+            *("--density", "--mask"),
             *("--targets", "--sequence-limit", "--quant", "--with-adjoint", "--engine", "--seed"),
             *("--adapter", "--trust-remote-code", "--with-generation"),
         ),

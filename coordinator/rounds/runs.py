@@ -26,6 +26,7 @@ from edge_runtime.package.block_head import default_blocks, with_block_head
 from edge_runtime.package.manifest import MANIFEST, SIGNATURE, Manifest
 from edge_runtime.package.package import Package
 from edge_runtime.package.slices import Values, decode_values, encode_values, shapes
+from edge_runtime.slices.kinds import KINDS
 from edge_runtime.training.methods import check_features, check_loss
 
 ACTIVE = ("running", "evaluating")
@@ -317,7 +318,7 @@ def _check_lora(config: RunConfig, manifest: Manifest, slices: tuple[str, ...]) 
     if config.lora_aggregation == "factors":
         return
     for spec in map(manifest.slice_named, slices):
-        if spec.kind != "lora":
+        if KINDS[spec.kind].pair is None:
             raise ConfigError(
                 f'lora_aggregation = "{config.lora_aggregation}" needs plain LoRA, slice {spec.name} of package '
                 f"{manifest.name} is {spec.kind}: export it with --slice lora, or leave lora_aggregation at "

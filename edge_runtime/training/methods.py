@@ -11,6 +11,7 @@ from edge_runtime.errors import ConfigError, PackageError
 from edge_runtime.package.block_head import with_block_head
 from edge_runtime.package.manifest import Manifest
 from edge_runtime.protocol.messages import PER_EXAMPLE, Task, TrainingSettings
+from edge_runtime.slices.kinds import KINDS
 
 
 def check_method(settings: TrainingSettings) -> None:
@@ -89,12 +90,12 @@ def check_task(task: Task, manifest: Manifest) -> None:
         raise ConfigError(
             f"task {task.task_id} gathers sums for a head in closed form: it must train no slice, and name features"
         )
-    kinds = {manifest.slice_named(name).kind for name in task.slices}
-    if task.freeze_a and "lora_xs" in kinds:
-        raise ConfigError(
-            f"freeze_a trains LoRA's B alone, and slices of package {manifest.name} are lora_xs, which have none; "
-            "set freeze_a = false or export with --slice lora"
-        )
+    for kind in {manifest.slice_named(name).kind for name in task.slices}:
+        if task.freeze_a and KINDS[kind].pair is None:
+            raise ConfigError(
+                f"freeze_a trains LoRA's B alone, and slices of package {manifest.name} are {kind}, which have none; "
+                "set freeze_a = false or export with --slice lora"
+            )
 
 
 def check_features(settings: TrainingSettings, manifest: Manifest, slices: Sequence[str]) -> None:

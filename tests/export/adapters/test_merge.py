@@ -17,7 +17,7 @@ from edge_runtime.package.package import Package
 from edge_runtime.package.slices import Values, encode_values
 from edge_runtime.protocol.signing import generate_key
 from export.adapters.merge import merge
-from export.adapters.write import adapted, lora_pair, write_adapter
+from export.adapters.write import adapted, frozen_of, lora_pair, write_adapter
 from export.cli import main
 from export.packaging.export_package import export_package
 from tests.export import peft_models, tiny, unlowered
@@ -145,6 +145,27 @@ def test_a_part_of_a_stored_matrix_is_merged_alone(tmp_path: Path) -> None:
     }
     for name, tensor in expected.items():
         torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_entries_off_the_mask_are_bit_identical(tmp_path: Path, tiny_model: Path) -> None:
+    """A merged sparse run differs from the model in the targets' chosen entries alone, and there by its values."""
+    made = unlowered.make(tiny_model, tmp_path / "package", tiny.LABELS, own=False, kind="sparse")
+    values = made.values()
+    merge(made.package, values, tiny_model, tmp_path / "merged")
+    before, after = (
+        AutoModel.from_pretrained(path).state_dict() for path in (tiny_model, tmp_path / "merged")
+    )
+    for spec in adapted(made.package):
+        name = f"{spec.target}.weight"
+        index = torch.from_numpy(frozen_of(made.package, spec)("index")).long()
+        moved = torch.zeros_like(before[name], dtype=torch.bool).scatter_(1, index.T, True)
+        assert torch.equal(before[name][~moved], after[name][~moved])
+        expected = torch.from_numpy(values[f"{spec.name}/values"][0]).T
+        torch.testing.assert_close(
+            (after[name] - before[name]).gather(1, index.T), expected, atol=1e-6, rtol=1e-5
+        )
+        before.pop(name)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items() if "pooler" not in name)
 
 
 def refuse(trained: tuple[Package, Values], model: Path, output: Path) -> str:
