@@ -249,9 +249,10 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
     stores.blobs.put_file(package.folder / MANIFEST, package.sha256)
     signature = (package.folder / SIGNATURE).read_text("ascii").strip()
     values_sha256 = package.manifest.files[package.manifest.initial_state].sha256
-    values = decode_values(stores.blobs.get(values_sha256), package.manifest.slices)
     if config.features:
-        values_sha256 = stores.blobs.put(encode_values(_with_new_head(values, seen), seen))
+        values_sha256 = stores.blobs.put(initial_values(stores, package.manifest, seen))
+    else:
+        decode_values(stores.blobs.get(values_sha256), package.manifest.slices)
     # 3. Queue.
     run_id = f"{config.name}-{secrets.token_hex(3)}"
     with stores.storage.transaction() as connection:
@@ -267,6 +268,19 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
         )
         record(connection, now_s, "run_created", f"package {package.manifest.name}", run_id=run_id)
     return run_id
+
+
+def initial_values(stores: Stores, manifest: Manifest, seen: Manifest) -> bytes:
+    """The values that a run starts from, as safetensors bytes.
+
+    Args:
+        stores: handles on the state folder, with the package's files among the blobs.
+        manifest: the package's manifest, as it is in its file.
+        seen: the manifest as the run sees it.
+    """
+    data = stores.blobs.get(manifest.files[manifest.initial_state].sha256)
+    values = decode_values(data, manifest.slices)
+    return encode_values(_with_new_head(values, seen), seen) if seen.head_blocks else data
 
 
 def _with_new_head(values: Values, seen: Manifest) -> Values:

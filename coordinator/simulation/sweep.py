@@ -22,6 +22,7 @@ from coordinator.simulation.packages import PACKAGES, PREPARED, SimulationPackag
 from coordinator.simulation.partition import Share, partition
 from coordinator.simulation.ray_trainer import ray_trainer
 from coordinator.simulation.record import Record, failed, path_of, read_record, record_of, write_record
+from coordinator.simulation.score_groups import score_groups
 from coordinator.simulation.simulate import Simulation
 from coordinator.simulation.trainers import HereTrainer, Trainer
 from coordinator.simulation.workbench import BenchSettings, Workbench
@@ -197,7 +198,9 @@ def simulate_arm(
         progress.begin(arm)
         try:
             ending = Simulation(arm, bench, trainer, plan.config.fleet.cap).simulate(progress.report)
-            record = record_of(arm, ending, options.engine_threads)
+            finished = ending.status == "finished"
+            found = score_groups(arm, bench, plan.train, plan.dev) if finished else None
+            record = record_of(arm, ending, options.engine_threads, found)
         except EdgeError as error:
             record = failed(
                 config.name, config.kind, seed, f"{type(error).__name__}: {error}", options.engine_threads

@@ -91,7 +91,7 @@ class OpenPackage:
     dev: list[Row]
     token_ids: dict[tuple[int, int], list[int]] = field(default_factory=dict)
     examples: OrderedDict[tuple[int, Share], Examples] = field(default_factory=OrderedDict)
-    dev_examples: dict[int, Examples] = field(default_factory=dict)
+    dev_examples: dict[tuple[int, Share | None], Examples] = field(default_factory=dict)
     executors: OrderedDict[tuple[object, ...], tuple[Executor, DevicePrefixes]] = field(
         default_factory=OrderedDict
     )
@@ -149,17 +149,18 @@ class Workbench:
         outcome = train_outcome(trained, plan, job.seconds, _memory(plan, job.cap_bytes))
         return build_result(task, outcome, session.encode(trained))
 
-    def evaluate(self, job: EvaluateJob, state: bytes) -> EvaluateOutcome:
+    def evaluate(self, job: EvaluateJob, state: bytes, rows: Share | None = None) -> EvaluateOutcome:
         """Accuracy and mean loss of slice values on the dev rows; ``seconds`` are not measured.
 
         Args:
             job: evaluation as a worker takes it, whose paths are not used.
             state: safetensors bytes of the values.
+            rows: indices of the dev rows to look at; None for all.
         """
         opened = self._open(job.package_sha256, job.features, job.pooling)
         manifest = opened.prepared.manifest
         values = decode_values(state, manifest.slices)
-        examples = self._dev_examples(opened, min(job.sequence_limit, manifest.sequence_limit))
+        examples = self._dev_examples(opened, min(job.sequence_limit, manifest.sequence_limit), rows)
         plan = opened.plan(evaluation_work(examples), job.cap_bytes)
         wanted = ("evaluate", plan.choice.weights)
         executor, _ = self._kept(
@@ -229,16 +230,17 @@ class Workbench:
                 opened.examples.popitem(last=False)
         return opened.examples[limit, rows]
 
-    def _dev_examples(self, opened: OpenPackage, limit: int) -> Examples:
+    def _dev_examples(self, opened: OpenPackage, limit: int, rows: Share | None) -> Examples:
         manifest = opened.prepared.manifest
-        if limit not in opened.dev_examples:
-            opened.dev_examples[limit] = Examples(
-                self._encode(opened, opened.dev, limit),
-                [row.label for row in opened.dev] if manifest.labels else None,
+        if (limit, rows) not in opened.dev_examples:
+            chosen = opened.dev if rows is None else [opened.dev[row] for row in rows]
+            opened.dev_examples[limit, rows] = Examples(
+                self._encode(opened, chosen, limit),
+                [row.label for row in chosen] if manifest.labels else None,
                 manifest.pad_token_id,
                 limit,
             )
-        return opened.dev_examples[limit]
+        return opened.dev_examples[limit, rows]
 
     def _encode(self, opened: OpenPackage, rows: Sequence[Row], limit: int) -> list[list[int]]:
         package = opened.prepared.package
