@@ -27,7 +27,7 @@ from edge_runtime.package.manifest import MANIFEST, SIGNATURE, Manifest
 from edge_runtime.package.package import Package
 from edge_runtime.package.slices import Values, decode_values, encode_values, shapes
 from edge_runtime.slices.kinds import KINDS
-from edge_runtime.training.methods import check_features, check_loss
+from edge_runtime.training.methods import check_features, check_loss, check_rank_mode
 
 ACTIVE = ("running", "evaluating")
 #: Phases of a run. In a visit every device is asked once, for the sums of a head in closed form.
@@ -234,6 +234,7 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
             f"package {package.manifest.name} has no slice but the head, and train_head is false"
         )
     _check_lora(config, package.manifest, slices)
+    check_ranks(config, package.manifest, slices)
     config, seen = with_features(config, package.manifest)
     check_features(config, package.manifest, slices)
     phase = first_phase(config)
@@ -338,6 +339,27 @@ def _check_lora(config: RunConfig, manifest: Manifest, slices: tuple[str, ...]) 
                 f"{manifest.name} is {spec.kind}: export it with --slice lora, or leave lora_aggregation at "
                 '"factors"'
             )
+
+
+def check_ranks(config: RunConfig, manifest: Manifest, slices: tuple[str, ...]) -> None:
+    """Check that slices can be held in part and averaged rank by rank, where a run asks for that.
+
+    Raises:
+        ConfigError: a slice's rank is fixed, or a setting does not go with unlike ranks.
+    """
+    if config.rank_mode == "fixed":
+        return
+    check_rank_mode(config, manifest, slices, config.local_optimizer)
+    if config.robust_mean in ("trimmed", "median"):
+        raise ConfigError(
+            f'rank_mode = "{config.rank_mode}" gives devices slices of unlike ranks, of which robust_mean = '
+            f'"{config.robust_mean}" finds no centre; take "none" or "clipped"'
+        )
+    if config.lora_aggregation == "product_svd":
+        raise ConfigError(
+            f'rank_mode = "{config.rank_mode}" averages each rank over the devices that held it, and lora_aggregation '
+            '= "product_svd" averages their product; leave lora_aggregation at "factors"'
+        )
 
 
 def active_run(stores: Stores, connection: sqlite3.Connection) -> Run | None:

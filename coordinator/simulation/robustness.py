@@ -1,7 +1,7 @@
 """Robustness over groups of rows: those whose devices took part in a run, and those of nobody who did.
 
 "Less is Fed More" (CustomNLP4U 2024) measures it by a Continuous Relative Robustness Metric, whose formula was not at
-hand. What is computed here is a stand-in of our own, and is called so (``crrm_standin``). With S(p) the score of group p::
+hand. What is computed here is a stand-in of our own, and is called so (``crrm_standin``). With S(p) the score of p::
 
     r(p) = (S(p) after - S(p) before) / max(S(p) before, EPSILON)
     crrm_standin = (mean of r over groups that took part + mean of r over groups that did not) / 2

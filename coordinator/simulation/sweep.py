@@ -13,7 +13,7 @@ import msgspec
 
 from coordinator.config import RunConfig
 from coordinator.rounds.memory_requirements import required_bytes
-from coordinator.rounds.runs import first_phase, in_phase, trained_slices, with_features
+from coordinator.rounds.runs import check_ranks, first_phase, in_phase, trained_slices, with_features
 from coordinator.simulation.arm import STATE, Arm, fingerprint_of, label, open_arm
 from coordinator.simulation.config import NO_KEY, ArmConfig, SimulationConfig
 from coordinator.simulation.fleet import Fleet
@@ -193,7 +193,10 @@ def simulate_arm(
         progress.skip(done)
         return done
     # 2. The same devices and data for all arms of a seed.
-    fleet = Fleet(plan.shares[seed], plan.config.speed, plan.config.dropout, seed, plan.config.fleet.adjoints)
+    kinds = plan.config.fleet
+    fleet = Fleet(
+        plan.shares[seed], plan.config.speed, plan.config.dropout, seed, kinds.adjoints, kinds.half_cap
+    )
     with open_arm(folder, config, run, fleet, fingerprint) as arm:
         progress.begin(arm)
         try:
@@ -251,6 +254,7 @@ def _check_arm(config: SimulationConfig, arm: ArmConfig, train: LabelledRows, de
     try:
         run, seen = with_features(run, manifest)
         check_features(run, manifest, slices)
+        check_ranks(run, manifest, slices)
         settings = in_phase(run, first_phase(run))
         tasks: list[tuple[str, ...]] = [(name,) for name in slices] or [()]
         least = min(required_bytes(seen, settings, names) for names in tasks)

@@ -118,7 +118,7 @@ class Workbench:
     def __init__(self, settings: BenchSettings, train: LabelledRows, dev: LabelledRows) -> None:
         self._settings, self._train, self._dev = settings, train, dev
         self._engine = KeptPrograms(engine_maker("onnxruntime")(settings.threads))
-        self._packages: dict[tuple[str, Blocks, Pooling], OpenPackage] = {}
+        self._packages: dict[tuple[str, Blocks, Pooling, int], OpenPackage] = {}
         self.prefixes = KeptPrefixes(settings.prefix_cache_bytes)
 
     def train(self, job: Job) -> bytes:
@@ -130,7 +130,7 @@ class Workbench:
         """
         task = job.task
         # 1. Open what the task names.
-        opened = self._open(task.package, task.features, task.pooling)
+        opened = self._open(task.package, task.features, task.pooling, task.rank)
         manifest = opened.prepared.manifest
         values = decode_values(job.state, manifest.slices)
         examples = self._examples(opened, job.rows, task.sequence_limit)
@@ -169,15 +169,16 @@ class Workbench:
         scores = score(executor, values, examples, plan.choice.micro_batch)
         return evaluate_outcome(scores, manifest, len(examples.ids), 0.0, _memory(plan, job.cap_bytes))
 
-    def _open(self, sha256: str, blocks: Blocks, pooling: Pooling) -> OpenPackage:
-        """A package as runs see it whose head reads these blocks."""
-        seen = (sha256, blocks, pooling)
+    def _open(self, sha256: str, blocks: Blocks, pooling: Pooling, rank: int = 0) -> OpenPackage:
+        """A package as runs see it whose head reads these blocks, and devices of a rank; 0 for all ranks."""
+        seen = (sha256, blocks, pooling, rank)
         if seen not in self._packages:
             folder = self._settings.packages / sha256
             package = Package.open_known(folder, sha256).for_engine("onnxruntime")
             prepared = PreparedPackage.open(
                 package, self._settings.prepared / sha256, self._engine.version
             ).with_head(blocks, pooling)
+            prepared = prepared.with_rank(rank)
             labels = package.manifest.labels
             planner = Planner(prepared.manifest, prepared.prepared.arithmetic)
             self._packages[seen] = OpenPackage(

@@ -184,11 +184,14 @@ class TensorSpec(Struct, frozen=True):
         name: name within its slice.
         shape: shape.
         input: program input that takes it.
+        fed: shape in which the input takes it, if that is another: zeros fill the ranks that a package lacks which was
+            cut to fewer (:mod:`edge_runtime.package.ranks`).
     """
 
     name: Identifier
     shape: Shape
     input: Text
+    fed: Shape | UnsetType = UNSET
 
 
 class SliceSpec(Struct, frozen=True):

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from edge_runtime.slices.kind import SliceKind
 
-LORA = SliceKind("lora", ("A", "B"), pair=("A", "B"))
+LORA = SliceKind("lora", ("A", "B"), pair=("A", "B"), rank_axes={"A": 1, "B": 2})
