@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from edge_runtime.protocol.signing import PrivateKey
     from export.slices.sliced_linear import SliceOptions
 
+#: What an option for a lower rank does.
+OF_RANKS = "take the first ranks of LoRA slices alone (default: all)"
 #: Sizes (batch, sequence, draws) for which the summary predicts memory.
 SUMMARY_SIZES = ((1, 64, 1), (8, 64, 1), (8, 128, 1), (8, 128, 4))
 
@@ -113,6 +115,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     package.set_defaults(command=_package)
 
+    _add_other_commands(commands)
+    return parser
+
+
+def _add_other_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Keys, what becomes of trained slices, and conversions."""
     key = commands.add_parser("key", help="make a signing key and print its public half")
     key.add_argument("file", type=Path, help="file to create; one that exists is never overwritten")
     key.set_defaults(command=_key)
@@ -123,6 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--slices", type=Path, required=True, help="slice values, from 'edge-coordinator run fetch-slices'"
     )
     adapter.add_argument("--publisher-key", required=True, help="public key that signed the package")
+    adapter.add_argument("--rank", type=int, help=OF_RANKS)
     adapter.add_argument("--base-model", required=True, help="model name or path to record")
     adapter.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to create")
     adapter.set_defaults(command=_adapter)
@@ -134,8 +143,23 @@ def build_parser() -> argparse.ArgumentParser:
         "--slices", type=Path, required=True, help="slice values, from 'edge-coordinator run fetch-slices'"
     )
     merge.add_argument("--publisher-key", required=True, help="public key that signed the package")
+    merge.add_argument("--rank", type=int, help=OF_RANKS)
     merge.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to create")
     merge.set_defaults(command=_merge)
+
+    cut = commands.add_parser("cut", help="write a package with the first ranks of its LoRA slices alone")
+    cut.add_argument("package", type=Path, help="package folder, exported with --slice lora")
+    cut.add_argument("--rank", type=int, required=True, help="number of first ranks to keep")
+    cut.add_argument(
+        "--slices",
+        type=Path,
+        help="trained slice values that it starts from, from 'edge-coordinator run fetch-slices' (default: the "
+        "package's own initial ones)",
+    )
+    cut.add_argument("--publisher-key", required=True, help="public key that signed the package")
+    cut.add_argument("--key", type=Path, required=True, help="signing key, from 'edge-export key'")
+    cut.add_argument("--output", type=Path, required=True, metavar="DIR", help="package folder to create")
+    cut.set_defaults(command=_cut)
 
     llama2c = commands.add_parser(
         "llama2c", help="turn a llama2.c checkpoint into a Hugging Face model folder"
@@ -144,7 +168,6 @@ def build_parser() -> argparse.ArgumentParser:
     llama2c.add_argument("tokenizer", type=Path, help="its tokenizer, such as tok512.bin")
     llama2c.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder to create")
     llama2c.set_defaults(command=_llama2c)
-    return parser
 
 
 def _package(arguments: argparse.Namespace) -> int:
@@ -237,9 +260,36 @@ def _merge(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _cut(arguments: argparse.Namespace) -> int:
+    from edge_runtime.package.package import Package
+    from export.packaging.cut_package import cut_package
+
+    key, rank = _read_key(arguments.key), _rank(arguments)
+    if arguments.slices is None:
+        package = Package.open(arguments.package, arguments.publisher_key)
+        package.verify_files()
+        values = None
+    else:
+        arguments.rank = None  # values of all ranks are read, and cut with the package
+        package, values = _trained(arguments)
+        if package.manifest.head_blocks:
+            raise ConfigError(
+                "--slices hold a head over several blocks, which belongs to a run and to no package; leave --slices out"
+            )
+    made = cut_package(package, rank, arguments.output, key, values)
+    ranked = [spec for spec in made.manifest.slices if spec.kind != "head"]
+    numbers = sum(spec.dimensions for spec in ranked)
+    print(
+        f"{made.folder}: rank {rank}, {numbers} trainable numbers in {len(ranked)} slices\nsha256 {made.sha256}"
+    )
+    return 0
+
+
 def _trained(arguments: argparse.Namespace) -> tuple[Package, Values]:
     from edge_runtime.package.block_head import head_of, with_block_head
     from edge_runtime.package.package import Package
+    from edge_runtime.package.ranked_values import cut
+    from edge_runtime.package.ranks import with_rank
     from edge_runtime.package.slices import decode_values
 
     if arguments.output.exists():
@@ -254,7 +304,18 @@ def _trained(arguments: argparse.Namespace) -> tuple[Package, Values]:
             f"edge-coordinator run fetch-slices --output {arguments.slices}"
         ) from error
     package = Package(package.folder, with_block_head(package.manifest, *head_of(data)), package.sha256)
-    return package, decode_values(data, package.manifest.slices)
+    values = decode_values(data, package.manifest.slices)
+    if getattr(arguments, "rank", None) is None:
+        return package, values
+    narrowed = with_rank(package.manifest, _rank(arguments))
+    return Package(package.folder, narrowed, package.sha256), cut(values, narrowed.slices)
+
+
+def _rank(arguments: argparse.Namespace) -> int:
+    """The number of ranks that were asked for; :class:`ConfigError` if it is none."""
+    if arguments.rank < 1:
+        raise ConfigError(f"--rank is {arguments.rank}, must be at least 1")
+    return int(arguments.rank)
 
 
 def _labels(arguments: argparse.Namespace) -> tuple[str, ...]:

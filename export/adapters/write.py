@@ -30,6 +30,7 @@ from edge_runtime.execution.weights import MappedWeights
 from edge_runtime.package.manifest import SliceSpec
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import PreparedPackage
+from edge_runtime.package.ranks import factor_of
 from edge_runtime.package.slices import FloatArray, Values, key
 from export.adapters.peft_names import (
     A_SUFFIX,
@@ -219,7 +220,13 @@ def frozen_of(package: Package, spec: SliceSpec) -> Frozen:
     weights = {
         name: torch.from_numpy(np.array(a)) for name, a in arrays.items() if name.startswith(stem(spec))
     }
-    return lambda name: whole_factor(weights, f"{stem(spec)}_{name}", "_").numpy()
+    factor = np.float32(factor_of(spec))
+
+    def frozen(name: str) -> FloatArray:
+        found: FloatArray = whole_factor(weights, f"{stem(spec)}_{name}", "_").numpy()
+        return found * factor if name == "scale" else found
+
+    return frozen
 
 
 def stem(spec: SliceSpec) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModel
 
-from edge_runtime.errors import ModelError
+from edge_runtime.errors import ConfigError, ModelError
 from edge_runtime.package.package import Package
+from edge_runtime.package.ranked_values import cut
+from edge_runtime.package.ranks import with_rank
 from edge_runtime.package.slices import Values, encode_values
 from edge_runtime.protocol.signing import generate_key
 from export.adapters.merge import merge
@@ -211,6 +214,26 @@ def test_an_update_that_overflows_leaves_nothing(
     assert f"weight {last}.weight holds" in message
 
 
+def test_fewer_ranks_are_merged_at_their_own_scale(tmp_path: Path, tiny_model: Path) -> None:
+    """The first of two ranks alone adds alpha·B·A of that rank, in a merge and in an adapter for peft."""
+    made = unlowered.make(tiny_model, tmp_path / "package", tiny.LABELS, own=False)
+    values = made.values()
+    narrowed = with_rank(made.package.manifest, 1)
+    package, few = Package(made.package.folder, narrowed, ""), cut(values, narrowed.slices)
+    merge(package, few, tiny_model, tmp_path / "merged")
+    before, after = (
+        AutoModel.from_pretrained(path).state_dict() for path in (tiny_model, tmp_path / "merged")
+    )
+    for spec in adapted(made.package):
+        name = f"{spec.target}.weight"
+        a, b, scale = lora_pair(made.package, spec, values)
+        expected = 2 * scale * torch.from_numpy(b[:, :1] @ a[:1])
+        torch.testing.assert_close(after[name] - before[name], expected, rtol=1e-4, atol=1e-5)
+    write_adapter(package, few, tmp_path / "adapter", "base")
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (settings["r"], settings["lora_alpha"]) == (1, 2 * scale)
+
+
 def test_the_commands_write_what_the_functions_write(
     trained: tuple[Package, Values],
     tiny_model: Path,
@@ -232,3 +255,17 @@ def test_the_commands_write_what_the_functions_write(
     adapter = write_adapter(package, values, tmp_path / "adapter-by-function", "base")
     for path in adapter.iterdir():
         assert path.read_bytes() == (tmp_path / "adapter" / path.name).read_bytes(), path.name
+    for command, more in (("merge", [str(tiny_model)]), ("adapter", ["--base-model", "base"])):
+        words = [
+            command,
+            str(package.folder),
+            *more,
+            *given,
+            "--output",
+            str(tmp_path / "few"),
+            "--rank",
+            "1",
+        ]
+        assert main(words) == ConfigError.exit_code
+        assert "have one rank alone; export it with --slice lora" in capsys.readouterr().err
+    assert not (tmp_path / "few").exists()
