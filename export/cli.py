@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from edge_runtime.errors import ConfigError, ModelError
 from edge_runtime.exit_status import exit_code_of
 from edge_runtime.figures import size, whole_size
+from edge_runtime.slices.kinds import KINDS
 
 if TYPE_CHECKING:
     from edge_runtime.engines.names import EngineName
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from edge_runtime.package.package import Package
     from edge_runtime.package.slices import Values
     from edge_runtime.protocol.signing import PrivateKey
-    from export.model.slices import SliceOptions
+    from export.slices.sliced_linear import SliceOptions
 
+#: What an option for a lower rank does.
+OF_RANKS = "take the first ranks of LoRA slices alone (default: all)"
 #: Sizes (batch, sequence, draws) for which the summary predicts memory.
 SUMMARY_SIZES = ((1, 64, 1), (8, 64, 1), (8, 128, 1), (8, 128, 4))
 
@@ -50,10 +53,22 @@ def build_parser() -> argparse.ArgumentParser:
     package.add_argument("--output", type=Path, required=True, metavar="DIR", help="package folder to create")
     package.add_argument("--key", type=Path, required=True, help="signing key, from 'edge-export key'")
     package.add_argument(
-        "--slice", choices=("lora_xs", "lora"), help="kind of slices (default: lora_xs; lora with --adapter)"
+        "--slice", choices=tuple(KINDS), help="kind of slices (default: lora_xs; lora with --adapter)"
     )
     package.add_argument("--rank", type=int, help="rank of the slices (default: 4)")
     package.add_argument("--alpha", type=float, help="update scale is alpha / rank (default: 4)")
+    package.add_argument(
+        "--density",
+        type=float,
+        metavar="SHARE",
+        help="share of each adapted layer's weight that --slice sparse trains (default: 0.01)",
+    )
+    package.add_argument(
+        "--mask",
+        choices=("movement", "fisher", "random"),
+        help="how --slice sparse chooses the entries: those that a short training on --check-data moves most, those on "
+        "which the loss hangs most by forward mode, or any (default: movement)",
+    )
     package.add_argument(
         "--targets",
         metavar="NAME,...",
@@ -100,6 +115,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     package.set_defaults(command=_package)
 
+    _add_other_commands(commands)
+    return parser
+
+
+def _add_other_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Keys, what becomes of trained slices, and conversions."""
     key = commands.add_parser("key", help="make a signing key and print its public half")
     key.add_argument("file", type=Path, help="file to create; one that exists is never overwritten")
     key.set_defaults(command=_key)
@@ -110,6 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--slices", type=Path, required=True, help="slice values, from 'edge-coordinator run fetch-slices'"
     )
     adapter.add_argument("--publisher-key", required=True, help="public key that signed the package")
+    adapter.add_argument("--rank", type=int, help=OF_RANKS)
     adapter.add_argument("--base-model", required=True, help="model name or path to record")
     adapter.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to create")
     adapter.set_defaults(command=_adapter)
@@ -121,8 +143,23 @@ def build_parser() -> argparse.ArgumentParser:
         "--slices", type=Path, required=True, help="slice values, from 'edge-coordinator run fetch-slices'"
     )
     merge.add_argument("--publisher-key", required=True, help="public key that signed the package")
+    merge.add_argument("--rank", type=int, help=OF_RANKS)
     merge.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to create")
     merge.set_defaults(command=_merge)
+
+    cut = commands.add_parser("cut", help="write a package with the first ranks of its LoRA slices alone")
+    cut.add_argument("package", type=Path, help="package folder, exported with --slice lora")
+    cut.add_argument("--rank", type=int, required=True, help="number of first ranks to keep")
+    cut.add_argument(
+        "--slices",
+        type=Path,
+        help="trained slice values that it starts from, from 'edge-coordinator run fetch-slices' (default: the "
+        "package's own initial ones)",
+    )
+    cut.add_argument("--publisher-key", required=True, help="public key that signed the package")
+    cut.add_argument("--key", type=Path, required=True, help="signing key, from 'edge-export key'")
+    cut.add_argument("--output", type=Path, required=True, metavar="DIR", help="package folder to create")
+    cut.set_defaults(command=_cut)
 
     llama2c = commands.add_parser(
         "llama2c", help="turn a llama2.c checkpoint into a Hugging Face model folder"
@@ -131,7 +168,6 @@ def build_parser() -> argparse.ArgumentParser:
     llama2c.add_argument("tokenizer", type=Path, help="its tokenizer, such as tok512.bin")
     llama2c.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder to create")
     llama2c.set_defaults(command=_llama2c)
-    return parser
 
 
 def _package(arguments: argparse.Namespace) -> int:
@@ -152,7 +188,7 @@ def _package(arguments: argparse.Namespace) -> int:
     check_early(arguments.model, labels, arguments.output, engines, trust_remote_code=trusted)
     if arguments.adapter is not None:
         _check_adapter(arguments, labels)
-    texts = tuple(row.text for row in load_rows(arguments.check_data, labels))
+    rows = load_rows(arguments.check_data, labels)
 
     def progress(stage: str) -> None:
         print(f"{time.monotonic() - started:6.1f} s  {stage}", flush=True)
@@ -168,13 +204,15 @@ def _package(arguments: argparse.Namespace) -> int:
         slices=_slice_options(arguments),
         sequence_limit=arguments.sequence_limit,
         quantisation=arguments.quant,
-        check_texts=texts,
+        check_texts=tuple(row.text for row in rows),
         task=arguments.task,
         adapter=arguments.adapter,
         trust_remote_code=trusted,
         with_adjoint=arguments.with_adjoint,
         engines=engines,
         with_generation=arguments.with_generation,
+        mask=arguments.mask or "movement",
+        check_labels=tuple(row.label for row in rows),
     )
     notes: list[str] = []
     package = export_package(options, key, progress, notes.append)
@@ -222,9 +260,36 @@ def _merge(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _cut(arguments: argparse.Namespace) -> int:
+    from edge_runtime.package.package import Package
+    from export.packaging.cut_package import cut_package
+
+    key, rank = _read_key(arguments.key), _rank(arguments)
+    if arguments.slices is None:
+        package = Package.open(arguments.package, arguments.publisher_key)
+        package.verify_files()
+        values = None
+    else:
+        arguments.rank = None  # values of all ranks are read, and cut with the package
+        package, values = _trained(arguments)
+        if package.manifest.head_blocks:
+            raise ConfigError(
+                "--slices hold a head over several blocks, which belongs to a run and to no package; leave --slices out"
+            )
+    made = cut_package(package, rank, arguments.output, key, values)
+    ranked = [spec for spec in made.manifest.slices if spec.kind != "head"]
+    numbers = sum(spec.dimensions for spec in ranked)
+    print(
+        f"{made.folder}: rank {rank}, {numbers} trainable numbers in {len(ranked)} slices\nsha256 {made.sha256}"
+    )
+    return 0
+
+
 def _trained(arguments: argparse.Namespace) -> tuple[Package, Values]:
     from edge_runtime.package.block_head import head_of, with_block_head
     from edge_runtime.package.package import Package
+    from edge_runtime.package.ranked_values import cut
+    from edge_runtime.package.ranks import with_rank
     from edge_runtime.package.slices import decode_values
 
     if arguments.output.exists():
@@ -239,7 +304,18 @@ def _trained(arguments: argparse.Namespace) -> tuple[Package, Values]:
             f"edge-coordinator run fetch-slices --output {arguments.slices}"
         ) from error
     package = Package(package.folder, with_block_head(package.manifest, *head_of(data)), package.sha256)
-    return package, decode_values(data, package.manifest.slices)
+    values = decode_values(data, package.manifest.slices)
+    if getattr(arguments, "rank", None) is None:
+        return package, values
+    narrowed = with_rank(package.manifest, _rank(arguments))
+    return Package(package.folder, narrowed, package.sha256), cut(values, narrowed.slices)
+
+
+def _rank(arguments: argparse.Namespace) -> int:
+    """The number of ranks that were asked for; :class:`ConfigError` if it is none."""
+    if arguments.rank < 1:
+        raise ConfigError(f"--rank is {arguments.rank}, must be at least 1")
+    return int(arguments.rank)
 
 
 def _labels(arguments: argparse.Namespace) -> tuple[str, ...]:
@@ -381,15 +457,30 @@ def _read_key(path: Path) -> PrivateKey:
 def _check_ranges(arguments: argparse.Namespace) -> None:
     """Refuse numbers out of range, and options that an adapter settles: rank and targets; for LoRA the scale too."""
     if arguments.adapter is not None:
-        own = ("rank", "targets") if arguments.slice == "lora_xs" else ("rank", "targets", "alpha")
+        takes_scale = KINDS[arguments.slice or "lora"].pair is not None
+        own = ("rank", "targets", *(["alpha"] if takes_scale else []))
         if given := [name for name in own if getattr(arguments, name) is not None]:
             raise ConfigError(f"--{given[0]} is the adapter's own; leave it out beside --adapter")
     for option, low, high in (("rank", 1, 1024), ("sequence_limit", 2, 1 << 20), ("seed", 0, 1 << 62)):
         value = getattr(arguments, option)
         if value is not None and not low <= value <= high:
             raise ConfigError(f"--{option.replace('_', '-')} is {value}, must be from {low} to {high}")
+    _check_kind(arguments)
     if arguments.alpha is not None and not 0 < arguments.alpha <= 1e6:
         raise ConfigError(f"--alpha is {arguments.alpha}, must be above 0 and at most 1e6")
+
+
+def _check_kind(arguments: argparse.Namespace) -> None:
+    """Refuse options of another kind of slices than the one that is chosen."""
+    sparse = arguments.slice == "sparse"
+    for name in ("rank", "alpha") if sparse else ("density", "mask"):
+        if getattr(arguments, name) is not None:
+            chosen = "sparse has no rank: take --density" if sparse else "it belongs to --slice sparse"
+            raise ConfigError(f"--{name} does not go with this kind of slices: {chosen}")
+    if sparse and arguments.adapter is not None:
+        raise ConfigError("--slice sparse cannot start from --adapter: merge it into the model first")
+    if arguments.density is not None and not 0 < arguments.density <= 1:
+        raise ConfigError(f"--density is {arguments.density}, must be above 0 and at most 1")
 
 
 def _check_adapter(arguments: argparse.Namespace, labels: tuple[str, ...]) -> None:
@@ -402,7 +493,7 @@ def _check_adapter(arguments: argparse.Namespace, labels: tuple[str, ...]) -> No
 
 
 def _slice_options(arguments: argparse.Namespace) -> SliceOptions:
-    from export.model.slices import SliceOptions
+    from export.slices.sliced_linear import SliceOptions
 
     return SliceOptions(
         kind=arguments.slice or ("lora_xs" if arguments.adapter is None else "lora"),
@@ -410,6 +501,7 @@ def _slice_options(arguments: argparse.Namespace) -> SliceOptions:
         alpha=4.0 if arguments.alpha is None else arguments.alpha,
         targets=tuple(name.strip() for name in (arguments.targets or "").split(",") if name.strip()),
         seed=arguments.seed,
+        density=0.01 if arguments.density is None else arguments.density,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -26,7 +27,8 @@ from edge_runtime.profile.comparisons import BackpropagationOutcome, Backpropaga
 from export.model.heads import HEAD
 from export.model.load import load_model
 from export.model.own_head import UnusableHead
-from export.model.slices import SliceOptions, slice_and_tensor
+from export.model.slices import slice_and_tensor
+from export.slices.kinds import KINDS
 
 RATE = 1e-3
 
@@ -79,13 +81,8 @@ def _model(settings: BackpropagationSettings, manifest: Manifest) -> nn.Module:
     first = next(iter(specs.values()), None)
     if first is None:
         raise ModelError(f"package {manifest.name} has no slices beside the head")
-    rank = min(min(tensor.shape[-2:]) for tensor in first.tensors)
-    options = SliceOptions(
-        kind="lora_xs" if first.kind == "lora_xs" else "lora",
-        rank=rank,
-        alpha=float(rank),
-        targets=tuple(specs),
-    )
+    kind = KINDS[first.kind].options_of({tensor.name: tensor.shape for tensor in first.tensors})
+    options = replace(kind, targets=tuple(specs))
     features = manifest.head_features if manifest.head is not None else None
     folder = Path(settings.model)
     try:

@@ -165,6 +165,14 @@ def exported_plain(tiny_model):
 
 
 @pytest.fixture(scope="session")
+def exported_sparse(tiny_model):
+    """The model with sparse slices of random entries in float32, without adjoint programs."""
+    from tests.export import tiny
+
+    return tiny.export_shared(tiny_model, kind="sparse", density=0.05, mask="random", quantisation="none")
+
+
+@pytest.fixture(scope="session")
 def prepared_in(exported, tmp_path_factory):
     """The int8 package prepared for this machine, by arithmetic."""
     from edge_runtime.engines.onnxruntime_engine import OnnxEngine

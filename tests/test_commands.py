@@ -192,6 +192,7 @@ OPTIONS = {
     "edge-export package": dict.fromkeys(
         (
             *("--task", "--labels", "--check-data", "--output", "--key", "--slice", "--rank", "--alpha"),
+            *("--density", "--mask"),
             *("--targets", "--sequence-limit", "--quant", "--with-adjoint", "--engine", "--seed"),
             *("--adapter", "--trust-remote-code", "--with-generation"),
         ),
@@ -199,12 +200,16 @@ OPTIONS = {
     ),
     "edge-export key": {"": EXPORT + "test_a_key_is_made_once"},
     "edge-export adapter": dict.fromkeys(
-        ("--slices", "--publisher-key", "--base-model", "--output"),
+        ("--slices", "--publisher-key", "--rank", "--base-model", "--output"),
         "export/adapters/test_merge.py::test_the_commands_write_what_the_functions_write",
     ),
     "edge-export merge": dict.fromkeys(
-        ("--slices", "--publisher-key", "--output"),
+        ("--slices", "--publisher-key", "--rank", "--output"),
         "export/adapters/test_merge.py::test_the_commands_write_what_the_functions_write",
+    ),
+    "edge-export cut": dict.fromkeys(
+        ("--rank", "--slices", "--publisher-key", "--key", "--output"),
+        "export/packaging/test_cut_package.py::test_the_command_cuts_a_package_and_what_was_trained",
     ),
     "edge-export llama2c": {"--output": "export/llama2c/test_convert.py::test_nothing_is_overwritten"},
 }

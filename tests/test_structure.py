@@ -35,7 +35,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "edge_runtime/protocol": {"edge_runtime"},
     "edge_runtime/engines": {"edge_runtime"},
     "edge_runtime/data": {"edge_runtime"},
-    "edge_runtime/package": {"edge_runtime", "edge_runtime/engines", "edge_runtime/protocol"},
+    "edge_runtime/slices": set(),
+    "edge_runtime/package": {
+        "edge_runtime",
+        "edge_runtime/engines",
+        "edge_runtime/protocol",
+        "edge_runtime/slices",
+    },
     "edge_runtime/memory": {"edge_runtime", "edge_runtime/package", "edge_runtime/protocol"},
     "edge_runtime/execution": {
         "edge_runtime",
@@ -52,6 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "edge_runtime/memory",
         "edge_runtime/package",
         "edge_runtime/protocol",
+        "edge_runtime/slices",
     },
     "edge_runtime/inference": {
         "edge_runtime",
@@ -117,7 +124,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "edge_runtime/serving/command.py",
     },
     "export/llama2c": {"edge_runtime"},
-    "export/model": {"edge_runtime", "edge_runtime/data", "edge_runtime/package"},
+    "export/slices": {"edge_runtime", "edge_runtime/package", "edge_runtime/slices"},
+    "export/model": {"edge_runtime", "edge_runtime/data", "edge_runtime/package", "export/slices"},
     "export/capture": {"edge_runtime", "export/model"},
     "export/quantisation": {"edge_runtime/package", "export/capture", "export/model"},
     "export/autodiff": {"edge_runtime", "export/quantisation"},
@@ -134,8 +142,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "edge_runtime",
         "edge_runtime/execution",
         "edge_runtime/package",
+        "edge_runtime/slices",
         "export/model",
         "export/quantisation",
+        "export/slices",
     },
     "export/packaging": {
         "edge_runtime",
@@ -150,6 +160,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "export/lowering",
         "export/model",
         "export/quantisation",
+        "export/slices",
     },
     "export": {
         "edge_runtime",
@@ -158,6 +169,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "edge_runtime/package",
         "edge_runtime/profile",
         "export/model",
+        "export/slices",
     },
     "export/cli.py": {
         "edge_runtime",
@@ -166,10 +178,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "edge_runtime/memory",
         "edge_runtime/package",
         "edge_runtime/protocol",
+        "edge_runtime/slices",
         "export/adapters",
         "export/llama2c",
         "export/model",
         "export/packaging",
+        "export/slices",
     },
     "coordinator/storage": {"edge_runtime", "edge_runtime/package", "edge_runtime/protocol"},
     "coordinator": {
@@ -182,6 +196,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator/aggregation": {
         "edge_runtime",
         "edge_runtime/package",
+        "edge_runtime/slices",
         "edge_runtime/training",
         "coordinator",
     },
@@ -191,6 +206,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "edge_runtime/memory",
         "edge_runtime/package",
         "edge_runtime/protocol",
+        "edge_runtime/slices",
         "edge_runtime/training",
         "edge_runtime/worker",
         "coordinator",
@@ -356,6 +372,10 @@ WITHOUT_TEST_FILE = {
     "edge_runtime/profile/plan_text.py",
     "edge_runtime/profile/request.py",
     "edge_runtime/serving/openapi.py",
+    "edge_runtime/slices/kind.py",
+    "edge_runtime/slices/lora.py",
+    "edge_runtime/slices/lora_xs.py",
+    "edge_runtime/slices/sparse.py",
     "edge_runtime/training/estimators.py",
     "edge_runtime/training/evaluation.py",
     "edge_runtime/training/exact_gradient.py",
@@ -390,6 +410,8 @@ WITHOUT_TEST_FILE = {
     "export/packaging/torch_reference.py",
     "export/packaging/weights.py",
     "export/quantisation/stored.py",
+    "export/slices/lora.py",
+    "export/slices/sliced_linear.py",
     "export/torch_baseline.py",
 }
 #: How a page or a docstring names a file of the repository.

@@ -17,8 +17,10 @@ import numpy as np
 
 from coordinator.aggregation.mean import Contribution
 from coordinator.aggregation.server_optimizers import DoubleArray
+from edge_runtime.errors import PackageError
 from edge_runtime.package.manifest import SliceSpec
 from edge_runtime.package.slices import FloatArray, Values, key
+from edge_runtime.slices.kinds import KINDS
 
 #: Name of the tensor that stands in a contribution's delta for A and B of a slice.
 PRODUCT = "product"
@@ -36,7 +38,7 @@ def with_products(
         values: slice values that the round's tasks came with.
         specs: all slices of the package.
     """
-    pairs = [(_names(spec), key(spec.name, PRODUCT)) for spec in specs if spec.kind == "lora"]
+    pairs = [(_names(spec), key(spec.name, PRODUCT)) for spec in specs if _has_pair(spec)]
     for contribution in contributions:
         delta = dict(contribution.delta)
         for (a, b), product in pairs:
@@ -58,7 +60,7 @@ def factor_deltas(
         specs: all slices of the package.
     """
     result = dict(deltas)
-    for spec in specs:
+    for spec in filter(_has_pair, specs):
         product = key(spec.name, PRODUCT)
         if product in result:
             a, b = (values[name] for name in _names(spec))
@@ -103,8 +105,15 @@ def factorise(product: DoubleArray, a: DoubleArray, b: DoubleArray) -> tuple[Dou
     return turn.T @ new_a, new_b @ turn
 
 
+def _has_pair(spec: SliceSpec) -> bool:
+    return spec.kind in KINDS and KINDS[spec.kind].pair is not None
+
+
 def _names(spec: SliceSpec) -> tuple[str, str]:
-    return key(spec.name, "A"), key(spec.name, "B")
+    pair = KINDS[spec.kind].pair
+    if pair is None:
+        raise PackageError(f"slice {spec.name} of kind {spec.kind} has no product of two factors")
+    return key(spec.name, pair[0]), key(spec.name, pair[1])
 
 
 def _double(factor: FloatArray | DoubleArray) -> DoubleArray:

@@ -9,6 +9,7 @@ import numpy as np
 
 from coordinator.aggregation.low_rank import factor_deltas, with_products
 from coordinator.aggregation.mean import Contribution, add, apply_deltas, means, merged
+from coordinator.aggregation.ranks import by_rank, joined_ranks
 from coordinator.aggregation.server_state import ServerState
 from coordinator.aggregation.variance_gate import disagreement
 from coordinator.config import RunConfig
@@ -63,6 +64,8 @@ def server_update(
     # 1. Contributions are summed, on top of what the gate kept; LoRA's factors by their product, if so asked.
     if config.lora_aggregation == "product_svd":
         contributions = with_products(contributions, values, specs)
+    if config.rank_mode != "fixed":
+        contributions = by_rank(contributions, specs)
     even, odd = dict(state.kept[0]), dict(state.kept[1])
     for contribution in contributions:
         add(odd if config.gate_variance is not None and contribution.slot % 2 else even, contribution)
@@ -71,7 +74,8 @@ def server_update(
     if config.gate_variance is not None and variance is not None and variance > config.gate_variance:
         return _outcome(values, replace(state, kept=(even, odd)), config, specs, gated_variance=variance)
     # 3. They are averaged.
-    deltas = factor_deltas(means(merged(even, odd)), values, specs)
+    deltas = joined_ranks(means(merged(even, odd)), values, specs)
+    deltas = factor_deltas(deltas, values, specs)
     # 4. The server's optimisers step.
     new_values, moments = apply_deltas(
         values,

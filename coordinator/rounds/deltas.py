@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from edge_runtime.package.manifest import Manifest, SliceSpec
+from edge_runtime.package.ranked_values import cut
+from edge_runtime.package.ranks import with_rank
 from edge_runtime.package.slices import Values, decode_values, shapes
 from edge_runtime.protocol.messages import Task
 from edge_runtime.training.replay import decode_report, replay
@@ -11,7 +13,8 @@ from edge_runtime.training.trainable import estimated_slices, exact_heads
 
 def trained_specs(manifest: Manifest, task: Task) -> list[SliceSpec]:
     """The slices whose delta a task must bring: those it trains, without a frozen A, and the head if it trains that."""
-    return [*estimated_slices(task, manifest.slices), *exact_heads(task, manifest.slices)]
+    specs = with_rank(manifest, task.rank).slices
+    return [*estimated_slices(task, specs), *exact_heads(task, specs)]
 
 
 def check_delta(manifest: Manifest, task: Task, data: bytes) -> None:
@@ -50,5 +53,6 @@ def read_delta(
     if task.report != "scalars":
         return decode_values(data, trained_specs(manifest, task))
     report = decode_report(data, task, manifest.slices)
-    delta = replay(task, manifest.slices, values, report, reference)
+    specs = with_rank(manifest, task.rank).slices
+    delta = replay(task, specs, cut(values, specs), report, reference)
     return delta | {name: report[name] for name in shapes(exact_heads(task, manifest.slices))}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.events import record
-from coordinator.rounds.runs import end_run, reason_of_end, run_of
+from coordinator.rounds.runs import Run, end_run, reason_of_end, run_of
 from coordinator.storage import evaluation_rows, run_rows
 from coordinator.storage.stores import Stores
 from edge_runtime.errors import EdgeError, WorkerError
@@ -49,6 +49,18 @@ def next_evaluation(stores: Stores) -> Evaluation | None:
         if pending is None:
             return None
         run = run_of(stores, run_rows.get(connection, pending.run_id))
+    return evaluation_of(stores, run, pending.round, pending.values_sha256)
+
+
+def evaluation_of(stores: Stores, run: Run, number: int, values_sha256: str) -> Evaluation | None:
+    """The evaluation of a run's values, ready to run; its package folder exists on return. None if it makes none.
+
+    Args:
+        stores: handles on the state folder.
+        run: the run.
+        number: number of the round that the values stood after, or :data:`INITIAL`.
+        values_sha256: digest of the values, which are among the blobs.
+    """
     if run.config.evaluation is None:
         return None
     folder = _package_folder(stores, run.package_sha256, run.package_signature)
@@ -56,7 +68,7 @@ def next_evaluation(stores: Stores) -> Evaluation | None:
         package_folder=str(folder),
         package_sha256=run.package_sha256,
         prepared_folder=str(stores.folder / "prepared" / run.package_sha256),
-        state_path=str(stores.blobs.find(pending.values_sha256)),
+        state_path=str(stores.blobs.find(values_sha256)),
         data_path=run.config.evaluation.data,
         sequence_limit=min(run.config.sequence_limit, run.manifest.sequence_limit),
         cap_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -72,7 +84,7 @@ def next_evaluation(stores: Stores) -> Evaluation | None:
         job.threads,
         run.config.evaluation.arithmetic,
     )
-    return Evaluation(run.run_id, pending.round, job, prepare)
+    return Evaluation(run.run_id, number, job, prepare)
 
 
 async def evaluate(evaluation: Evaluation) -> EvaluateOutcome | EdgeError:

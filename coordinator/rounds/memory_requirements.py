@@ -10,10 +10,13 @@ from msgspec.structs import replace
 from coordinator.config import RunConfig
 from edge_runtime.memory.plan import Planner, Work
 from edge_runtime.package.manifest import Manifest
+from edge_runtime.package.ranks import rank_of, with_rank
 from edge_runtime.worker.session import sums_work
 
 
-def required_bytes(manifest: Manifest, config: RunConfig, slices: Sequence[str], rows: int = 0) -> int:
+def required_bytes(
+    manifest: Manifest, config: RunConfig, slices: Sequence[str], rows: int = 0, rank: int = 0
+) -> int:
     """The smallest cap under which a device has a plan to train some slices, or to sum up its features.
 
     What a device has measured does not enter, only what its operator declared: measurements vary by a little, and seats
@@ -25,13 +28,18 @@ def required_bytes(manifest: Manifest, config: RunConfig, slices: Sequence[str],
         slices: names of the slices, the head's possibly among them. Every plan has room for the head's exact gradient;
             a perturbed head is planned like a slice.
         rows: number of the device's rows, on which sums for a head in closed form depend.
+        rank: number of ranks that the device holds; 0 for all of the package's, or where they are drawn the first
+            alone, which any device must be able to hold.
 
     Returns:
         the cap in bytes.
     """
+    same = _Same(manifest)
+    if config.rank_mode != "fixed" or rank:
+        same = _at_rank(same, rank or 1)
     sequence = min(config.sequence_limit, manifest.sequence_limit)
     if config.head == "closed_form":
-        return _smallest_cap(_Same(manifest), sums_work(manifest, max(1, rows), sequence))
+        return _smallest_cap(same, sums_work(manifest, max(1, rows), sequence))
     exact_head = None if manifest.head is None or config.head == "perturbed" else manifest.head.name
     work = Work(
         batch_size=config.batch_size,
@@ -40,7 +48,24 @@ def required_bytes(manifest: Manifest, config: RunConfig, slices: Sequence[str],
         slices=tuple(name for name in slices if name != exact_head),
         update=config.update,
     )
-    return _smallest_cap(_Same(manifest), work)
+    return _smallest_cap(same, work)
+
+
+def rank_for(manifest: Manifest, config: RunConfig, slices: Sequence[str], cap_bytes: int) -> int:
+    """The number of ranks that a device with this cap is given: as many as fit; 0 where the run trains all of them.
+
+    Args:
+        manifest: manifest of the package, as the run sees it.
+        config: settings of the task.
+        slices: names of the slices, the head's possibly among them.
+        cap_bytes: memory that the device grants; the first rank fits.
+    """
+    trains = any(manifest.slice_named(name).kind != "head" for name in slices)
+    if config.rank_mode == "fixed" or not trains:
+        return 0
+    ranks = range(rank_of(manifest), 0, -1)
+    fits = (rank for rank in ranks if required_bytes(manifest, config, slices, rank=rank) <= cap_bytes)
+    return next(fits, 1)
 
 
 class _Same:
@@ -54,6 +79,11 @@ class _Same:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and other.manifest is self.manifest
+
+
+@lru_cache(maxsize=256)  # the same object each time, by which plans are kept
+def _at_rank(same: _Same, rank: int) -> _Same:
+    return _Same(with_rank(same.manifest, rank))
 
 
 @lru_cache(maxsize=4096)  # every check-in asks, and a plan takes milliseconds

@@ -26,7 +26,8 @@ from edge_runtime.package.block_head import default_blocks, with_block_head
 from edge_runtime.package.manifest import MANIFEST, SIGNATURE, Manifest
 from edge_runtime.package.package import Package
 from edge_runtime.package.slices import Values, decode_values, encode_values, shapes
-from edge_runtime.training.methods import check_features, check_loss
+from edge_runtime.slices.kinds import KINDS
+from edge_runtime.training.methods import check_features, check_loss, check_rank_mode
 
 ACTIVE = ("running", "evaluating")
 #: Phases of a run. In a visit every device is asked once, for the sums of a head in closed form.
@@ -233,6 +234,7 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
             f"package {package.manifest.name} has no slice but the head, and train_head is false"
         )
     _check_lora(config, package.manifest, slices)
+    check_ranks(config, package.manifest, slices)
     config, seen = with_features(config, package.manifest)
     check_features(config, package.manifest, slices)
     phase = first_phase(config)
@@ -248,9 +250,10 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
     stores.blobs.put_file(package.folder / MANIFEST, package.sha256)
     signature = (package.folder / SIGNATURE).read_text("ascii").strip()
     values_sha256 = package.manifest.files[package.manifest.initial_state].sha256
-    values = decode_values(stores.blobs.get(values_sha256), package.manifest.slices)
     if config.features:
-        values_sha256 = stores.blobs.put(encode_values(_with_new_head(values, seen), seen))
+        values_sha256 = stores.blobs.put(initial_values(stores, package.manifest, seen))
+    else:
+        decode_values(stores.blobs.get(values_sha256), package.manifest.slices)
     # 3. Queue.
     run_id = f"{config.name}-{secrets.token_hex(3)}"
     with stores.storage.transaction() as connection:
@@ -266,6 +269,19 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
         )
         record(connection, now_s, "run_created", f"package {package.manifest.name}", run_id=run_id)
     return run_id
+
+
+def initial_values(stores: Stores, manifest: Manifest, seen: Manifest) -> bytes:
+    """The values that a run starts from, as safetensors bytes.
+
+    Args:
+        stores: handles on the state folder, with the package's files among the blobs.
+        manifest: the package's manifest, as it is in its file.
+        seen: the manifest as the run sees it.
+    """
+    data = stores.blobs.get(manifest.files[manifest.initial_state].sha256)
+    values = decode_values(data, manifest.slices)
+    return encode_values(_with_new_head(values, seen), seen) if seen.head_blocks else data
 
 
 def _with_new_head(values: Values, seen: Manifest) -> Values:
@@ -317,7 +333,7 @@ def _check_lora(config: RunConfig, manifest: Manifest, slices: tuple[str, ...]) 
     if config.lora_aggregation == "factors":
         return
     for spec in map(manifest.slice_named, slices):
-        if spec.kind != "lora":
+        if KINDS[spec.kind].pair is None:
             raise ConfigError(
                 f'lora_aggregation = "{config.lora_aggregation}" needs plain LoRA, slice {spec.name} of package '
                 f"{manifest.name} is {spec.kind}: export it with --slice lora, or leave lora_aggregation at "
@@ -338,6 +354,27 @@ def starts_now(connection: sqlite3.Connection, queued: RunRow) -> bool:
 
 def _goes_beside_others(row: RunRow) -> bool:
     return msgspec.json.decode(row.config, type=RunConfig).beside_others
+
+
+def check_ranks(config: RunConfig, manifest: Manifest, slices: tuple[str, ...]) -> None:
+    """Check that slices can be held in part and averaged rank by rank, where a run asks for that.
+
+    Raises:
+        ConfigError: a slice's rank is fixed, or a setting does not go with unlike ranks.
+    """
+    if config.rank_mode == "fixed":
+        return
+    check_rank_mode(config, manifest, slices, config.local_optimizer)
+    if config.robust_mean in ("trimmed", "median"):
+        raise ConfigError(
+            f'rank_mode = "{config.rank_mode}" gives devices slices of unlike ranks, of which robust_mean = '
+            f'"{config.robust_mean}" finds no centre; take "none" or "clipped"'
+        )
+    if config.lora_aggregation == "product_svd":
+        raise ConfigError(
+            f'rank_mode = "{config.rank_mode}" averages each rank over the devices that held it, and lora_aggregation '
+            '= "product_svd" averages their product; leave lora_aggregation at "factors"'
+        )
 
 
 def find_run(stores: Stores, connection: sqlite3.Connection, run_id: str) -> Run:

@@ -9,7 +9,7 @@ from msgspec import structs
 from coordinator.auth import Device
 from coordinator.events import record
 from coordinator.refusals import ConflictError, MalformedError, NotFoundError
-from coordinator.rounds.memory_requirements import required_bytes
+from coordinator.rounds.memory_requirements import rank_for, required_bytes
 from coordinator.rounds.releases import newest_for
 from coordinator.rounds.results import find_task
 from coordinator.rounds.runs import Run, active_runs, find_run
@@ -18,6 +18,9 @@ from coordinator.storage import device_rows, event_rows, round_rows, run_rows, s
 from coordinator.storage.stores import Stores
 from coordinator.storage.task_rows import TaskWithSlices
 from edge_runtime.figures import size, whole_size
+from edge_runtime.package.ranked_values import cut
+from edge_runtime.package.ranks import rank_of, with_rank
+from edge_runtime.package.slices import decode_values, encode_values
 from edge_runtime.protocol import messages
 from edge_runtime.protocol.messages import (
     PROTOCOL_VERSION,
@@ -291,7 +294,8 @@ def _hand_out(
     now_s: float,
 ) -> SignedTask | NotEligible:
     config = run.settings
-    needed = required_bytes(run.manifest, config, held.slices, request.example_count)
+    rank = rank_for(run.manifest, config, held.slices, request.cap_bytes)
+    needed = required_bytes(run.manifest, config, held.slices, request.example_count, rank)
     if needed > request.cap_bytes:
         task_rows.lapse(connection, held.task_id, "cap_too_small")
         return _too_small(connection, run, device, needed, request.cap_bytes, now_s=now_s)
@@ -306,13 +310,14 @@ def _hand_out(
         slot=held.slot,
         package=run.package_sha256,
         package_signature=run.package_signature,
-        state=run.values_sha256,
+        state=_values_at_rank(stores, run, rank),
         slices=tuple(name for name in held.slices if head is None or name != head.name),
         optimizer=config.local_optimizer,
         required_bytes=needed,
         deadline_s=config.deadline_s,
         freeze_a=config.lora_aggregation == "frozen_a",
         reference=run.reference_sha256,
+        rank=rank,
         **shared,
     )
     data = messages.encode(task)
@@ -327,6 +332,20 @@ def _hand_out(
         committed_before=run.committed,
     )
     return signed
+
+
+def _values_at_rank(stores: Stores, run: Run, rank: int) -> str:
+    """Digest of the values that a device of this rank is given: those of its ranks alone."""
+    if rank in (0, rank_of(run.manifest)):
+        return run.values_sha256
+    asked = (run.values_sha256, rank)
+    if asked not in stores.values_at_rank:
+        values = decode_values(stores.blobs.get(run.values_sha256), run.manifest.slices)
+        narrowed = with_rank(run.manifest, rank)
+        if any(sha256 != run.values_sha256 for sha256, _ in stores.values_at_rank):
+            stores.values_at_rank.clear()  # of earlier rounds
+        stores.values_at_rank[asked] = stores.blobs.put(encode_values(cut(values, narrowed.slices), narrowed))
+    return stores.values_at_rank[asked]
 
 
 def least_required_bytes(stores: Stores, connection: sqlite3.Connection, run: Run, rows: int) -> int:

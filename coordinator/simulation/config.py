@@ -45,6 +45,7 @@ class FleetConfig(Struct, frozen=True, forbid_unknown_fields=True):
         prefix_cache: memory that a process may fill with outputs of frozen segments; 0 keeps none.
         adjoints: share of the devices whose engine can run adjoint programs, for runs with ``update = "best"``; which
             they are is drawn by the seed.
+        half_cap: share of the devices that grant half of ``cap``; which they are is drawn by the seed.
     """
 
     devices: Annotated[int, Meta(ge=1, le=10_000)]
@@ -52,6 +53,7 @@ class FleetConfig(Struct, frozen=True, forbid_unknown_fields=True):
     arithmetic: Arithmetic | None = None
     prefix_cache: Annotated[int, Meta(ge=0, le=MAX_SIZE_BYTES)] = 1 << 30
     adjoints: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    half_cap: Annotated[float, Meta(ge=0, le=1)] = 0.0
 
 
 class DataConfig(Struct, frozen=True, forbid_unknown_fields=True):

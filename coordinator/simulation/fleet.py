@@ -24,7 +24,7 @@ from edge_runtime.training.loop import count_steps
 _TICKS = 1024
 #: Keeps this draw apart from others by the same seed.
 _STREAM = 0x5350_4545
-_ADJOINT_STREAM = 0x4144_4A4F
+_ADJOINT_STREAM, _CAP_STREAM = 0x4144_4A4F, 0x4341_5053
 
 
 def tick(seconds: float) -> float:
@@ -51,12 +51,14 @@ class SimulatedDevice:
         rows: rows that it holds, as indices into the training file.
         factor: slowness of the device; the mean over devices is 1.
         adjoints: whether its engine can run adjoint programs.
+        cap_share: share of the fleet's cap that it grants.
     """
 
     name: str
     rows: Share
     factor: float
     adjoints: bool
+    cap_share: float = 1.0
 
 
 class Fleet:
@@ -68,6 +70,7 @@ class Fleet:
         dropout: frequency of drop-outs.
         seed: seed of the simulation.
         adjoints: share of the devices whose engine can run adjoint programs.
+        half_cap: share of the devices that grant half of the fleet's cap.
     """
 
     def __init__(
@@ -77,15 +80,18 @@ class Fleet:
         dropout: DropoutConfig,
         seed: int,
         adjoints: float = 1.0,
+        half_cap: float = 0.0,
     ) -> None:
         self._speed, self._dropout, self._seed = speed, dropout, seed
         factors = _factors(len(shares), speed, seed)
         names = [f"device-{number:0{len(str(len(shares) - 1))}d}" for number in range(len(shares))]
         order = np.random.Generator(np.random.PCG64([seed, _ADJOINT_STREAM])).permutation(len(shares))
         able = order < round(adjoints * len(shares))
+        drawn = np.random.Generator(np.random.PCG64([seed, _CAP_STREAM])).permutation(len(shares))
+        granted = np.where(drawn < round(half_cap * len(shares)), 0.5, 1.0)
         self.devices = {
-            name: SimulatedDevice(name, rows, factor, bool(can))
-            for name, rows, factor, can in zip(names, shares, factors, able, strict=True)
+            name: SimulatedDevice(name, rows, factor, bool(can), float(share))
+            for name, rows, factor, can, share in zip(names, shares, factors, able, granted, strict=True)
         }
 
     def poll_delay_s(self, task_id: str, poll_min_s: float, poll_max_s: float) -> float:

@@ -15,6 +15,7 @@ from coordinator.rounds.summary import RoundSummary, summarise
 from coordinator.simulation.arm import Arm
 from coordinator.simulation.config import NO_KEY
 from coordinator.simulation.cost import forward_passes_per_example
+from coordinator.simulation.robustness import Robustness
 from coordinator.simulation.verdict import Ending, Status
 from coordinator.storage import round_rows, simulation_rows
 from coordinator.storage.simulation_rows import ResultWork
@@ -78,6 +79,7 @@ class Record(Struct, frozen=True):
         values_sha256: digest of the slice values at the end, which lie in the arm's state folder under this name.
         points: evaluated rounds, in order.
         config: configuration of the run, with the package folder that the arm names; None for an arm that failed.
+        robustness: scores over groups of dev rows by owner; None where dev or training rows have no owners.
     """
 
     arm: str
@@ -97,9 +99,10 @@ class Record(Struct, frozen=True):
     values_sha256: str
     points: tuple[Point, ...]
     config: RunConfig | None
+    robustness: Robustness | None = None
 
 
-def record_of(arm: Arm, ending: Ending, threads: int) -> Record:
+def record_of(arm: Arm, ending: Ending, threads: int, robustness: Robustness | None = None) -> Record:
     """The record of an arm that has ended, from its database."""
     with arm.stores.storage.reading() as connection:
         run = find_run(arm.stores, connection, arm.run_id)
@@ -128,6 +131,7 @@ def record_of(arm: Arm, ending: Ending, threads: int) -> Record:
                 *_points(summary.rounds, closed, passes, arm.wall_of_rounds()),
             ),
             config=msgspec.structs.replace(run.config, package=arm.config.package, publisher_key=NO_KEY),
+            robustness=robustness,
         )
 
 

@@ -70,7 +70,7 @@ class Simulation:
         arm: arm to simulate.
         bench: bench that makes the evaluations.
         trainer: trainer that does the devices' tasks.
-        cap_bytes: memory that each device grants.
+        cap_bytes: memory that a device grants, of which some grant half.
     """
 
     def __init__(self, arm: Arm, bench: Workbench, trainer: Trainer, cap_bytes: int) -> None:
@@ -199,6 +199,9 @@ class Simulation:
         with self.stores.storage.transaction() as connection:
             self._ask(connection, self.arm.devices[name])
 
+    def _cap_of(self, device: SimulatedDevice) -> int:
+        return int(self._cap_bytes * device.cap_share)
+
     def _check_in_all(self) -> None:
         """One transaction for all that wait: nobody can tell the difference."""
         with self.stores.storage.transaction() as connection:
@@ -210,7 +213,7 @@ class Simulation:
     def _ask(self, connection: sqlite3.Connection, device: Device) -> None:
         """Check a device in; if it gets a task, it sets to work."""
         simulated = self.arm.fleet.devices[device.name]
-        request = CheckInRequest(runtime_version, self._cap_bytes, 0, len(simulated.rows))
+        request = CheckInRequest(runtime_version, self._cap_of(simulated), 0, len(simulated.rows))
         answer = tasks.check_in(self.stores, connection, device, request, now_s=self.now_s)
         if isinstance(answer, NotEligible):
             self._refusal = answer.message
@@ -256,7 +259,7 @@ class Simulation:
         assignment = AssignmentInFlight(task, since_s + seconds, answers=True)
         if blobs is not None:
             state, reference = blobs
-            job = Job(task, device.rows, state, self._cap_bytes, seconds, reference, device.adjoints)
+            job = Job(task, device.rows, state, self._cap_of(device), seconds, reference, device.adjoints)
             assignment.pending = self._trainer.submit(job)
         return assignment
 

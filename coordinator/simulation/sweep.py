@@ -13,7 +13,7 @@ import msgspec
 
 from coordinator.config import RunConfig
 from coordinator.rounds.memory_requirements import required_bytes
-from coordinator.rounds.runs import first_phase, in_phase, trained_slices, with_features
+from coordinator.rounds.runs import check_ranks, first_phase, in_phase, trained_slices, with_features
 from coordinator.simulation.arm import STATE, Arm, fingerprint_of, label, open_arm
 from coordinator.simulation.config import NO_KEY, ArmConfig, SimulationConfig
 from coordinator.simulation.fleet import Fleet
@@ -22,6 +22,7 @@ from coordinator.simulation.packages import PACKAGES, PREPARED, SimulationPackag
 from coordinator.simulation.partition import Share, partition
 from coordinator.simulation.ray_trainer import ray_trainer
 from coordinator.simulation.record import Record, failed, path_of, read_record, record_of, write_record
+from coordinator.simulation.score_groups import score_groups
 from coordinator.simulation.simulate import Simulation
 from coordinator.simulation.trainers import HereTrainer, Trainer
 from coordinator.simulation.workbench import BenchSettings, Workbench
@@ -192,12 +193,17 @@ def simulate_arm(
         progress.skip(done)
         return done
     # 2. The same devices and data for all arms of a seed.
-    fleet = Fleet(plan.shares[seed], plan.config.speed, plan.config.dropout, seed, plan.config.fleet.adjoints)
+    kinds = plan.config.fleet
+    fleet = Fleet(
+        plan.shares[seed], plan.config.speed, plan.config.dropout, seed, kinds.adjoints, kinds.half_cap
+    )
     with open_arm(folder, config, run, fleet, fingerprint) as arm:
         progress.begin(arm)
         try:
             ending = Simulation(arm, bench, trainer, plan.config.fleet.cap).simulate(progress.report)
-            record = record_of(arm, ending, options.engine_threads)
+            finished = ending.status == "finished"
+            found = score_groups(arm, bench, plan.train, plan.dev) if finished else None
+            record = record_of(arm, ending, options.engine_threads, found)
         except EdgeError as error:
             record = failed(
                 config.name, config.kind, seed, f"{type(error).__name__}: {error}", options.engine_threads
@@ -248,6 +254,7 @@ def _check_arm(config: SimulationConfig, arm: ArmConfig, train: LabelledRows, de
     try:
         run, seen = with_features(run, manifest)
         check_features(run, manifest, slices)
+        check_ranks(run, manifest, slices)
         settings = in_phase(run, first_phase(run))
         tasks: list[tuple[str, ...]] = [(name,) for name in slices] or [()]
         least = min(required_bytes(seen, settings, names) for names in tasks)

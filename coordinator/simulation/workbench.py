@@ -91,7 +91,7 @@ class OpenPackage:
     dev: list[Row]
     token_ids: dict[tuple[int, int], list[int]] = field(default_factory=dict)
     examples: OrderedDict[tuple[int, Share], Examples] = field(default_factory=OrderedDict)
-    dev_examples: dict[int, Examples] = field(default_factory=dict)
+    dev_examples: dict[tuple[int, Share | None], Examples] = field(default_factory=dict)
     executors: OrderedDict[tuple[object, ...], tuple[Executor, DevicePrefixes]] = field(
         default_factory=OrderedDict
     )
@@ -118,7 +118,7 @@ class Workbench:
     def __init__(self, settings: BenchSettings, train: LabelledRows, dev: LabelledRows) -> None:
         self._settings, self._train, self._dev = settings, train, dev
         self._engine = KeptPrograms(engine_maker("onnxruntime")(settings.threads))
-        self._packages: dict[tuple[str, Blocks, Pooling], OpenPackage] = {}
+        self._packages: dict[tuple[str, Blocks, Pooling, int], OpenPackage] = {}
         self.prefixes = KeptPrefixes(settings.prefix_cache_bytes)
 
     def train(self, job: Job) -> bytes:
@@ -130,7 +130,7 @@ class Workbench:
         """
         task = job.task
         # 1. Open what the task names.
-        opened = self._open(task.package, task.features, task.pooling)
+        opened = self._open(task.package, task.features, task.pooling, task.rank)
         manifest = opened.prepared.manifest
         values = decode_values(job.state, manifest.slices)
         examples = self._examples(opened, job.rows, task.sequence_limit)
@@ -149,17 +149,18 @@ class Workbench:
         outcome = train_outcome(trained, plan, job.seconds, _memory(plan, job.cap_bytes))
         return build_result(task, outcome, session.encode(trained))
 
-    def evaluate(self, job: EvaluateJob, state: bytes) -> EvaluateOutcome:
+    def evaluate(self, job: EvaluateJob, state: bytes, rows: Share | None = None) -> EvaluateOutcome:
         """Accuracy and mean loss of slice values on the dev rows; ``seconds`` are not measured.
 
         Args:
             job: evaluation as a worker takes it, whose paths are not used.
             state: safetensors bytes of the values.
+            rows: indices of the dev rows to look at; None for all.
         """
         opened = self._open(job.package_sha256, job.features, job.pooling)
         manifest = opened.prepared.manifest
         values = decode_values(state, manifest.slices)
-        examples = self._dev_examples(opened, min(job.sequence_limit, manifest.sequence_limit))
+        examples = self._dev_examples(opened, min(job.sequence_limit, manifest.sequence_limit), rows)
         plan = opened.plan(evaluation_work(examples), job.cap_bytes)
         wanted = ("evaluate", plan.choice.weights)
         executor, _ = self._kept(
@@ -168,15 +169,16 @@ class Workbench:
         scores = score(executor, values, examples, plan.choice.micro_batch)
         return evaluate_outcome(scores, manifest, len(examples.ids), 0.0, _memory(plan, job.cap_bytes))
 
-    def _open(self, sha256: str, blocks: Blocks, pooling: Pooling) -> OpenPackage:
-        """A package as runs see it whose head reads these blocks."""
-        seen = (sha256, blocks, pooling)
+    def _open(self, sha256: str, blocks: Blocks, pooling: Pooling, rank: int = 0) -> OpenPackage:
+        """A package as runs see it whose head reads these blocks, and devices of a rank; 0 for all ranks."""
+        seen = (sha256, blocks, pooling, rank)
         if seen not in self._packages:
             folder = self._settings.packages / sha256
             package = Package.open_known(folder, sha256).for_engine("onnxruntime")
             prepared = PreparedPackage.open(
                 package, self._settings.prepared / sha256, self._engine.version
             ).with_head(blocks, pooling)
+            prepared = prepared.with_rank(rank)
             labels = package.manifest.labels
             planner = Planner(prepared.manifest, prepared.prepared.arithmetic)
             self._packages[seen] = OpenPackage(
@@ -229,16 +231,17 @@ class Workbench:
                 opened.examples.popitem(last=False)
         return opened.examples[limit, rows]
 
-    def _dev_examples(self, opened: OpenPackage, limit: int) -> Examples:
+    def _dev_examples(self, opened: OpenPackage, limit: int, rows: Share | None) -> Examples:
         manifest = opened.prepared.manifest
-        if limit not in opened.dev_examples:
-            opened.dev_examples[limit] = Examples(
-                self._encode(opened, opened.dev, limit),
-                [row.label for row in opened.dev] if manifest.labels else None,
+        if (limit, rows) not in opened.dev_examples:
+            chosen = opened.dev if rows is None else [opened.dev[row] for row in rows]
+            opened.dev_examples[limit, rows] = Examples(
+                self._encode(opened, chosen, limit),
+                [row.label for row in chosen] if manifest.labels else None,
                 manifest.pad_token_id,
                 limit,
             )
-        return opened.dev_examples[limit]
+        return opened.dev_examples[limit, rows]
 
     def _encode(self, opened: OpenPackage, rows: Sequence[Row], limit: int) -> list[list[int]]:
         package = opened.prepared.package

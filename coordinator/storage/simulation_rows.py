@@ -117,6 +117,14 @@ def count_results(connection: sqlite3.Connection) -> int:
     return int(connection.execute("SELECT count(*) FROM results").fetchone()[0])
 
 
+def devices_with_results(connection: sqlite3.Connection) -> list[str]:
+    """Names of the devices that had a result counted."""
+    rows = connection.execute(
+        "SELECT DISTINCT name FROM results JOIN tasks USING (task_id) JOIN devices USING (device_id) ORDER BY name"
+    )
+    return [row["name"] for row in rows]
+
+
 def work_of_results(connection: sqlite3.Connection) -> list[ResultWork]:
     """What each counted result took."""
     rows = connection.execute(

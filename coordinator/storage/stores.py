@@ -52,6 +52,8 @@ class Stores:
     key: PrivateKey
     #: The least memory that any slot of a round needs, for the round that was asked about last.
     least_required_bytes: dict[tuple[str, int | None, int, int], int] = field(default_factory=dict)
+    #: Digest of the values that devices of a rank are given, by that of all values and by rank, for the last round.
+    values_at_rank: dict[tuple[str, int], str] = field(default_factory=dict)
     #: Manifests that were parsed before, by digest, blocks and pooling.
     _manifests: dict[tuple[str, Blocks, Pooling], Manifest] = field(default_factory=dict)
 

@@ -137,6 +137,8 @@ class Backpropagation(Executor):
             for flow in flows:
                 for name, flat in stage.slice_inputs.items():
                     bar = flow.pop(name + BAR)
+                    if flat in self._ranked:
+                        bar = self._ranked[flat].taken(bar, values[flat].shape[self._ranked[flat].axis])
                     if flat.rpartition("/")[0] in self._trained:
                         gradient[flat] = gradient[flat] + bar if flat in gradient else bar
         return sweep, gradient

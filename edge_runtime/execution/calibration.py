@@ -18,6 +18,7 @@ from edge_runtime.execution.weights import MappedWeights
 from edge_runtime.package.manifest import Arithmetic, Program
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import Calibration, PreparedPackage
+from edge_runtime.package.ranks import fed_shape
 
 #: Number of rows and tokens of a run, and of runs that are timed.
 CALIBRATION_ROWS, CALIBRATION_TOKENS, CALIBRATION_RUNS = 1, 128, 5
@@ -194,7 +195,7 @@ def _sample_inputs(
 ) -> dict[str, Array]:
     """Inputs of a block: the outputs of the embedding, and seeded normal slices and tangents."""
     generator = np.random.default_rng(0)
-    shapes = {t.input: t.shape for spec in package.manifest.slices for t in spec.tensors}
+    shapes = {t.input: fed_shape(t) for spec in package.manifest.slices for t in spec.tensors}
     feeds: dict[str, Array] = {}
     for name in names:
         stem = name.removesuffix("_dot")

@@ -34,6 +34,7 @@ from edge_runtime.errors import PackageError
 from edge_runtime.execution.flow import DOT, HIDDEN, INPUTS, Flow
 from edge_runtime.execution.pooled_head import PooledHead
 from edge_runtime.execution.prefix_cache import ExampleStore
+from edge_runtime.execution.ranked_inputs import ranked_inputs
 from edge_runtime.execution.token_chunks import run_in_chunks
 from edge_runtime.execution.weights import MappedWeights
 from edge_runtime.memory.plan import HEAD_TOKENS, WeightsMode, first_segment, waiting_segments
@@ -137,6 +138,7 @@ class Executor:
         self.draws_run = self.draws_skipped = 0
         self._shared: dict[str, LoadedProgram] = {}
         self._mapped: dict[int, MappedWeights] = {}
+        self._ranked = ranked_inputs(self.manifest)
         self._head = PooledHead(self.manifest) if self.manifest.head_blocks else None
         programs = [self._program_of(i) for i in range(len(self.manifest.segments_run))]
         self._stages = [self._stage(i, programs[i], programs[i + 1 :]) for i in range(len(programs))]
@@ -242,7 +244,7 @@ class Executor:
                 self.draws_skipped += (draws - count) * examples
             for name, rows in running.variant.gathered.items():
                 running.weights.gather(name, flow[rows])
-            inputs = _inputs(running, flow, values, given)
+            inputs = self._inputs(running, flow, values, given)
             outputs = (
                 run_in_chunks(loaded.run, inputs, HEAD_TOKENS) if stage.by_tokens else loaded.run(inputs)
             )
@@ -358,6 +360,28 @@ class Executor:
         bound = {name: weights.arrays[name] for name in variant.bound}
         return self._engine.load(self._prepared.package.path(variant.file), bound, program.outputs)
 
+    def _inputs(
+        self, stage: Stage, flow: Mapping[str, Array], values: Values, tangents: Mapping[str, FloatArray]
+    ) -> dict[str, Array]:
+        feeds: dict[str, Array] = {name: stage.weights.arrays[name] for name in stage.variant.fed}
+        for name in stage.program.inputs:
+            base = name.removesuffix(DOT)
+            if name in flow:
+                feeds[name] = flow[name]
+            elif name in stage.slice_inputs:
+                flat = stage.slice_inputs[name]
+                feeds[name] = self._fed(flat, values[flat])
+            elif base in stage.slice_inputs:
+                flat = stage.slice_inputs[base]
+                feeds[name] = self._fed(flat, _tangent(flat, values, tangents))
+            else:
+                raise PackageError(f"program {stage.variant.file} wants {name!r}, which nothing provides")
+        return feeds
+
+    def _fed(self, flat: str, array: FloatArray) -> FloatArray:
+        """A slice tensor or its tangent as programs take it."""
+        return self._ranked[flat].fed(array) if flat in self._ranked else array
+
     def _slice_inputs(self, index: int) -> dict[str, str]:
         """Flat tensor name for each program input that takes a tensor of the segment's slices."""
         return {
@@ -366,23 +390,6 @@ class Executor:
             if index in spec.segments
             for tensor in spec.tensors
         }
-
-
-def _inputs(
-    stage: Stage, flow: Mapping[str, Array], values: Values, tangents: Mapping[str, FloatArray]
-) -> dict[str, Array]:
-    feeds: dict[str, Array] = {name: stage.weights.arrays[name] for name in stage.variant.fed}
-    for name in stage.program.inputs:
-        base = name.removesuffix(DOT)
-        if name in flow:
-            feeds[name] = flow[name]
-        elif name in stage.slice_inputs:
-            feeds[name] = values[stage.slice_inputs[name]]
-        elif base in stage.slice_inputs:
-            feeds[name] = _tangent(stage.slice_inputs[base], values, tangents)
-        else:
-            raise PackageError(f"program {stage.variant.file} wants {name!r}, which nothing provides")
-    return feeds
 
 
 def _tangent(name: str, values: Values, tangents: Mapping[str, FloatArray]) -> FloatArray:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 from msgspec.structs import asdict, replace
 
 from edge_runtime.errors import CapExceededError, PackageError
@@ -40,6 +40,7 @@ from edge_runtime.package.manifest import (
     Variant,
 )
 from edge_runtime.package.prepared import Calibration
+from edge_runtime.package.ranks import factor_of, rank_of
 from edge_runtime.protocol.messages import Update
 
 WeightsMode = Literal["packed", "resident", "streamed"]
@@ -238,7 +239,8 @@ class Planner:
             fitting = [plan for plan in plans if plan.peak.total_bytes <= usable]
             if fitting:
                 best = min(fitting, key=lambda plan: self._seconds(candidate, plan.choice))
-                return replace(best, gave_up=(*changed_work(work, candidate), *gave_up(plans[0], best)))
+                told = (*fewer_ranks(self.manifest), *changed_work(work, candidate), *gave_up(plans[0], best))
+                return replace(best, gave_up=told)
         raise self._refusal(work, budget_bytes)
 
     def plan(self, work: Work, choice: ExecutionChoice) -> Plan:
@@ -512,6 +514,15 @@ def gave_up(fastest: Plan, chosen: Plan) -> tuple[str, ...]:
             f"{_count(chosen.choice.draws_at_a_time, 'draw')} at a time instead of {fastest.choice.draws_at_a_time}"
         )
     return tuple(sentences)
+
+
+def fewer_ranks(manifest: Manifest) -> tuple[str, ...]:
+    """A sentence that says how many ranks slices have, if that is fewer than their programs take."""
+    cut = [spec for spec in manifest.slices if any(tensor.fed is not UNSET for tensor in spec.tensors)]
+    if not cut:
+        return ()
+    held = rank_of(manifest)
+    return (f"slices of rank {held} instead of {round(held * factor_of(cut[0]))}",)
 
 
 def changed_work(asked: Work, done: Work) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from edge_runtime.decoding import MALFORMED
 from edge_runtime.engines.names import ENGINES, EngineName
 from edge_runtime.errors import FormatVersionError, PackageError
 from edge_runtime.protocol.messages import Bytes, Count, Identifier, PositiveCount, Sha256, Text
+from edge_runtime.slices.kinds import KINDS
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
@@ -186,11 +187,14 @@ class TensorSpec(Struct, frozen=True):
         name: name within its slice.
         shape: shape.
         input: program input that takes it.
+        fed: shape in which the input takes it, if that is another: zeros fill the ranks that a package lacks which was
+            cut to fewer (:mod:`edge_runtime.package.ranks`).
     """
 
     name: Identifier
     shape: Shape
     input: Text
+    fed: Shape | UnsetType = UNSET
 
 
 class SliceSpec(Struct, frozen=True):
@@ -198,7 +202,7 @@ class SliceSpec(Struct, frozen=True):
 
     Attributes:
         name: name of the slice.
-        kind: kind of the slice.
+        kind: name of the kind of the slice (:mod:`edge_runtime.slices.kinds`), or ``head``.
         segments: indices of the segments that use it, ascending: one, or several where blocks share their weights
             (ALBERT).
         target: name of the module of the base model that it changes.
@@ -206,7 +210,7 @@ class SliceSpec(Struct, frozen=True):
     """
 
     name: Identifier
-    kind: Literal["lora_xs", "lora", "head"]
+    kind: Identifier
     segments: Annotated[tuple[Count, ...], Meta(min_length=1)]
     target: Text
     tensors: tuple[TensorSpec, ...]
@@ -549,6 +553,11 @@ def _check_slices(manifest: Manifest) -> None:
     if manifest.task == "causal_lm" and (heads or manifest.labels):
         raise PackageError("a package for causal language modelling has neither a head slice nor labels")
     for spec in manifest.slices:
+        if spec.kind not in KINDS and spec.kind != "head":
+            raise PackageError(
+                f"slice {spec.name} is of the kind {spec.kind!r}, this program knows {', '.join(KINDS)}; upgrade "
+                "edge-runtime, or export another kind with --slice"
+            )
         if spec.segments[-1] >= len(manifest.segments) or list(spec.segments) != sorted(set(spec.segments)):
             raise PackageError(
                 f"slice {spec.name} names segments {spec.segments} of {len(manifest.segments)}; "

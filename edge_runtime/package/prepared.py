@@ -21,6 +21,7 @@ from edge_runtime.errors import PreparationError
 from edge_runtime.package.block_head import with_block_head
 from edge_runtime.package.manifest import Arithmetic, PackagePath, Program, TensorRef, Variant
 from edge_runtime.package.package import Package
+from edge_runtime.package.ranks import with_rank
 from edge_runtime.protocol.messages import Blocks, Bytes, Pooling, PositiveCount, Sha256, Text
 
 PREPARED = "prepared.json"
@@ -133,6 +134,16 @@ class PreparedPackage:
         """
         seen = PreparedPackage(self.package, self.folder, self.prepared)
         seen.manifest = with_block_head(self.manifest, blocks, pooling)
+        return seen
+
+    def with_rank(self, rank: int) -> PreparedPackage:
+        """The same as a device sees it that holds the first ranks of its slices alone; 0 for all.
+
+        Raises:
+            ConfigError: the package has no such rank.
+        """
+        seen = PreparedPackage(self.package, self.folder, self.prepared)
+        seen.manifest = with_rank(self.manifest, rank)
         return seen
 
     @classmethod

@@ -67,6 +67,8 @@ Difference = Literal["central", "forward"]
 PhuberTau = Annotated[float, Meta(gt=1, le=1e6)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 LossLimit = Annotated[float, Meta(ge=0, le=1e6)]
+#: Ranks that a step trains, explained in :mod:`edge_runtime.training.step_rank`.
+RankMode = Literal["fixed", "dynamic", "dynamic_frozen"]
 Candidates = Annotated[int, Meta(ge=1, le=1000)]
 
 
@@ -191,6 +193,9 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
             ``"mean"``, ``"first"`` or ``"last"`` of the real tokens, or ``"max"``.
         sums_dtype: precision in which the sums of ``head = "closed_form"`` travel: ``"float32"``, or ``"float16"`` in
             half the bytes.
+        rank_mode: ranks of LoRA slices: ``"fixed"`` trains all of the package's, on every device. Under ``"dynamic"`` a
+            device holds as many of the first ranks as its cap allows, and each step trains the first b of them, b
+            drawn anew; under ``"dynamic_frozen"`` the b-th alone, with those before it in use.
     """
 
     seed: Seed
@@ -213,6 +218,7 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
     features: Blocks = ()
     pooling: Pooling = "package"
     sums_dtype: Literal["float32", "float16"] = "float32"
+    rank_mode: RankMode = "fixed"
 
 
 class Task(TrainingSettings, frozen=True, kw_only=True):
@@ -236,6 +242,7 @@ class Task(TrainingSettings, frozen=True, kw_only=True):
         deadline_s: seconds until the result must have arrived.
         freeze_a: whether LoRA's B alone is trained.
         reference: digest of the blob of values that ``filtered`` directions are compared with; None without one.
+        rank: number of the first ranks that the device is given, trains and hands back; 0 for all of the package's.
     """
 
     task_id: Identifier
@@ -251,6 +258,7 @@ class Task(TrainingSettings, frozen=True, kw_only=True):
     deadline_s: Seconds
     freeze_a: bool = False
     reference: Sha256 | None = None
+    rank: Count = 0
 
 
 #: The order in which released versions write a task's fields; fields that came later follow as they are defined.

@@ -12,6 +12,7 @@ from edge_runtime.execution.backpropagation import Backpropagation
 from edge_runtime.package.slices import Values, shapes
 from edge_runtime.training.losses import apply_loss, slopes
 from edge_runtime.training.step import LocalWork, Step, finite, with_exact_head
+from edge_runtime.training.step_rank import step_rank
 
 
 class ExactGradient:
@@ -36,4 +37,6 @@ class ExactGradient:
         sweep = apply_loss(work.task, sweep)
         if not finite(sweep) or not all(bool(np.isfinite(array).all()) for array in gradient.values()):
             return None
-        return with_exact_head(work, {name: gradient[name] for name in shapes(work.estimated_slices)}, sweep)
+        wanted = {name: gradient[name] for name in shapes(work.estimated_slices)}
+        ranks = step_rank(work.task, self._executor.manifest.slices, number)
+        return with_exact_head(work, wanted if ranks is None else ranks.narrowed(wanted), sweep)

@@ -23,6 +23,7 @@ from edge_runtime.protocol.messages import PER_EXAMPLE
 from edge_runtime.training.gradient import clamped, estimate, head_jvps, shared_jvps
 from edge_runtime.training.losses import apply_loss
 from edge_runtime.training.step import LocalWork, Step, finite, head_parts, with_exact_head
+from edge_runtime.training.step_rank import step_rank
 from edge_runtime.training.tangents import draw_tangents
 
 
@@ -40,8 +41,10 @@ class ForwardMode:
         # 2. Draw a direction per draw and example, or one for all examples.
         shared = task.directions not in PER_EXAMPLE
         keyed = [0] if shared else range(len(rows))
-        tangents = draw_tangents(task, work.estimated_slices, number, keyed, work.reference)
-        begins = _begins(tangents, work.estimated_slices, len(executor.manifest.segments))
+        ranks = step_rank(task, executor.manifest.slices, number)
+        moved = work.estimated_slices if ranks is None else ranks.moved(work.estimated_slices)
+        tangents = draw_tangents(task, moved, number, keyed, work.reference)
+        begins = _begins(tangents, moved, len(executor.manifest.segments))
         turn = np.argsort(begins, axis=0, kind="stable")
         # 3. Sweeps through the segments give loss and directional derivatives of each example, some draws at a time.
         together = work.choice.draws_at_a_time if executor.first_trained is not None else task.draws
@@ -50,6 +53,8 @@ class ForwardMode:
         for first in range(0, task.draws, together):
             chosen = turn[first : first + together]
             by_part = [_of_examples(tangents, chosen, group, shared) for group in parts.positions]
+            if ranks is not None:
+                by_part = [ranks.placed(part) for part in by_part]
             waiting = np.take_along_axis(begins, chosen, axis=0)
             begun = [
                 _begun(waiting if shared else waiting[:, group], len(executor.manifest.segments))

@@ -16,6 +16,7 @@ from edge_runtime.training.optimizers import Optimizer, make_optimizer
 from edge_runtime.training.progress import Keeper, Progress
 from edge_runtime.training.replay import SCALARS, STEPS
 from edge_runtime.training.step import LocalWork
+from edge_runtime.training.step_rank import step_rank
 
 log = logging.getLogger(__name__)
 
@@ -86,12 +87,14 @@ def train_locally(
             keeper.after_step(
                 lambda: _progress(number, applied, seen, loss_sum, optimizer, scalars)  # noqa: B023 - called at once
             )
-        step = estimator.step(number, optimizer.values(), rows)
+        values_now = optimizer.values()
+        ranks = step_rank(task, work.executor.manifest.slices, number)
+        step = estimator.step(number, values_now if ranks is None else ranks.values(values_now), rows)
         stepped()
         if step is None:
             log.warning("event=step_skipped task=%s step=%d reason=not_finite", task.task_id, number)
             continue
-        optimizer.step(step.gradient)
+        optimizer.step(step.gradient if ranks is None else ranks.whole(step.gradient, values_now))
         applied.append(number)
         seen, loss_sum = seen + len(rows), loss_sum + step.loss_sum
         if step.scalars is not None:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from edge_runtime.errors import ConfigError, PackageError
 from edge_runtime.package.block_head import with_block_head
 from edge_runtime.package.manifest import Manifest
-from edge_runtime.protocol.messages import PER_EXAMPLE, Task, TrainingSettings
+from edge_runtime.protocol.messages import PER_EXAMPLE, LocalOptimizer, Task, TrainingSettings
+from edge_runtime.slices.kinds import KINDS
 
 
 def check_method(settings: TrainingSettings) -> None:
@@ -46,9 +47,26 @@ def check_method(settings: TrainingSettings) -> None:
             f'pooling = "{settings.pooling}" belongs to features, and there are none: name the blocks that the head '
             "reads, or leave pooling out"
         )
+    if settings.rank_mode != "fixed":
+        _check_ranks(settings)
     if settings.candidates > 1 and settings.directions != "filtered":
         raise ConfigError(
             f'candidates = {settings.candidates} belongs to directions = "filtered", not to "{settings.directions}"'
+        )
+
+
+def _check_ranks(settings: TrainingSettings) -> None:
+    """A step of drawn ranks moves no others, and what is compared or weighed must not depend on the draw."""
+    mode = settings.rank_mode
+    if settings.directions == "filtered":
+        raise ConfigError(
+            f'rank_mode = "{mode}" draws directions of other ranks in each step, and "filtered" ones are compared with '
+            'the last change of all; take other directions, such as "one_slice"'
+        )
+    if settings.update == "best":
+        raise ConfigError(
+            f'rank_mode = "{mode}" changes the variance of an estimate from step to step, by which update = "best" '
+            'weighs devices; take update = "forward"'
         )
 
 
@@ -89,12 +107,47 @@ def check_task(task: Task, manifest: Manifest) -> None:
         raise ConfigError(
             f"task {task.task_id} gathers sums for a head in closed form: it must train no slice, and name features"
         )
-    kinds = {manifest.slice_named(name).kind for name in task.slices}
-    if task.freeze_a and "lora_xs" in kinds:
+    if task.rank_mode != "fixed":
+        check_rank_mode(task, manifest, task.slices, task.optimizer)
+    for kind in {manifest.slice_named(name).kind for name in task.slices}:
+        if task.freeze_a and KINDS[kind].pair is None:
+            raise ConfigError(
+                f"freeze_a trains LoRA's B alone, and slices of package {manifest.name} are {kind}, which have none; "
+                "set freeze_a = false or export with --slice lora"
+            )
+
+
+def check_rank_mode(
+    settings: TrainingSettings, manifest: Manifest, slices: Sequence[str], optimizer: LocalOptimizer
+) -> None:
+    """Check that the slices can be held in part, where a run asks for that.
+
+    Args:
+        settings: settings of the training.
+        manifest: the package's manifest.
+        slices: names of the slices that are trained.
+        optimizer: the device's own optimiser.
+
+    Raises:
+        ConfigError: a slice's rank is fixed, no slice is trained, or the optimiser moves what has no gradient.
+    """
+    if optimizer.name == "adamw":
         raise ConfigError(
-            f"freeze_a trains LoRA's B alone, and slices of package {manifest.name} are lora_xs, which have none; "
-            "set freeze_a = false or export with --slice lora"
+            f'rank_mode = "{settings.rank_mode}" moves some ranks in a step, and local_optimizer "adamw" would move '
+            'all by what it remembers; take "accumulate" or "sgd"'
         )
+    if not slices:
+        raise ConfigError(
+            f'rank_mode = "{settings.rank_mode}" trains ranks of slices, and no slice is trained; '
+            'take rank_mode = "fixed"'
+        )
+    for name in slices:
+        kind = manifest.slice_named(name).kind
+        if not KINDS[kind].rank_axes:
+            raise ConfigError(
+                f'rank_mode = "{settings.rank_mode}" needs LoRA, and slice {name} of package {manifest.name} is '
+                f'{kind}; export it with --slice lora, or take rank_mode = "fixed"'
+            )
 
 
 def check_features(settings: TrainingSettings, manifest: Manifest, slices: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from edge_runtime.package.manifest import SliceSpec
 from edge_runtime.protocol.messages import Task
+from edge_runtime.slices.kinds import KINDS
 
 
 def estimated_slices(task: Task, specs: Sequence[SliceSpec]) -> list[SliceSpec]:
@@ -41,4 +42,7 @@ def _heads(task: Task, specs: Sequence[SliceSpec]) -> list[SliceSpec]:
 
 
 def _without_a(spec: SliceSpec) -> SliceSpec:
-    return replace(spec, tensors=tuple(tensor for tensor in spec.tensors if tensor.name != "A"))
+    pair = KINDS[spec.kind].pair
+    return (
+        spec if pair is None else replace(spec, tensors=tuple(t for t in spec.tensors if t.name != pair[0]))
+    )

@@ -20,6 +20,7 @@ from edge_runtime.package.slices import Values
 from edge_runtime.training.gradient import clamped, estimate
 from edge_runtime.training.losses import apply_loss
 from edge_runtime.training.step import LocalWork, MicroBatches, Step, finite, with_exact_head
+from edge_runtime.training.step_rank import step_rank
 from edge_runtime.training.tangents import draw_tangents
 
 
@@ -36,7 +37,10 @@ class ZeroOrder:
         """See :meth:`edge_runtime.training.step.Estimator.step`."""
         work, task = self._work, self._work.task
         parts = work.micro_batches(rows)
-        tangents = draw_tangents(task, work.estimated_slices, number, [0], work.reference)
+        ranks = step_rank(task, work.executor.manifest.slices, number)
+        moved = work.estimated_slices if ranks is None else ranks.moved(work.estimated_slices)
+        tangents = draw_tangents(task, moved, number, [0], work.reference)
+        placed = tangents if ranks is None else ranks.placed(tangents)
         # 1. One pass at the values: for forward differences, and for the head's exact gradient.
         size, forward = task.difference_step, task.difference == "forward"
         base = self._sweep(values, parts) if forward or work.exact_heads else None
@@ -45,9 +49,9 @@ class ZeroOrder:
         # 2. One or two passes a draw, at values moved along its direction.
         differences, losses = [], []
         for draw in range(task.draws):
-            ahead = _mean_loss(self._sweep(_moved(values, tangents, draw, size), parts))
+            ahead = _mean_loss(self._sweep(_moved(values, placed, draw, size), parts))
             behind = _mean_loss(
-                base if base and forward else self._sweep(_moved(values, tangents, draw, -size), parts)
+                base if base and forward else self._sweep(_moved(values, placed, draw, -size), parts)
             )
             differences.append((ahead - behind) / (size if forward else 2 * size))
             losses.append((ahead + behind) / 2)

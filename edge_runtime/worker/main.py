@@ -210,6 +210,8 @@ def _load(
     prepared = PreparedPackage.open(package, Path(job.prepared_folder), engine.version)
     head = job.task if isinstance(job, TrainJob) else job
     prepared = prepared.with_head(head.features, head.pooling)
+    if isinstance(job, TrainJob):
+        prepared = prepared.with_rank(job.task.rank)
     manifest = prepared.manifest
     values = decode_values(_read(job.state_path, "slice values"), manifest.slices)
     rows = load_rows(Path(job.data_path), manifest.labels, job.reading)

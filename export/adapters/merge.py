@@ -1,4 +1,4 @@
-"""A finished run merged into the float model folder it came from: every adapted weight becomes W + scale·B·A.
+"""A finished run merged into the float model folder it came from: every adapted weight becomes W + what its slice adds.
 
 Weight files are copied as they are and the adapted tensors rewritten in place: names, sharding, dtypes, tied tensors
 and metadata stay, and memory holds one tensor at a time. Everything else in the folder is copied too, except weights in
@@ -19,15 +19,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from edge_runtime.durable import rename_durably
 from edge_runtime.errors import ModelError
-from edge_runtime.package.manifest import Manifest
+from edge_runtime.package.manifest import Manifest, SliceSpec
 from edge_runtime.package.package import Package
-from edge_runtime.package.slices import FloatArray, Values
+from edge_runtime.package.slices import Values
 from export.adapters.peft_names import CONFIG, HEAD_DESCRIBED, HEAD_TENSORS, WEIGHTS
 from export.adapters.saved_head import write_with_classifier
 from export.adapters.take_out import take_out
@@ -35,8 +34,9 @@ from export.adapters.write import (
     LOADER,
     adapted,
     classifier_tensors,
-    lora_pair,
+    frozen_of,
     own_head_values,
+    own_values,
     write_head,
 )
 from export.model.features import classifier_class
@@ -44,7 +44,8 @@ from export.model.folder import CONFIG as MODEL_CONFIG
 from export.model.folder import read_config, require_finite
 from export.model.load import LoadedModel, Place, load_model
 from export.model.own_head import UnusableHead
-from export.model.slices import SliceOptions
+from export.slices.kinds import KINDS
+from export.slices.sliced_linear import SliceOptions
 
 #: safetensors' names of the dtypes that a merge can add to.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -119,7 +120,7 @@ def _merge(package: Package, values: Values, model_folder: Path, output: Path, k
         left_out = _copy(model_folder, folder, {path.name for path in model.weight_files})
         for spec in adapted(package):
             place = places[spec.name]
-            _add(folder / place.file.name, place, lora_pair(package, spec, values))
+            _add(folder / place.file.name, place, _change(package, spec, values, model))
         for place, value in own.values():
             _replace(folder / place.file.name, place, torch.from_numpy(value))
         taken_out = tuple(sorted(place.stored for place in stale))
@@ -205,9 +206,9 @@ def _write_config(folder: Path, manifest: Manifest, model: LoadedModel, has_clas
     (folder / MODEL_CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
-def _add(path: Path, place: Place, pair: tuple[FloatArray, FloatArray, float]) -> None:
-    """Add scale·B·A to one tensor of a safetensors file, in place."""
-    update = _update(pair).T if place.transposed else _update(pair)
+def _add(path: Path, place: Place, change: Tensor) -> None:
+    """Add a change (out, in) to one tensor of a safetensors file, in place."""
+    update = change.T if place.transposed else change
     _rewrite(path, place, update, lambda weight: weight + update)
 
 
@@ -243,9 +244,11 @@ def _rewrite(path: Path, place: Place, given: Tensor, change: Callable[[Tensor],
         os.fsync(file.fileno())
 
 
-def _update(pair: tuple[FloatArray, FloatArray, float]) -> Tensor:
-    a, b, scale = pair
-    return torch.from_numpy(np.float32(scale) * (b @ a))
+def _change(package: Package, spec: SliceSpec, values: Values, model: LoadedModel) -> Tensor:
+    """What a slice adds to its layer's weight (out, in)."""
+    out, inputs = model.module.get_parameter(f"encoder.{spec.target}.linear.weight").shape
+    kind = KINDS[spec.kind]
+    return kind.change(spec.name, own_values(spec, values), frozen_of(package, spec), (out, inputs))
 
 
 def _span(path: Path, name: str) -> tuple[str, torch.Size, int, int]:

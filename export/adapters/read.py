@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime.errors import ModelError
 from edge_runtime.package.manifest import TaskKind
 from edge_runtime.package.slices import FloatArray
+from edge_runtime.slices.kinds import KINDS
 from export.adapters.contents import Contents, Header, as_floats, headers, read_contents, read_values
 from export.adapters.fit import StoredModel, check_layers, stored_model
 from export.adapters.peft_names import (
@@ -38,7 +39,7 @@ from export.model.json_file import read_json_object
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from export.model.slices import SliceOptions
+    from export.slices.sliced_linear import SliceOptions
 
 TOKENIZER = "tokenizer.json"
 _BASE_LAYER = "base_layer"
@@ -93,11 +94,11 @@ class Adapter:
     notes: tuple[str, ...]
 
     def slice_options(self, chosen: SliceOptions) -> SliceOptions:
-        """Options for slices that can hold this adapter, of the kind that is chosen; for LoRA-XS with its scale."""
+        """Options for slices that can hold this adapter, of the kind that is chosen; one of a pair takes its scale."""
         return replace(
             chosen,
             rank=self.rank,
-            alpha=self.scale * self.rank if chosen.kind == "lora" else chosen.alpha,
+            alpha=self.scale * self.rank if KINDS[chosen.kind].pair else chosen.alpha,
             targets=tuple(sorted(self.pairs)),
         )
 

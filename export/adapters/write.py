@@ -1,7 +1,7 @@
 """A finished run as a ``peft`` adapter: LoRA factors under peft's names, and the head beside them.
 
-A LoRA-XS core is the LoRA pair B = up·core, A = down with scale 1 (up carries singular values and alpha / r);
-a LoRA slice is the pair itself. (peft 0.21 has no LoRA-XS of its own.) An adapter of a causal language model loads on
+How values of a kind of slices become a LoRA pair is in its module of :mod:`export.slices`. (peft 0.21 has no LoRA-XS of
+its own.) An adapter of a causal language model loads on
 ``AutoModelForCausalLM``. One for classification loads on ``AutoModelForSequenceClassification`` if training went on
 from the folder's own classifier, whose last layer is written as peft writes ``modules_to_save``. Any other head has no
 place in peft's format: the adapter loads on ``AutoModel``, and beside it are ``head.safetensors`` (``weight`` (C, H),
@@ -30,6 +30,7 @@ from edge_runtime.execution.weights import MappedWeights
 from edge_runtime.package.manifest import SliceSpec
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import PreparedPackage
+from edge_runtime.package.ranks import factor_of
 from edge_runtime.package.slices import FloatArray, Values, key
 from export.adapters.peft_names import (
     A_SUFFIX,
@@ -45,6 +46,8 @@ from export.adapters.peft_names import (
     names_of_classifier,
 )
 from export.quantisation.quantise import dequantise
+from export.slices.kinds import KINDS
+from export.slices.sliced_linear import Frozen, Pair
 
 LOADER = "load_classifier.py"
 #: What names of a program's inputs begin with that are frozen parts of the folder's own classifier.
@@ -201,18 +204,29 @@ def _describe(package: Package, rank: int, scale: float, base_model: str) -> dic
     }
 
 
-def lora_pair(package: Package, spec: SliceSpec, values: Values) -> tuple[FloatArray, FloatArray, float]:
-    """LoRA's A (r, in), B (out, r) and scale for a slice."""
+def lora_pair(package: Package, spec: SliceSpec, values: Values) -> Pair:
+    """LoRA's A (r, in), B (out, r) and scale for a slice; :class:`ModelError` for a kind without."""
+    return KINDS[spec.kind].pair(spec.name, own_values(spec, values), frozen_of(package, spec))
+
+
+def own_values(spec: SliceSpec, values: Values) -> dict[str, FloatArray]:
+    """A slice's values, by name within the slice."""
+    return {tensor.name: values[key(spec.name, tensor.name)] for tensor in spec.tensors}
+
+
+def frozen_of(package: Package, spec: SliceSpec) -> Frozen:
+    """What gives a slice's frozen tensors, from the package's files."""
     arrays = MappedWeights(PreparedPackage.as_stored(package), spec.segment).arrays
     weights = {
         name: torch.from_numpy(np.array(a)) for name, a in arrays.items() if name.startswith(stem(spec))
     }
-    if spec.kind == "lora":
-        scale = float(weights[f"{stem(spec)}_scale"])
-        return values[key(spec.name, "A")][0], values[key(spec.name, "B")][0], scale
-    up = whole_factor(weights, f"{stem(spec)}_up", "_").numpy()
-    down = whole_factor(weights, f"{stem(spec)}_down", "_").numpy()
-    return down, up @ values[key(spec.name, "core")][0], 1.0
+    factor = np.float32(factor_of(spec))
+
+    def frozen(name: str) -> FloatArray:
+        found: FloatArray = whole_factor(weights, f"{stem(spec)}_{name}", "_").numpy()
+        return found * factor if name == "scale" else found
+
+    return frozen
 
 
 def stem(spec: SliceSpec) -> str:
@@ -221,15 +235,15 @@ def stem(spec: SliceSpec) -> str:
 
 
 def whole_factor(tensors: Mapping[str, Tensor], name: str, joint: str) -> Tensor:
-    """A LoRA-XS factor as programs compute with it: as stored, or put together from its quantised parts.
+    """A frozen tensor as programs compute with it: as stored, or put together from its quantised parts.
 
     Args:
-        tensors: tensors by name, among them the factor or its parts.
-        name: name of the factor.
-        joint: character between the name of the factor and that of a part.
+        tensors: tensors by name, among them the wanted one or its parts.
+        name: name of the tensor.
+        joint: character between the name of the tensor and that of a part.
 
     Raises:
-        ModelError: neither the factor nor its parts are there.
+        ModelError: neither the tensor nor its parts are there.
     """
     if name in tensors:
         return tensors[name]

@@ -150,6 +150,19 @@ def _gather(args: Sequence[Any], _: dict[str, Any]) -> tuple[Any, Pullback]:
     return aten.gather(x, axis, index), lambda bar, _: torch.zeros_like(x).scatter_add(axis, index, bar)
 
 
+@adjoint_rule(aten.index_select.default)
+def _index_select(args: Sequence[Any], _: dict[str, Any]) -> tuple[Any, Pullback]:
+    x, axis, index = args
+    sides = [1] * x.dim()
+    sides[axis] = -1
+
+    def pull(bar: Tensor, _: int) -> Tensor:
+        places = index.to(torch.int64).reshape(sides).expand(bar.shape)
+        return torch.zeros_like(x).scatter_add(axis, places, bar)
+
+    return aten.index_select(x, axis, index), pull
+
+
 # --- products --------------------------------------------------------------------------------------------
 
 

@@ -97,6 +97,7 @@ _linear(aten.squeeze.dims, lambda args, dot: ([axis_of_tangent(axis) for axis in
 _linear(aten._to_copy.default, lambda args, dot: ())
 _linear(aten.select.int, lambda args, dot: (axis_of_tangent(args[1]), args[2]))
 _linear(aten.slice.Tensor, lambda args, dot: (axis_of_tangent(args[1]), *args[2:]))
+_linear(aten.index_select.default, lambda args, dot: (axis_of_tangent(args[1]), args[2]))
 _linear(aten.sum.dim_IntList, lambda args, dot: (_reduced(args), *args[2:]))
 _linear(aten.mean.dim, lambda args, dot: (_reduced(args), *args[2:]))
 

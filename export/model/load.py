@@ -26,7 +26,9 @@ from export.model.checkpoint import Checkpoint
 from export.model.folder import read_config, require_finite
 from export.model.heads import HEAD, Classifier, Head, LanguageModel
 from export.model.own_head import OwnHead, UnusableHead, classifier_of
-from export.model.slices import FACTORS, TRAINABLE, SlicedLinear, SliceOptions, attach_slices, factors
+from export.model.slices import attach_slices
+from export.slices.kinds import TRAINED
+from export.slices.sliced_linear import SlicedLinear, SliceOptions
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class LoadedModel:
     notes: tuple[str, ...]
     _checkpoint: Checkpoint
     _origins: dict[str, _Origin]
-    _factors: dict[str, tuple[Tensor, Tensor]]
+    _frozen: dict[str, dict[str, Tensor]]
 
     def tensor(self, name: str) -> Tensor:
         """Values of a parameter or buffer of ``module``; floats in float32, frozen ones read from the folder each time.
@@ -108,12 +110,12 @@ class LoadedModel:
         if name in self._origins:
             return self._read(self._origins[name])
         owner, _, last = name.rpartition(".")
-        if last in FACTORS and isinstance(module := self.module.get_submodule(owner), SlicedLinear):
-            if owner not in self._factors:
-                weight = self.tensor(f"{owner}.linear.weight")
-                self._factors[owner] = factors(weight, module.core.shape[-1], module.scale_value)
-            return self._factors[owner][FACTORS.index(last)]
-        value: Tensor = getattr(self.module.get_submodule(owner), last)
+        module = self.module.get_submodule(owner)
+        if isinstance(module, SlicedLinear) and last in module.FROZEN:
+            if owner not in self._frozen:
+                self._frozen[owner] = module.frozen_of(self.tensor(f"{owner}.linear.weight"))
+            return self._frozen[owner][last]
+        value: Tensor = getattr(module, last)
         return value.detach()
 
     def place(self, name: str) -> Place:
@@ -260,13 +262,13 @@ def load_model(
         notes=notes,
         _checkpoint=checkpoint,
         _origins=origins,
-        _factors={},
+        _frozen={},
     )
 
 
 def is_trainable(name: str) -> bool:
     """Whether a parameter of a loaded module belongs to a slice or the head."""
-    return name.startswith(f"{HEAD}.") or name.rsplit(".", 1)[-1] in TRAINABLE
+    return name.startswith(f"{HEAD}.") or name.rsplit(".", 1)[-1] in TRAINED
 
 
 def is_causal(model: nn.Module) -> bool:

@@ -1,126 +1,22 @@
-"""Trainable slices beside frozen linear layers: which, and what they compute."""
+"""Slices put beside the linear layers that were asked for. What a slice computes is in :mod:`export.slices`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from edge_runtime.errors import ModelError
 from export.model.attention import query_and_value_layers
+from export.slices.kinds import KINDS
+from export.slices.sliced_linear import SliceOptions
 
-SliceKind = Literal["lora_xs", "lora"]
-#: Names of a slice's trainable tensors, and of the tensors made from the frozen weight.
-TRAINABLE = ("core", "A", "B")
-FACTORS = ("up", "down")
-#: Sides up to which the singular value decomposition is exact; beyond, its leading part is found by iteration.
-EXACT_SIDE = 1024
-#: Directions beyond the rank, and power iterations (Halko, Martinsson & Tropp 2011, arXiv 0909.4061, algorithm 4.4).
-OVERSAMPLING, POWER_ITERATIONS = 12, 8
-
-
-@dataclass(frozen=True)
-class SliceOptions:
-    """Which slices to attach.
-
-    Attributes:
-        kind: ``lora_xs`` (a trained r×r core between frozen SVD factors; Bałazy et al. 2024,
-            arXiv 2405.17604, section 3) or ``lora`` (Hu et al. 2021, arXiv 2106.09685, section 4.1).
-        rank: inner side r of a slice.
-        alpha: numerator of the scale; the update is multiplied by alpha / rank.
-        targets: modules to adapt, as in ``peft``'s ``target_modules``: a name or a dotted suffix of it, or
-            ``all-linear`` alone. Empty means the layers that make queries and values (``export.model.attention``).
-        seed: seed of LoRA's random A.
-    """
-
-    kind: SliceKind = "lora_xs"
-    rank: int = 4
-    alpha: float = 4.0
-    targets: tuple[str, ...] = ()
-    seed: int = 0
-
+__all__ = ["ALL_LINEAR", "SliceOptions", "attach_slices", "slice_and_tensor"]
 
 #: As in ``peft``: every linear layer, of the blocks.
 ALL_LINEAR = "all-linear"
-
-
-class SlicedLinear(nn.Module):
-    """A frozen linear layer plus a trained slice.
-
-    Slice tensors carry a leading axis of length 1. It is the example axis: a tangent may be longer there,
-    one direction per example (see ``export.autodiff.dual``). The factors of LoRA-XS have no values until they are made
-    from the layer's weight (:func:`factors`).
-    """
-
-    def __init__(self, linear: nn.Linear, options: SliceOptions, generator: torch.Generator) -> None:
-        super().__init__()
-        rank = options.rank
-        if rank > min(linear.in_features, linear.out_features):
-            raise ModelError(
-                f"rank {rank} exceeds the sides {linear.out_features}x{linear.in_features} of the target layer; "
-                "choose a smaller --rank"
-            )
-        self.linear = linear
-        self.scale_value = options.alpha / rank
-        if options.kind == "lora_xs":
-            self.register_buffer("up", torch.empty(linear.out_features, rank, device="meta"))
-            self.register_buffer("down", torch.empty(rank, linear.in_features, device="meta"))
-            self.core = nn.Parameter(torch.zeros(1, rank, rank))
-        else:
-            bound = linear.in_features**-0.5
-            a = torch.rand(1, rank, linear.in_features, generator=generator) * 2 * bound - bound
-            self.register_buffer("scale", torch.tensor(self.scale_value))
-            self.A = nn.Parameter(a)
-            self.B = nn.Parameter(torch.zeros(1, linear.out_features, rank))
-        self.kind = options.kind
-
-    # Buffers and parameters are declared for the type checker; which exist depends on the kind.
-    up: Tensor
-    down: Tensor
-    scale: Tensor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """y = W x + b + up·core·down·x, or + scale·B·A·x; x has shape (B, T, in).
-
-        Raises:
-            ModelError: the model has joined examples and tokens to one axis before this layer.
-        """
-        if x.dim() != 3:
-            raise ModelError(
-                "a target layer gets examples and tokens joined to one axis (OPT's fc1 and fc2 do), so that a slice of "
-                "it could have no direction for each example; choose other --targets, the attention's projections say"
-            )
-        if self.kind == "lora_xs":
-            inner = torch.matmul(nn.functional.linear(x, self.down), self.core.transpose(-1, -2))
-            return torch.add(self.linear(x), nn.functional.linear(inner, self.up))
-        inner = torch.matmul(x, self.A.transpose(-1, -2))
-        return torch.add(self.linear(x), torch.matmul(inner, self.B.transpose(-1, -2)) * self.scale)
-
-
-def factors(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
-    """LoRA-XS's frozen factors of a weight (out, in): up = U·S·scale (out, r) and down = Vᵀ (r, in), float32.
-
-    The leading ``rank`` singular triplets: exact for small matrices, by seeded subspace iteration for large ones.
-    """
-    if min(weight.shape) <= EXACT_SIDE:
-        left, singular, right = torch.linalg.svd(weight.double(), full_matrices=False)
-    else:
-        left, singular, right = _leading_triplets(weight.float(), rank)
-    up = (left[:, :rank] * singular[:rank] * scale).float().contiguous()
-    return up, right[:rank].float().contiguous()
-
-
-def _leading_triplets(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    basis = torch.randn(weight.shape[1], rank + OVERSAMPLING, generator=generator)
-    for _ in range(POWER_ITERATIONS):
-        basis, _ = torch.linalg.qr(weight.T @ torch.linalg.qr(weight @ basis)[0])
-    left, singular, right = torch.linalg.svd(weight @ basis, full_matrices=False)
-    return left, singular, right @ basis.T
 
 
 def slice_and_tensor(parameter: str) -> tuple[str, str]:
@@ -130,7 +26,7 @@ def slice_and_tensor(parameter: str) -> tuple[str, str]:
 
 
 def attach_slices(model: nn.Module, blocks: str, options: SliceOptions) -> tuple[str, ...]:
-    """Replace every targeted linear layer inside the blocks by a :class:`SlicedLinear`, in order.
+    """Replace every targeted linear layer inside the blocks by one with a slice, in order.
 
     Args:
         model: model to change in place.
@@ -158,7 +54,7 @@ def attach_slices(model: nn.Module, blocks: str, options: SliceOptions) -> tuple
         parent, _, child = name.rpartition(".")
         linear = model.get_submodule(name)
         if isinstance(linear, nn.Linear):
-            setattr(model.get_submodule(parent), child, SlicedLinear(linear, options, generator))
+            setattr(model.get_submodule(parent), child, KINDS[options.kind](name, linear, options, generator))
     return chosen
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import onnx_ir as ir
@@ -52,10 +51,11 @@ from export.model.heads import HEAD
 from export.model.json_file import read_json_object
 from export.model.load import LoadedModel, load_model
 from export.model.own_head import UnusableHead
-from export.model.slices import FACTORS, SliceKind, SliceOptions, slice_and_tensor
+from export.model.slices import slice_and_tensor
 from export.packaging.early_checks import check_early
 from export.packaging.head_start import HeadStart
 from export.packaging.library_check import LibraryModel, check_against_library
+from export.packaging.mask_scores import MaskRule, Scoring, score
 from export.packaging.programs import OFFERED, ProgramOptions, Progress, write_programs
 from export.packaging.self_check import (
     COSINE_LIMIT,
@@ -70,6 +70,7 @@ from export.packaging.tokenizer import write_tokenizer
 from export.packaging.torch_reference import TorchReference
 from export.packaging.weights import write_segments
 from export.quantisation.stored import StoredModel, WrittenTensors, store
+from export.slices.sliced_linear import SliceOptions
 
 TOKENIZER = "tokenizer.json"
 STATE = "slices.safetensors"
@@ -97,6 +98,8 @@ class ExportOptions:
         with_adjoint: whether to write the adjoint programs that backpropagation runs, too.
         engines: engines that devices may run the package on; ONNX Runtime is always among them.
         with_generation: whether to write the programs that give a text token by token, too.
+        mask: how a sparse slice's entries are chosen (:mod:`export.packaging.mask_scores`); other kinds pass over it.
+        check_labels: label index of each of ``check_texts``, which a mask may learn from; empty if they have none.
     """
 
     model: Path
@@ -112,6 +115,8 @@ class ExportOptions:
     with_adjoint: bool = False
     engines: tuple[EngineName, ...] = ("onnxruntime",)
     with_generation: bool = False
+    mask: MaskRule = "movement"
+    check_labels: tuple[int, ...] = ()
 
 
 def export_package(
@@ -155,6 +160,7 @@ def _export(
         for left_out in adapter.notes:
             progress(left_out)
     slices = options.slices if adapter is None else adapter.slice_options(options.slices)
+    slices = _with_scores(options, slices, progress)
     start = _head_start(options, slices, adapter, progress, kept)
     model = start.load()
     sequence_limit = min(options.sequence_limit, model.position_limit)
@@ -254,6 +260,24 @@ def _write_signed(folder: Path, manifest: Manifest, signer: PrivateKey) -> None:
     data = msgspec.json.encode(manifest, order="sorted")
     write_durably(folder / MANIFEST, data)
     write_durably(folder / SIGNATURE, signer.sign(data).encode())
+
+
+def _with_scores(options: ExportOptions, slices: SliceOptions, progress: Progress) -> SliceOptions:
+    """The options with scores of the entries, if sparse slices are to choose by scores."""
+    if slices.kind != "sparse" or options.mask == "random":
+        return slices
+    labels = options.check_labels or (NO_LABEL,) * len(options.check_texts)
+    scoring = Scoring(
+        model=options.model,
+        task=options.task,
+        classes=len(options.labels),
+        rows=tuple(Row(text, label) for text, label in zip(options.check_texts, labels, strict=True)),
+        sequence_limit=options.sequence_limit,
+        targets=slices.targets,
+        seed=slices.seed,
+        trust_remote_code=options.trust_remote_code,
+    )
+    return replace(slices, scores=score(scoring, options.mask, progress))
 
 
 def _head_start(
@@ -416,9 +440,7 @@ def _without_poor_arithmetics(manifest: Manifest, folder: Path) -> Manifest:
     return msgspec.structs.replace(manifest, programs=programs, self_checks=checks, files=_list_files(folder))
 
 
-def _slice_specs(
-    stored: StoredModel, kind: SliceKind, classifier: str | None = None
-) -> tuple[SliceSpec, ...]:
+def _slice_specs(stored: StoredModel, kind: str, classifier: str | None = None) -> tuple[SliceSpec, ...]:
     """Slices of the captured model; the head's target is the folder's own classifier if it goes on from that."""
     tensors: dict[str, dict[str, TensorSpec]] = {}
     segments: dict[str, list[int]] = {}
@@ -430,9 +452,9 @@ def _slice_specs(
             segments.setdefault(name, []).append(index)
     specs = []
     for name, parts in tensors.items():
-        chosen: SliceKind | Literal["head"] = "head" if name == HEAD else kind
         used = tuple(sorted(set(segments[name])))
         target = classifier if name == HEAD and classifier is not None else name
+        chosen = "head" if name == HEAD else kind
         specs.append(SliceSpec(name, chosen, used, target=target, tensors=tuple(parts.values())))
     return tuple(specs)
 
@@ -448,9 +470,8 @@ def _initial_values(stored: StoredModel, specs: tuple[SliceSpec, ...], adapter: 
     if adapter is None:
         return values
 
-    def frozen(spec: SliceSpec) -> tuple[FloatArray, FloatArray]:
-        up, down = (whole_factor(stored.tensors, f"encoder.{spec.target}.{name}", ".") for name in FACTORS)
-        return up.numpy(), down.numpy()
+    def frozen(spec: SliceSpec, name: str) -> FloatArray:
+        return whole_factor(stored.tensors, f"encoder.{spec.target}.{name}", ".").numpy()
 
     return values | start_values(adapter, specs, frozen)
 

@@ -20,7 +20,7 @@ from export.quantisation.stored import StoredModel
 PAGE_BYTES, TENSOR_ALIGNMENT_BYTES = 4096, 64
 BAR_WIDTH = 20
 
-DtypeName = Literal["float32", "uint8", "int64", "bool"]
+DtypeName = Literal["float32", "uint8", "int32", "int64", "bool"]
 
 
 def write_segments(
@@ -103,7 +103,13 @@ def _write_weights(
 
 
 def _dtype_name(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> DtypeName:
-    names: dict[str, DtypeName] = {"float32": "float32", "uint8": "uint8", "int64": "int64", "bool": "bool"}
+    names: dict[str, DtypeName] = {
+        "float32": "float32",
+        "uint8": "uint8",
+        "int32": "int32",
+        "int64": "int64",
+        "bool": "bool",
+    }
     if array.dtype.name not in names:
         raise ModelError(
             f"the model holds a frozen {array.dtype.name} tensor; packages carry {', '.join(names)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +61,10 @@ def test_every_option_reaches_the_export(
     words = ["package", str(tiny_model), *given]
     assert main(words) == ConfigError.exit_code
     plain = asked[0].options
-    assert plain == tiny.options(tiny_model, tmp_path / "package", rank=4, sequence_limit=128)
+    assert len(plain.check_labels) == len(plain.check_texts)
+    assert replace(plain, check_labels=()) == tiny.options(
+        tiny_model, tmp_path / "package", rank=4, sequence_limit=128
+    )
     assert asked[0].key.public_key == PrivateKey.load(tmp_path / "key").public_key
     slices = ["--slice", "lora", "--rank", "2", "--alpha", "3.5", "--targets", "query, key", "--seed", "9"]
     more = [
@@ -78,6 +82,11 @@ def test_every_option_reaches_the_export(
     assert (chosen.slices.targets, chosen.slices.seed) == (("query", "key"), 9)
     assert (chosen.sequence_limit, chosen.quantisation, chosen.with_adjoint) == (16, "int4", True)
     assert (chosen.engines, chosen.trust_remote_code) == (("onnxruntime", "executorch"), True)
+    assert (
+        main([*words, "--slice", "sparse", "--density", "0.2", "--mask", "fisher"]) == ConfigError.exit_code
+    )
+    sparse = asked.pop().options
+    assert (sparse.slices.kind, sparse.slices.density, sparse.mask) == ("sparse", 0.2, "fisher")
     adapter = peft_models.write_random_adapter(
         peft_models.base_model(tiny_model), tmp_path / "adapter", target_modules=["query"], r=2
     )
@@ -89,6 +98,33 @@ def test_every_option_reaches_the_export(
     assert main([*words, *given[4:], "--with-generation"]) == ConfigError.exit_code
     assert (asked[3].options.task, asked[3].options.labels) == ("causal_lm", ())
     assert asked[3].options.with_generation
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--slice", "sparse", "--density", "0"), "--density is 0.0, must be above 0 and at most 1"),
+        (("--slice", "sparse", "--density", "1.5"), "--density is 1.5, must be above 0 and at most 1"),
+        (
+            ("--slice", "lora", "--density", "0.1"),
+            "--density does not go with this kind of slices: it belongs to",
+        ),
+        (("--mask", "random"), "--mask does not go with this kind of slices: it belongs to --slice sparse"),
+        (("--slice", "sparse", "--rank", "4"), "sparse has no rank: take --density"),
+    ],
+)
+def test_options_of_another_kind_are_refused(
+    asked: list[Asked],
+    given: list[str],
+    tiny_model: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    """A density out of range, and options that do not go with the kind of slices, are one line before anything else."""
+    assert main(["package", str(tiny_model), *given, *options]) == ConfigError.exit_code
+    assert message in capsys.readouterr().err
+    assert not asked
 
 
 def test_a_key_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -180,8 +180,8 @@ def small_config(family: str, **changes: object) -> PretrainedConfig:
 
 
 def options(model: Path, output: Path, **changes: object) -> ExportOptions:
-    """Export options; ``kind``, ``rank`` and ``targets`` go to the slices."""
-    chosen = {name: changes.pop(name) for name in ("kind", "rank", "targets") if name in changes}
+    """Export options; ``kind``, ``rank``, ``targets`` and ``density`` go to the slices."""
+    chosen = {name: changes.pop(name) for name in ("kind", "rank", "targets", "density") if name in changes}
     settings = {
         "labels": LABELS,
         "sequence_limit": 32,

@@ -51,9 +51,14 @@ class Unlowered:
 
 
 def make(
-    model: Path, folder: Path, labels: tuple[str, ...], targets: tuple[str, ...] = (), own: bool = True
+    model: Path,
+    folder: Path,
+    labels: tuple[str, ...],
+    targets: tuple[str, ...] = (),
+    own: bool = True,
+    kind: str = "lora",
 ) -> Unlowered:
-    """The package of a folder with LoRA slices of rank 2.
+    """The package of a folder with slices of rank 2, or of a twentieth of the entries.
 
     Args:
         model: model folder.
@@ -61,11 +66,12 @@ def make(
         labels: label set.
         targets: modules to adapt; empty for query and value.
         own: whether the head goes on from the folder's own classifier.
+        kind: kind of the slices.
     """
     choice = choose_features(model, labels)
     features: Features | None = "own" if own else choice.features
     rows = choice.rows if own and choice.rows is not None else ()
-    options = SliceOptions(kind="lora", rank=2, targets=targets)
+    options = SliceOptions(kind=kind, rank=2, density=0.05, targets=targets)
     loaded = load_model(model, len(labels), options, features=features, rows=rows)
     stored = store(loaded, "none")
     (folder / "weights").mkdir(parents=True)
@@ -84,7 +90,7 @@ def make(
         files=export_package._list_files(folder),
         programs={"none": Program((), (), {"float": Variant("none.onnx", ())})},
         segments=segments,
-        slices=export_package._slice_specs(stored, "lora", loaded.classifier),
+        slices=export_package._slice_specs(stored, kind, loaded.classifier),
         tokenizer="tokenizer.json",
         initial_state="slices.safetensors",
         self_checks={},

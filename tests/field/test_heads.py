@@ -167,7 +167,9 @@ def brought(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[np.ndarr
         package = unlowered.make(whole, folder / "package", LABELS, classifiers.TARGETS.get(family, ()))
         batch = tiny.make_text_batch(package.package, tiny.SENTENCES[:4])
         moved = package.values()
-        slices = start_values(adapter, package.package.manifest.slices, lambda spec: pytest.fail(spec.name))
+        slices = start_values(
+            adapter, package.package.manifest.slices, lambda spec, _: pytest.fail(spec.name)
+        )
         first = {**package.values(size=0.0), **slices}
         write_adapter(package.package, moved, folder / "trained", str(base))
         merge(package.package, moved, base, folder / "merged")

@@ -36,6 +36,9 @@ class ArmFigures(Struct, frozen=True):
         passes_to_best: forward passes until the best score, mean over seeds.
         bytes_up_per_task: bytes up, mean over all tasks that were handed out.
         status: sentence on the seeds that did not finish; "finished" if all did.
+        seen: mean relative change of the score over groups that took part, mean over seeds.
+        unseen: the same over groups that did not.
+        crrm_standin: mean of both (:mod:`coordinator.simulation.robustness`).
     """
 
     name: str
@@ -51,6 +54,9 @@ class ArmFigures(Struct, frozen=True):
     passes_to_best: float | None = None
     bytes_up_per_task: float | None = None
     status: str = ""
+    seen: float | None = None
+    unseen: float | None = None
+    crrm_standin: float | None = None
 
 
 class ArmComparison(Struct, frozen=True):
@@ -142,7 +148,17 @@ def _figures(name: str, kind: str, records: Sequence[Record]) -> ArmFigures:
         if handed_out
         else None,
         status=status,
+        seen=_mean_of(records, "seen"),
+        unseen=_mean_of(records, "unseen"),
+        crrm_standin=_mean_of(records, "crrm_standin"),
     )
+
+
+def _mean_of(records: Sequence[Record], name: str) -> float | None:
+    """A figure of robustness, mean over the seeds that have it."""
+    found = [getattr(record.robustness, name) for record in records if record.robustness is not None]
+    numbers = [number for number in found if number is not None]
+    return fmean(numbers) if numbers else None
 
 
 def _status(records: Sequence[Record]) -> str:

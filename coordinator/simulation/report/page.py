@@ -6,7 +6,7 @@ from html import escape
 
 from coordinator.simulation.report.comparison import ArmComparison
 from coordinator.simulation.report.curves import AXES, COLOURS, chart, dash
-from coordinator.simulation.report.table import WORDS, cells, columns, denominator_text
+from coordinator.simulation.report.table import WORDS, cells, columns, denominator_text, groups_text
 from edge_runtime.html.parts import Row, table
 from edge_runtime.html.style import STYLE
 
@@ -64,7 +64,7 @@ def _lead(comparison: ArmComparison) -> str:
         "Lines are means over seeds, bands reach from the least to the most. A forward pass is one example once "
         "through the model; backpropagation counts four. "
     )
-    return f'<p class="lead">{escape(said + denominator_text(comparison))}</p>'
+    return f'<p class="lead">{escape(f"{said}{denominator_text(comparison)} {groups_text(comparison)}".strip())}</p>'
 
 
 def _table(comparison: ArmComparison) -> str:

@@ -15,7 +15,24 @@ def columns(comparison: ArmComparison) -> tuple[str, ...]:
     if comparison.denominator is None and any(arm.gain is not None for arm in comparison.arms):
         gain = ("gain",)
     final = f"final {comparison.measure}"
-    return ("arm", "kind", "seeds", final, "range", "best", *gain, "passes", "to best", "up a task", "status")
+    groups = ("seen", "unseen", "crrm stand-in") if has_groups(comparison) else ()
+    costs = ("passes", "to best", "up a task")
+    return ("arm", "kind", "seeds", final, "range", "best", *gain, *groups, *costs, "status")
+
+
+def has_groups(comparison: ArmComparison) -> bool:
+    """Whether an arm was scored over groups of rows."""
+    return any(arm.seen is not None or arm.unseen is not None for arm in comparison.arms)
+
+
+def groups_text(comparison: ArmComparison) -> str:
+    """What the columns of groups are, in one sentence; empty if there are none."""
+    if not has_groups(comparison):
+        return ""
+    return (
+        "Seen and unseen: mean relative change of accuracy over owners of dev rows that took part, and that did not; "
+        "crrm stand-in is the mean of both and stands in for a published metric whose formula was not at hand."
+    )
 
 
 def cells(comparison: ArmComparison, arm: ArmFigures) -> tuple[str, ...]:
@@ -30,6 +47,9 @@ def cells(comparison: ArmComparison, arm: ArmFigures) -> tuple[str, ...]:
         "best": _score(comparison, arm.best),
         "gain": "" if arm.gain is None else gain_text(comparison, arm.gain),
         "kept": "" if arm.kept is None else f"{100 * arm.kept:.0f} %",
+        "seen": _relative(arm.seen),
+        "unseen": _relative(arm.unseen),
+        "crrm stand-in": _relative(arm.crrm_standin),
         "passes": count_text(arm.passes),
         "to best": count_text(arm.passes_to_best),
         "up a task": "" if arm.bytes_up_per_task is None else size(arm.bytes_up_per_task),
@@ -63,8 +83,12 @@ def text_table(comparison: ArmComparison) -> str:
         ).rstrip()
         for row in rows
     ]
-    said = denominator_text(comparison)
-    return "\n".join([*lines, *(["", said] if said else [])]) + "\n"
+    said = [text for text in (denominator_text(comparison), groups_text(comparison)) if text]
+    return "\n".join([*lines, *(["", *said] if said else [])]) + "\n"
+
+
+def _relative(change: float | None) -> str:
+    return "" if change is None else f"{100 * change:+.1f} %"
 
 
 def gain_text(comparison: ArmComparison, gain: float) -> str:

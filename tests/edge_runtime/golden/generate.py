@@ -89,6 +89,8 @@ FULL_TASK = msgspec.structs.replace(
     features=(0, 2),
     pooling="max",
     sums_dtype="float16",
+    rank_mode="dynamic_frozen",
+    rank=3,
 )
 RELEASE = Release(
     number=7,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModel
 
-from edge_runtime.errors import ModelError
+from edge_runtime.errors import ConfigError, ModelError
 from edge_runtime.package.package import Package
+from edge_runtime.package.ranked_values import cut
+from edge_runtime.package.ranks import with_rank
 from edge_runtime.package.slices import Values, encode_values
 from edge_runtime.protocol.signing import generate_key
 from export.adapters.merge import merge
-from export.adapters.write import adapted, lora_pair, write_adapter
+from export.adapters.write import adapted, frozen_of, lora_pair, write_adapter
 from export.cli import main
 from export.packaging.export_package import export_package
 from tests.export import peft_models, tiny, unlowered
@@ -147,6 +150,27 @@ def test_a_part_of_a_stored_matrix_is_merged_alone(tmp_path: Path) -> None:
         torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-6)
 
 
+def test_entries_off_the_mask_are_bit_identical(tmp_path: Path, tiny_model: Path) -> None:
+    """A merged sparse run differs from the model in the targets' chosen entries alone, and there by its values."""
+    made = unlowered.make(tiny_model, tmp_path / "package", tiny.LABELS, own=False, kind="sparse")
+    values = made.values()
+    merge(made.package, values, tiny_model, tmp_path / "merged")
+    before, after = (
+        AutoModel.from_pretrained(path).state_dict() for path in (tiny_model, tmp_path / "merged")
+    )
+    for spec in adapted(made.package):
+        name = f"{spec.target}.weight"
+        index = torch.from_numpy(frozen_of(made.package, spec)("index")).long()
+        moved = torch.zeros_like(before[name], dtype=torch.bool).scatter_(1, index.T, True)
+        assert torch.equal(before[name][~moved], after[name][~moved])
+        expected = torch.from_numpy(values[f"{spec.name}/values"][0]).T
+        torch.testing.assert_close(
+            (after[name] - before[name]).gather(1, index.T), expected, atol=1e-6, rtol=1e-5
+        )
+        before.pop(name)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items() if "pooler" not in name)
+
+
 def refuse(trained: tuple[Package, Values], model: Path, output: Path) -> str:
     """The message with which a merge is refused; what lies beside ``output`` stays as it was."""
     beside = sorted(output.parent.iterdir()) if output.parent.exists() else []
@@ -190,6 +214,26 @@ def test_an_update_that_overflows_leaves_nothing(
     assert f"weight {last}.weight holds" in message
 
 
+def test_fewer_ranks_are_merged_at_their_own_scale(tmp_path: Path, tiny_model: Path) -> None:
+    """The first of two ranks alone adds alpha·B·A of that rank, in a merge and in an adapter for peft."""
+    made = unlowered.make(tiny_model, tmp_path / "package", tiny.LABELS, own=False)
+    values = made.values()
+    narrowed = with_rank(made.package.manifest, 1)
+    package, few = Package(made.package.folder, narrowed, ""), cut(values, narrowed.slices)
+    merge(package, few, tiny_model, tmp_path / "merged")
+    before, after = (
+        AutoModel.from_pretrained(path).state_dict() for path in (tiny_model, tmp_path / "merged")
+    )
+    for spec in adapted(made.package):
+        name = f"{spec.target}.weight"
+        a, b, scale = lora_pair(made.package, spec, values)
+        expected = 2 * scale * torch.from_numpy(b[:, :1] @ a[:1])
+        torch.testing.assert_close(after[name] - before[name], expected, rtol=1e-4, atol=1e-5)
+    write_adapter(package, few, tmp_path / "adapter", "base")
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (settings["r"], settings["lora_alpha"]) == (1, 2 * scale)
+
+
 def test_the_commands_write_what_the_functions_write(
     trained: tuple[Package, Values],
     tiny_model: Path,
@@ -211,3 +255,17 @@ def test_the_commands_write_what_the_functions_write(
     adapter = write_adapter(package, values, tmp_path / "adapter-by-function", "base")
     for path in adapter.iterdir():
         assert path.read_bytes() == (tmp_path / "adapter" / path.name).read_bytes(), path.name
+    for command, more in (("merge", [str(tiny_model)]), ("adapter", ["--base-model", "base"])):
+        words = [
+            command,
+            str(package.folder),
+            *more,
+            *given,
+            "--output",
+            str(tmp_path / "few"),
+            "--rank",
+            "1",
+        ]
+        assert main(words) == ConfigError.exit_code
+        assert "have one rank alone; export it with --slice lora" in capsys.readouterr().err
+    assert not (tmp_path / "few").exists()

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from edge_runtime.errors import ModelError
 from edge_runtime.package.manifest import SliceSpec, TensorSpec
-from export.adapters.read import Pair, Wanted, read_adapter
-from export.adapters.start_values import fit_core, start_values
+from export.adapters.read import Wanted, read_adapter
+from export.adapters.start_values import start_values
 from tests.export import peft_models, tiny
 
 pytestmark = pytest.mark.filterwarnings(peft_models.OLD_NAME)
@@ -222,8 +222,8 @@ def specs(*targets: str, sides: tuple[int, int] = (64, 64)) -> tuple[SliceSpec, 
     return tuple(SliceSpec(target, "lora", (1,), target, parts) for target in targets)
 
 
-def no_factors(_: SliceSpec) -> Any:
-    raise AssertionError("LoRA slices have no frozen factors")
+def no_factors(_: SliceSpec, name: str) -> Any:
+    raise AssertionError(f"LoRA slices have no frozen {name}")
 
 
 def test_names_must_match_both_ways(folder: Path) -> None:
@@ -239,20 +239,3 @@ def test_names_must_match_both_ways(folder: Path) -> None:
     ):
         with pytest.raises(ModelError, match=message):
             start_values(adapter, made, no_factors)
-
-
-def test_the_nearest_core_and_what_it_misses() -> None:
-    """The core of a pair in the span is found exactly; of one across it, the missed part is what is orthogonal."""
-    generator = np.random.default_rng(2)
-    up, down = generator.standard_normal((20, 3)), np.linalg.qr(generator.standard_normal((12, 5)))[0].T
-    up, down = up.astype(np.float32), down.astype(np.float32)
-    core = generator.standard_normal((3, 3)).astype(np.float32)
-    found, missed = fit_core(Pair(down[:3], up @ core / 2), 2.0, up, down[:3])
-    np.testing.assert_allclose(found, core, atol=1e-5)
-    assert missed < 1e-6
-    # Two orthogonal directions of equal size, one in the span: sqrt(1/2) is missed.
-    across = Pair(np.stack([down[0], down[3], down[0]]), np.stack([up[:, 0], up[:, 0], 0 * up[:, 0]], axis=1))
-    found, missed = fit_core(across, 1.0, up, down[:3])
-    assert missed == pytest.approx(0.5**0.5, abs=1e-6)
-    np.testing.assert_allclose(found, np.diag([1.0, 0, 0]), atol=1e-6)
-    assert fit_core(Pair(0 * down[:3], up), 1.0, up, down[:3])[1] == 0.0

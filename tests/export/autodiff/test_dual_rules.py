@@ -233,6 +233,13 @@ def rms_norm(draw: Draw) -> Call:
 
 
 #: Operator to a function that draws a call of it. Every rule has a row here.
+def index_select(draw: Draw) -> Call:
+    x = normal(draw, draw(shapes()))
+    axis = one_axis(draw, x.dim())
+    chosen = draw(st.lists(st.integers(0, x.shape[axis] - 1), min_size=1, max_size=5))
+    return Call((x, axis, torch.tensor(chosen, dtype=draw(st.sampled_from([torch.int32, torch.int64])))))
+
+
 SAMPLES: dict[Any, Callable[[Draw], Call]] = {
     aten.neg.default: unary,
     aten.clone.default: unary,
@@ -256,6 +263,7 @@ SAMPLES: dict[Any, Callable[[Draw], Call]] = {
     aten.view.default: view,
     aten.reshape.default: reshape,
     aten.gather.default: gather,
+    aten.index_select.default: index_select,
     aten.linear.default: linear,
     frozen_linear: frozen,
     aten.sym_size.int: size,

@@ -23,7 +23,8 @@ from export.capture.record import capture
 from export.model import checkpoint as checkpoint_module
 from export.model.checkpoint import Checkpoint
 from export.model.load import load_model
-from export.model.slices import SliceOptions, factors
+from export.slices.lora_xs import factors
+from export.slices.sliced_linear import SliceOptions
 from tests.export import tiny
 
 SMALL = {"vocab_size": 40, "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4}

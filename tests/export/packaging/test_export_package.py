@@ -15,10 +15,10 @@ from edge_runtime.package.package import Package
 from edge_runtime.package.slices import decode_values
 from edge_runtime.protocol.signing import generate_key
 from export.model.load import find_blocks, load_model
-from export.model.slices import SlicedLinear, SliceOptions, factors
 from export.packaging.export_package import ExportOptions, export_package
 from export.packaging.self_check import check_package, draw_sample
 from export.packaging.torch_reference import TorchReference
+from export.slices.sliced_linear import SliceOptions
 from tests.export import tiny
 
 
@@ -96,6 +96,7 @@ def test_weights_are_aligned_for_mapping(exported) -> None:
     [
         ("exported", "lora_xs", {"core": (1, 4, 4)}),
         ("exported_plain", "lora", {"A": (1, 2, tiny.HIDDEN), "B": (1, tiny.HIDDEN, 2)}),
+        ("exported_sparse", "sparse", {"values": (1, 3, tiny.HIDDEN)}),
     ],
 )
 def test_slices_are_named_as_peft_names_modules(request, which: str, kind: str, parts: dict) -> None:
@@ -117,7 +118,7 @@ def test_slices_are_named_as_peft_names_modules(request, which: str, kind: str, 
     }
 
 
-@pytest.mark.parametrize("which", ["exported", "exported_plain"])
+@pytest.mark.parametrize("which", ["exported", "exported_plain", "exported_sparse"])
 def test_a_fresh_package_computes_what_the_folder_computes(request, which: str) -> None:
     """The initial slices change nothing: cores, Bs and the head start at zero, so every class is equally likely."""
     exported = request.getfixturevalue(which)
@@ -128,23 +129,6 @@ def test_a_fresh_package_computes_what_the_folder_computes(request, which: str) 
     batch = tiny.torch_batch(tiny.make_text_batch(exported.package))
     result = exported.reference.run(batch)
     torch.testing.assert_close(result["loss"], torch.full((8,), float(np.log(len(tiny.LABELS)))))
-
-
-def test_the_first_singular_directions_carry_the_core(exported) -> None:
-    """A LoRA-XS core equal to the identity adds the best rank-4 approximation of the frozen matrix."""
-    model = tiny.make_model("bert", vocab_size=60)
-    weight = model.encoder.layer[0].attention.self.query.weight.detach()
-    layer = SlicedLinear(
-        model.encoder.layer[0].attention.self.query, SliceOptions(rank=4, alpha=4.0), torch.Generator()
-    )
-    layer.up, layer.down = factors(weight, 4, 1.0)
-    x = torch.randn(2, 3, tiny.HIDDEN)
-    plain = layer(x)
-    with torch.no_grad():
-        layer.core.copy_(torch.eye(4)[None])
-    left, singular, right = torch.linalg.svd(weight.double())
-    best = (left[:, :4] * singular[:4]) @ right[:4]
-    torch.testing.assert_close(layer(x) - plain, x @ best.float().T, rtol=1e-4, atol=1e-5)
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path) -> None:
