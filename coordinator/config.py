@@ -33,6 +33,19 @@ LEAST_SELECTION_S = 60.0
 #: Devices of a round.
 Slots = Annotated[int, Meta(ge=1, le=10_000)]
 
+#: What is about training slices, as it is where none are trained: in a visit, and in a run that is one.
+WITHOUT_SLICES: dict[str, Any] = {
+    "slices": "none",
+    "update": "forward",
+    "directions": "one_slice",
+    "draws": 1,
+    "candidates": 1,
+    "report": "weights",
+    "jvp_limit": None,
+    "split": "whole",
+    "lora_aggregation": "factors",
+}
+
 
 class ServerOptimizerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """The server's step on an averaged delta; its formulas stand in :mod:`coordinator.aggregation.server_optimizers`.
@@ -234,21 +247,13 @@ def one_visit(config: RunConfig) -> RunConfig:
     return msgspec.structs.replace(
         config,
         evaluation=evaluation,
+        **WITHOUT_SLICES,
         head="closed_form",
-        slices="none",
         rounds=0,
         patience=0,
         visit="last",
-        update="forward",
-        directions="one_slice",
-        draws=1,
-        candidates=1,
-        report="weights",
-        jvp_limit=None,
-        split="whole",
         head_split=False,
         head_warm_up_rounds=0,
-        lora_aggregation="factors",
         average_from_round=None,
         gate_variance=None,
     )

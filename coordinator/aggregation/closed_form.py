@@ -124,6 +124,7 @@ class _Standard:
         moments: XᵀY, (D, C).
         labels_squared: |Y|² about its mean.
         classes: number of classes that have rows.
+        probes: random signs (D, :data:`PROBES`) by which traces are estimated, the same for every ridge.
     """
 
     rows: int
@@ -133,6 +134,7 @@ class _Standard:
     moments: DoubleArray
     labels_squared: float
     classes: int
+    probes: DoubleArray
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,9 @@ def _standardise(sums: FeatureSums) -> _Standard:
     gram = (sums.gram - rows * np.outer(mean, mean)) * np.outer(inverse, inverse)
     moments = (sums.linear[:, 1:] - np.outer(mean, sums.counts)) * inverse[:, None]
     squared = rows - float((sums.counts**2).sum()) / rows
-    return _Standard(rows, mean, inverse, gram, moments, squared, int((sums.counts > 0).sum()))
+    generator = np.random.Generator(np.random.PCG64(PROBE_SEED))
+    probes = generator.choice([-1.0, 1.0], (len(mean), PROBES))
+    return _Standard(rows, mean, inverse, gram, moments, squared, int((sums.counts > 0).sum()), probes)
 
 
 def _search(standard: _Standard, start: int) -> _Fit:
@@ -174,18 +178,16 @@ def _search(standard: _Standard, start: int) -> _Fit:
 def _fit(standard: _Standard, ridge: float) -> _Fit:
     rows, width = standard.rows, len(standard.mean)
     damping = ridge * rows
-    generator = np.random.Generator(np.random.PCG64(PROBE_SEED))
-    probes = generator.choice([-1.0, 1.0], (width, PROBES))
-    solved = np.linalg.solve(
-        standard.gram + damping * np.eye(width), np.concatenate([standard.moments, probes], axis=1)
-    )
+    damped = standard.gram.copy()
+    damped.flat[:: width + 1] += damping
+    solved = np.linalg.solve(damped, np.concatenate([standard.moments, standard.probes], axis=1))
     solution, inverse = solved[:, :-PROBES], solved[:, -PROBES:]
     residual = (
         standard.labels_squared
         - float((solution * standard.moments).sum())
         - damping * float((solution * solution).sum())
     )
-    trace = 1 + width - damping * float((probes * inverse).sum()) / PROBES
+    trace = 1 + width - damping * float((standard.probes * inverse).sum()) / PROBES
     left = 1 - trace / rows
     error = max(residual, 0.0) / rows / left**2 if left >= LEAST_LEFT else math.inf
     return _Fit(ridge, solution, error)

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from coordinator.config import EvaluationConfig, RunConfig
+from coordinator.config import WITHOUT_SLICES, EvaluationConfig, RunConfig
 from coordinator.events import record
 from coordinator.refusals import ConflictError, NotFoundError
 from coordinator.rounds.assignment import deal
@@ -57,20 +57,7 @@ def in_phase(config: RunConfig, phase: str) -> RunConfig:
         return config
     if phase == TRAINING:
         return replace(config, head="exact")
-    return replace(
-        config,
-        slices="none",
-        draws=1,
-        steps=1,
-        epochs=0,
-        candidates=1,
-        directions="one_slice",
-        update="forward",
-        report="weights",
-        jvp_limit=None,
-        split="whole",
-        lora_aggregation="factors",
-    )
+    return replace(config, **WITHOUT_SLICES, steps=1, epochs=0)
 
 
 @dataclass(frozen=True)

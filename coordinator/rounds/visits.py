@@ -72,10 +72,13 @@ def end_visit_if_over(stores: Stores, run: Run, now_s: float) -> None:
 
     A visit that nobody was asked in yet waits. One in which every device failed ends the run.
     """
-    with stores.storage.transaction() as connection:
+    with stores.storage.reading() as connection:
         asked = task_rows.asked_in_phase(connection, run.run_id, run.phase)
         if not asked or round_rows.find_open(connection, run.run_id) is not None:
             return
+    with stores.storage.transaction() as connection:
+        if run_rows.get(connection, run.run_id).state != run.state:
+            return  # the operator stopped the run meanwhile
         newest = round_rows.last_committed(connection, run.run_id, run.phase)
         if newest is None:
             reason = f"none of the {len(asked)} devices that were asked handed in sums; see their events"
