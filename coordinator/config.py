@@ -152,6 +152,9 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
             ``"first_and_last"``. With ``rounds = 0`` there is one visit and nothing else.
         ridge: ridge of ``head = "closed_form"``, relative to the number of rows; unset: chosen by generalised
             cross-validation.
+        continue_from: id of an earlier run whose sums one visit goes on from: devices hand in what has changed since,
+            and labels that the package has more, behind the earlier ones, begin without rows; unset: all rows of each
+            device.
         norm_limit: number of times that a change may exceed the median of its round, in any slice, by the root mean
             square of its entries for each local step; a larger one is left out of the mean, and its device named. A
             slice that fewer than three devices trained may be a hundred times that beyond what it was before. Where
@@ -197,6 +200,7 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     patience: Count = 0
     visit: Literal["first", "last", "first_and_last"] = "last"
     ridge: Rate | None = None
+    continue_from: Identifier | None = None
     norm_limit: Annotated[float, Meta(ge=1, le=1e9)] = 1000.0
     max_left_out: Annotated[int, Meta(ge=1, le=1_000_000)] = 3
     robust_mean: Literal["none", "clipped", "trimmed", "median"] = "none"
@@ -312,6 +316,11 @@ def _check_together(config: RunConfig) -> None:
 def _check_visits(config: RunConfig) -> None:
     """What a head in closed form goes with."""
     closed, none = config.head == "closed_form", config.slices in ("none", ())
+    if config.continue_from is not None and (not closed or config.rounds):
+        raise ConfigError(
+            f'continue_from = "{config.continue_from}" goes on from the sums of a head in closed form, in one visit: '
+            "give --one-visit, or leave it out"
+        )
     if not closed:
         if config.rounds == 0:
             raise ConfigError('rounds = 0 trains nothing: set rounds, or head = "closed_form" for one visit')

@@ -36,6 +36,7 @@ from coordinator.aggregation.server_state import ServerState
 from coordinator.aggregation.server_step import ServerUpdate
 from edge_runtime.package.slices import FloatArray, Values, key
 from edge_runtime.training.feature_sums import FeatureSums
+from edge_runtime.training.projection import Projection
 
 DoubleArray = NDArray[np.float64]
 #: Ridges that are tried, relative to the number of rows.
@@ -88,10 +89,12 @@ def solve(sums: FeatureSums, ridge: float | None = None, start: float | None = N
     """The head of some sums.
 
     Args:
-        sums: sums over at least one row.
+        sums: sums over any number of rows; of none, since all were taken off again, the head is zero.
         ridge: λ relative to the number of rows; None chooses it on :data:`GRID`.
         start: ridge from which the choice starts, such as that of the round before; None starts in the middle.
     """
+    if sums.rows == 0:
+        return _of_no_rows(sums, ridge)
     standard = _standardise(sums)
     if ridge is not None:
         best = _fit(standard, ridge)
@@ -109,6 +112,21 @@ def solve(sums: FeatureSums, ridge: float | None = None, start: float | None = N
         scale=scale,
         constant=int((standard.inverse == 0).sum()),
         absent=tuple(int(index) for index in np.flatnonzero(sums.counts == 0)),
+    )
+
+
+def _of_no_rows(sums: FeatureSums, ridge: float | None) -> ClosedForm:
+    """A head that tells nothing: what the formula gives where XᵀY is zero."""
+    width, classes = len(sums.gram), len(sums.counts)
+    return ClosedForm(
+        weight=np.zeros((classes, width), np.float32),
+        bias=np.zeros(classes, np.float32),
+        ridge=GRID[START_FEW] if ridge is None else ridge,
+        rows=0,
+        error=0.0,
+        scale=1.0,
+        constant=width,
+        absent=tuple(range(classes)),
     )
 
 
@@ -210,16 +228,23 @@ def _scale(standard: _Standard, fit: _Fit) -> float:
 
 
 def visit_update(
-    values: Values, state: ServerState, more: Iterable[FeatureSums], *, head: str, ridge: float | None
+    values: Values,
+    state: ServerState,
+    more: Iterable[FeatureSums],
+    *,
+    head: str,
+    ridge: float | None,
+    projection: Projection | None = None,
 ) -> tuple[ServerUpdate, ClosedForm] | None:
     """From a visit's sums so far and those of a round to the values with a new head.
 
     Args:
         values: slice values that the round's tasks came with; not modified.
         state: server state that the round before left; not modified.
-        more: sums of the round's results, in the order of their slots; consumed one at a time.
+        more: what the round's results change in the sums, in the order of their slots; consumed one at a time.
         head: name of the head's slice.
         ridge: ridge that the run asks for; None chooses it.
+        projection: random projection of the features that the sums are of; None if they are of the features.
 
     Returns:
         The update, and the head as it was solved; None if there are no sums.
@@ -228,6 +253,7 @@ def visit_update(
     if sums is None:
         return None
     solved = solve(sums, ridge, state.ridge)
-    new = {**values, key(head, "weight"): solved.weight, key(head, "bias"): solved.bias}
+    weight = solved.weight if projection is None else projection.back(solved.weight)
+    new = {**values, key(head, "weight"): weight, key(head, "bias"): solved.bias}
     after = replace(state, sums=sums, ridge=solved.ridge)
     return ServerUpdate(new, after, average=None, reference=None, gated_variance=None), solved

@@ -31,7 +31,7 @@ def required_bytes(manifest: Manifest, config: RunConfig, slices: Sequence[str],
     """
     sequence = min(config.sequence_limit, manifest.sequence_limit)
     if config.head == "closed_form":
-        return _smallest_cap(_Same(manifest), sums_work(manifest, max(1, rows), sequence))
+        return _smallest_cap(_Same(manifest), sums_work(manifest, config, max(1, rows), sequence))
     exact_head = None if manifest.head is None or config.head == "perturbed" else manifest.head.name
     work = Work(
         batch_size=config.batch_size,

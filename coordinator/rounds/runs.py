@@ -16,6 +16,7 @@ from coordinator.config import WITHOUT_SLICES, EvaluationConfig, RunConfig
 from coordinator.events import record
 from coordinator.refusals import ConflictError, NotFoundError
 from coordinator.rounds.assignment import deal
+from coordinator.rounds.continuing import check_continues, go_on
 from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.storage import evaluation_rows, round_rows, run_rows, task_rows
 from coordinator.storage.run_rows import RunRow
@@ -106,6 +107,11 @@ class Run:
     def visiting(self) -> bool:
         """Whether every device is being asked once for its sums."""
         return self.phase != TRAINING
+
+    @property
+    def in_last_visit(self) -> bool:
+        """Whether its sums, if it has any, are those of its last visit, from which another run may go on."""
+        return self.phase == LAST_VISIT
 
     @property
     def rounds_done(self) -> int:
@@ -220,12 +226,18 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
             f"package {package.manifest.name} has no slice but the head, and train_head is false"
         )
     _check_lora(config, package.manifest, slices)
+    earlier = None
+    if config.continue_from is not None:
+        earlier = _earlier(stores, config.continue_from)
+        config = replace(config, features=config.features or earlier.config.features)
     config, seen = with_features(config, package.manifest)
     check_features(config, package.manifest, slices)
     phase = first_phase(config)
     # Raises if the package cannot train as asked.
     required_bytes(seen, in_phase(config, phase), () if phase != TRAINING else slices)
     check_loss(config, package.manifest)
+    if earlier is not None:
+        check_continues(earlier, config, seen)
     if config.evaluation is not None:
         _check_evaluation(config.evaluation, package.manifest, read_data=read_data)
     package.verify_files()
@@ -238,6 +250,9 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
     values = decode_values(stores.blobs.get(values_sha256), package.manifest.slices)
     if config.features:
         values_sha256 = stores.blobs.put(encode_values(_with_new_head(values, seen), seen))
+    state_sha256 = None
+    if earlier is not None:
+        values_sha256, state_sha256 = go_on(stores, earlier, seen)
     # 3. Queue.
     run_id = f"{config.name}-{secrets.token_hex(3)}"
     with stores.storage.transaction() as connection:
@@ -250,9 +265,24 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
             values_sha256=values_sha256,
             created_s=now_s,
             phase=phase,
+            optimizer_sha256=state_sha256,
         )
-        record(connection, now_s, "run_created", f"package {package.manifest.name}", run_id=run_id)
+        goes_on = "" if earlier is None else f", goes on from the sums of run {earlier.run_id}"
+        record(connection, now_s, "run_created", f"package {package.manifest.name}{goes_on}", run_id=run_id)
     return run_id
+
+
+def _earlier(stores: Stores, run_id: str) -> Run:
+    """The run that another goes on from.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        with stores.storage.reading() as connection:
+            return find_run(stores, connection, run_id)
+    except NotFoundError as error:
+        raise ConfigError(f"continue_from: {error.message}") from error
 
 
 def _with_new_head(values: Values, seen: Manifest) -> Values:

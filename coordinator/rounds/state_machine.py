@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -28,7 +28,7 @@ from coordinator.rounds.results import TIMED_OUT
 from coordinator.rounds.runs import LAST_VISIT, Run, active_run, end_run, reason_of_end
 from coordinator.rounds.selection import SelectableDevice, fit, substitute
 from coordinator.rounds.tasks import MISSED_SIGNS, reserve
-from coordinator.rounds.visits import commit_round, end_visit_if_over, sums_of
+from coordinator.rounds.visits import commit_round, end_visit_if_over, projection_of, sums_of
 from coordinator.storage import (
     device_rows,
     evaluation_rows,
@@ -233,12 +233,15 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
             return
         number = open_round.round
         results = result_rows.counted(connection, run.run_id, number)
+        begun = round_rows.last_committed(connection, run.run_id, run.phase) is not None
     # 1. What the devices contributed, one at a time in the order of their slots, moves the values.
     values = decode_values(stores.blobs.get(run.values_sha256), run.manifest.slices)
     state = ServerState()
     if run.optimizer_sha256 is not None:
         state = ServerState.decode(stores.private_blobs.get(run.optimizer_sha256))
     if run.visiting:
+        if not begun and run.config.continue_from is None:
+            state = replace(state, sums=None)  # of an earlier visit, behind which nothing was trained
         _solve_round(stores, run, number, values, state, results, now_s)
         return
     contributions = Contributions(stores, run, values, results)
@@ -296,7 +299,12 @@ def _solve_round(
 ) -> None:
     """Solve for the head from the sums of a visit so far and those of a round, and commit the round."""
     visited = visit_update(
-        values, state, sums_of(stores, run, results), head=run.head_name, ridge=run.config.ridge
+        values,
+        state,
+        sums_of(stores, run, results),
+        head=run.head_name,
+        ridge=run.config.ridge,
+        projection=projection_of(run),
     )
     if visited is None:
         raise PackageError(f"run {run.run_id} visits devices, and round {number} has no sums")
@@ -311,6 +319,7 @@ def _solve_round(
             run,
             number,
             solved,
+            results,
             values_sha256=values_sha256,
             state_sha256=state_sha256,
             now_s=now_s,
@@ -321,7 +330,12 @@ def _solve_round(
 
 def _discard(stores: Stores, run: Run, results: list[CountedResult], state_sha256: str) -> None:
     """Remove what only a committed round needed."""
-    outdated = {result.change_sha256 for result in results} | {run.optimizer_sha256 or state_sha256}
+    outdated = {sha256 for result in results for sha256 in (result.change_sha256, *result.removed)}
+    with stores.storage.reading() as connection:
+        before = run.optimizer_sha256
+        # Another run may have the same state: one that goes on from an earlier one begins with it.
+        if before is not None and not run_rows.has_state(connection, before):
+            outdated.add(before)
     for sha256 in outdated - {state_sha256}:
         stores.private_blobs.discard(sha256)
 

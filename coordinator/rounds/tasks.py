@@ -13,7 +13,15 @@ from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.rounds.releases import newest_for
 from coordinator.rounds.runs import Run, active_run, find_run
 from coordinator.rounds.set_aside import note_failure, still_set_aside
-from coordinator.storage import device_rows, event_rows, round_rows, run_rows, slot_rows, task_rows
+from coordinator.storage import (
+    device_rows,
+    event_rows,
+    result_rows,
+    round_rows,
+    run_rows,
+    slot_rows,
+    task_rows,
+)
 from coordinator.storage.stores import Stores
 from coordinator.storage.task_rows import TaskWithSlices
 from edge_runtime.figures import size, whole_size
@@ -270,6 +278,7 @@ def _hand_out(
         deadline_s=config.deadline_s,
         freeze_a=config.lora_aggregation == "frozen_a",
         reference=run.reference_sha256,
+        handed_in=_handed_in(connection, run, device),
         **shared,
     )
     data = messages.encode(task)
@@ -283,6 +292,13 @@ def _hand_out(
         signature=signed.signature,
     )
     return signed
+
+
+def _handed_in(connection: sqlite3.Connection, run: Run, device: Device) -> tuple[str, ...]:
+    """Digests of a device's sums among those that a visit goes on from."""
+    if run.config.continue_from is None or not run.visiting:
+        return ()
+    return result_rows.standing_sums(connection, run.config.continue_from, device.device_id)
 
 
 def least_required_bytes(stores: Stores, connection: sqlite3.Connection, run: Run, rows: int) -> int:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterator
-
-import msgspec
+from collections.abc import Iterator, Sequence
 
 from coordinator.aggregation.closed_form import ClosedForm
 from coordinator.events import record
@@ -19,18 +17,30 @@ from coordinator.rounds.runs import FIRST_VISIT, TRAINING, Run, end_run, reason_
 from coordinator.storage import evaluation_rows, round_rows, run_rows, task_rows
 from coordinator.storage.result_rows import CountedResult
 from coordinator.storage.stores import Stores
-from edge_runtime.protocol.messages import Task
-from edge_runtime.training.feature_sums import FeatureSums, decode_sums
+from edge_runtime.figures import size
+from edge_runtime.training.feature_sums import FeatureSums, decode_sums, form_of
+from edge_runtime.training.projection import Projection
 
 log = logging.getLogger("coordinator")
 MOST_LABELS_NAMED = 5
 
 
 def sums_of(stores: Stores, run: Run, results: list[CountedResult]) -> Iterator[FeatureSums]:
-    """The sums of a round's results, one at a time in the order of their slots."""
+    """What each of a round's results changes in the sums, one at a time in the order of their slots."""
+    form = form_of(run.config, run.manifest)
     for result in results:
-        task = msgspec.json.decode(result.task, type=Task)
-        yield decode_sums(stores.private_blobs.get(result.change_sha256), run.manifest, task.sums_dtype)
+        change = FeatureSums.nothing(form.width, form.labels)
+        if result.adds_sums:
+            change = decode_sums(stores.private_blobs.get(result.change_sha256), form)
+        for sha256 in result.removed:
+            change = change.minus(decode_sums(stores.private_blobs.get(sha256), form))
+        yield change
+
+
+def projection_of(run: Run) -> Projection | None:
+    """The random projection of the run's features that its sums are of; None if they are of the features."""
+    form = form_of(run.config, run.manifest)
+    return Projection(form.square, form.width, run.config.seed) if run.config.sums_projection else None
 
 
 def commit_round(
@@ -38,6 +48,7 @@ def commit_round(
     run: Run,
     number: int,
     solved: ClosedForm,
+    results: Sequence[CountedResult],
     *,
     values_sha256: str,
     state_sha256: str,
@@ -49,7 +60,7 @@ def commit_round(
     run_rows.commit_visit(connection, run.run_id, values_sha256=values_sha256, optimizer_sha256=state_sha256)
     if evaluation is not None and (run.rounds_done + 1) % evaluation.every_rounds == 0:
         evaluation_rows.add(connection, run.run_id, number, values_sha256)
-    message = describe(solved, run.manifest.labels)
+    message = f"{describe(solved, run.manifest.labels)}; {_describe_results(results)}"
     record(connection, now_s, "head_solved", message, run_id=run.run_id, round_number=number)
 
 
@@ -65,6 +76,18 @@ def describe(solved: ClosedForm, labels: tuple[str, ...]) -> str:
         )
         parts.append(f"no device has rows of {named}{more}")
     return "; ".join(parts)
+
+
+def _describe_results(results: Sequence[CountedResult]) -> str:
+    """What came in a round of a visit, for people."""
+    told = [
+        f"{size(sum(result.change_bytes for result in results))} of sums came from {len(results)} devices"
+    ]
+    if again := sum(bool(result.removed) for result in results):
+        told.append(f"of which {again} took off what they had handed in before")
+    if same := sum(not result.adds_sums and not result.removed for result in results):
+        told.append(f"of which {same} had nothing new")
+    return ", ".join(told)
 
 
 def end_visit_if_over(stores: Stores, run: Run, now_s: float) -> None:

@@ -273,6 +273,12 @@ def pause_runs(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE runs ADD COLUMN paused_s REAL")
 
 
+def take_sums_off(connection: sqlite3.Connection) -> None:
+    """Of sums that a device handed in before, which a result keeps and which it takes off again."""
+    connection.execute("ALTER TABLE results ADD COLUMN kept TEXT NOT NULL DEFAULT '[]'")  # JSON digests
+    connection.execute("ALTER TABLE results ADD COLUMN removed TEXT NOT NULL DEFAULT '[]'")  # JSON digests
+
+
 #: In the order in which they run.
 ALL = (
     create_devices,
@@ -291,4 +297,5 @@ ALL = (
     mark_moments,
     expect_signs_of_life,
     pause_runs,
+    take_sums_off,
 )

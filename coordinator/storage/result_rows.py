@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sqlite3
 from dataclasses import dataclass
 
 import msgspec
 
 from edge_runtime.protocol.messages import BestOf, MemoryReport, Result
+
+#: Digest of no bytes: of a result that adds no sums to those that stand.
+NOTHING = hashlib.sha256(b"").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class ResultRow:
         score: how many times the delta exceeds its round's median; None before the round was aggregated, and where it
             is no finite number.
         left_out: why the delta did not enter the round's mean; empty if it did.
+        kept: digests of the sums from earlier runs that stand on, as JSON.
+        removed: digests of those that came back to be taken off, as JSON.
     """
 
     task_id: str
@@ -46,6 +53,8 @@ class ResultRow:
     draws: int
     score: float | None
     left_out: str
+    kept: str
+    removed: str
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,9 @@ class CountedResult:
         steps_applied: local steps that moved the device's values.
         estimator: how the device found its gradients, where its task left it the choice; else None.
         draws: draws of its estimates there.
+        kept: digests of the sums from earlier runs that stand on.
+        removed: digests of those that came back to be taken off.
+        change_bytes: size of all that came.
     """
 
     task_id: str
@@ -75,14 +87,22 @@ class CountedResult:
     steps_applied: int
     estimator: BestOf | None
     draws: int
+    kept: tuple[str, ...]
+    removed: tuple[str, ...]
+    change_bytes: int
+
+    @property
+    def adds_sums(self) -> bool:
+        """Whether sums came that are added to those that stand."""
+        return self.change_sha256 != NOTHING
 
 
 def add(connection: sqlite3.Connection, result: Result, *, received_s: float) -> None:
     """Store a result."""
     connection.execute(
         "INSERT INTO results (task_id, change_sha256, examples, steps_applied, steps_skipped, mean_loss,"
-        " seconds, memory, received_s, change_bytes, estimator, draws)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " seconds, memory, received_s, change_bytes, estimator, draws, kept, removed)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             result.task_id,
             result.change_sha256,
@@ -93,9 +113,11 @@ def add(connection: sqlite3.Connection, result: Result, *, received_s: float) ->
             result.seconds,
             msgspec.json.encode(result.memory).decode(),
             received_s,
-            len(result.change),
+            len(result.change) + sum(map(len, result.removed)),
             result.update,
             result.draws,
+            json.dumps(result.kept),
+            json.dumps([hashlib.sha256(data).hexdigest() for data in result.removed]),
         ),
     )
 
@@ -123,11 +145,40 @@ def counted(connection: sqlite3.Connection, run_id: str, number: int) -> list[Co
     """What a round's aggregation sums up, in the order of the slots."""
     rows = connection.execute(
         "SELECT task_id, device_id, name AS device_name, slot, task, change_sha256, examples, steps_applied,"
-        " estimator, draws FROM tasks JOIN results USING (task_id) JOIN devices USING (device_id)"
+        " estimator, draws, kept, removed, change_bytes"
+        " FROM tasks JOIN results USING (task_id) JOIN devices USING (device_id)"
         " WHERE run_id = ? AND round = ? AND state = 'counted' ORDER BY slot",
         (run_id, number),
     )
-    return [CountedResult(**row) for row in rows]
+    return [
+        CountedResult(
+            **{**row, "kept": tuple(json.loads(row["kept"])), "removed": tuple(json.loads(row["removed"]))}
+        )
+        for row in map(dict, rows)
+    ]
+
+
+def standing_sums(connection: sqlite3.Connection, run_id: str, device_id: str) -> tuple[str, ...]:
+    """Digests of the sums of a device that stand in those of a run, which may go on from earlier ones.
+
+    Args:
+        connection: connection to the database.
+        run_id: id of the run; the sums are those of its last visit.
+        device_id: id of the device.
+    """
+    row = connection.execute(
+        "WITH RECURSIVE chain (run_id, place) AS (SELECT ?, 0 UNION ALL"
+        " SELECT json_extract(config, '$.continue_from'), place + 1 FROM runs JOIN chain USING (run_id)"
+        " WHERE json_extract(config, '$.continue_from') IS NOT NULL)"
+        " SELECT kept, change_sha256 FROM chain JOIN tasks USING (run_id) JOIN results USING (task_id)"
+        " JOIN rounds USING (run_id, round) WHERE device_id = ? AND tasks.state = 'counted'"
+        " AND rounds.state = 'committed' AND rounds.phase = 'last_visit' ORDER BY place LIMIT 1",
+        (run_id, device_id),
+    ).fetchone()
+    if row is None:
+        return ()
+    added = () if row["change_sha256"] == NOTHING else (str(row["change_sha256"]),)
+    return (*json.loads(row["kept"]), *added)
 
 
 def note_score(connection: sqlite3.Connection, task_id: str, score: float | None) -> None:
@@ -151,10 +202,12 @@ def count_left_out(connection: sqlite3.Connection, run_id: str, device_id: str) 
 
 
 def needed_blobs(connection: sqlite3.Connection) -> set[str]:
-    """Digests of the private blobs that are still needed: deltas of open rounds, and the servers' states of runs."""
+    """Digests of the private blobs that are still needed: what came in open rounds, and the servers' states of runs."""
     rows = connection.execute(
         "SELECT change_sha256 FROM results JOIN tasks USING (task_id) JOIN rounds USING (run_id, round)"
         " WHERE rounds.state IN ('selecting', 'collecting', 'aggregating')"
+        " UNION SELECT value FROM results JOIN tasks USING (task_id) JOIN rounds USING (run_id, round),"
+        " json_each(removed) WHERE rounds.state IN ('selecting', 'collecting', 'aggregating')"
         " UNION SELECT optimizer_sha256 FROM runs WHERE optimizer_sha256 IS NOT NULL"
     )
     return {str(row[0]) for row in rows}

@@ -9,6 +9,7 @@
     pending.result      a result that the coordinator has not acknowledged yet
     release.json        which release the device uses, and which it has decided about
     release/            the values of that release
+    sums/               sums that were handed in for heads in closed form, see edge_runtime.agent.handed_in
     blobs/, packages/   downloads, see edge_runtime.agent.blob_cache
     work/               one task's scratch files, emptied at start
 
@@ -28,6 +29,7 @@ import msgspec
 from msgspec import Struct
 
 from edge_runtime.agent.blob_cache import BlobCache, PackageShelf
+from edge_runtime.agent.handed_in import HandedInSums
 from edge_runtime.decoding import MALFORMED
 from edge_runtime.durable import TEMPORARY_SUFFIX, make_private_folder, sync_folder, write_durably
 from edge_runtime.errors import ConfigError
@@ -42,6 +44,7 @@ PENDING = "pending.result"
 PREPARED = "prepared"
 SPLIT_KEY, SPLIT_KEY_BYTES = "split.key", 32
 RELEASE, RELEASE_VALUES = "release.json", "release"
+SUMS = "sums"
 
 
 class Identity(Struct, frozen=True):
@@ -165,6 +168,7 @@ class Store:
         blobs: downloads.
         packages: the packages in use.
         releases: the release in use.
+        sums: sums that were handed in before.
     """
 
     def __init__(self, folder: Path, *, disk_quota_bytes: int) -> None:
@@ -184,6 +188,7 @@ class Store:
             self.blobs = BlobCache(folder / "blobs", disk_quota_bytes)
             self.packages = PackageShelf(folder / "packages", self.blobs)
             self.releases = ReleaseFiles(folder, self.packages)
+            self.sums = HandedInSums(folder / SUMS)
         except OSError as error:
             raise unusable(f"state_folder {folder}", error) from error
 
@@ -309,7 +314,10 @@ class Store:
 
     def _clean(self) -> None:
         self.new_work_folder()
-        for folder in (self.folder, *(self.folder / name for name in ("blobs", "packages", RELEASE_VALUES))):
+        for folder in (
+            self.folder,
+            *(self.folder / name for name in ("blobs", "packages", RELEASE_VALUES, SUMS)),
+        ):
             for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
                 if path.is_dir():
                     shutil.rmtree(path)

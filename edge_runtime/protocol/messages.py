@@ -64,6 +64,9 @@ PhuberTau = Annotated[float, Meta(gt=1, le=1e6)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 LossLimit = Annotated[float, Meta(ge=0, le=1e6)]
 Candidates = Annotated[int, Meta(ge=1, le=1000)]
+#: Most parts that the sums of one device may have in the sums of a chain of runs.
+MOST_PARTS = 64
+Digests = Annotated[tuple[Sha256, ...], Meta(max_length=MOST_PARTS)]
 
 
 class EnrolRequest(Struct, frozen=True):
@@ -185,6 +188,9 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
             ``"mean"``, ``"first"`` or ``"last"`` of the real tokens, or ``"max"``.
         sums_dtype: precision in which the sums of ``head = "closed_form"`` travel: ``"float32"``, or ``"float16"`` in
             half the bytes.
+        sums_projection: number of random projections of a row's features, drawn from ``seed``, of which the sums of
+            ``head = "closed_form"`` are: a multiple of 128 below the number of features, for fewer bytes; 0 sums the
+            features themselves.
     """
 
     seed: Seed
@@ -207,6 +213,7 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
     features: Blocks = ()
     pooling: Pooling = "package"
     sums_dtype: Literal["float32", "float16"] = "float32"
+    sums_projection: Annotated[int, Meta(ge=0, le=8192)] = 0
 
 
 class Task(TrainingSettings, frozen=True, kw_only=True):
@@ -230,6 +237,8 @@ class Task(TrainingSettings, frozen=True, kw_only=True):
         deadline_s: seconds until the result must have arrived.
         freeze_a: whether LoRA's B alone is trained.
         reference: digest of the blob of values that ``filtered`` directions are compared with; None without one.
+        handed_in: digests of the sums that the device handed in to earlier runs, and that stand in the sums which this
+            run goes on from: it hands in what has changed since. Empty if there are none.
     """
 
     task_id: Identifier
@@ -245,6 +254,7 @@ class Task(TrainingSettings, frozen=True, kw_only=True):
     deadline_s: Seconds
     freeze_a: bool = False
     reference: Sha256 | None = None
+    handed_in: Digests = ()
 
 
 #: The order in which released versions write a task's fields; fields that came later follow as they are defined.
@@ -419,6 +429,9 @@ class Result(Struct, frozen=True):
             :mod:`edge_runtime.training.replay` makes the same change.
         update: way to the slices' gradient that the device took, of a task with ``update = "best"``; else None.
         draws: number of directions of its estimates there; 0 under ``"backprop"``, and of other tasks.
+        kept: of a task with ``handed_in``: digests of those sums among them that still stand.
+        removed: those that stand no more, as they were handed in, to be taken off again; ``change`` then holds what
+            stands in their place. It is empty where no sums are added.
     """
 
     task_id: Identifier
@@ -434,6 +447,10 @@ class Result(Struct, frozen=True):
     change: Annotated[bytes, Meta(max_length=MAX_RESULT_BYTES)]
     update: BestOf | None = None
     draws: Count = 0
+    kept: Digests = ()
+    removed: Annotated[
+        tuple[Annotated[bytes, Meta(max_length=MAX_RESULT_BYTES)], ...], Meta(max_length=MOST_PARTS)
+    ] = ()
 
 
 class ResultReceipt(Struct, frozen=True):

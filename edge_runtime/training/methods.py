@@ -12,6 +12,9 @@ from edge_runtime.package.block_head import with_block_head
 from edge_runtime.package.manifest import Manifest
 from edge_runtime.protocol.messages import PER_EXAMPLE, Task, TrainingSettings
 
+#: Number of projections in one block of their Gram matrix, of which all have a whole number.
+PROJECTED_BLOCK = 128
+
 
 def check_method(settings: TrainingSettings) -> None:
     """Refuse settings that exclude each other.
@@ -45,6 +48,16 @@ def check_method(settings: TrainingSettings) -> None:
         raise ConfigError(
             f'pooling = "{settings.pooling}" belongs to features, and there are none: name the blocks that the head '
             "reads, or leave pooling out"
+        )
+    if settings.sums_projection and settings.head != "closed_form":
+        raise ConfigError(
+            f'sums_projection = {settings.sums_projection} belongs to head = "closed_form", not to "{settings.head}": '
+            "leave it out"
+        )
+    if settings.sums_projection % PROJECTED_BLOCK:
+        raise ConfigError(
+            f"sums_projection = {settings.sums_projection} must be a multiple of {PROJECTED_BLOCK}; take "
+            f"{max(1, round(settings.sums_projection / PROJECTED_BLOCK)) * PROJECTED_BLOCK}"
         )
     if settings.candidates > 1 and settings.directions != "filtered":
         raise ConfigError(
@@ -106,10 +119,16 @@ def check_features(settings: TrainingSettings, manifest: Manifest, slices: Seque
         slices: names of the slices that are trained.
 
     Raises:
-        ConfigError: the package lacks such blocks, or has no head; or a slice lies behind all of them.
+        ConfigError: the package lacks such blocks, or has no head; or a slice lies behind all of them; or sums are to
+            be projected to more numbers than there are.
     """
-    blocks = settings.features
+    blocks, width = settings.features, len(settings.features) * manifest.base.hidden_size
     with_block_head(manifest, blocks, settings.pooling)
+    if blocks and settings.sums_projection >= width > 0:
+        raise ConfigError(
+            f"sums_projection = {settings.sums_projection} is not below the {width} features of a row, so nothing "
+            "would be saved: leave it out, or take less"
+        )
     for name in slices if blocks else ():
         if manifest.slice_named(name).segment > blocks[-1]:
             raise ConfigError(

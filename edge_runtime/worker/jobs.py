@@ -39,6 +39,18 @@ from edge_runtime.protocol.messages import (
 FAILURE_EXIT_CODE = 3
 
 
+class HandedIn(Struct, frozen=True):
+    """Sums that a device has handed in before.
+
+    Attributes:
+        record_path: path of the record of them (:class:`edge_runtime.training.handed_in.Record`).
+        bytes: size of them.
+    """
+
+    record_path: str
+    bytes: Bytes
+
+
 class TrainJob(Struct, frozen=True, tag="train"):
     """Train one task.
 
@@ -58,6 +70,9 @@ class TrainJob(Struct, frozen=True, tag="train"):
         engine: name of the engine.
         reference_path: path of the file with the task's ``reference``; empty if it has none.
         reading: which rows of the data file are trained on, and how they are found.
+        handed_in: sums from before, of which only what has changed since is handed in; None if there are none.
+        rows_path: path that digests of the rows in a device's sums are written to; empty writes none.
+        row_key: key of these digests, in hex.
     """
 
     package_folder: str
@@ -75,6 +90,9 @@ class TrainJob(Struct, frozen=True, tag="train"):
     engine: EngineName = "onnxruntime"
     reference_path: str = ""
     reading: Reading = Reading()
+    handed_in: HandedIn | None = None
+    rows_path: str = ""
+    row_key: str = ""
 
 
 class BinMeasure(Struct, frozen=True):
@@ -124,6 +142,7 @@ class TrainOutcome(Struct, frozen=True):
         draws_run: number of draws that segments ran, added up over steps, segments and examples; 0 where nothing is
             estimated by forward mode.
         draws_skipped: number of draws that segments did not run because they move nothing there or before.
+        stands: whether sums that were handed in before stand; if not, they are to be taken off.
     """
 
     examples: Count
@@ -142,6 +161,7 @@ class TrainOutcome(Struct, frozen=True):
     weights_read_bytes: Bytes = 0
     draws_run: Count = 0
     draws_skipped: Count = 0
+    stands: bool = True
 
 
 class EvaluateJob(Struct, frozen=True, tag="evaluate"):

@@ -108,12 +108,18 @@ def initial_value(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.full(shape, name == "s1/core", np.float32)
 
 
-def write_package(folder: Path, key: PrivateKey, specs: tuple[SliceSpec, ...] = SPECS) -> Path:
+def write_package(
+    folder: Path,
+    key: PrivateKey,
+    specs: tuple[SliceSpec, ...] = SPECS,
+    labels: tuple[str, ...] = ("no", "yes"),
+    program: bytes = b"dummy program",
+) -> Path:
     """Write a signed package whose programs are dummies: the coordinator never runs them itself."""
     folder.mkdir()
     initial = {name: initial_value(name, shape) for name, shape in shapes(specs).items()}
     files = {
-        "programs.onnx": b"dummy program" * 100,
+        "programs.onnx": program * 100,
         "probe.onnx": b"another dummy",
         "tokenizer.json": b"{}",
         "slices.safetensors": encode_values(initial),
@@ -125,7 +131,7 @@ def write_package(folder: Path, key: PrivateKey, specs: tuple[SliceSpec, ...] = 
         format_version=FORMAT_VERSION,
         name="tiny",
         task="classification",
-        labels=("no", "yes"),
+        labels=labels,
         sequence_limit=16,
         pad_token_id=0,
         base=Base("bert", "by hand", 100, 4, "none"),

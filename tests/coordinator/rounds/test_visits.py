@@ -13,7 +13,7 @@ from coordinator.aggregation.closed_form import solve
 from edge_runtime.package.block_head import head_of
 from edge_runtime.package.slices import decode_values
 from edge_runtime.protocol.messages import Result, Task
-from edge_runtime.training.feature_sums import FeatureSums, SumsBuilder, decode_sums, encode_sums
+from edge_runtime.training.feature_sums import FeatureSums, SumsBuilder, decode_sums, encode_sums, form_of
 from tests.coordinator.conftest import FakeDevice, World
 from tests.coordinator.rounds.test_state_machine import holders
 
@@ -253,7 +253,7 @@ def test_half_precision_travels_where_it_is_asked_for(world: World) -> None:
     for device, task in holders(world):
         assert task.sums_dtype == "float16"
         result = sums(device, task)
-        assert decode_sums(result.change, manifest, "float16").rows == 6
+        assert decode_sums(result.change, form_of(task, manifest)).rows == 6
         assert device.deliver(result).json() == {"status": "counted"}
     world.play(2)
     assert world.run()["state"] == "finished"

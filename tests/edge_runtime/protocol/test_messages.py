@@ -52,7 +52,16 @@ def test_a_result_from_before_estimators_still_decodes() -> None:
     old = decode_result((FOLDER / "Result-without-estimator.msgpack").read_bytes())
     new = decode_result((FOLDER / "Result.msgpack").read_bytes())
     assert (old.update, old.draws) == (None, 0)
-    assert msgspec.structs.replace(old, update=new.update, draws=new.draws) == new
+    more = {name: getattr(new, name) for name in ("update", "draws", "kept", "removed")}
+    assert msgspec.structs.replace(old, **more) == new
+
+
+def test_a_result_from_before_sums_were_gone_on_from_still_decodes() -> None:
+    """A result recorded without ``kept`` and ``removed`` tells of no sums from before, and else the same."""
+    old = decode_result((FOLDER / "Result-without-kept.msgpack").read_bytes())
+    new = decode_result((FOLDER / "Result.msgpack").read_bytes())
+    assert (old.kept, old.removed) == ((), ())
+    assert msgspec.structs.replace(old, kept=new.kept, removed=new.removed) == new
 
 
 def test_messages_from_before_set_asides_still_decode() -> None:
@@ -77,7 +86,7 @@ def test_messages_from_before_releases_still_decode() -> None:
         assert answer.release is None
 
 
-@pytest.mark.parametrize("missing", ["update", "report", "features"])
+@pytest.mark.parametrize("missing", ["update", "report", "features", "handed-in"])
 def test_a_task_from_before_a_field_still_decodes(missing: str) -> None:
     """A task recorded before a field, or before several that came together, asks for what it always did."""
     assert decode((FOLDER / f"Task-without-{missing}.json").read_bytes(), Task) == TASK

@@ -11,7 +11,7 @@ from edge_runtime.engines.onnxruntime_engine import OnnxEngine
 from edge_runtime.errors import CapExceededError
 from edge_runtime.execution.executor import Executor
 from edge_runtime.package.slices import encode_values, shapes
-from edge_runtime.training.feature_sums import decode_sums
+from edge_runtime.training.feature_sums import decode_sums, form_of
 from edge_runtime.worker.jobs import EvaluateJob, EvaluateOutcome, TrainOutcome
 from edge_runtime.worker.process import run_worker
 from tests.edge_runtime.execution.test_executor import rows_of
@@ -41,7 +41,7 @@ def test_a_worker_sums_up_what_its_rows_give(prepared_in, values, train_job, tmp
     assert outcome.memory.high_water_bytes <= job.cap_bytes
     assert outcome.memory.predicted_peak_bytes > 0
 
-    got = decode_sums(Path(job.delta_path).read_bytes(), seen, "float32")
+    got = decode_sums(Path(job.delta_path).read_bytes(), form_of(job.task, seen))
     batch = tiny.make_text_batch(prepared.package)
     executor = Executor(prepared.with_head(BLOCKS, "package"), OnnxEngine())
     rows = [executor.sweep(start, [rows_of(batch, [row])]).features for row in range(8)]
