@@ -152,7 +152,8 @@ OPTIONS = {
         "--output": FIRST_HOUR + "test_a_new_user_gets_from_package_to_run",
     },
     "edge-coordinator run create": {
-        "--one-visit": "end_to_end/test_one_visit.py::test_a_fleet_learns_in_one_visit"
+        "--one-visit": "end_to_end/test_one_visit.py::test_a_fleet_learns_in_one_visit",
+        "--continue-from": "end_to_end/test_one_visit.py::test_a_fleet_learns_in_one_visit",
     },
     "edge-coordinator release publish": dict.fromkeys(
         ("--run", "--round", "--lowest-accuracy", "--highest-loss", "--each-round"),

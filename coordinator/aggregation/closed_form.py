@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from coordinator.aggregation.server_state import ServerState
 from coordinator.aggregation.server_step import ServerUpdate
+from edge_runtime.errors import SliceError
 from edge_runtime.package.slices import FloatArray, Values, key
 from edge_runtime.training.feature_sums import FeatureSums
 from edge_runtime.training.projection import Projection
@@ -51,6 +52,8 @@ PROBES, PROBE_SEED = 32, 0x5249_4447
 #: Standard deviation, relative to the root mean square, below which a feature counts as constant.
 CONSTANT = 1e-5
 MOST_SCALE = 1e4
+#: How far below 1 the correlation of two features may be that count as one over again.
+ALIKE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class ClosedForm:
         error: GCV error, the mean square of a row's residual, had the row not been seen.
         scale: factor between scores and logits.
         constant: number of features left out because they are the same in all rows.
+        repeated: number of features that are another one over again, up to sign and scale; they share its weight. Not
+            counted where there are no more rows than features, since any two may look alike then.
         absent: indices of the classes that no row has; their logits are constant.
     """
 
@@ -75,6 +80,7 @@ class ClosedForm:
     error: float
     scale: float
     constant: int
+    repeated: int
     absent: tuple[int, ...]
 
 
@@ -111,6 +117,7 @@ def solve(sums: FeatureSums, ridge: float | None = None, start: float | None = N
         error=best.error,
         scale=scale,
         constant=int((standard.inverse == 0).sum()),
+        repeated=_repeated(standard),
         absent=tuple(int(index) for index in np.flatnonzero(sums.counts == 0)),
     )
 
@@ -126,6 +133,7 @@ def _of_no_rows(sums: FeatureSums, ridge: float | None) -> ClosedForm:
         error=0.0,
         scale=1.0,
         constant=width,
+        repeated=0,
         absent=tuple(range(classes)),
     )
 
@@ -177,6 +185,14 @@ def _standardise(sums: FeatureSums) -> _Standard:
     generator = np.random.Generator(np.random.PCG64(PROBE_SEED))
     probes = generator.choice([-1.0, 1.0], (len(mean), PROBES))
     return _Standard(rows, mean, inverse, gram, moments, squared, int((sums.counts > 0).sum()), probes)
+
+
+def _repeated(standard: _Standard) -> int:
+    """Number of features that correlate all but wholly with one before them."""
+    if standard.rows <= len(standard.mean):
+        return 0
+    alike = np.abs(standard.gram) > (1 - ALIKE) * standard.rows
+    return int(np.triu(alike, 1).any(axis=0).sum())
 
 
 def _search(standard: _Standard, start: int) -> _Fit:
@@ -248,11 +264,19 @@ def visit_update(
 
     Returns:
         The update, and the head as it was solved; None if there are no sums.
+
+    Raises:
+        SliceError: the sums give no head of finite numbers, so some are of no rows that could be.
     """
     sums = add_up(state.sums, more)
     if sums is None:
         return None
-    solved = solve(sums, ridge, state.ridge)
+    try:
+        solved = solve(sums, ridge, state.ridge)
+    except np.linalg.LinAlgError as error:
+        raise SliceError(f"the sums give no head: {error}") from error
+    if not (np.isfinite(solved.weight).all() and np.isfinite(solved.bias).all()):
+        raise SliceError("the sums give a head that is not finite")
     weight = solved.weight if projection is None else projection.back(solved.weight)
     new = {**values, key(head, "weight"): weight, key(head, "bias"): solved.bias}
     after = replace(state, sums=sums, ridge=solved.ridge)

@@ -42,7 +42,7 @@ from coordinator.storage import (
 from coordinator.storage.device_rows import SeenDevice
 from coordinator.storage.result_rows import CountedResult
 from coordinator.storage.stores import Stores
-from edge_runtime.errors import EdgeError, PackageError
+from edge_runtime.errors import EdgeError, PackageError, SliceError
 from edge_runtime.package.slices import Values, decode_values, encode_values
 
 log = logging.getLogger("coordinator")
@@ -298,14 +298,21 @@ def _solve_round(
     now_s: float,
 ) -> None:
     """Solve for the head from the sums of a visit so far and those of a round, and commit the round."""
-    visited = visit_update(
-        values,
-        state,
-        sums_of(stores, run, results),
-        head=run.head_name,
-        ridge=run.config.ridge,
-        projection=projection_of(run),
-    )
+    try:
+        visited = visit_update(
+            values,
+            state,
+            sums_of(stores, run, results),
+            head=run.head_name,
+            ridge=run.config.ridge,
+            projection=projection_of(run),
+        )
+    except SliceError as error:
+        names = ", ".join(result.device_name for result in results)
+        with stores.storage.transaction() as connection:
+            reason = f"with what {names} handed in, {error}; none of it is kept"
+            _abandon(connection, run, number, reason, now_s)
+        return
     if visited is None:
         raise PackageError(f"run {run.run_id} visits devices, and round {number} has no sums")
     update, solved = visited

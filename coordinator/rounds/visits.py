@@ -69,6 +69,8 @@ def describe(solved: ClosedForm, labels: tuple[str, ...]) -> str:
     parts = [f"head in closed form of {solved.rows} rows, ridge {solved.ridge:g}, error {solved.error:.3f}"]
     if solved.constant:
         parts.append(f"{solved.constant} features are the same in all rows and are left out")
+    if solved.repeated:
+        parts.append(f"{solved.repeated} features are others over again and share their weight")
     if solved.absent:
         named = ", ".join(labels[index][:40] for index in solved.absent[:MOST_LABELS_NAMED])
         more = f" and {len(solved.absent) - MOST_LABELS_NAMED} more" * (
