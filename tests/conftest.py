@@ -34,6 +34,7 @@ FIRST = (
 #: runs of further methods to equal bytes, and a flood whose memory hangs on how many connections are served at once.
 EXTENDED = (
     "export/model/test_generation.py",
+    "export/adapters/test_onnx_model.py::test_a_classifier_of_transformers_own_class_is_written_too",
     "faults/test_strangers.py::test_devices_get_little_memory",
     "end_to_end/test_adapter.py::test_peft_predicts_what_the_runtime_predicts[lora]",
     "end_to_end/test_scalar_reports.py::test_every_method_ends_in_the_same_bytes[",

@@ -191,6 +191,9 @@ OPTIONS = {
         ("--slices", "--publisher-key", "--output"),
         "export/adapters/test_merge.py::test_the_commands_write_what_the_functions_write",
     ),
+    "edge-export onnx": {
+        "--output": "export/adapters/test_onnx_model.py::test_onnxruntime_alone_predicts_what_the_package_predicts"
+    },
     "edge-export llama2c": {"--output": "export/llama2c/test_convert.py::test_nothing_is_overwritten"},
 }
 #: Tests by exit code: each ends a command with it.
