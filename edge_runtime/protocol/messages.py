@@ -183,7 +183,7 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
             none is.
         features: numbers of the blocks that the head reads side by side: 0 is the embedding's output, 1 the first
             block's. Empty: the last block alone, as the package has it; under ``head = "closed_form"`` all of them, or
-            as many, evenly spread, as make 4,096 numbers.
+            as many, evenly spread from the first block on, as make 4,096 numbers.
         pooling: way to make one vector of a text's hidden states, for ``features``: ``"package"`` as the package does,
             ``"mean"``, ``"first"`` or ``"last"`` of the real tokens, or ``"max"``.
         sums_dtype: precision in which the sums of ``head = "closed_form"`` travel: ``"float32"``, or ``"float16"`` in
@@ -429,9 +429,10 @@ class Result(Struct, frozen=True):
             :mod:`edge_runtime.training.replay` makes the same change.
         update: way to the slices' gradient that the device took, of a task with ``update = "best"``; else None.
         draws: number of directions of its estimates there; 0 under ``"backprop"``, and of other tasks.
-        kept: of a task with ``handed_in``: digests of those sums among them that still stand.
-        removed: those that stand no more, as they were handed in, to be taken off again; ``change`` then holds what
-            stands in their place. It is empty where no sums are added.
+        kept: digests of the sums among ``handed_in`` of the task that still stand; ``change`` is then empty where none
+            are added.
+        removed: sums among them that stand no more, as they were handed in, to be taken off again; ``change`` then
+            holds what stands in their place.
     """
 
     task_id: Identifier

@@ -111,7 +111,9 @@ def _example(texts: int, tokens: int, vocabulary: int) -> dict[str, torch.Tensor
 
 
 def _vocabulary(model: torch.nn.Module) -> int:
-    return int(model.model.config.vocab_size)  # type: ignore[union-attr] # both classifiers hold a model of transformers
+    """Number of tokens that the model has embeddings of; both kinds of classifier hold one of transformers' models."""
+    inner: Any = model.model
+    return int(inner.config.vocab_size)
 
 
 def _translate(model: torch.nn.Module, path: Path) -> None:

@@ -112,6 +112,27 @@ def test_rows_can_be_added_and_taken_away_again(manifest) -> None:
     np.testing.assert_allclose(rest.linear, wanted.linear, atol=1e-3)
 
 
+def test_what_is_added_and_taken_off_again_leaves_what_was_there(manifest) -> None:
+    """The same bytes added and taken off leave the sums as they were, but for the last bits of double precision."""
+    features, labels = features_of(60)
+    whole = decode_sums(built(features, labels, dtype="float16"), form(manifest, "float16"))
+    part = decode_sums(built(features[:9], labels[:9], dtype="float16"), form(manifest, "float16"))
+    again = whole.plus(part).minus(part)
+    assert again.rows == whole.rows
+    np.testing.assert_array_equal(again.counts, whole.counts)
+    np.testing.assert_allclose(again.gram, whole.gram, rtol=0, atol=1e-12 * np.abs(whole.gram).max())
+    np.testing.assert_allclose(again.linear, whole.linear, rtol=0, atol=1e-12 * np.abs(whole.gram).max())
+
+
+def test_sums_need_no_more_bytes_than_are_planned_for(manifest) -> None:
+    """The sizes by which room is kept to take sums off are never below those that travel, in either form."""
+    for dtype in ("float32", "float16"):
+        wanted = form(manifest, dtype)
+        for rows in (1, 7, 8, 60):
+            size = len(built(*features_of(rows), dtype=dtype))
+            assert size <= wanted.most_bytes(rows) <= wanted.whole_bytes
+
+
 def test_few_rows_are_fewer_bytes(manifest) -> None:
     """The form for few rows is shorter than the Gram blocks, and half precision halves both."""
     few, many = features_of(4), features_of(40)
