@@ -135,6 +135,11 @@ def _add_runs(
         action="store_true",
         help="train nothing: ask every device once for sums, and solve for the head in closed form",
     )
+    create.add_argument(
+        "--continue-from",
+        metavar="NAME",
+        help="go on from the sums of an earlier run, named by name or id: devices hand in what has changed since",
+    )
     create.set_defaults(command=_create_run)
     listing = run.add_parser("list", parents=[where], help="list all runs")
     listing.set_defaults(command=_list_runs)
@@ -292,12 +297,19 @@ def _new_run(arguments: argparse.Namespace) -> int:
 
 
 def _create_run(arguments: argparse.Namespace) -> int:
-    from coordinator.admin.choice import OPEN
+    from msgspec.structs import replace
+
+    from coordinator.admin.choice import OPEN, choose_to_show
     from coordinator.config import one_visit, read_run_config
 
     config = read_run_config(arguments.config)
+    if arguments.one_visit:
+        config = one_visit(config)
     client = _client(arguments)
-    run_id = client.create_run(one_visit(config) if arguments.one_visit else config)
+    if arguments.continue_from is not None:
+        earlier = choose_to_show(client.list_runs(), arguments.continue_from)
+        config = replace(config, continue_from=earlier.run_id)
+    run_id = client.create_run(config)
     print(run_id)
     before = [run for run in client.list_runs() if run.state in OPEN and run.run_id != run_id]
     if before:

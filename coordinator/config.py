@@ -33,6 +33,19 @@ LEAST_SELECTION_S = 60.0
 #: Devices of a round.
 Slots = Annotated[int, Meta(ge=1, le=10_000)]
 
+#: What is about training slices, as it is where none are trained: in a visit, and in a run that is one.
+WITHOUT_SLICES: dict[str, Any] = {
+    "slices": "none",
+    "update": "forward",
+    "directions": "one_slice",
+    "draws": 1,
+    "candidates": 1,
+    "report": "weights",
+    "jvp_limit": None,
+    "split": "whole",
+    "lora_aggregation": "factors",
+}
+
 
 class ServerOptimizerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """The server's step on an averaged delta; its formulas stand in :mod:`coordinator.aggregation.server_optimizers`.
@@ -139,6 +152,9 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
             ``"first_and_last"``. With ``rounds = 0`` there is one visit and nothing else.
         ridge: ridge of ``head = "closed_form"``, relative to the number of rows; unset: chosen by generalised
             cross-validation.
+        continue_from: id of an earlier run whose sums one visit goes on from: devices hand in what has changed since,
+            and labels that the package has more, behind the earlier ones, begin without rows; unset: all rows of each
+            device.
         norm_limit: number of times that a change may exceed the median of its round, in any slice, by the root mean
             square of its entries for each local step; a larger one is left out of the mean, and its device named. A
             slice that fewer than three devices trained may be a hundred times that beyond what it was before. Where
@@ -195,6 +211,7 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     patience: Count = 0
     visit: Literal["first", "last", "first_and_last"] = "last"
     ridge: Rate | None = None
+    continue_from: Identifier | None = None
     norm_limit: Annotated[float, Meta(ge=1, le=1e9)] = 1000.0
     max_left_out: Annotated[int, Meta(ge=1, le=1_000_000)] = 3
     robust_mean: Literal["none", "clipped", "trimmed", "median"] = "none"
@@ -249,21 +266,13 @@ def one_visit(config: RunConfig) -> RunConfig:
     return msgspec.structs.replace(
         config,
         evaluation=evaluation,
+        **WITHOUT_SLICES,
         head="closed_form",
-        slices="none",
         rounds=0,
         patience=0,
         visit="last",
-        update="forward",
-        directions="one_slice",
-        draws=1,
-        candidates=1,
-        report="weights",
-        jvp_limit=None,
-        split="whole",
         head_split=False,
         head_warm_up_rounds=0,
-        lora_aggregation="factors",
         average_from_round=None,
         gate_variance=None,
     )
@@ -329,6 +338,11 @@ def _check_together(config: RunConfig) -> None:
 def _check_visits(config: RunConfig) -> None:
     """What a head in closed form goes with."""
     closed, none = config.head == "closed_form", config.slices in ("none", ())
+    if config.continue_from is not None and (not closed or config.rounds):
+        raise ConfigError(
+            f'continue_from = "{config.continue_from}" goes on from the sums of a head in closed form, in one visit: '
+            "give --one-visit, or leave it out"
+        )
     if not closed:
         if config.rounds == 0:
             raise ConfigError('rounds = 0 trains nothing: set rounds, or head = "closed_form" for one visit')

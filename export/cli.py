@@ -1,4 +1,4 @@
-"""The command line ``edge-export``: make a package, make a signing key, turn a result into an adapter."""
+"""The command line ``edge-export``: make a package, make a signing key, turn a result into an adapter or a model."""
 
 from __future__ import annotations
 
@@ -161,6 +161,11 @@ def _add_other_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     cut.add_argument("--output", type=Path, required=True, metavar="DIR", help="package folder to create")
     cut.set_defaults(command=_cut)
 
+    onnx = commands.add_parser("onnx", help="write a merged classifier as one ONNX file with its tokenizer")
+    onnx.add_argument("model", type=Path, help="folder that 'edge-export merge' wrote")
+    onnx.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to create")
+    onnx.set_defaults(command=_onnx)
+
     llama2c = commands.add_parser(
         "llama2c", help="turn a llama2.c checkpoint into a Hugging Face model folder"
     )
@@ -282,6 +287,16 @@ def _cut(arguments: argparse.Namespace) -> int:
     print(
         f"{made.folder}: rank {rank}, {numbers} trainable numbers in {len(ranked)} slices\nsha256 {made.sha256}"
     )
+    return 0
+
+
+def _onnx(arguments: argparse.Namespace) -> int:
+    if not arguments.model.is_dir():
+        raise ModelError(f"{arguments.model} is no folder; give the one that edge-export merge wrote")
+    _quieten_libraries()
+    from export.adapters.onnx_model import write_onnx
+
+    print(write_onnx(arguments.model, arguments.output))
     return 0
 
 

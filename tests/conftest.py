@@ -35,6 +35,7 @@ FIRST = (
 #: many connections are served at once.
 EXTENDED = (
     "export/model/test_generation.py",
+    "export/adapters/test_onnx_model.py::test_a_classifier_of_transformers_own_class_is_written_too",
     "faults/test_strangers.py::test_devices_get_little_memory",
     "faults/test_disturbances.py::test_runs_end_in_the_same_bits[device]",
     "faults/test_disturbances.py::test_runs_end_in_the_same_bits[lock]",

@@ -164,7 +164,8 @@ OPTIONS = {
         "--output": FIRST_HOUR + "test_a_new_user_gets_from_package_to_run",
     },
     "edge-coordinator run create": {
-        "--one-visit": "end_to_end/test_one_visit.py::test_a_fleet_learns_in_one_visit"
+        "--one-visit": "end_to_end/test_one_visit.py::test_a_fleet_learns_in_one_visit",
+        "--continue-from": "end_to_end/test_one_visit.py::test_a_fleet_learns_in_one_visit",
     },
     "edge-coordinator release publish": dict.fromkeys(
         ("--run", "--round", "--lowest-accuracy", "--highest-loss", "--each-round"),
@@ -211,6 +212,9 @@ OPTIONS = {
         ("--rank", "--slices", "--publisher-key", "--key", "--output"),
         "export/packaging/test_cut_package.py::test_the_command_cuts_a_package_and_what_was_trained",
     ),
+    "edge-export onnx": {
+        "--output": "export/adapters/test_onnx_model.py::test_onnxruntime_alone_predicts_what_the_package_predicts"
+    },
     "edge-export llama2c": {"--output": "export/llama2c/test_convert.py::test_nothing_is_overwritten"},
 }
 #: Tests by exit code: each ends a command with it.

@@ -59,7 +59,11 @@ def initial_value(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def write_package(
-    folder: Path, key: PrivateKey, specs: tuple[SliceSpec, ...], more: Mapping[str, bytes] | None = None
+    folder: Path,
+    key: PrivateKey,
+    specs: tuple[SliceSpec, ...],
+    more: Mapping[str, bytes] | None = None,
+    labels: tuple[str, ...] = ("no", "yes"),
 ) -> Path:
     """Write a signed package whose programs are dummies: the coordinator never runs them itself.
 
@@ -67,7 +71,8 @@ def write_package(
         folder: folder to make.
         key: the publisher's key.
         specs: all slices, the head among them.
-        more: further files of the package, by name.
+        more: further files of the package, by name, or others in the place of its own.
+        labels: the package's labels.
     """
     folder.mkdir()
     initial = {name: initial_value(name, shape) for name, shape in shapes(specs).items()}
@@ -85,7 +90,7 @@ def write_package(
         format_version=FORMAT_VERSION,
         name="tiny",
         task="classification",
-        labels=("no", "yes"),
+        labels=labels,
         sequence_limit=16,
         pad_token_id=0,
         base=Base("bert", "by hand", 100, 4, "none"),

@@ -34,8 +34,10 @@ from numpy.typing import NDArray
 
 from coordinator.aggregation.server_state import ServerState
 from coordinator.aggregation.server_step import ServerUpdate
+from edge_runtime.errors import SliceError
 from edge_runtime.package.slices import FloatArray, Values, key
 from edge_runtime.training.feature_sums import FeatureSums
+from edge_runtime.training.projection import Projection
 
 DoubleArray = NDArray[np.float64]
 #: Ridges that are tried, relative to the number of rows.
@@ -50,6 +52,8 @@ PROBES, PROBE_SEED = 32, 0x5249_4447
 #: Standard deviation, relative to the root mean square, below which a feature counts as constant.
 CONSTANT = 1e-5
 MOST_SCALE = 1e4
+#: How far below 1 the correlation of two features may be that count as one over again.
+ALIKE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ class ClosedForm:
         error: GCV error, the mean square of a row's residual, had the row not been seen.
         scale: factor between scores and logits.
         constant: number of features left out because they are the same in all rows.
+        repeated: number of features that are another one over again, up to sign and scale; they share its weight. Not
+            counted where there are no more rows than features, since any two may look alike then.
         absent: indices of the classes that no row has; their logits are constant.
     """
 
@@ -74,6 +80,7 @@ class ClosedForm:
     error: float
     scale: float
     constant: int
+    repeated: int
     absent: tuple[int, ...]
 
 
@@ -88,10 +95,12 @@ def solve(sums: FeatureSums, ridge: float | None = None, start: float | None = N
     """The head of some sums.
 
     Args:
-        sums: sums over at least one row.
+        sums: sums over any number of rows; of none, since all were taken off again, the head is zero.
         ridge: λ relative to the number of rows; None chooses it on :data:`GRID`.
         start: ridge from which the choice starts, such as that of the round before; None starts in the middle.
     """
+    if sums.rows == 0:
+        return _of_no_rows(sums, ridge)
     standard = _standardise(sums)
     if ridge is not None:
         best = _fit(standard, ridge)
@@ -108,7 +117,24 @@ def solve(sums: FeatureSums, ridge: float | None = None, start: float | None = N
         error=best.error,
         scale=scale,
         constant=int((standard.inverse == 0).sum()),
+        repeated=_repeated(standard),
         absent=tuple(int(index) for index in np.flatnonzero(sums.counts == 0)),
+    )
+
+
+def _of_no_rows(sums: FeatureSums, ridge: float | None) -> ClosedForm:
+    """A head that tells nothing: what the formula gives where XᵀY is zero."""
+    width, classes = len(sums.gram), len(sums.counts)
+    return ClosedForm(
+        weight=np.zeros((classes, width), np.float32),
+        bias=np.zeros(classes, np.float32),
+        ridge=GRID[START_FEW] if ridge is None else ridge,
+        rows=0,
+        error=0.0,
+        scale=1.0,
+        constant=width,
+        repeated=0,
+        absent=tuple(range(classes)),
     )
 
 
@@ -124,6 +150,7 @@ class _Standard:
         moments: XᵀY, (D, C).
         labels_squared: |Y|² about its mean.
         classes: number of classes that have rows.
+        probes: random signs (D, :data:`PROBES`) by which traces are estimated, the same for every ridge.
     """
 
     rows: int
@@ -133,6 +160,7 @@ class _Standard:
     moments: DoubleArray
     labels_squared: float
     classes: int
+    probes: DoubleArray
 
 
 @dataclass(frozen=True)
@@ -154,7 +182,17 @@ def _standardise(sums: FeatureSums) -> _Standard:
     gram = (sums.gram - rows * np.outer(mean, mean)) * np.outer(inverse, inverse)
     moments = (sums.linear[:, 1:] - np.outer(mean, sums.counts)) * inverse[:, None]
     squared = rows - float((sums.counts**2).sum()) / rows
-    return _Standard(rows, mean, inverse, gram, moments, squared, int((sums.counts > 0).sum()))
+    generator = np.random.Generator(np.random.PCG64(PROBE_SEED))
+    probes = generator.choice([-1.0, 1.0], (len(mean), PROBES))
+    return _Standard(rows, mean, inverse, gram, moments, squared, int((sums.counts > 0).sum()), probes)
+
+
+def _repeated(standard: _Standard) -> int:
+    """Number of features that correlate all but wholly with one before them."""
+    if standard.rows <= len(standard.mean):
+        return 0
+    alike = np.abs(standard.gram) > (1 - ALIKE) * standard.rows
+    return int(np.triu(alike, 1).any(axis=0).sum())
 
 
 def _search(standard: _Standard, start: int) -> _Fit:
@@ -174,18 +212,16 @@ def _search(standard: _Standard, start: int) -> _Fit:
 def _fit(standard: _Standard, ridge: float) -> _Fit:
     rows, width = standard.rows, len(standard.mean)
     damping = ridge * rows
-    generator = np.random.Generator(np.random.PCG64(PROBE_SEED))
-    probes = generator.choice([-1.0, 1.0], (width, PROBES))
-    solved = np.linalg.solve(
-        standard.gram + damping * np.eye(width), np.concatenate([standard.moments, probes], axis=1)
-    )
+    damped = standard.gram.copy()
+    damped.flat[:: width + 1] += damping
+    solved = np.linalg.solve(damped, np.concatenate([standard.moments, standard.probes], axis=1))
     solution, inverse = solved[:, :-PROBES], solved[:, -PROBES:]
     residual = (
         standard.labels_squared
         - float((solution * standard.moments).sum())
         - damping * float((solution * solution).sum())
     )
-    trace = 1 + width - damping * float((probes * inverse).sum()) / PROBES
+    trace = 1 + width - damping * float((standard.probes * inverse).sum()) / PROBES
     left = 1 - trace / rows
     error = max(residual, 0.0) / rows / left**2 if left >= LEAST_LEFT else math.inf
     return _Fit(ridge, solution, error)
@@ -208,24 +244,40 @@ def _scale(standard: _Standard, fit: _Fit) -> float:
 
 
 def visit_update(
-    values: Values, state: ServerState, more: Iterable[FeatureSums], *, head: str, ridge: float | None
+    values: Values,
+    state: ServerState,
+    more: Iterable[FeatureSums],
+    *,
+    head: str,
+    ridge: float | None,
+    projection: Projection | None = None,
 ) -> tuple[ServerUpdate, ClosedForm] | None:
     """From a visit's sums so far and those of a round to the values with a new head.
 
     Args:
         values: slice values that the round's tasks came with; not modified.
         state: server state that the round before left; not modified.
-        more: sums of the round's results, in the order of their slots; consumed one at a time.
+        more: what the round's results change in the sums, in the order of their slots; consumed one at a time.
         head: name of the head's slice.
         ridge: ridge that the run asks for; None chooses it.
+        projection: random projection of the features that the sums are of; None if they are of the features.
 
     Returns:
         The update, and the head as it was solved; None if there are no sums.
+
+    Raises:
+        SliceError: the sums give no head of finite numbers, so some are of no rows that could be.
     """
     sums = add_up(state.sums, more)
     if sums is None:
         return None
-    solved = solve(sums, ridge, state.ridge)
-    new = {**values, key(head, "weight"): solved.weight, key(head, "bias"): solved.bias}
+    try:
+        solved = solve(sums, ridge, state.ridge)
+    except np.linalg.LinAlgError as error:
+        raise SliceError(f"the sums give no head: {error}") from error
+    if not (np.isfinite(solved.weight).all() and np.isfinite(solved.bias).all()):
+        raise SliceError("the sums give a head that is not finite")
+    weight = solved.weight if projection is None else projection.back(solved.weight)
+    new = {**values, key(head, "weight"): weight, key(head, "bias"): solved.bias}
     after = replace(state, sums=sums, ridge=solved.ridge)
     return ServerUpdate(new, after, average=None, reference=None, gated_variance=None), solved

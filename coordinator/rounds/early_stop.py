@@ -24,13 +24,18 @@ def stop_without_gain(stores: Stores, run: Run, now_s: float) -> bool:
     """
     if not run.config.patience or run.phase != TRAINING:
         return False
-    with stores.storage.transaction() as connection:
+    # Nearly every pass finds nothing to stop, and only looks. What it finds stays so: evaluations come one at a time,
+    # and rounds are opened and committed by this loop alone.
+    with stores.storage.reading() as connection:
         if round_rows.find_open(connection, run.run_id) is not None:
             return False
         scores = evaluation_rows.done(connection, run.run_id)
-        best = best_of(scores, run.manifest.task == "causal_lm")
-        if best is None or len(scores) - 1 - scores.index(best) < run.config.patience:
-            return False
+    best = best_of(scores, run.manifest.task == "causal_lm")
+    if best is None or len(scores) - 1 - scores.index(best) < run.config.patience:
+        return False
+    with stores.storage.transaction() as connection:
+        if run_rows.get(connection, run.run_id).state != run.state:
+            return False  # the operator stopped the run meanwhile
         values_sha256 = evaluation_rows.values_of(connection, run.run_id, best.round)
         run_rows.set_values(connection, run.run_id, values_sha256)
         phases = {entry.round: entry.phase for entry in round_rows.all_rounds(connection, run.run_id)}

@@ -39,7 +39,7 @@ def required_bytes(
         same = _at_rank(same, rank or 1)
     sequence = min(config.sequence_limit, manifest.sequence_limit)
     if config.head == "closed_form":
-        return _smallest_cap(same, sums_work(manifest, max(1, rows), sequence))
+        return _smallest_cap(same, sums_work(manifest, config, max(1, rows), sequence))
     exact_head = None if manifest.head is None or config.head == "perturbed" else manifest.head.name
     work = Work(
         batch_size=config.batch_size,

@@ -18,7 +18,7 @@ from edge_runtime.errors import SliceError
 from edge_runtime.memory.plan import first_segment
 from edge_runtime.package.manifest import Manifest
 from edge_runtime.protocol.messages import Result, ResultReceipt, Task
-from edge_runtime.training.feature_sums import decode_sums
+from edge_runtime.training.feature_sums import decode_sums, form_of
 
 #: Reasons of tasks that lapsed because a result, or a sign of life, did not come in time.
 TIMED_OUT = frozenset({"late", "lost"})
@@ -64,7 +64,8 @@ def accept(
     # 3. Does the content fit the task?
     _check_content(run.manifest, task.read_task(), result)
     # 4. Count it: bytes first, so that the database never names bytes that are not there.
-    stores.private_blobs.put(result.change)
+    for data in (result.change, *result.removed):
+        stores.private_blobs.put(data)
     if late:
         task_rows.lapse_reserved_of_slot(connection, task.run_id, task.round, task.slot, "filled")
     task_rows.mark_counted(connection, task_id)
@@ -125,6 +126,10 @@ def _check_content(manifest: Manifest, task: Task, result: Result) -> None:
     if task.head == "closed_form":
         _check_sums(manifest, task, result)
         return
+    if result.kept or result.removed:
+        raise UnusableError(
+            "bad_difference", "the task gathers no sums, the result tells of some from before"
+        )
     limit = task.steps * task.batch_size
     if result.examples > limit:
         raise UnusableError(
@@ -141,13 +146,32 @@ def _check_content(manifest: Manifest, task: Task, result: Result) -> None:
 
 
 def _check_sums(manifest: Manifest, task: Task, result: Result) -> None:
-    """Check the sums of a whole device, which has as many rows as it has."""
-    try:
-        sums = decode_sums(result.change, manifest, task.sums_dtype)
-    except SliceError as error:
-        raise UnusableError("bad_sums", str(error)) from error
-    if sums.rows != result.examples:
-        raise UnusableError("bad_sums", f"sums over {sums.rows} rows came with {result.examples} examples")
+    """Check the sums of a device, which has as many rows as it has; or what has changed of them since."""
+    _check_what_stood(task, result)
+    rows = 0
+    if result.change or not task.handed_in:
+        try:
+            rows = decode_sums(result.change, form_of(task, manifest)).rows
+        except SliceError as error:
+            raise UnusableError("bad_sums", str(error)) from error
+    if rows != result.examples:
+        raise UnusableError("bad_sums", f"sums over {rows} rows came with {result.examples} examples")
+
+
+def _check_what_stood(task: Task, result: Result) -> None:
+    """A result tells of all sums that the device handed in before, and takes off these alone, byte by byte."""
+    removed = [hashlib.sha256(data).hexdigest() for data in result.removed]
+    told = [*result.kept, *removed]
+    if sorted(told) == sorted(task.handed_in):
+        return
+    unknown = next((digest for digest in told if digest not in task.handed_in), None)
+    if unknown is not None:
+        what = f"it tells of sums {unknown[:12]}…, which this device did not hand in"
+    else:
+        what = f"it tells of {len(told)} of the {len(task.handed_in)} sums that this device handed in before"
+    raise UnusableError(
+        "bad_difference", f"the result does not fit what stood before: {what}; none was changed"
+    )
 
 
 def _check_estimator(manifest: Manifest, task: Task, result: Result) -> None:

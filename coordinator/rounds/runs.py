@@ -12,10 +12,11 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from coordinator.config import EvaluationConfig, RunConfig
+from coordinator.config import WITHOUT_SLICES, EvaluationConfig, RunConfig
 from coordinator.events import record
 from coordinator.refusals import ConflictError, NotFoundError
 from coordinator.rounds.assignment import deal
+from coordinator.rounds.continuing import check_continues, go_on
 from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.storage import evaluation_rows, round_rows, run_rows, task_rows
 from coordinator.storage.run_rows import RunRow
@@ -58,20 +59,7 @@ def in_phase(config: RunConfig, phase: str) -> RunConfig:
         return config
     if phase == TRAINING:
         return replace(config, head="exact")
-    return replace(
-        config,
-        slices="none",
-        draws=1,
-        steps=1,
-        epochs=0,
-        candidates=1,
-        directions="one_slice",
-        update="forward",
-        report="weights",
-        jvp_limit=None,
-        split="whole",
-        lora_aggregation="factors",
-    )
+    return replace(config, **WITHOUT_SLICES, steps=1, epochs=0)
 
 
 @dataclass(frozen=True)
@@ -125,6 +113,11 @@ class Run:
     def is_buffered(self) -> bool:
         """Whether its rounds wait for so many results, and not for their devices."""
         return self.config.buffer_size is not None
+
+    @property
+    def in_last_visit(self) -> bool:
+        """Whether its sums, if it has any, are those of its last visit, from which another run may go on."""
+        return self.phase == LAST_VISIT
 
     @property
     def settings(self) -> RunConfig:
@@ -235,12 +228,18 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
         )
     _check_lora(config, package.manifest, slices)
     check_ranks(config, package.manifest, slices)
+    earlier = None
+    if config.continue_from is not None:
+        earlier = _earlier(stores, config.continue_from)
+        config = replace(config, features=config.features or earlier.config.features)
     config, seen = with_features(config, package.manifest)
     check_features(config, package.manifest, slices)
     phase = first_phase(config)
     # Raises if the package cannot train as asked.
     required_bytes(seen, in_phase(config, phase), () if phase != TRAINING else slices)
     check_loss(config, package.manifest)
+    if earlier is not None:
+        check_continues(earlier, config, seen)
     if config.evaluation is not None:
         _check_evaluation(config.evaluation, package.manifest, read_data=read_data)
     package.verify_files()
@@ -254,6 +253,9 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
         values_sha256 = stores.blobs.put(initial_values(stores, package.manifest, seen))
     else:
         decode_values(stores.blobs.get(values_sha256), package.manifest.slices)
+    state_sha256 = None
+    if earlier is not None:
+        values_sha256, state_sha256 = go_on(stores, earlier, seen)
     # 3. Queue.
     run_id = f"{config.name}-{secrets.token_hex(3)}"
     with stores.storage.transaction() as connection:
@@ -266,8 +268,10 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
             values_sha256=values_sha256,
             created_s=now_s,
             phase=phase,
+            optimizer_sha256=state_sha256,
         )
-        record(connection, now_s, "run_created", f"package {package.manifest.name}", run_id=run_id)
+        goes_on = "" if earlier is None else f", goes on from the sums of run {earlier.run_id}"
+        record(connection, now_s, "run_created", f"package {package.manifest.name}{goes_on}", run_id=run_id)
     return run_id
 
 
@@ -282,6 +286,19 @@ def initial_values(stores: Stores, manifest: Manifest, seen: Manifest) -> bytes:
     data = stores.blobs.get(manifest.files[manifest.initial_state].sha256)
     values = decode_values(data, manifest.slices)
     return encode_values(_with_new_head(values, seen), seen) if seen.head_blocks else data
+
+
+def _earlier(stores: Stores, run_id: str) -> Run:
+    """The run that another goes on from.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        with stores.storage.reading() as connection:
+            return find_run(stores, connection, run_id)
+    except NotFoundError as error:
+        raise ConfigError(f"continue_from: {error.message}") from error
 
 
 def _with_new_head(values: Values, seen: Manifest) -> Values:

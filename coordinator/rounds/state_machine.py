@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import msgspec
@@ -33,7 +33,7 @@ from coordinator.rounds.runs import LAST_VISIT, Run, active_runs, end_run, find_
 from coordinator.rounds.selection import SelectableDevice, fit, substitute
 from coordinator.rounds.sharing import share_of
 from coordinator.rounds.tasks import MISSED_SIGNS, reserve
-from coordinator.rounds.visits import commit_round, end_visit_if_over, sums_of
+from coordinator.rounds.visits import commit_round, end_visit_if_over, projection_of, sums_of
 from coordinator.storage import (
     checkpoint_rows,
     device_rows,
@@ -49,7 +49,7 @@ from coordinator.storage.device_rows import SeenDevice
 from coordinator.storage.result_rows import CountedResult
 from coordinator.storage.round_rows import RoundRow
 from coordinator.storage.stores import Stores
-from edge_runtime.errors import EdgeError, PackageError
+from edge_runtime.errors import EdgeError, PackageError, SliceError
 from edge_runtime.package.slices import Values, decode_values, encode_values
 
 log = logging.getLogger("coordinator")
@@ -300,12 +300,15 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
             return
         number = open_round.round
         results = result_rows.counted(connection, run.run_id, number)
+        begun = round_rows.last_committed(connection, run.run_id, run.phase) is not None
     # 1. What the devices contributed, one at a time in the order of their slots, moves the values.
     values = decode_values(stores.blobs.get(run.values_sha256), run.manifest.slices)
     state = ServerState()
     if run.optimizer_sha256 is not None:
         state = ServerState.decode(stores.private_blobs.get(run.optimizer_sha256))
     if run.visiting:
+        if not begun and run.config.continue_from is None:
+            state = replace(state, sums=None)  # of an earlier visit, behind which nothing was trained
         _solve_round(stores, run, number, values, state, results, now_s)
         return
     contributions = Contributions(stores, run, values, results)
@@ -362,9 +365,21 @@ def _solve_round(
     now_s: float,
 ) -> None:
     """Solve for the head from the sums of a visit so far and those of a round, and commit the round."""
-    visited = visit_update(
-        values, state, sums_of(stores, run, results), head=run.head_name, ridge=run.config.ridge
-    )
+    try:
+        visited = visit_update(
+            values,
+            state,
+            sums_of(stores, run, results),
+            head=run.head_name,
+            ridge=run.config.ridge,
+            projection=projection_of(run),
+        )
+    except SliceError as error:
+        names = ", ".join(result.device_name for result in results)
+        with stores.storage.transaction() as connection:
+            reason = f"with what {names} handed in, {error}; none of it is kept"
+            _abandon(connection, run, number, reason, now_s)
+        return
     if visited is None:
         raise PackageError(f"run {run.run_id} visits devices, and round {number} has no sums")
     update, solved = visited
@@ -378,6 +393,7 @@ def _solve_round(
             run,
             number,
             solved,
+            results,
             values_sha256=values_sha256,
             state_sha256=state_sha256,
             now_s=now_s,
@@ -388,10 +404,12 @@ def _solve_round(
 
 def _discard(stores: Stores, run: Run, results: list[CountedResult], state_sha256: str) -> None:
     """Remove what only a committed round needed, and the server state that the run cannot go back to any more."""
-    outdated = {result.change_sha256 for result in results}
+    outdated = {sha256 for result in results for sha256 in (result.change_sha256, *result.removed)}
     with stores.storage.reading() as connection:
         kept = checkpoint_rows.states(connection, run.run_id, most=MOST_STATES + 1)
-    outdated |= set(kept[MOST_STATES:]) - set(kept[:MOST_STATES])
+        # Another run may have the same state: one that goes on from an earlier one begins with it.
+        gone = [state for state in kept[MOST_STATES:] if not run_rows.has_state(connection, state)]
+    outdated |= set(gone) - set(kept[:MOST_STATES])
     for sha256 in outdated - {state_sha256}:
         stores.private_blobs.discard(sha256)
 

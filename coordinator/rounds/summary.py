@@ -50,7 +50,8 @@ class RoundSummary(Struct, frozen=True):
         failed: number of tasks that devices failed, or did not answer in time.
         examples: number of examples behind the counted results.
         perplexity: exponential of the loss, for language modelling alone.
-        bytes_up_per_task: mean size of the counted results' deltas, safetensors header included.
+        bytes_up_per_task: mean size of the counted results' deltas or sums, safetensors header included; sums that came
+            back to be taken off count too.
         gated: whether the round was committed and left the values as they were.
         caps_bytes: caps that the workers of its counted results were held to, each once, smallest first.
         left_out: names of the devices whose results did not enter the mean, in the order of their slots.

@@ -14,7 +14,15 @@ from coordinator.rounds.releases import newest_for
 from coordinator.rounds.results import find_task
 from coordinator.rounds.runs import Run, active_runs, find_run
 from coordinator.rounds.set_aside import note_failure, still_set_aside
-from coordinator.storage import device_rows, event_rows, round_rows, run_rows, slot_rows, task_rows
+from coordinator.storage import (
+    device_rows,
+    event_rows,
+    result_rows,
+    round_rows,
+    run_rows,
+    slot_rows,
+    task_rows,
+)
 from coordinator.storage.stores import Stores
 from coordinator.storage.task_rows import TaskWithSlices
 from edge_runtime.figures import size, whole_size
@@ -318,6 +326,7 @@ def _hand_out(
         freeze_a=config.lora_aggregation == "frozen_a",
         reference=run.reference_sha256,
         rank=rank,
+        handed_in=_handed_in(connection, run, device),
         **shared,
     )
     data = messages.encode(task)
@@ -346,6 +355,13 @@ def _values_at_rank(stores: Stores, run: Run, rank: int) -> str:
             stores.values_at_rank.clear()  # of earlier rounds
         stores.values_at_rank[asked] = stores.blobs.put(encode_values(cut(values, narrowed.slices), narrowed))
     return stores.values_at_rank[asked]
+
+
+def _handed_in(connection: sqlite3.Connection, run: Run, device: Device) -> tuple[str, ...]:
+    """Digests of a device's sums among those that a visit goes on from."""
+    if run.config.continue_from is None or not run.visiting:
+        return ()
+    return result_rows.standing_sums(connection, run.config.continue_from, device.device_id)
 
 
 def least_required_bytes(stores: Stores, connection: sqlite3.Connection, run: Run, rows: int) -> int:

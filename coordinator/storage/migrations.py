@@ -311,6 +311,12 @@ def tell_eligibility(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE devices ADD COLUMN not_eligible TEXT NOT NULL DEFAULT ''")
 
 
+def take_sums_off(connection: sqlite3.Connection) -> None:
+    """Of sums that a device handed in before, which a result keeps and which it takes off again."""
+    connection.execute("ALTER TABLE results ADD COLUMN kept TEXT NOT NULL DEFAULT '[]'")  # JSON digests
+    connection.execute("ALTER TABLE results ADD COLUMN removed TEXT NOT NULL DEFAULT '[]'")  # JSON digests
+
+
 #: In the order in which they run.
 ALL = (
     create_devices,
@@ -333,4 +339,5 @@ ALL = (
     index_tasks_of_devices,
     buffer_results,
     tell_eligibility,
+    take_sums_off,
 )

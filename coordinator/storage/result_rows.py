@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sqlite3
 from dataclasses import dataclass
 
 import msgspec
 
 from edge_runtime.protocol.messages import BestOf, MemoryReport, Result
+
+#: Digest of no bytes: of a result that adds no sums to those that stand.
+NOTHING = hashlib.sha256(b"").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class ResultRow:
             is no finite number.
         left_out: why the delta did not enter the round's mean; empty if it did.
         entered: number of the round that it entered, where that is not its task's.
+        kept: digests of the sums from earlier runs that stand on, as JSON.
+        removed: digests of those that came back to be taken off, as JSON.
     """
 
     task_id: str
@@ -48,6 +55,8 @@ class ResultRow:
     score: float | None
     left_out: str
     entered: int | None
+    kept: str
+    removed: str
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,9 @@ class CountedResult:
         estimator: how the device found its gradients, where its task left it the choice; else None.
         draws: draws of its estimates there.
         committed_before: number of rounds that the run had committed when its task was handed out.
+        kept: digests of the sums from earlier runs that stand on.
+        removed: digests of those that came back to be taken off.
+        change_bytes: size of all that came.
     """
 
     task_id: str
@@ -79,6 +91,14 @@ class CountedResult:
     estimator: BestOf | None
     draws: int
     committed_before: int
+    kept: tuple[str, ...]
+    removed: tuple[str, ...]
+    change_bytes: int
+
+    @property
+    def adds_sums(self) -> bool:
+        """Whether sums came that are added to those that stand."""
+        return self.change_sha256 != NOTHING
 
 
 def add(
@@ -87,8 +107,8 @@ def add(
     """Store a result, and which round it enters where that is not its task's."""
     connection.execute(
         "INSERT INTO results (task_id, change_sha256, examples, steps_applied, steps_skipped, mean_loss,"
-        " seconds, memory, received_s, change_bytes, estimator, draws, entered)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " seconds, memory, received_s, change_bytes, estimator, draws, entered, kept, removed)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             result.task_id,
             result.change_sha256,
@@ -99,10 +119,12 @@ def add(
             result.seconds,
             msgspec.json.encode(result.memory).decode(),
             received_s,
-            len(result.change),
+            len(result.change) + sum(map(len, result.removed)),
             result.update,
             result.draws,
             entered,
+            json.dumps(result.kept),
+            json.dumps([hashlib.sha256(data).hexdigest() for data in result.removed]),
         ),
     )
 
@@ -130,12 +152,40 @@ def counted(connection: sqlite3.Connection, run_id: str, number: int) -> list[Co
     """What a round's aggregation sums up, in the order of their tasks' rounds and slots."""
     rows = connection.execute(
         "SELECT task_id, device_id, name AS device_name, slot, task, change_sha256, examples, steps_applied,"
-        " estimator, draws, committed_before"
+        " estimator, draws, committed_before, kept, removed, change_bytes"
         " FROM tasks JOIN results USING (task_id) JOIN devices USING (device_id)"
         " WHERE run_id = ? AND coalesce(entered, round) = ? AND state = 'counted' ORDER BY round, slot",
         (run_id, number),
     )
-    return [CountedResult(**row) for row in rows]
+    return [
+        CountedResult(
+            **{**row, "kept": tuple(json.loads(row["kept"])), "removed": tuple(json.loads(row["removed"]))}
+        )
+        for row in map(dict, rows)
+    ]
+
+
+def standing_sums(connection: sqlite3.Connection, run_id: str, device_id: str) -> tuple[str, ...]:
+    """Digests of the sums of a device that stand in those of a run, which may go on from earlier ones.
+
+    Args:
+        connection: connection to the database.
+        run_id: id of the run; the sums are those of its last visit.
+        device_id: id of the device.
+    """
+    row = connection.execute(
+        "WITH RECURSIVE chain (run_id, place) AS (SELECT ?, 0 UNION ALL"
+        " SELECT json_extract(config, '$.continue_from'), place + 1 FROM runs JOIN chain USING (run_id)"
+        " WHERE json_extract(config, '$.continue_from') IS NOT NULL)"
+        " SELECT kept, change_sha256 FROM chain JOIN tasks USING (run_id) JOIN results USING (task_id)"
+        " JOIN rounds USING (run_id, round) WHERE device_id = ? AND tasks.state = 'counted'"
+        " AND rounds.state = 'committed' AND rounds.phase = 'last_visit' ORDER BY place LIMIT 1",
+        (run_id, device_id),
+    ).fetchone()
+    if row is None:
+        return ()
+    added = () if row["change_sha256"] == NOTHING else (str(row["change_sha256"]),)
+    return (*json.loads(row["kept"]), *added)
 
 
 def devices_of(connection: sqlite3.Connection, run_id: str, number: int) -> dict[str, str]:
@@ -188,12 +238,14 @@ def count_left_out(connection: sqlite3.Connection, run_id: str, device_id: str) 
 
 
 def needed_blobs(connection: sqlite3.Connection) -> set[str]:
-    """Digests of the private blobs needed at present: deltas of open rounds, and the servers' states of runs."""
+    """Digests of the private blobs needed at present: what came in open rounds, and the servers' states of runs."""
     rows = connection.execute(
-        "SELECT change_sha256 FROM results JOIN tasks USING (task_id) JOIN runs USING (run_id) LEFT JOIN rounds"
+        "WITH needed AS (SELECT change_sha256, removed FROM results JOIN tasks USING (task_id)"
+        " JOIN runs USING (run_id) LEFT JOIN rounds"
         " ON rounds.run_id = tasks.run_id AND rounds.round = coalesce(entered, tasks.round)"
         " WHERE runs.state = 'running'"
-        " AND coalesce(rounds.state, 'selecting') IN ('selecting', 'collecting', 'aggregating')"
+        " AND coalesce(rounds.state, 'selecting') IN ('selecting', 'collecting', 'aggregating'))"
+        " SELECT change_sha256 FROM needed UNION SELECT value FROM needed, json_each(removed)"
         " UNION SELECT optimizer_sha256 FROM runs WHERE optimizer_sha256 IS NOT NULL"
     )
     return {str(row[0]) for row in rows}

@@ -125,13 +125,29 @@ def add(
     values_sha256: str,
     created_s: float,
     phase: str = "training",
+    optimizer_sha256: str | None = None,
 ) -> None:
     """Put a run at the end of the queue."""
     connection.execute(
         "INSERT INTO runs (run_id, config, package_sha256, package_signature, state, created_s,"
-        " values_sha256, phase) VALUES (?, ?, ?, ?, 'queued', ?, ?, ?)",
-        (run_id, config, package_sha256, package_signature, created_s, values_sha256, phase),
+        " values_sha256, phase, optimizer_sha256) VALUES (?, ?, ?, ?, 'queued', ?, ?, ?, ?)",
+        (
+            run_id,
+            config,
+            package_sha256,
+            package_signature,
+            created_s,
+            values_sha256,
+            phase,
+            optimizer_sha256,
+        ),
     )
+
+
+def has_state(connection: sqlite3.Connection, optimizer_sha256: str) -> bool:
+    """Whether some run's server state is this one."""
+    found = connection.execute("SELECT 1 FROM runs WHERE optimizer_sha256 = ? LIMIT 1", (optimizer_sha256,))
+    return found.fetchone() is not None
 
 
 def start(connection: sqlite3.Connection, run_id: str, *, started_s: float) -> None:

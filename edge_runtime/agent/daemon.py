@@ -55,7 +55,7 @@ from edge_runtime.protocol.messages import (
     Task,
     decode_result,
 )
-from edge_runtime.worker.jobs import Job, PrepareJob, PrepareOutcome, TrainJob, TrainOutcome
+from edge_runtime.worker.jobs import HandedIn, Job, PrepareJob, PrepareOutcome, TrainJob, TrainOutcome
 from edge_runtime.worker.process import RunningWorker, finish_worker, start_worker
 
 #: How often rows are counted that only a worker can count.
@@ -315,7 +315,12 @@ class Agent:
     ) -> bytes:
         """Have a worker train, and encode the result to hand in."""
         _require_time(task, deadline_s)
-        change = self._store.new_work_folder() / "change.safetensors"
+        sums, handed_in = self._store.sums, None
+        if task.handed_in:
+            record = sums.record_path(task.handed_in)
+            handed_in = HandedIn(str(record), sum(sums.sizes(task.handed_in)))
+        work = self._store.new_work_folder()
+        change, rows = work / "change.safetensors", work / "rows"
         job = TrainJob(
             package_folder=str(package.folder),
             package_sha256=task.package,
@@ -332,6 +337,9 @@ class Agent:
             reference_path=str(reference) if reference else "",
             reading=self._config.reading("train", self._store.split_key()),
             progress_path=str(self._store.progress_path),
+            handed_in=handed_in,
+            rows_path=str(rows) if task.head == "closed_form" else "",
+            row_key=self._store.split_key().hex() if task.head == "closed_form" else "",
         )
         note("training", task_id=task.task_id, slices=len(task.slices), steps=task.steps)
         outcome = self._run_with_one_retry(job, deadline_s)
@@ -347,7 +355,11 @@ class Agent:
             **({"estimator": outcome.plan.reason} if outcome.plan.reason else {}),
             enforced_by=outcome.memory.enforced_by,
         )
-        return decisions.build_result(task, outcome, _read_change(change))
+        data, kept = _read_change(change), task.handed_in if outcome.stands else ()
+        removed = () if outcome.stands else sums.read(task.handed_in)
+        if task.head == "closed_form":
+            sums.keep(kept, data, rows.read_bytes(), task.handed_in)
+        return decisions.build_result(task, outcome, data, kept=kept, removed=removed)
 
     def _run_with_one_retry(self, job: TrainJob, deadline_s: float) -> TrainOutcome:
         """Run a training job in a worker.

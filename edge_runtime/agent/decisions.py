@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Sequence
 from typing import TypeVar
 
 from edge_runtime.agent.config import DeviceConfig
@@ -204,8 +205,22 @@ def smaller_budget(budget_bytes: int) -> int:
     return int(budget_bytes * SMALLER_PLAN)
 
 
-def build_result(task: Task, outcome: TrainOutcome, change: bytes) -> bytes:
+def build_result(
+    task: Task,
+    outcome: TrainOutcome,
+    change: bytes,
+    *,
+    kept: Sequence[str] = (),
+    removed: Sequence[bytes] = (),
+) -> bytes:
     """The encoded result of a task.
+
+    Args:
+        task: the task.
+        outcome: what the worker made of it.
+        change: safetensors bytes that the worker wrote.
+        kept: digests of the sums from before that stand.
+        removed: sums from before that stand no more.
 
     Raises:
         ProtocolError: it is larger than the protocol allows.
@@ -226,6 +241,8 @@ def build_result(task: Task, outcome: TrainOutcome, change: bytes) -> bytes:
             change=change,
             update=taken if task.update == "best" else None,
             draws=outcome.plan.work.draws if task.update == "best" and taken == "forward" else 0,
+            kept=tuple(kept),
+            removed=tuple(removed),
         )
     )
     if len(body) > MAX_RESULT_BYTES:

@@ -10,6 +10,7 @@
     task.progress       how far a task had come when its worker was stopped
     release.json        which release the device uses, and which it has decided about
     release/            the values of that release
+    sums/               sums that were handed in for heads in closed form, see edge_runtime.agent.handed_in
     blobs/, packages/   downloads, see edge_runtime.agent.blob_cache
     work/               one task's scratch files, emptied at start
 
@@ -30,6 +31,7 @@ import msgspec
 from msgspec import Struct
 
 from edge_runtime.agent.blob_cache import BlobCache, PackageShelf
+from edge_runtime.agent.handed_in import HandedInSums
 from edge_runtime.decoding import MALFORMED
 from edge_runtime.durable import (
     TEMPORARY_SUFFIX,
@@ -54,6 +56,7 @@ PREPARED = "prepared"
 DAMAGED_SUFFIX = ".damaged"
 SPLIT_KEY, SPLIT_KEY_BYTES = "split.key", 32
 RELEASE, RELEASE_VALUES = "release.json", "release"
+SUMS = "sums"
 
 RecordT = TypeVar("RecordT", bound=Struct)
 
@@ -179,6 +182,7 @@ class Store:
         blobs: downloads.
         packages: the packages in use.
         releases: the release in use.
+        sums: sums that were handed in before.
     """
 
     def __init__(self, folder: Path, *, disk_quota_bytes: int) -> None:
@@ -198,6 +202,7 @@ class Store:
             self.blobs = BlobCache(folder / "blobs", disk_quota_bytes)
             self.packages = PackageShelf(folder / "packages", self.blobs)
             self.releases = ReleaseFiles(folder, self.packages)
+            self.sums = HandedInSums(folder / SUMS)
         except OSError as error:
             raise unusable(f"state_folder {folder}", error) from error
 
@@ -348,7 +353,10 @@ class Store:
             self.releases.state()
         except ConfigError as error:
             warn("set_aside", path=self._set_aside(RELEASE), error=error)
-        for folder in (self.folder, *(self.folder / name for name in ("blobs", "packages", RELEASE_VALUES))):
+        for folder in (
+            self.folder,
+            *(self.folder / name for name in ("blobs", "packages", RELEASE_VALUES, SUMS)),
+        ):
             for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
                 if path.is_dir():
                     shutil.rmtree(path)

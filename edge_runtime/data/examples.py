@@ -26,8 +26,8 @@ class Examples:
 
     @property
     def longest(self) -> int:
-        """Length of the longest row, in tokens, as padded in a batch."""
-        return padded_length(max(map(len, self.ids)), self.sequence_limit)
+        """Length of the longest row, in tokens, as padded in a batch; that of one token if there is no row."""
+        return padded_length(max(map(len, self.ids), default=1), self.sequence_limit)
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """A batch of these rows, padded to the longest of them."""

@@ -126,13 +126,16 @@ class RowsSummary:
         return "; ".join(notes)
 
 
-def load_rows(path: Path, labels: Sequence[str], reading: Reading = AS_IT_IS) -> list[Row]:
+def load_rows(
+    path: Path, labels: Sequence[str], reading: Reading = AS_IT_IS, *, may_be_empty: bool = False
+) -> list[Row]:
     """All rows of a data file, in its order.
 
     Args:
         path: the file: JSONL, or a table, see :func:`read_lines`.
         labels: the package's labels in their order; empty for a causal language model.
         reading: which rows, and how they are found.
+        may_be_empty: whether a file without a row is no error.
 
     Raises:
         DataError: the file is missing, empty or too long; or a row is malformed, too long or without text, or has a
@@ -141,7 +144,7 @@ def load_rows(path: Path, labels: Sequence[str], reading: Reading = AS_IT_IS) ->
     index = label_index(labels)
     return [
         Row(line.text) if line.label is None else Row(line.text, index(line.label, line.where))
-        for line in read_lines(path, labelled=bool(labels), reading=reading)
+        for line in read_lines(path, labelled=bool(labels), reading=reading, may_be_empty=may_be_empty)
     ]
 
 
@@ -229,7 +232,9 @@ def label_index(labels: Sequence[str]) -> Callable[[str | int, str], int]:
     return position
 
 
-def read_lines(path: Path, *, labelled: bool | None, reading: Reading = AS_IT_IS) -> Iterator[Line]:
+def read_lines(
+    path: Path, *, labelled: bool | None, reading: Reading = AS_IT_IS, may_be_empty: bool = False
+) -> Iterator[Line]:
     """Each row of a data file, parsed and checked by itself.
 
     Args:
@@ -237,23 +242,26 @@ def read_lines(path: Path, *, labelled: bool | None, reading: Reading = AS_IT_IS
             else JSONL.
         labelled: whether rows have labels; None asks of all rows what the first one has.
         reading: which rows, and how they are found.
+        may_be_empty: whether a file without a row, or without one of the part that is read, is no error.
 
     Raises:
         DataError: the file is missing, empty or too long, or has no row of the part that is read; or a row is
             malformed, too long or without text.
     """
     rows = 0
-    for line in _lines(path, labelled=labelled, reading=reading):
+    for line in _lines(path, labelled=labelled, reading=reading, may_be_empty=may_be_empty):
         rows += 1
         yield line
-    if rows == 0 and not reading.includes_all:
+    if rows == 0 and not may_be_empty and not reading.includes_all:
         raise DataError(
             f"{path} has no row for {reading.part} with an evaluation_share of {reading.evaluation_share:g}; it needs "
             "at least one"
         )
 
 
-def _lines(path: Path, *, labelled: bool | None, reading: Reading) -> Iterator[Line]:
+def _lines(
+    path: Path, *, labelled: bool | None, reading: Reading, may_be_empty: bool = False
+) -> Iterator[Line]:
     """The rows of :func:`read_lines`; none at all is no error where only a part is read."""
     rows, like_first = 0, labelled is None
     for line in _checked(path, labelled, reading):
@@ -266,7 +274,7 @@ def _lines(path: Path, *, labelled: bool | None, reading: Reading) -> Iterator[L
         labelled = line.label is not None
         if reading.includes(line.text):
             yield line
-    if rows == 0:
+    if rows == 0 and not may_be_empty:
         raise DataError(f"{path} is empty; it needs at least one row")
 
 

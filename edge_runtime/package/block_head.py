@@ -96,12 +96,18 @@ class _Header(Struct):
 
 
 def default_blocks(manifest: Manifest) -> tuple[int, ...]:
-    """The blocks that a head in closed form reads where a run names none: all, or evenly spread ones, the last in."""
+    """The blocks that a head in closed form reads where a run names none.
+
+    All of them; or where that is too wide evenly spread ones from block 1 to the last, which know more than with the
+    embedding's output among them (docs/decisions/0022-closed-form.md).
+    """
     last = len(manifest.segments) - 2
-    most = max(1, min(last + 1, PREFERRED_WIDTH // manifest.base.hidden_size))
+    most = max(1, PREFERRED_WIDTH // manifest.base.hidden_size)
+    if most > last:
+        return tuple(range(last + 1))
     if most == 1:
         return (last,)
-    return tuple(sorted({round(number * last / (most - 1)) for number in range(most)}))
+    return tuple(sorted({1 + round(number * (last - 1) / (most - 1)) for number in range(most)}))
 
 
 def _pooling(manifest: Manifest, pooling: Pooling) -> Features:

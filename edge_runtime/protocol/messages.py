@@ -70,6 +70,9 @@ LossLimit = Annotated[float, Meta(ge=0, le=1e6)]
 #: Ranks that a step trains, explained in :mod:`edge_runtime.training.step_rank`.
 RankMode = Literal["fixed", "dynamic", "dynamic_frozen"]
 Candidates = Annotated[int, Meta(ge=1, le=1000)]
+#: Most parts that the sums of one device may have in the sums of a chain of runs.
+MOST_PARTS = 64
+Digests = Annotated[tuple[Sha256, ...], Meta(max_length=MOST_PARTS)]
 
 
 class EnrolRequest(Struct, frozen=True):
@@ -188,7 +191,7 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
             none is.
         features: numbers of the blocks that the head reads side by side: 0 is the embedding's output, 1 the first
             block's. Empty: the last block alone, as the package has it; under ``head = "closed_form"`` all of them, or
-            as many, evenly spread, as make 4,096 numbers.
+            as many, evenly spread from the first block on, as make 4,096 numbers.
         pooling: way to make one vector of a text's hidden states, for ``features``: ``"package"`` as the package does,
             ``"mean"``, ``"first"`` or ``"last"`` of the real tokens, or ``"max"``.
         sums_dtype: precision in which the sums of ``head = "closed_form"`` travel: ``"float32"``, or ``"float16"`` in
@@ -196,6 +199,9 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
         rank_mode: ranks of LoRA slices: ``"fixed"`` trains all of the package's, on every device. Under ``"dynamic"`` a
             device holds as many of the first ranks as its cap allows, and each step trains the first b of them, b
             drawn anew; under ``"dynamic_frozen"`` the b-th alone, with those before it in use.
+        sums_projection: number of random projections of a row's features, drawn from ``seed``, of which the sums of
+            ``head = "closed_form"`` are: a multiple of 128 below the number of features, for fewer bytes; 0 sums the
+            features themselves.
     """
 
     seed: Seed
@@ -219,6 +225,7 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
     pooling: Pooling = "package"
     sums_dtype: Literal["float32", "float16"] = "float32"
     rank_mode: RankMode = "fixed"
+    sums_projection: Annotated[int, Meta(ge=0, le=8192)] = 0
 
 
 class Task(TrainingSettings, frozen=True, kw_only=True):
@@ -243,6 +250,8 @@ class Task(TrainingSettings, frozen=True, kw_only=True):
         freeze_a: whether LoRA's B alone is trained.
         reference: digest of the blob of values that ``filtered`` directions are compared with; None without one.
         rank: number of the first ranks that the device is given, trains and hands back; 0 for all of the package's.
+        handed_in: digests of the sums that the device handed in to earlier runs, and that stand in the sums which this
+            run goes on from: it hands in what has changed since. Empty if there are none.
     """
 
     task_id: Identifier
@@ -259,6 +268,7 @@ class Task(TrainingSettings, frozen=True, kw_only=True):
     freeze_a: bool = False
     reference: Sha256 | None = None
     rank: Count = 0
+    handed_in: Digests = ()
 
 
 #: The order in which released versions write a task's fields; fields that came later follow as they are defined.
@@ -433,6 +443,10 @@ class Result(Struct, frozen=True):
             :mod:`edge_runtime.training.replay` makes the same change.
         update: way to the slices' gradient that the device took, of a task with ``update = "best"``; else None.
         draws: number of directions of its estimates there; 0 under ``"backprop"``, and of other tasks.
+        kept: digests of the sums among ``handed_in`` of the task that still stand; ``change`` is then empty where none
+            are added.
+        removed: sums among them that stand no more, as they were handed in, to be taken off again; ``change`` then
+            holds what stands in their place.
     """
 
     task_id: Identifier
@@ -448,6 +462,10 @@ class Result(Struct, frozen=True):
     change: Annotated[bytes, Meta(max_length=MAX_RESULT_BYTES)]
     update: BestOf | None = None
     draws: Count = 0
+    kept: Digests = ()
+    removed: Annotated[
+        tuple[Annotated[bytes, Meta(max_length=MAX_RESULT_BYTES)], ...], Meta(max_length=MOST_PARTS)
+    ] = ()
 
 
 class ResultReceipt(Struct, frozen=True):

@@ -9,8 +9,9 @@ They travel in the shorter of two forms. *Grams*: the blocks on and above the di
 *Rows*, where these are few: Qᵀ[F 1 Y] for the orthogonal Q of a QR decomposition of its first n columns; the product
 of it with itself is the same. Neither form says which row had which label or text beyond what the sums say.
 
-Every block's features have root mean square 1 (:mod:`edge_runtime.package.block_head`), so no row adds more than D to
-the trace of FᵀF: sums can be checked against the number of rows that they are said to be of.
+Every block's features have root mean square 1 (:mod:`edge_runtime.package.block_head`), so no row adds more than their
+number to the trace of FᵀF: sums can be checked against the number of rows that they are said to be of. That holds for
+random projections of them too (:mod:`edge_runtime.training.projection`).
 """
 
 from __future__ import annotations
@@ -27,14 +28,72 @@ from safetensors.numpy import load, save
 from edge_runtime.errors import PackageError, SliceError
 from edge_runtime.package.manifest import Manifest
 from edge_runtime.package.slices import FloatArray, Values
+from edge_runtime.protocol.messages import TrainingSettings
+from edge_runtime.training.methods import PROJECTED_BLOCK
 
 DoubleArray = NDArray[np.float64]
 PREFIX = "sums/"
 CLASSES, ROWS, COUNTS, LINEAR = (PREFIX + name for name in ("classes", "rows", "counts", "linear"))
 #: Fewer rows than this share of the width travel as rows: there they are shorter, and take less memory to make.
 FEW_ROWS = 1 / 3
+#: What a tensor's name, type and place take in the head of a file, at most.
+HEADER_BYTES = 128
 #: What rounding may add to a sum, relative to it, by the precision that it travelled in.
 ROUNDING = {"float32": 1e-3, "float16": 2e-2}
+
+
+@dataclass(frozen=True)
+class SumsForm:
+    """What the sums of a run are of, and how they travel.
+
+    Attributes:
+        width: number D of a row's features, or of their projections.
+        size: number of them in one block of the Gram matrix, of which there are (D / size)².
+        square: largest squared length that they may have.
+        labels: number of the package's labels.
+        dtype: precision that they travel in.
+    """
+
+    width: int
+    size: int
+    square: int
+    labels: int
+    dtype: str
+
+    def most_bytes(self, rows: int) -> int:
+        """Size that the encoded sums of so many rows do not exceed, of whatever classes."""
+        if rows >= self.width * FEW_ROWS:
+            return self.whole_bytes
+        beside = 1 + min(self.labels, rows)
+        return rows * (self.width + beside) * np.dtype(self.dtype).itemsize + 4 * beside + 4 * HEADER_BYTES
+
+    @property
+    def whole_bytes(self) -> int:
+        """Size that encoded sums do not exceed, of however many rows."""
+        blocks, beside, item = self.width // self.size, 1 + self.labels, np.dtype(self.dtype).itemsize
+        pairs = blocks * (blocks + 1) // 2
+        grams = pairs * (self.size**2 * item + HEADER_BYTES) + self.width * beside * item + 8 * beside
+        few = int(self.width * FEW_ROWS) * (self.width + beside) * item + 4 * beside
+        return max(grams, few) + 4 * HEADER_BYTES
+
+
+def form_of(settings: TrainingSettings, manifest: Manifest) -> SumsForm:
+    """The form of a run's sums.
+
+    Args:
+        settings: settings of the run or of a task.
+        manifest: the package's manifest, as the run sees it.
+
+    Raises:
+        PackageError: the run's head reads the package's own features.
+    """
+    if not manifest.head_blocks:
+        raise PackageError(f"package {manifest.name} has no head over blocks; name blocks in features")
+    size, labels = manifest.base.hidden_size, len(manifest.labels)
+    width, kept = size * len(manifest.head_blocks), settings.sums_projection
+    if kept:
+        return SumsForm(kept, PROJECTED_BLOCK, width, labels, settings.sums_dtype)
+    return SumsForm(width, size, width, labels, settings.sums_dtype)
 
 
 @dataclass(frozen=True)
@@ -65,6 +124,16 @@ class FeatureSums:
             self.gram + other.gram,
             self.linear + other.linear,
             self.counts + other.counts,
+        )
+
+    def with_labels(self, labels: int) -> FeatureSums:
+        """The same sums in a package that has more labels behind those it had; no row is of a new one."""
+        more = labels - len(self.counts)
+        return FeatureSums(
+            self.rows,
+            self.gram,
+            np.pad(self.linear, ((0, 0), (0, more))),
+            np.pad(self.counts, (0, more)),
         )
 
     def minus(self, other: FeatureSums) -> FeatureSums:
@@ -193,13 +262,12 @@ def encode_sums(sums: Values) -> bytes:
     return bytes(save({name: np.ascontiguousarray(sums[name]) for name in sorted(sums)}))
 
 
-def decode_sums(data: bytes, manifest: Manifest, dtype: str) -> FeatureSums:
+def decode_sums(data: bytes, form: SumsForm) -> FeatureSums:
     """Parse and check sums.
 
     Args:
         data: safetensors bytes from outside.
-        manifest: the package's manifest, as the run sees it.
-        dtype: precision that they were asked for in.
+        form: what they were asked for to be.
 
     Raises:
         SliceError: the bytes are not such sums: a tensor is missing, unknown, of another shape or type, or not finite;
@@ -209,31 +277,18 @@ def decode_sums(data: bytes, manifest: Manifest, dtype: str) -> FeatureSums:
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError) as error:
         raise SliceError(f"sums are not a safetensors file: {error}") from error
-    size, labels = manifest.base.hidden_size, len(manifest.labels)
-    width = size * len(manifest.head_blocks or ())
-    classes = _classes(tensors, labels)
+    classes = _classes(tensors, form.labels)
     if ROWS in tensors:
-        rows, gram, beside, counts = _from_rows(tensors, width, len(classes), dtype)
+        rows, gram, beside, counts = _from_rows(tensors, form, len(classes))
     else:
-        rows, gram, beside, counts = _from_grams(tensors, width, size, len(classes), dtype)
-    _check_sizes(rows, gram, beside, counts, width, ROUNDING[dtype])
-    linear = np.zeros((width, 1 + labels))
+        rows, gram, beside, counts = _from_grams(tensors, form, len(classes))
+    _check_sizes(rows, gram, beside, counts, form)
+    linear = np.zeros((form.width, 1 + form.labels))
     linear[:, 0] = beside[:, 0]
     linear[:, 1 + classes] = beside[:, 1:]
-    all_counts = np.zeros(labels)
+    all_counts = np.zeros(form.labels)
     all_counts[classes] = counts[1:]
     return FeatureSums(rows, gram, linear, all_counts)
-
-
-def head_width(manifest: Manifest) -> tuple[int, int]:
-    """Number of a row's features, and of one block's, in a run whose head reads several blocks.
-
-    Raises:
-        PackageError: the run's head reads the package's own features.
-    """
-    if not manifest.head_blocks:
-        raise PackageError(f"package {manifest.name} has no head over blocks; name blocks in features")
-    return manifest.base.hidden_size * len(manifest.head_blocks), manifest.base.hidden_size
 
 
 def _gram(i: int, j: int) -> str:
@@ -254,11 +309,11 @@ def _classes(tensors: Mapping[str, NDArray[np.generic]], labels: int) -> NDArray
 
 
 def _from_rows(
-    tensors: Mapping[str, NDArray[np.generic]], width: int, classes: int, dtype: str
+    tensors: Mapping[str, NDArray[np.generic]], form: SumsForm, classes: int
 ) -> tuple[int, DoubleArray, DoubleArray, DoubleArray]:
     _only(tensors, {CLASSES, ROWS})
-    columns = width + 1 + classes
-    flat = _checked(tensors, ROWS, None, dtype).ravel()
+    width, columns = form.width, form.width + 1 + classes
+    flat = _checked(tensors, ROWS, None, form.dtype).ravel()
     # A trapezoid of n rows has n·columns - n(n-1)/2 numbers.
     rows = next((n for n in range(1, columns) if n * columns - n * (n - 1) // 2 >= len(flat)), columns)
     if rows * columns - rows * (rows - 1) // 2 != len(flat) or rows >= width * FEW_ROWS:
@@ -276,8 +331,9 @@ def _from_rows(
 
 
 def _from_grams(
-    tensors: Mapping[str, NDArray[np.generic]], width: int, size: int, classes: int, dtype: str
+    tensors: Mapping[str, NDArray[np.generic]], form: SumsForm, classes: int
 ) -> tuple[int, DoubleArray, DoubleArray, DoubleArray]:
+    width, size, dtype = form.width, form.size, form.dtype
     pairs = list(_pairs(width // size))
     _only(tensors, {CLASSES, COUNTS, LINEAR, *(_gram(i, j) for i, j in pairs)})
     counts = _checked(tensors, COUNTS, (1 + classes,), "float32").astype(np.float64)
@@ -298,15 +354,17 @@ def _from_grams(
 
 
 def _check_sizes(
-    rows: int, gram: DoubleArray, beside: DoubleArray, counts: DoubleArray, width: int, rounding: float
+    rows: int, gram: DoubleArray, beside: DoubleArray, counts: DoubleArray, form: SumsForm
 ) -> None:
     """Check sums against the number of rows that they are of."""
+    rounding = ROUNDING[form.dtype]
     if not (counts[1:] > 0).all() or counts[1:].sum() != rows or counts[0] != rows:
         raise SliceError(f"the counts of the classes make {counts[1:].sum():g} rows of {rows}")
     squares = np.diagonal(gram)
-    if (squares < 0).any() or squares.sum() > rows * width * (1 + rounding):
+    if (squares < 0).any() or squares.sum() > rows * form.square * (1 + rounding):
         raise SliceError(
-            f"the squares of the features sum to {squares.sum():.4g}, and {rows} rows of {width} allow {rows * width}"
+            f"the squares of the features sum to {squares.sum():.4g}, and {rows} rows of {form.square} allow "
+            f"{rows * form.square}"
         )
     # Cauchy and Schwarz, with what rounding adds.
     roots = np.sqrt(squares) + np.sqrt(rounding * rows)

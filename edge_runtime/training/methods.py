@@ -13,6 +13,9 @@ from edge_runtime.package.manifest import Manifest
 from edge_runtime.protocol.messages import PER_EXAMPLE, LocalOptimizer, Task, TrainingSettings
 from edge_runtime.slices.kinds import KINDS
 
+#: Number of projections in one block of their Gram matrix, of which all have a whole number.
+PROJECTED_BLOCK = 128
+
 
 def check_method(settings: TrainingSettings) -> None:
     """Refuse settings that exclude each other.
@@ -49,6 +52,7 @@ def check_method(settings: TrainingSettings) -> None:
         )
     if settings.rank_mode != "fixed":
         _check_ranks(settings)
+    _check_projection(settings)
     if settings.candidates > 1 and settings.directions != "filtered":
         raise ConfigError(
             f'candidates = {settings.candidates} belongs to directions = "filtered", not to "{settings.directions}"'
@@ -67,6 +71,19 @@ def _check_ranks(settings: TrainingSettings) -> None:
         raise ConfigError(
             f'rank_mode = "{mode}" changes the variance of an estimate from step to step, by which update = "best" '
             'weighs devices; take update = "forward"'
+        )
+
+
+def _check_projection(settings: TrainingSettings) -> None:
+    if settings.sums_projection and settings.head != "closed_form":
+        raise ConfigError(
+            f'sums_projection = {settings.sums_projection} belongs to head = "closed_form", not to "{settings.head}": '
+            "leave it out"
+        )
+    if settings.sums_projection % PROJECTED_BLOCK:
+        raise ConfigError(
+            f"sums_projection = {settings.sums_projection} must be a multiple of {PROJECTED_BLOCK}; take "
+            f"{max(1, round(settings.sums_projection / PROJECTED_BLOCK)) * PROJECTED_BLOCK}"
         )
 
 
@@ -159,10 +176,16 @@ def check_features(settings: TrainingSettings, manifest: Manifest, slices: Seque
         slices: names of the slices that are trained.
 
     Raises:
-        ConfigError: the package lacks such blocks, or has no head; or a slice lies behind all of them.
+        ConfigError: the package lacks such blocks, or has no head; or a slice lies behind all of them; or sums are to
+            be projected to more numbers than there are.
     """
-    blocks = settings.features
+    blocks, width = settings.features, len(settings.features) * manifest.base.hidden_size
     with_block_head(manifest, blocks, settings.pooling)
+    if blocks and settings.sums_projection >= width > 0:
+        raise ConfigError(
+            f"sums_projection = {settings.sums_projection} is not below the {width} features of a row, so nothing "
+            "would be saved: leave it out, or take less"
+        )
     for name in slices if blocks else ():
         if manifest.slice_named(name).segment > blocks[-1]:
             raise ConfigError(

@@ -39,6 +39,18 @@ from edge_runtime.protocol.messages import (
 FAILURE_EXIT_CODE = 3
 
 
+class HandedIn(Struct, frozen=True):
+    """Sums that a device has handed in before.
+
+    Attributes:
+        record_path: path of the record of them (:class:`edge_runtime.training.handed_in.Record`).
+        bytes: size of them.
+    """
+
+    record_path: str
+    bytes: Bytes
+
+
 class TrainJob(Struct, frozen=True, tag="train"):
     """Train one task.
 
@@ -60,6 +72,9 @@ class TrainJob(Struct, frozen=True, tag="train"):
         reading: which rows of the data file are trained on, and how they are found.
         progress_path: path of the file that keeps how far the task has come, for a worker that is told to stop; empty
             keeps nothing.
+        handed_in: sums from before, of which only what has changed since is handed in; None if there are none.
+        rows_path: path that digests of the rows in a device's sums are written to; empty writes none.
+        row_key: key of these digests, in hex.
     """
 
     package_folder: str
@@ -78,6 +93,9 @@ class TrainJob(Struct, frozen=True, tag="train"):
     reference_path: str = ""
     reading: Reading = Reading()
     progress_path: str = ""
+    handed_in: HandedIn | None = None
+    rows_path: str = ""
+    row_key: str = ""
 
 
 class BinMeasure(Struct, frozen=True):
@@ -127,6 +145,7 @@ class TrainOutcome(Struct, frozen=True):
         draws_run: number of draws that segments ran, added up over steps, segments and examples; 0 where nothing is
             estimated by forward mode.
         draws_skipped: number of draws that segments did not run because they move nothing there or before.
+        stands: whether sums that were handed in before stand; if not, they are to be taken off.
     """
 
     examples: Count
@@ -145,6 +164,7 @@ class TrainOutcome(Struct, frozen=True):
     weights_read_bytes: Bytes = 0
     draws_run: Count = 0
     draws_skipped: Count = 0
+    stands: bool = True
 
 
 class EvaluateJob(Struct, frozen=True, tag="evaluate"):

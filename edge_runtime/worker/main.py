@@ -54,6 +54,7 @@ from edge_runtime.worker.jobs import (
     TrainOutcome,
 )
 from edge_runtime.worker.memory_breakdown import MemoryBreakdown
+from edge_runtime.worker.rows_to_sum import RowsToSum
 from edge_runtime.worker.session import TaskSession, evaluate_outcome, evaluation_work, train_outcome
 from edge_runtime.worker.stopping import told_to_stop
 
@@ -77,7 +78,8 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
     breakdown = MemoryBreakdown(meter.floor_bytes, (Path(job.package_folder), Path(job.prepared_folder)))
     prepared, values, examples = _load(job, engine, task.sequence_limit)
     breakdown.tokenised()
-    session = TaskSession.open(task, prepared.manifest, values, examples, _reference(job))
+    rows = RowsToSum(job, prepared.manifest, examples)
+    session = TaskSession.open(task, prepared.manifest, values, rows.examples, _reference(job))
 
     # 2. Choose a plan that fits, or refuse with numbers.
     plan = _plan(job, session, _planner(prepared, meter))
@@ -92,13 +94,14 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
         meter.enter("step")
         with told_to_stop() as stops:
             keeper = _keeper(job, session, (plan.choice, executor.arithmetic, engine.version), stops)
-            trained = session.train(executor, plan.choice, breakdown.stepped, keeper)
+            trained = session.train(executor, plan.choice, breakdown.stepped, keeper, rows.enter)
         bins = breakdown.bins(values)
         proportional_anonymous_bytes, proportional_file_bytes = proportional_bytes()
 
         # 4. Hand over the delta.
         meter.enter("serialise")
         write_durably(Path(job.delta_path), session.encode(trained))
+        rows.write()
         meter.close()
         return msgspec.structs.replace(
             train_outcome(
@@ -113,6 +116,7 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
             weights_read_bytes=executor.weights_read_bytes,
             draws_run=executor.draws_run,
             draws_skipped=executor.draws_skipped,
+            stands=rows.stands,
         )
 
 
@@ -214,7 +218,9 @@ def _load(
         prepared = prepared.with_rank(job.task.rank)
     manifest = prepared.manifest
     values = decode_values(_read(job.state_path, "slice values"), manifest.slices)
-    rows = load_rows(Path(job.data_path), manifest.labels, job.reading)
+    # A device whose owner has removed all rows still takes its sums off.
+    gone = isinstance(job, TrainJob) and job.handed_in is not None
+    rows = load_rows(Path(job.data_path), manifest.labels, job.reading, may_be_empty=gone)
     limit = min(sequence_limit, manifest.sequence_limit)
     release_library_code()  # imports have run
     predicts_text = manifest.task == "causal_lm"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 
@@ -19,9 +19,9 @@ from edge_runtime.execution.executor import Executor
 from edge_runtime.memory.plan import ExecutionChoice, Plan, Work, first_segment, preferred_micro_batch
 from edge_runtime.package.manifest import Manifest
 from edge_runtime.package.slices import Values, encode_values
-from edge_runtime.protocol.messages import ONE_SLICE, MemoryReport, Task
+from edge_runtime.protocol.messages import ONE_SLICE, MemoryReport, Task, TrainingSettings
 from edge_runtime.training.evaluation import Scores
-from edge_runtime.training.feature_sums import encode_sums, head_width, sums_bytes
+from edge_runtime.training.feature_sums import encode_sums, form_of, sums_bytes
 from edge_runtime.training.filtered_directions import decode_reference
 from edge_runtime.training.gather_sums import gather_sums
 from edge_runtime.training.loop import Trained, train_locally
@@ -77,7 +77,7 @@ class TaskSession:
         one_slice = task.directions in ONE_SLICE
         work = Work(task.batch_size, examples.longest, task.draws, names, task.update, one_slice=one_slice)
         if task.head == "closed_form":
-            work = sums_work(manifest, len(examples.ids), examples.longest)
+            work = sums_work(manifest, task, len(examples.ids), examples.longest)
         filtered = None if reference is None else decode_reference(reference, estimated)
         return cls(task, manifest, values, examples, work, filtered)
 
@@ -100,6 +100,7 @@ class TaskSession:
         choice: ExecutionChoice,
         stepped: Callable[[], None] = lambda: None,
         keeper: Keeper | None = None,
+        entered: Callable[[Sequence[int]], None] = lambda _: None,
     ) -> Trained:
         """Take the task's steps, or its one pass for sums.
 
@@ -108,10 +109,11 @@ class TaskSession:
             choice: how the work is done.
             stepped: function called after each part.
             keeper: what keeps the progress; None keeps none.
+            entered: function called with the positions of rows that entered sums.
         """
         work = LocalWork(executor, self.task, self.examples, choice, self.reference)
         if self.task.head == "closed_form":
-            return gather_sums(work, self.values, stepped, keeper)
+            return gather_sums(work, self.values, stepped, keeper, entered)
         return train_locally(work, self.values, stepped, keeper)
 
     def digest(self, *further: object) -> str:
@@ -125,8 +127,10 @@ class TaskSession:
         return found.hexdigest()
 
     def encode(self, trained: Trained) -> bytes:
-        """What a result carries of it: safetensors bytes."""
-        return encode_sums(trained.delta) if self.task.head == "closed_form" else encode_values(trained.delta)
+        """What a result carries of it: safetensors bytes; none at all for the sums of no rows."""
+        if self.task.head != "closed_form":
+            return encode_values(trained.delta)
+        return encode_sums(trained.delta) if trained.delta else b""
 
 
 def train_outcome(trained: Trained, plan: Plan, seconds: float, memory: MemoryReport) -> TrainOutcome:
@@ -142,16 +146,18 @@ def train_outcome(trained: Trained, plan: Plan, seconds: float, memory: MemoryRe
     )
 
 
-def sums_work(manifest: Manifest, rows: int, longest: int) -> Work:
+def sums_work(manifest: Manifest, settings: TrainingSettings, rows: int, longest: int) -> Work:
     """Size of the work of one pass for a head in closed form, for which a plan is chosen.
 
     Args:
         manifest: the package's manifest, as the run sees it.
+        settings: settings of the run or of the task.
         rows: number of the device's rows.
         longest: length of the longest, in tokens.
     """
-    memory_bytes = sums_bytes(rows, *head_width(manifest), len(manifest.labels))
-    return Work(preferred_micro_batch(rows, longest), longest, 0, (), sums_bytes=memory_bytes)
+    form = form_of(settings, manifest)
+    memory_bytes = sums_bytes(rows, form.width, form.size, form.labels)
+    return Work(preferred_micro_batch(max(1, rows), longest), longest, 0, (), sums_bytes=memory_bytes)
 
 
 def evaluation_work(examples: Examples) -> Work:

@@ -71,7 +71,8 @@ class Classifier(torch.nn.Module):
             weights = mask / mask.sum(1, keepdim=True)
             if self.pooling != "mean":  # the first or the last real token
                 place = mask.argmax(1) if self.pooling == "first" else (mask.cumsum(1) * mask).argmax(1)
-                weights = torch.nn.functional.one_hot(place, mask.shape[1]).to(hidden.dtype)
+                tokens = torch.arange(mask.shape[1], device=mask.device)
+                weights = (tokens == place[:, None]).to(hidden.dtype)
             pooled = (hidden * weights[..., None]).sum(1)
         return pooled * pooled.square().mean(-1, keepdim=True).rsqrt()
 

@@ -69,9 +69,15 @@ LORA_SPECS = (
 )
 
 
-def write_package(folder: Path, key: PrivateKey, specs: tuple[SliceSpec, ...] = SPECS) -> Path:
+def write_package(
+    folder: Path,
+    key: PrivateKey,
+    specs: tuple[SliceSpec, ...] = SPECS,
+    labels: tuple[str, ...] = ("no", "yes"),
+    program: bytes = b"dummy program",
+) -> Path:
     """Write a signed package whose programs are dummies: the coordinator never runs them itself."""
-    return hand_made.write_package(folder, key, specs)
+    return hand_made.write_package(folder, key, specs, {"programs.onnx": program * 100}, labels)
 
 
 class FakeDevice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,10 @@ from tests.export.classifiers import Alone
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_a_fleet_learns_in_one_visit(workshop, tmp_path: Path) -> None:
-    """Three devices, each with other labels, are asked once; the head knows all of them, on the runtime and alone."""
+    """Three devices, each with other labels, are asked once; the head knows all of them, on the runtime and alone.
+
+    A second run goes on from the sums: one device has more rows then, one fewer, and of the third nothing travels.
+    """
     exported = workshop.package("lora_xs", "none")
     dev = write_rows(tmp_path / "dev.jsonl", rows()[160:260])
     slices, adapter, model = tmp_path / "slices", tmp_path / "adapter", workshop.folder / "model"
@@ -36,7 +40,16 @@ def test_a_fleet_learns_in_one_visit(workshop, tmp_path: Path) -> None:
             fleet.add_device(name, own, arithmetic="float")
         run = fleet.wait_until_finished()
         assert fleet.operate("run", "fetch-slices", "--output", slices).returncode == 0
-    assert run.reason == "every device was asked once"
+        left = change_rows(fleet)
+        done = fleet.operate("run", "create", path, "--one-visit", "--continue-from", run.run_id)
+        assert done.returncode == 0, done.stderr
+        later = fleet.wait_until_finished()
+        told = [event.message for event in fleet.admin.events() if event.code == "head_solved"]
+    assert f"of {left} rows" in told[-1]
+    assert sum(entry.examples for entry in later.rounds) == 4 + left_of_cedar(fleet)
+    assert any("took off" in message for message in told)
+    assert any("had nothing new" in message for message in told)
+    assert run.reason == later.reason == "every device was asked once"
     assert run.rounds_committed == run.rounds_wanted == 2
     assert sorted(name for entry in run.rounds for name in entry.devices) == ["ash", "birch", "cedar"]
     accuracies = [entry.accuracy for entry in run.rounds]
@@ -57,3 +70,18 @@ def test_a_fleet_learns_in_one_visit(workshop, tmp_path: Path) -> None:
     (theirs,) = classifiers.predict_alone([Alone("loader", adapter, batch, LABELS, model)])
     order = [seen.manifest.labels.index(label) for label in LABELS]
     np.testing.assert_allclose(theirs, ours[:, order], atol=2e-3)
+
+
+def change_rows(fleet: Fleet) -> int:
+    """Give ash four more rows and take three of cedar's; the number of rows that all have then."""
+    files = {name: device.folder / "data.jsonl" for name, device in fleet.devices.items()}
+    with files["ash"].open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows()[150:154])
+    lines = files["cedar"].read_text().splitlines(keepends=True)
+    files["cedar"].write_text("".join(lines[3:]))
+    return sum(len(path.read_text().splitlines()) for path in files.values())
+
+
+def left_of_cedar(fleet: Fleet) -> int:
+    """Number of rows that cedar has in the end."""
+    return len((fleet.devices["cedar"].folder / "data.jsonl").read_text().splitlines())

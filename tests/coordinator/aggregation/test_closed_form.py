@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from coordinator.aggregation.closed_form import GRID, ClosedForm, add_up, solve, visit_update
 from coordinator.aggregation.server_state import ServerState
+from edge_runtime.errors import SliceError
 from edge_runtime.training.feature_sums import FeatureSums
 
 CLASSES = 3
@@ -85,13 +88,52 @@ def test_constant_and_collinear_features_are_solved_and_told() -> None:
     """A feature that is the same in all rows gets no weight and is counted; one that is there twice changes little."""
     features, labels = rows_of(80)
     plain = solve(sums_of(features, labels), 0.1)
-    more = np.concatenate([features, np.full((80, 1), 3.0), features[:, :1]], axis=1)
+    more = np.concatenate([features, np.full((80, 1), 3.0), -2 * features[:, :1] + 1], axis=1)
     solved = solve(sums_of(more, labels), 0.1)
-    assert (plain.constant, solved.constant) == (0, 1)
+    assert (plain.constant, plain.repeated) == (0, 0)
+    assert (solved.constant, solved.repeated) == (1, 1)
     assert not solved.weight[:, 6].any()
     assert np.isfinite(solved.weight).all()
     agree = logits_of(solved, more).argmax(1) == logits_of(plain, features).argmax(1)
     assert agree.mean() > 0.9
+
+
+def test_features_that_are_sums_of_others_are_solved() -> None:
+    """A feature that is a combination of two others, so that no inverse exists without a ridge, does no harm."""
+    features, labels = rows_of(80)
+    plain = solve(sums_of(features, labels), 0.1)
+    more = np.concatenate([features, features[:, :1] + features[:, 1:2]], axis=1)
+    solved = solve(sums_of(more, labels), 0.1)
+    agree = logits_of(solved, more).argmax(1) == logits_of(plain, features).argmax(1)
+    assert agree.mean() > 0.9
+    assert np.isfinite(solved.weight).all()
+
+
+def test_only_features_that_are_all_the_same_are_left() -> None:
+    """Rows that all have one vector give a head of zeros and finite logits: there is nothing to tell them apart by."""
+    features = np.tile(np.arange(1.0, 7.0), (10, 1))
+    solved = solve(sums_of(features, np.arange(10) % CLASSES))
+    assert solved.constant == 6
+    assert not solved.weight.any()
+    assert np.isfinite(logits_of(solved, features)).all()
+
+
+def test_no_rows_at_all_give_a_head_of_zeros() -> None:
+    """Where all rows were taken off again, nothing is predicted, and all classes are told to be without rows."""
+    features, labels = rows_of(10)
+    sums = sums_of(features, labels)
+    solved = solve(sums.minus(sums))
+    assert (solved.rows, solved.absent) == (0, (0, 1, 2))
+    assert not solved.weight.any()
+
+
+@pytest.mark.parametrize("gram", [np.full((6, 6), np.nan), -80 * 0.1 * np.eye(6)])
+def test_sums_that_give_no_finite_head_are_an_error_of_one_kind(gram: np.ndarray) -> None:
+    """Sums that no rows could have, and that passed what is checked of each device, are refused as a whole."""
+    features, labels = rows_of(80)
+    bad = replace(sums_of(features, labels), gram=gram)
+    with np.errstate(all="ignore"), pytest.raises(SliceError, match="the sums give"):
+        visit_update({}, ServerState(), [bad], head="head", ridge=0.1)
 
 
 def test_a_class_that_no_device_has_is_told_and_never_favoured() -> None:

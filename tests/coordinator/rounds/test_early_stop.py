@@ -96,6 +96,21 @@ def test_slices_that_add_nothing_to_a_visit_are_given_up(world: World, evaluated
     assert world.values() == after_visit
 
 
+def test_a_last_visit_begins_with_sums_of_its_own(world: World, evaluated) -> None:
+    """If a first visit's head was worse than what was there, and nothing was trained, no device's rows count twice."""
+    world.fleet("a", "b")
+    world.create_run(**{**TRAINED, "rounds": 9}, **evaluated, visit="first_and_last", patience=1)
+    world.play()
+    score(world, 0.5)
+    visit_round(world)
+    score(world, 0.4)
+    world.play(2)
+    assert sorted(visit_round(world)) == ["a", "b"]
+    events = world.admin("GET", "/v1/admin/runs/latest/events").json()
+    told = [event["message"] for event in events if event["code"] == "head_solved"]
+    assert [message.split(",")[0] for message in told] == ["head in closed form of 12 rows"] * 2
+
+
 def test_slices_that_did_add_are_visited_with_the_best_values(world: World, evaluated) -> None:
     """If slices were better than the visit's head for a while, the last visit is made with those values."""
     devices = world.fleet("a", "b")

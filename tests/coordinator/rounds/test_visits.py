@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from msgspec.structs import replace
+from safetensors.numpy import load
 
 from coordinator.aggregation.closed_form import solve
 from edge_runtime.package.block_head import head_of
 from edge_runtime.package.slices import decode_values
 from edge_runtime.protocol.messages import Result, Task
-from edge_runtime.training.feature_sums import FeatureSums, SumsBuilder, decode_sums, encode_sums
+from edge_runtime.training.feature_sums import FeatureSums, SumsBuilder, decode_sums, encode_sums, form_of
 from tests.coordinator.conftest import FakeDevice, World
 from tests.coordinator.rounds.test_state_machine import holders
 
@@ -234,6 +235,55 @@ def test_sums_that_do_not_fit_are_refused_with_a_code(
     assert world.dump() == before
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("gram_0_0", lambda a: a + np.triu(np.full_like(a, 0.5), 1), "not symmetric"),
+        ("gram_0_0", lambda a: a * np.float32(np.inf), "not finite"),
+        ("gram_0_0", lambda a: a * np.float32(50), "allow"),
+        ("linear", lambda a: a * np.float32(np.nan), "not finite"),
+        ("counts", lambda a: -a, "whole numbers of rows"),
+    ],
+)
+def test_sums_that_no_rows_have_are_refused_with_a_code(
+    world: World, name: str, change: Any, says: str
+) -> None:
+    """Sums that are not symmetric, not finite or larger than their rows allow are bad_sums; nothing changes."""
+    world.fleet("a", "b")
+    world.create_run(**VISIT)
+    world.play()
+    device, task = holders(world)[0]
+    before = world.dump()
+    tensors = load(sums(device, task).change)
+    data = encode_sums({**tensors, f"sums/{name}": change(tensors[f"sums/{name}"])})
+    answer = device.deliver(sums(device, task, change=data, change_sha256=hashlib.sha256(data).hexdigest()))
+    assert (answer.status_code, answer.json()["code"]) == (422, "bad_sums")
+    assert says in answer.json()["message"]
+    assert world.dump() == before
+
+
+def test_sums_that_give_no_head_are_left_out_as_a_round(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where what came gives no finite head, the round is abandoned with the names, and the visit goes on."""
+    world.fleet(*"abcd")
+    world.create_run(**VISIT)
+    with monkeypatch.context() as patched:
+        patched.setattr(np.linalg, "solve", singular)
+        first = visit_round(world)
+    (told,) = events(world, "round_abandoned")
+    assert all(name in told for name in first)
+    assert "none of it is kept" in told
+    visit_round(world)
+    world.play(2)
+    assert world.run()["state"] == "finished"
+    assert "of 12 rows" in events(world, "head_solved")[-1]
+
+
+def singular(*_: Any) -> None:
+    raise np.linalg.LinAlgError("Singular matrix")
+
+
 def test_a_delta_in_a_visit_is_refused(world: World) -> None:
     """A device that trains where sums were asked for is refused."""
     world.fleet("a", "b")
@@ -253,7 +303,7 @@ def test_half_precision_travels_where_it_is_asked_for(world: World) -> None:
     for device, task in holders(world):
         assert task.sums_dtype == "float16"
         result = sums(device, task)
-        assert decode_sums(result.change, manifest, "float16").rows == 6
+        assert decode_sums(result.change, form_of(task, manifest)).rows == 6
         assert device.deliver(result).json() == {"status": "counted"}
     world.play(2)
     assert world.run()["state"] == "finished"
@@ -268,6 +318,12 @@ def test_half_precision_travels_where_it_is_asked_for(world: World) -> None:
         ({"ridge": 0.1}, "ridge belongs to head"),
         ({"visit": "first"}, "visit belongs to head"),
         ({**VISIT, "ridge": 0}, "ridge"),
+        ({**VISIT, "ridge": -0.1}, "ridge"),
+        ({**VISIT, "ridge": 1e7}, "ridge"),
+        ({**VISIT, "sums_projection": 100}, "multiple of 128; take 128"),
+        ({**VISIT, "sums_projection": 128}, "not below the 4 features"),
+        ({"sums_projection": 128}, "sums_projection = 128 belongs to head"),
+        ({**VISIT, "continue_from": "no run"}, "continue_from"),
         ({**VISIT, "features": [1]}, "from 0"),
         ({**VISIT, "features": [0, 0]}, "once and in order"),
         ({"pooling": "max"}, "pooling"),

@@ -80,14 +80,14 @@ def test_a_language_model_has_no_head_to_read_blocks() -> None:
     ("blocks", "size", "chosen"),
     [
         (6, 384, (0, 1, 2, 3, 4, 5, 6)),
-        (12, 768, (0, 3, 6, 9, 12)),
-        (24, 1024, (0, 8, 16, 24)),
+        (12, 768, (1, 4, 7, 9, 12)),
+        (24, 1024, (1, 9, 16, 24)),
         (32, 4096, (32,)),
         (1, 8, (0, 1)),
     ],
 )
 def test_blocks_are_chosen_evenly_up_to_a_width(blocks: int, size: int, chosen: tuple[int, ...]) -> None:
-    """All blocks where they are narrow enough, else evenly spread ones, the last always among them."""
+    """All outputs where they are narrow enough, else evenly spread ones from the first block to the last."""
     manifest = deep(blocks, size)
     assert default_blocks(manifest) == chosen
     assert len(chosen) * size <= max(PREFERRED_WIDTH, size)

@@ -52,7 +52,16 @@ def test_a_result_from_before_estimators_still_decodes() -> None:
     old = decode_result((FOLDER / "Result-without-estimator.msgpack").read_bytes())
     new = decode_result((FOLDER / "Result.msgpack").read_bytes())
     assert (old.update, old.draws) == (None, 0)
-    assert msgspec.structs.replace(old, update=new.update, draws=new.draws) == new
+    more = {name: getattr(new, name) for name in ("update", "draws", "kept", "removed")}
+    assert msgspec.structs.replace(old, **more) == new
+
+
+def test_a_result_from_before_sums_were_gone_on_from_still_decodes() -> None:
+    """A result recorded without ``kept`` and ``removed`` tells of no sums from before, and else the same."""
+    old = decode_result((FOLDER / "Result-without-kept.msgpack").read_bytes())
+    new = decode_result((FOLDER / "Result.msgpack").read_bytes())
+    assert (old.kept, old.removed) == ((), ())
+    assert msgspec.structs.replace(old, kept=new.kept, removed=new.removed) == new
 
 
 def test_messages_from_before_set_asides_still_decode() -> None:

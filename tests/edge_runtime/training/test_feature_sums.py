@@ -16,6 +16,7 @@ from edge_runtime.training.feature_sums import (
     ROWS,
     FeatureSums,
     SumsBuilder,
+    SumsForm,
     decode_sums,
     encode_sums,
     sums_bytes,
@@ -38,6 +39,12 @@ def seen_manifest():
     segments = (*raw.segments[:1] * BLOCKS, raw.segments[-1])
     wide = msgspec.structs.replace(raw, base=base, labels=labels, segments=segments)
     return with_block_head(wide, range(BLOCKS), "mean")
+
+
+def form(manifest, dtype: str = "float32") -> SumsForm:
+    """The form of sums of that manifest's features."""
+    width = BLOCKS * manifest.base.hidden_size
+    return SumsForm(width, manifest.base.hidden_size, width, len(manifest.labels), dtype)
 
 
 def features_of(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -69,7 +76,7 @@ def test_both_forms_are_the_sums(manifest, rows: int, dtype: str, tolerance: flo
     """Few rows travel rotated, many as Gram blocks; either gives the sums of the formulas."""
     features, labels = features_of(rows)
     got, wanted = (
-        decode_sums(built(features, labels, dtype=dtype), manifest, dtype),
+        decode_sums(built(features, labels, dtype=dtype), form(manifest, dtype)),
         directly(features, labels),
     )
     assert got.rows == rows
@@ -88,7 +95,7 @@ def test_sums_of_devices_are_the_sums_of_all_rows(rows: list[int]) -> None:
     total = FeatureSums.nothing(BLOCKS * SIZE, LABELS)
     for end, count in zip(ends, rows, strict=True):
         part = slice(end - count, end)
-        total = total.plus(decode_sums(built(features[part], labels[part]), manifest, "float32"))
+        total = total.plus(decode_sums(built(features[part], labels[part]), form(manifest)))
     wanted = directly(features, labels)
     np.testing.assert_allclose(total.gram, wanted.gram, atol=1e-3 * total.rows)
     np.testing.assert_allclose(total.linear, wanted.linear, atol=1e-3 * total.rows)
@@ -97,12 +104,33 @@ def test_sums_of_devices_are_the_sums_of_all_rows(rows: list[int]) -> None:
 def test_rows_can_be_added_and_taken_away_again(manifest) -> None:
     """An update with new rows and a downdate by old ones leave the sums of the rows that remain."""
     features, labels = features_of(30)
-    both = decode_sums(built(features, labels), manifest, "float32")
-    first = decode_sums(built(features[:6], labels[:6]), manifest, "float32")
+    both = decode_sums(built(features, labels), form(manifest))
+    first = decode_sums(built(features[:6], labels[:6]), form(manifest))
     rest, wanted = both.minus(first), directly(features[6:], labels[6:])
     assert rest.rows == 24
     np.testing.assert_allclose(rest.gram, wanted.gram, atol=1e-3)
     np.testing.assert_allclose(rest.linear, wanted.linear, atol=1e-3)
+
+
+def test_what_is_added_and_taken_off_again_leaves_what_was_there(manifest) -> None:
+    """The same bytes added and taken off leave the sums as they were, but for the last bits of double precision."""
+    features, labels = features_of(60)
+    whole = decode_sums(built(features, labels, dtype="float16"), form(manifest, "float16"))
+    part = decode_sums(built(features[:9], labels[:9], dtype="float16"), form(manifest, "float16"))
+    again = whole.plus(part).minus(part)
+    assert again.rows == whole.rows
+    np.testing.assert_array_equal(again.counts, whole.counts)
+    np.testing.assert_allclose(again.gram, whole.gram, rtol=0, atol=1e-12 * np.abs(whole.gram).max())
+    np.testing.assert_allclose(again.linear, whole.linear, rtol=0, atol=1e-12 * np.abs(whole.gram).max())
+
+
+def test_sums_need_no_more_bytes_than_are_planned_for(manifest) -> None:
+    """The sizes by which room is kept to take sums off are never below those that travel, in either form."""
+    for dtype in ("float32", "float16"):
+        wanted = form(manifest, dtype)
+        for rows in (1, 7, 8, 60):
+            size = len(built(*features_of(rows), dtype=dtype))
+            assert size <= wanted.most_bytes(rows) <= wanted.whole_bytes
 
 
 def test_few_rows_are_fewer_bytes(manifest) -> None:
@@ -153,7 +181,7 @@ def test_sums_that_cannot_be_are_refused_by_name(manifest, name: str, change, sa
     """Sums that are not symmetric, not finite, of other shapes, or larger than their rows allow are refused."""
     data = tampered(name, change) if name != "sums/other" else extra()
     with pytest.raises(SliceError, match=says):
-        decode_sums(data, manifest, "float32")
+        decode_sums(data, form(manifest))
 
 
 def extra() -> bytes:
@@ -166,4 +194,4 @@ def extra() -> bytes:
 def test_no_bytes_do_more_than_be_refused(data: bytes) -> None:
     """Bytes that are no sums are refused with one kind of error."""
     with pytest.raises(SliceError):
-        decode_sums(data, seen_manifest(), "float32")
+        decode_sums(data, form(seen_manifest()))

@@ -11,7 +11,8 @@ from edge_runtime.engines.onnxruntime_engine import OnnxEngine
 from edge_runtime.errors import CapExceededError
 from edge_runtime.execution.executor import Executor
 from edge_runtime.package.slices import encode_values, shapes
-from edge_runtime.training.feature_sums import decode_sums
+from edge_runtime.training.feature_sums import decode_sums, form_of
+from edge_runtime.training.projection import Projection
 from edge_runtime.worker.jobs import EvaluateJob, EvaluateOutcome, TrainOutcome
 from edge_runtime.worker.process import run_worker
 from tests.edge_runtime.execution.test_executor import rows_of
@@ -29,26 +30,36 @@ def with_zero_head(prepared, values):  # noqa: F811
     return seen, {**values, **head}
 
 
-def test_a_worker_sums_up_what_its_rows_give(prepared_in, values, train_job, tmp_path: Path) -> None:  # noqa: F811
-    """The sums of a worker are those of the features that the executor gives row by row, in any grouping."""
+@pytest.mark.parametrize("projected", [0, 128])
+def test_a_worker_sums_up_what_its_rows_give(
+    prepared_in,
+    values,  # noqa: F811
+    train_job,  # noqa: F811
+    tmp_path: Path,
+    projected: int,
+) -> None:
+    """The sums of a worker are those of the features that the executor gives row by row, or of their projections."""
     prepared = prepared_in["float"]
     seen, start = with_zero_head(prepared, values)
     (tmp_path / "state.safetensors").write_bytes(encode_values(start, seen))
-    job = train_job(prepared, **ASKED)
+    job = train_job(prepared, **ASKED, sums_projection=projected)
     outcome = run_worker(job, TrainOutcome)
     assert (outcome.examples, outcome.steps_skipped) == (8, 0)
     assert outcome.mean_loss == pytest.approx(np.log(len(seen.labels)), abs=1e-5)
     assert outcome.memory.high_water_bytes <= job.cap_bytes
     assert outcome.memory.predicted_peak_bytes > 0
 
-    got = decode_sums(Path(job.delta_path).read_bytes(), seen, "float32")
+    got = decode_sums(Path(job.delta_path).read_bytes(), form_of(job.task, seen))
     batch = tiny.make_text_batch(prepared.package)
     executor = Executor(prepared.with_head(BLOCKS, "package"), OnnxEngine())
     rows = [executor.sweep(start, [rows_of(batch, [row])]).features for row in range(8)]
-    features = np.concatenate([row for row in rows if row is not None]).astype(np.float64)
+    features = np.concatenate([row for row in rows if row is not None])
+    np.testing.assert_allclose((features**2).sum(), 8 * len(BLOCKS) * 64, rtol=1e-3)
+    if projected:
+        features = Projection(features.shape[1], projected, job.task.seed).of(features)
+    f = features.astype(np.float64)
     assert got.rows == 8
-    np.testing.assert_allclose(got.gram, features.T @ features, atol=2e-3)
-    np.testing.assert_allclose(np.diagonal(got.gram).sum(), 8 * len(BLOCKS) * 64, rtol=1e-3)
+    np.testing.assert_allclose(got.gram, f.T @ f, atol=2e-3)
 
 
 def test_an_evaluation_reads_the_same_blocks(prepared_in, values, train_job, data, tmp_path: Path) -> None:  # noqa: F811
