@@ -155,10 +155,13 @@ def _translations() -> _registration.ONNXRegistry:
 
 
 @functools.cache
-def _taken_apart() -> frozenset[Any]:
-    """Operators without a translation that torch knows a decomposition of."""
-    translated = set(_decomp.get_onnx_implemented_overloads(_translations()))
-    return frozenset(_decomp.create_onnx_friendly_decomposition_table(translated))
+def _translated() -> frozenset[Any]:
+    """Operators that have a translation; torch knows how to take the others apart."""
+    return frozenset(_decomp.get_onnx_implemented_overloads(_translations()))
+
+
+def _is_taken_apart(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target not in _translated()
 
 
 def _prepared(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -169,7 +172,8 @@ def _prepared(program: torch.export.ExportedProgram) -> torch.export.ExportedPro
     done where a node asks for it.
     """
     with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
-        if any(node.target in _taken_apart() for node in program.graph.nodes):
+        _fx_passes.remove_assertion_nodes(program.graph_module)
+        if any(_is_taken_apart(node) for node in program.graph.nodes):
             program = _fx_passes.decompose_with_registry(program, _translations())
         if any(_may_cast(node) for node in program.graph.nodes):
             _fx_passes.insert_type_promotion_nodes(program.graph_module)
