@@ -1,7 +1,7 @@
 """Lower a recorded program to ONNX: weights stay outside, shapes stay dynamic, quantised stays quantised.
 
-``torch.onnx.export`` does the translation; this module adds what the project needs: the quantised
-operators map to single nodes, and reshapes name their dynamic axes by position instead of
+``torch.onnx`` does the translation, by the steps of its ``export`` that a program needs; this module adds what the
+project needs: the quantised operators map to single nodes, and reshapes name their dynamic axes by position instead of
 computing them (a program of one block otherwise carries a hundred Shape and Gather nodes). Frozen tensors stay
 inputs; ``export.lowering.arithmetic`` decides which of them are bound when the program is loaded.
 """
@@ -12,6 +12,7 @@ import copy
 import functools
 import logging
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import onnx
@@ -20,13 +21,16 @@ import onnxscript
 import torch
 from onnxscript import opset20 as op
 from torch import Tensor, fx
+from torch.onnx._internal._lazy_import import onnxscript_apis  # type: ignore[attr-defined]
+from torch.onnx._internal.exporter import _core, _decomp, _fx_passes, _ir_passes, _registration
+from torch.onnx._internal.fx.passes import type_promotion
 
 from edge_runtime.engines.names import OUTPUT_SUFFIX
-from edge_runtime.errors import ModelError
 from export.lowering.trace import BEFORE, SEEN, TracedProgram
 from export.quantisation.quantise import BLOCK, frozen_embedding, frozen_linear, frozen_linear_transposed
 
 aten = torch.ops.aten
+OPSET = 20
 # torch.onnx asks its five hundred translations for their signatures anew for each program, and onnxscript parses their
 # source for every answer: a third of a second a program, for what cannot change. Once a process is enough.
 _translation = onnxscript.values.TracedOnnxFunction
@@ -125,27 +129,75 @@ def lower(program: TracedProgram) -> ir.Model:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        exported = torch.onnx.export(
-            rewritten,
-            dynamo=True,
-            custom_translation_table={
-                frozen_linear: _to_matmul_nbits,
-                frozen_linear_transposed: _to_frozen_transposed,
-                frozen_embedding: _to_gather_block_quantized,
-                torch.ops.edge.reshape_by_position.default: _to_reshape,
-                aten.gelu.default: _to_gelu,
-            },
-            input_names=list(program.inputs),
-            output_names=[name + OUTPUT_SUFFIX for name in program.outputs],
-            optimize=True,
-            verbose=False,
-        )
-    if exported is None:
-        raise ModelError("torch.onnx.export gave no program")
-    model = exported.model
+        model = _translate(_prepared(rewritten))
+    _ir_passes.rename_inputs(model, program.inputs)
+    _ir_passes.rename_outputs(model, [name + OUTPUT_SUFFIX for name in program.outputs])
     _name_axes(model, program)
     _shed_debug_data(model)
     return model
+
+
+@functools.cache
+def _translations() -> _registration.ONNXRegistry:
+    """How each operator is translated: by torch.onnx, but for those of this project."""
+    registry = _registration.ONNXRegistry.from_torchlib(OPSET)
+    own: dict[Any, Callable[..., Any]] = {
+        frozen_linear: _to_matmul_nbits,
+        frozen_linear_transposed: _to_frozen_transposed,
+        frozen_embedding: _to_gather_block_quantized,
+        torch.ops.edge.reshape_by_position.default: _to_reshape,
+        aten.gelu.default: _to_gelu,
+        aten.squeeze.dims: _to_squeeze,
+    }
+    for operator, translation in own.items():
+        registry.register_op(operator, translation)
+    return registry
+
+
+@functools.cache
+def _translated() -> frozenset[Any]:
+    """Operators that have a translation; torch knows how to take the others apart."""
+    return frozenset(_decomp.get_onnx_implemented_overloads(_translations()))
+
+
+def _is_taken_apart(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target not in _translated()
+
+
+def _prepared(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program as the translator takes it.
+
+    ``torch.onnx.export`` records every program anew to take operators apart, and once more to make casts explicit:
+    nine tenths of its time. Hardly a program has such an operator, and a block computes in float alone, so both are
+    done where a node asks for it.
+    """
+    with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        _fx_passes.remove_assertion_nodes(program.graph_module)
+        if any(_is_taken_apart(node) for node in program.graph.nodes):
+            program = _fx_passes.decompose_with_registry(program, _translations())
+        if any(_may_cast(node) for node in program.graph.nodes):
+            _fx_passes.insert_type_promotion_nodes(program.graph_module)
+    _fx_passes.remove_assertion_nodes(program.graph_module)
+    return program
+
+
+@functools.cache
+def _promotions() -> type_promotion.TypePromotionTable:
+    return type_promotion.TypePromotionTable()
+
+
+def _may_cast(node: fx.Node) -> bool:
+    """Whether an operator that casts what it is given is given, or gives, more than one type."""
+    if node.op != "call_function" or type_promotion.get_type_promotion_rule(node, _promotions()) is None:
+        return False
+    values = [each.meta.get("val") for each in (node, *node.all_input_nodes)]
+    return len({getattr(value, "dtype", type(value)) for value in values}) > 1
+
+
+def _translate(program: torch.export.ExportedProgram) -> ir.Model:
+    model = _core._exported_program_to_onnx_program(program, registry=_translations()).model
+    translated: ir.Model = onnxscript_apis.optimize(onnxscript_apis.convert_version(model, OPSET))
+    return translated
 
 
 def _with_own_graph(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -202,6 +254,10 @@ def _to_reshape(x: Any, shape: list[int]) -> Any:
 
 def _to_gelu(x: Any, approximate: str = "none") -> Any:
     return op.Gelu(x, approximate=approximate)
+
+
+def _to_squeeze(x: Any, dim: Sequence[int]) -> Any:
+    return op.Squeeze(x, op.Constant(value_ints=[axis for axis in dim if x.shape[axis] == 1]))
 
 
 def _name_reshapes_by_position(graph: fx.Graph) -> None:

@@ -54,7 +54,10 @@ def order_for_memory(model: ir.Model, beam: int = BEAM) -> bool:
     found = [problem.search(_only(i, len(REFERENCE)), beam) for i in range(len(REFERENCE))]
     best = [min(peaks) for peaks in zip(given, *(problem.peaks(order) for order in found), strict=True)]
     weights = tuple(1 / peak if peak else 0.0 for peak in best)
-    orders = [list(range(len(nodes))), *found, problem.search(weights, beam)]
+    orders = [list(range(len(nodes))), *found]
+    # Where one order is the best at every size, there is nothing to weigh.
+    if all(problem.peaks(order) != tuple(best) for order in orders):
+        orders.append(problem.search(weights, beam))
     # The first of equals is the given order: a graph that is as good as it gets stays as it is.
     chosen = min(orders, key=lambda order: _cost(problem.peaks(order), weights))
     if chosen == orders[0]:

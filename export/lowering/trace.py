@@ -15,10 +15,12 @@ tensor (1, ...) with its tangent (K, B, ...), one direction per draw and example
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch._dynamo.config
 from torch import Tensor, nn
 
 from edge_runtime.errors import ModelError
@@ -151,7 +153,7 @@ def trace(
     shapes = tuple(
         {axis: dims[symbol] for axis, symbol in axes[name].items()} for name in program.input_names
     )
-    with torch.no_grad():
+    with torch.no_grad(), _without_shape_table():
         exported = torch.export.export(program, tuple(examples), dynamic_shapes=(shapes,))
     return TracedProgram(
         exported, tuple(program.input_names), tuple(program.output_names), tuple(segment.weights), axes
@@ -180,7 +182,7 @@ def _trace_decoding(segment: SegmentGraph, tensors: dict[str, Tensor]) -> Traced
         ]
         examples.append(torch.zeros(shape, dtype=value.dtype))
     shapes = tuple(dict.fromkeys(axes[name], torch.export.Dim.DYNAMIC) for name in program.input_names)
-    with torch.no_grad():
+    with torch.no_grad(), _without_shape_table():
         exported = torch.export.export(
             program,
             tuple(examples),
@@ -190,6 +192,14 @@ def _trace_decoding(segment: SegmentGraph, tensors: dict[str, Tensor]) -> Traced
     return TracedProgram(
         exported, tuple(program.input_names), tuple(program.output_names), tuple(segment.weights), axes
     )
+
+
+def _without_shape_table() -> AbstractContextManager[None]:
+    """Let torch keep no table of which shapes an operator gave: one block hardly calls an operator twice on the same
+    sides, and comparing and copying them for the table took half of a recording. A whole model repeats them.
+    """
+    table_off: AbstractContextManager[None] = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
+    return table_off
 
 
 def _side_of_decoding(name: str, axis: int, side: torch.SymInt) -> str:

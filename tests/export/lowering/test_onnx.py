@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import torch
 
 from edge_runtime.data.batches import Batch
 from edge_runtime.engines.onnxruntime_engine import OnnxEngine
@@ -19,7 +20,7 @@ from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.training.tangents import draw_tangents
 from export.lowering.onnx import lower
-from export.lowering.trace import trace
+from export.lowering.trace import TracedProgram, trace
 from tests.export import tiny
 
 #: Relative difference allowed between ONNX Runtime and torch with float activations.
@@ -226,3 +227,24 @@ def test_the_engine_accepts_programs_only_with_their_weights(exported) -> None:
     path = exported.package.path("programs/block_0.primal.block_int8.onnx")
     with pytest.raises(Exception, match=r"external|bound-by-the-runtime"):
         ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def test_what_has_no_translation_is_taken_apart_and_casts_are_explicit(tmp_path: Path) -> None:
+    """A program with an operator that must be taken apart, and one with a product of two types, give torch's values."""
+
+    class TakenApart(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            return [torch.special.entr(x)]
+
+    class Cast(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            return [(x > 0.5).to(torch.int64) * x]
+
+    x = torch.rand(3, 4, generator=torch.Generator().manual_seed(1))
+    for module in (TakenApart(), Cast()):
+        sides = ({0: torch.export.Dim("batch", min=1, max=64)},)
+        exported = torch.export.export(module, (x,), dynamic_shapes=sides)
+        lowered = lower(TracedProgram(exported, ("x",), ("y",), (), {"x": {0: "batch"}}))
+        ir.save(lowered, tmp_path / "program.onnx")
+        (got,) = ort.InferenceSession(tmp_path / "program.onnx").run(None, {"x": x.numpy()})
+        np.testing.assert_allclose(got, module(x)[0].numpy(), rtol=1e-6)
