@@ -198,6 +198,51 @@ def board(tmp_path) -> Board:
     return Board(tmp_path)
 
 
+#: Sums up rows, and writes which rows are in its sums beside them.
+SUMMING_WORKER = GOOD_WORKER.replace('b"the change"', 'b"%s"').replace(
+    'open(job["delta_path"]',
+    'open(job["rows_path"], "wb").write(b"0123456789abcdef")\nopen(job["delta_path"]',
+)
+#: A task of a visit, of a package whose only block the head reads.
+VISIT = {"head": "closed_form", "slices": (), "features": (0,)}
+
+
+def summing(change: bytes, *, stands: bool) -> str:
+    """A worker that hands in these bytes."""
+    worker = SUMMING_WORKER.replace("%s", change.decode())
+    return worker.replace('"examples": 8', f'"stands": {stands}, "examples": 8')
+
+
+def test_sums_that_stand_no_more_come_back_as_they_were_handed_in(board) -> None:
+    """A second visit keeps what stands by its digest; where rows have gone, the very bytes travel to be taken off."""
+    board.coordinator.offer(board.task(**VISIT))
+    board.start(summing(b"first", stands=True)).turn()
+    first = hashlib.sha256(b"first").hexdigest()
+
+    board.coordinator.offer(board.task(**VISIT, task_id="t-2", handed_in=(first,)))
+    board.start(summing(b"more", stands=True)).turn()
+    added = board.coordinator.results["t-2"]
+    assert (added.change, added.kept, added.removed) == (b"more", (first,), ())
+    more = added.change_sha256
+
+    board.coordinator.offer(board.task(**VISIT, task_id="t-3", handed_in=(first, more)))
+    board.start(summing(b"anew", stands=False)).turn()
+    replaced = board.coordinator.results["t-3"]
+    assert (replaced.change, replaced.kept, replaced.removed) == (b"anew", (), (b"first", b"more"))
+    assert board.jobs[-1].handed_in.bytes == len(b"firstmore")
+
+
+def test_a_device_that_lost_its_record_says_what_helps(board) -> None:
+    """Sums that the device does not know cannot be gone on from: it trains nothing, and tells the way out."""
+    board.coordinator.offer(board.task(**VISIT, handed_in=("0" * 64,)))
+    board.start().turn()
+    code, message = board.event()
+    assert code == "task_failed"
+    assert "no record of the 1 sums" in message
+    assert "a run without continue_from asks all devices anew" in message
+    assert not board.jobs
+
+
 def test_a_task_is_done_and_delivered(board) -> None:
     """From check-in to receipt: the result is counted, holds the change, and nothing stays pending."""
     agent = board.start()
