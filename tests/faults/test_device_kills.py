@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.end_to_end import harness
 from tests.end_to_end.harness import ROOT, Device, Fleet, command
 from tests.end_to_end.workshop import Workshop, rows
 
@@ -36,7 +37,11 @@ class Site(Fleet):
 @pytest.fixture(scope="module")
 def site(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A coordinator and one device, which has done a run of one round undisturbed."""
-    with Site(tmp_path_factory.mktemp("interrupted") / "fleet", workshop.package()) as fleet:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Site(tmp_path_factory.mktemp("interrupted") / "fleet", workshop.package()) as fleet,
+    ):
+        patch.setattr(harness, "PATIENCE_S", max(harness.PATIENCE_S, 20.0 * KILLS))  # runs are longer, too
         first = fleet.create_run(rounds=rounds(), **ONE_DEVICE, **LONG)
         device = fleet.add_device("ash", rows()[:24])
         odd = str(ROOT / "tests/faults/odd_device")
