@@ -38,6 +38,7 @@ from edge_runtime.protocol.messages import (
 )
 from edge_runtime.protocol.signing import verify
 from edge_runtime.training.methods import check_method, check_task
+from edge_runtime.trouble import passing_trouble
 from edge_runtime.worker.jobs import TrainOutcome
 
 T = TypeVar("T")
@@ -257,10 +258,11 @@ def describe(code: str, error: Exception, task_id: str | None) -> DeviceEvent:
     """The event that tells operators why a task was refused or failed.
 
     The message begins with the reason: ``cap`` for memory, else the error's class. Errors of this project never quote
-    data; of any other error only the class is told.
+    data; of any other error only the class is told, and what the machine lacks for now, such as space on its disk.
     """
     reason = "cap" if isinstance(error, CapExceededError) else type(error).__name__
-    detail = f": {error}" if isinstance(error, EdgeError) else ""
+    trouble = passing_trouble(error)
+    detail = f": {error}" if isinstance(error, EdgeError) else f": {trouble}" if trouble else ""
     message = f"{reason}{detail}"[:_MAX_MESSAGE_CHARACTERS]
     return DeviceEvent(code=code, message=message, task_id=task_id, lasting=isinstance(error, LASTING))
 

@@ -7,8 +7,8 @@ signature covers one path on one host; and nothing is decompressed.
 
 from __future__ import annotations
 
+import os
 import re
-import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -165,6 +165,10 @@ def _continuation(headers: Mapping[str, str], sink: Path) -> int:
 
 
 def _proxy_for(url: str) -> str | None:
+    if not any(name.lower().endswith("_proxy") for name in os.environ):
+        return None
+    import urllib.request  # noqa: PLC0415 - 0.7 MB, for devices behind a proxy alone
+
     parts = urlsplit(url)
     host = parts.hostname or ""
     proxies = urllib.request.getproxies()

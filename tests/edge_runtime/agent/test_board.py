@@ -34,6 +34,16 @@ def test_the_doctor_knows_the_same_boards() -> None:
     assert not [(a, b) for a in BOARDS for b in BOARDS if a != b and a.startswith(b)]
 
 
+def test_a_proposed_temperature_is_below_that_of_a_source() -> None:
+    """A profile that proposes one has a fact about heat; a Raspberry Pi's is below the 80 °C of its documentation."""
+    profiles = [load_board(path) for path in PROFILES]
+    proposing = [board for board in profiles if board.eligibility.highest_celsius is not None]
+    assert {board.name.partition(" Pi")[0] for board in proposing} == {"Raspberry"}
+    for board in proposing:
+        assert any(fact.about == "thermal" and " 80 " in fact.says for fact in board.facts)
+        assert board.eligibility.highest_celsius < 80
+
+
 def test_a_raspberry_pi_is_told_the_doctors_cure() -> None:
     """Page, profile and doctor name the same words and the same file."""
     page = (FOLDER.parents[1] / "docs/install/raspberry-pi.md").read_text()
@@ -50,6 +60,7 @@ def test_a_raspberry_pi_is_told_the_doctors_cure() -> None:
         (("cores = 4", "core = 4"), "did you mean 'cores'"),
         (('about = "processor"', 'about = "colour"'), "is none of"),
         (("source = ", "sauce = "), "did you mean 'source'"),
+        (("highest_celsius = 75.0", "highest_celcius = 75.0"), "did you mean 'highest_celsius'"),
     ],
 )
 def test_a_slip_is_named(tmp_path: Path, change: tuple[str, str], message: str) -> None:

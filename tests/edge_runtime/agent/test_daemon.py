@@ -1,4 +1,6 @@
+import errno
 import hashlib
+import os
 import random
 import sys
 from collections.abc import Callable
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_runtime.agent import watch
 from edge_runtime.agent.client import Client
 from edge_runtime.agent.conditions import Conditions
 from edge_runtime.agent.config import DeviceConfig
@@ -293,6 +296,39 @@ def test_the_plan_says_how_much_memory_must_be_free(board) -> None:
     assert [said.not_eligible for said in board.coordinator.check_ins] == ["little_memory"] * 2 + [""]
 
 
+@pytest.mark.parametrize("stays_bad", [True, False])
+def test_bad_conditions_stop_a_task(board, monkeypatch, stays_bad: bool) -> None:
+    """The worker stops without a word of failure; the next check-in says why, or the same task goes on."""
+    monkeypatch.setattr(watch, "LOOK_EVERY_S", 0.05)
+    zone = board.folder / "machine/sys/class/thermal/thermal_zone0/temp"
+    zone.parent.mkdir(parents=True)
+    zone.write_text("50000")
+    gate = Gate(Eligibility(highest_celsius=70.0), Conditions(Host(board.folder / "machine"), board.folder))
+    agent = board.start(SLOW_WORKER, gate=gate)
+    board.coordinator.offer(board.task())
+    monkeypatch.setattr(agent, "_training_result", hot_during(agent._training_result, zone))
+    agent.turn()
+    assert board.coordinator.events == []
+    assert board.workers[0].process.poll() is not None
+    monkeypatch.undo()
+    if not stays_bad:
+        zone.write_text("50000")
+    board.coordinator.offer(board.task())
+    agent._launch = board.start(GOOD_WORKER)._launch
+    agent.turn()
+    assert board.coordinator.check_ins[-1].not_eligible == ("too_hot" if stays_bad else "")
+
+
+def hot_during(train: Callable[..., bytes], zone: Path) -> Callable[..., bytes]:
+    """Training in whose course it gets too hot."""
+
+    def run(*arguments: object) -> bytes:
+        zone.write_text("75000")
+        return train(*arguments)
+
+    return run
+
+
 def test_a_second_task_fetches_only_what_is_new(board) -> None:
     """Blobs are kept: a task on the same package downloads its state and nothing else."""
     agent = board.start()
@@ -442,6 +478,23 @@ def test_a_task_that_cannot_be_done_fails_with_its_reason(
     code, message = board.event()
     assert code == "task_failed"
     assert named in message
+
+
+def test_a_full_disk_is_told_as_such(board, monkeypatch) -> None:
+    """What the system says of the disk reaches the operator, in words and without a path of the device."""
+    agent = board.start()
+    board.coordinator.offer(board.task())
+
+    def full(_: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/path/of/the/device")
+
+    monkeypatch.setattr(board.store, "keep_pending", full)
+    agent.turn()
+    assert board.event() == ("task_failed", "OSError: no space left on device")
+    monkeypatch.undo()
+    board.coordinator.offer(board.task())
+    assert agent.turn() == 0.0
+    assert set(board.coordinator.results) == {"t-1"}
 
 
 @pytest.mark.parametrize("limit", ["max_blob_bytes", "disk_quota"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.agent import doctor
+from edge_runtime.agent.config import load_config
 from edge_runtime.agent.doctor import Diagnosis, examine
 from edge_runtime.agent.host import Host
 from edge_runtime.agent.transport import Request, Response
@@ -110,6 +111,24 @@ def test_swap_heat_and_clock_have_their_cures(tmp_path: Path) -> None:
     assert (dead.level, dead.exit_code, "1970-01-01" in dead.detail) == ("FAIL", 10, True)
     zram = machine(tmp_path / "zram", {"proc/swaps": "Filename Type\n/dev/zram0 partition\n"})
     assert doctor.swap(zram) == Diagnosis("swap", "OK", "zram, compressed in memory")
+
+
+@pytest.mark.parametrize(
+    ("lines", "level", "told"),
+    [
+        ("", "OK", "may work now"),
+        ("highest_celsius = 40.0", "WARN", "takes no task now: too_hot"),
+        ("highest_memory_pressure_percent = 5.0", "WARN", "this machine does not tell: memory pressure"),
+        ("least_rows = 1000", "OK", "may work now"),
+    ],
+)
+def test_eligibility_is_a_line(tmp_path: Path, lines: str, level: str, told: str) -> None:
+    """The reason that keeps the device from work now, or what nobody can tell; rows have a line of their own."""
+    (tmp_path / "device.toml").write_text(f"{CONFIG}[eligibility]\n{lines}\n")
+    (tmp_path / "state").mkdir()
+    host = machine(tmp_path / "machine", {"sys/class/thermal/thermal_zone0/temp": "50000"})
+    found = doctor.eligibility(load_config(tmp_path / "device.toml"), host)
+    assert (found.level, found.detail) == (level, told)
 
 
 def test_nothing_stops_the_rest(tmp_path: Path) -> None:

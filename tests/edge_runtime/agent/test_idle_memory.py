@@ -9,8 +9,9 @@ from tests.edge_runtime.test_cli import url, write_config
 
 __all__ = ["url"]  # the stub coordinator, a fixture
 
-#: What an idle agent may take, at its peak, including enrolment and a check-in.
-LIMIT_BYTES = 45 * 1_000_000
+#: What an idle agent may take, at its peak, including enrolment and a check-in: 40 MB, and one that libraries of other
+#: machines may differ by.
+LIMIT_BYTES = 41 * 1_000_000
 
 
 def memory_bytes(process_id: int, name: str) -> int:
@@ -28,7 +29,7 @@ def wait_for(log: Path, text: str) -> None:
 
 
 def test_an_idle_agent_is_small_and_stops_quickly(tmp_path, url) -> None:
-    """A real agent that has enrolled and waits stays under 45 MB, and ends cleanly on SIGTERM."""
+    """A real agent that has enrolled and waits stays under 41 MB, and ends cleanly on SIGTERM."""
     log = tmp_path / "log"
     with log.open("wb") as stream:
         process = subprocess.Popen(

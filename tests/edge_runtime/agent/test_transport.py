@@ -1,4 +1,5 @@
 import base64
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -110,6 +111,29 @@ def test_a_body_goes_there_and_back(transport) -> None:
     answer = transport.send(Request("PUT", "/echo", BLOB, max_bytes=len(BLOB)))
     assert (answer.status, answer.body) == (200, BLOB)
     assert answer.headers["content-length"] == str(len(BLOB))
+
+
+def test_an_address_of_ipv6_is_reached() -> None:
+    """A coordinator at ``http://[::1]:port`` answers like one at an address of IPv4."""
+
+    class Server6(ThreadingHTTPServer):
+        address_family = socket.AF_INET6
+        daemon_threads = True
+
+    try:
+        server = Server6(("::1", 0), Handler)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            way = HttpTransport(f"http://[::1]:{server.server_port}")
+            assert way.send(Request("PUT", "/there", b"and back")).body == b"and back"
+            way.close()
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_a_blob_is_written_to_its_sink(transport, tmp_path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,7 +17,8 @@ from edge_runtime.training import feature_sums
 from edge_runtime.training.gather_sums import gather_sums
 from edge_runtime.training.loop import train_locally
 from edge_runtime.training.progress import WRITE_EVERY_S, Keeper, Progress
-from tests.edge_runtime.local import work_of
+from edge_runtime.worker.session import TaskSession
+from tests.edge_runtime.local import examples_of, work_of
 from tests.export import tiny
 
 WORK, OTHER = "a" * 64, "b" * 64
@@ -84,6 +87,30 @@ def test_a_pass_for_sums_goes_on_too(prepared_in, values, tmp_path: Path, monkey
     pieces = gather_sums(work, start, keeper=Keeper(path, WORK, Signals(9)))
     assert encode_values(pieces.delta) == encode_values(whole.delta)
     assert (pieces.examples, pieces.loss_sum) == (whole.examples, whole.loss_sum)
+
+
+def test_rows_that_changed_are_other_work(prepared_in, values) -> None:
+    """A task whose rows, labels, settings or plan differ from before begins anew, since its bits would differ."""
+    prepared = prepared_in["float"]
+    task = tiny.make_task(prepared.package)
+    examples = examples_of(prepared)
+
+    def digest(task=task, examples=examples, *how: object) -> str:
+        return TaskSession.open(task, prepared.manifest, values, examples).digest(*how)
+
+    fewer = replace(examples, ids=examples.ids[:-1], labels=examples.labels[:-1])
+    other_labels = replace(examples, labels=[*examples.labels[:-1], (examples.labels[-1] + 1) % 3])
+    moved = replace(examples, ids=[*examples.ids[1:], examples.ids[0]])
+    digests = {
+        digest(),
+        digest(examples=fewer),
+        digest(examples=other_labels),
+        digest(examples=moved),
+        digest(msgspec.structs.replace(task, steps=task.steps + 1)),
+        digest(task, examples, "row_int8"),
+    }
+    assert len(digests) == 6
+    assert digest() == digest(tiny.make_task(prepared.package), examples_of(prepared))
 
 
 def progress(number: int = 3) -> Progress:
