@@ -203,6 +203,8 @@ def with_features(config: RunConfig, manifest: Manifest) -> tuple[RunConfig, Man
     """
     if config.head == "closed_form" and not config.features and manifest.head is not None:
         config = replace(config, features=default_blocks(manifest))
+    if config.exits:
+        config = replace(config, features=config.exits[-1:])
     return config, with_block_head(manifest, config.features, config.pooling)
 
 
@@ -234,6 +236,7 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
             f"package {package.manifest.name} has no slice but the head, and train_head is false"
         )
     _check_lora(config, package.manifest, slices)
+    check_split(config)
     check_ranks(config, package.manifest, slices)
     config, seen = with_features(config, package.manifest)
     check_features(config, package.manifest, slices)
@@ -339,6 +342,19 @@ def _check_lora(config: RunConfig, manifest: Manifest, slices: tuple[str, ...]) 
                 f"{manifest.name} is {spec.kind}: export it with --slice lora, or leave lora_aggregation at "
                 '"factors"'
             )
+
+
+def check_split(config: RunConfig) -> None:
+    """Check that a place's slices are all, where a device may reach some of them alone.
+
+    Raises:
+        ConfigError: they are dealt out.
+    """
+    if config.exits and config.split != "whole":
+        raise ConfigError(
+            f'exits let a device train the slices that it reaches, and split = "{config.split}" deals them out; '
+            'take split = "whole"'
+        )
 
 
 def check_ranks(config: RunConfig, manifest: Manifest, slices: tuple[str, ...]) -> None:

@@ -139,6 +139,7 @@ class Executor:
         self._mapped: dict[int, MappedWeights] = {}
         self._ranked = ranked_inputs(self.manifest)
         self._head = PooledHead(self.manifest) if self.manifest.head_blocks else None
+        self._end = len(self.manifest.segments_run)
         programs = [self._program_of(i) for i in range(len(self.manifest.segments_run))]
         self._stages = [self._stage(i, programs[i], programs[i + 1 :]) for i in range(len(programs))]
         for i in waiting_segments(self.manifest, tuple(trained), prepared.prepared.arithmetic):
@@ -150,6 +151,16 @@ class Executor:
     def arithmetic(self) -> Arithmetic:
         """Arithmetic that the package is prepared in."""
         return self._prepared.prepared.arithmetic
+
+    def leave_at(self, block: int | None) -> None:
+        """Have sweeps end behind a block from now on, and the head read that block; None for what the manifest says.
+
+        Args:
+            block: number of a block of those that run; the manifest's head must read one block.
+        """
+        self._end = len(self._stages) if block is None else block + 1
+        if block is not None or self.manifest.head_blocks:
+            self._head = PooledHead(self.manifest, () if block is None else (block,))
 
     def sweep(
         self,
@@ -175,7 +186,7 @@ class Executor:
             Results for all examples, in the order of the micro-batches.
         """
         flows = self._begin(values, micro_batches, rows)
-        self._run(self._stages[self.first_trained or 0 :], flows, values, tangents, begun)
+        self._run(self._stages[self.first_trained or 0 : self._end], flows, values, tangents, begun)
         if self._head is not None:
             for flow in flows:
                 self._head.classify(flow, values)

@@ -190,6 +190,9 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
         rank_mode: ranks of LoRA slices: ``"fixed"`` trains all of the package's, on every device. Under ``"dynamic"`` a
             device holds as many of the first ranks as its cap allows, and each step trains the first b of them, b
             drawn anew; under ``"dynamic_frozen"`` the b-th alone, with those before it in use.
+        exits: numbers of the blocks behind which a text may leave the model, all of which share the head: a device has
+            those up to the deepest that fits its cap, and each step takes one of them, drawn anew. Empty: the whole
+            model, or the blocks that ``features`` names. The run's values are those of the deepest exit.
     """
 
     seed: Seed
@@ -213,6 +216,7 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
     pooling: Pooling = "package"
     sums_dtype: Literal["float32", "float16"] = "float32"
     rank_mode: RankMode = "fixed"
+    exits: Blocks = ()
 
 
 class Task(TrainingSettings, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from edge_runtime.training.estimators import estimator_of
 from edge_runtime.training.optimizers import make_optimizer
 from edge_runtime.training.replay import SCALARS, STEPS
 from edge_runtime.training.step import LocalWork
+from edge_runtime.training.step_exit import step_exit
 from edge_runtime.training.step_rank import step_rank
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,8 @@ def train_locally(work: LocalWork, values: Values, stepped: Callable[[], None] =
     seen, loss_sum = 0, 0.0
     for number, rows in enumerate(batches):
         values_now = optimizer.values()
+        if task.exits:
+            work.executor.leave_at(step_exit(task, number))
         ranks = step_rank(task, work.executor.manifest.slices, number)
         step = estimator.step(number, values_now if ranks is None else ranks.values(values_now), rows)
         stepped()

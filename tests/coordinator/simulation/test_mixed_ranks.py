@@ -45,7 +45,7 @@ def ranked(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> Workshop:
     (workshop.folder / "ranked").mkdir()
     write_ranked_bigram(workshop.folder / "ranked", generate_key())
 
-    def by_cap(manifest: Manifest, config: object, slices: object, cap_bytes: int) -> int:
+    def by_cap(manifest: Manifest, config: object, slices: object, cap_bytes: int, leave: int) -> int:
         return RANK if cap_bytes == CAP else 1
 
     monkeypatch.setattr(tasks, "rank_for", by_cap)
