@@ -205,7 +205,7 @@ def with_features(config: RunConfig, manifest: Manifest) -> tuple[RunConfig, Man
         config = replace(config, features=default_blocks(manifest))
     if config.exits:
         config = replace(config, features=config.exits[-1:])
-    return config, with_block_head(manifest, config.features, config.pooling)
+    return config, with_block_head(manifest, config.features, config.pooling, config.exits)
 
 
 def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bool = True) -> str:
@@ -402,7 +402,7 @@ def run_of(stores: Stores, row: RunRow) -> Run:
     return Run(
         run_id=row.run_id,
         config=config,
-        manifest=stores.manifest(row.package_sha256, config.features, config.pooling),
+        manifest=stores.manifest(row.package_sha256, config.features, config.pooling, config.exits),
         package_sha256=row.package_sha256,
         package_signature=row.package_signature,
         state=row.state,

@@ -195,6 +195,38 @@ class Executor:
                 _carry(flow, "loss", tangent.shape[0])
         return swept(flows)
 
+    def sweep_until(
+        self, values: Values, batch: Batch, exits: Sequence[int], enough: Callable[[Sweep], bool]
+    ) -> tuple[Sweep, int]:
+        """Run a batch from exit to exit, and leave at the first whose outputs are enough, or at the last.
+
+        Args:
+            values: values of all slices, by flat name.
+            batch: texts, padded alike.
+            exits: numbers of blocks, ascending, at least one.
+            enough: whether outputs are enough.
+
+        Returns:
+            The outputs, and the block behind which the batch left.
+        """
+        flow: Flow = {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask,
+            "labels": batch.labels,
+        }
+        done = 0
+        for block in exits:
+            self.leave_at(block)
+            self._run(self._stages[done : self._end], [flow], values)
+            done = self._end
+            if self._head is None:
+                raise PackageError(f"package {self.manifest.name} has no head that reads a block")
+            self._head.classify(flow, values)
+            sweep = swept([flow])
+            if enough(sweep):
+                break
+        return sweep, block
+
     def _begin(
         self, values: Values, micro_batches: Sequence[Batch], rows: Sequence[Sequence[int]] | None
     ) -> list[Flow]:

@@ -16,7 +16,7 @@ from safetensors.numpy import load, save
 
 from edge_runtime.decoding import MALFORMED
 from edge_runtime.errors import SliceError
-from edge_runtime.package.block_head import BLOCKS, POOLING
+from edge_runtime.package.block_head import BLOCKS, EXITS, POOLING
 from edge_runtime.package.manifest import Manifest, SliceSpec
 
 FloatArray = NDArray[np.float32]
@@ -48,6 +48,8 @@ def encode_values(values: Mapping[str, FloatArray], manifest: Manifest | None = 
     metadata = None
     if manifest is not None and manifest.head_blocks:
         metadata = {BLOCKS: " ".join(map(str, manifest.head_blocks)), POOLING: manifest.head_features}
+        if manifest.head_exits:
+            metadata[EXITS] = " ".join(map(str, manifest.head_exits))
     return bytes(save(arrays)) if metadata is None else _with_metadata(bytes(save(arrays)), metadata)
 
 
