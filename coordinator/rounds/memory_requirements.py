@@ -68,8 +68,7 @@ def rank_for(
         cap_bytes: memory that the device grants; the first rank fits.
         leave: deepest exit that the device has; 0 where the run has none.
     """
-    trains = any(manifest.slice_named(name).kind != "head" for name in slices)
-    if config.rank_mode == "fixed" or not trains:
+    if config.rank_mode == "fixed":
         return 0
     ranks = range(rank_of(manifest), 0, -1)
     fits = (r for r in ranks if required_bytes(manifest, config, slices, rank=r, leave=leave) <= cap_bytes)

@@ -71,6 +71,7 @@ def in_phase(config: RunConfig, phase: str) -> RunConfig:
         jvp_limit=None,
         split="whole",
         lora_aggregation="factors",
+        rank_mode="fixed",
     )
 
 

@@ -133,7 +133,7 @@ def check_task(task: Task, manifest: Manifest) -> None:
         raise ConfigError(
             f"task {task.task_id} gathers sums for a head in closed form: it must train no slice, and name features"
         )
-    if task.rank_mode != "fixed":
+    if task.rank_mode != "fixed" and task.slices:  # without slices the head warms up
         check_rank_mode(task, manifest, task.slices, task.optimizer)
     for kind in {manifest.slice_named(name).kind for name in task.slices}:
         if task.freeze_a and KINDS[kind].pair is None:

@@ -90,6 +90,13 @@ def test_devices_of_half_the_cap_take_part_at_a_shallow_exit(layered: Workshop) 
     assert record.points[-1].forward_passes < whole.points[-1].forward_passes
 
 
+def test_a_head_warms_up_at_all_exits(layered: Workshop) -> None:
+    """In rounds that train the head alone, devices leave at their exits all the same."""
+    simulate(layered, "warm", head_warm_up_rounds=1)
+    found = handed_out(layered.folder / "warm")
+    assert {(task.exits, task.slices) for task in found if task.round == 0} == {((1,), ()), ((1, 2), ())}
+
+
 def test_scalars_come_to_the_same_values(layered: Workshop) -> None:
     """Devices that send their jvps alone end the run with the bits of devices that send their changes."""
     weights, scalars = (simulate(layered, kind, report=kind) for kind in ("weights", "scalars"))

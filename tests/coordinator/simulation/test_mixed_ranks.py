@@ -153,7 +153,7 @@ def test_as_many_ranks_are_given_as_fit_the_cap() -> None:
     for rank, needed in enumerate(needs, 1):
         assert rank_for(manifest, config, ("s",), needed) == rank
         assert rank_for(manifest, config, ("s",), needed - 1) == max(1, rank - 1)
-    assert rank_for(manifest, config, ("head",), needs[-1]) == 0
+    assert rank_for(manifest, config, ("head",), needs[-1]) == 8
     fixed = msgspec.structs.replace(config, rank_mode="fixed")
     assert rank_for(manifest, fixed, ("s",), needs[0]) == 0
     assert required_bytes(manifest, fixed, ("s",)) == needs[-1]
