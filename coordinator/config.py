@@ -44,6 +44,8 @@ WITHOUT_SLICES: dict[str, Any] = {
     "jvp_limit": None,
     "split": "whole",
     "lora_aggregation": "factors",
+    "rank_mode": "fixed",
+    "exits": (),
 }
 
 

@@ -86,6 +86,10 @@ OPTIONS = {
             ("--config", "--data"),
             "edge_runtime/serving/test_predict.py::test_what_cannot_be_done_is_told_in_one_line",
         ),
+        **dict.fromkeys(
+            ("--depth", "--confidence"),
+            "edge_runtime/serving/test_depth.py::test_a_text_leaves_where_it_is_told_or_where_it_is_sure",
+        ),
     },
     "edge-runtime serve": {
         **dict.fromkeys(

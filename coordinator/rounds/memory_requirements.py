@@ -9,13 +9,15 @@ from msgspec.structs import replace
 
 from coordinator.config import RunConfig
 from edge_runtime.memory.plan import Planner, Work
+from edge_runtime.package.block_head import with_block_head
 from edge_runtime.package.manifest import Manifest
 from edge_runtime.package.ranks import rank_of, with_rank
+from edge_runtime.protocol.messages import Blocks
 from edge_runtime.worker.session import sums_work
 
 
 def required_bytes(
-    manifest: Manifest, config: RunConfig, slices: Sequence[str], rows: int = 0, rank: int = 0
+    manifest: Manifest, config: RunConfig, slices: Sequence[str], rows: int = 0, rank: int = 0, leave: int = 0
 ) -> int:
     """The smallest cap under which a device has a plan to train some slices, or to sum up its features.
 
@@ -30,13 +32,16 @@ def required_bytes(
         rows: number of the device's rows, on which sums for a head in closed form depend.
         rank: number of ranks that the device holds; 0 for all of the package's, or where they are drawn the first
             alone, which any device must be able to hold.
+        leave: deepest exit that the device has; 0 for the whole model, or of a run with exits the first.
 
     Returns:
         the cap in bytes.
     """
-    same = _Same(manifest)
-    if config.rank_mode != "fixed" or rank:
-        same = _at_rank(same, rank or 1)
+    leave = leave or next(iter(config.exits), 0)
+    rank = rank or int(config.rank_mode != "fixed")
+    same = _narrowed(_Same(manifest), rank, leave)
+    if leave:
+        slices = reached(manifest, slices, leave)
     sequence = min(config.sequence_limit, manifest.sequence_limit)
     if config.head == "closed_form":
         return _smallest_cap(same, sums_work(manifest, config, max(1, rows), sequence))
@@ -51,7 +56,9 @@ def required_bytes(
     return _smallest_cap(same, work)
 
 
-def rank_for(manifest: Manifest, config: RunConfig, slices: Sequence[str], cap_bytes: int) -> int:
+def rank_for(
+    manifest: Manifest, config: RunConfig, slices: Sequence[str], cap_bytes: int, leave: int = 0
+) -> int:
     """The number of ranks that a device with this cap is given: as many as fit; 0 where the run trains all of them.
 
     Args:
@@ -59,13 +66,32 @@ def rank_for(manifest: Manifest, config: RunConfig, slices: Sequence[str], cap_b
         config: settings of the task.
         slices: names of the slices, the head's possibly among them.
         cap_bytes: memory that the device grants; the first rank fits.
+        leave: deepest exit that the device has; 0 where the run has none.
     """
-    trains = any(manifest.slice_named(name).kind != "head" for name in slices)
-    if config.rank_mode == "fixed" or not trains:
+    if config.rank_mode == "fixed":
         return 0
     ranks = range(rank_of(manifest), 0, -1)
-    fits = (rank for rank in ranks if required_bytes(manifest, config, slices, rank=rank) <= cap_bytes)
+    fits = (r for r in ranks if required_bytes(manifest, config, slices, rank=r, leave=leave) <= cap_bytes)
     return next(fits, 1)
+
+
+def exits_for(manifest: Manifest, config: RunConfig, slices: Sequence[str], cap_bytes: int) -> Blocks:
+    """The exits that a device with this cap is given: those up to the deepest that fits.
+
+    Args:
+        manifest: manifest of the package, as the run sees it.
+        config: settings of the task.
+        slices: names of the slices, the head's possibly among them.
+        cap_bytes: memory that the device grants; the first exit fits.
+    """
+    fits = [e for e in config.exits if required_bytes(manifest, config, slices, leave=e) <= cap_bytes]
+    return config.exits[: config.exits.index(fits[-1]) + 1] if fits else config.exits[:1]
+
+
+def reached(manifest: Manifest, slices: Sequence[str], leave: int) -> tuple[str, ...]:
+    """Those of the slices that lie before an exit, and a head."""
+    specs = map(manifest.slice_named, slices)
+    return tuple(spec.name for spec in specs if spec.kind == "head" or spec.segment <= leave)
 
 
 class _Same:
@@ -82,8 +108,11 @@ class _Same:
 
 
 @lru_cache(maxsize=256)  # the same object each time, by which plans are kept
-def _at_rank(same: _Same, rank: int) -> _Same:
-    return _Same(with_rank(same.manifest, rank))
+def _narrowed(same: _Same, rank: int, leave: int) -> _Same:
+    """A package as a device sees it that holds some ranks and leaves it behind some block; 0 for all of each."""
+    if not rank and not leave:
+        return same
+    return _Same(with_block_head(with_rank(same.manifest, rank), (leave,) if leave else ()))
 
 
 @lru_cache(maxsize=4096)  # every check-in asks, and a plan takes milliseconds

@@ -196,7 +196,9 @@ def with_features(config: RunConfig, manifest: Manifest) -> tuple[RunConfig, Man
     """
     if config.head == "closed_form" and not config.features and manifest.head is not None:
         config = replace(config, features=default_blocks(manifest))
-    return config, with_block_head(manifest, config.features, config.pooling)
+    if config.exits:
+        config = replace(config, features=config.exits[-1:])
+    return config, with_block_head(manifest, config.features, config.pooling, config.exits)
 
 
 def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bool = True) -> str:
@@ -227,6 +229,7 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
             f"package {package.manifest.name} has no slice but the head, and train_head is false"
         )
     _check_lora(config, package.manifest, slices)
+    check_split(config)
     check_ranks(config, package.manifest, slices)
     earlier = None
     if config.continue_from is not None:
@@ -373,6 +376,19 @@ def _goes_beside_others(row: RunRow) -> bool:
     return msgspec.json.decode(row.config, type=RunConfig).beside_others
 
 
+def check_split(config: RunConfig) -> None:
+    """Check that a place's slices are all, where a device may reach some of them alone.
+
+    Raises:
+        ConfigError: they are dealt out.
+    """
+    if config.exits and config.split != "whole":
+        raise ConfigError(
+            f'exits let a device train the slices that it reaches, and split = "{config.split}" deals them out; '
+            'take split = "whole"'
+        )
+
+
 def check_ranks(config: RunConfig, manifest: Manifest, slices: tuple[str, ...]) -> None:
     """Check that slices can be held in part and averaged rank by rank, where a run asks for that.
 
@@ -412,7 +428,7 @@ def run_of(stores: Stores, row: RunRow) -> Run:
     return Run(
         run_id=row.run_id,
         config=config,
-        manifest=stores.manifest(row.package_sha256, config.features, config.pooling),
+        manifest=stores.manifest(row.package_sha256, config.features, config.pooling, config.exits),
         package_sha256=row.package_sha256,
         package_signature=row.package_signature,
         state=row.state,

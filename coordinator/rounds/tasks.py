@@ -9,7 +9,7 @@ from msgspec import structs
 from coordinator.auth import Device
 from coordinator.events import record
 from coordinator.refusals import ConflictError, MalformedError, NotFoundError
-from coordinator.rounds.memory_requirements import rank_for, required_bytes
+from coordinator.rounds.memory_requirements import exits_for, rank_for, reached, required_bytes
 from coordinator.rounds.releases import newest_for
 from coordinator.rounds.results import find_task
 from coordinator.rounds.runs import Run, active_runs, find_run
@@ -302,14 +302,20 @@ def _hand_out(
     now_s: float,
 ) -> SignedTask | NotEligible:
     config = run.settings
-    rank = rank_for(run.manifest, config, held.slices, request.cap_bytes)
-    needed = required_bytes(run.manifest, config, held.slices, request.example_count, rank)
+    exits = exits_for(run.manifest, config, held.slices, request.cap_bytes)
+    leave = exits[-1] if exits else 0
+    rank = rank_for(run.manifest, config, held.slices, request.cap_bytes, leave)
+    needed = required_bytes(run.manifest, config, held.slices, request.example_count, rank, leave)
     if needed > request.cap_bytes:
         task_rows.lapse(connection, held.task_id, "cap_too_small")
         return _too_small(connection, run, device, needed, request.cap_bytes, now_s=now_s)
     head = run.manifest.head
     shared = training_settings(config)
     shared["train_head"] = head is not None and head.name in held.slices
+    slices = held.slices
+    if exits:
+        shared |= {"exits": exits, "features": exits[-1:]}
+        slices = reached(run.manifest, slices, leave)
     shared["sequence_limit"] = min(config.sequence_limit, run.manifest.sequence_limit)
     task = Task(
         task_id=held.task_id,
@@ -319,7 +325,7 @@ def _hand_out(
         package=run.package_sha256,
         package_signature=run.package_signature,
         state=_values_at_rank(stores, run, rank),
-        slices=tuple(name for name in held.slices if head is None or name != head.name),
+        slices=tuple(name for name in slices if head is None or name != head.name),
         optimizer=config.local_optimizer,
         required_bytes=needed,
         deadline_s=config.deadline_s,

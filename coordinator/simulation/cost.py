@@ -13,7 +13,13 @@ BACKPROP_PASSES = 4
 
 
 def forward_passes_per_example(task: Task, manifest: Manifest) -> float:
-    """Passes of one example through the model for one local step.
+    """Passes of one example through the model for one local step; a pass to an exit counts by the blocks before it."""
+    share = fmean(task.exits) / (len(manifest.segments) - 2) if task.exits else 1.0
+    return share * _passes(task, manifest)
+
+
+def _passes(task: Task, manifest: Manifest) -> float:
+    """Passes through as much of the model as runs.
 
     Forward mode with K draws runs the values and K tangents: 1 + K. Where each draw moves one slice alone, it is not
     run in blocks before that slice, and counts by the blocks that are left of those from the first trained slice on.

@@ -13,7 +13,14 @@ import msgspec
 
 from coordinator.config import RunConfig
 from coordinator.rounds.memory_requirements import required_bytes
-from coordinator.rounds.runs import check_ranks, first_phase, in_phase, trained_slices, with_features
+from coordinator.rounds.runs import (
+    check_ranks,
+    check_split,
+    first_phase,
+    in_phase,
+    trained_slices,
+    with_features,
+)
 from coordinator.simulation.arm import STATE, Arm, fingerprint_of, label, open_arm
 from coordinator.simulation.config import NO_KEY, ArmConfig, SimulationConfig
 from coordinator.simulation.fleet import Fleet
@@ -255,6 +262,7 @@ def _check_arm(config: SimulationConfig, arm: ArmConfig, train: LabelledRows, de
         run, seen = with_features(run, manifest)
         check_features(run, manifest, slices)
         check_ranks(run, manifest, slices)
+        check_split(run)
         settings = in_phase(run, first_phase(run))
         tasks: list[tuple[str, ...]] = [(name,) for name in slices] or [()]
         least = min(required_bytes(seen, settings, names) for names in tasks)

@@ -54,15 +54,17 @@ class Stores:
     least_required_bytes: dict[tuple[str, int | None, int, int], int] = field(default_factory=dict)
     #: Digest of the values that devices of a rank are given, by that of all values and by rank, for the last round.
     values_at_rank: dict[tuple[str, int], str] = field(default_factory=dict)
-    #: Manifests that were parsed before, by digest, blocks and pooling.
-    _manifests: dict[tuple[str, Blocks, Pooling], Manifest] = field(default_factory=dict)
+    #: Manifests that were parsed before, by digest, blocks, pooling and exits.
+    _manifests: dict[tuple[str, Blocks, Pooling, Blocks], Manifest] = field(default_factory=dict)
 
-    def manifest(self, package_sha256: str, blocks: Blocks = (), pooling: Pooling = "package") -> Manifest:
-        """A package's manifest, parsed once; with blocks, as a run sees it whose head reads these."""
-        seen = (package_sha256, blocks, pooling)
+    def manifest(
+        self, package_sha256: str, blocks: Blocks = (), pooling: Pooling = "package", exits: Blocks = ()
+    ) -> Manifest:
+        """A package's manifest, parsed once; with blocks, as a run sees it whose head reads these, or has exits."""
+        seen = (package_sha256, blocks, pooling, exits)
         if seen not in self._manifests:
             manifest = parse_manifest(self.blobs.get(package_sha256))
-            self._manifests[seen] = with_block_head(manifest, blocks, pooling)
+            self._manifests[seen] = with_block_head(manifest, blocks, pooling, exits)
         return self._manifests[seen]
 
 

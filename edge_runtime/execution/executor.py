@@ -140,6 +140,7 @@ class Executor:
         self._mapped: dict[int, MappedWeights] = {}
         self._ranked = ranked_inputs(self.manifest)
         self._head = PooledHead(self.manifest) if self.manifest.head_blocks else None
+        self._end = len(self.manifest.segments_run)
         programs = [self._program_of(i) for i in range(len(self.manifest.segments_run))]
         self._stages = [self._stage(i, programs[i], programs[i + 1 :]) for i in range(len(programs))]
         for i in waiting_segments(self.manifest, tuple(trained), prepared.prepared.arithmetic):
@@ -151,6 +152,16 @@ class Executor:
     def arithmetic(self) -> Arithmetic:
         """Arithmetic that the package is prepared in."""
         return self._prepared.prepared.arithmetic
+
+    def leave_at(self, block: int | None) -> None:
+        """Have sweeps end behind a block from now on, and the head read that block; None for what the manifest says.
+
+        Args:
+            block: number of a block of those that run; the manifest's head must read one block.
+        """
+        self._end = len(self._stages) if block is None else block + 1
+        if block is not None or self.manifest.head_blocks:
+            self._head = PooledHead(self.manifest, () if block is None else (block,))
 
     def sweep(
         self,
@@ -176,7 +187,7 @@ class Executor:
             Results for all examples, in the order of the micro-batches.
         """
         flows = self._begin(values, micro_batches, rows)
-        self._run(self._stages[self.first_trained or 0 :], flows, values, tangents, begun)
+        self._run(self._stages[self.first_trained or 0 : self._end], flows, values, tangents, begun)
         if self._head is not None:
             for flow in flows:
                 self._head.classify(flow, values)
@@ -184,6 +195,38 @@ class Executor:
             for tangent in given.values():
                 _carry(flow, "loss", tangent.shape[0])
         return swept(flows)
+
+    def sweep_until(
+        self, values: Values, batch: Batch, exits: Sequence[int], enough: Callable[[Sweep], bool]
+    ) -> tuple[Sweep, int]:
+        """Run a batch from exit to exit, and leave at the first whose outputs are enough, or at the last.
+
+        Args:
+            values: values of all slices, by flat name.
+            batch: texts, padded alike.
+            exits: numbers of blocks, ascending, at least one.
+            enough: whether outputs are enough.
+
+        Returns:
+            The outputs, and the block behind which the batch left.
+        """
+        flow: Flow = {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask,
+            "labels": batch.labels,
+        }
+        done = 0
+        for block in exits:
+            self.leave_at(block)
+            self._run(self._stages[done : self._end], [flow], values)
+            done = self._end
+            if self._head is None:
+                raise PackageError(f"package {self.manifest.name} has no head that reads a block")
+            self._head.classify(flow, values)
+            sweep = swept([flow])
+            if enough(sweep):
+                break
+        return sweep, block
 
     def _begin(
         self, values: Values, micro_batches: Sequence[Batch], rows: Sequence[Sequence[int]] | None

@@ -12,6 +12,8 @@ the cotangent that enters a backward sweep behind the block.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from edge_runtime.engines.engine import Array
@@ -28,13 +30,14 @@ class PooledHead:
 
     Args:
         manifest: the package's manifest, as a run sees it.
+        blocks: blocks to read instead of those that the manifest names; empty for those.
 
     Attributes:
         kept: names of the values that must reach the head through all segments.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
-        self._blocks = manifest.head_blocks or ()
+    def __init__(self, manifest: Manifest, blocks: Sequence[int] = ()) -> None:
+        self._blocks = tuple(blocks) or manifest.head_blocks or ()
         self._pooling = manifest.head_features
         self._head = manifest.head.name if manifest.head is not None else "head"
         made = [_pooled(block) for block in self._blocks]

@@ -8,9 +8,8 @@ import numpy as np
 
 from edge_runtime.package.manifest import Manifest
 from edge_runtime.package.ranked_values import widened
-from edge_runtime.package.ranks import fed_shape, rank_axes
+from edge_runtime.package.ranks import fed_shape, rank_axes, scaled_tensor
 from edge_runtime.package.slices import FloatArray, key
-from edge_runtime.slices.kinds import KINDS
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,10 @@ def ranked_inputs(manifest: Manifest) -> dict[str, RankedInput]:
     """Those of a package's slice tensors that may be cut, by flat name."""
     found = {}
     for spec in manifest.slices:
-        pair = KINDS[spec.kind].pair if spec.kind in KINDS else None
         for tensor in spec.tensors:
             axis = rank_axes(spec).get(tensor.name)
             if axis is not None:
                 shape = fed_shape(tensor)
-                scales = pair is not None and tensor.name == pair[1]
+                scales = tensor.name == scaled_tensor(spec)
                 found[key(spec.name, tensor.name)] = RankedInput(axis - len(shape), shape[axis], scales)
     return found

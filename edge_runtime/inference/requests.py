@@ -69,11 +69,13 @@ class Classified(Struct, frozen=True, tag="classified"):
         label: the most probable label.
         probabilities: probability of every label, in the package's order.
         tokens: number of tokens of the text that were looked at.
+        depth: number of the block behind which the text left the model; 0 where it has no exits.
     """
 
     label: str
     probabilities: dict[str, float]
     tokens: PositiveCount
+    depth: Count = 0
 
 
 class Piece(Struct, frozen=True, tag="piece"):

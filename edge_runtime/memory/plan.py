@@ -302,7 +302,7 @@ class Planner:
                 primal = manifest.programs[manifest.segments[index].primal]
                 programs.add(primal.variants[self.arithmetic].file)
         tokens = work.batch_size * work.sequence
-        repacked = [repacked_bytes(each, self.arithmetic, packed=packed) for each in manifest.segments]
+        repacked = [repacked_bytes(each, self.arithmetic, packed=packed) for each in manifest.segments_run]
         hidden = tokens * manifest.base.hidden_size * FLOAT_BYTES * self._waiting_rows(first, work, choice)
         masks = tokens * work.sequence * FLOAT_BYTES
         # What a head over several blocks reads, its tangents, and once more as features.
@@ -402,7 +402,7 @@ class Planner:
         embedding = self.manifest.segments[0]
         owned = [
             segment
-            for index, segment in enumerate(self.manifest.segments)
+            for index, segment in enumerate(self.manifest.segments_run)
             if index and self.manifest.weights_owner(index) == index
         ]
         gathered = self.manifest.programs[embedding.primal].variants[self.arithmetic].gathered

@@ -23,17 +23,20 @@ from edge_runtime.protocol.messages import Blocks, Pooling
 #: sums of the widest fit one result.
 PREFERRED_WIDTH, MAX_WIDTH = 4096, 5632
 #: Keys of the metadata by which a file of slice values says what its head reads.
-BLOCKS, POOLING = "blocks", "pooling"
+BLOCKS, POOLING, EXITS = "blocks", "pooling", "exits"
 MAX_HEADER_BYTES = 1 << 20
 
 
-def with_block_head(manifest: Manifest, blocks: Sequence[int], pooling: Pooling = "package") -> Manifest:
+def with_block_head(
+    manifest: Manifest, blocks: Sequence[int], pooling: Pooling = "package", exits: Sequence[int] = ()
+) -> Manifest:
     """The manifest as a run sees it whose head reads some blocks: its head has their width, and a bias.
 
     Args:
         manifest: manifest of the package.
         blocks: numbers of the blocks, 0 being the embedding's output; empty leaves the manifest as it is.
         pooling: way to make one vector of a text's hidden states.
+        exits: numbers of the blocks that the head may read one at a time; empty for none.
 
     Raises:
         ConfigError: the package has no such block, or no head; or the features are too wide.
@@ -67,6 +70,7 @@ def with_block_head(manifest: Manifest, blocks: Sequence[int], pooling: Pooling 
         features=_pooling(manifest, pooling),
         own_labels=UNSET,
         head_blocks=tuple(blocks),
+        head_exits=tuple(exits) or UNSET,
     )
 
 
@@ -80,15 +84,33 @@ def head_of(data: bytes) -> tuple[Blocks, Pooling]:
         SliceError: the bytes are no safetensors file, or their metadata make no sense.
     """
     try:
-        size = int.from_bytes(data[:8], "little")
-        # Of a header that is too long, or cut short, nothing is read.
-        end = 8 + size if size <= min(MAX_HEADER_BYTES, len(data) - 8) else 8
-        header = msgspec.json.decode(data[8:end], type=_Header)
-        found = header.metadata
+        found = _metadata(data)
         blocks = msgspec.convert(found.get(BLOCKS, "").split(), Blocks, strict=False)
         return blocks, msgspec.convert(found.get(POOLING, "package"), Pooling)
     except MALFORMED as error:
         raise SliceError(f"slice values do not say what their head reads: {error}") from error
+
+
+def exits_of(data: bytes) -> Blocks:
+    """The exits that some values were trained at, one for each block that their head may read; empty for none.
+
+    Args:
+        data: bytes of a file of slice values, or as many of its first as a header may have.
+
+    Raises:
+        SliceError: the bytes are no safetensors file, or their metadata make no sense.
+    """
+    try:
+        return msgspec.convert(_metadata(data).get(EXITS, "").split(), Blocks, strict=False)
+    except (msgspec.MsgspecError, *MALFORMED) as error:
+        raise SliceError(f"slice values do not say what exits they have: {error}") from error
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    size = int.from_bytes(data[:8], "little")
+    # Of a header that is too long, or cut short, nothing is read.
+    end = 8 + size if size <= min(MAX_HEADER_BYTES, len(data) - 8) else 8
+    return msgspec.json.decode(data[8:end], type=_Header).metadata
 
 
 class _Header(Struct):

@@ -361,6 +361,7 @@ class Manifest(Struct, frozen=True):
         generation: how the package gives a text token by token; None if it has no decode programs.
         head_blocks: numbers of the blocks that the head reads side by side, in a run that asks for it
             (:mod:`edge_runtime.package.block_head`); UNSET in every package's file.
+        head_exits: numbers of the blocks that the head may read one at a time, in a run with exits; UNSET likewise.
     """
 
     format_version: PositiveCount
@@ -384,6 +385,7 @@ class Manifest(Struct, frozen=True):
     own_labels: Annotated[tuple[Text, ...], Meta(max_length=100_000)] | UnsetType = UNSET
     generation: Generation | None = None
     head_blocks: tuple[Count, ...] | UnsetType = UNSET
+    head_exits: tuple[Count, ...] | UnsetType = UNSET
 
     def slice_named(self, name: str) -> SliceSpec:
         """The slice of that name.
@@ -548,7 +550,7 @@ def _check_slices(manifest: Manifest) -> None:
         raise PackageError(
             "own_labels must be the package's labels where features is own, and absent elsewhere"
         )
-    if manifest.features == "max" or manifest.head_blocks is not UNSET:
+    if manifest.features == "max" or (manifest.head_blocks, manifest.head_exits) != (UNSET, UNSET):
         raise PackageError("a run may have a head over several blocks, a package's own reads the last one")
     if manifest.task == "causal_lm" and (heads or manifest.labels):
         raise PackageError("a package for causal language modelling has neither a head slice nor labels")

@@ -23,6 +23,12 @@ def rank_axes(spec: SliceSpec) -> Mapping[str, int]:
     return KINDS[spec.kind].rank_axes if spec.kind in KINDS else {}
 
 
+def scaled_tensor(spec: SliceSpec) -> str | None:
+    """The tensor that makes up for a lower rank's larger scale; None for kinds of a fixed rank, and for a head."""
+    pair = KINDS[spec.kind].pair if rank_axes(spec) else None
+    return None if pair is None else pair[1]
+
+
 def rank_of(manifest: Manifest) -> int:
     """The largest rank that all slices of a package can take; 0 if it has none that can be cut."""
     return min((_rank(spec) for spec in manifest.slices if rank_axes(spec)), default=0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -15,7 +16,7 @@ from safetensors.numpy import load, save
 
 from edge_runtime.decoding import MALFORMED
 from edge_runtime.errors import SliceError
-from edge_runtime.package.block_head import BLOCKS, POOLING
+from edge_runtime.package.block_head import BLOCKS, EXITS, POOLING
 from edge_runtime.package.manifest import Manifest, SliceSpec
 
 FloatArray = NDArray[np.float32]
@@ -47,7 +48,21 @@ def encode_values(values: Mapping[str, FloatArray], manifest: Manifest | None = 
     metadata = None
     if manifest is not None and manifest.head_blocks:
         metadata = {BLOCKS: " ".join(map(str, manifest.head_blocks)), POOLING: manifest.head_features}
-    return bytes(save(arrays, metadata))
+        if manifest.head_exits:
+            metadata[EXITS] = " ".join(map(str, manifest.head_exits))
+    return bytes(save(arrays)) if metadata is None else _with_metadata(bytes(save(arrays)), metadata)
+
+
+def _with_metadata(data: bytes, metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file with metadata, in a fixed order: the library writes several keys in a random one.
+
+    A file is eight bytes with the length of a JSON header, the header, and the data that its offsets count from
+    (safetensors' README, "Format").
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = msgspec.json.encode({"__metadata__": dict(metadata), **msgspec.json.decode(data[8:end])})
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def decode_values(data: bytes, specs: Iterable[SliceSpec]) -> Values:

@@ -202,6 +202,9 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
         sums_projection: number of random projections of a row's features, drawn from ``seed``, of which the sums of
             ``head = "closed_form"`` are: a multiple of 128 below the number of features, for fewer bytes; 0 sums the
             features themselves.
+        exits: numbers of the blocks behind which a text may leave the model, all of which share the head: a device has
+            those up to the deepest that fits its cap, and each step takes one of them, drawn anew. Empty: the whole
+            model, or the blocks that ``features`` names. The run's values are those of the deepest exit.
     """
 
     seed: Seed
@@ -226,6 +229,7 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
     sums_dtype: Literal["float32", "float16"] = "float32"
     rank_mode: RankMode = "fixed"
     sums_projection: Annotated[int, Meta(ge=0, le=8192)] = 0
+    exits: Blocks = ()
 
 
 class Task(TrainingSettings, frozen=True, kw_only=True):

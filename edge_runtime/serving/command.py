@@ -27,6 +27,18 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     predict.add_argument("--data", type=Path, metavar="FILE", help='JSON Lines, each an object {"text": "…"}')
     _add_model(predict)
+    predict.add_argument(
+        "--depth",
+        metavar="BLOCK",
+        help="number of the block behind which texts leave a model that was trained with exits, or auto: the first "
+        "whose label is sure enough, of those that fit the cap (default: the deepest)",
+    )
+    predict.add_argument(
+        "--confidence",
+        type=float,
+        metavar="SHARE",
+        help="probability of a label that is enough under --depth auto (default: 0.9)",
+    )
     _add_sampling(predict)
     predict.set_defaults(command=_predict)
     description = "answer predictions over HTTP to programs on this machine, with one worker that stays up"
@@ -128,7 +140,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     if arguments.text is not None and not arguments.text.strip():
         raise ConfigError("the text is empty; give one, or leave it out to read rows from standard input")
     sampling = _sampling(arguments)
-    model = _model(arguments)()[0]
+    model = _at_depth(_model(arguments)()[0], arguments)
     rows = None if arguments.text is not None else open_rows(arguments.data)
     model.prepare()
 
@@ -148,6 +160,18 @@ def _predict(arguments: argparse.Namespace) -> int:
     if error is not None:
         raise error
     return 0
+
+
+def _at_depth(model: Model, arguments: argparse.Namespace) -> Model:
+    """The model at the depth that was asked for."""
+    confidence = arguments.confidence
+    if confidence is not None and arguments.depth != "auto":
+        raise ConfigError("--confidence goes with --depth auto")
+    if confidence is not None and not 0 < confidence <= 1:
+        raise ConfigError(f"--confidence is {confidence}, must be above 0 and at most 1")
+    if arguments.depth is None:
+        return model
+    return model.at_depth(arguments.depth, 0.9 if confidence is None else confidence)
 
 
 def _serve(arguments: argparse.Namespace) -> int:

@@ -27,7 +27,8 @@ def predict_text(
     """
     if task == "classification":
         found = session.classify(text)
-        yield {"label": found.label, "probabilities": found.probabilities, "tokens": found.tokens}
+        depth = {"depth": found.depth} if found.depth else {}
+        yield {"label": found.label, "probabilities": found.probabilities, "tokens": found.tokens, **depth}
         return
     for answer in session.generate(GenerateText(text, sampling)):
         if isinstance(answer, Finished):

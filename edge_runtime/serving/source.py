@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_runtime.agent.config import DeviceConfig
 from edge_runtime.agent.store import Store
 from edge_runtime.engines.names import EngineName
 from edge_runtime.errors import ConfigError
-from edge_runtime.package.block_head import MAX_HEADER_BYTES, head_of, with_block_head
+from edge_runtime.package.block_head import MAX_HEADER_BYTES, exits_of, head_of, with_block_head
 from edge_runtime.package.manifest import Arithmetic
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import prepared_beside
@@ -34,6 +34,8 @@ class Model:
         arithmetic: arithmetic to prepare for; None measures which is best.
         features: numbers of the blocks that the head reads; empty for the package's own features.
         pooling: way to make one vector of a text's hidden states, for ``features``.
+        exits: blocks behind which texts may leave the model; empty runs all that ``features`` needs.
+        confidence: least probability of a label at which a text leaves before the last of them.
     """
 
     package: Package
@@ -45,6 +47,8 @@ class Model:
     arithmetic: Arithmetic | None = None
     features: Blocks = ()
     pooling: Pooling = "package"
+    exits: Blocks = ()
+    confidence: float = 1.0
 
     @property
     def engine_threads(self) -> int:
@@ -86,7 +90,34 @@ class Model:
             sequence_limit=sequence_limit,
             features=self.features,
             pooling=self.pooling,
+            exits=self.exits,
+            confidence=self.confidence,
         )
+
+    def at_depth(self, depth: str, confidence: float) -> Model:
+        """The model with a depth: the number of an exit, or ``auto`` for all that fit, left when a label is sure.
+
+        Args:
+            depth: the number or ``auto``.
+            confidence: least probability of a label at which a text leaves before the last exit.
+
+        Raises:
+            ConfigError: the values were not trained with exits, or not with this one.
+        """
+        with self.state_path.open("rb") as file:
+            exits = exits_of(file.read(8 + MAX_HEADER_BYTES))
+        if not exits:
+            raise ConfigError(
+                f"the values {self.state_path} were trained without exits, so --depth has none to choose; leave it "
+                "out, or train a run with exits"
+            )
+        if depth == "auto":
+            return replace(self, exits=exits, confidence=confidence)
+        if depth not in map(str, exits):
+            raise ConfigError(
+                f"--depth is {depth}, and these values have the exits {', '.join(map(str, exits))}; take one, or auto"
+            )
+        return replace(self, features=(int(depth),), exits=(int(depth),))
 
 
 def model_of_release(config: DeviceConfig) -> tuple[Model, str]:

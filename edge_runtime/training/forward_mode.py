@@ -23,6 +23,7 @@ from edge_runtime.protocol.messages import PER_EXAMPLE
 from edge_runtime.training.gradient import clamped, estimate, head_jvps, shared_jvps
 from edge_runtime.training.losses import apply_loss
 from edge_runtime.training.step import LocalWork, Step, finite, head_parts, with_exact_head
+from edge_runtime.training.step_exit import within
 from edge_runtime.training.step_rank import step_rank
 from edge_runtime.training.tangents import draw_tangents
 
@@ -42,7 +43,8 @@ class ForwardMode:
         shared = task.directions not in PER_EXAMPLE
         keyed = [0] if shared else range(len(rows))
         ranks = step_rank(task, executor.manifest.slices, number)
-        moved = work.estimated_slices if ranks is None else ranks.moved(work.estimated_slices)
+        moved = within(task, work.estimated_slices, number)
+        moved = moved if ranks is None else ranks.moved(moved)
         tangents = draw_tangents(task, moved, number, keyed, work.reference)
         begins = _begins(tangents, moved, len(executor.manifest.segments))
         turn = np.argsort(begins, axis=0, kind="stable")

@@ -16,6 +16,7 @@ from edge_runtime.training.optimizers import Optimizer, make_optimizer
 from edge_runtime.training.progress import Keeper, Progress
 from edge_runtime.training.replay import SCALARS, STEPS
 from edge_runtime.training.step import LocalWork
+from edge_runtime.training.step_exit import step_exit
 from edge_runtime.training.step_rank import step_rank
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,8 @@ def train_locally(
                 lambda: _progress(number, applied, seen, loss_sum, optimizer, scalars)  # noqa: B023 - called at once
             )
         values_now = optimizer.values()
+        if task.exits:
+            work.executor.leave_at(step_exit(task, number))
         ranks = step_rank(task, work.executor.manifest.slices, number)
         step = estimator.step(number, values_now if ranks is None else ranks.values(values_now), rows)
         stepped()

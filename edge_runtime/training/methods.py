@@ -53,6 +53,8 @@ def check_method(settings: TrainingSettings) -> None:
     if settings.rank_mode != "fixed":
         _check_ranks(settings)
     _check_projection(settings)
+    if settings.exits:
+        _check_exits(settings)
     if settings.candidates > 1 and settings.directions != "filtered":
         raise ConfigError(
             f'candidates = {settings.candidates} belongs to directions = "filtered", not to "{settings.directions}"'
@@ -84,6 +86,30 @@ def _check_projection(settings: TrainingSettings) -> None:
         raise ConfigError(
             f"sums_projection = {settings.sums_projection} must be a multiple of {PROJECTED_BLOCK}; take "
             f"{max(1, round(settings.sums_projection / PROJECTED_BLOCK)) * PROJECTED_BLOCK}"
+        )
+
+
+def _check_exits(settings: TrainingSettings) -> None:
+    """Steps that leave the model at unlike blocks share one head; their directions are drawn for what they reach."""
+    exits = list(settings.exits)
+    if exits != sorted(set(exits)) or exits[0] < 1:
+        raise ConfigError(f"exits = {exits} must name blocks once and in order, from 1")
+    if settings.features not in ((), settings.exits[-1:]):
+        raise ConfigError(
+            f"exits = {exits} say which block the head reads, and features = {list(settings.features)} says it too; "
+            "leave features out"
+        )
+    if settings.update not in ("forward", "zero_order"):
+        raise ConfigError(
+            f'exits are for steps by forward mode, which run fewer blocks; update = "{settings.update}" must be '
+            '"forward" or "zero_order"'
+        )
+    if settings.head == "closed_form":
+        raise ConfigError('head = "closed_form" reads one set of blocks for all devices; leave exits out')
+    if settings.directions == "filtered":
+        raise ConfigError(
+            'exits draw directions of other slices in each step, and "filtered" ones are compared with the last '
+            'change of all; take other directions, such as "one_slice"'
         )
 
 
@@ -124,7 +150,7 @@ def check_task(task: Task, manifest: Manifest) -> None:
         raise ConfigError(
             f"task {task.task_id} gathers sums for a head in closed form: it must train no slice, and name features"
         )
-    if task.rank_mode != "fixed":
+    if task.rank_mode != "fixed" and task.slices:  # without slices the head warms up
         check_rank_mode(task, manifest, task.slices, task.optimizer)
     for kind in {manifest.slice_named(name).kind for name in task.slices}:
         if task.freeze_a and KINDS[kind].pair is None:
@@ -185,6 +211,13 @@ def check_features(settings: TrainingSettings, manifest: Manifest, slices: Seque
         raise ConfigError(
             f"sums_projection = {settings.sums_projection} is not below the {width} features of a row, so nothing "
             "would be saved: leave it out, or take less"
+        )
+    for block in settings.exits:
+        with_block_head(manifest, (block,), settings.pooling)
+    if settings.exits and slices and all(manifest.slice_named(n).segment > settings.exits[0] for n in slices):
+        raise ConfigError(
+            f"no slice lies before block {settings.exits[0]}, the first of exits, so that steps to it would train "
+            "none; name a later block, or train earlier slices"
         )
     for name in slices if blocks else ():
         if manifest.slice_named(name).segment > blocks[-1]:

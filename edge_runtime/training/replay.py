@@ -23,6 +23,7 @@ from edge_runtime.package.slices import FloatArray, Values, shapes
 from edge_runtime.protocol.messages import PER_EXAMPLE, Task
 from edge_runtime.training.gradient import estimate
 from edge_runtime.training.optimizers import make_optimizer
+from edge_runtime.training.step_exit import within
 from edge_runtime.training.step_rank import step_rank
 from edge_runtime.training.tangents import draw_tangents
 from edge_runtime.training.trainable import estimated_slices, exact_heads
@@ -56,7 +57,8 @@ def replay(
         with np.errstate(over="ignore", invalid="ignore"):
             for number, scalars in zip(report[STEPS], report[SCALARS], strict=True):
                 ranks = step_rank(task, specs, int(number))
-                drawn = moved if ranks is None else ranks.moved(moved)
+                drawn = within(task, moved, int(number))
+                drawn = drawn if ranks is None else ranks.moved(drawn)
                 tangents = draw_tangents(task, drawn, int(number), range(scalars.shape[1]), reference)
                 gradient = estimate(scalars, tangents)
                 optimizer.step(gradient if ranks is None else ranks.whole(gradient, values))

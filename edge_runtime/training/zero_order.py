@@ -20,6 +20,7 @@ from edge_runtime.package.slices import Values
 from edge_runtime.training.gradient import clamped, estimate
 from edge_runtime.training.losses import apply_loss
 from edge_runtime.training.step import LocalWork, MicroBatches, Step, finite, with_exact_head
+from edge_runtime.training.step_exit import within
 from edge_runtime.training.step_rank import step_rank
 from edge_runtime.training.tangents import draw_tangents
 
@@ -38,7 +39,8 @@ class ZeroOrder:
         work, task = self._work, self._work.task
         parts = work.micro_batches(rows)
         ranks = step_rank(task, work.executor.manifest.slices, number)
-        moved = work.estimated_slices if ranks is None else ranks.moved(work.estimated_slices)
+        moved = within(task, work.estimated_slices, number)
+        moved = moved if ranks is None else ranks.moved(moved)
         tangents = draw_tangents(task, moved, number, [0], work.reference)
         placed = tangents if ranks is None else ranks.placed(tangents)
         # 1. One pass at the values: for forward differences, and for the head's exact gradient.

@@ -19,7 +19,7 @@ from edge_runtime.data.batches import Tokenizer
 from edge_runtime.data.rows import Row
 from edge_runtime.decoding import MALFORMED
 from edge_runtime.engines.choice import engine_maker
-from edge_runtime.errors import ConfigError, EdgeError, WorkerError
+from edge_runtime.errors import CapExceededError, ConfigError, EdgeError, WorkerError
 from edge_runtime.execution.decoder import Decoder
 from edge_runtime.execution.executor import Executor
 from edge_runtime.inference.classify import classify
@@ -33,6 +33,7 @@ from edge_runtime.package.manifest import Manifest
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import Values, decode_values
+from edge_runtime.protocol.messages import Blocks
 from edge_runtime.worker.ending import end_of, write_line
 from edge_runtime.worker.inference_jobs import (
     MAX_REQUEST_BYTES,
@@ -58,6 +59,8 @@ class OpenModel:
         values: values of all slices.
         plan: the plan that was chosen.
         sequence_limit: largest number of tokens of a text.
+        exits: blocks behind which texts may leave the model, those that fit the cap; empty for none.
+        confidence: least probability of a label at which a text leaves before the last of them.
     """
 
     manifest: Manifest
@@ -66,6 +69,8 @@ class OpenModel:
     values: Values
     plan: Plan
     sequence_limit: int
+    exits: Blocks = ()
+    confidence: float = 1.0
 
 
 def inference_work(manifest: Manifest, sequence_limit: int) -> Work:
@@ -84,7 +89,8 @@ def open_model(job: InferenceJob, meter: Meter) -> OpenModel:
     meter.enter("load")
     package = Package.open_known(Path(job.package_folder), job.package_sha256).for_engine(job.engine)
     prepared = PreparedPackage.open(package, Path(job.prepared_folder), engine.version)
-    prepared = prepared.with_head(job.features, job.pooling)
+    whole, exits = prepared, job.exits
+    prepared = whole.with_head(job.features, job.pooling)
     manifest = prepared.manifest
     try:
         values = decode_values(Path(job.state_path).read_bytes(), manifest.slices)
@@ -93,15 +99,24 @@ def open_model(job: InferenceJob, meter: Meter) -> OpenModel:
     generates = manifest.task == "causal_lm"
     limit = min(job.sequence_limit or manifest.sequence_limit, manifest.sequence_limit)
     stored = prepared.prepared
-    planner = Planner(manifest, stored.arithmetic, meter.floor_bytes, stored.calibration)
-    plan = planner.choose(inference_work(manifest, limit), job.cap_bytes)
+    while True:
+        planner = Planner(manifest, stored.arithmetic, meter.floor_bytes, stored.calibration)
+        try:
+            plan = planner.choose(inference_work(manifest, limit), job.cap_bytes)
+            break
+        except CapExceededError:
+            if len(exits) < 2:
+                raise
+            exits = exits[:-1]  # a shallower model may fit
+            prepared = whole.with_head(exits[-1:], job.pooling)
+            manifest = prepared.manifest
     release_library_code()  # imports have run
     tokenizer = Tokenizer(package.path(manifest.tokenizer), limit)
     return_freed_memory()
     weights = plan.choice.weights
     executor = Decoder(prepared, engine, weights) if generates else Executor(prepared, engine, (), weights)
     release_library_code()
-    return OpenModel(manifest, tokenizer, executor, values, plan, limit)
+    return OpenModel(manifest, tokenizer, executor, values, plan, limit, exits, job.confidence)
 
 
 def answer(model: OpenModel, request: Request, told_to_stop: Callable[[], bool]) -> Iterator[Answer]:
@@ -114,8 +129,10 @@ def answer(model: OpenModel, request: Request, told_to_stop: Callable[[], bool])
         if isinstance(model.executor, Decoder):
             raise ConfigError(f"package {model.manifest.name} generates text; it has no labels")
         (ids,) = model.tokenizer.encode([Row(request.text)])
-        label, probabilities = classify(model.executor, model.values, ids, model.sequence_limit)
-        yield Classified(label, probabilities, len(ids))
+        label, probabilities, depth = classify(
+            model.executor, model.values, ids, model.sequence_limit, model.exits, model.confidence
+        )
+        yield Classified(label, probabilities, len(ids), depth)
     elif isinstance(request, GenerateText):
         if not isinstance(model.executor, Decoder):
             raise ConfigError(f"package {model.manifest.name} classifies; it generates no text")

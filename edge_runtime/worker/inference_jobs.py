@@ -22,7 +22,7 @@ from edge_runtime.inference.requests import (
     StopGenerating,
 )
 from edge_runtime.package.manifest import Arithmetic
-from edge_runtime.protocol.messages import Blocks, Bytes, Count, Pooling, PositiveCount, Sha256
+from edge_runtime.protocol.messages import Blocks, Bytes, Count, Pooling, PositiveCount, Sha256, Share
 from edge_runtime.worker.jobs import Failure, PhaseEntered
 
 #: Size of one request's line. JSON may write a character of a text as six.
@@ -43,6 +43,9 @@ class InferenceJob(Struct, frozen=True, tag="inference"):
         sequence_limit: largest number of tokens of a text, generated ones among them; 0 takes the package's.
         features: numbers of the blocks that the head reads; empty for the package's own features.
         pooling: way to make one vector of a text's hidden states, for ``features``.
+        exits: blocks behind which texts may leave the model, by a head that reads one; those up to the deepest that
+            fits are used; empty for none.
+        confidence: least probability of a label at which a text leaves before the last of them.
     """
 
     package_folder: str
@@ -55,6 +58,8 @@ class InferenceJob(Struct, frozen=True, tag="inference"):
     sequence_limit: Count = 0
     features: Blocks = ()
     pooling: Pooling = "package"
+    exits: Blocks = ()
+    confidence: Share = 1.0
 
 
 class Ready(Struct, frozen=True, tag="ready"):

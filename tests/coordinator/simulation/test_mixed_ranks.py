@@ -45,7 +45,7 @@ def ranked(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> Workshop:
     (workshop.folder / "ranked").mkdir()
     write_ranked_bigram(workshop.folder / "ranked", generate_key())
 
-    def by_cap(manifest: Manifest, config: object, slices: object, cap_bytes: int) -> int:
+    def by_cap(manifest: Manifest, config: object, slices: object, cap_bytes: int, leave: int) -> int:
         return RANK if cap_bytes == CAP else 1
 
     monkeypatch.setattr(tasks, "rank_for", by_cap)
@@ -153,7 +153,7 @@ def test_as_many_ranks_are_given_as_fit_the_cap() -> None:
     for rank, needed in enumerate(needs, 1):
         assert rank_for(manifest, config, ("s",), needed) == rank
         assert rank_for(manifest, config, ("s",), needed - 1) == max(1, rank - 1)
-    assert rank_for(manifest, config, ("head",), needs[-1]) == 0
+    assert rank_for(manifest, config, ("head",), needs[-1]) == 8
     fixed = msgspec.structs.replace(config, rank_mode="fixed")
     assert rank_for(manifest, fixed, ("s",), needs[0]) == 0
     assert required_bytes(manifest, fixed, ("s",)) == needs[-1]

@@ -90,6 +90,7 @@ FULL_TASK = msgspec.structs.replace(
     pooling="max",
     sums_dtype="float16",
     rank_mode="dynamic_frozen",
+    exits=(1, 2),
     rank=3,
     sums_projection=1024,
     handed_in=(SHA256, SHA256[::-1]),

@@ -94,6 +94,13 @@ def test_blocks_are_chosen_evenly_up_to_a_width(blocks: int, size: int, chosen: 
     with_block_head(manifest, chosen)
 
 
+def test_equal_values_give_equal_bytes_with_what_their_head_reads() -> None:
+    """The bytes of values with metadata are the same each time: their digest names them."""
+    seen = with_block_head(deep(2), (1, 2), "mean")
+    values = {name: np.ones(shape, np.float32) for name, shape in shapes(seen.slices).items()}
+    assert len({encode_values(values, seen) for _ in range(40)}) == 1
+
+
 def test_values_tell_what_their_head_reads() -> None:
     """Metadata of a file of values name blocks and pooling; a package's own values name none."""
     seen = with_block_head(deep(3), (0, 3), "first")

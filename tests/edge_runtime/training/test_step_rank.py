@@ -12,7 +12,7 @@ from edge_runtime.package.ranked_values import cut
 from edge_runtime.package.ranks import with_rank
 from edge_runtime.protocol.messages import LocalOptimizer, Task
 from edge_runtime.protocol.signing import generate_key
-from edge_runtime.training.methods import check_method, check_task
+from edge_runtime.training.methods import check_method, check_rank_mode, check_task
 from edge_runtime.training.replay import replay
 from edge_runtime.training.step_rank import step_rank
 from tests.edge_runtime.bigram import HIDDEN, SLICE, Bigram
@@ -135,8 +135,10 @@ def test_what_ranks_do_not_go_with_is_refused(prepared: PreparedPackage) -> None
         ({"optimizer": LocalOptimizer("adamw")}, 'take "accumulate" or "sgd"'),
         ({"slices": ()}, 'take rank_mode = "fixed"'),
     ):
+        task = make_task(**change)
         with pytest.raises(ConfigError, match=message):
-            check_task(make_task(**change), prepared.manifest)
+            check_rank_mode(task, prepared.manifest, task.slices, task.optimizer)
+    check_task(make_task(slices=()), prepared.manifest)  # a head that warms up
     (spec,) = prepared.manifest.slices
     other = replace(prepared.manifest, slices=(replace(spec, kind="lora_xs"),))
     with pytest.raises(ConfigError, match="is lora_xs; export it with --slice lora"):
