@@ -49,7 +49,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "edge_runtime/engines",
         "edge_runtime/memory",
         "edge_runtime/package",
-        "edge_runtime/slices",
     },
     "edge_runtime/training": {
         "edge_runtime",

@@ -21,6 +21,7 @@ from coordinator.storage import result_rows
 from coordinator.storage.result_rows import CountedResult
 from coordinator.storage.stores import Stores
 from edge_runtime.errors import SliceError
+from edge_runtime.package.ranks import with_rank
 from edge_runtime.package.slices import Values, decode_values
 from edge_runtime.protocol.messages import Task
 
@@ -159,8 +160,9 @@ class Contributions:
         task = msgspec.json.decode(result.task, type=Task)
         data = self._stores.private_blobs.get(result.change_sha256)
         values = self._values
-        if task.report == "scalars" and task.state != self._run.values_sha256:  # of a buffered run
-            values = decode_values(self._stores.blobs.get(task.state), self._run.manifest.slices)
+        if task.report == "scalars" and self._run.is_buffered:  # the task's values may be of an earlier round
+            held = with_rank(self._run.manifest, task.rank)
+            values = decode_values(self._stores.blobs.get(task.state), held.slices)
         delta = read_delta(self._run.manifest, task, values, data, self._reference(task))
         return Contribution(
             result.examples,
