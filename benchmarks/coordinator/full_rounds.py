@@ -37,7 +37,7 @@ class Load:
     """
 
     devices: int = 1000
-    rounds: int = 30
+    rounds: int = 15
     connections: int = 32
 
 

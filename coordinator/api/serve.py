@@ -19,7 +19,6 @@ import uvicorn
 from coordinator.api.app import create_app
 from coordinator.api.connections import (
     ACCEPTED_AT_ONCE,
-    MAX_HEADER_BYTES,
     BoundedProtocol,
     Connections,
     Listener,
@@ -135,7 +134,6 @@ def bind(options: ServeOptions) -> CoordinatorServer:
             http=partial(BoundedProtocol, connections=Connections(most_connections())),  # type: ignore[arg-type]
             ws="none",
             backlog=ACCEPTED_AT_ONCE,
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             ssl_certfile=options.tls_cert,
             ssl_keyfile=options.tls_key,
             log_config=None,
