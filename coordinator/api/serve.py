@@ -7,8 +7,10 @@ import gc
 import hashlib
 import logging
 import os
+import signal
 import socket
 import ssl
+import threading
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -95,6 +97,9 @@ class CoordinatorServer:
         log.info("serving url=%s state=%s", self.url, self.state)
         gc.freeze()  # what was imported stays for good, and need not be looked through again and again
         gc.set_threshold(GC_THRESHOLD)
+        if threading.current_thread() is threading.main_thread():
+            # uvicorn stops at SIGTERM, and then raises it again: without a handler that would end us on the spot.
+            signal.signal(signal.SIGTERM, lambda *_: None)
         try:
             self.server.run(sockets=[self.listener])
         finally:
