@@ -37,7 +37,7 @@ class Load:
     """
 
     devices: int = 1000
-    rounds: int = 30
+    rounds: int = 12
     connections: int = 32
 
 
@@ -92,6 +92,10 @@ async def _play(site: Site, process: psutil.Process, run_id: str, load: Load) ->
             for name, shape in shapes(site.specs).items()
         }
     )
+    first = await asyncio.open_connection("127.0.0.1", site.port)
+    for device in range(load.devices):  # a round opens once all of them are there
+        await send(*first, site.request(device, "POST", "/v1/check-in", BODY))
+    first[1].close()
     connections = [await asyncio.open_connection("127.0.0.1", site.port) for _ in range(load.connections)]
     round_s, round_cpu_s, memory = [], [], []
     for number in range(load.rounds):

@@ -85,6 +85,7 @@ class Site:
     @contextmanager
     def serving(self) -> Iterator[psutil.Process]:
         """A coordinator on the first core, ready to serve, on the same port each time."""
+        (self.state / "url").unlink(missing_ok=True)
         words = ["serve", "--state", str(self.state), "--port", str(self.port)]
         process = subprocess.Popen(
             [sys.executable, "-m", "coordinator.cli", *words],

@@ -1,8 +1,9 @@
-"""Bounds on connections, before a request is there to be judged: how many, and how long headers may take.
+"""Bounds on connections, before a request is there to be judged: how many, how long headers may take, and how large.
 
 uvicorn has a limit on connections that refuses new ones, so idle strangers would keep devices out; and none on how long
-headers take. Here the connection that has waited longest without a request gives way to a new one, and headers must be
-complete within :data:`HEADERS_S` of connecting, or of their first byte where an earlier request was answered before.
+headers take, or, with the parser in C, how large they are. Here the connection that has waited longest without a
+request gives way to a new one, headers must be complete within :data:`HEADERS_S` of connecting, or of their first byte
+where an earlier request was answered before, and they may have :data:`MAX_HEADER_BYTES`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import resource
 import socket
 from typing import Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 log = logging.getLogger("coordinator")
 
@@ -68,8 +69,12 @@ class Connections:
         self._idle.pop(connection, None)
 
 
-class BoundedProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, with a limit on the time that headers take.
+class HeadersTooLargeError(Exception):
+    """A request's first line and headers exceed :data:`MAX_HEADER_BYTES`; the parser answers 400 and closes."""
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1, with limits on the time that headers take, and on their size.
 
     Args:
         connections: all connections of the server.
@@ -80,6 +85,8 @@ class BoundedProtocol(H11Protocol):
         super().__init__(**arguments)
         self._all = connections
         self._headers_due: asyncio.TimerHandle | None = None
+        #: Bytes of a head that is not complete, and of what the parser has told of a head.
+        self._unfinished_bytes = self._head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for headers (asyncio)."""
@@ -89,12 +96,31 @@ class BoundedProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes in (asyncio)."""
+        self._unfinished_bytes += len(data)
         super().data_received(data)
         if self._has_request():
+            self._unfinished_bytes = 0
             self._cancel_headers_due()
             self._all.mark_busy(self)
+        elif self._unfinished_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
+            self.send_400_response("Headers are too large.")
         elif self._headers_due is None and not self.transport.is_closing():
             self._expect_headers()
+
+    def on_message_begin(self) -> None:
+        """A request begins (parser)."""
+        super().on_message_begin()
+        self._head_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the first line (parser)."""
+        self._take_head(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A whole header (parser)."""
+        self._take_head(len(name) + len(value))
+        super().on_header(name, value)
 
     def on_response_complete(self) -> None:
         """Wait for the next request on this connection (uvicorn)."""
@@ -114,6 +140,11 @@ class BoundedProtocol(H11Protocol):
         """Close a connection that has no request."""
         self._cancel_headers_due()
         self.transport.abort()
+
+    def _take_head(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > MAX_HEADER_BYTES:
+            raise HeadersTooLargeError
 
     def _has_request(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete

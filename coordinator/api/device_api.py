@@ -37,7 +37,8 @@ from edge_runtime.protocol.messages import (
     UploadStanding,
 )
 
-CHUNK_BYTES = 256 << 10
+#: Bytes of a download that wait for each client, so many and as much again in its connection.
+CHUNK_BYTES = 64 << 10
 DeviceRequest = Request[None, None, State]
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 

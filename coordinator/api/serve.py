@@ -7,8 +7,10 @@ import gc
 import hashlib
 import logging
 import os
+import signal
 import socket
 import ssl
+import threading
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +21,6 @@ import uvicorn
 from coordinator.api.app import create_app
 from coordinator.api.connections import (
     ACCEPTED_AT_ONCE,
-    MAX_HEADER_BYTES,
     BoundedProtocol,
     Connections,
     Listener,
@@ -96,6 +97,9 @@ class CoordinatorServer:
         log.info("serving url=%s state=%s", self.url, self.state)
         gc.freeze()  # what was imported stays for good, and need not be looked through again and again
         gc.set_threshold(GC_THRESHOLD)
+        if threading.current_thread() is threading.main_thread():
+            # uvicorn stops at SIGTERM, and then raises it again: without a handler that would end us on the spot.
+            signal.signal(signal.SIGTERM, lambda *_: None)
         try:
             self.server.run(sockets=[self.listener])
         finally:
@@ -135,7 +139,6 @@ def bind(options: ServeOptions) -> CoordinatorServer:
             http=partial(BoundedProtocol, connections=Connections(most_connections())),  # type: ignore[arg-type]
             ws="none",
             backlog=ACCEPTED_AT_ONCE,
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             ssl_certfile=options.tls_cert,
             ssl_keyfile=options.tls_key,
             log_config=None,

@@ -6,6 +6,7 @@ import secrets
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -373,7 +374,13 @@ def starts_now(connection: sqlite3.Connection, queued: RunRow) -> bool:
 
 
 def _goes_beside_others(row: RunRow) -> bool:
-    return msgspec.json.decode(row.config, type=RunConfig).beside_others
+    return config_of(row.config).beside_others
+
+
+@lru_cache(maxsize=64)  # every check-in asks
+def config_of(text: str) -> RunConfig:
+    """A configuration from the JSON that a row of ``runs`` has of it."""
+    return msgspec.json.decode(text, type=RunConfig)
 
 
 def check_split(config: RunConfig) -> None:
@@ -424,7 +431,7 @@ def find_run(stores: Stores, connection: sqlite3.Connection, run_id: str) -> Run
 
 def run_of(stores: Stores, row: RunRow) -> Run:
     """A row of ``runs`` with its configuration and manifest parsed."""
-    config = msgspec.json.decode(row.config, type=RunConfig)
+    config = config_of(row.config)
     return Run(
         run_id=row.run_id,
         config=config,

@@ -12,13 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-import msgspec
 import numpy as np
 
 from coordinator.aggregation.closed_form import visit_update
 from coordinator.aggregation.server_state import ServerState
 from coordinator.aggregation.server_step import server_update
-from coordinator.config import RunConfig
 from coordinator.events import record
 from coordinator.rounds.buffered import is_over, lapse_stale, next_place
 from coordinator.rounds.contributions import Contributions
@@ -29,7 +27,16 @@ from coordinator.rounds.presence import SLACK_S, askable, order_of_asking, patie
 from coordinator.rounds.releases import note_commit
 from coordinator.rounds.results import TIMED_OUT
 from coordinator.rounds.rollback import MOST_STATES
-from coordinator.rounds.runs import LAST_VISIT, Run, active_runs, end_run, find_run, reason_of_end, starts_now
+from coordinator.rounds.runs import (
+    LAST_VISIT,
+    Run,
+    active_runs,
+    config_of,
+    end_run,
+    find_run,
+    reason_of_end,
+    starts_now,
+)
 from coordinator.rounds.selection import SelectableDevice, fit, substitute
 from coordinator.rounds.sharing import share_of
 from coordinator.rounds.tasks import MISSED_SIGNS, reserve
@@ -135,7 +142,7 @@ def _start_runs(stores: Stores, now_s: float) -> None:
                 return
         with stores.storage.transaction() as connection:
             run_rows.start(connection, queued.run_id, started_s=now_s)
-            if msgspec.json.decode(queued.config, type=RunConfig).evaluation is not None:
+            if config_of(queued.config).evaluation is not None:
                 evaluation_rows.add(connection, queued.run_id, INITIAL, queued.values_sha256)
 
 
