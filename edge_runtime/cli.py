@@ -210,23 +210,35 @@ def _request(arguments: argparse.Namespace, prepared_folder: Path | None) -> Pla
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from functools import partial
+
     from edge_runtime.agent.client import Client
     from edge_runtime.agent.config import load_config
     from edge_runtime.agent.daemon import Agent
     from edge_runtime.agent.enrolment import ensure_identity
+    from edge_runtime.agent.service_manager import ServiceManager
     from edge_runtime.agent.store import Store
     from edge_runtime.agent.transport import HttpTransport
     from edge_runtime.engines.choice import engine_version
     from edge_runtime.log import start_logging
+    from edge_runtime.worker.process import start_worker
 
     config = load_config(arguments.config)
     engine_version(config.engine)  # a device without its engine must not take tasks, nor enrol
     start_logging()
     store = Store(config.state_folder, disk_quota_bytes=config.disk_quota)
-    transport = HttpTransport(config.coordinator_url)
+    service_manager = ServiceManager()
+    transport = HttpTransport(config.coordinator_url, service_manager.alive)
     with store.locked():
         identity = ensure_identity(config, store, transport)
-        Agent(config, store, Client(transport, store.key(), identity.device_id), identity).run()
+        Agent(
+            config,
+            store,
+            Client(transport, store.key(), identity.device_id),
+            identity,
+            launch=partial(start_worker, on_look=service_manager.alive),
+            service_manager=service_manager,
+        ).run()
     return 0
 
 

@@ -22,6 +22,7 @@ from edge_runtime.agent.client import Client
 from edge_runtime.agent.config import DeviceConfig
 from edge_runtime.agent.downloads import Downloads
 from edge_runtime.agent.release import take_release
+from edge_runtime.agent.service_manager import ServiceManager
 from edge_runtime.agent.setup import setup_of
 from edge_runtime.agent.sign_of_life import SignOfLife
 from edge_runtime.agent.store import IDENTITY, Identity, Store
@@ -66,6 +67,7 @@ class Agent:
         launch: function that starts a worker.
         sleep: function through which all waiting goes, in seconds.
         source: source of all random choices; None takes the system's.
+        service_manager: what is told that the agent serves and lives; None takes that of this process.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Agent:
         launch: Callable[[Job], RunningWorker] = start_worker,
         sleep: Callable[[float], None] = time.sleep,
         source: random.Random | None = None,
+        service_manager: ServiceManager | None = None,
     ) -> None:
         self._config = config
         self._store = store
@@ -85,6 +88,7 @@ class Agent:
         self._identity = identity
         self._launch = launch
         self._sleep = sleep
+        self._service_manager = service_manager or ServiceManager()
         self._downloads = Downloads(config, store, client, sleep)
         self._pace = decisions.Pace(source or random.SystemRandom())
         self._engine = engine_version(config.engine)
@@ -101,10 +105,12 @@ class Agent:
         """
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         note("started", device_id=self._identity.device_id, version=__version__, cap_bytes=self._config.cap)
+        self._service_manager.ready()
         try:
             while True:
-                self._sleep(self.turn())
+                self._service_manager.wait(self.turn(), self._sleep)
         except KeyboardInterrupt:
+            self._service_manager.stopping()
             note("stopped", pending=self._store.pending() is not None)
         except RefusedError as error:
             raise RefusedError(

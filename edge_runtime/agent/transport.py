@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -87,9 +87,11 @@ class HttpTransport:
 
     Args:
         base_url: address of the coordinator, ``https://host[:port]``.
+        on_chunk: function that is called whenever bytes of a file have come.
     """
 
-    def __init__(self, base_url: str) -> None:
+    def __init__(self, base_url: str, on_chunk: Callable[[], None] = lambda: None) -> None:
+        self._on_chunk = on_chunk
         self._base_url = base_url.rstrip("/")
         timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S)
         proxy = _proxy_for(self._base_url)
@@ -114,7 +116,7 @@ class HttpTransport:
                 decode_content=False,
             )
             try:
-                return _read(answer, request)
+                return _read(answer, request, self._on_chunk)
             except BaseException:
                 answer.close()
                 raise
@@ -131,7 +133,7 @@ class HttpTransport:
         self._pool.clear()
 
 
-def _read(answer: urllib3.BaseHTTPResponse, request: Request) -> Response:
+def _read(answer: urllib3.BaseHTTPResponse, request: Request, on_chunk: Callable[[], None]) -> Response:
     headers = {name.lower(): value for name, value in answer.headers.items()}
     if request.sink is None or answer.status not in {200, 206}:
         limit_bytes = request.max_bytes if request.sink is None else MAX_CONTROL_BYTES
@@ -142,6 +144,7 @@ def _read(answer: urllib3.BaseHTTPResponse, request: Request) -> Response:
     with request.sink.open("ab" if start else "wb") as file:
         for chunk in _bounded_chunks(answer, request.max_bytes - start):
             file.write(chunk)
+            on_chunk()
     return Response(answer.status, headers)
 
 
