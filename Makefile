@@ -4,12 +4,15 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEVICE_PYTHON ?= 3.11
+# Times of files in what is built are those of the commit, so that two builds of it have the same bytes.
+deb wheelhouse test-deb test-arm64: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
 # Pages with tables made from benchmarks/results.
 PAGES := README.md $(wildcard docs/results/*.md)
 
 .PHONY: setup demo demo-shakespeare test test-extended test-quick test-faults lint bench bench-memory bench-opponent bench-large \
 	bench-memory-grid bench-predict bench-arithmetic bench-placement bench-coordinator bench-estimators bench-skipping \
-	bench-learning bench-one-visit demo-reference tables reference constraints clean
+	bench-learning bench-one-visit demo-reference tables reference constraints deb wheelhouse test-deb test-arm64 clean
 
 setup: $(STAMP)
 
@@ -98,6 +101,10 @@ tables: setup
 reference: setup
 	$(BIN)/python -m docs.generate.configuration
 	$(BIN)/python -m docs.generate.commands
+
+# The Debian packages of the runtime; DEVICE_PYTHON=3.13 for Debian 13. No compiler for the devices is needed.
+deb: setup
+	$(BIN)/python -m devices.packaging.deb arm64 amd64 --python $(DEVICE_PYTHON)
 
 constraints:
 	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --no-annotate --no-header \

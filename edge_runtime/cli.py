@@ -210,8 +210,6 @@ def _request(arguments: argparse.Namespace, prepared_folder: Path | None) -> Pla
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from functools import partial
-
     from edge_runtime.agent.client import Client
     from edge_runtime.agent.config import load_config
     from edge_runtime.agent.daemon import Agent
@@ -221,7 +219,6 @@ def _run(arguments: argparse.Namespace) -> int:
     from edge_runtime.agent.transport import HttpTransport
     from edge_runtime.engines.choice import engine_version
     from edge_runtime.log import start_logging
-    from edge_runtime.worker.process import start_worker
 
     config = load_config(arguments.config)
     engine_version(config.engine)  # a device without its engine must not take tasks, nor enrol
@@ -236,7 +233,6 @@ def _run(arguments: argparse.Namespace) -> int:
             store,
             Client(transport, store.key(), identity.device_id),
             identity,
-            launch=partial(start_worker, on_look=service_manager.alive),
             service_manager=service_manager,
         ).run()
     return 0

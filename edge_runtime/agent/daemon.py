@@ -64,7 +64,7 @@ class Agent:
         store: the device's state folder.
         client: signed calls to the coordinator.
         identity: the device's id, and the key that must have signed its tasks.
-        launch: function that starts a worker.
+        launch: function that starts a worker; None starts one that the service manager hears of.
         sleep: function through which all waiting goes, in seconds.
         source: source of all random choices; None takes the system's.
         service_manager: what is told that the agent serves and lives; None takes that of this process.
@@ -77,7 +77,7 @@ class Agent:
         client: Client,
         identity: Identity,
         *,
-        launch: Callable[[Job], RunningWorker] = start_worker,
+        launch: Callable[[Job], RunningWorker] | None = None,
         sleep: Callable[[float], None] = time.sleep,
         source: random.Random | None = None,
         service_manager: ServiceManager | None = None,
@@ -86,9 +86,9 @@ class Agent:
         self._store = store
         self._client = client
         self._identity = identity
-        self._launch = launch
         self._sleep = sleep
         self._service_manager = service_manager or ServiceManager()
+        self._launch = launch or partial(start_worker, on_look=self._service_manager.alive)
         self._downloads = Downloads(config, store, client, sleep)
         self._pace = decisions.Pace(source or random.SystemRandom())
         self._engine = engine_version(config.engine)
