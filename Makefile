@@ -106,6 +106,20 @@ reference: setup
 deb: setup
 	$(BIN)/python -m devices.packaging.deb arm64 amd64 --python $(DEVICE_PYTHON)
 
+# All that a device installs in one file each, for devices without a way to a package index.
+wheelhouse: setup
+	$(BIN)/python -m devices.packaging.wheelhouse arm64 amd64 --python $(DEVICE_PYTHON)
+
+# The package installed, started, upgraded and purged in Debian's own systemd, in a container. Needs root, debootstrap
+# and systemd-container; DEBIAN_MIRROR names another archive than this machine's apt has.
+test-deb: deb
+	EDGE_OWN_MOUNTS=1 unshare --mount --propagation private $(BIN)/python -m pytest -rs -s tests/installed/test_debian.py
+
+# The package for arm64 on an emulated processor, its figures beside this machine's, and a round. Needs root, debootstrap
+# and qemu-user-static, and a kernel that mounts binfmt_misc; where there is none it says so.
+test-arm64: deb
+	EDGE_OWN_MOUNTS=1 unshare --mount --propagation private $(BIN)/python -m pytest -rs -s tests/installed/test_arm64.py
+
 constraints:
 	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --no-annotate --no-header \
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host \

@@ -74,7 +74,8 @@ def build(target: Target, wheels: Sequence[Path], output: Path, *, compression: 
     output.mkdir(parents=True, exist_ok=True)
     package = output / f"{NAME}_{version}_{target.architecture}.deb"
     with tempfile.TemporaryDirectory(dir=output, prefix=".deb-") as name:
-        root = Path(name)
+        root, made = Path(name) / "root", Path(name) / package.name
+        root.mkdir()
         _lay_out(root, target, wheels)
         _add_control(root, target, version)
         for path in (root, *root.rglob("*")):
@@ -90,8 +91,9 @@ def build(target: Target, wheels: Sequence[Path], output: Path, *, compression: 
             "--build",
         ]
         subprocess.run(
-            ["/usr/bin/dpkg-deb", *words, str(root), str(package)], check=True, stdout=subprocess.DEVNULL
+            ["/usr/bin/dpkg-deb", *words, str(root), str(made)], check=True, stdout=subprocess.DEVNULL
         )
+        made.rename(package)
     return package
 
 

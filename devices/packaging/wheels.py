@@ -13,7 +13,7 @@ import sys
 from email.message import Message
 from email.parser import Parser
 from pathlib import Path
-from zipfile import ZipFile
+from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from msgspec import Struct
 
@@ -62,23 +62,55 @@ def fetch(target: Target, folder: Path) -> list[Path]:
     Raises:
         subprocess.CalledProcessError: pip found no wheel with a pinned hash, or could not reach an index.
     """
+    download(target, PINS, folder)
+    for older in folder.glob("edge_runtime-*.whl"):
+        older.unlink()
+    shutil.rmtree(ROOT / "build/lib", ignore_errors=True)  # modules that are gone would come back from there
+    _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT))
+    (own,) = folder.glob("edge_runtime-*.whl")
+    _settle(own)
+    pinned = {name.partition("==")[0] for name in PINS.read_text().splitlines() if "==" in name}
+    wheels = {metadata(path)["Name"]: path for path in sorted(folder.glob("*.whl"))}
+    return [path for name, path in wheels.items() if name in pinned | {"edge-runtime"}]
+
+
+def download(target: Target, requirements: Path, folder: Path) -> None:
+    """Download wheels for a target.
+
+    Args:
+        target: what they are for.
+        requirements: file that pins them, with hashes; what they depend on is not looked at.
+        folder: folder that they go to.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     machine, digits = MACHINES[target.architecture], target.python.replace(".", "")
     platforms = [f"manylinux_2_{minor}_{machine}" for minor in GLIBC_MINORS] + [f"manylinux2014_{machine}"]
     abis = [f"cp{digits}", "abi3", "none"]
     _pip(
-        *("download", "--no-deps", "--require-hashes", "--only-binary", ":all:", "--requirement", str(PINS)),
+        *(
+            "download",
+            "--no-deps",
+            "--require-hashes",
+            "--only-binary",
+            ":all:",
+            "--requirement",
+            str(requirements),
+        ),
         *("--dest", str(folder), "--implementation", "cp", "--python-version", target.python),
         *(word for name in platforms for word in ("--platform", name)),
         *(word for name in abis for word in ("--abi", name)),
     )
-    for older in folder.glob("edge_runtime-*.whl"):
-        older.unlink()
-    shutil.rmtree(ROOT / "build/lib", ignore_errors=True)  # modules that are gone would come back from there
-    _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT))
-    pinned = {name.partition("==")[0] for name in PINS.read_text().splitlines() if "==" in name}
-    wheels = {metadata(path)["Name"]: path for path in sorted(folder.glob("*.whl"))}
-    return [path for name, path in wheels.items() if name in pinned | {"edge-runtime"}]
+
+
+def _settle(wheel: Path) -> None:
+    """Write a wheel again so that its bytes depend on what is in it alone: not on modes of a checkout, nor on zlib."""
+    with ZipFile(wheel) as archive:
+        contents = [(entry, archive.read(entry)) for entry in archive.infolist()]
+    with ZipFile(wheel, "w", ZIP_STORED) as archive:
+        for entry, data in sorted(contents, key=lambda each: each[0].filename):
+            settled = ZipInfo(entry.filename, entry.date_time)
+            settled.external_attr = 0o100644 << 16
+            archive.writestr(settled, data)
 
 
 def metadata(wheel: Path) -> Message:

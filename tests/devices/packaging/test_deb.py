@@ -31,8 +31,15 @@ def write_wheel(folder: Path, name: str, hour: int = 0, licence: str = "License-
     """A wheel of one of FILES."""
     path = folder / f"{name}-1.0-py3-none-any.whl"
     told = f"Metadata-Version: 2.4\nName: {name.replace('_', '-')}\nVersion: 1.0\n{licence}\n"
+    folder = f"{name}-1.0.dist-info"
+    contents = {
+        **FILES[name],
+        f"{folder}/METADATA": told,
+        f"{folder}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    contents[f"{folder}/RECORD"] = "".join(f"{each},,\n" for each in (*contents, f"{folder}/RECORD"))
     with ZipFile(path, "w") as archive:
-        for inside, text in {**FILES[name], f"{name}-1.0.dist-info/METADATA": told}.items():
+        for inside, text in contents.items():
             archive.writestr(ZipInfo(inside, (2020, 1, 1, hour, 0, 0)), text)
     return path
 

@@ -179,6 +179,27 @@ def test_a_shared_input_is_quantised_once(exported, program: str, products: int,
     assert counts["MatMulNBits"] == 0
 
 
+def test_int8_products_have_a_pair_of_types_with_a_vector_kernel(exported) -> None:
+    """Activations are unsigned and weights signed in every int8 product, the device's probe of its kernel included.
+
+    Engines have vector kernels for this pair on x86-64 and on arm64; for signed activations with unsigned weights most
+    versions have none on arm64.
+    """
+    manifest = exported.package.manifest
+    paths = [program.variants["row_int8"].file for program in manifest.programs.values()]
+    pairs = Counter[tuple[int, int]]()
+    for path in (*paths, manifest.probe):
+        graph = onnx.shape_inference.infer_shapes(
+            onnx.load(exported.package.path(path), load_external_data=False)
+        ).graph
+        types = {each.name: each.type.tensor_type.elem_type for each in (*graph.input, *graph.value_info)}
+        pairs.update(
+            (types[n.input[0]], types[n.input[1]]) for n in graph.node if n.op_type == "MatMulIntegerToFloat"
+        )
+    assert set(pairs) == {(onnx.TensorProto.UINT8, onnx.TensorProto.INT8)}
+    assert pairs.total() > 20
+
+
 def test_an_arithmetic_that_points_elsewhere_is_not_offered(
     tiny_model, exported, tmp_path, monkeypatch
 ) -> None:
