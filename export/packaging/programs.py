@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import onnx_ir as ir
 
 from edge_runtime.package.manifest import Arithmetic, Program, Quantisation, Variant
 from export.capture.segment import SegmentGraph, structure_of
-from export.lowering.arithmetic import has_frozen_products, with_arithmetic
+from export.lowering.arithmetic import has_frozen_products, rounds_activations, with_arithmetic
 from export.lowering.live_sets import live_sets, peak_tensors
 from export.lowering.onnx import lower
 from export.lowering.schedule import REFERENCE, order_for_memory
@@ -157,12 +158,17 @@ def _write_variants(
     """Write a lowered program in each arithmetic; once, where they do not differ."""
     if not has_frozen_products(model):
         return dict.fromkeys(arithmetics, _write_variant(folder, name, model, flowing))
-    return {
+    variants = {
         arithmetic: _write_variant(
             folder, f"{name}.{arithmetic}", with_arithmetic(model, arithmetic), flowing
         )
         for arithmetic in arithmetics
     }
+    if "row_int8" in variants and rounds_activations(model):
+        signed = f"programs/{name}.row_int8.signed.onnx"
+        ir.save(with_arithmetic(model, "row_int8", signed=True), folder / signed)
+        variants["row_int8"] = msgspec.structs.replace(variants["row_int8"], signed=signed)
+    return variants
 
 
 def _write_variant(folder: Path, name: str, model: ir.Model, flowing: tuple[str, ...]) -> Variant:
