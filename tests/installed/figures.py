@@ -19,7 +19,6 @@ from safetensors.numpy import load_file, save_file
 from edge_runtime.data.batches import Row, Tokenizer, make_batch
 from edge_runtime.data.examples import Examples
 from edge_runtime.engines.onnxruntime_engine import OnnxEngine
-from edge_runtime.execution.executor import Executor
 from edge_runtime.execution.prepare import prepare
 from edge_runtime.memory.plan import ExecutionChoice
 from edge_runtime.package.package import Package
@@ -89,10 +88,10 @@ def _trained(prepared: PreparedPackage, values: Values) -> dict[str, np.ndarray]
     batch = make_batch(ids, labels, pad_token_id=manifest.pad_token_id)
     slices = [spec for spec in manifest.slices if spec.kind != "head"]
     tangents = draw_tangents(task, slices, 0, range(len(TEXTS)))
-    sweep = Executor(prepared, OnnxEngine()).sweep(values, [batch], [tangents])
     choice = ExecutionChoice("resident", task.batch_size, task.draws)
     examples = Examples(ids, labels, manifest.pad_token_id, 32)
     work = LocalWork(executor_of(task, prepared, OnnxEngine(), choice, None), task, examples, choice, None)
+    sweep = work.executor.sweep(values, [batch], [tangents])
     report = train_locally(work, values).delta
     in_weights = msgspec.structs.replace(task, report="weights")
     change = train_locally(
@@ -102,10 +101,12 @@ def _trained(prepared: PreparedPackage, values: Values) -> dict[str, np.ndarray]
         values,
     ).delta
     made_again = replay(task, slices, values, report)
+    primal = [prepared.variant(manifest.programs[segment.primal]) for segment in manifest.segments]
     return {
         "loss": sweep.loss,
         "jvps": sweep.jvps,
         "limit": np.array([prepared.prepared.weight_limit]),
+        "signed": np.array([all(v.file == v.signed for v in primal if v.signed)]),
         **{f"report/{name}": array for name, array in report.items()},
         **{f"change/{name}": array for name, array in change.items() if name in made_again},
         **{f"replay/{name}": array for name, array in made_again.items()},

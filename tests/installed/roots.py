@@ -119,9 +119,9 @@ def overlay(lower: Path, folder: Path) -> Iterator[Path]:
 
 def _require_unmounted(folder: Path) -> None:
     """Nothing may be removed below a mount point: it would be removed from what is mounted there."""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
+    for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):  # the last first
         if line.split()[1].startswith(f"{folder}/"):
-            subprocess.run(["umount", "--recursive", line.split()[1]], check=True)
+            subprocess.run(["umount", line.split()[1]], check=True)
 
 
 class Machine:
