@@ -4,12 +4,15 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEVICE_PYTHON ?= 3.11
+# Times of files in what is built are those of the commit, so that two builds of it have the same bytes.
+deb wheelhouse test-deb test-arm64: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
 # Pages with tables made from benchmarks/results.
 PAGES := README.md $(wildcard docs/results/*.md)
 
 .PHONY: setup demo demo-shakespeare test test-extended test-quick test-faults test-network lint bench bench-memory bench-opponent bench-large \
 	bench-memory-grid bench-predict bench-generation bench-arithmetic bench-placement bench-coordinator bench-estimators bench-skipping \
-	bench-learning bench-one-visit demo-reference tables reference constraints clean
+	bench-learning bench-one-visit demo-reference tables reference constraints deb wheelhouse test-deb test-arm64 clean
 
 setup: $(STAMP)
 
@@ -110,6 +113,24 @@ reference: setup
 	$(BIN)/python -m docs.generate.configuration
 	$(BIN)/python -m docs.generate.commands
 	$(BIN)/python -m docs.generate.outputs
+
+# The Debian packages of the runtime; DEVICE_PYTHON=3.13 for Debian 13. No compiler for the devices is needed.
+deb: setup
+	$(BIN)/python -m devices.packaging.deb arm64 amd64 --python $(DEVICE_PYTHON)
+
+# All that a device installs in one file each, for devices without a way to a package index.
+wheelhouse: setup
+	$(BIN)/python -m devices.packaging.wheelhouse arm64 amd64 --python $(DEVICE_PYTHON)
+
+# The package installed, started, upgraded and purged in Debian's own systemd, in a container. Needs root, debootstrap
+# and systemd-container; DEBIAN_MIRROR names another archive than this machine's apt has.
+test-deb: deb
+	EDGE_OWN_MOUNTS=1 unshare --mount --propagation private $(BIN)/python -m pytest -rs -s tests/installed/test_debian.py
+
+# The package for arm64 on an emulated processor, its figures beside this machine's, and a round. Needs root, debootstrap
+# and qemu-user-static, and a kernel that mounts binfmt_misc; where there is none it says so.
+test-arm64: deb
+	EDGE_OWN_MOUNTS=1 unshare --mount --propagation private $(BIN)/python -m pytest -rs -s tests/installed/test_arm64.py
 
 constraints:
 	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --no-annotate --no-header \

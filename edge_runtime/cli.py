@@ -229,6 +229,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from edge_runtime.agent.config import load_config
     from edge_runtime.agent.daemon import Agent
     from edge_runtime.agent.enrolment import ensure_identity
+    from edge_runtime.agent.service_manager import ServiceManager
     from edge_runtime.agent.store import Store
     from edge_runtime.agent.transport import HttpTransport
     from edge_runtime.engines.choice import engine_version
@@ -238,10 +239,17 @@ def _run(arguments: argparse.Namespace) -> int:
     engine_version(config.engine)  # a device without its engine must not take tasks, nor enrol
     start_logging()
     store = Store(config.state_folder, disk_quota_bytes=config.disk_quota)
-    transport = HttpTransport(config.coordinator_url)
+    service_manager = ServiceManager()
+    transport = HttpTransport(config.coordinator_url, service_manager.alive)
     with store.locked():
         identity = ensure_identity(config, store, transport)
-        Agent(config, store, Client(transport, store.key(), identity.device_id), identity).run()
+        Agent(
+            config,
+            store,
+            Client(transport, store.key(), identity.device_id),
+            identity,
+            service_manager=service_manager,
+        ).run()
     return 0
 
 

@@ -26,6 +26,7 @@ from edge_runtime.agent.eligibility import ABOUT_TRAINING, Gate
 from edge_runtime.agent.host import Host
 from edge_runtime.agent.own_rows import count_own_rows
 from edge_runtime.agent.release import take_release
+from edge_runtime.agent.service_manager import ServiceManager
 from edge_runtime.agent.setup import setup_of
 from edge_runtime.agent.sign_of_life import SignOfLife
 from edge_runtime.agent.store import IDENTITY, Identity, Store
@@ -70,10 +71,11 @@ class Agent:
         store: the device's state folder.
         client: signed calls to the coordinator.
         identity: the device's id, and the key that must have signed its tasks.
-        launch: function that starts a worker.
+        launch: function that starts a worker; None starts one that the service manager hears of.
         sleep: function through which all waiting goes, in seconds.
         source: source of all random choices; None takes the system's.
         gate: what decides whether the device may work; None asks this machine.
+        service_manager: what is told that the agent serves and lives; None takes that of this process.
     """
 
     def __init__(
@@ -83,17 +85,19 @@ class Agent:
         client: Client,
         identity: Identity,
         *,
-        launch: Callable[[Job], RunningWorker] = start_worker,
+        launch: Callable[[Job], RunningWorker] | None = None,
         sleep: Callable[[float], None] = time.sleep,
         source: random.Random | None = None,
         gate: Gate | None = None,
+        service_manager: ServiceManager | None = None,
     ) -> None:
         self._config = config
         self._store = store
         self._client = client
         self._identity = identity
-        self._launch = launch
         self._sleep = sleep
+        self._service_manager = service_manager or ServiceManager()
+        self._launch = launch or partial(start_worker, on_look=self._service_manager.alive)
         self._downloads = Downloads(config, store, client, sleep)
         self._pace = decisions.Pace(source or random.SystemRandom())
         self._engine = engine_version(config.engine)
@@ -116,10 +120,12 @@ class Agent:
         """
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         note("started", device_id=self._identity.device_id, version=__version__, cap_bytes=self._config.cap)
+        self._service_manager.ready()
         try:
             while True:
-                self._sleep(self.turn())
+                self._service_manager.wait(self.turn(), self._sleep)
         except KeyboardInterrupt:
+            self._service_manager.stopping()
             note("stopped", pending=self._store.pending() is not None)
         except RefusedError as error:
             raise RefusedError(

@@ -12,9 +12,13 @@ Each option was measured (docs/decisions/0003-engine.md, 0011-live-sets.md):
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+
+# Said before it is loaded: its makers' builds send them reports of what runs, under an identifier kept on the disk.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import onnxruntime as ort
 

@@ -148,6 +148,8 @@ class Variant(Struct, frozen=True):
             ahead.
         bounds: largest sizes that an ExecuTorch program was planned for.
         undelegated: operators of an ExecuTorch program that its own kernels compute.
+        signed: path of the same program with activations in int8 instead of uint8, for processors that like it better;
+            None if the package has none, or no activation is rounded.
     """
 
     file: PackagePath
@@ -159,6 +161,12 @@ class Variant(Struct, frozen=True):
     planned_bytes: Bytes = 0
     bounds: dict[Axis, PositiveCount] = {}
     undelegated: Annotated[tuple[Undelegated, ...], Meta(max_length=1000)] = ()
+    signed: PackagePath | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths of the program, with either sign."""
+        return (self.file,) if self.signed is None else (self.file, self.signed)
 
 
 class Program(Struct, frozen=True):
@@ -438,8 +446,10 @@ class Manifest(Struct, frozen=True):
             )
             for name, program in self.programs.items()
         }
-        kept = {variant.file for program in seen.values() for variant in _all(program)}
-        all_programs = {variant.file for program in self.programs.values() for variant in _all(program)}
+        kept = {file for program in seen.values() for each in _all(program) for file in each.files}
+        all_programs = {
+            file for program in self.programs.values() for each in _all(program) for file in each.files
+        }
         files = {
             name: entry for name, entry in self.files.items() if name in kept or name not in all_programs
         }
@@ -517,8 +527,8 @@ def _check_references(manifest: Manifest) -> None:
     files = set(manifest.files)
     for name, program in manifest.programs.items():
         for variant in _all(program):
-            if variant.file not in files:
-                raise PackageError(f"program {name} names an unlisted file {variant.file}")
+            if missing := [file for file in variant.files if file not in files]:
+                raise PackageError(f"program {name} names an unlisted file {missing[0]}")
     for segment in manifest.segments:
         for program_name in (segment.primal, segment.entry, segment.dual, segment.adjoint, segment.decode):
             if program_name is not None and program_name not in manifest.programs:

@@ -29,6 +29,9 @@ PREPARED_VERSION = 1
 MAX_PREPARED_BYTES = 16 << 20
 #: What helps where a prepared folder is missing, damaged or made for something else.
 AGAIN = "agents prepare the package by themselves, and so does 'edge-runtime profile' in its --prepared"
+#: Machines that multiply signed activations with signed weights as they are, and turn the sign of one side if they
+#: differ; x86-64 wants unsigned activations.
+SIGNED_MACHINES = frozenset({"aarch64", "arm64"})
 _CPU_INFO = Path("/proc/cpuinfo")
 #: Lines of /proc/cpuinfo that tell CPU types apart, on x86-64 and on arm64.
 _CPU_FIELDS = ("model name", "flags", "CPU implementer", "CPU part", "Features")
@@ -186,9 +189,18 @@ class PreparedPackage:
         return cls(package, package.folder, prepared)
 
     def variant(self, program: Program, *, packed: bool = False) -> Variant:
-        """The variant of a program in the arithmetic chosen for this machine; its packed one if asked, and there."""
-        fed = program.variants[self.prepared.arithmetic]
-        return program.packed.get(self.prepared.arithmetic, fed) if packed else fed
+        """The variant of a program in the arithmetic chosen for this machine, with activations of the sign it likes.
+
+        Args:
+            program: the program.
+            packed: whether the one with packed weights is taken, where there is one.
+        """
+        chosen = program.variants[self.prepared.arithmetic]
+        if packed:
+            chosen = program.packed.get(self.prepared.arithmetic, chosen)
+        if chosen.signed is None or platform.machine() not in SIGNED_MACHINES:
+            return chosen
+        return msgspec.structs.replace(chosen, file=chosen.signed)
 
     def weight_path(self, segment: int, file: str) -> tuple[Path, int]:
         """Path of a weight file of a segment, and the size in bytes that it must have."""

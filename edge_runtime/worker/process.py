@@ -8,9 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -53,11 +53,13 @@ class RunningWorker:
         process: its process.
         memory_limit: memory limit that it runs under.
         started_s: start, on the monotonic clock.
+        on_look: function that is called at each look at the worker, a few times a second.
     """
 
     process: subprocess.Popen[bytes]
     memory_limit: MemoryLimit
     started_s: float
+    on_look: Callable[[], None] = lambda: None
 
     def kill(self) -> None:
         """Stop the worker at once. Nothing happens if it has ended."""
@@ -77,14 +79,17 @@ class RunningWorker:
         remove_memory_limit(self.memory_limit)
 
 
-def start_worker(job: Job, command: Sequence[str] = WORKER_COMMAND) -> RunningWorker:
+def start_worker(
+    job: Job, command: Sequence[str] = WORKER_COMMAND, on_look: Callable[[], None] = lambda: None
+) -> RunningWorker:
     """Start a worker on a job, held to the job's ``cap_bytes``; pass it to :func:`finish_worker`.
 
     Args:
         job: the job.
         command: command that starts the worker's program.
+        on_look: function that is called at each look at the worker, a few times a second.
     """
-    worker = launch_worker(job.cap_bytes, command)
+    worker = replace(launch_worker(job.cap_bytes, command), on_look=on_look)
     try:
         _hand_over(worker.process, msgspec.json.encode(job))
     except BaseException:
@@ -251,6 +256,7 @@ def look_interval_s(worker: RunningWorker) -> float:
 
 def look(worker: RunningWorker, sampler: Sampler) -> None:
     """Note a worker's memory, and let a limit that follows it follow."""
+    worker.on_look()
     memory = read_memory(worker.process.pid)
     if memory is not None:
         sampler.add(time.monotonic() - worker.started_s, memory)

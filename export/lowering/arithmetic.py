@@ -5,10 +5,10 @@ The lowered program names each frozen product as one node, ``MatMulNBits``. From
 * ``block_int8`` and ``block_int4``: that node as it is. Activations in int8, weights as they are stored, in int8 or
   int4 with a scale for each block of inputs. The engine repacks such a weight for its kernels, so it must be *bound*
   when the program is loaded.
-* ``row_int8``: activations in uint8 with one scale a row (a token), weights in int8 with one scale an output,
-  products summed in int32 (``QuantizeLinear`` and ``MatMulIntegerToFloat``; Dettmers et al. 2022, arXiv 2208.07339,
-  section 2.1, calls it vector-wise). Weights are *fed* as inputs, as they lie in a mapped file: one loaded program
-  serves every block. Primal and tangents have their own scales.
+* ``row_int8``: activations in uint8, or signed in int8, with one scale a row (a token), weights in int8 with one scale
+  an output, products summed in int32 (``QuantizeLinear`` and ``MatMulIntegerToFloat``; Dettmers et al. 2022, arXiv
+  2208.07339, section 2.1, calls it vector-wise). Weights are *fed* as inputs, as they lie in a mapped file: one
+  loaded program serves every block. Primal and tangents have their own scales.
 * ``float``: the dequantised weight in float32, fed.
 
 A product with the transposed matrix, of adjoint programs, is exact in float in both fed arithmetics: the engine reads
@@ -16,13 +16,15 @@ the fed (inputs, outputs) matrix transposed as it multiplies. ``row_int8`` scale
 turns int8 into float a band of rows at a time (``BAND_BYTES``), so that no whole matrix is ever held in float.
 ``block_int8`` has none: the engine's repacked weight cannot be read transposed.
 
-With x a row, s = max|x|/127 and q = round(x/s) + 128, the product is (q - 128)·W8 · s · w, w the column scales.
+With x a row, s = max|x|/127 and q = round(x/s) + 128, the product is (q - 128)·W8 · s · w, w the column scales. Signed,
+q is round(x/s) and nothing is taken off; sums are of the same integers, so results are the same bits.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -59,13 +61,16 @@ UNREAD_FILE = "bound-by-the-runtime"
 PACKED_ARITHMETICS: tuple[Arithmetic, ...] = ("row_int8",)
 
 
-def with_arithmetic(model: ir.Model, arithmetic: Arithmetic, *, packed: bool = False) -> ir.Model:
+def with_arithmetic(
+    model: ir.Model, arithmetic: Arithmetic, *, packed: bool = False, signed: bool = False
+) -> ir.Model:
     """A copy of a lowered program that computes its frozen products in the given arithmetic.
 
     Args:
         model: program that ``export.lowering.onnx`` lowered, whose frozen tensors are all inputs; left as it is.
         arithmetic: arithmetic to compute in.
         packed: whether the matrices of ``row_int8`` are bound too, so that the engine packs them when it loads.
+        signed: whether ``row_int8`` rounds activations to int8 instead of uint8.
 
     Returns:
         The program. For ``block_int8`` and ``block_int4`` the repacked weights are external initialisers without
@@ -83,7 +88,7 @@ def with_arithmetic(model: ir.Model, arithmetic: Arithmetic, *, packed: bool = F
             )
         _bind(copied, {value for node in _linears(copied) for value in node.inputs[1:4] if value is not None})
     else:
-        _Rewriter(copied, arithmetic).run()
+        _Rewriter(copied, arithmetic, _Rounding.signed() if signed else _Rounding.unsigned()).run()
         if packed:
             suffixes = (INT8_SUFFIX, INT8_SCALES_SUFFIX)
             _bind(copied, {value for value in copied.graph.inputs if str(value.name).endswith(suffixes)})
@@ -93,6 +98,11 @@ def with_arithmetic(model: ir.Model, arithmetic: Arithmetic, *, packed: bool = F
 def has_frozen_products(model: ir.Model) -> bool:
     """Whether arithmetics differ for a program at all."""
     return any(node.op_type in (_LINEAR, TRANSPOSED) for node in model.graph)
+
+
+def rounds_activations(model: ir.Model) -> bool:
+    """Whether a program's activations are rounded in ``row_int8``; cotangents, of transposed products, are not."""
+    return any(node.op_type == _LINEAR for node in model.graph)
 
 
 def _bind(model: ir.Model, bound: Set[ir.Value]) -> None:
@@ -109,10 +119,27 @@ def _bind(model: ir.Model, bound: Set[ir.Value]) -> None:
         offset += size
 
 
+@dataclass(frozen=True)
+class _Rounding:
+    """What activations are rounded to: a type, and the level that stands for zero."""
+
+    dtype: ir.DataType
+    zero_point: np.uint8 | np.int8
+
+    @classmethod
+    def unsigned(cls) -> _Rounding:
+        return cls(ir.DataType.UINT8, np.uint8(ACTIVATION_ZERO_POINT))
+
+    @classmethod
+    def signed(cls) -> _Rounding:
+        return cls(ir.DataType.INT8, np.int8(0))
+
+
 class _Rewriter:
     """Replaces frozen products; inputs that several products share are quantised once."""
 
-    def __init__(self, model: ir.Model, arithmetic: Arithmetic) -> None:
+    def __init__(self, model: ir.Model, arithmetic: Arithmetic, rounding: _Rounding) -> None:
+        self._rounding = rounding
         self._graph = model.graph
         self._arithmetic = arithmetic
         self._linears = [node for node in model.graph if node.op_type in (_LINEAR, TRANSPOSED)]
@@ -153,7 +180,7 @@ class _Rewriter:
             matrix = self._weight(stem + INT8_SUFFIX, ir.DataType.INT8, size)
             columns = self._weight(stem + INT8_SCALES_SUFFIX, ir.DataType.FLOAT, size[1:])
             inputs = [levels_of_x, matrix, self._constant("one", np.float32(1)), columns]
-            inputs.append(self._constant("activation_zero_point", np.uint8(ACTIVATION_ZERO_POINT)))
+            inputs.append(self._constant("activation_zero_point", self._rounding.zero_point))
             summed = _node("MatMulIntegerToFloat", inputs, ir.DataType.FLOAT, shape, domain=_ENGINE_DOMAIN)
             yield summed
             product = _node("Mul", [summed.outputs[0], row_scales], ir.DataType.FLOAT, shape)
@@ -201,7 +228,7 @@ class _Rewriter:
         return self._constant(f"index_{number}", np.array([number], np.int64))
 
     def _quantise(self, x: ir.Value) -> Iterator[ir.Node]:
-        """Nodes that give x in uint8 and one scale a row."""
+        """Nodes that give x rounded and one scale a row."""
         if x.shape is None:
             raise ModelError(f"value {x.name} of the lowered program has no shape")
         leading, columns = list(x.shape[:-1]), x.shape[-1]
@@ -227,19 +254,18 @@ class _Rewriter:
         flat = _node("Reshape", [x, self._shape(-1, columns)], ir.DataType.FLOAT, [rows, columns])
         flat_scales = _node("Reshape", [scales.outputs[0], self._shape(-1)], ir.DataType.FLOAT, [rows])
         count = _node("Shape", [flat_scales.outputs[0]], ir.DataType.INT64, [1])
-        zero_points = _node("ConstantOfShape", [count.outputs[0]], ir.DataType.UINT8, [rows])
-        zero_points.attributes["value"] = ir.AttrTensor(
-            "value", ir.tensor(np.array([ACTIVATION_ZERO_POINT], np.uint8))
-        )
+        rounding = self._rounding
+        zero_points = _node("ConstantOfShape", [count.outputs[0]], rounding.dtype, [rows])
+        zero_points.attributes["value"] = ir.AttrTensor("value", ir.tensor(np.array([rounding.zero_point])))
         levels = _node(
             "QuantizeLinear",
             [flat.outputs[0], flat_scales.outputs[0], zero_points.outputs[0]],
-            ir.DataType.UINT8,
+            rounding.dtype,
             [rows, columns],
         )
         levels.attributes["axis"] = ir.AttrInt64("axis", 0)
         shape = _node("Shape", [x], ir.DataType.INT64, [len(x.shape)])
-        shaped = _node("Reshape", [levels.outputs[0], shape.outputs[0]], ir.DataType.UINT8, list(x.shape))
+        shaped = _node("Reshape", [levels.outputs[0], shape.outputs[0]], rounding.dtype, list(x.shape))
         self._quantised[x] = (shaped.outputs[0], scales.outputs[0])
         yield from (top, bottom, negated, largest, scales, flat, flat_scales, count, zero_points, levels)
         yield from (shape, shaped)

@@ -431,11 +431,13 @@ def _without_poor_arithmetics(manifest: Manifest, folder: Path) -> Manifest:
         )
         for name, program in manifest.programs.items()
     }
-    used = {variant.file for program in programs.values() for variant in program.variants.values()}
+    used = {
+        file for program in programs.values() for each in program.variants.values() for file in each.files
+    }
     for program in manifest.programs.values():
         for variant in program.variants.values():
-            if variant.file not in used:
-                (folder / variant.file).unlink(missing_ok=True)
+            for file in set(variant.files) - used:
+                (folder / file).unlink(missing_ok=True)
     checks = {name: check for name, check in manifest.self_checks.items() if name in good}
     return msgspec.structs.replace(manifest, programs=programs, self_checks=checks, files=_list_files(folder))
 

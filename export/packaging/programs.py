@@ -11,7 +11,12 @@ from msgspec.structs import replace
 
 from edge_runtime.package.manifest import Arithmetic, Program, Quantisation, Variant
 from export.capture.segment import SegmentGraph, structure_of
-from export.lowering.arithmetic import PACKED_ARITHMETICS, has_frozen_products, with_arithmetic
+from export.lowering.arithmetic import (
+    PACKED_ARITHMETICS,
+    has_frozen_products,
+    rounds_activations,
+    with_arithmetic,
+)
 from export.lowering.live_sets import live_sets, peak_tensors
 from export.lowering.onnx import lower
 from export.lowering.schedule import REFERENCE, order_for_memory
@@ -159,12 +164,17 @@ def _write_variants(
     """Write a lowered program in each arithmetic; once, where they do not differ."""
     if not has_frozen_products(model):
         return dict.fromkeys(arithmetics, _write_variant(folder, name, model, flowing))
-    return {
+    variants = {
         arithmetic: _write_variant(
             folder, f"{name}.{arithmetic}", with_arithmetic(model, arithmetic), flowing
         )
         for arithmetic in arithmetics
     }
+    if "row_int8" in variants and rounds_activations(model):
+        signed = f"programs/{name}.row_int8.signed.onnx"
+        ir.save(with_arithmetic(model, "row_int8", signed=True), folder / signed)
+        variants["row_int8"] = replace(variants["row_int8"], signed=signed)
+    return variants
 
 
 def _write_packed(
@@ -173,15 +183,17 @@ def _write_packed(
     """The program once more with its matrices bound, for workers that answer; what it holds at a time is the same."""
     packed: dict[Arithmetic, Variant] = {}
     for arithmetic in PACKED_ARITHMETICS if has_frozen_products(model) else ():
-        if arithmetic in fed:
-            file, program = (
-                f"programs/{name}.{arithmetic}.packed.onnx",
-                with_arithmetic(model, arithmetic, packed=True),
-            )
-            ir.save(program, folder / file)
-            bound = _bound(program)
-            left = tuple(each for each in fed[arithmetic].fed if each not in bound)
-            packed[arithmetic] = replace(fed[arithmetic], file=file, fed=left, bound=bound)
+        if arithmetic not in fed:
+            continue
+        file, signed = f"programs/{name}.{arithmetic}.packed.onnx", None
+        program = with_arithmetic(model, arithmetic, packed=True)
+        ir.save(program, folder / file)
+        if fed[arithmetic].signed is not None:
+            signed = f"programs/{name}.{arithmetic}.packed.signed.onnx"
+            ir.save(with_arithmetic(model, arithmetic, packed=True, signed=True), folder / signed)
+        bound = _bound(program)
+        left = tuple(each for each in fed[arithmetic].fed if each not in bound)
+        packed[arithmetic] = replace(fed[arithmetic], file=file, fed=left, bound=bound, signed=signed)
     return packed
 
 

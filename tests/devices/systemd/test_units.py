@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from coordinator.cli import build_parser as coordinator_parser
+from edge_runtime.agent.service_manager import SIGNS_IN_A_PERIOD
+from edge_runtime.agent.transport import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
 from edge_runtime.cli import build_parser as runtime_parser
 from edge_runtime.errors import (
     ConfigError,
@@ -60,6 +62,22 @@ def test_a_unit_is_closed_to_others(name: str) -> None:
     assert unit["UMask"] == ["0077"]
     assert unit["NoNewPrivileges"] == ["yes"]
     assert unit["ProtectSystem"] == ["strict"]
+
+
+def test_the_agent_is_watched() -> None:
+    """systemd waits for the agent's word, and its watchdog outlasts what the agent may wait for without a sign."""
+    unit = settings("edge-runtime.service")
+    assert (unit["Type"], unit["NotifyAccess"]) == (["notify"], ["main"])
+    assert int(unit["WatchdogSec"][0]) > SIGNS_IN_A_PERIOD * (CONNECT_TIMEOUT_S + READ_TIMEOUT_S)
+
+
+def test_the_agents_memory_is_bounded_as_a_whole() -> None:
+    """Beside the worker's cap there is a limit for the whole service, which the agent may divide, and no swap."""
+    unit = settings("edge-runtime.service")
+    assert unit["MemoryMax"] == ["75%"]
+    assert unit["MemorySwapMax"] == ["0"]
+    assert unit["Delegate"] == ["memory"]
+    assert "ProtectControlGroups" not in unit  # would forbid to divide it
 
 
 def test_the_commands_of_units_are_commands() -> None:

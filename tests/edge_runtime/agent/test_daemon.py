@@ -20,6 +20,7 @@ from edge_runtime.agent.decisions import FIRST_BACK_OFF_S, LONGEST_BACK_OFF_S, R
 from edge_runtime.agent.eligibility import Eligibility, Gate
 from edge_runtime.agent.enrolment import ensure_identity
 from edge_runtime.agent.host import Host
+from edge_runtime.agent.service_manager import ServiceManager
 from edge_runtime.agent.store import Store
 from edge_runtime.agent.transport import Response
 from edge_runtime.errors import ConfigError, RefusedError, SignatureError
@@ -137,6 +138,7 @@ class Board:
         worker: str = GOOD_WORKER,
         sleep: Callable[[float], None] | None = None,
         gate: Gate | None = None,
+        service_manager: ServiceManager | None = None,
     ) -> Agent:
         """The agent as a fresh process would build it."""
         self.store = Store(self.config.state_folder, disk_quota_bytes=self.config.disk_quota)
@@ -162,6 +164,7 @@ class Board:
             sleep=sleep or self.slept.append,
             source=random.Random(1),
             gate=gate,
+            service_manager=service_manager,
         )
 
     def task(self, publisher: PrivateKey = PUBLISHER, **changes: object) -> Task:
@@ -751,6 +754,23 @@ def test_a_stop_while_waiting_ends_the_run(board) -> None:
         raise KeyboardInterrupt
 
     board.start(sleep=interrupt).run()
+
+
+def test_the_service_manager_hears_of_start_and_stop(board) -> None:
+    """It is told that the agent serves before the first turn, that it lives while it waits, and that it stops."""
+
+    class Told(ServiceManager):
+        def _tell(self, state: str) -> None:
+            heard.append(state)
+
+    def interrupt(_: float) -> None:
+        heard.append("asleep")
+        raise KeyboardInterrupt
+
+    heard: list[str] = []
+    manager = Told({"NOTIFY_SOCKET": "/nowhere", "WATCHDOG_USEC": "60000000"})
+    board.start(sleep=interrupt, service_manager=manager).run()
+    assert heard == ["READY=1", "WATCHDOG=1", "asleep", "STOPPING=1"]
 
 
 def test_a_device_enrols_once(board) -> None:

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,3 +88,13 @@ def test_inputs_that_do_not_fit_are_worker_errors(program, inputs) -> None:
     """A run on wrong inputs is a WorkerError with the engine's reason."""
     with pytest.raises(WorkerError, match="onnxruntime failed"):
         OnnxEngine().load(program, {"w": WEIGHT}, ["y"]).run(inputs)
+
+
+def test_the_engine_reports_to_nobody(tmp_path: Path) -> None:
+    """Loading the engine leaves no identifier and no reports to be sent, as its makers' builds would by themselves."""
+    program = "from edge_runtime.engines.onnxruntime_engine import OnnxEngine; OnnxEngine()"
+    # What marks a test system would keep the engine quiet in any case.
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    folders = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program], check=True, env={**kept, **folders})
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

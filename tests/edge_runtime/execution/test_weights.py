@@ -51,6 +51,20 @@ def test_tensors_are_views_of_the_file(package) -> None:
     assert not got.flags.owndata
 
 
+def test_files_are_mapped_from_their_beginning(package, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No map begins within a file, where kernels with pages of 16 or 64 KiB would refuse what one of 4 KiB takes."""
+    offsets, real = [], mmap.mmap
+
+    def mapping(*arguments: object, **named: object) -> mmap.mmap:
+        offsets.append(named.get("offset", 0))
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(mmap, "mmap", mapping)
+    got = mapped(package, 16, "float32", (3, 4))
+    assert got[0, 0] == 4
+    assert offsets == [0]
+
+
 @pytest.mark.parametrize(("dtype", "shape"), [("uint8", (64,)), ("int64", (2, 4)), ("float32", ())])
 def test_every_element_type_and_a_scalar_map(package, dtype: str, shape: tuple[int, ...]) -> None:
     """Views have the manifest's own type and shape, scalars included."""

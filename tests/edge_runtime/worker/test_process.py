@@ -79,6 +79,14 @@ def test_an_error_comes_back_as_its_own_class(kind: str) -> None:
     assert str(caught.value) == "line 3"
 
 
+def test_looks_at_a_worker_are_told() -> None:
+    """Who waits for a worker is called at each look at it, so that it can say that it lives itself."""
+    looks: list[int] = []
+    command = [sys.executable, "-c", f"import sys, time; sys.stdin.read(); time.sleep(0.3)\n{OUTCOME}"]
+    finish_worker(start_worker(EVALUATE_JOB, command, lambda: looks.append(1)), EvaluateOutcome)
+    assert len(looks) >= 2
+
+
 def test_a_refused_cap_comes_back_with_both_figures() -> None:
     """A CapExceededError keeps what was needed and what was granted."""
     failure = describe_failure(CapExceededError("too small", required_bytes=300, cap_bytes=200))

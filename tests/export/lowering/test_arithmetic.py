@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections import Counter
 from pathlib import Path
 
@@ -177,6 +178,48 @@ def test_a_shared_input_is_quantised_once(exported, program: str, products: int,
     counts = Counter(node.op_type for node in graph_of(exported.package, program, "row_int8").node)
     assert (counts["MatMulIntegerToFloat"], counts["QuantizeLinear"]) == (products, quantised)
     assert counts["MatMulNBits"] == 0
+
+
+@pytest.mark.parametrize(
+    ("machine", "activations"), [("x86_64", TensorProto.UINT8), ("aarch64", TensorProto.INT8)]
+)
+def test_int8_products_have_the_pair_of_types_that_a_machine_likes(
+    exported, prepared_in, machine: str, activations: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unsigned activations with signed weights on x86-64, signed with signed on arm64, in every product of a program.
+
+    Signed activations with unsigned weights, which most engine versions multiply one by one on arm64, are nowhere.
+    """
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    manifest, prepared = exported.package.manifest, prepared_in["row_int8"]
+    paths = [prepared.variant(program).file for program in manifest.programs.values()]
+    pairs = Counter[tuple[int, int]]()
+    for path in paths:
+        graph = onnx.shape_inference.infer_shapes(
+            onnx.load(exported.package.path(path), load_external_data=False)
+        ).graph
+        types = {each.name: each.type.tensor_type.elem_type for each in (*graph.input, *graph.value_info)}
+        pairs.update(
+            (types[n.input[0]], types[n.input[1]]) for n in graph.node if n.op_type == "MatMulIntegerToFloat"
+        )
+    assert set(pairs) == {(activations, TensorProto.INT8)}
+    assert pairs.total() > 20
+
+
+def test_the_sign_of_activations_does_not_show(
+    exported, prepared_in, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Programs for arm64 give the very bits of those for x86-64: losses, logits and directional derivatives."""
+    batch, prepared = tiny.make_text_batch(exported.package), prepared_in["row_int8"]
+    values = tiny.flat(tiny.moved_slices(exported.reference))
+    specs = [spec for spec in exported.package.manifest.slices if spec.kind != "head"]
+    tangents = draw_tangents(tiny.make_task(exported.package), specs, 0, range(batch.input_ids.shape[0]))
+    sweeps = []
+    for machine in ("x86_64", "aarch64"):
+        monkeypatch.setattr(platform, "machine", lambda machine=machine: machine)
+        sweeps.append(Executor(prepared, OnnxEngine()).sweep(values, [batch], [tangents]))
+    for field in ("loss", "logits", "jvps"):
+        assert getattr(sweeps[0], field).tobytes() == getattr(sweeps[1], field).tobytes(), field
 
 
 def test_an_arithmetic_that_points_elsewhere_is_not_offered(
