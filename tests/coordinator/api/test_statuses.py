@@ -36,9 +36,11 @@ ANSWERS = {
         "nothing_to_release",
         "run_ended",
         "stale",
+        "wrong_offset",
     },
     413: {"too_large"},
     422: {
+        "bad_difference",
         "bad_slices",
         "bad_sums",
         "digest_mismatch",
