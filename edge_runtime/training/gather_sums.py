@@ -36,7 +36,7 @@ def gather_sums(work: LocalWork, values: Values, stepped: Callable[[], None] = l
     builder = SumsBuilder(*head_width(work.executor.manifest), labels)
     applied, skipped, loss_sum = 0, 0, 0.0
     for number, group in enumerate(group_by_length(examples.ids, work.choice.micro_batch)):
-        sweep = work.executor.sweep(values, [examples.batch(group)])
+        sweep = work.executor.sweep(values, [examples.batch(group)], rows=[group])
         stepped()
         if not finite(sweep) or sweep.features is None:
             log.warning("event=step_skipped task=%s step=%d reason=not_finite", task.task_id, number)
