@@ -55,6 +55,7 @@ _TROUBLES = {
     "cap_too_small": "has a cap that is too small for any task of this run",
     "round_abandoned": "the round was abandoned",
     "round_gated": "the round was committed and left the values as they were",
+    "loss_flat": "the loss was flat along the last step, and the rate stayed",
     "evaluation_failed": "the evaluation failed",
 }
 #: Code of an event that is none of trouble.

@@ -12,6 +12,7 @@ from edge_runtime.data.batches import draw_batches
 from edge_runtime.package.slices import FloatArray, Values, shapes
 from edge_runtime.protocol.messages import Task
 from edge_runtime.training.estimators import estimator_of
+from edge_runtime.training.line import mean_along
 from edge_runtime.training.optimizers import make_optimizer
 from edge_runtime.training.replay import SCALARS, STEPS
 from edge_runtime.training.step import LocalWork
@@ -61,6 +62,7 @@ def train_locally(work: LocalWork, values: Values, stepped: Callable[[], None] =
         batch_size=task.batch_size,
     )
     scalars: list[FloatArray] = []
+    lines: list[tuple[float, float]] = []
     applied: list[int] = []
     seen, loss_sum = 0, 0.0
     for number, rows in enumerate(batches):
@@ -74,12 +76,15 @@ def train_locally(work: LocalWork, values: Values, stepped: Callable[[], None] =
         seen, loss_sum = seen + len(rows), loss_sum + step.loss_sum
         if step.scalars is not None:
             scalars.append(step.scalars)
+        if step.line is not None:
+            lines.append(step.line)
     delta = optimizer.delta()
     if task.report == "scalars":
         replayed = set(shapes(work.estimated_slices))
         delta = {name: moved for name, moved in delta.items() if name not in replayed}
         if scalars:
             delta |= {SCALARS: np.stack(scalars), STEPS: np.array(applied, np.float32)}
+    delta = delta | mean_along(lines)
     return Trained(delta, seen, len(applied), len(batches) - len(applied), loss_sum)
 
 

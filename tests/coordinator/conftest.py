@@ -39,6 +39,7 @@ from edge_runtime.protocol.messages import (
     Task,
 )
 from edge_runtime.protocol.signing import PrivateKey, generate_key, sign_request
+from edge_runtime.training.line import LINE, measures_line
 
 CAP_BYTES = 1 << 30
 #: A row of data that fits the package, as a file.
@@ -157,6 +158,8 @@ class FakeDevice:
         self.device_id = ""
         #: Memory that its runtime takes before any work, as it measured it last.
         self.floor_bytes = 1 << 20
+        #: Slope and curvature that it measures along the server's last step; None as an earlier release does.
+        self.line: tuple[float, float] | None = (-1.0, 4.0)
 
     def enrol(self) -> None:
         """Join with a fresh token."""
@@ -206,6 +209,8 @@ class FakeDevice:
             for tensor in spec.tensors
             if spec.name in names and not (task.freeze_a and tensor.name == "A")
         }
+        if measures_line(task) and self.line is not None:
+            delta[LINE] = np.float32(self.line)
         data = encode_values(delta)
         result = Result(
             task_id=task.task_id,
