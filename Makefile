@@ -9,7 +9,7 @@ PAGES := README.md $(wildcard docs/results/*.md)
 
 .PHONY: setup demo demo-shakespeare test test-extended test-quick test-faults lint bench bench-memory bench-opponent bench-large \
 	bench-memory-grid bench-predict bench-arithmetic bench-placement bench-coordinator bench-estimators bench-skipping \
-	bench-learning bench-one-visit demo-reference tables reference constraints clean
+	bench-learning bench-one-visit bench-trials bench-denominators bench-schedules demo-reference tables reference constraints clean
 
 setup: $(STAMP)
 
@@ -81,6 +81,15 @@ bench-one-visit: setup
 
 bench-estimators: setup
 	$(BIN)/python -m benchmarks.estimators.run $(if $(DATA),--data $(DATA))
+
+bench-schedules: setup
+	$(BIN)/python -m benchmarks.estimators.draw_schedules
+
+bench-trials: setup
+	$(BIN)/python -m benchmarks.learning.trials $(if $(DATA),--data $(DATA))
+
+bench-denominators: setup
+	$(BIN)/python -m benchmarks.learning.denominators $(if $(DATA),--data $(DATA)) $(if $(TASKS),--tasks $(TASKS))
 
 bench-skipping: setup
 	$(BIN)/python -m benchmarks.estimators.skipped_passes $(if $(DATA),--data $(DATA))

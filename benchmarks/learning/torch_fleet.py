@@ -26,6 +26,7 @@ from coordinator.simulation.labelled_rows import read_labelled_rows
 from coordinator.simulation.partition import Share, partition
 from edge_runtime.data.batches import draw_batches
 from edge_runtime.package.manifest import SliceSpec, TensorSpec
+from edge_runtime.training.feature_sums import FeatureSums
 from export.model.slices import factors
 
 DEVICES, SLOTS, STEPS, BATCH, SEQUENCE, TOGETHER = 100, 10, 5, 8, 64, 64
@@ -60,21 +61,26 @@ class TorchFleet:
         files: the task's files.
         rows_per_device: rows of each device.
         rank: inner side of the cores.
+        every_block: whether the head reads the pooled outputs of all blocks side by side; else of the last.
     """
 
-    def __init__(self, files: TaskData, rows_per_device: int, rank: int = 4) -> None:
+    def __init__(
+        self, files: TaskData, rows_per_device: int, rank: int = 4, *, every_block: bool = False
+    ) -> None:
         torch.set_num_threads(1)
         self._files, self._rows_per_device, self.rank = files, rows_per_device, rank
+        self._every_block = every_block
         self._model = AutoModel.from_pretrained(packaged_model()).eval().requires_grad_(False)
         labels = json.loads(files.labels.read_text("utf-8"))
         self.classes = len(labels)
         index = {label: number for number, label in enumerate(labels)}
         self._labels: dict[str, Tensor] = {}
         self._hidden: dict[str, list[Tensor]] = {}
+        self._early: dict[str, Tensor] = {}
         for name, path in (("train", files.train), ("dev", files.dev)):
             rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
             self._labels[name] = torch.tensor([index[row["label"]] for row in rows])
-            self._hidden[name] = self._entered([row["text"] for row in rows])
+            self._hidden[name], self._early[name] = self._entered([row["text"] for row in rows])
         encoder = self._model.encoder.layer
         self._layers = [
             encoder[int(block)].get_submodule(rest)
@@ -95,8 +101,8 @@ class TorchFleet:
         """Take other frozen factors, made from the weights and from the layers' inputs on the first dev rows."""
         self._inputs, self._cores = [torch.zeros(0)] * len(self._layers), None
         with torch.no_grad():
-            for _, hidden, mask, _ in self._groups("dev", range(texts)):
-                self._features(hidden, mask)
+            for _, hidden, mask, _, early in self._groups("dev", range(texts)):
+                self._features(hidden, mask, early)
         moments, self._inputs = self._inputs, None
         made = [
             make(layer.weight, moment, self.rank) if len(moment) else factors(layer.weight, self.rank, 1.0)
@@ -137,10 +143,10 @@ class TorchFleet:
             np.zeros((count, self.classes), np.float32),
             np.zeros((count, weight.shape[1]), np.float32),
         )
-        for group, hidden, mask, labels in self._groups("train", rows):
+        for group, hidden, mask, labels, early in self._groups("train", rows):
             own = [core.expand(len(group), -1, -1).clone().requires_grad_() for core in self._split(cores)]
             self._cores = own
-            features = self._features(hidden, mask)
+            features = self._features(hidden, mask, early)
             logits = features @ torch.from_numpy(weight).T + torch.from_numpy(bias)
             losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
             slopes = torch.autograd.grad(losses.sum(), own)
@@ -157,18 +163,32 @@ class TorchFleet:
         """Accuracy in percent and mean loss on the dev rows."""
         correct, loss, count = 0, 0.0, 0
         self._cores = self._split(cores)
-        for _, hidden, mask, labels in self._groups("dev", range(len(self._hidden["dev"]))):
-            logits = self._features(hidden, mask) @ torch.from_numpy(weight).T + torch.from_numpy(bias)
+        for _, hidden, mask, labels, early in self._groups("dev", range(len(self._hidden["dev"]))):
+            logits = self._features(hidden, mask, early) @ torch.from_numpy(weight).T + torch.from_numpy(bias)
             correct += int((logits.argmax(-1) == labels).sum())
             loss += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
             count += len(labels)
         self._cores = None
         return 100 * correct / count, loss / count
 
+    @torch.no_grad()
+    def sums(self, cores: Matrix) -> FeatureSums:
+        """Sums over all training rows for a head in closed form."""
+        rows = range(len(self._hidden["train"]))
+        features = np.zeros((len(rows), self.width))
+        self._cores = self._split(cores)
+        for group, hidden, mask, _, early in self._groups("train", rows):
+            features[group] = self._features(hidden, mask, early).numpy()
+        self._cores = None
+        onehot = np.eye(self.classes)[self._labels["train"].numpy()]
+        beside = np.concatenate([np.ones((len(rows), 1)), onehot], axis=1)
+        return FeatureSums(len(rows), features.T @ features, features.T @ beside, onehot.sum(axis=0))
+
     @property
     def width(self) -> int:
         """Number of features of the head."""
-        return int(self._model.config.hidden_size)
+        config = self._model.config
+        return int(config.hidden_size * (config.num_hidden_layers + 1 if self._every_block else 1))
 
     def _split(self, cores: Matrix) -> list[Tensor]:
         return [torch.from_numpy(part)[None] for part in cores.reshape(-1, self.rank, self.rank)]
@@ -188,23 +208,27 @@ class TorchFleet:
         return hook
 
     @torch.no_grad()
-    def _entered(self, texts: Sequence[str]) -> list[Tensor]:
-        """What enters the first trained block, (T, H) for each text."""
+    def _entered(self, texts: Sequence[str]) -> tuple[list[Tensor], Tensor]:
+        """What enters the first trained block, (T, H) for each text; and what the head reads of the blocks before."""
         tokenizer = AutoTokenizer.from_pretrained(packaged_model())
         ids = [tokenizer(text, truncation=True, max_length=SEQUENCE)["input_ids"] for text in texts]
         order = np.argsort([len(each) for each in ids], kind="stable")
         found: dict[int, Tensor] = {}
+        early: dict[int, Tensor] = {}
         for first in range(0, len(order), TOGETHER):
             group = order[first : first + TOGETHER]
             padded = tokenizer.pad({"input_ids": [ids[i] for i in group]}, return_tensors="pt")
-            hidden = self._model(**padded, output_hidden_states=True).hidden_states[FROZEN]
-            found |= {int(i): hidden[k, : len(ids[i])].clone() for k, i in enumerate(group)}
-        return [found[i] for i in range(len(ids))]
+            states = self._model(**padded, output_hidden_states=True).hidden_states[: FROZEN + 1]
+            found |= {int(i): states[FROZEN][k, : len(ids[i])].clone() for k, i in enumerate(group)}
+            blocks = [_pooled(state, padded["attention_mask"]) for state in states]
+            pooled = torch.cat(blocks, dim=1) if self._every_block else torch.zeros(len(group), 0)
+            early |= {int(i): pooled[k] for k, i in enumerate(group)}
+        return [found[i] for i in range(len(ids))], torch.stack([early[i] for i in range(len(ids))])
 
     def _groups(
         self, name: str, rows: Sequence[int]
-    ) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor, Tensor]]:
-        """Places among ``rows``, hidden states, mask and labels, rows of like length together."""
+    ) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor, Tensor, Tensor]]:
+        """Places among ``rows``, hidden states, mask, labels and early features, rows of like length together."""
         kept, chosen = self._hidden[name], np.asarray(rows)
         order = np.argsort([len(kept[row]) for row in chosen], kind="stable")
         for first in range(0, len(order), TOGETHER):
@@ -214,16 +238,23 @@ class TorchFleet:
             mask = torch.nn.utils.rnn.pad_sequence(
                 [torch.ones(len(part)) for part in parts], batch_first=True
             )
-            yield group, hidden, mask, self._labels[name][chosen[group]]
+            yield group, hidden, mask, self._labels[name][chosen[group]], self._early[name][chosen[group]]
 
-    def _features(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Mean over tokens of the last block's output, scaled to root mean square 1."""
+    def _features(self, hidden: Tensor, mask: Tensor, early: Tensor) -> Tensor:
+        """Pooled outputs of the blocks that the head reads, side by side."""
         self._tokens = mask > 0
         keep = torch.zeros_like(mask)[:, None, None, :].masked_fill(
             mask[:, None, None, :] == 0, torch.finfo(torch.float32).min
         )
+        made = [early]
         for block in self._model.encoder.layer[FROZEN:]:
             found = block(hidden, attention_mask=keep)
             hidden = found[0] if isinstance(found, tuple) else found
-        pooled = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
-        return pooled * torch.rsqrt((pooled * pooled).mean(-1, keepdim=True))
+            made.append(_pooled(hidden, mask))
+        return torch.cat(made, dim=1) if self._every_block else made[-1]
+
+
+def _pooled(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Mean over tokens (b, H) of hidden states (b, T, H), scaled to root mean square 1."""
+    pooled = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+    return pooled * torch.rsqrt((pooled * pooled).mean(-1, keepdim=True))
