@@ -17,7 +17,6 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from coordinator.simulation.frozen_executor import FrozenExecutor
 from coordinator.simulation.kept_prefixes import DevicePrefixes, KeptPrefixes
 from coordinator.simulation.kept_programs import KeptPrograms
 from coordinator.simulation.labelled_rows import LabelledRows
@@ -27,12 +26,14 @@ from edge_runtime.data.batches import Tokenizer
 from edge_runtime.data.examples import Examples
 from edge_runtime.data.rows import Row
 from edge_runtime.engines.choice import engine_maker
+from edge_runtime.engines.engine import Engine
 from edge_runtime.execution.executor import Executor
 from edge_runtime.memory.best_estimator import best_plan
 from edge_runtime.memory.plan import (
     ExecutionChoice,
     Plan,
     Planner,
+    WeightsMode,
     Work,
     first_segment,
 )
@@ -107,6 +108,27 @@ class OpenPackage:
             choose = partial(best_plan, self.planner) if work.update == "best" else self.planner.choose
             self.plans[work, cap_bytes] = choose(work, cap_bytes)
         return self.plans[work, cap_bytes]
+
+
+class FrozenExecutor(Executor):
+    """An executor for passes that train nothing, under a head over several blocks: all its segments are the prefix.
+
+    Such passes run on equal values in all rounds of a visit, and over seeds and partitions where no slice is trained.
+    So what each block gave is pooled and kept, row by row; the head, its losses and the sums are computed anew, for
+    they depend on the round.
+
+    Args:
+        prepared: the package, prepared for this machine, with ``head_blocks``.
+        engine: engine that loads the programs.
+        weights: whether weights stay in memory or pass through it.
+        prefixes: store of what the blocks gave; it must be turned to the slices' values before each use.
+    """
+
+    def __init__(
+        self, prepared: PreparedPackage, engine: Engine, weights: WeightsMode, prefixes: DevicePrefixes
+    ) -> None:
+        super().__init__(prepared, engine, (), weights, prefixes)
+        self.first_trained = len(prepared.manifest.segments_run)
 
 
 class Workbench:
