@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     kept = arguments.output / "denominators.json"
     done: dict[str, Any] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
     for task in arguments.tasks.split(","):
-        rates = {f"{task} {arguments.rows} {rate:g}": rate for rate in (0.2, 0.05)}
+        rates = {f"{task} {arguments.rows} {rate:g}": rate for rate in map(float, arguments.rates.split(","))}
         if done.keys() >= rates.keys():
             continue
         files = some_rows(task, arguments.data, arguments.output, arguments.rows)
@@ -127,6 +127,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=root.parent / "shared" / "data", metavar="DIR")
     parser.add_argument("--output", type=Path, default=root / "build" / "learning", metavar="DIR")
     parser.add_argument("--tasks", default="trec_fine,clinc150,banking77,injongo")
+    parser.add_argument("--rates", default="0.2,0.05", help="of the slices")
     parser.add_argument("--rows", type=int, default=20, help="training rows of a device")
     arguments = parser.parse_args(argv)
     if unknown := set(arguments.tasks.split(",")) - set(TASKS):
