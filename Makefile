@@ -12,7 +12,7 @@ PAGES := README.md $(wildcard docs/results/*.md)
 
 .PHONY: setup demo demo-shakespeare test test-extended test-quick test-faults test-network lint bench bench-memory bench-opponent bench-large \
 	bench-memory-grid bench-predict bench-generation bench-arithmetic bench-placement bench-coordinator bench-estimators bench-skipping \
-	bench-learning bench-one-visit demo-reference tables reference constraints deb wheelhouse test-deb test-arm64 clean
+	bench-learning bench-one-visit bench-trials bench-denominators bench-schedules demo-reference tables reference constraints deb wheelhouse test-deb test-arm64 clean
 
 setup: $(STAMP)
 
@@ -95,6 +95,15 @@ bench-one-visit: setup
 
 bench-estimators: setup
 	$(BIN)/python -m benchmarks.estimators.run $(if $(DATA),--data $(DATA))
+
+bench-schedules: setup
+	$(BIN)/python -m benchmarks.estimators.draw_schedules
+
+bench-trials: setup
+	$(BIN)/python -m benchmarks.learning.trials $(if $(DATA),--data $(DATA))
+
+bench-denominators: setup
+	$(BIN)/python -m benchmarks.learning.denominators $(if $(DATA),--data $(DATA)) $(if $(TASKS),--tasks $(TASKS))
 
 bench-skipping: setup
 	$(BIN)/python -m benchmarks.estimators.skipped_passes $(if $(DATA),--data $(DATA))

@@ -55,17 +55,25 @@ class ServerOptimizerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         name: rule of the step: ``"sgd"`` (FedAvg at rate 1), ``"momentum"``, ``"adagrad"``, ``"yogi"`` or ``"adam"``
             (FedAdagrad, FedYogi, FedAdam).
-        rate: learning rate.
+        rate: learning rate; ``"auto"``, for the slices alone, sets it from the slope and curvature of the loss along
+            the last step, which devices measure by one more draw: forward mode, a classification, whole slices.
         beta1: share of the running mean of changes that a round keeps; ``sgd`` does not read it.
         beta2: share of the running mean of squared changes that a round keeps; ``yogi`` and ``adam`` read it.
         tau: constant beside the root of the squared changes; ``adagrad``, ``yogi`` and ``adam`` read it.
     """
 
     name: Literal["sgd", "momentum", "adagrad", "yogi", "adam"] = "sgd"
-    rate: Rate = 1.0
+    rate: Rate | Literal["auto"] = 1.0
     beta1: Fraction = 0.9
     beta2: Fraction = 0.99
     tau: Annotated[float, Meta(gt=0, le=1e3)] = 1e-3
+
+    @property
+    def number(self) -> float:
+        """The rate; one that sets itself must have been put in its place."""
+        if self.rate == "auto":
+            raise ValueError("a rate that sets itself is no number before a round has set it")
+        return self.rate
 
 
 class ServerOptimizers(Struct, frozen=True, forbid_unknown_fields=True):
@@ -380,11 +388,12 @@ def _check_server_methods(config: RunConfig) -> None:
         raise ConfigError(
             'head_split = true deals the head to one place, split = "whole" gives it to all: choose one'
         )
+    _check_own_rate(config)
     slices = config.server_optimizer.slices
     if config.lora_aggregation == "product_svd" and (slices.name, slices.rate) != ("sgd", 1.0):
         raise ConfigError(
             f'lora_aggregation = "product_svd" sets the factors: server_optimizer.slices = "{slices.name}" at rate '
-            f'{slices.rate:g} would step on factors whose basis turns; use "sgd" at rate 1'
+            f'{slices.number:g} would step on factors whose basis turns; use "sgd" at rate 1'
         )
     if config.gate_variance is not None and config.min_results < 2:
         raise ConfigError(
@@ -433,6 +442,64 @@ def _check_buffer(config: RunConfig) -> None:
     ):
         if used:
             raise ConfigError(f"buffer_size lets results of several rounds in, {key} {why}: leave one out")
+
+
+def _check_own_rate(config: RunConfig) -> None:
+    """A rate that sets itself needs each device's loss along the server's last step."""
+    if config.server_optimizer.head.rate == "auto":
+        raise ConfigError(
+            "server_optimizer.head.rate = \"auto\": only the slices' rate sets itself; give the head's a number"
+        )
+    if config.server_optimizer.slices.rate != "auto":
+        return
+    for key, used, why, instead in (
+        (f'update = "{config.update}"', config.update != "forward", "runs no draw along it", '"forward"'),
+        (
+            f'loss = "{config.loss}"',
+            config.loss != "cross_entropy",
+            "has another curvature",
+            '"cross_entropy"',
+        ),
+        (f'head = "{config.head}"', config.head == "perturbed", "moves the head beside it", '"exact"'),
+        (
+            f'directions = "{config.directions}"',
+            config.directions == "filtered",
+            "compares with another",
+            '"dealt"',
+        ),
+        (
+            f'rank_mode = "{config.rank_mode}"',
+            config.rank_mode != "fixed",
+            "gives devices parts of it",
+            '"fixed"',
+        ),
+        (f"exits = {list(config.exits)}", bool(config.exits), "lead past parts of it", "none"),
+        (
+            f"buffer_size = {config.buffer_size}",
+            config.buffer_size is not None,
+            "lets in what was measured along others",
+            "none",
+        ),
+        (f'split = "{config.split}"', config.split != "whole", "gives devices parts of it", '"whole"'),
+        ('slices = "none"', config.slices in ("none", ()), "has no step", "some"),
+        (
+            f'robust_mean = "{config.robust_mean}"',
+            config.robust_mean != "none",
+            "does not cover what devices measure",
+            '"none"',
+        ),
+        (
+            f'lora_aggregation = "{config.lora_aggregation}"',
+            config.lora_aggregation == "product_svd",
+            "sets the factors without a rate",
+            '"factors"',
+        ),
+    ):
+        if used:
+            raise ConfigError(
+                f'server_optimizer.slices.rate = "auto" measures the loss along the last step, and {key} {why}; take '
+                f"{instead}, or give the rate a number"
+            )
 
 
 def _check_robust_mean(config: RunConfig) -> None:

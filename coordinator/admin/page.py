@@ -57,6 +57,7 @@ _TROUBLES = {
     "round_abandoned": "the round was abandoned",
     "run_rolled_back": "the run was rolled back",
     "round_gated": "the round was committed and left the values as they were",
+    "loss_flat": "the loss was flat along the last step, and the rate stayed",
     "evaluation_failed": "the evaluation failed",
 }
 #: Code of an event that is none of trouble.

@@ -39,6 +39,7 @@ class Contribution:
         slot: slot of the round that the device held.
         variance: how many times the variance of an exact gradient a tensor of the delta has, by flat name; 1 for those
             that are not named.
+        line: slope and curvature of the loss along the server's last step; None if the device did not measure them.
     """
 
     examples: int
@@ -46,6 +47,7 @@ class Contribution:
     steps: int = 1
     slot: int = 0
     variance: Mapping[str, float] = field(default_factory=dict)
+    line: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ def apply_deltas(
     head: frozenset[str],
     optimizers: ServerOptimizers,
     rate_share: float = 1.0,
+    slice_rate: float | None = None,
 ) -> tuple[Values, dict[str, Moments]]:
     """One server step on every tensor that has a delta; the others keep values and optimiser state.
 
@@ -131,6 +134,7 @@ def apply_deltas(
         head: flat names of the head's tensors.
         optimizers: the run's optimisers for the slices and for the head.
         rate_share: share of the optimisers' rates that this round takes.
+        slice_rate: the slices' rate, where it sets itself; None takes their optimiser's.
 
     Returns:
         new values and new optimiser state.
@@ -138,7 +142,8 @@ def apply_deltas(
     new_values, new_moments = dict(values), dict(moments)
     for name in sorted(deltas):
         config = optimizers.head if name in head else optimizers.slices
-        config = replace(config, rate=config.rate * rate_share)
+        own = slice_rate if name not in head else None
+        config = replace(config, rate=(config.number if own is None else own) * rate_share)
         before = moments.get(name) or Moments.initial(values[name].shape, config)
         new_values[name], new_moments[name] = step(values[name], deltas[name], before, config)
     return new_values, new_moments

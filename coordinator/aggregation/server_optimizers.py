@@ -60,10 +60,10 @@ def step(
     """
     m, v = moments.m, moments.v
     if config.name == "sgd":
-        return _moved(x, config.rate * delta), moments
+        return _moved(x, config.number * delta), moments
     m = config.beta1 * m + (1 - config.beta1) * delta
     if config.name == "momentum":
-        return _moved(x, config.rate * m), Moments(m, v)
+        return _moved(x, config.number * m), Moments(m, v)
     squared = delta * delta
     if config.name == "adagrad":
         v = v + squared
@@ -71,7 +71,7 @@ def step(
         v = v - (1 - config.beta2) * squared * np.sign(v - squared)
     else:
         v = config.beta2 * v + (1 - config.beta2) * squared
-    return _moved(x, config.rate * m / (np.sqrt(v) + config.tau)), Moments(m, v)
+    return _moved(x, config.number * m / (np.sqrt(v) + config.tau)), Moments(m, v)
 
 
 def _moved(x: FloatArray, by: DoubleArray) -> FloatArray:

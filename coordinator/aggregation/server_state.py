@@ -7,7 +7,7 @@ the very same bits.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from coordinator.aggregation.mean import Sum, Sums
+from coordinator.aggregation.own_rate import OwnRate
 from coordinator.aggregation.server_optimizers import DoubleArray, Moments
 from edge_runtime.errors import DigestError
 from edge_runtime.package.slices import Values
@@ -56,10 +57,12 @@ class ServerState:
     Attributes:
         moments: optimiser state by flat name; a missing entry is the initial state.
         average: mean of the values after each round from ``average_from_round`` on.
-        reference: latest mean delta of each tensor that was ever trained; directions may be compared with it.
+        reference: latest mean delta of each tensor that was ever trained, with which directions may be compared; or
+            the last step of each, along which the loss is measured.
         kept: sums that the gate holds back: those of even slots, those of odd slots.
         sums: sums for a head in closed form, over the devices that the present visit has heard of; None outside one.
         ridge: ridge of the head that was last solved from them; 0 before that.
+        own: what is known of the slices' rate, if it sets itself.
     """
 
     moments: Mapping[str, Moments] = field(default_factory=dict)
@@ -68,6 +71,7 @@ class ServerState:
     kept: tuple[Sums, Sums] = field(default_factory=lambda: ({}, {}))
     sums: FeatureSums | None = None
     ridge: float = 0.0
+    own: OwnRate = field(default_factory=OwnRate)
 
     def encode(self) -> bytes:
         """Safetensors bytes; each tensor's name says which part it belongs to, and equal states give equal bytes."""
@@ -87,6 +91,8 @@ class ServerState:
             half_gram = self.sums.gram[np.triu_indices(len(self.sums.gram))]
             flat |= {"sums:gram": half_gram, "sums:linear": self.sums.linear, "sums:counts": self.sums.counts}
             flat |= {"sums:rows": np.array([self.sums.rows]), "sums:ridge": np.array([self.ridge])}
+        if self.own != OwnRate():
+            flat |= {"own rate": np.array(astuple(self.own))}
         return bytes(save({name: np.ascontiguousarray(flat[name]) for name in sorted(flat)}))
 
     @classmethod
@@ -103,8 +109,9 @@ class ServerState:
                 kept=(_sums(flat, HALVES[0]), _sums(flat, HALVES[1])),
                 sums=_feature_sums(flat),
                 ridge=float(flat["sums:ridge"][0]) if "sums:ridge" in flat else 0.0,
+                own=OwnRate(*flat["own rate"].tolist()) if "own rate" in flat else OwnRate(),
             )
-        except (SafetensorError, ValueError, KeyError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise DigestError(f"the stored server state cannot be read: {error}") from error
 
 

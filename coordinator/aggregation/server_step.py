@@ -9,6 +9,7 @@ import numpy as np
 
 from coordinator.aggregation.low_rank import factor_deltas, with_products
 from coordinator.aggregation.mean import Contribution, add, apply_deltas, means, merged
+from coordinator.aggregation.own_rate import measured
 from coordinator.aggregation.ranks import by_rank, joined_ranks
 from coordinator.aggregation.server_state import ServerState
 from coordinator.aggregation.variance_gate import disagreement
@@ -25,8 +26,10 @@ class ServerUpdate:
         values: slice values that training goes on from.
         state: server state beside the values.
         average: mean of the values over rounds, evaluated and handed over instead of them; None while there is none.
-        reference: deltas of all slices that directions are compared with; None if they are not compared.
+        reference: deltas of all slices that directions are compared with, or the last step, along which devices
+            measure the loss; None if neither is asked for.
         gated_variance: variance for which the gate held everything back; None if it did not.
+        flat: whether the slices' rate sets itself and stayed, for devices found the loss flat along the last step.
     """
 
     values: Values
@@ -34,6 +37,7 @@ class ServerUpdate:
     average: Values | None
     reference: Values | None
     gated_variance: float | None
+    flat: bool = False
 
 
 def server_update(
@@ -67,7 +71,10 @@ def server_update(
     if config.rank_mode != "fixed":
         contributions = by_rank(contributions, specs)
     even, odd = dict(state.kept[0]), dict(state.kept[1])
+    lines: list[tuple[int, tuple[float, float]]] = []
     for contribution in contributions:
+        if contribution.line is not None:
+            lines.append((contribution.examples, contribution.line))
         add(odd if config.gate_variance is not None and contribution.slot % 2 else even, contribution)
     # 2. The gate may hold them back: then nothing moves, and the next round adds to them.
     variance = disagreement(even, odd, heads)
@@ -76,24 +83,35 @@ def server_update(
     # 3. They are averaged.
     deltas = joined_ranks(means(merged(even, odd)), values, specs)
     deltas = factor_deltas(deltas, values, specs)
-    # 4. The server's optimisers step.
+    # 4. The server's optimisers step, at rates that the run names or that the loss along the last step gives.
+    sets_itself = config.server_optimizer.slices.rate == "auto"
+    own, flat = measured(state.own, lines) if sets_itself else (state.own, False)
+    flat = flat and any(array.any() for array in state.reference.values())
+    rate_share = 1 - committed / config.rounds if config.rate_decay == "linear" else 1.0
     new_values, moments = apply_deltas(
         values,
         state.moments,
         deltas,
         head=heads,
         optimizers=config.server_optimizer,
-        rate_share=1 - committed / config.rounds if config.rate_decay == "linear" else 1.0,
+        rate_share=rate_share,
+        slice_rate=own.rate if sets_itself else None,
     )
-    # 5. The values enter their mean, and the mean deltas are what the next round's directions are compared with.
+    # 5. The values enter their mean, and the mean deltas are what the next round's directions are compared with. A rate
+    #    that sets itself is judged by the step that was just taken.
     average, reference = state.average, state.reference
     if config.average_from_round is not None and round_number >= config.average_from_round:
         average = average.plus(new_values)
     if config.directions == "filtered":
         with np.errstate(over="ignore"):
             reference = reference | {name: mean.astype(np.float32) for name, mean in deltas.items()}
+    moved = {name: new_values[name] - values[name] for name in deltas if name not in heads}
+    if sets_itself and moved:
+        reference, own = reference | moved, own.stepped(rate_share)
     # Sums of an earlier visit were of features that have moved since: the new state has none.
-    return _outcome(new_values, ServerState(moments, average, reference), config, specs)
+    return replace(
+        _outcome(new_values, ServerState(moments, average, reference, own=own), config, specs), flat=flat
+    )
 
 
 def _outcome(
@@ -104,7 +122,7 @@ def _outcome(
     gated_variance: float | None = None,
 ) -> ServerUpdate:
     reference = None
-    if config.directions == "filtered" and state.reference:
+    if state.reference and (config.directions == "filtered" or config.server_optimizer.slices.rate == "auto"):
         reference = _complete(state.reference, specs)
     average = state.average.values if state.average.rounds else None
     return ServerUpdate(values, state, average, reference, gated_variance)

@@ -13,7 +13,7 @@ from coordinator.aggregation.mean import Contribution
 from coordinator.aggregation.robust import Sizes, bounded, lower_median, score, sizes, yardsticks
 from coordinator.aggregation.staleness import discounted
 from coordinator.events import record
-from coordinator.rounds.deltas import read_delta
+from coordinator.rounds.deltas import read_delta, read_line
 from coordinator.rounds.runs import Run
 from coordinator.rounds.set_aside import note_left_out
 from coordinator.rounds.stated_variance import variance_factors
@@ -169,6 +169,7 @@ class Contributions:
             delta,
             steps=result.steps_applied if self._run.config.normalise_steps else 1,
             slot=result.slot,
+            line=read_line(task, data),
             variance=variance_factors(task, self._run.manifest.slices, result.estimator, result.draws),
         )
 

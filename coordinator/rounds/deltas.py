@@ -7,6 +7,7 @@ from edge_runtime.package.ranked_values import cut
 from edge_runtime.package.ranks import with_rank
 from edge_runtime.package.slices import Values, decode_values, shapes
 from edge_runtime.protocol.messages import Task
+from edge_runtime.training.line import measures_line, without_line
 from edge_runtime.training.replay import decode_report, replay
 from edge_runtime.training.trainable import estimated_slices, exact_heads
 
@@ -29,6 +30,8 @@ def check_delta(manifest: Manifest, task: Task, data: bytes) -> None:
         SliceError: a tensor is missing, unknown, not finite, or of another shape or type; or a report of scalars
             tells of more steps, draws or examples than the task has. The message names it.
     """
+    if measures_line(task):
+        data, _ = without_line(data)
     if task.report == "scalars":
         decode_report(data, task, manifest.slices)
     else:
@@ -50,9 +53,19 @@ def read_delta(
     Raises:
         SliceError: numbers of a report are so large that no finite delta comes of them.
     """
+    if measures_line(task):
+        data, _ = without_line(data)
     if task.report != "scalars":
         return decode_values(data, trained_specs(manifest, task))
     report = decode_report(data, task, manifest.slices)
     specs = with_rank(manifest, task.rank).slices
     delta = replay(task, specs, cut(values, specs), report, reference)
     return delta | {name: report[name] for name in shapes(exact_heads(task, manifest.slices))}
+
+
+def read_line(task: Task, data: bytes) -> tuple[float, float] | None:
+    """Slope and curvature along the server's last step, of a change that :func:`check_delta` has let through.
+
+    None if the task did not ask for them, or its device, of an earlier release, did not measure them.
+    """
+    return without_line(data)[1] if measures_line(task) else None

@@ -174,8 +174,14 @@ def trained_slices(config: RunConfig, manifest: Manifest) -> tuple[str, ...]:
     """Names of the slices that a configuration trains, in the package's order, without the head.
 
     Raises:
-        ConfigError: the package has no such slice, or it is the head.
+        ConfigError: the package has no such slice, or it is the head; or the slices' rate is to set itself, and the
+            package is for language modelling.
     """
+    if config.server_optimizer.slices.rate == "auto" and manifest.head is None:
+        raise ConfigError(
+            f'server_optimizer.slices.rate = "auto" takes the curvature of a classification\'s loss, and package '
+            f"{manifest.name} is for language modelling; give the rate a number"
+        )
     available = tuple(spec.name for spec in manifest.slices if spec.kind != "head")
     if config.slices == "all":
         return available

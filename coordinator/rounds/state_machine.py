@@ -350,6 +350,7 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
         ),
         reference=None if update.reference is None else stores.blobs.put(encode_values(update.reference)),
         gated_variance=update.gated_variance,
+        flat=update.flat,
     )
     with stores.storage.transaction() as connection:
         if round_rows.find_open(connection, run.run_id) is None:
@@ -431,6 +432,7 @@ class Committed:
         average: digest of the mean of the values; None while there is none.
         reference: digest of what directions are compared with; None if they are not.
         gated_variance: variance for which the gate held everything back; None if it did not.
+        flat: whether devices found the loss flat along the last step, so that a rate that sets itself stayed.
     """
 
     values: str
@@ -438,6 +440,7 @@ class Committed:
     average: str | None
     reference: str | None
     gated_variance: float | None
+    flat: bool = False
 
 
 def _commit(
@@ -454,6 +457,9 @@ def _commit(
             f"{run.config.gate_variance:g}; the values stay, the next round adds to what came in"
         )
         record(connection, now_s, "round_gated", message, run_id=run.run_id, round_number=number)
+    if committed.flat:
+        message = 'the loss is flat along the last step, so rate = "auto" stays as it was; the slices may move nothing'
+        record(connection, now_s, "loss_flat", message, run_id=run.run_id, round_number=number)
     run_rows.commit(
         connection,
         run.run_id,

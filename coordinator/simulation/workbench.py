@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
@@ -25,15 +26,18 @@ from edge_runtime.data.batches import Tokenizer
 from edge_runtime.data.examples import Examples
 from edge_runtime.data.rows import Row
 from edge_runtime.engines.choice import engine_maker
+from edge_runtime.engines.engine import Engine
 from edge_runtime.execution.executor import Executor
 from edge_runtime.memory.best_estimator import best_plan
 from edge_runtime.memory.plan import (
     ExecutionChoice,
     Plan,
     Planner,
+    WeightsMode,
     Work,
     first_segment,
 )
+from edge_runtime.package.manifest import Manifest
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import PreparedPackage
 from edge_runtime.package.slices import Values, decode_values, encode_values
@@ -106,6 +110,27 @@ class OpenPackage:
         return self.plans[work, cap_bytes]
 
 
+class FrozenExecutor(Executor):
+    """An executor for passes that train nothing, under a head over several blocks: all its segments are the prefix.
+
+    Such passes run on equal values in all rounds of a visit, and over seeds and partitions where no slice is trained.
+    So what each block gave is pooled and kept, row by row; the head, its losses and the sums are computed anew, for
+    they depend on the round.
+
+    Args:
+        prepared: the package, prepared for this machine, with ``head_blocks``.
+        engine: engine that loads the programs.
+        weights: whether weights stay in memory or pass through it.
+        prefixes: store of what the blocks gave; it must be turned to the slices' values before each use.
+    """
+
+    def __init__(
+        self, prepared: PreparedPackage, engine: Engine, weights: WeightsMode, prefixes: DevicePrefixes
+    ) -> None:
+        super().__init__(prepared, engine, (), weights, prefixes)
+        self.first_trained = len(prepared.manifest.segments_run)
+
+
 class Workbench:
     """Does tasks and evaluations in this process.
 
@@ -141,8 +166,11 @@ class Workbench:
             work = msgspec.structs.replace(work, update="forward")
         plan = opened.plan(work, job.cap_bytes)
         session = session.settled(plan)
-        executor, prefixes = self._executor(opened, session, plan.choice)
-        prefixes.turn_to(_context(opened, session.task, values), job.rows)
+        if task.head == "closed_form":
+            executor = self._frozen(opened, "train", task.sequence_limit, values, job.rows, plan.choice)
+        else:
+            executor, prefixes = self._executor(opened, session, plan.choice)
+            prefixes.turn_to(_context(opened, session.task, values), job.rows)
         # 3. Local steps.
         trained = session.train(executor, plan.choice)
         # 4. Encode the result.
@@ -162,10 +190,14 @@ class Workbench:
         values = decode_values(state, manifest.slices)
         examples = self._dev_examples(opened, min(job.sequence_limit, manifest.sequence_limit), rows)
         plan = opened.plan(evaluation_work(examples), job.cap_bytes)
-        wanted = ("evaluate", plan.choice.weights)
-        executor, _ = self._kept(
-            opened, wanted, lambda _: Executor(opened.prepared, self._engine, (), plan.choice.weights)
-        )
+        if manifest.head_blocks:
+            every_row = range(len(examples.ids))
+            executor = self._frozen(opened, "dev", job.sequence_limit, values, every_row, plan.choice)
+        else:
+            wanted = ("evaluate", plan.choice.weights)
+            executor, _ = self._kept(
+                opened, wanted, lambda _: Executor(opened.prepared, self._engine, (), plan.choice.weights)
+            )
         scores = score(executor, values, examples, plan.choice.micro_batch)
         return evaluate_outcome(scores, manifest, len(examples.ids), 0.0, _memory(plan, job.cap_bytes))
 
@@ -197,6 +229,26 @@ class Workbench:
                 task, opened.prepared, self._engine, choice, prefixes if session.repeats_a_prefix else None
             ),
         )
+
+    def _frozen(
+        self,
+        opened: OpenPackage,
+        file: Literal["train", "dev"],
+        sequence_limit: int,
+        values: Values,
+        rows: Sequence[int],
+        choice: ExecutionChoice,
+    ) -> Executor:
+        """The executor of a pass that trains nothing, for a head over several blocks; turned to some rows of a file."""
+        executor, prefixes = self._kept(
+            opened,
+            ("frozen", choice.weights),
+            lambda prefixes: FrozenExecutor(opened.prepared, self._engine, choice.weights, prefixes),
+        )
+        manifest = opened.prepared.manifest
+        seen = (opened.prepared.package.sha256, manifest.head_blocks, manifest.head_features)
+        prefixes.turn_to((*seen, file, sequence_limit, _digest(manifest, values)), rows)
+        return executor
 
     def _kept(
         self, opened: OpenPackage, wanted: tuple[object, ...], make: Callable[[DevicePrefixes], Executor]
@@ -254,11 +306,22 @@ def _context(opened: OpenPackage, task: Task, values: Values) -> tuple[object, .
     """What the outputs of the segments before the first trained slice depend on, beside the row."""
     manifest = opened.prepared.manifest
     first = first_segment(manifest, task.slices) or 0
+    return (
+        task.package,
+        first,
+        task.sequence_limit,
+        task.update == "backprop",
+        _digest(manifest, values, first),
+    )
+
+
+def _digest(manifest: Manifest, values: Values, first: int | None = None) -> bytes:
+    """Digest of the slices beside the head, or of those before the segment ``first`` alone."""
     digest = hashlib.sha256()
     for spec in manifest.slices:
-        if min(spec.segments) < first:
+        if spec.kind != "head" and (first is None or min(spec.segments) < first):
             digest.update(encode_values({n: v for n, v in values.items() if n.startswith(f"{spec.name}/")}))
-    return (task.package, first, task.sequence_limit, task.update == "backprop", digest.digest())
+    return digest.digest()
 
 
 def _memory(plan: Plan, cap_bytes: int) -> MemoryReport:

@@ -56,6 +56,7 @@ from edge_runtime.protocol.messages import (
     Task,
     decode_result,
 )
+from edge_runtime.training.line import measures_line
 from edge_runtime.worker.jobs import HandedIn, Job, PrepareJob, PrepareOutcome, TrainJob, TrainOutcome
 from edge_runtime.worker.process import RunningWorker, finish_worker, start_worker
 
@@ -277,7 +278,7 @@ class Agent:
         Returns:
             The package; the file of the task's values; and the file of its reference, None if it has none.
         """
-        compared = task.reference if task.directions == "filtered" else None
+        compared = task.reference if task.directions == "filtered" or measures_line(task) else None
         package, (state, *rest), fetched_bytes = self._downloads.package(
             task.package,
             task.package_signature,

@@ -252,7 +252,8 @@ class Task(TrainingSettings, frozen=True, kw_only=True):
         required_bytes: memory that the coordinator expects the task to take.
         deadline_s: seconds until the result must have arrived.
         freeze_a: whether LoRA's B alone is trained.
-        reference: digest of the blob of values that ``filtered`` directions are compared with; None without one.
+        reference: digest of the blob of values that ``filtered`` directions are compared with; under other directions
+            of forward mode, of the server's last step, along which the device measures the loss; None without one.
         rank: number of the first ranks that the device is given, trains and hands back; 0 for all of the package's.
         handed_in: digests of the sums that the device handed in to earlier runs, and that stand in the sums which this
             run goes on from: it hands in what has changed since. Empty if there are none.

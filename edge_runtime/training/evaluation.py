@@ -61,7 +61,7 @@ def score(
     correct, predicted, loss_sum = 0, 0, 0.0
     for group in group_by_length(examples.ids, micro_batch):
         batch = examples.batch(group)
-        sweep = executor.sweep(values, [batch])
+        sweep = executor.sweep(values, [batch], rows=[group])
         after_group()
         correct += _correct(sweep, batch)
         predicted += int(batch.predicted.sum())

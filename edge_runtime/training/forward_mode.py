@@ -11,6 +11,7 @@ of the draws, so that the estimate's sums are the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,8 +22,9 @@ from edge_runtime.package.manifest import SliceSpec
 from edge_runtime.package.slices import HEAD_PREFIX, FloatArray, Values, shapes
 from edge_runtime.protocol.messages import PER_EXAMPLE
 from edge_runtime.training.gradient import clamped, estimate, head_jvps, shared_jvps
+from edge_runtime.training.line import along_line, measures_line
 from edge_runtime.training.losses import apply_loss
-from edge_runtime.training.step import LocalWork, Step, finite, head_parts, with_exact_head
+from edge_runtime.training.step import LocalWork, MicroBatches, Step, finite, head_parts, with_exact_head
 from edge_runtime.training.step_exit import within
 from edge_runtime.training.step_rank import step_rank
 from edge_runtime.training.tangents import draw_tangents
@@ -72,7 +74,24 @@ class ForwardMode:
         if not np.isfinite(scalars).all():
             return None
         scalars = clamped(shared_jvps(scalars) if shared else scalars, task.jvp_limit)
-        return with_exact_head(work, estimate(scalars, tangents), sweep, scalars)
+        step = with_exact_head(work, estimate(scalars, tangents), sweep, scalars)
+        # 5. One more sweep along the line that the task came with.
+        if not measures_line(task):
+            return step
+        line = self._along_line(values, parts)
+        return None if line is None else replace(step, line=line)
+
+    def _along_line(self, values: Values, parts: MicroBatches) -> tuple[float, float] | None:
+        """Slope and curvature of the loss along the task's line; None if something is not finite."""
+        work, line = self._work, self._work.reference or {}
+        tangents = [
+            {name: np.repeat(line[name][None], len(group), axis=1) for name in shapes(work.estimated_slices)}
+            for group in parts.positions
+        ]
+        sweep = work.executor.sweep(values, parts.batches, tangents, parts.rows)
+        if not finite(sweep) or sweep.jvps is None:
+            return None
+        return along_line(sweep.jvps[0], sweep.loss)
 
 
 def _begins(tangents: Values, specs: Sequence[SliceSpec], segments: int) -> IntArray:

@@ -67,7 +67,7 @@ def gather_sums(
                 lambda: Progress(number, tuple(applied), builder.rows, loss_sum, builder.state()),  # noqa: B023
                 from_time_to_time=False,
             )
-        sweep = work.executor.sweep(values, [examples.batch(group)])
+        sweep = work.executor.sweep(values, [examples.batch(group)], rows=[group])
         stepped()
         if not finite(sweep) or sweep.features is None:
             log.warning("event=step_skipped task=%s step=%d reason=not_finite", task.task_id, number)

@@ -12,6 +12,7 @@ from edge_runtime.data.batches import draw_batches
 from edge_runtime.package.slices import FloatArray, Values, shapes
 from edge_runtime.protocol.messages import Task
 from edge_runtime.training.estimators import estimator_of
+from edge_runtime.training.line import LINE, mean_along
 from edge_runtime.training.optimizers import Optimizer, make_optimizer
 from edge_runtime.training.progress import Keeper, Progress
 from edge_runtime.training.replay import SCALARS, STEPS
@@ -73,6 +74,7 @@ def train_locally(
         batch_size=task.batch_size,
     )
     scalars: list[FloatArray] = []
+    lines: list[tuple[float, float]] = []
     applied: list[int] = []
     seen, loss_sum = 0, 0.0
     begun = keeper.before() if keeper else None
@@ -81,12 +83,13 @@ def train_locally(
         optimizer.restore(begun.tensors)
         first, applied, seen, loss_sum = begun.number, list(begun.applied), begun.seen, begun.loss_sum
         scalars = list(begun.tensors.get(SCALARS, ()))
+        lines = [(float(slope), float(curvature)) for slope, curvature in begun.tensors.get(LINE, ())]
     for number, rows in enumerate(batches):
         if number < first:
             continue
         if keeper and number > first:
             keeper.after_step(
-                lambda: _progress(number, applied, seen, loss_sum, optimizer, scalars)  # noqa: B023 - called at once
+                lambda: _progress(number, applied, seen, loss_sum, optimizer, scalars, lines)  # noqa: B023 - called at once
             )
         values_now = optimizer.values()
         if task.exits:
@@ -102,12 +105,15 @@ def train_locally(
         seen, loss_sum = seen + len(rows), loss_sum + step.loss_sum
         if step.scalars is not None:
             scalars.append(step.scalars)
+        if step.line is not None:
+            lines.append(step.line)
     delta = optimizer.delta()
     if task.report == "scalars":
         replayed = set(shapes(work.estimated_slices))
         delta = {name: moved for name, moved in delta.items() if name not in replayed}
         if scalars:
             delta |= {SCALARS: np.stack(scalars), STEPS: np.array(applied, np.float32)}
+    delta = delta | mean_along(lines)
     return Trained(delta, seen, len(applied), len(batches) - len(applied), loss_sum)
 
 
@@ -118,10 +124,12 @@ def _progress(
     loss_sum: float,
     optimizer: Optimizer,
     scalars: list[FloatArray],
+    lines: list[tuple[float, float]],
 ) -> Progress:
     """How far the steps have come, before one of them."""
     told = {SCALARS: np.stack(scalars)} if scalars else {}
-    return Progress(number, tuple(applied), seen, loss_sum, {**optimizer.state(), **told})
+    measured = {LINE: np.asarray(lines, np.float64)} if lines else {}
+    return Progress(number, tuple(applied), seen, loss_sum, {**optimizer.state(), **told, **measured})
 
 
 def count_steps(task: Task, row_count: int) -> int:

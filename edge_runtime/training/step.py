@@ -36,7 +36,8 @@ class LocalWork:
         task: settings of the training.
         examples: the device's rows, tokenised.
         choice: number of examples and of draws that run at a time.
-        reference: values that filtered directions are compared with; None if there are none yet.
+        reference: values that filtered directions are compared with, or the line along which the loss is measured
+            (:mod:`edge_runtime.training.line`); None if there are none yet.
     """
 
     executor: Executor
@@ -86,11 +87,13 @@ class Step:
         loss_sum: sum of the losses of the step's examples.
         scalars: (K, b) directional derivatives that the estimate was made of, with b = 1 where examples share
             directions; None where nothing was estimated.
+        line: slope and curvature of the loss along the task's line; None where it has none.
     """
 
     gradient: Values
     loss_sum: float
     scalars: FloatArray | None = None
+    line: tuple[float, float] | None = None
 
 
 class Estimator(Protocol):

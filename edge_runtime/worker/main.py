@@ -37,6 +37,7 @@ from edge_runtime.package.slices import Values, decode_values
 from edge_runtime.protocol.messages import MemoryReport
 from edge_runtime.training.estimators import executor_of
 from edge_runtime.training.evaluation import score
+from edge_runtime.training.line import measures_line
 from edge_runtime.training.loop import count_steps
 from edge_runtime.training.methods import check_method
 from edge_runtime.training.progress import Keeper
@@ -268,9 +269,9 @@ def _keeper(
 
 
 def _reference(job: TrainJob) -> bytes | None:
-    """Bytes of the values that the task's filtered directions are compared with; None if there are none yet."""
+    """Bytes of what the task's directions are compared with, or of its line; None if there are none yet."""
     task = job.task
-    if task.directions != "filtered" or task.reference is None:
+    if task.reference is None or not (task.directions == "filtered" or measures_line(task)):
         return None
     if not job.reference_path:
         raise WorkerError(f"task {task.task_id} names a reference, and the job has no file of it")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from litestar.testing import TestClient
 
@@ -28,6 +29,7 @@ from edge_runtime.protocol.messages import (
     Task,
 )
 from edge_runtime.protocol.signing import PrivateKey, generate_key, sign_request
+from edge_runtime.training.line import LINE, measures_line
 from tests.coordinator.formula import delta_of, examples_of
 
 CAP_BYTES = 1 << 30
@@ -93,6 +95,8 @@ class FakeDevice:
         self.device_id = ""
         #: Memory that its runtime takes before any work, as it measured it last.
         self.floor_bytes = 1 << 20
+        #: Slope and curvature that it measures along the server's last step; None as an earlier release does.
+        self.line: tuple[float, float] | None = (-1.0, 4.0)
 
     def enrol(self) -> None:
         """Join with a fresh token."""
@@ -134,7 +138,10 @@ class FakeDevice:
 
     def result(self, task: Task, scale: float = 1.0, **changed: Any) -> Result:
         """A result whose delta depends on device and task only."""
-        data = encode_values(delta_of(self.specs, task, self.name, scale))
+        delta = delta_of(self.specs, task, self.name, scale)
+        if measures_line(task) and self.line is not None:
+            delta[LINE] = np.float32(self.line)
+        data = encode_values(delta)
         result = Result(
             task_id=task.task_id,
             run_id=task.run_id,

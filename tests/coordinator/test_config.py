@@ -18,6 +18,31 @@ GOOD: dict[str, Any] = {**RUN, "package": "package", "publisher_key": "A" * 43 +
 BAD = {
     "unknown key": ({"speed": 1}, "speed"),
     "unknown key of an optimiser": ({"server_optimizer": {"head": {"beta3": 1}}}, "beta3"),
+    "a head's rate that sets itself": (
+        {"server_optimizer": {"head": {"rate": "auto"}}},
+        "only the slices' rate",
+    ),
+    "a rate of other words": (
+        {"server_optimizer": {"slices": {"rate": "fast"}}},
+        "server_optimizer.slices.rate",
+    ),
+    **{
+        f"rate auto beside {key}": (
+            {"server_optimizer": {"slices": {"rate": "auto"}}, "split": "whole", key: value, **more},
+            f'"auto" measures the loss along the last step, and {key} = "{value}"',
+        )
+        for key, value, more in (
+            ("update", "backprop", {"draws": 1, "directions": "per_example"}),
+            ("update", "best", {"directions": "dealt"}),
+            ("loss", "phuber", {}),
+            ("head", "perturbed", {}),
+            ("directions", "filtered", {"candidates": 4}),
+            ("split", "cyclic", {}),
+            ("slices", "none", {}),
+            ("robust_mean", "clipped", {}),
+            ("lora_aggregation", "product_svd", {}),
+        )
+    },
     "unknown key of the local optimiser": ({"local_optimizer": {"rate": 1.0}}, "rate"),
     "unknown optimiser": (
         {"server_optimizer": {"slices": {"name": "lion"}}},

@@ -343,6 +343,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "gated": {"gate_variance": 1e-6, "min_results": 2},
     "sometimes gated": {"gate_variance": 1.0, "min_results": 2, "average_from_round": 0},
     "reference": {"directions": "filtered", "candidates": 4},
+    "own rate": {"split": "whole", "server_optimizer": {"slices": {"name": "adam", "rate": "auto"}}},
 }
 
 

@@ -7,14 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from coordinator.simulation import workbench
 from coordinator.simulation.kept_prefixes import DevicePrefixes, KeptPrefixes
 from coordinator.simulation.labelled_rows import LabelledRows, read_labelled_rows
 from coordinator.simulation.workbench import BenchSettings, Job, Workbench
 from edge_runtime.errors import DataError
-from edge_runtime.package.slices import decode_values, encode_values
+from edge_runtime.execution.executor import Executor
+from edge_runtime.package.block_head import with_block_head
+from edge_runtime.package.slices import decode_values, encode_values, shapes
 from edge_runtime.protocol.messages import decode_result
+from edge_runtime.worker.jobs import EvaluateJob
 from tests.export import tiny
 
 QUERY = "encoder.layer.1.attention.self.query"
@@ -55,7 +59,7 @@ def jobs(exported, **task: object) -> list[Job]:
     moved = {n: v + np.float32(0.05) if ".layer.0." in n else v for n, v in values.items()}
     return [
         Job(
-            tiny.make_task(exported.package, slices=(QUERY,), round=number, steps=3, **task),
+            tiny.make_task(exported.package, **{"slices": (QUERY,), "round": number, "steps": 3, **task}),
             held,
             encode_values(state),
             1 << 30,
@@ -94,6 +98,40 @@ def test_slices_before_the_first_trained_one_make_another_context(
     assert bench.prefixes.misses == misses
     bench.train(moved)
     assert bench.prefixes.misses >= misses + len(ROWS[2])
+
+
+def test_rows_that_no_slice_changes_are_computed_once(
+    exported, folders, rows: LabelledRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums and evaluations equal those of plain programs to the last bit; a row is computed again for moved slices."""
+    blocks = (1, 2)
+    asked = {"head": "closed_form", "features": blocks, "slices": (), "sums_dtype": "float32"}
+    head = with_block_head(exported.package.manifest, blocks).slice_named("head")
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes([head]).items()}
+    todo = [
+        replace(
+            job, state=encode_values({**decode_values(job.state, exported.package.manifest.slices), **zeros})
+        )
+        for job in jobs(exported, **asked)
+    ]
+    sha256 = exported.package.sha256
+    judged = EvaluateJob("", sha256, "", "", "", 32, 1 << 30, features=blocks)
+
+    def done(bench: Workbench) -> list[object]:
+        return [bench.train(job) for job in todo] + [bench.evaluate(judged, job.state) for job in todo]
+
+    bench = make_bench(folders, rows, 1 << 30)
+    kept = done(bench)
+    distinct = len(set(ROWS[0]) | set(ROWS[1])) + len(ROWS[2])  # the last device's slices have moved
+    assert bench.prefixes.misses == distinct + 2 * len(rows.texts)
+    assert done(bench) == kept
+    assert bench.prefixes.misses == distinct + 2 * len(rows.texts)
+    monkeypatch.setattr(
+        workbench,
+        "FrozenExecutor",
+        lambda prepared, engine, weights, _: Executor(prepared, engine, (), weights),
+    )
+    assert done(make_bench(folders, rows, 1 << 30)) == kept
 
 
 def test_executors_make_room_for_each_other(

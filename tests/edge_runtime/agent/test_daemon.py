@@ -345,17 +345,19 @@ def test_a_second_task_fetches_only_what_is_new(board) -> None:
 
 
 def test_a_reference_is_fetched_like_the_state(board) -> None:
-    """Filtered directions come with a blob to compare with: the worker gets its file. Others need none."""
+    """Filtered directions come with a blob to compare with, forward mode with a line: the worker gets its file."""
     agent, sha256 = board.start(), board.coordinator.add_blob(b"the last change")
     asked = {"directions": "filtered", "candidates": 4}
     board.coordinator.offer(board.task(reference=sha256, **asked))
     board.coordinator.offer(board.task(task_id="t-2", **asked))
-    board.coordinator.offer(board.task(task_id="t-3", reference=sha256))
-    for _ in range(3):
+    board.coordinator.offer(board.task(task_id="t-3", reference=sha256, update="backprop"))
+    board.coordinator.offer(board.task(task_id="t-4", reference=sha256))
+    for _ in range(4):
         agent.turn()
-    first, second, third = board.jobs
+    first, second, third, fourth = board.jobs
     assert Path(first.reference_path).read_bytes() == b"the last change"
     assert second.reference_path == third.reference_path == ""
+    assert fourth.reference_path == first.reference_path
     assert board.coordinator.events == []
 
 

@@ -15,6 +15,7 @@ from edge_runtime.package.slices import Values, encode_values, shapes
 from edge_runtime.protocol.messages import LocalOptimizer
 from edge_runtime.training import feature_sums
 from edge_runtime.training.gather_sums import gather_sums
+from edge_runtime.training.line import LINE
 from edge_runtime.training.loop import train_locally
 from edge_runtime.training.progress import WRITE_EVERY_S, Keeper, Progress
 from edge_runtime.worker.session import TaskSession
@@ -47,15 +48,18 @@ def values(exported) -> Values:
         {"optimizer": LocalOptimizer("sgd", 0.1, 0.1), "directions": "dealt", "draws": 2},
         {"optimizer": LocalOptimizer("accumulate", 0.1, 0.1), "report": "scalars"},
         {"optimizer": LocalOptimizer("adamw", 0.01, 0.01), "update": "backprop"},
+        {"optimizer": LocalOptimizer("sgd", 0.1, 0.1), "reference": "1" * 64},
     ],
-    ids=["sgd", "scalars", "adamw"],
+    ids=["sgd", "scalars", "adamw", "line"],
 )
 def test_each_stop_costs_no_bit(prepared_in, values, tmp_path: Path, settings: dict[str, Any]) -> None:
     """Five steps in one go, and stopped after every single one, give one and the same change and counts."""
     prepared = prepared_in["row_int8"]
     task = tiny.make_task(prepared.package, steps=5, **settings)
-    work, path = work_of(prepared, task), tmp_path / "task.progress"
+    line = {name: np.full_like(array, 0.01) for name, array in values.items()} if task.reference else None
+    work, path = work_of(prepared, task, reference=line), tmp_path / "task.progress"
     whole = train_locally(work, values)
+    assert (LINE in whole.delta) == (task.reference is not None)
     for _ in range(4):
         with pytest.raises(WorkerError, match="told to stop"):
             train_locally(work, values, keeper=Keeper(path, WORK, Signals(0)))

@@ -252,13 +252,14 @@ def test_a_report_of_scalars_replays_to_the_bytes_of_the_weights(
     assert encode_values({**made, **heads}) == weights
 
 
-def test_filtered_directions_need_the_file_they_are_compared_with(
-    train_job, float_prepared, values, tmp_path
+@pytest.mark.parametrize("asked", [{"directions": "filtered", "candidates": 4}, {"directions": "dealt"}])
+def test_a_reference_needs_its_file(
+    train_job, float_prepared, values, tmp_path, asked: dict[str, object]
 ) -> None:
     """A reference that the task names is read and checked; a job without its file is refused, not done otherwise."""
     path = tmp_path / "reference.safetensors"
     path.write_bytes(encode_values({name: -value for name, value in values.items()}))
-    task = {"directions": "filtered", "candidates": 4, "reference": "1" * 64}
+    task = {**asked, "reference": "1" * 64}
     job = train_job(float_prepared, {"reference_path": str(path)}, **task)
     run_worker(job, TrainOutcome)
     compared = Path(job.delta_path).read_bytes()
