@@ -27,7 +27,7 @@ from coordinator.simulation.partition import Share, partition
 from edge_runtime.data.batches import draw_batches
 from edge_runtime.package.manifest import SliceSpec, TensorSpec
 from edge_runtime.training.feature_sums import FeatureSums
-from export.model.slices import factors
+from export.slices.lora_xs import factors
 
 DEVICES, SLOTS, STEPS, BATCH, SEQUENCE, TOGETHER = 100, 10, 5, 8, 64, 64
 #: Blocks whose outputs are computed once.

@@ -38,7 +38,7 @@ from coordinator.rounds.stated_variance import variance_factors
 from edge_runtime.package.slices import shapes
 from edge_runtime.training.line import along_line
 from edge_runtime.training.tangents import draw_tangents
-from export.model.slices import factors
+from export.slices.lora_xs import factors
 
 RESULT = "trials.json"
 TASK, ALPHA, DRAWS = "trec", 1.0, 8
