@@ -70,6 +70,12 @@ def build_parser() -> argparse.ArgumentParser:
         "which the loss hangs most by forward mode, or any (default: movement)",
     )
     package.add_argument(
+        "--factors",
+        choices=("weight", "inputs"),
+        help="what --slice lora_xs makes its frozen factors of: each layer's weight, or what enters the layer too, as "
+        "the float model has it on --check-data, for which that model must fit in memory (default: weight)",
+    )
+    package.add_argument(
         "--targets",
         metavar="NAME,...",
         help="module names as peft's target_modules, or all-linear (default: the layers that make queries and values)",
@@ -217,6 +223,7 @@ def _package(arguments: argparse.Namespace) -> int:
         engines=engines,
         with_generation=arguments.with_generation,
         mask=arguments.mask or "movement",
+        factors=arguments.factors or "weight",
         check_labels=tuple(row.label for row in rows),
     )
     notes: list[str] = []
@@ -492,6 +499,11 @@ def _check_kind(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) is not None:
             chosen = "sparse has no rank: take --density" if sparse else "it belongs to --slice sparse"
             raise ConfigError(f"--{name} does not go with this kind of slices: {chosen}")
+    kind = arguments.slice or ("lora_xs" if arguments.adapter is None else "lora")
+    if arguments.factors is not None and kind != "lora_xs":
+        raise ConfigError(
+            f"--factors does not go with this kind of slices: {kind} has none; take --slice lora_xs, or leave it out"
+        )
     if sparse and arguments.adapter is not None:
         raise ConfigError("--slice sparse cannot start from --adapter: merge it into the model first")
     if arguments.density is not None and not 0 < arguments.density <= 1:

@@ -38,7 +38,7 @@ from coordinator.rounds.stated_variance import variance_factors
 from edge_runtime.package.slices import shapes
 from edge_runtime.training.line import along_line
 from edge_runtime.training.tangents import draw_tangents
-from export.slices.lora_xs import factors
+from export.slices.lora_xs import factors, whitened_factors
 
 RESULT = "trials.json"
 TASK, ALPHA, DRAWS = "trec", 1.0, 8
@@ -67,21 +67,13 @@ class Trial:
     exact: float = 0.0
 
 
-def activations(weight: Tensor, moment: Tensor, rank: int, *, flat: bool) -> tuple[Tensor, Tensor]:
-    """Factors whitened by a layer's inputs: the leading singular triplets of W C^½, C the inputs' second moment.
-
-    Between them stands a core whose input V^T C^-½ x has one variance in all directions. ``up`` is scaled to move the
-    output as much, over all entries of the core, as LoRA-XS's factors do. With ``flat`` all entries move it alike.
-    """
-    count = moment.trace() / moment.shape[0]
-    values, vectors = torch.linalg.eigh(moment.double() + 1e-3 * count * torch.eye(len(moment)))
-    root = (vectors * values.sqrt()) @ vectors.T
-    left, singular, right = torch.linalg.svd(weight.double() @ root, full_matrices=False)
-    down = right[:rank] @ (vectors * values.rsqrt()) @ vectors.T
-    up = left[:, :rank] * (torch.ones(rank) if flat else singular[:rank])
+def flat_factors(weight: Tensor, moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factors whitened by a layer's inputs, with columns of ``up`` of one length: all entries move the output alike."""
+    up, down = whitened_factors(weight, moment, rank, 1.0)
+    up = up.double() / up.double().norm(dim=0)
     own_up, own_down = factors(weight, rank, 1.0)
-    size = _moved(own_up.double(), own_down.double(), moment) / _moved(up, down, moment)
-    return (up * size).float(), down.float()
+    size = _moved(own_up.double(), own_down.double(), moment) / _moved(up, down.double(), moment)
+    return (up * size).float(), down
 
 
 def principal(weight: Tensor, moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -108,8 +100,8 @@ TRIALS: dict[str, Trial] = {
     "auto-large": Trial("the same from ten times its start", rate=None, start=0.5),
     "late": Trial("4, 8 and 12 draws", draws=(4, 8, 12)),
     "early": Trial("12, 8 and 4 draws", draws=(12, 8, 4)),
-    "whitened": Trial("factors of W C^½", make=partial(activations, flat=False)),
-    "whitened-flat": Trial("the same, all entries alike", make=partial(activations, flat=True)),
+    "whitened": Trial("factors of W C^½", make=partial(whitened_factors, scale=1.0)),
+    "whitened-flat": Trial("the same, all entries alike", make=flat_factors),
     "principal": Trial("the inputs' leading directions (EVA)", make=principal),
     "exact-25": Trial("a quarter of the devices exact", exact=0.25),
     "exact-50": Trial("half of the devices exact", exact=0.5),

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import onnx_ir as ir
@@ -54,6 +55,7 @@ from export.model.own_head import UnusableHead
 from export.model.slices import slice_and_tensor
 from export.packaging.early_checks import check_early
 from export.packaging.head_start import HeadStart
+from export.packaging.input_moments import input_moments
 from export.packaging.library_check import LibraryModel, check_against_library
 from export.packaging.mask_scores import MaskRule, Scoring, score
 from export.packaging.programs import OFFERED, ProgramOptions, Progress, write_programs
@@ -72,6 +74,8 @@ from export.packaging.weights import write_segments
 from export.quantisation.stored import StoredModel, WrittenTensors, store
 from export.slices.sliced_linear import SliceOptions
 
+#: What LoRA-XS's factors are made of: the weight alone, or what enters the layer too.
+Factors = Literal["weight", "inputs"]
 TOKENIZER = "tokenizer.json"
 STATE = "slices.safetensors"
 PROBE = "programs/probe.onnx"
@@ -99,6 +103,8 @@ class ExportOptions:
         engines: engines that devices may run the package on; ONNX Runtime is always among them.
         with_generation: whether to write the programs that give a text token by token, too.
         mask: how a sparse slice's entries are chosen (:mod:`export.packaging.mask_scores`); other kinds pass over it.
+        factors: what LoRA-XS's factors are made of: ``weight`` alone, or what enters the layers too
+            (:mod:`export.packaging.input_moments`); other kinds pass over it.
         check_labels: label index of each of ``check_texts``, which a mask may learn from; empty if they have none.
     """
 
@@ -116,6 +122,7 @@ class ExportOptions:
     engines: tuple[EngineName, ...] = ("onnxruntime",)
     with_generation: bool = False
     mask: MaskRule = "movement"
+    factors: Factors = "weight"
     check_labels: tuple[int, ...] = ()
 
 
@@ -160,7 +167,7 @@ def _export(
         for left_out in adapter.notes:
             progress(left_out)
     slices = options.slices if adapter is None else adapter.slice_options(options.slices)
-    slices = _with_scores(options, slices, progress)
+    slices = _with_what_rows_say(options, slices, progress)
     start = _head_start(options, slices, adapter, progress, kept)
     model = start.load()
     sequence_limit = min(options.sequence_limit, model.position_limit)
@@ -262,12 +269,18 @@ def _write_signed(folder: Path, manifest: Manifest, signer: PrivateKey) -> None:
     write_durably(folder / SIGNATURE, signer.sign(data).encode())
 
 
-def _with_scores(options: ExportOptions, slices: SliceOptions, progress: Progress) -> SliceOptions:
-    """The options with scores of the entries, if sparse slices are to choose by scores."""
-    if slices.kind != "sparse" or options.mask == "random":
-        return slices
+def _with_what_rows_say(options: ExportOptions, slices: SliceOptions, progress: Progress) -> SliceOptions:
+    """The options with scores of entries, or moments of inputs, if slices are to be made by the check rows."""
+    if slices.kind == "lora_xs" and options.factors == "inputs":
+        return replace(slices, moments=input_moments(_scoring(options, slices), progress))
+    if slices.kind == "sparse" and options.mask != "random":
+        return replace(slices, scores=score(_scoring(options, slices), options.mask, progress))
+    return slices
+
+
+def _scoring(options: ExportOptions, slices: SliceOptions) -> Scoring:
     labels = options.check_labels or (NO_LABEL,) * len(options.check_texts)
-    scoring = Scoring(
+    return Scoring(
         model=options.model,
         task=options.task,
         classes=len(options.labels),
@@ -277,7 +290,6 @@ def _with_scores(options: ExportOptions, slices: SliceOptions, progress: Progres
         seed=slices.seed,
         trust_remote_code=options.trust_remote_code,
     )
-    return replace(slices, scores=score(scoring, options.mask, progress))
 
 
 def _head_start(

@@ -83,7 +83,7 @@ def score(scoring: Scoring, rule: Literal["movement", "fisher"], progress: Progr
     loaded = load_model(
         scoring.model, scoring.classes, plain, scoring.task, trust_remote_code=scoring.trust_remote_code
     )
-    examples = _examples(scoring, loaded)
+    examples = examples_of(scoring, loaded)
     model = loaded.materialise()
     weights = {
         name.removeprefix("encoder."): module.linear.weight
@@ -106,7 +106,8 @@ def score(scoring: Scoring, rule: Literal["movement", "fisher"], progress: Progr
     return scores
 
 
-def _examples(scoring: Scoring, loaded: LoadedModel) -> Examples:
+def examples_of(scoring: Scoring, loaded: LoadedModel) -> Examples:
+    """The rows as token ids of the model's own tokenizer, cut at the package's limit."""
     limit = min(scoring.sequence_limit, loaded.position_limit)
     with tempfile.TemporaryDirectory(prefix="mask-") as folder:
         path = Path(folder) / "tokenizer.json"

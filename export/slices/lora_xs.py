@@ -1,6 +1,7 @@
 """LoRA-XS: W x + U·R·V·x, a trained core R between frozen factors (Bałazy et al. 2024, arXiv 2405.17604, section 3).
 
-U = (the leading left singular vectors of W times singular values times alpha / r) and V = the right ones.
+U = (the leading left singular vectors of W times singular values times alpha / r) and V = the right ones. Where it is
+known what enters the layer, the factors may be those of W C^½ instead (:func:`whitened_factors`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from export.slices.sliced_linear import Frozen, Pair, SlicedLinear, SliceOptions
 EXACT_SIDE = 1024
 #: Directions beyond the rank, and power iterations (Halko, Martinsson & Tropp 2011, arXiv 0909.4061, algorithm 4.4).
 OVERSAMPLING, POWER_ITERATIONS = 12, 8
+#: Share of the mean variance that is added to every input's, so that inputs which never vary can be divided by it.
+RIDGE = 1e-3
 #: Largest part of an update, by Frobenius norm, that may lie outside a slice's span.
 SPAN_TOLERANCE = 1e-3
 
@@ -36,7 +39,8 @@ class LoraXsLinear(SlicedLinear):
         self, name: str, linear: nn.Linear, options: SliceOptions, generator: torch.Generator
     ) -> None:
         super().__init__(linear)
-        del name, generator
+        del generator
+        self._moment = options.moments.get(name)
         rank = checked_rank(linear, options)
         self.scale_value = options.alpha / rank
         self.register_buffer("up", torch.empty(linear.out_features, rank, device="meta"))
@@ -51,7 +55,11 @@ class LoraXsLinear(SlicedLinear):
 
     def frozen_of(self, weight: Tensor) -> dict[str, Tensor]:
         """The factors of the layer's weight."""
-        up, down = factors(weight, self.core.shape[-1], self.scale_value)
+        rank = self.core.shape[-1]
+        if self._moment is None:
+            up, down = factors(weight, rank, self.scale_value)
+        else:
+            up, down = whitened_factors(weight, self._moment, rank, self.scale_value)
         return {"up": up, "down": down}
 
     @staticmethod
@@ -90,12 +98,46 @@ def factors(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
 
     The leading ``rank`` singular triplets: exact for small matrices, by seeded subspace iteration for large ones.
     """
-    if min(weight.shape) <= EXACT_SIDE:
-        left, singular, right = torch.linalg.svd(weight.double(), full_matrices=False)
+    left, singular, right = _leading(weight, rank)
+    return (left * singular * scale).float().contiguous(), right.float().contiguous()
+
+
+def whitened_factors(weight: Tensor, moment: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
+    """Factors by what enters the layer: the leading singular triplets U S V^T of W C^½, C the second moment of inputs.
+
+    ``up`` = U·S, (out, r), and ``down`` = V^T·C^-½, (r, in), so that what enters the core has one variance in every
+    direction. Compression whitens inputs in this way (Wang et al. 2024, SVD-LLM, arXiv 2403.07378, section 3.1); here
+    it gives a slice its span. ``up`` is scaled so that the core's entries move the output, over all of them, as much as
+    those of :func:`factors` do: one learning rate then suits both.
+
+    Args:
+        weight: the layer's weight, (out, in).
+        moment: mean of x x^T over what enters it, (in, in).
+        rank: inner side r.
+        scale: alpha / r.
+    """
+    inputs = moment.double()
+    inputs = inputs + RIDGE * inputs.trace() / len(inputs) * torch.eye(len(inputs), dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(inputs)
+    left, singular, right = _leading(weight.double() @ (vectors * values.sqrt()) @ vectors.T, rank)
+    up, down = left.double() * singular.double(), right.double() @ (vectors * values.rsqrt()) @ vectors.T
+    own_up, own_down = (each.double() for each in factors(weight, rank, 1.0))
+    size = _moved(own_up, own_down, moment) / _moved(up, down, moment)
+    return (up * size * scale).float().contiguous(), down.float().contiguous()
+
+
+def _moved(up: Tensor, down: Tensor, moment: Tensor) -> Tensor:
+    """Root mean square, over the core's entries, of what a unit in each moves the layer's output by."""
+    inner = (down @ moment.double() @ down.T).diagonal()
+    return (up.square().sum(dim=0)[:, None] * inner[None]).mean().sqrt()
+
+
+def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    if min(matrix.shape) <= EXACT_SIDE:
+        left, singular, right = torch.linalg.svd(matrix.double(), full_matrices=False)
     else:
-        left, singular, right = _leading_triplets(weight.float(), rank)
-    up = (left[:, :rank] * singular[:rank] * scale).float().contiguous()
-    return up, right[:rank].float().contiguous()
+        left, singular, right = _leading_triplets(matrix.float(), rank)
+    return left[:, :rank], singular[:rank], right[:rank]
 
 
 def _leading_triplets(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:

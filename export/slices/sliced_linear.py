@@ -39,6 +39,8 @@ class SliceOptions:
         entries: number of them for each output, instead of what ``density`` says; 0 for that.
         scores: scores (out, in) of each target's entries, of which a sparse slice takes the highest; of a target
             without scores it takes entries at random.
+        moments: second moments (in, in) of what enters each target, of which LoRA-XS makes its factors; of a target
+            without them it makes those of the weight alone.
     """
 
     kind: str = "lora_xs"
@@ -49,6 +51,7 @@ class SliceOptions:
     density: float = 0.01
     entries: int = 0
     scores: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
+    moments: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
 
 
 class SlicedLinear(nn.Module):

@@ -67,6 +67,7 @@ def test_every_option_reaches_the_export(
     )
     assert asked[0].key.public_key == PrivateKey.load(tmp_path / "key").public_key
     slices = ["--slice", "lora", "--rank", "2", "--alpha", "3.5", "--targets", "query, key", "--seed", "9"]
+    assert plain.factors == "weight"
     more = [
         "--sequence-limit",
         "16",
@@ -87,6 +88,9 @@ def test_every_option_reaches_the_export(
     )
     sparse = asked.pop().options
     assert (sparse.slices.kind, sparse.slices.density, sparse.mask) == ("sparse", 0.2, "fisher")
+    assert main([*words, "--factors", "inputs"]) == ConfigError.exit_code
+    whitened = asked.pop().options
+    assert (whitened.slices.kind, whitened.factors) == ("lora_xs", "inputs")
     adapter = peft_models.write_random_adapter(
         peft_models.base_model(tiny_model), tmp_path / "adapter", target_modules=["query"], r=2
     )
@@ -110,6 +114,10 @@ def test_every_option_reaches_the_export(
             "--density does not go with this kind of slices: it belongs to",
         ),
         (("--mask", "random"), "--mask does not go with this kind of slices: it belongs to --slice sparse"),
+        (
+            ("--slice", "lora", "--factors", "inputs"),
+            "--factors does not go with this kind of slices: lora has none; take --slice lora_xs",
+        ),
         (("--slice", "sparse", "--rank", "4"), "sparse has no rank: take --density"),
     ],
 )

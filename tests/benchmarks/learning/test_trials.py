@@ -5,23 +5,22 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.learning.trials import BASE, activations, principal, table_rows
-from export.model.slices import factors
+from benchmarks.learning.trials import BASE, flat_factors, principal, table_rows
+from export.slices.lora_xs import factors
 
 
-@pytest.mark.parametrize("flat", [False, True])
-def test_whitened_factors_see_inputs_of_one_variance(flat: bool) -> None:
-    """Between them a core's inputs are uncorrelated and alike, and its entries move the output as LoRA-XS's do."""
+def test_flattened_factors_move_the_output_alike() -> None:
+    """A core's inputs are of one variance, its entries move the output alike, and together as LoRA-XS's do."""
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(12, 8, generator=generator)
     inputs = torch.randn(500, 8, generator=generator) * torch.arange(1, 9)
     moment = inputs.T @ inputs
-    up, down = activations(weight, moment, 3, flat=flat)
+    up, down = flat_factors(weight, moment, 3)
     inner = down @ moment @ down.T
     torch.testing.assert_close(inner / inner.diagonal().mean(), torch.eye(3), atol=0.01, rtol=0)
     assert _moved(up, down, moment) == pytest.approx(_moved(*factors(weight, 3, 1.0), moment), rel=1e-3)
     columns = up.square().sum(dim=0)
-    assert (columns.max() / columns.min() < 1.001) == flat
+    assert columns.max() / columns.min() < 1.001
 
 
 def test_principal_factors_take_the_largest_inputs() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from export.slices.lora_xs import LoraXsLinear, factors, fit_core
+from export.slices.lora_xs import LoraXsLinear, factors, fit_core, whitened_factors
 from export.slices.sliced_linear import SliceOptions
 from tests.export import tiny
 
@@ -27,6 +27,30 @@ def test_the_first_singular_directions_carry_the_core() -> None:
     left, singular, right = torch.linalg.svd(weight.double())
     best = (left[:, :4] * singular[:4]) @ right[:4]
     torch.testing.assert_close(layer(x) - plain, x @ best.float().T, rtol=1e-4, atol=1e-5)
+
+
+def test_whitened_factors_see_inputs_of_one_variance() -> None:
+    """What enters the core is uncorrelated and alike, and its entries move the output as much as LoRA-XS's do."""
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(12, 8, generator=generator)
+    inputs = torch.randn(500, 8, generator=generator) * torch.arange(1, 9)
+    moment = (inputs.T @ inputs / 500).double()
+    up, down = (each.double() for each in whitened_factors(weight, moment, 3, 1.0))
+    inner = down @ moment @ down.T
+    torch.testing.assert_close(
+        inner / inner.diagonal().mean(), torch.eye(3, dtype=torch.float64), atol=0.01, rtol=0
+    )
+    own = [each.double() for each in factors(weight, 3, 1.0)]
+    moved = [
+        torch.einsum("oi,jk,kl,jl->ij", b.square(), a, moment, a).mean().sqrt() for b, a in ((up, down), own)
+    ]
+    torch.testing.assert_close(moved[0], moved[1], rtol=1e-3, atol=0)
+    # In size and span it is the product of rank 3 that errs least on these inputs (Eckart & Young 1936).
+    root = torch.linalg.cholesky(moment)
+    wanted, product = weight.double() @ root, up @ down @ root
+    product *= (wanted * product).sum() / product.square().sum()
+    least = torch.linalg.svdvals(wanted)[3:].norm()
+    assert float((wanted - product).norm()) == pytest.approx(float(least), rel=1e-2)
 
 
 def test_the_nearest_core_and_what_it_misses() -> None:
