@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
-from contextlib import closing
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -17,9 +14,9 @@ from coordinator.simulation.cost import forward_passes_per_example
 from coordinator.simulation.record import Record
 from edge_runtime.errors import ConfigError
 from edge_runtime.package.block_head import with_block_head
-from edge_runtime.protocol.messages import Task
 from edge_runtime.protocol.signing import generate_key
 from tests.coordinator.simulation.conftest import Workshop
+from tests.coordinator.simulation.mixed_caps import handed_out, simulate_mixed
 from tests.edge_runtime.exit_model import FIRST, SECOND, write_exit_model
 from tests.edge_runtime.golden.tangents import TASK
 from tests.edge_runtime.memory.test_plan import ALL, MODEL
@@ -60,21 +57,7 @@ def layered(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> Workshop:
 
 def simulate(workshop: Workshop, output: str, half: float = 1 / 3, **run: object) -> Record:
     """Six devices, of which a share grants half the cap."""
-    (record,) = workshop.simulate(
-        output,
-        run={**RUN, **run},
-        fleet={"devices": 6, "half_cap": half},
-        arms=[{"name": "arm", "package": "layered"}],
-    )
-    assert record.status == "finished", record.reason
-    return record
-
-
-def handed_out(folder: Path) -> list[Task]:
-    (state,) = (folder / "state").iterdir()
-    with closing(sqlite3.connect(state / "coordinator.db")) as connection:
-        found = connection.execute("SELECT task FROM tasks WHERE state = 'counted'").fetchall()
-    return [msgspec.json.decode(text, type=Task) for (text,) in found]
+    return simulate_mixed(workshop, "layered", output, half, {**RUN, **run})
 
 
 def test_devices_of_half_the_cap_take_part_at_a_shallow_exit(layered: Workshop) -> None:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
-from pathlib import Path
-
 import msgspec
 import numpy as np
 import pytest
@@ -19,9 +15,9 @@ from edge_runtime.errors import ConfigError, SliceError
 from edge_runtime.package.manifest import Manifest, SliceSpec, TensorSpec
 from edge_runtime.package.package import Package
 from edge_runtime.package.slices import encode_values
-from edge_runtime.protocol.messages import Task
 from edge_runtime.protocol.signing import generate_key
 from tests.coordinator.simulation.conftest import Workshop
+from tests.coordinator.simulation.mixed_caps import handed_out, simulate_mixed
 from tests.edge_runtime.bigram import SLICE
 from tests.edge_runtime.golden.tangents import TASK
 from tests.edge_runtime.memory.test_plan import MODEL
@@ -53,22 +49,7 @@ def ranked(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> Workshop:
 
 def simulate(workshop: Workshop, output: str, half: float = 1 / 3, **run: object) -> Record:
     """Six devices, of which a share grants half the cap."""
-    (record,) = workshop.simulate(
-        output,
-        run={**RUN, **run},
-        fleet={"devices": 6, "half_cap": half},
-        arms=[{"name": "arm", "package": "ranked"}],
-    )
-    assert record.status == "finished", record.reason
-    return record
-
-
-def handed_out(folder: Path) -> list[Task]:
-    """Each counted task."""
-    (state,) = (folder / "state").iterdir()
-    with closing(sqlite3.connect(state / "coordinator.db")) as connection:
-        found = connection.execute("SELECT task FROM tasks WHERE state = 'counted'").fetchall()
-    return [msgspec.json.decode(text, type=Task) for (text,) in found]
+    return simulate_mixed(workshop, "ranked", output, half, {**RUN, **run})
 
 
 def test_devices_of_half_the_cap_take_part_with_fewer_ranks(ranked: Workshop) -> None:
