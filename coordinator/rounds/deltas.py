@@ -7,7 +7,8 @@ from edge_runtime.package.ranked_values import cut
 from edge_runtime.package.ranks import with_rank
 from edge_runtime.package.slices import Values, decode_values, shapes
 from edge_runtime.protocol.messages import Task
-from edge_runtime.training.line import measures_line, without_line
+from edge_runtime.training.line import without_line
+from edge_runtime.training.methods import measures_line
 from edge_runtime.training.replay import decode_report, replay
 from edge_runtime.training.trainable import estimated_slices, exact_heads
 

@@ -7,7 +7,7 @@ from statistics import fmean
 from edge_runtime.memory.plan import begun_shares
 from edge_runtime.package.manifest import Manifest
 from edge_runtime.protocol.messages import ONE_SLICE, Task
-from edge_runtime.training.line import measures_line
+from edge_runtime.training.methods import measures_line
 
 #: Backpropagation runs the model forwards, runs each segment again on the way back, and takes about two passes there.
 BACKPROP_PASSES = 4

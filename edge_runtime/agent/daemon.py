@@ -56,7 +56,7 @@ from edge_runtime.protocol.messages import (
     Task,
     decode_result,
 )
-from edge_runtime.training.line import measures_line
+from edge_runtime.training.methods import measures_line
 from edge_runtime.worker.jobs import HandedIn, Job, PrepareJob, PrepareOutcome, TrainJob, TrainOutcome
 from edge_runtime.worker.process import RunningWorker, finish_worker, start_worker
 

@@ -22,8 +22,9 @@ from edge_runtime.package.manifest import SliceSpec
 from edge_runtime.package.slices import HEAD_PREFIX, FloatArray, Values, shapes
 from edge_runtime.protocol.messages import PER_EXAMPLE
 from edge_runtime.training.gradient import clamped, estimate, head_jvps, shared_jvps
-from edge_runtime.training.line import along_line, measures_line
+from edge_runtime.training.line import along_line
 from edge_runtime.training.losses import apply_loss
+from edge_runtime.training.methods import measures_line
 from edge_runtime.training.step import LocalWork, MicroBatches, Step, finite, head_parts, with_exact_head
 from edge_runtime.training.step_exit import within
 from edge_runtime.training.step_rank import step_rank

@@ -20,19 +20,12 @@ from safetensors.numpy import load, save
 
 from edge_runtime.errors import SliceError
 from edge_runtime.package.slices import FloatArray, Values
-from edge_runtime.protocol.messages import Task
 
 #: Name under which slope and curvature, float32 (2,), travel beside a task's change.
 LINE = "line/moments"
 
 #: Losses below this one count as it: w grows without bound as a loss goes to zero, while a_i² goes to zero faster.
 LEAST_LOSS = 1e-3
-
-
-def measures_line(task: Task) -> bool:
-    """Whether a task's ``reference`` is the server's last step, along which the loss is to be measured."""
-    forward = task.update == "forward" and task.head != "closed_form" and task.directions != "filtered"
-    return forward and bool(task.slices) and task.reference is not None
 
 
 def along_line(jvps: FloatArray, losses: FloatArray) -> tuple[float, float]:

@@ -133,6 +133,12 @@ def _check_best(settings: TrainingSettings) -> None:
         )
 
 
+def measures_line(task: Task) -> bool:
+    """Whether a task's ``reference`` is the server's last step, along which the loss is to be measured."""
+    forward = task.update == "forward" and task.head != "closed_form" and task.directions != "filtered"
+    return forward and bool(task.slices) and task.reference is not None
+
+
 def check_task(task: Task, manifest: Manifest) -> None:
     """Check a task's settings against its package.
 

@@ -37,9 +37,8 @@ from edge_runtime.package.slices import Values, decode_values
 from edge_runtime.protocol.messages import MemoryReport
 from edge_runtime.training.estimators import executor_of
 from edge_runtime.training.evaluation import score
-from edge_runtime.training.line import measures_line
 from edge_runtime.training.loop import count_steps
-from edge_runtime.training.methods import check_method
+from edge_runtime.training.methods import check_method, measures_line
 from edge_runtime.training.progress import Keeper
 from edge_runtime.worker.ending import end_of, write_line
 from edge_runtime.worker.jobs import (

@@ -29,7 +29,8 @@ from edge_runtime.protocol.messages import (
     Task,
 )
 from edge_runtime.protocol.signing import PrivateKey, generate_key, sign_request
-from edge_runtime.training.line import LINE, measures_line
+from edge_runtime.training.line import LINE
+from edge_runtime.training.methods import measures_line
 from tests.coordinator.formula import delta_of, examples_of
 
 CAP_BYTES = 1 << 30

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from coordinator.aggregation.own_rate import START
@@ -22,7 +24,9 @@ def test_devices_measure_along_the_last_step(exported, tmp_path: Path) -> None:
     )
     # 2 steps of 4 rows by 6 devices, of one pass for the values and one for each of 4 draws.
     assert record.points[-1].forward_passes == 2 * 4 * 6 * (5 + 6 + 6)
-    (state,) = (tmp_path / "out" / "state").glob("*/private/*/*")
-    own = ServerState.decode(state.read_bytes()).own
+    (folder,) = (tmp_path / "out" / "state").iterdir()
+    with closing(sqlite3.connect(folder / "coordinator.db")) as connection:
+        ((sha256,),) = connection.execute("SELECT optimizer_sha256 FROM runs")
+    own = ServerState.decode((folder / "private" / sha256[:2] / sha256).read_bytes()).own
     assert own.bend > 0
     assert own.rate != START

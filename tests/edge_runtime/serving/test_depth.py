@@ -108,8 +108,15 @@ def test_the_deepest_exit_that_fits_the_cap_is_the_last(
             raise CapExceededError("too deep", required_bytes=2, cap_bytes=1)
         return choose(planner, work, budget_bytes)
 
+    ample_bytes = 64 << 30  # this process, torch and all, is what the plan takes for an empty worker
     model = model_of_folder(
-        trained.folder / "package", trained.folder / "values", trained.key, 512 << 20, 1, "onnxruntime", None
+        trained.folder / "package",
+        trained.folder / "values",
+        trained.key,
+        ample_bytes,
+        1,
+        "onnxruntime",
+        None,
     )
     model = replace(model, prepared_folder=trained.folder / "prepared")
     model.prepare()

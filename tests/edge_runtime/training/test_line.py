@@ -12,7 +12,8 @@ from safetensors.numpy import save
 from edge_runtime.errors import SliceError
 from edge_runtime.package.slices import Values
 from edge_runtime.protocol.messages import LocalOptimizer
-from edge_runtime.training.line import LINE, along_line, measures_line, without_line
+from edge_runtime.training.line import LINE, along_line, without_line
+from edge_runtime.training.methods import measures_line
 from tests.edge_runtime.local import train
 from tests.export import tiny
 
