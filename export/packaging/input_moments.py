@@ -13,10 +13,8 @@ from torch import Tensor, nn
 
 from edge_runtime.data.examples import group_by_length
 from edge_runtime.errors import ModelError
-from export.model.load import load_model
-from export.packaging.mask_scores import Scoring, examples_of
+from export.packaging.mask_scores import Scoring, float_model
 from export.packaging.programs import Progress
-from export.slices.sliced_linear import SlicedLinear, SliceOptions
 
 #: First rows that are looked at, and how many run at a time.
 ROWS, BATCH = 64, 8
@@ -32,17 +30,8 @@ def input_moments(scoring: Scoring, progress: Progress) -> dict[str, Tensor]:
     Raises:
         ModelError: what enters a layer is not finite.
     """
-    plain = SliceOptions("lora", rank=1, targets=scoring.targets)
-    loaded = load_model(
-        scoring.model, scoring.classes, plain, scoring.task, trust_remote_code=scoring.trust_remote_code
-    )
-    examples = examples_of(replace(scoring, rows=scoring.rows[:ROWS]), loaded)
-    model = loaded.materialise().eval()
-    layers = {
-        name.removeprefix("encoder."): module
-        for name, module in model.named_modules()
-        if isinstance(module, SlicedLinear)
-    }
+    model, layers, examples = float_model(replace(scoring, rows=scoring.rows[:ROWS]))
+    model.eval()
     progress(f"Looking at what enters {len(layers)} layers on {len(examples.ids)} rows")
     sums = {
         name: torch.zeros(layer.linear.in_features, layer.linear.in_features, dtype=torch.float64)

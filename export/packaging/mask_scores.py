@@ -79,17 +79,8 @@ def score(scoring: Scoring, rule: Literal["movement", "fisher"], progress: Progr
             f"--mask {rule} learns from the labels of --check-data, and {unlabelled} of its rows have none; label "
             "them, or take --mask random"
         )
-    plain = SliceOptions("lora", rank=1, targets=scoring.targets)
-    loaded = load_model(
-        scoring.model, scoring.classes, plain, scoring.task, trust_remote_code=scoring.trust_remote_code
-    )
-    examples = examples_of(scoring, loaded)
-    model = loaded.materialise()
-    weights = {
-        name.removeprefix("encoder."): module.linear.weight
-        for name, module in model.named_modules()
-        if isinstance(module, SlicedLinear)
-    }
+    model, layers, examples = float_model(scoring)
+    weights = {name: layer.linear.weight for name, layer in layers.items()}
     model.requires_grad_(False)
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     if rule == "movement":
@@ -106,7 +97,23 @@ def score(scoring: Scoring, rule: Literal["movement", "fisher"], progress: Progr
     return scores
 
 
-def examples_of(scoring: Scoring, loaded: LoadedModel) -> Examples:
+def float_model(scoring: Scoring) -> tuple[nn.Module, dict[str, SlicedLinear], Examples]:
+    """The model in float with a fresh head, its target layers by their names in the base model, and the rows."""
+    plain = SliceOptions("lora", rank=1, targets=scoring.targets)
+    loaded = load_model(
+        scoring.model, scoring.classes, plain, scoring.task, trust_remote_code=scoring.trust_remote_code
+    )
+    examples = _examples(scoring, loaded)
+    model = loaded.materialise()
+    layers = {
+        name.removeprefix("encoder."): module
+        for name, module in model.named_modules()
+        if isinstance(module, SlicedLinear)
+    }
+    return model, layers, examples
+
+
+def _examples(scoring: Scoring, loaded: LoadedModel) -> Examples:
     """The rows as token ids of the model's own tokenizer, cut at the package's limit."""
     limit = min(scoring.sequence_limit, loaded.position_limit)
     with tempfile.TemporaryDirectory(prefix="mask-") as folder:
