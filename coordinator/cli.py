@@ -37,6 +37,12 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--insecure-http", action="store_true", help="plain HTTP on an address that is not loopback"
     )
+    serve.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="form of the log lines on standard error (default: %(default)s)",
+    )
     serve.set_defaults(command=_serve)
 
     simulate = commands.add_parser("simulate", help="simulate fleets that run this coordinator's own code")
@@ -152,6 +158,7 @@ def _add_runs(
         ("rollback", _roll_back_run, "let a run stand again where it stood after a committed round"),
         ("report", _report_run, "write report.html, report.txt, report.json and curve.svg"),
         ("fetch-slices", _fetch_slices, "fetch a run's slice values as safetensors"),
+        ("export", _export_run, "hand a run's rounds and events to other tools"),
     ):
         sub = run.add_parser(name, parents=[where], help=text)
         changes = name in ("stop", "pause", "resume", "rollback")
@@ -173,6 +180,18 @@ def _add_runs(
             sub.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
         if name == "fetch-slices":
             sub.add_argument("--output", type=Path, required=True, metavar="FILE", help="file to write")
+        if name == "export":
+            _add_export(sub)
+
+
+def _add_export(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--events", type=Path, metavar="FILE", help="rounds and events as JSON lines; - is standard output"
+    )
+    sub.add_argument(
+        "--tensorboard", type=Path, metavar="DIR", help="scalars as an event file, in DIR/<run id>"
+    )
+    sub.add_argument("--mlflow", metavar="URL", help="a run with parameters and metrics on a tracking server")
 
 
 def _add_releases(
@@ -215,12 +234,11 @@ def _add_releases(
 def _serve(arguments: argparse.Namespace) -> int:
     from coordinator.api.serve import ServeOptions, bind
     from coordinator.auth import ADMIN_TOKEN
+    from coordinator.monitoring.log_lines import set_up
 
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format="time=%(asctime)s level=%(levelname)s logger=%(name)s %(message)s",
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    set_up(handler, arguments.log_format)
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
     server = bind(
         ServeOptions(
             state=arguments.state,
@@ -411,6 +429,25 @@ def _fetch_slices(arguments: argparse.Namespace) -> int:
     write_durably(arguments.output, client.slices(run.run_id))
     done = f"{run.rounds_committed} of {run.rounds_wanted} rounds"
     print(f"wrote {arguments.output}: run {run.run_id} ({run.state}, {done})")
+    return 0
+
+
+def _export_run(arguments: argparse.Namespace) -> int:
+    from coordinator.admin.export_run import send_to_mlflow, write_events, write_tensorboard
+    from edge_runtime.errors import ConfigError
+
+    if not (arguments.events or arguments.tensorboard or arguments.mlflow):
+        raise ConfigError("run export needs at least one of --events, --tensorboard and --mlflow")
+    client = _client(arguments)
+    run = client.run(_shown(arguments, client))
+    if arguments.events:
+        lines = write_events(run, client.events(run.run_id), arguments.events)
+        sys.stderr.write(f"wrote {lines} lines of run {run.run_id}\n")
+    if arguments.tensorboard:
+        count = write_tensorboard(run, arguments.tensorboard)
+        sys.stderr.write(f"wrote {count} scalars to {arguments.tensorboard / run.run_id}\n")
+    if arguments.mlflow:
+        sys.stderr.write(f"made run {send_to_mlflow(run, arguments.mlflow)} on {arguments.mlflow}\n")
     return 0
 
 

@@ -33,6 +33,7 @@ PROFILE = "edge_runtime/profile/test_run.py::"
 OPERATOR = "coordinator/test_cli.py::"
 FIRST_HOUR = "field/test_first_hour_operator.py::"
 SIMULATE = "coordinator/simulation/"
+EXPORTED = "coordinator/admin/test_export_run.py::"
 EXPORT = "export/test_cli.py::"
 JSON = "edge_runtime/test_json_output.py::"
 SERVING = "edge_runtime/serving/test_command.py::"
@@ -138,6 +139,7 @@ OPTIONS = {
         "--ca": FIRST_HOUR + "test_commands_on_the_same_machine_know_the_certificate",
     },
     "edge-coordinator serve": {
+        "--log-format": OPERATOR + "test_log_lines_are_json_where_they_are_asked_for",
         "--state": OPERATOR + "test_killed_while_a_result_is_counted",
         "--host": OPERATOR + "test_a_server_is_bound_as_its_options_say",
         "--port": OPERATOR + "test_killed_while_a_result_is_counted",
@@ -193,6 +195,13 @@ OPTIONS = {
     "edge-coordinator run fetch-slices": {
         "--run": OPERATOR + "test_a_run_is_named_with_and_without_the_option",
         "--output": OPERATOR + "test_a_run_from_the_command_line",
+    },
+    "edge-coordinator run export": {
+        "--run": EXPORTED + "test_events_are_one_object_a_line",
+        "--events": EXPORTED + "test_events_are_one_object_a_line",
+        "--tensorboard": "coordinator/admin/test_event_file.py::"
+        + "test_scalars_are_read_back_from_the_event_file",
+        "--mlflow": EXPORTED + "test_a_tracking_server_gets_a_run",
     },
     "edge-export package": dict.fromkeys(
         (

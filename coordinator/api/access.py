@@ -32,6 +32,8 @@ class Access(Enum):
     TOKEN_HOLDER = "token_holder"  # noqa: S105 - a word, not a secret
     #: An enrolled device that is not revoked, by its signature.
     DEVICE = "device"
+    #: A monitoring system, by a token that reads figures and nothing else; the operator, too.
+    MONITOR = "monitor"
     #: The operator, by the bearer token.
     OPERATOR = "operator"
 
@@ -41,6 +43,7 @@ LIMITS: Mapping[Access, int] = {
     Access.ANYBODY: 0,
     Access.TOKEN_HOLDER: MAX_ENROLMENT_BYTES,
     Access.DEVICE: MAX_CONTROL_BYTES,
+    Access.MONITOR: 0,
     Access.OPERATOR: MAX_CONTROL_BYTES,
 }
 

@@ -12,23 +12,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from litestar import Litestar, Request, Response, Router, get
+from litestar import Litestar, Request, Response, Router
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.middleware import DefineMiddleware
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
-from coordinator.api import admin_api, device_api
+from coordinator.api import admin_api, device_api, monitor_api
 from coordinator.api.access import ACCESS, Access, stated_access
 from coordinator.api.app_state import AppState, Clock
 from coordinator.api.loops import for_ever, patiently
 from coordinator.api.middleware import AccessMiddleware, ReadRequest
 from coordinator.api.schema_page import SchemaPage
 from coordinator.api.statuses import headers_of, status_of
-from coordinator.auth import forget_nonces, load_admin_token
+from coordinator.auth import ADMIN_TOKEN, METRICS_TOKEN, forget_nonces, load_token
 from coordinator.clock import SteadyClock
 from coordinator.events import record
+from coordinator.monitoring.metrics import Metrics
 from coordinator.refusals import RefusalError, UnavailableError
 from coordinator.rounds import evaluation, retention, state_machine
 from coordinator.storage import round_rows
@@ -68,7 +69,13 @@ def create_app(
         LookupError: a route does not say who may call it.
     """
     stores = open_stores(state)
-    app_state = AppState(stores, load_admin_token(state), clock or SteadyClock(wall), wall)
+    app_state = AppState(
+        stores,
+        load_token(state, ADMIN_TOKEN),
+        load_token(state, METRICS_TOKEN),
+        clock or SteadyClock(wall),
+        wall,
+    )
 
     async def provide_app_state() -> AppState:
         return app_state
@@ -112,7 +119,7 @@ async def _loops(app_state: AppState, on_crash: Callable[[], None], app: Litesta
         asyncio.create_task(for_ever("retention", partial(clear_out, app_state)), name="retention"),
     ]
     for loop in running:
-        loop.add_done_callback(partial(_report_crash, on_crash=on_crash))
+        loop.add_done_callback(partial(_report_crash, app_state=app_state, on_crash=on_crash))
     try:
         yield
     finally:
@@ -133,7 +140,9 @@ async def play_rounds(app_state: AppState) -> None:
     passed = app_state.traffic.take()
     if passed:
         await app_state.write(partial(round_rows.add_bytes_of, passed=passed))
-    await asyncio.to_thread(state_machine.play, app_state.stores, app_state.clock())
+    await asyncio.to_thread(
+        state_machine.play, app_state.stores, app_state.clock(), app_state.note_aggregation
+    )
     with suppress(TimeoutError):
         await asyncio.wait_for(app_state.wake.wait(), TICK_S)
 
@@ -173,14 +182,9 @@ async def forget_old_nonces(app_state: AppState) -> None:
     await asyncio.sleep(NONCES_S)
 
 
-@get("/healthz", sync_to_thread=False)
-def health() -> dict[str, str]:
-    """Tell anybody that the process serves, and nothing else."""
-    return {"status": "ok"}
-
-
 def answer_refusal(request: Request[Any, Any, Any], refusal: RefusalError) -> Response[Refusal]:
     """A refusal in the protocol's own form."""
+    _metrics(request).note_refusal(refusal.code)
     traceback.clear_frames(
         refusal.__traceback__
     )  # an error and its frames hold each other, and these a whole body
@@ -198,6 +202,7 @@ def answer_http_error(request: Request[Any, Any, Any], error: HTTPException) -> 
         for entry in fields
         if isinstance(entry, dict)
     ]
+    _metrics(request).note_refusal(code)
     return _refuse(request.method, error.status_code, code, "; ".join([error.detail, *named]))
 
 
@@ -212,6 +217,11 @@ def answer_crash(request: Request[Any, Any, Any], error: Exception) -> Response[
     return Response(Refusal("internal", "the coordinator failed; its log tells why"), status_code=500)
 
 
+def _metrics(request: Request[Any, Any, Any]) -> Metrics:
+    app_state: AppState = request.app.state.app_state
+    return app_state.metrics
+
+
 def _refuse(
     method: str, status: int, code: str, message: str, headers: dict[str, str] | None = None
 ) -> Response[Refusal]:
@@ -221,15 +231,17 @@ def _refuse(
 
 #: Each route's access is stated by its router.
 ROUTERS = (
-    Router("/", route_handlers=[health], opt={ACCESS: Access.ANYBODY}),
+    monitor_api.HEALTH,
+    monitor_api.METRICS,
     device_api.ENROLMENT,
     device_api.ROUTER,
     admin_api.ROUTER,
 )
 
 
-def _report_crash(loop: asyncio.Task[None], on_crash: Callable[[], None]) -> None:
+def _report_crash(loop: asyncio.Task[None], app_state: AppState, on_crash: Callable[[], None]) -> None:
     if loop.cancelled():
         return
+    app_state.ended_loops.append(loop.get_name())
     log.critical("loop_ended name=%s", loop.get_name(), exc_info=loop.exception())
     on_crash()

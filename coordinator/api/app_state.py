@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 from coordinator.api.traffic import Traffic
 from coordinator.clock import StepWatch
+from coordinator.monitoring.metrics import Metrics
+from coordinator.monitoring.tracing import tracing_from_environment
 from coordinator.refusals import UnavailableError
 from coordinator.storage.database import savepoint
 from coordinator.storage.stores import Stores
@@ -59,17 +61,25 @@ class AppState:
     Args:
         stores: handles on the state folder.
         admin_token: the operator's bearer token.
+        metrics_token: token that reads figures and nothing else.
         clock: seconds since 1970, in time that does not jump.
         wall: seconds since 1970 by the machine's clock.
     """
 
-    def __init__(self, stores: Stores, admin_token: str, clock: Clock, wall: Clock) -> None:
+    def __init__(
+        self, stores: Stores, admin_token: str, metrics_token: str, clock: Clock, wall: Clock
+    ) -> None:
         self.stores = stores
         self.admin_token = admin_token
+        self.metrics_token = metrics_token
         self.clock = clock
         self.wall = wall
         self.steps = StepWatch(clock, wall)
         self.traffic = Traffic()
+        self.metrics = Metrics()
+        self.tracing = tracing_from_environment()
+        #: Names of loops behind the API that have ended by an error.
+        self.ended_loops: list[str] = []
         #: Set when something happened that may move the open round.
         self.wake = asyncio.Event()
         #: Held while a body is parsed that is too large to be parsed beside others.
@@ -78,6 +88,11 @@ class AppState:
         #: Whether the database's thread was asked to look at what waits, and has not looked yet.
         self._asked = False
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
+
+    def note_aggregation(self, run_id: str, number: int, seconds: float) -> None:
+        """Tell monitoring how long the aggregation of a round took, which ends now."""
+        self.metrics.note_aggregation(seconds)
+        self.tracing.ended("aggregation", seconds, {"edge.run_id": run_id, "edge.round": number})
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run ``work``, off the event loop; what it writes takes effect whole or not at all, before this returns.
@@ -91,9 +106,15 @@ class AppState:
         """Run ``work`` on a consistent view, off the event loop; it writes nothing."""
         return await self._queue(work, writes=False)
 
+    @property
+    def waiting(self) -> int:
+        """Number of pieces of work that wait for the database."""
+        return len(self._waiting)
+
     def close(self) -> None:
         """End the thread; what waits is done first."""
         self._executor.shutdown()
+        self.tracing.close()
 
     async def _queue(self, work: Callable[[sqlite3.Connection], T], *, writes: bool) -> T:
         if len(self._waiting) >= MOST_WAITING:
@@ -114,7 +135,8 @@ class AppState:
         self._asked = False  # first: what comes from now on asks again
         while pieces := [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]:
             try:
-                ends = self._transact(pieces)
+                with self.metrics.transaction():
+                    ends = self._transact(pieces)
             except Exception as error:  # noqa: BLE001 - it is raised again for each of them
                 ends = [(piece, None, error) for piece in pieces]
             for loop in {piece.loop for piece in pieces}:

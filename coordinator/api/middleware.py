@@ -12,6 +12,7 @@ import gc
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import msgspec
@@ -30,7 +31,7 @@ from coordinator.api.body import (
     read_into,
 )
 from coordinator.api.statuses import headers_of, status_of
-from coordinator.auth import Device, authenticate, check_admin
+from coordinator.auth import Device, authenticate, check_admin, check_monitor
 from coordinator.refusals import MalformedError, RefusalError, UnauthenticatedError, UnavailableError
 from coordinator.storage.stores import INCOMING
 from coordinator.storage.trouble import trouble_of
@@ -91,7 +92,27 @@ class AccessMiddleware:
         self._incoming = app_state.stores.folder / INCOMING
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request (ASGI)."""
+        """Serve one request (ASGI), and time it."""
+        begun, statuses = perf_counter(), list[int]()
+
+        async def noting(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+            await send(message)
+
+        try:
+            await self._serve(scope, receive, noting)
+        finally:
+            method, route, status = scope["method"], scope["path_template"], statuses[0] if statuses else 0
+            seconds = perf_counter() - begun
+            self._app_state.metrics.note_request(method, route, status, seconds)
+            self._app_state.tracing.ended(
+                f"{method} {route}",
+                seconds,
+                {"http.request.method": method, "http.route": route, "http.response.status_code": status},
+            )
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         right = access_of(scope["route_handler"])
         if right in (Access.DEVICE, Access.TOKEN_HOLDER):
             send = self._counting(scope, send)
@@ -99,10 +120,13 @@ class AccessMiddleware:
             try:
                 await self._admit(right, scope, receive, body)
             except RefusalError as refusal:
+                self._app_state.metrics.note_refusal(refusal.code)
                 await _send_refusal(send, scope["method"], refusal)
                 return
             except OSError as error:
-                await _send_refusal(send, scope["method"], _unavailable(error))
+                unavailable = _unavailable(error)
+                self._app_state.metrics.note_refusal(unavailable.code)
+                await _send_refusal(send, scope["method"], unavailable)
                 return
             scope["state"][BODY] = body
             if not body.is_large:
@@ -126,6 +150,9 @@ class AccessMiddleware:
         signature = None
         if right is Access.OPERATOR:
             check_admin(headers.get("authorization", ""), self._app_state.admin_token)
+        elif right is Access.MONITOR:
+            tokens = (self._app_state.metrics_token, self._app_state.admin_token)
+            check_monitor(headers.get("authorization", ""), tokens)
         elif right in (Access.DEVICE, Access.TOKEN_HOLDER) and scope["query_string"]:
             raise MalformedError("query_refused", "the device API takes no query: it would not be signed")
         if right is Access.DEVICE:
@@ -145,6 +172,7 @@ class AccessMiddleware:
         await read_into(body, receive, limit)
         if right in (Access.DEVICE, Access.TOKEN_HOLDER):
             self._app_state.traffic.add(_sender(scope), up_bytes=body.size)
+            self._app_state.metrics.note_bytes(up_bytes=body.size)
         if signature is not None:
             try:
                 check_body(signature, body.sha256)
@@ -154,7 +182,9 @@ class AccessMiddleware:
     def _counting(self, scope: Scope, send: Send) -> Send:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.body":
-                self._app_state.traffic.add(_sender(scope), down_bytes=len(message.get("body", b"")))
+                down_bytes = len(message.get("body", b""))
+                self._app_state.traffic.add(_sender(scope), down_bytes=down_bytes)
+                self._app_state.metrics.note_bytes(down_bytes=down_bytes)
             if not message.get("more_body", False):
                 await send(message)
                 return

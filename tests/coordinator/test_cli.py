@@ -175,6 +175,23 @@ def serve_process(state: Path, port: int) -> subprocess.Popen[str]:
     return process
 
 
+def test_log_lines_are_json_where_they_are_asked_for(tmp_path: Path) -> None:
+    """Every line on standard error of ``serve --log-format json`` is a JSON object with an event."""
+    command = [sys.executable, "-m", "coordinator.cli", "serve", "--log-format", "json", "--port", "0"]
+    command += ["--state", str(tmp_path / "state")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        first = json.loads(process.stderr.readline())
+        process.terminate()
+        assert process.wait(30) == 0
+        rest = [json.loads(line) for line in process.stderr]
+    assert first["event"] == "serving"
+    assert first["url"].startswith("http://127.0.0.1:")
+    assert all("event" in line for line in rest)
+
+
 def test_killed_while_a_result_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """After ``kill -9`` in the middle of a round, the next start knows tasks and results, and finishes."""
     state = tmp_path / "state"
@@ -320,6 +337,7 @@ ASKING = [
     *("token", "device revoke a", "device resume a", "device list", "run create run.toml", "run list"),
     *("release publish", "release list"),
     *("run show", "run watch", "run stop", "run report --output out", "run fetch-slices --output out"),
+    "run export --events out",
 ]
 
 
@@ -353,6 +371,7 @@ def test_every_command_asks_the_coordinator_that_is_named(
         "rollback --to 0",
         "report --output out",
         "fetch-slices --output out",
+        "export --events out",
     ],
 )
 def test_a_run_is_named_with_and_without_the_option(

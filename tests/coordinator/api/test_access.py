@@ -20,6 +20,8 @@ CHECK_IN = messages.encode(CheckInRequest("test", 1 << 30, 1 << 20, 10))
 #: Every route and who may call it. A new route needs a line here.
 RIGHTS = {
     "GET /healthz": Access.ANYBODY,
+    "GET /readyz": Access.ANYBODY,
+    "GET /metrics": Access.MONITOR,
     "GET /schema": Access.ANYBODY,
     "GET /schema/openapi.json": Access.ANYBODY,
     "GET /schema/{path:str}": Access.ANYBODY,

@@ -18,6 +18,7 @@ ANSWERS = {
         "bad_signature",
         "clock_off",
         "not_admin",
+        "not_monitor",
         "replayed",
         "token_expired",
         "token_used",
