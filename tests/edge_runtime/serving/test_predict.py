@@ -8,18 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jsonschema
-import msgspec
 import pytest
 
-from docs.generate.outputs import predict_line_schema
 from edge_runtime.data.rows import MAX_ROW_BYTES
 from edge_runtime.errors import DataError
 from edge_runtime.inference.requests import Sampling
-from edge_runtime.serving.lines import LabelLine, PredictLine
+from edge_runtime.serving.lines import PredictLine
 from edge_runtime.serving.predict import predict_rows
 from edge_runtime.serving.session import InferenceSession
 from tests.edge_runtime.serving.conftest import publisher_key_of
+from tests.edge_runtime.serving.test_lines import printed
 
 SECRET = "periwinkle-4471"
 
@@ -38,13 +36,6 @@ def predict(session, data: bytes) -> tuple[list[dict], DataError | None]:
         session, "causal_lm", io.BytesIO(data), "rows", Sampling(max_tokens=2), written.append
     )
     return [printed(line) for line in written], error
-
-
-def printed(line: PredictLine) -> dict:
-    """A line as it is printed, which its schema on docs/json.md admits."""
-    fields = json.loads(msgspec.json.encode(line))
-    jsonschema.Draft202012Validator(predict_line_schema()).validate(fields)
-    return fields
 
 
 def test_a_bad_row_costs_itself_alone(session) -> None:
@@ -86,17 +77,6 @@ def test_rows_come_out_as_they_come_in(session, tmp_path: Path) -> None:
     pipe = Pipe(b'{"text": "the cat"}\n{"text": "the dog"}\n')
     assert predict_rows(session, "causal_lm", pipe, "rows", Sampling(max_tokens=1), written.append) is None
     assert seen == [0, 2, 4]
-
-
-def test_lines_of_labels_fit_their_schema() -> None:
-    """A label is printed with its row and its depth where there are such, and a line of another form is refused."""
-    line = LabelLine(label="yes", probabilities={"no": 0.25, "yes": 0.75}, tokens=3)
-    assert list(printed(line)) == ["label", "probabilities", "tokens"]
-    there = msgspec.structs.replace(line, row=7, depth=2)
-    assert list(printed(there)) == ["row", "label", "probabilities", "tokens", "depth"]
-    for wrong in ({}, {"error": "x"}, {"row": 1, "label": "yes"}):
-        with pytest.raises(jsonschema.ValidationError):
-            jsonschema.Draft202012Validator(predict_line_schema()).validate(wrong)
 
 
 @pytest.mark.parametrize("data", [b"", b"\n \n"])
