@@ -11,7 +11,7 @@ deb wheelhouse test-deb test-arm64: export SOURCE_DATE_EPOCH ?= $(shell git log 
 PAGES := README.md $(wildcard docs/results/*.md)
 
 .PHONY: setup demo demo-shakespeare test test-extended test-quick test-faults test-network lint bench bench-memory bench-opponent bench-large \
-	bench-memory-grid bench-predict bench-generation bench-arithmetic bench-placement bench-coordinator bench-estimators bench-skipping \
+	bench-memory-grid bench-predict bench-generation bench-arithmetic bench-placement bench-coordinator bench-flower bench-estimators bench-skipping \
 	bench-learning bench-one-visit bench-trials bench-denominators bench-schedules demo-reference tables reference constraints deb wheelhouse test-deb test-arm64 clean
 
 setup: $(STAMP)
@@ -110,6 +110,12 @@ bench-skipping: setup
 
 bench-coordinator: setup
 	$(BIN)/python -m benchmarks.coordinator.run $(if $(STAGES),--stages $(STAGES))
+
+# Flower has an environment of its own; nothing of the project depends on it.
+bench-flower: setup
+	$(PYTHON) -m venv build/flower
+	build/flower/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r benchmarks/coordinator/flower.txt
+	$(BIN)/python -m benchmarks.coordinator.against_flower
 
 demo-reference: setup
 	$(BIN)/python -m examples.banking77.reference

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.coordinator import check_ins, downloads, full_rounds, outage
+from benchmarks.coordinator.site import LOAD_CORE
 from benchmarks.harness.result_file import RESULTS, Figure, write_result
 
 
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--stages", default=",".join(STAGES))
     parser.add_argument("--no-file", action="store_true", help="print only")
     arguments = parser.parse_args()
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    os.sched_setaffinity(0, {LOAD_CORE})
     for name in arguments.stages.split(","):
         measure, load = STAGES[name]
         with tempfile.TemporaryDirectory() as folder:
