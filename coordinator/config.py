@@ -30,6 +30,8 @@ Wait = Annotated[float, Meta(gt=0, le=1e6)]
 Poll = Annotated[float, Meta(ge=0, le=6 * 3600)]
 #: What a place waits for its device where the configuration does not say, and devices ask often.
 LEAST_SELECTION_S = 60.0
+#: Ways to choose rows, explained in :mod:`coordinator.aggregation.rows`.
+RowChoice = Literal["norm", "topk", "uniform"]
 #: Devices of a round.
 Slots = Annotated[int, Meta(ge=1, le=10_000)]
 
@@ -185,6 +187,9 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
             ``rounds`` counts these steps. Each change is scaled by 1/sqrt(1 + the steps made since its device got its
             values). At least ``min_results``; unset: rounds that wait for their devices.
         max_staleness: number of such steps after which a result is not taken any more, and its device told so.
+        row_choice: choice of the rows that slices of ``--slice rows`` train: ``"norm"`` draws them in proportion to the
+            norm of their change so far, ``"topk"`` takes those of the largest, ``"uniform"`` draws any.
+        row_refresh: number of rounds after which other rows are chosen; 0 trains the first choice to the end.
     """
 
     name: Annotated[str, Meta(pattern=f"^[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}{END}")]
@@ -230,6 +235,8 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     enough_results: Slots | None = None
     buffer_size: Slots | None = None
     max_staleness: Annotated[int, Meta(ge=0, le=1000)] = 10
+    row_choice: RowChoice = "norm"
+    row_refresh: Count = 0
 
     @property
     def selection_s(self) -> float:
@@ -403,6 +410,11 @@ def _check_server_methods(config: RunConfig) -> None:
         raise ConfigError('gate_variance compares slices, and slices = "none" trains none')
     _check_robust_mean(config)
     _check_buffer(config)
+    if config.row_refresh >= config.rounds > 0:
+        raise ConfigError(
+            f"row_refresh = {config.row_refresh} never comes within rounds = {config.rounds}: take fewer, or 0 to keep "
+            "the first rows"
+        )
     if config.patience and config.evaluation is None:
         raise ConfigError(
             f"patience = {config.patience} counts evaluations, and there are none: add a table [evaluation], or leave "

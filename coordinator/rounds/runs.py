@@ -19,6 +19,7 @@ from coordinator.refusals import ConflictError, NotFoundError
 from coordinator.rounds.assignment import deal
 from coordinator.rounds.continuing import check_continues, go_on
 from coordinator.rounds.memory_requirements import required_bytes
+from coordinator.rounds.row_slices import check_rows, trains_rows, with_first_rows
 from coordinator.storage import evaluation_rows, round_rows, run_rows, task_rows
 from coordinator.storage.run_rows import RunRow
 from coordinator.storage.stores import Stores
@@ -238,6 +239,7 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
     _check_lora(config, package.manifest, slices)
     check_split(config)
     check_ranks(config, package.manifest, slices)
+    check_rows(config, package.manifest, slices)
     earlier = None
     if config.continue_from is not None:
         earlier = _earlier(stores, config.continue_from)
@@ -259,8 +261,8 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
     stores.blobs.put_file(package.folder / MANIFEST, package.sha256)
     signature = (package.folder / SIGNATURE).read_text("ascii").strip()
     values_sha256 = package.manifest.files[package.manifest.initial_state].sha256
-    if config.features:
-        values_sha256 = stores.blobs.put(initial_values(stores, package.manifest, seen))
+    if config.features or trains_rows(package.manifest, slices):
+        values_sha256 = stores.blobs.put(initial_values(stores, package.manifest, seen, config))
     else:
         decode_values(stores.blobs.get(values_sha256), package.manifest.slices)
     state_sha256 = None
@@ -285,17 +287,19 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
     return run_id
 
 
-def initial_values(stores: Stores, manifest: Manifest, seen: Manifest) -> bytes:
+def initial_values(stores: Stores, manifest: Manifest, seen: Manifest, config: RunConfig) -> bytes:
     """The values that a run starts from, as safetensors bytes.
 
     Args:
         stores: handles on the state folder, with the package's files among the blobs.
         manifest: the package's manifest, as it is in its file.
         seen: the manifest as the run sees it.
+        config: configuration of the run.
     """
-    data = stores.blobs.get(manifest.files[manifest.initial_state].sha256)
-    values = decode_values(data, manifest.slices)
-    return encode_values(_with_new_head(values, seen), seen) if seen.head_blocks else data
+    values = decode_values(stores.blobs.get(manifest.files[manifest.initial_state].sha256), manifest.slices)
+    if seen.head_blocks:
+        values = _with_new_head(values, seen)
+    return encode_values(with_first_rows(values, manifest, config), seen)
 
 
 def _earlier(stores: Stores, run_id: str) -> Run:
