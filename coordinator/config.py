@@ -336,11 +336,12 @@ def _check_together(config: RunConfig) -> None:
             "as gone while it waits as it was told; raise the one or lower the other"
         )
     check_method(config)
-    if config.update == "best" and config.local_optimizer.name == "adamw":
+    if config.update == "best" and config.local_optimizer.name in ("adamw", "sgc"):
         raise ConfigError(
-            'update = "best" averages estimates with exact gradients, and local_optimizer = "adamw" normalises each '
-            'by itself; take "accumulate" or "sgd"'
+            'update = "best" averages estimates with exact gradients, and local_optimizer = '
+            f'"{config.local_optimizer.name}" normalises each by itself; take "accumulate" or "sgd"'
         )
+    _check_sketches(config)
     if config.update == "best" and config.lora_aggregation == "product_svd":
         raise ConfigError(
             'update = "best" weighs each tensor by its variance, and lora_aggregation = "product_svd" mixes two: take '
@@ -350,6 +351,30 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError('slices = "none" and train_head = false leave nothing to train')
     if not isinstance(config.slices, str) and len(set(config.slices)) != len(config.slices):
         raise ConfigError("slices names one slice twice")
+
+
+def _check_sketches(config: RunConfig) -> None:
+    """Where sketches go, and what cannot look into one."""
+    used = config.report == "sketch" or config.local_optimizer.name == "sgc"
+    if config.sketch_size and not used:
+        raise ConfigError(
+            f'sketch_size = {config.sketch_size} belongs to report = "sketch" or local_optimizer "sgc": set one, or '
+            "leave it out"
+        )
+    if config.local_optimizer.name == "sgc" and not config.sketch_size:
+        raise ConfigError('local_optimizer "sgc" keeps sketches: set sketch_size and sketch_entries')
+    if config.report != "sketch":
+        return
+    if config.robust_mean in ("trimmed", "median"):
+        raise ConfigError(
+            f'robust_mean = "{config.robust_mean}" takes each number\'s centre over the devices, and those of report = '
+            '"sketch" mix a slice\'s: take "none" or "clipped"'
+        )
+    if config.lora_aggregation == "product_svd":
+        raise ConfigError(
+            'lora_aggregation = "product_svd" multiplies each device\'s factors, and report = "sketch" hides them: '
+            'take "factors" or "frozen_a"'
+        )
 
 
 def _check_visits(config: RunConfig) -> None:

@@ -13,6 +13,7 @@ from coordinator.aggregation.mean import Contribution, add, apply_deltas, means,
 from coordinator.aggregation.ranks import by_rank, joined_ranks
 from coordinator.aggregation.rows import chosen_anew, folded, measured
 from coordinator.aggregation.server_state import ServerState
+from coordinator.aggregation.sketches import found_again
 from coordinator.aggregation.variance_gate import disagreement
 from coordinator.config import RunConfig
 from edge_runtime.package.manifest import SliceSpec
@@ -82,7 +83,10 @@ def server_update(
     if config.gate_variance is not None and variance is not None and variance > config.gate_variance:
         return _outcome(values, replace(state, kept=(even, odd)), config, specs, gated_variance=variance)
     # 3. They are averaged.
-    deltas = joined_ranks(means(merged(even, odd)), values, specs)
+    deltas = means(merged(even, odd))
+    if config.report == "sketch":
+        deltas = found_again(deltas, specs, config)
+    deltas = joined_ranks(deltas, values, specs)
     deltas = factor_deltas(deltas, values, specs)
     # 4. The server's optimisers step, at rates that the run names or that the loss along the last step gives.
     sets_itself = config.server_optimizer.slices.rate == "auto"

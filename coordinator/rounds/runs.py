@@ -30,7 +30,7 @@ from edge_runtime.package.manifest import MANIFEST, SIGNATURE, Manifest
 from edge_runtime.package.package import Package
 from edge_runtime.package.slices import Values, decode_values, encode_values, shapes
 from edge_runtime.slices.kinds import KINDS
-from edge_runtime.training.methods import check_features, check_loss, check_rank_mode
+from edge_runtime.training.methods import check_features, check_loss, check_rank_mode, check_sketches
 
 ACTIVE = ("running", "evaluating")
 #: Phases of a run. In a visit every device is asked once, for the sums of a head in closed form.
@@ -240,6 +240,8 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
     check_split(config)
     check_ranks(config, package.manifest, slices)
     check_rows(config, package.manifest, slices)
+    frozen_a = config.lora_aggregation == "frozen_a"
+    check_sketches(config, config.local_optimizer, package.manifest, slices, freeze_a=frozen_a)
     earlier = None
     if config.continue_from is not None:
         earlier = _earlier(stores, config.continue_from)

@@ -113,6 +113,7 @@ class Work(Struct, frozen=True):
         keeps_tokenizer: whether the tokenizer stays, because texts come while the programs are loaded.
         generates: whether text is generated, one example of up to ``sequence`` tokens, by the decode programs.
         one_slice: whether each direction moves one slice alone, so that nothing is computed of it before that slice.
+        sketch_bytes: memory of the projections by which slices are sketched; 0 where they are not.
     """
 
     batch_size: int
@@ -124,6 +125,7 @@ class Work(Struct, frozen=True):
     keeps_tokenizer: bool = False
     generates: bool = False
     one_slice: bool = False
+    sketch_bytes: int = 0
 
 
 class PeakPrediction(Struct, frozen=True):
@@ -333,7 +335,11 @@ class Planner:
             weights_bytes=self._weights_bytes(choice),
             live_bytes=self._live_bytes(work, choice),
             waiting_bytes=hidden + masks + labels + pooled,
-            slices_bytes=SLICE_COPIES * moved + HELD_COPIES * held + 2 * tangents + work.sums_bytes,
+            slices_bytes=SLICE_COPIES * moved
+            + HELD_COPIES * held
+            + 2 * tangents
+            + work.sums_bytes
+            + work.sketch_bytes,
             load_bytes=self._floor_bytes + max(0, tokenizer - RELEASED_AT_LOAD_BYTES),
         )
 

@@ -23,9 +23,7 @@ def estimated_slices(task: Task, specs: Sequence[SliceSpec]) -> list[SliceSpec]:
         specs: the task's slices and the package's head, if it has one; other slices are passed over.
     """
     named = {spec.name: spec for spec in specs}
-    slices = [moved_part(named[name]) for name in task.slices if named[name].kind != "head"]
-    if task.freeze_a:
-        slices = [_without_a(spec) for spec in slices]
+    slices = [trained_part(named[name], task.freeze_a) for name in task.slices if named[name].kind != "head"]
     return [*slices, *(_heads(task, specs) if task.head == "perturbed" else ())]
 
 
@@ -43,8 +41,10 @@ def _heads(task: Task, specs: Sequence[SliceSpec]) -> list[SliceSpec]:
     return [spec for spec in specs if spec.kind == "head" and task.train_head]
 
 
-def _without_a(spec: SliceSpec) -> SliceSpec:
+def trained_part(spec: SliceSpec, freeze_a: bool) -> SliceSpec:
+    """A slice, no head, with those of its tensors alone that are trained."""
     pair = KINDS[spec.kind].pair
-    return (
-        spec if pair is None else replace(spec, tensors=tuple(t for t in spec.tensors if t.name != pair[0]))
-    )
+    moved = moved_part(spec)
+    if pair is None or not freeze_a:
+        return moved
+    return replace(moved, tensors=tuple(tensor for tensor in moved.tensors if tensor.name != pair[0]))
