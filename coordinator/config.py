@@ -48,6 +48,7 @@ WITHOUT_SLICES: dict[str, Any] = {
     "lora_aggregation": "factors",
     "rank_mode": "fixed",
     "exits": (),
+    "grow_at": (),
 }
 
 
@@ -190,6 +191,9 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
         row_choice: choice of the rows that slices of ``--slice rows`` train: ``"norm"`` draws them in proportion to the
             norm of their change so far, ``"topk"`` takes those of the largest, ``"uniform"`` draws any.
         row_refresh: number of rounds after which other rows are chosen; 0 trains the first choice to the end.
+        grow_at: numbers of committed rounds, ascending and below ``rounds``, at which the slices of more blocks join:
+            the run begins with those of the last blocks, and each time as many more are trained. Empty: all from the
+            start.
     """
 
     name: Annotated[str, Meta(pattern=f"^[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}{END}")]
@@ -237,6 +241,7 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     max_staleness: Annotated[int, Meta(ge=0, le=1000)] = 10
     row_choice: RowChoice = "norm"
     row_refresh: Count = 0
+    grow_at: Annotated[tuple[PositiveCount, ...], Meta(max_length=256)] = ()
 
     @property
     def selection_s(self) -> float:
@@ -342,6 +347,7 @@ def _check_together(config: RunConfig) -> None:
             f'"{config.local_optimizer.name}" normalises each by itself; take "accumulate" or "sgd"'
         )
     _check_sketches(config)
+    _check_growth(config)
     if config.update == "best" and config.lora_aggregation == "product_svd":
         raise ConfigError(
             'update = "best" weighs each tensor by its variance, and lora_aggregation = "product_svd" mixes two: take '
@@ -351,6 +357,36 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError('slices = "none" and train_head = false leave nothing to train')
     if not isinstance(config.slices, str) and len(set(config.slices)) != len(config.slices):
         raise ConfigError("slices names one slice twice")
+
+
+def _check_growth(config: RunConfig) -> None:
+    """Rounds at which a run grows, and what needs all slices from the start."""
+    grow_at = list(config.grow_at)
+    if not grow_at:
+        return
+    if grow_at != sorted(set(grow_at)):
+        raise ConfigError(f"grow_at = {grow_at} must name rounds once and in order")
+    if grow_at[-1] >= config.rounds:
+        raise ConfigError(
+            f"grow_at = {grow_at}: round {grow_at[-1]} is past the last of rounds = {config.rounds} (from 0); what "
+            f"joins then is never trained, so take at most {config.rounds - 1}"
+        )
+    if grow_at[0] <= config.head_warm_up_rounds:
+        raise ConfigError(
+            f"grow_at = {grow_at} adds slices while head_warm_up_rounds = {config.head_warm_up_rounds} trains none: "
+            f"take {config.head_warm_up_rounds + 1} or more"
+        )
+    for setting, used, why in (
+        ('slices = "none"', config.slices in ("none", ()), "leaves none that could join"),
+        (f"exits = {list(config.exits)}", bool(config.exits), "needs slices before the first of them"),
+        (
+            f"gate_variance = {config.gate_variance}",
+            config.gate_variance is not None,
+            "holds back what was measured of fewer slices",
+        ),
+    ):
+        if used:
+            raise ConfigError(f"grow_at = {grow_at} lets slices join, and {setting} {why}: leave one out")
 
 
 def _check_sketches(config: RunConfig) -> None:

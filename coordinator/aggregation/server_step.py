@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from coordinator.aggregation import own_rate
+from coordinator.aggregation.growth import grown
 from coordinator.aggregation.low_rank import factor_deltas, with_products
 from coordinator.aggregation.mean import Contribution, add, apply_deltas, means, merged
 from coordinator.aggregation.ranks import by_rank, joined_ranks
@@ -102,7 +103,7 @@ def server_update(
         rate_share=rate_share,
         slice_rate=own.rate if sets_itself else None,
     )
-    # 5. Rows that are trained make room for others.
+    # 5. Rows that are trained make room for others, and slices of more blocks join.
     scores = measured(state.row_scores, deltas, values, specs)
     after = new_values
     if config.row_refresh and (committed + 1) % config.row_refresh == 0:
@@ -115,6 +116,7 @@ def server_update(
             seed=config.seed,
             committed=committed + 1,
         )
+    after, moments = grown(after, moments, specs, config, committed + 1)
     # 6. The values enter their mean, and the mean deltas are what the next round's directions are compared with. A rate
     #    that sets itself is judged by the step that was just taken.
     average, reference = state.average, state.reference

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
+from coordinator.aggregation.growth import check_growth, grown_slices
 from coordinator.config import WITHOUT_SLICES, EvaluationConfig, RunConfig
 from coordinator.events import record
 from coordinator.refusals import ConflictError, NotFoundError
@@ -161,8 +162,9 @@ class Run:
         head = self.manifest.head
         if head is not None and (self.visiting or self.committed < self.config.head_warm_up_rounds):
             return [(head.name,)] * slots
+        own = [self.manifest.slice_named(name) for name in self.slices]
         return deal(
-            self.slices,
+            grown_slices(self.config.grow_at, own, self.committed),
             [head.name] if head is not None and self.config.train_head else [],
             slots,
             self.next_round,
@@ -236,12 +238,7 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
         raise ConfigError(
             f"package {package.manifest.name} has no slice but the head, and train_head is false"
         )
-    _check_lora(config, package.manifest, slices)
-    check_split(config)
-    check_ranks(config, package.manifest, slices)
-    check_rows(config, package.manifest, slices)
-    frozen_a = config.lora_aggregation == "frozen_a"
-    check_sketches(config, config.local_optimizer, package.manifest, slices, freeze_a=frozen_a)
+    check_slices(config, package.manifest, slices)
     earlier = None
     if config.continue_from is not None:
         earlier = _earlier(stores, config.continue_from)
@@ -395,7 +392,22 @@ def config_of(text: str) -> RunConfig:
     return msgspec.json.decode(text, type=RunConfig)
 
 
-def check_split(config: RunConfig) -> None:
+def check_slices(config: RunConfig, manifest: Manifest, slices: tuple[str, ...]) -> None:
+    """Check what a run asks of its slices: how they are cut, chosen, sketched, averaged, and when they join.
+
+    Raises:
+        ConfigError: they are of another kind, or settings exclude each other.
+    """
+    _check_lora(config, manifest, slices)
+    _check_split(config)
+    _check_ranks(config, manifest, slices)
+    check_rows(config, manifest, slices)
+    frozen_a = config.lora_aggregation == "frozen_a"
+    check_sketches(config, config.local_optimizer, manifest, slices, freeze_a=frozen_a)
+    check_growth(config, [manifest.slice_named(name) for name in slices])
+
+
+def _check_split(config: RunConfig) -> None:
     """Check that a place's slices are all, where a device may reach some of them alone.
 
     Raises:
@@ -408,7 +420,7 @@ def check_split(config: RunConfig) -> None:
         )
 
 
-def check_ranks(config: RunConfig, manifest: Manifest, slices: tuple[str, ...]) -> None:
+def _check_ranks(config: RunConfig, manifest: Manifest, slices: tuple[str, ...]) -> None:
     """Check that slices can be held in part and averaged rank by rank, where a run asks for that.
 
     Raises:
