@@ -48,6 +48,10 @@ WITHOUT_SLICES: dict[str, Any] = {
     "lora_aggregation": "factors",
     "rank_mode": "fixed",
     "exits": (),
+    "sketch_size": 0,
+    "sketch_entries": 0,
+    "row_choice": "norm",
+    "row_refresh": 0,
     "grow_at": (),
 }
 
@@ -397,7 +401,7 @@ def _check_sketches(config: RunConfig) -> None:
             f'sketch_size = {config.sketch_size} belongs to report = "sketch" or local_optimizer "sgc": set one, or '
             "leave it out"
         )
-    if config.local_optimizer.name == "sgc" and not config.sketch_size:
+    if config.local_optimizer.name == "sgc" and not config.sketch_size and config.slices not in ("none", ()):
         raise ConfigError('local_optimizer "sgc" keeps sketches: set sketch_size and sketch_entries')
     if config.report != "sketch":
         return

@@ -383,6 +383,8 @@ def summary(package: Package, notes: Sequence[str] = ()) -> str:
         package: package that was made.
         notes: sentences about what of the model folder is not used, or used otherwise than its files say.
     """
+    from edge_runtime.package.held import moved_part
+
     manifest = package.manifest
     groups: dict[str, int] = {}
     for path, entry in manifest.files.items():
@@ -397,7 +399,10 @@ def summary(package: Package, notes: Sequence[str] = ()) -> str:
         "sizes      " + ", ".join(f"{name} {size(count)}" for name, count in sorted(groups.items())),
         *_head_lines(manifest),
         "slices",
-        *(f"  {spec.name:<42} {spec.kind:<8} {spec.dimensions:>7} trainable" for spec in manifest.slices),
+        *(
+            f"  {spec.name:<42} {spec.kind:<8} {moved_part(spec).dimensions:>7} trainable"
+            for spec in manifest.slices
+        ),
         "predicted peak of a training worker",
         *_predictions(manifest),
         f"largest relative difference from torch on {rows} rows of real text, by arithmetic",

@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from benchmarks.coordinator.hand_made import slice_spec
 from coordinator.rounds.deltas import check_delta
 from coordinator.simulation.record import Record
 from edge_runtime.errors import ConfigError, SliceError
 from edge_runtime.package.package import Package
 from edge_runtime.package.slices import encode_values
 from edge_runtime.protocol.signing import generate_key
+from tests.coordinator.conftest import World
 from tests.coordinator.simulation.conftest import Workshop
 from tests.coordinator.simulation.mixed_caps import simulate_mixed
 from tests.edge_runtime.bigram import SLICE
 from tests.edge_runtime.golden.tangents import TASK
-from tests.edge_runtime.rows_bigram import PLACE, ROWS, write_rows_bigram
+from tests.edge_runtime.rows_bigram import PLACE, ROWS, SPEC, write_rows_bigram
 
 RUN = {
     "rounds": 4,
@@ -92,3 +94,25 @@ def test_rows_of_a_package_without_any_are_refused(workshop: Workshop, run: dict
     with pytest.raises(ConfigError, match="trains none: export it with --slice rows, or leave row_"):
         workshop.simulate(run=run)
     assert np.isfinite(workshop.simulate(run={"rounds": 1})[0].points[-1].loss)
+
+
+def rounds(folder: Path, killed: bool) -> bytes:
+    """The values after four rounds that choose rows twice, with the coordinator killed around each choice or not."""
+    folder.mkdir()
+    world = World(folder, None, (SPEC, slice_spec("head", 1, (1, 2, 2), "head")))
+    devices = world.fleet("a", "b", "c")
+    world.create_run(rounds=4, row_refresh=2, seed=5)
+    for number in range(4):
+        world.play()
+        if killed and number in (1, 2):
+            world.start()
+            world.play()
+        world.work(devices)
+    assert world.run()["state"] == "finished"
+    world.stores.storage.close()
+    return world.values()
+
+
+def test_a_killed_coordinator_chooses_the_same_rows(tmp_path: Path) -> None:
+    """Killed before and after rows are chosen, a coordinator ends with the bytes of one that was not."""
+    assert rounds(tmp_path / "plain", killed=False) == rounds(tmp_path / "killed", killed=True)
