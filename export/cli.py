@@ -55,7 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
     package.add_argument(
         "--slice", choices=tuple(KINDS), help="kind of slices (default: lora_xs; lora with --adapter)"
     )
-    package.add_argument("--rank", type=int, help="rank of the slices (default: 4)")
+    package.add_argument(
+        "--rank", type=int, help="rank of the slices; of --slice rows the number of rows (default: 4)"
+    )
     package.add_argument("--alpha", type=float, help="update scale is alpha / rank (default: 4)")
     package.add_argument(
         "--density",
@@ -381,6 +383,8 @@ def summary(package: Package, notes: Sequence[str] = ()) -> str:
         package: package that was made.
         notes: sentences about what of the model folder is not used, or used otherwise than its files say.
     """
+    from edge_runtime.package.held import moved_part
+
     manifest = package.manifest
     groups: dict[str, int] = {}
     for path, entry in manifest.files.items():
@@ -395,7 +399,10 @@ def summary(package: Package, notes: Sequence[str] = ()) -> str:
         "sizes      " + ", ".join(f"{name} {size(count)}" for name, count in sorted(groups.items())),
         *_head_lines(manifest),
         "slices",
-        *(f"  {spec.name:<42} {spec.kind:<8} {spec.dimensions:>7} trainable" for spec in manifest.slices),
+        *(
+            f"  {spec.name:<42} {spec.kind:<8} {moved_part(spec).dimensions:>7} trainable"
+            for spec in manifest.slices
+        ),
         "predicted peak of a training worker",
         *_predictions(manifest),
         f"largest relative difference from torch on {rows} rows of real text, by arithmetic",
@@ -494,6 +501,8 @@ def _check_ranges(arguments: argparse.Namespace) -> None:
 
 def _check_kind(arguments: argparse.Namespace) -> None:
     """Refuse options of another kind of slices than the one that is chosen."""
+    if arguments.slice == "rows":
+        _check_rows(arguments)
     sparse = arguments.slice == "sparse"
     for name in ("rank", "alpha") if sparse else ("density", "mask"):
         if getattr(arguments, name) is not None:
@@ -508,6 +517,14 @@ def _check_kind(arguments: argparse.Namespace) -> None:
         raise ConfigError("--slice sparse cannot start from --adapter: merge it into the model first")
     if arguments.density is not None and not 0 < arguments.density <= 1:
         raise ConfigError(f"--density is {arguments.density}, must be above 0 and at most 1")
+
+
+def _check_rows(arguments: argparse.Namespace) -> None:
+    """Refuse what rows of a weight do not have: a scale, and an adapter that they could start from."""
+    if arguments.alpha is not None:
+        raise ConfigError("--alpha does not go with this kind of slices: rows have no scale; leave it out")
+    if arguments.adapter is not None:
+        raise ConfigError("--slice rows cannot start from --adapter: merge it into the model first")
 
 
 def _check_adapter(arguments: argparse.Namespace, labels: tuple[str, ...]) -> None:

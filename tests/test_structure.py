@@ -137,6 +137,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "export/autodiff",
         "export/capture",
         "export/quantisation",
+        "export/slices",
     },
     "export/adapters": {
         "edge_runtime",
@@ -380,6 +381,7 @@ WITHOUT_TEST_FILE = {
     "edge_runtime/slices/kind.py",
     "edge_runtime/slices/lora.py",
     "edge_runtime/slices/lora_xs.py",
+    "edge_runtime/slices/rows.py",
     "edge_runtime/slices/sparse.py",
     "edge_runtime/training/estimators.py",
     "edge_runtime/training/evaluation.py",

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from edge_runtime.package.held import moved_part
 from edge_runtime.package.manifest import SliceSpec
 from edge_runtime.package.slices import Values
 from edge_runtime.protocol.messages import PER_EXAMPLE, Task
@@ -26,7 +27,7 @@ def delta_of(specs: Iterable[SliceSpec], task: Task, name: str, scale: float = 1
     return {
         f"{spec.name}/{tensor.name}": (scale * generator.standard_normal(tensor.shape)).astype(np.float32)
         for spec in specs
-        for tensor in spec.tensors
+        for tensor in moved_part(spec).tensors
         if spec.name in names and not (task.freeze_a and tensor.name == "A")
     }
 

@@ -119,6 +119,7 @@ def test_every_option_reaches_the_export(
             "--factors does not go with this kind of slices: lora has none; take --slice lora_xs",
         ),
         (("--slice", "sparse", "--rank", "4"), "sparse has no rank: take --density"),
+        (("--slice", "rows", "--alpha", "4"), "rows have no scale; leave it out"),
     ],
 )
 def test_options_of_another_kind_are_refused(
