@@ -128,7 +128,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export/model": {"edge_runtime", "edge_runtime/data", "edge_runtime/package", "export/slices"},
     "export/capture": {"edge_runtime", "export/model"},
     "export/quantisation": {"edge_runtime/package", "export/capture", "export/model"},
-    "export/autodiff": {"edge_runtime", "export/quantisation"},
+    "export/autodiff": {"edge_runtime", "export/model", "export/quantisation"},
     "export/lowering": {
         "edge_runtime",
         "edge_runtime/engines",
@@ -136,6 +136,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "edge_runtime/package",
         "export/autodiff",
         "export/capture",
+        "export/model",
         "export/quantisation",
     },
     "export/adapters": {
