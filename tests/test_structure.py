@@ -250,6 +250,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "edge_runtime",
         "edge_runtime/html",
         "edge_runtime/package",
+        "coordinator/rounds",
         "coordinator/simulation",
         "coordinator/storage",
     },
