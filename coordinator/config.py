@@ -95,6 +95,22 @@ class ServerOptimizers(Struct, frozen=True, forbid_unknown_fields=True):
     head: ServerOptimizerConfig = ServerOptimizerConfig()
 
 
+class GroupConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Rows of one kind, such as a language, and the devices that hold rows of that kind.
+
+    Attributes:
+        name: name of the group.
+        data: file of the group's development rows, on the coordinator's machine.
+        devices: names of its devices, with ``*`` for any characters; none for a group of which no device takes part.
+    """
+
+    name: Identifier
+    data: Annotated[str, Meta(min_length=1, max_length=4096)]
+    devices: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(max_length=1000)
+    ] = ()
+
+
 class EvaluationConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """How the coordinator evaluates the global model on its own development rows.
 
@@ -106,12 +122,15 @@ class EvaluationConfig(Struct, frozen=True, forbid_unknown_fields=True):
         arithmetic: arithmetic in which the coordinator runs the package: ``"row_int8"``, ``"block_int8"``,
             ``"block_int4"`` or ``"float"``, if the package has it; unset: the best there, measured once for each
             package.
+        groups: further rows by group: the run's summary then tells how robust it is over groups whose devices took part
+            and over others. For classification.
     """
 
     data: Annotated[str, Meta(min_length=1, max_length=4096)]
     every_rounds: PositiveCount = 1
     threads: Annotated[int, Meta(ge=1, le=1024)] = 1
     arithmetic: Arithmetic | None = None
+    groups: Annotated[tuple[GroupConfig, ...], Meta(max_length=64)] = ()
 
 
 class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -269,7 +288,10 @@ def read_run_config(path: Path) -> RunConfig:
     folder = path.absolute().parent
     evaluation = config.evaluation
     if evaluation is not None:
-        evaluation = msgspec.structs.replace(evaluation, data=str(folder / evaluation.data))
+        groups = tuple(
+            msgspec.structs.replace(group, data=str(folder / group.data)) for group in evaluation.groups
+        )
+        evaluation = msgspec.structs.replace(evaluation, data=str(folder / evaluation.data), groups=groups)
     return msgspec.structs.replace(config, package=str(folder / config.package), evaluation=evaluation)
 
 

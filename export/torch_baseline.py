@@ -87,7 +87,12 @@ def _model(settings: BackpropagationSettings, manifest: Manifest) -> nn.Module:
     folder = Path(settings.model)
     try:
         model = load_model(
-            folder, len(manifest.labels), options, manifest.task, features=features
+            folder,
+            len(manifest.labels),
+            options,
+            manifest.task,
+            features=features,
+            mlp_topk=None if manifest.mlp_topk is msgspec.UNSET else manifest.mlp_topk.kept,
         ).materialise()
     except UnusableHead as error:
         raise ModelError(

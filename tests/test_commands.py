@@ -206,7 +206,7 @@ OPTIONS = {
     "edge-export package": dict.fromkeys(
         (
             *("--task", "--labels", "--check-data", "--output", "--key", "--slice", "--rank", "--alpha"),
-            *("--density", "--mask", "--factors"),
+            *("--density", "--mask", "--factors", "--mlp-topk"),
             *("--targets", "--sequence-limit", "--quant", "--with-adjoint", "--engine", "--seed"),
             *("--adapter", "--trust-remote-code", "--with-generation"),
         ),

@@ -116,6 +116,36 @@ def prepare(task: str, data: Path, output: Path) -> TaskData:
     return files
 
 
+def languages(data: Path, output: Path, train: Iterable[str], others: Iterable[str]) -> TaskData:
+    """Write SIB-200's topics in some languages, with the language as each row's owner.
+
+    Args:
+        data: folder of the data sets.
+        output: folder to write to.
+        train: languages of the training rows, by their code there.
+        others: languages of dev rows alone; those of ``train`` have dev rows too.
+    """
+    train, others = tuple(train), tuple(others)
+    parts = {
+        name: [
+            {"text": row["text"], "label": row["category"], "owner": language}
+            for language in found
+            for row in csv.DictReader(
+                read_text(data / "sib200" / language / f"{name}.tsv").splitlines(),
+                delimiter="\t",
+                quoting=csv.QUOTE_NONE,
+            )
+        ]
+        for name, found in (("train", train), ("dev", (*train, *others)))
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    files = TaskData(output / "train.jsonl", output / "dev.jsonl", output / "labels.json")
+    files.labels.write_text(json.dumps(sorted({row["label"] for rows in parts.values() for row in rows})))
+    for path, rows in ((files.train, parts["train"]), (files.dev, parts["dev"])):
+        _write(path, rows)
+    return files
+
+
 def speakers(data: Path, output: Path, rows_at_least: int = 8) -> tuple[Path, Path]:
     """Write TinyShakespeare's speeches, with their speakers as owners.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
 
+from coordinator.rounds.robustness import WARNING
 from coordinator.rounds.summary import EventSummary, RoundSummary, RunSummary
 from edge_runtime import __version__
 from edge_runtime.figures import duration, plural, share, size
@@ -404,6 +405,16 @@ def _devices(run: RunSummary) -> str:
     )
 
 
+def robustness_lines(run: RunSummary) -> list[str]:
+    """How accuracy changed over groups that took part and over others, with its warning; none without groups."""
+    found = run.robustness
+    if found is None:
+        return []
+    shares = (("seen", found.seen), ("unseen", found.unseen), ("crrm stand-in", found.crrm_standin))
+    told = ", ".join(f"{name} {100 * value:+.1f} %" for name, value in shares if value is not None)
+    return [f"Relative change of accuracy over groups of devices: {told}. {WARNING}"]
+
+
 def _facts(run: RunSummary, events: Sequence[EventSummary]) -> str:
     config = run.config
     solved = [event.message for event in events if event.code == HEAD_SOLVED]
@@ -424,6 +435,7 @@ def _facts(run: RunSummary, events: Sequence[EventSummary]) -> str:
         ("cap", " to ".join(size(cap) for cap in dict.fromkeys([caps[0], caps[-1]])) if caps else ""),
         ("the head reads", f"blocks {blocks} (0 is the embedding's output)" if blocks else ""),
         ("the head", solved[-1] if solved else ""),
+        ("robustness", " ".join(robustness_lines(run))),
         (
             "a task",
             "one pass over all rows of the device, for sums"

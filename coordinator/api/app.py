@@ -36,6 +36,7 @@ from coordinator.storage import round_rows
 from coordinator.storage.stores import open_stores
 from coordinator.storage.trouble import trouble_of
 from edge_runtime import __version__ as runtime_version
+from edge_runtime.errors import EdgeError
 from edge_runtime.protocol.messages import Refusal
 
 log = logging.getLogger("coordinator")
@@ -165,9 +166,9 @@ async def evaluate_models(app_state: AppState) -> None:
         await asyncio.sleep(TICK_S)
         return
     outcome = await evaluation.evaluate(waiting)
-    await app_state.write(
-        partial(evaluation.store_evaluation, evaluation=waiting, outcome=outcome, now_s=app_state.clock())
-    )
+    groups = None if isinstance(outcome, EdgeError) else await evaluation.evaluate_groups(waiting)
+    found = partial(evaluation.store_evaluation, evaluation=waiting, outcome=outcome, groups=groups)
+    await app_state.write(partial(found, now_s=app_state.clock()))
 
 
 async def clear_out(app_state: AppState) -> None:

@@ -350,12 +350,25 @@ def _check_evaluation(evaluation: EvaluationConfig, manifest: Manifest, *, read_
             f'evaluation.arithmetic = "{evaluation.arithmetic}" is not in package {manifest.name}, which has '
             f"{', '.join(offered)}; leave it out, or take one of these"
         )
-    if not read_data:
-        return
-    try:
-        load_rows(data, manifest.labels)
-    except DataError as error:
-        raise DataError(f"evaluation.data does not fit package {manifest.name}: {error}") from error
+    if evaluation.groups and manifest.task != "classification":
+        raise ConfigError(
+            "evaluation.groups compares accuracies of a classifier; leave it out for a language model"
+        )
+    files = {"evaluation.data": data}
+    for group in evaluation.groups:
+        key = f"evaluation.groups, {group.name}: data"
+        if key in files:
+            raise ConfigError(
+                f"evaluation.groups has two groups named {group.name}; give each a name of its own"
+            )
+        if not Path(group.data).is_file():
+            raise ConfigError(f"{key} names {group.data}, which is no file here")
+        files[key] = Path(group.data)
+    for key, path in files.items() if read_data else ():
+        try:
+            load_rows(path, manifest.labels)
+        except DataError as error:
+            raise DataError(f"{key} does not fit package {manifest.name}: {error}") from error
 
 
 def _check_lora(config: RunConfig, manifest: Manifest, slices: tuple[str, ...]) -> None:

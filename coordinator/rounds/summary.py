@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import sqlite3
+from fnmatch import fnmatchcase
 
 from msgspec import Struct
 
 from coordinator.config import RunConfig
 from coordinator.rounds.presence import SLACK_S
+from coordinator.rounds.robustness import GroupScore, Robustness, robustness_of
 from coordinator.rounds.runs import Run, active_runs, expected_rounds
 from coordinator.rounds.tasks import least_required_bytes
 from coordinator.storage import (
@@ -112,6 +114,9 @@ class RunSummary(Struct, frozen=True):
         set_aside: devices that the run asks no more, by name.
         paused: whether the operator paused it: no round opens until it is resumed.
         not_eligible: number of devices that may not work now, by the reason that they told.
+        robustness: change of accuracy from the values that the run started from to the last ones evaluated, over the
+            groups of ``evaluation.groups``; ``crrm_standin`` there stands in for a published metric whose formula was
+            not at hand. None without groups.
     """
 
     run_id: str
@@ -137,6 +142,7 @@ class RunSummary(Struct, frozen=True):
     set_aside: list[SetAside] = []
     paused: bool = False
     not_eligible: dict[str, int] = {}
+    robustness: Robustness | None = None
 
     @property
     def counting(self) -> list[RoundSummary]:
@@ -288,7 +294,31 @@ def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = T
         ],
         paused=run.paused,
         not_eligible=device_rows.count_not_eligible(connection),
+        robustness=_robustness(connection, run, rounds) if with_rounds else None,
     )
+
+
+def _robustness(connection: sqlite3.Connection, run: Run, rounds: list[RoundSummary]) -> Robustness | None:
+    """Groups of rows at the start and at the last evaluation that counts; None before both are there."""
+    evaluation, scores = run.config.evaluation, evaluation_rows.done(connection, run.run_id)
+    if evaluation is None or not evaluation.groups or len(scores) < 2 or scores[0].round >= 0:
+        return None
+    before = evaluation_rows.groups_of(connection, run.run_id, scores[0].round)
+    after = evaluation_rows.groups_of(connection, run.run_id, scores[-1].round)
+    devices = {
+        device
+        for entry in rounds
+        if entry.state == "committed" and not entry.rolled_back
+        for device in entry.devices
+        if device not in entry.left_out
+    }
+    groups = []
+    for group in evaluation.groups:
+        if (name := group.name) in before and name in after:
+            took_part = any(fnmatchcase(device, pattern) for device in devices for pattern in group.devices)
+            scored = (before[name].accuracy, after[name].accuracy)
+            groups.append(GroupScore(name, took_part, after[name].rows, *scored))
+    return robustness_of(groups)
 
 
 def releases_of(connection: sqlite3.Connection) -> list[ReleaseSummary]:

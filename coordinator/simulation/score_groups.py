@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from coordinator.rounds.evaluation import INITIAL, evaluation_of
+from coordinator.rounds.robustness import GroupScore, Robustness, robustness_of
 from coordinator.rounds.runs import find_run, initial_values
 from coordinator.simulation.arm import Arm
 from coordinator.simulation.labelled_rows import LabelledRows
-from coordinator.simulation.robustness import GroupScore, Robustness, robustness_of
 from coordinator.simulation.workbench import Workbench
 from coordinator.storage import simulation_rows
 

@@ -317,6 +317,11 @@ def take_sums_off(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE results ADD COLUMN removed TEXT NOT NULL DEFAULT '[]'")  # JSON digests
 
 
+def score_groups(connection: sqlite3.Connection) -> None:
+    """What an evaluation found on the rows of each group."""
+    connection.execute("ALTER TABLE evaluations ADD COLUMN group_scores TEXT NOT NULL DEFAULT '{}'")  # JSON
+
+
 #: In the order in which they run.
 ALL = (
     create_devices,
@@ -340,4 +345,5 @@ ALL = (
     buffer_results,
     tell_eligibility,
     take_sums_off,
+    score_groups,
 )
