@@ -5,7 +5,8 @@
 A ridge classifier over several blocks, solved from one pass of each device, stands beside exact gradients on LoRA
 r = 8 over 20 rounds of 10 devices, and beside the head alone over the last block. On top of it, slices of the last two
 blocks are trained under a head over the same blocks, and the head is solved again in a visit at the end. Devices, rows,
-seeds and rounds are those of ``benchmarks.learning.run``; work that was stopped goes on.
+seeds and rounds are those of ``benchmarks.learning.run``; work that was stopped goes on, and in the result file rows of
+other tasks and partitions stay.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.harness.minilm import packaged_model
-from benchmarks.harness.result_file import RESULTS, Figure, write_result
+from benchmarks.harness.result_file import EARLIER, RESULTS, Figure, earlier_rows, write_result
 from benchmarks.learning.arms import ADAM, ARMS, PACKAGES, SLICES_RATE, BenchArm, rate_of
 from benchmarks.learning.datasets import TASKS, prepare
 from benchmarks.learning.run import ROUNDS, ArmSweep, export_package, fill
@@ -35,6 +36,7 @@ TITLES = {
     "clinc150": "CLINC150",
     "newsgroups": "20 Newsgroups",
     "injongo": "Injongo",
+    "sib200": "SIB-200",
     "ag_news": "AG News",
 }
 VISIT = {"head": "closed_form", "slices": "none", "rounds": 0, "sums_dtype": "float16"}
@@ -96,17 +98,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     # 3. The table of what is there.
     figures: list[Figure] = []
     curves: dict[str, object] = {}
+    titles = []
     for folder in sorted(arguments.output.glob("visit-*-*")):
         if folder.is_dir():
             task, alpha = folder.name.removeprefix("visit-").rsplit("-", 1)
             found = read_curves(folder)
             title = f"{TITLES[task]}, Dirichlet {alpha}"
+            titles.append(title)
             figures += rows(title, found)
             if "visit" in found and "lora8" not in found:
                 figures += against_stored(title, found["visit"], f"{task}-{alpha}")
             curves[folder.name] = {name: curve.finals() for name, curve in found.items()}
     command = "python -m benchmarks.learning.one_visit " + " ".join(argv or sys.argv[1:])
-    write_result(RESULTS / RESULT, command, 1, figures, {"accuracy by arm and seed, in percent": curves})
+    others, commits = earlier_rows(RESULTS / RESULT, titles)
+    conditions = {"accuracy by arm and seed, in percent": curves, EARLIER: commits}
+    write_result(RESULTS / RESULT, command, 1, [*others, *figures], conditions)
     return 0
 
 

@@ -54,6 +54,7 @@ ROWS_PER_DEVICE = {
     "clinc150": 100,
     "newsgroups": 64,
     "injongo": 100,
+    "sib200": 100,
 }
 ROUNDS, QUICK_ROUNDS, RATE_ROUNDS = 20, 6, 16
 #: The seed of the grid; no result comes from it.
