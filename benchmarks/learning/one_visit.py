@@ -100,9 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     curves: dict[str, object] = {}
     titles = []
     for folder in sorted(arguments.output.glob("visit-*-*")):
-        if folder.is_dir():
+        if folder.is_dir() and (found := read_curves(folder)):
             task, alpha = folder.name.removeprefix("visit-").rsplit("-", 1)
-            found = read_curves(folder)
             title = f"{TITLES[task]}, Dirichlet {alpha}"
             titles.append(title)
             figures += rows(title, found)
