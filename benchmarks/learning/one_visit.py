@@ -28,6 +28,7 @@ from benchmarks.learning.tables import ArmCurve, read_curves
 
 RESULT, LEARNING = "one-visit.json", "learning-arms.json"
 DEVICES_PER_ROUND = 10
+BY_SEED = "accuracy by arm and seed, in percent"
 TITLES = {
     "trec": "TREC",
     "trec_fine": "TREC, fine types",
@@ -110,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             curves[folder.name] = {name: curve.finals() for name, curve in found.items()}
     command = "python -m benchmarks.learning.one_visit " + " ".join(argv or sys.argv[1:])
     others, commits = earlier_rows(RESULTS / RESULT, titles)
-    conditions = {"accuracy by arm and seed, in percent": curves, EARLIER: commits}
+    before = json.loads((RESULTS / RESULT).read_text())["conditions"][BY_SEED] if others else {}
+    conditions = {BY_SEED: {**before, **curves}, EARLIER: commits}
     write_result(RESULTS / RESULT, command, 1, [*others, *figures], conditions)
     return 0
 
