@@ -12,7 +12,7 @@ PAGES := README.md $(wildcard docs/results/*.md)
 
 .PHONY: setup demo demo-shakespeare test test-extended test-quick test-faults test-network lint bench bench-memory bench-opponent bench-large \
 	bench-memory-grid bench-predict bench-generation bench-arithmetic bench-placement bench-coordinator bench-flower bench-estimators bench-skipping \
-	bench-learning bench-one-visit bench-trials bench-denominators bench-slices bench-schedules demo-reference tables reference constraints deb wheelhouse test-deb test-arm64 clean
+	bench-learning bench-one-visit bench-trials bench-denominators bench-decoder bench-slices bench-schedules demo-reference tables reference constraints deb wheelhouse test-deb test-arm64 clean
 
 setup: $(STAMP)
 
@@ -107,6 +107,8 @@ bench-denominators: setup
 
 bench-slices: setup
 	$(BIN)/python -m benchmarks.learning.slices $(if $(DATA),--data $(DATA)) $(if $(TASKS),--tasks $(TASKS))
+bench-decoder: setup
+	$(BIN)/python -m benchmarks.learning.decoder $(if $(DATA),--data $(DATA))
 
 bench-skipping: setup
 	$(BIN)/python -m benchmarks.estimators.skipped_passes $(if $(DATA),--data $(DATA))

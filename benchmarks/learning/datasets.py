@@ -80,13 +80,23 @@ def newsgroups(folder: Path) -> tuple[list[Pair], list[Pair]]:
 
 
 def injongo(folder: Path) -> tuple[list[Pair], list[Pair]]:
-    """Injongo: intents in eight languages, most of which the encoder was not made for; its own dev rows."""
+    """Injongo: intents in eight languages, most of which the encoder was not made for; 1,000 of its own dev rows."""
     parts = []
     for name in ("train", "dev"):
         paths = sorted((folder / "injongo").glob(f"*/{name}.jsonl"))
         rows = [json.loads(line) for path in paths for line in read_text(path).splitlines()]
         parts.append([(row["intent"], row["text"].strip()) for row in rows])
-    return parts[0], parts[1]
+    return parts[0], _mixed(parts[1])[:DEV_ROWS]
+
+
+def sib200(folder: Path) -> tuple[list[Pair], list[Pair]]:
+    """SIB-200: topics of sentences in twenty languages; 1,000 of its own dev rows."""
+    parts = []
+    for name in ("train", "dev"):
+        paths = sorted((folder / "sib200").glob(f"*/{name}.tsv"))
+        lines = [line for path in paths for line in read_text(path).splitlines()[1:]]
+        parts.append([(topic, text.strip()) for _, topic, text in (line.split("\t", 2) for line in lines)])
+    return parts[0], _mixed(parts[1])[:DEV_ROWS]
 
 
 TASKS = {
@@ -98,6 +108,7 @@ TASKS = {
     "clinc150": clinc150,
     "newsgroups": newsgroups,
     "injongo": injongo,
+    "sib200": sib200,
 }
 
 
@@ -180,8 +191,14 @@ def _pairs(rows: LabelledRows) -> list[Pair]:
 
 def _cut(rows: list[Pair]) -> tuple[list[Pair], list[Pair]]:
     """Training and dev rows, by a permutation of seed 0."""
+    mixed = _mixed(rows)
+    return mixed[DEV_ROWS:], mixed[:DEV_ROWS]
+
+
+def _mixed(rows: list[Pair]) -> list[Pair]:
+    """The rows in the order of a permutation of seed 0."""
     order = np.random.Generator(np.random.Philox(0)).permutation(len(rows))
-    return [rows[i] for i in order[DEV_ROWS:]], [rows[i] for i in order[:DEV_ROWS]]
+    return [rows[i] for i in order]
 
 
 def _write(path: Path, rows: Iterable[dict[str, str]]) -> None:
