@@ -13,6 +13,7 @@ from edge_runtime.exit_status import exit_code_of
 
 if TYPE_CHECKING:
     from coordinator.admin.client import AdminClient
+    from coordinator.storage.stores import Places
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--insecure-http", action="store_true", help="plain HTTP on an address that is not loopback"
     )
+    _add_places(serve)
     serve.set_defaults(command=_serve)
 
     simulate = commands.add_parser("simulate", help="simulate fleets that run this coordinator's own code")
@@ -86,6 +88,34 @@ def build_parser() -> argparse.ArgumentParser:
     _add_runs(commands, where)
     _add_releases(commands, where)
     return parser
+
+
+def _add_places(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--database",
+        metavar="URL",
+        help="postgresql://USER@HOST/NAME, which several coordinators may share; its password comes from PGPASSFILE or"
+        " PGPASSWORD (default: a file of SQLite in the state folder)",
+    )
+    command.add_argument(
+        "--blobs",
+        metavar="URL",
+        help="s3://BUCKET/PREFIX?endpoint=https://HOST; its keys come from AWS_ACCESS_KEY_ID and"
+        " AWS_SECRET_ACCESS_KEY, or AWS_SHARED_CREDENTIALS_FILE (default: folders in the state folder)",
+    )
+    command.add_argument(
+        "--secrets",
+        type=Path,
+        metavar="DIR",
+        help="folder of task.key and admin.token, which coordinators of one database have in common (default: the state"
+        " folder)",
+    )
+
+
+def _places(arguments: argparse.Namespace) -> Places:
+    from coordinator.storage.stores import Places
+
+    return Places(arguments.database, arguments.blobs, arguments.secrets)
 
 
 def _add_devices(
@@ -229,9 +259,11 @@ def _serve(arguments: argparse.Namespace) -> int:
             tls_cert=arguments.tls_cert,
             tls_key=arguments.tls_key,
             insecure_http=arguments.insecure_http,
+            places=_places(arguments),
         )
     )
-    print(f"coordinator at {server.url}; admin token in {arguments.state / ADMIN_TOKEN}", flush=True)
+    token = (arguments.secrets or arguments.state) / ADMIN_TOKEN
+    print(f"coordinator at {server.url}; admin token in {token}", flush=True)
     server.run()
     return 1 if server.crashed else 0
 

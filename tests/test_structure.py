@@ -264,6 +264,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "coordinator/api",
         "coordinator/simulation",
         "coordinator/simulation/command.py",
+        "coordinator/storage",
     },
 }
 #: What a device idles with, counts with or only hands on needs no arrays; an engine is loaded by its own folder alone.
@@ -340,7 +341,6 @@ WITHOUT_TEST_FILE = {
     "coordinator/storage/run_rows.py",
     "coordinator/storage/simulation_rows.py",
     "coordinator/storage/slot_rows.py",
-    "coordinator/storage/stores.py",
     "coordinator/storage/task_rows.py",
     "coordinator/storage/token_rows.py",
     "edge_runtime/agent/blob_cache.py",

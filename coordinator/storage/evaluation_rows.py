@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass
+
+from coordinator.storage.connection import Connection
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Scores:
     tokens: int
 
 
-def add(connection: sqlite3.Connection, run_id: str, number: int, values_sha256: str) -> None:
+def add(connection: Connection, run_id: str, number: int, values_sha256: str) -> None:
     """Ask for an evaluation."""
     connection.execute(
         "INSERT INTO evaluations (run_id, round, values_sha256, state) VALUES (?, ?, ?, 'pending')",
@@ -46,7 +47,7 @@ def add(connection: sqlite3.Connection, run_id: str, number: int, values_sha256:
     )
 
 
-def first_pending(connection: sqlite3.Connection) -> PendingEvaluation | None:
+def first_pending(connection: Connection) -> PendingEvaluation | None:
     """The evaluation that has waited for longest."""
     row = connection.execute(
         "SELECT run_id, round, evaluations.values_sha256 FROM evaluations JOIN runs USING (run_id)"
@@ -55,7 +56,7 @@ def first_pending(connection: sqlite3.Connection) -> PendingEvaluation | None:
     return None if row is None else PendingEvaluation(**row)
 
 
-def is_known(connection: sqlite3.Connection, run_id: str, number: int) -> bool:
+def is_known(connection: Connection, run_id: str, number: int) -> bool:
     """Whether an evaluation after a round was asked for, whatever came of it."""
     row = connection.execute(
         "SELECT 1 FROM evaluations WHERE run_id = ? AND round = ?", (run_id, number)
@@ -63,7 +64,7 @@ def is_known(connection: sqlite3.Connection, run_id: str, number: int) -> bool:
     return row is not None
 
 
-def has_pending(connection: sqlite3.Connection, run_id: str) -> bool:
+def has_pending(connection: Connection, run_id: str) -> bool:
     """Whether an evaluation of a run waits."""
     row = connection.execute(
         "SELECT 1 FROM evaluations WHERE run_id = ? AND state = 'pending'", (run_id,)
@@ -71,12 +72,12 @@ def has_pending(connection: sqlite3.Connection, run_id: str) -> bool:
     return row is not None
 
 
-def done(connection: sqlite3.Connection, run_id: str) -> list[Scores]:
+def done(connection: Connection, run_id: str) -> list[Scores]:
     """What the evaluations of a run found, those of the rounds that count, in their order."""
     return [scores for scores, counts in all_done(connection, run_id) if counts]
 
 
-def all_done(connection: sqlite3.Connection, run_id: str) -> list[tuple[Scores, bool]]:
+def all_done(connection: Connection, run_id: str) -> list[tuple[Scores, bool]]:
     """What all evaluations of a run found, in the order of their rounds, and whether their round counts."""
     rows = connection.execute(
         "SELECT round, accuracy, evaluations.mean_loss, tokens, rolled_back_s IS NULL AS counts"
@@ -87,7 +88,7 @@ def all_done(connection: sqlite3.Connection, run_id: str) -> list[tuple[Scores, 
     return [(Scores(*row[:4]), bool(row["counts"])) for row in rows]
 
 
-def values_of(connection: sqlite3.Connection, run_id: str, number: int) -> str:
+def values_of(connection: Connection, run_id: str, number: int) -> str:
     """Digest of the slice values that an evaluation was of; :class:`LookupError` if there is no such evaluation."""
     row = connection.execute(
         "SELECT values_sha256 FROM evaluations WHERE run_id = ? AND round = ?", (run_id, number)
@@ -97,7 +98,7 @@ def values_of(connection: sqlite3.Connection, run_id: str, number: int) -> str:
     return str(row["values_sha256"])
 
 
-def find_done(connection: sqlite3.Connection, run_id: str, number: int) -> Scores | None:
+def find_done(connection: Connection, run_id: str, number: int) -> Scores | None:
     """What the evaluation after a round found, if it was made."""
     row = connection.execute(
         "SELECT round, accuracy, mean_loss, tokens FROM evaluations"
@@ -107,7 +108,7 @@ def find_done(connection: sqlite3.Connection, run_id: str, number: int) -> Score
     return None if row is None else Scores(**row)
 
 
-def find_last_done(connection: sqlite3.Connection, run_id: str) -> Scores | None:
+def find_last_done(connection: Connection, run_id: str) -> Scores | None:
     """What the evaluation after the newest evaluated round found, if any was made."""
     row = connection.execute(
         "SELECT round, accuracy, mean_loss, tokens FROM evaluations"
@@ -118,7 +119,7 @@ def find_last_done(connection: sqlite3.Connection, run_id: str) -> Scores | None
 
 
 def store_done(
-    connection: sqlite3.Connection,
+    connection: Connection,
     run_id: str,
     number: int,
     *,
@@ -136,7 +137,7 @@ def store_done(
     )
 
 
-def store_failed(connection: sqlite3.Connection, run_id: str, number: int, message: str) -> None:
+def store_failed(connection: Connection, run_id: str, number: int, message: str) -> None:
     """Store why an evaluation failed."""
     connection.execute(
         "UPDATE evaluations SET state = 'failed', message = ? WHERE run_id = ? AND round = ?",
@@ -144,7 +145,7 @@ def store_failed(connection: sqlite3.Connection, run_id: str, number: int, messa
     )
 
 
-def drop_pending(connection: sqlite3.Connection, run_id: str, after: int | None = None) -> None:
+def drop_pending(connection: Connection, run_id: str, after: int | None = None) -> None:
     """Give up the evaluations of a run that wait, or those of rounds after one."""
     connection.execute(
         "DELETE FROM evaluations WHERE run_id = ? AND state = 'pending' AND round > coalesce(?, round - 1)",
