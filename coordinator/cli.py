@@ -41,6 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_places(serve)
     serve.set_defaults(command=_serve)
 
+    _add_copies(commands)
+
     simulate = commands.add_parser("simulate", help="simulate fleets that run this coordinator's own code")
     simulate.add_argument("config", type=Path, metavar="CONFIG.toml", help="the simulation's configuration")
     simulate.add_argument(
@@ -88,6 +90,57 @@ def build_parser() -> argparse.ArgumentParser:
     _add_runs(commands, where)
     _add_releases(commands, where)
     return parser
+
+
+def _add_copies(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    backup = commands.add_parser(
+        "backup", help="copy a coordinator's whole state into a folder, while it serves"
+    )
+    backup.add_argument("--state", type=Path, required=True, metavar="DIR", help="its state folder")
+    _add_places(backup)
+    backup.add_argument("--output", type=Path, required=True, metavar="DIR", help="new folder for the copy")
+    backup.set_defaults(command=_backup)
+    restore = commands.add_parser("restore", help="fill a new state folder, or new servers, from a backup")
+    restore.add_argument("backup", type=Path, metavar="BACKUP", help="folder that backup wrote")
+    restore.add_argument("--state", type=Path, required=True, metavar="DIR", help="new state folder")
+    _add_places(restore)
+    restore.set_defaults(command=_restore)
+    migrate = commands.add_parser("migrate", help="move a state folder's database and blobs to servers")
+    migrate.add_argument(
+        "--state",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="state folder of a coordinator that has ended",
+    )
+    _add_places(migrate)
+    migrate.set_defaults(command=_migrate)
+
+
+def _backup(arguments: argparse.Namespace) -> int:
+    from coordinator.storage.copies import backup
+
+    count = backup(arguments.state, _places(arguments), arguments.output)
+    print(
+        f"wrote {arguments.output}: the database, its keys and {count} blobs; keep it as secret as the state folder"
+    )
+    return 0
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    from coordinator.storage.copies import restore
+
+    count = restore(arguments.backup, arguments.state, _places(arguments))
+    print(f"restored the database and {count} blobs; start the coordinator with the same options")
+    return 0
+
+
+def _migrate(arguments: argparse.Namespace) -> int:
+    from coordinator.storage.copies import migrate
+
+    count = migrate(arguments.state, _places(arguments))
+    print(f"moved the database and {count} blobs; start the coordinator with the same options")
+    return 0
 
 
 def _add_places(command: argparse.ArgumentParser) -> None:

@@ -26,7 +26,7 @@ from coordinator.api.connections import (
     Listener,
     most_connections,
 )
-from coordinator.storage.stores import Places
+from coordinator.storage.stores import LOCK, Places
 from edge_runtime.durable import make_private_folder, write_durably
 from edge_runtime.errors import ConfigError
 from edge_runtime.folder_lock import claim_folder
@@ -37,8 +37,6 @@ log = logging.getLogger("coordinator")
 
 #: File in the state folder with the address of the running coordinator, for the command line.
 ADDRESS = "url"
-#: File in the state folder that the running coordinator holds locked.
-LOCK = "lock"
 #: File in the state folder with the sha256 of the certificate that the running coordinator shows: on this machine it is
 #: known by it, whatever names it has. Without TLS there is none.
 CERTIFICATE = "certificate.sha256"

@@ -213,10 +213,15 @@ def forget_nonces(connection: Connection, before_s: float) -> None:
     if last_s is None:
         return
     connection.execute("DELETE FROM nonces WHERE expires_s <= ?", (last_s,))
+    refuse_nonces(connection, until_s=last_s)
+
+
+def refuse_nonces(connection: Connection, *, until_s: float) -> None:
+    """Take none that expires by this moment: whether it was used before is not known."""
     connection.execute(
         "INSERT INTO marks VALUES ('nonces_forgotten_to_s', ?)"
         " ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE marks.value < excluded.value",
-        (last_s,),
+        (until_s,),
     )
 
 

@@ -25,6 +25,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg.types.string import StrDumper
 
+from coordinator.storage.connection import Connection
 from coordinator.storage.database import pending
 from coordinator.storage.trouble import StoreAwayError, away
 from edge_runtime.errors import ConfigError, ResourceError
@@ -243,6 +244,19 @@ class PostgresStorage:
             "SELECT tablename FROM pg_tables WHERE schemaname = current_schema() ORDER BY tablename"
         )
         return [str(row[0]) for row in rows]
+
+    @staticmethod
+    def continue_numbers(connection: Connection) -> None:
+        """Let columns that number their rows go on behind the highest number, after rows were copied in."""
+        rows = connection.execute(
+            "SELECT table_name, column_name FROM information_schema.columns"
+            " WHERE table_schema = current_schema() AND is_identity = 'YES'"
+        ).fetchall()
+        for table, column in rows:
+            connection.execute(
+                f"SELECT setval(pg_get_serial_sequence(?, ?), max({column})) FROM {table}",  # noqa: S608 - of the schema
+                (table, column),
+            )
 
     def close(self) -> None:
         """Close the connection; leaving this out loses nothing."""

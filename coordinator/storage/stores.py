@@ -19,6 +19,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coordinator.storage import shared_rows
 from coordinator.storage.blob_store import Blobs, BlobStore
@@ -34,10 +35,18 @@ from edge_runtime.protocol.messages import Blocks, Pooling
 from edge_runtime.protocol.signing import PrivateKey, generate_key
 from edge_runtime.trouble import unusable
 
+if TYPE_CHECKING:
+    from coordinator.storage.postgres import PostgresStorage
+
 DATABASE = "coordinator.db"
 TASK_KEY = "task.key"
 #: Folder for bodies of requests on their way; its files have no names, so nothing stays of a killed process.
 INCOMING = "incoming"
+#: Folders of blobs that are served, and of those that never are.
+BLOBS = "blobs"
+PRIVATE = "private"
+#: File that the running coordinator holds locked.
+LOCK = "lock"
 #: Folder for copies of blobs that are in a bucket.
 FETCHED = "fetched"
 
@@ -119,7 +128,7 @@ def open_stores(folder: Path, *, durable: bool = True, places: Places | None = N
         if places.secrets is not None:
             make_private_folder(places.secrets)
         (folder / INCOMING).mkdir(exist_ok=True, mode=0o700)
-        blobs, private_blobs = _open_blobs(folder, places.blobs, durable=durable)
+        blobs, private_blobs = open_blobs(folder, places.blobs, durable=durable)
         storage, uploads = _open_database(folder, places.database, durable=durable)
         try:
             key_path = (places.secrets or folder) / TASK_KEY
@@ -143,23 +152,39 @@ def open_stores(folder: Path, *, durable: bool = True, places: Places | None = N
 def _open_database(folder: Path, url: str | None, *, durable: bool) -> tuple[Database, Uploads]:
     if url is None:
         return Storage(folder / DATABASE, durable=durable), UploadStore(folder / "uploads")
+    storage = open_server(url)  # first: it tells whether the library is there
+    from coordinator.storage.upload_parts import UploadParts  # noqa: PLC0415 - with an extra
+
+    return storage, UploadParts(storage)
+
+
+def open_server(url: str) -> PostgresStorage:
+    """A database on a server, with the tables of this version.
+
+    Raises:
+        ConfigError: the URL is malformed, the library is missing, or the database is of a newer version.
+        ResourceError: the server does not answer now.
+    """
     if not url.startswith(("postgresql://", "postgres://")):
         raise ConfigError("--database is no URL of PostgreSQL; write postgresql://USER@HOST/DATABASE")
     try:
         from coordinator.storage.postgres import PostgresStorage  # noqa: PLC0415 - an extra
-        from coordinator.storage.upload_parts import UploadParts  # noqa: PLC0415 - the same
     except ImportError as error:
         raise ConfigError(
             f"--database needs psycopg ({error}); install it with: pip install 'edge-runtime[postgresql]'"
         ) from error
-    storage = PostgresStorage(url)
-    return storage, UploadParts(storage)
+    return PostgresStorage(url)
 
 
-def _open_blobs(folder: Path, url: str | None, *, durable: bool) -> tuple[Blobs, Blobs]:
-    """Blobs that are served, and those that never are."""
+def open_blobs(folder: Path, url: str | None, *, durable: bool) -> tuple[Blobs, Blobs]:
+    """Blobs that are served, and those that never are.
+
+    Raises:
+        ConfigError: the URL is malformed, or the library is missing.
+        ResourceError: the bucket does not answer now.
+    """
     if url is None:
-        return BlobStore(folder / "blobs", durable=durable), BlobStore(folder / "private", durable=durable)
+        return BlobStore(folder / BLOBS, durable=durable), BlobStore(folder / PRIVATE, durable=durable)
     try:
         from coordinator.storage.s3_store import S3BlobStore, open_bucket  # noqa: PLC0415 - an extra
     except ImportError as error:
@@ -170,7 +195,7 @@ def _open_blobs(folder: Path, url: str | None, *, durable: bool) -> tuple[Blobs,
     (folder / FETCHED).mkdir(exist_ok=True, mode=0o700)
     served, private = (
         S3BlobStore(bucket, kind, BlobStore(folder / FETCHED / kind, durable=False))
-        for kind in ("blobs", "private")
+        for kind in (BLOBS, PRIVATE)
     )
     return served, private
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from coordinator.storage import s3_store
 from coordinator.storage.blob_store import Blobs, BlobStore
 from coordinator.storage.s3_store import S3BlobStore, open_bucket
+from coordinator.storage.stores import Places
+from coordinator.storage.trouble import StoreAwayError, trouble_of
 from edge_runtime.errors import ConfigError, DigestError, ResourceError
+from tests.coordinator.conftest import SPECS, World
+from tests.coordinator.storage.bad_storage import Mood, bad_storage
 from tests.coordinator.storage.servers import (
     BUCKET,
     CREDENTIALS,
@@ -102,3 +109,79 @@ def test_keys_come_from_a_file(endpoint: str, tmp_path: Path, monkeypatch: pytes
     with pytest.raises(ResourceError, match=r"cannot use the bucket now: the S3 storage: .*") as refused:
         open_bucket(url)
     assert "another" not in str(refused.value)
+
+
+@pytest.mark.parametrize("mood", ["errors", "closed", "silence", "other bytes"])
+def test_a_bad_storage_is_trouble_and_not_damage(
+    credentials: None, endpoint: str, tmp_path: Path, mood: Mood, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Errors, silence and other bytes are told in one line, keep nothing wrong, and are over with their cause."""
+    monkeypatch.setattr(s3_store, "SILENCE", timedelta(seconds=0.2))
+    monkeypatch.setattr(s3_store, "MOST_RETRYING", timedelta(seconds=1))
+    with bad_storage(endpoint) as way:
+        bucket = open_bucket(f"s3://{BUCKET}/{tmp_path.name}?endpoint={way.url}")
+        sha256 = S3BlobStore(bucket, "blobs", BlobStore(tmp_path / "other")).put(b"values")
+        blobs = S3BlobStore(bucket, "blobs", BlobStore(tmp_path / "cache"))
+        way.mood = mood
+        with pytest.raises(StoreAwayError) as away:
+            blobs.get(sha256)
+        words = trouble_of(away.value)
+        assert words is not None
+        assert "the S3 storage" in words
+        assert "\n" not in words
+        if mood == "other bytes":
+            assert f"{sha256} has other bytes than its name says" in words
+        else:
+            with pytest.raises(StoreAwayError):
+                blobs.put(b"more")
+        assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+        way.mood = "well"
+        assert blobs.get(sha256) == b"values"
+        assert blobs.get(blobs.put(b"more")) == b"more"
+
+
+def test_devices_are_told_to_come_again_while_the_storage_is_bad(
+    credentials: None, endpoint: str, tmp_path: Path
+) -> None:
+    """While the storage answers with errors a device gets 503 for blobs and results, the round waits, and once it is
+    well again the run ends in the bits of one on a folder."""
+    values = []
+    with bad_storage(endpoint) as way:
+        for kind, places in (
+            ("folder", None),
+            ("bucket", Places(blobs=f"s3://{BUCKET}/told?endpoint={way.url}")),
+        ):
+            (tmp_path / kind).mkdir()
+            world = World(tmp_path / kind, specs=SPECS, places=places)
+            devices = world.fleet("a", "b", "c")
+            world.create_run(rounds=1, seed=5)
+            world.play()
+            tasks = [(device, task) for device in devices if (task := device.task()) is not None]
+            if places is not None:
+                shutil.rmtree(world.stores.folder / "fetched" / "blobs")
+                (world.stores.folder / "fetched" / "blobs").mkdir()
+                way.mood = "errors"
+                for answer in (
+                    tasks[0][0].deliver(tasks[0][0].result(tasks[0][1])),
+                    tasks[0][0].send("GET", f"/v1/blobs/{tasks[0][1].state}"),
+                ):
+                    assert answer.status_code == 503
+                    assert answer.json()["code"] == "trouble"
+                    assert "the S3 storage" in answer.json()["message"]
+                way.mood = "well"
+            for device, task in tasks:
+                assert device.send("GET", f"/v1/blobs/{task.state}").status_code == 200
+                assert device.deliver(device.result(task)).json() == {"status": "counted"}
+            if places is not None:
+                way.mood = "errors"
+                shutil.rmtree(world.stores.folder / "fetched" / "private")
+                (world.stores.folder / "fetched" / "private").mkdir()
+                with pytest.raises(StoreAwayError):
+                    world.play()
+                assert world.round_state() == "aggregating"
+                way.mood = "well"
+            world.play()
+            assert world.run()["state"] == "finished"
+            values.append(world.values())
+            world.stores.storage.close()
+    assert values[0] == values[1]
