@@ -11,7 +11,7 @@ deb wheelhouse test-deb test-arm64: export SOURCE_DATE_EPOCH ?= $(shell git log 
 PAGES := README.md $(wildcard docs/results/*.md)
 
 .PHONY: setup demo demo-shakespeare test test-extended test-quick test-faults test-network lint bench bench-memory bench-opponent bench-large \
-	bench-memory-grid bench-predict bench-generation bench-arithmetic bench-placement bench-coordinator bench-estimators bench-skipping \
+	bench-memory-grid bench-predict bench-generation bench-arithmetic bench-placement bench-coordinator bench-several-processes bench-estimators bench-skipping \
 	bench-learning bench-one-visit bench-trials bench-denominators bench-schedules demo-reference tables reference constraints deb wheelhouse test-deb test-arm64 clean
 
 setup: $(STAMP)
@@ -110,6 +110,10 @@ bench-skipping: setup
 
 bench-coordinator: setup
 	$(BIN)/python -m benchmarks.coordinator.run $(if $(STAGES),--stages $(STAGES))
+
+# Three coordinators on PostgreSQL beside one on SQLite; DATABASE is the URL of an empty database.
+bench-several-processes: setup
+	$(BIN)/python -m benchmarks.coordinator.several_processes --database "$(DATABASE)"
 
 demo-reference: setup
 	$(BIN)/python -m examples.banking77.reference
