@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--insecure-http", action="store_true", help="plain HTTP on an address that is not loopback"
     )
     _add_places(serve)
+    serve.add_argument(
+        "--direct-blobs",
+        action="store_true",
+        help="with --blobs: devices that can do so fetch blobs from the bucket itself, by addresses that are signed for"
+        " 15 minutes; they must reach its endpoint",
+    )
     serve.set_defaults(command=_serve)
 
     _add_copies(commands)
@@ -312,7 +319,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             tls_cert=arguments.tls_cert,
             tls_key=arguments.tls_key,
             insecure_http=arguments.insecure_http,
-            places=_places(arguments),
+            places=replace(_places(arguments), direct=arguments.direct_blobs),
         )
     )
     token = (arguments.secrets or arguments.state) / ADMIN_TOKEN

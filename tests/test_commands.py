@@ -149,6 +149,7 @@ OPTIONS = {
         "--database": SEVERAL,
         "--blobs": SEVERAL,
         "--secrets": SEVERAL,
+        "--direct-blobs": SEVERAL,
     },
     "edge-coordinator backup": {
         "--state": COPIES + "test_a_backup_of_a_living_coordinator_is_a_state_folder",

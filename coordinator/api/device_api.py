@@ -24,6 +24,7 @@ from coordinator.refusals import NotFoundError, RefusalError, UnavailableError
 from coordinator.rounds import results, tasks, uploads
 from edge_runtime.errors import DigestError
 from edge_runtime.protocol.messages import (
+    DIRECT_HEADER,
     MAX_RESULT_BYTES,
     CheckInRequest,
     CheckInResponse,
@@ -177,9 +178,12 @@ async def report(data: JSONBody[DeviceEvent], request: DeviceRequest) -> None:
 
 @get("/blobs/{sha256:str}")
 async def fetch_blob(sha256: FromPath[str], request: DeviceRequest) -> Response[None] | Stream:
-    """Bytes of a blob, whole or one range of them."""
+    """Bytes of a blob, whole or one range of them; or the address where a device that asks so can fetch it itself."""
     blobs = _shared(request).stores.blobs
+    sign_address = _shared(request).stores.sign_address
     try:
+        if sign_address is not None and DIRECT_HEADER in request.headers:
+            return Response(None, status_code=307, headers={"Location": sign_address(sha256)})
         path = blobs.here(sha256)
         if path is None and blobs.is_remote:
             path = await asyncio.to_thread(blobs.find, sha256)

@@ -49,6 +49,9 @@ class Blobs(Protocol):
     def digests(self) -> Iterator[str]:
         """Digests of all blobs."""
 
+    def address(self, sha256: str) -> str:
+        """An address at which a device can fetch a blob itself; of a folder there is none."""
+
 
 class BlobStore:
     """A folder of blobs. Threads that write take turns; threads that read need not.
@@ -161,6 +164,10 @@ class BlobStore:
     def digests(self) -> Iterator[str]:
         """Digests of all blobs."""
         return (path.name for path in self.folder.glob("??/*") if len(path.name) == 64)
+
+    def address(self, sha256: str) -> str:
+        """:class:`LookupError`: what lies in a folder is served from here."""
+        raise LookupError(f"blob {sha256} lies in a folder, which has no address")
 
     def trim(self, most_bytes: int) -> None:
         """Remove the files that were written or used longest ago, until no more than so many bytes are left."""

@@ -34,6 +34,8 @@ CONNECT_TIMEOUT = timedelta(seconds=5)
 SILENCE = timedelta(seconds=10)
 MOST_RETRYING = timedelta(seconds=10)
 MOST_RETRIES = 2
+#: How long a signed address serves; a download that breaks off asks for a new one.
+ADDRESS_VALID = timedelta(minutes=15)
 #: Most bytes of the cache, and after how many new ones it is looked at.
 MOST_CACHED_BYTES = 10 << 30
 TRIM_EVERY_BYTES = 256 << 20
@@ -157,10 +159,10 @@ class S3BlobStore:
         """Digests of all blobs."""
         return (sha256 for sha256, _ in self._listed())
 
-    def address(self, sha256: str, *, valid_s: float) -> str:
-        """A URL at which whoever has it can fetch a blob for so many seconds; :class:`DigestError` for no digest."""
+    def address(self, sha256: str) -> str:
+        """A URL at which whoever has it can fetch a blob for a while; :class:`DigestError` for no digest."""
         try:
-            return str(obstore.sign(self._objects, "GET", self._key(sha256), timedelta(seconds=valid_s)))
+            return str(obstore.sign(self._objects, "GET", self._key(sha256), ADDRESS_VALID))
         except FAILED as error:
             raise _told(error) from error
 

@@ -17,6 +17,7 @@ fetched/         copies of blobs that are in a bucket
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,11 +65,13 @@ class Places:
         database: ``postgresql://`` URL; None is a file of SQLite in the state folder.
         blobs: ``s3://`` URL; None is a folder in the state folder.
         secrets: folder of task.key and admin.token; None is the state folder.
+        direct: whether devices may fetch blobs from the bucket itself, by signed addresses.
     """
 
     database: str | None = None
     blobs: str | None = None
     secrets: Path | None = None
+    direct: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ class Stores:
         private_blobs: blobs that are never served.
         uploads: results that have come in part.
         key: key that signs tasks.
+        sign_address: function that gives an address at which a device may fetch a blob itself, by the blob's digest;
+            None where all blobs come from here.
     """
 
     folder: Path
@@ -90,6 +95,7 @@ class Stores:
     private_blobs: Blobs
     uploads: Uploads
     key: PrivateKey
+    sign_address: Callable[[str], str] | None = None
     #: The least memory that any slot of a round needs, for the round that was asked about last.
     least_required_bytes: dict[tuple[str, int | None, int, int], int] = field(default_factory=dict)
     #: Digest of the values that devices of a rank are given, by that of all values and by rank, for the last round.
@@ -123,6 +129,8 @@ def open_stores(folder: Path, *, durable: bool = True, places: Places | None = N
             not answer.
     """
     places = places or Places()
+    if places.direct and places.blobs is None:
+        raise ConfigError("--direct-blobs sends devices to a bucket, and there is none: give --blobs s3://…")
     try:
         make_private_folder(folder)
         if places.secrets is not None:
@@ -140,7 +148,9 @@ def open_stores(folder: Path, *, durable: bool = True, places: Places | None = N
         except BaseException:
             storage.close()
             raise
-        return Stores(folder, storage, blobs, private_blobs, uploads, key)
+        return Stores(
+            folder, storage, blobs, private_blobs, uploads, key, blobs.address if places.direct else None
+        )
     except StoreAwayError as error:
         raise ResourceError(
             f"cannot use the state now: {error}; see to it, or wait and start again"

@@ -111,7 +111,7 @@ class SeveralCoordinators:
         state = self.folder / f"state-{number}"
         words = ["serve", "--state", str(state), "--port", "0", "--secrets", str(self.folder / "secrets")]
         words += ["--database", self.server.url(self.database)]
-        words += ["--blobs", f"s3://{BUCKET}/{self.folder.name}?endpoint={shared_s3()}"]
+        words += ["--blobs", f"s3://{BUCKET}/{self.folder.name}?endpoint={shared_s3()}", "--direct-blobs"]
         with self.log(number).open("wb") as log:
             self.coordinators[number] = subprocess.Popen(
                 [sys.executable, "-m", "coordinator.cli", *words],

@@ -20,6 +20,8 @@ class BadStorage:
 
     def __init__(self, address: str) -> None:
         self.mood: Mood = "well"
+        #: Heads of the requests that came.
+        self.requests: list[str] = []
         self._parts = urlsplit(address)
         self._over = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -45,6 +47,7 @@ class BadStorage:
         with client, suppress(OSError):
             incoming = client.makefile("rb")
             while request := read_message(incoming):
+                self.requests.append(request.partition(b"\r\n\r\n")[0].decode("latin-1"))
                 if self.mood == "closed":
                     return
                 if self.mood == "silence":
