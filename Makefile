@@ -11,7 +11,7 @@ deb wheelhouse test-deb test-arm64: export SOURCE_DATE_EPOCH ?= $(shell git log 
 PAGES := README.md $(wildcard docs/results/*.md)
 
 .PHONY: setup demo demo-shakespeare test test-extended test-quick test-faults test-network lint bench bench-memory bench-opponent bench-large \
-	bench-memory-grid bench-predict bench-generation bench-arithmetic bench-placement bench-coordinator bench-flower bench-estimators bench-skipping \
+	bench-memory-grid bench-predict bench-generation bench-arithmetic bench-placement bench-coordinator bench-several-processes bench-flower bench-estimators bench-skipping \
 	bench-learning bench-one-visit bench-trials bench-denominators bench-decoder bench-slices bench-schedules demo-reference tables reference constraints deb wheelhouse test-deb test-arm64 clean
 
 setup: $(STAMP)
@@ -121,6 +121,9 @@ bench-flower: setup
 	$(PYTHON) -m venv build/flower
 	build/flower/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r benchmarks/coordinator/flower.txt
 	$(BIN)/python -m benchmarks.coordinator.against_flower
+# Three coordinators on PostgreSQL beside one on SQLite; DATABASE is the URL of an empty database.
+bench-several-processes: setup
+	$(BIN)/python -m benchmarks.coordinator.several_processes --database "$(DATABASE)"
 
 demo-reference: setup
 	$(BIN)/python -m examples.banking77.reference
@@ -156,7 +159,7 @@ constraints:
 	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --no-annotate --no-header \
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 		--unsafe-package torch --unsafe-package pip --constraint torch.txt \
-		--extra coordinator --extra dev --extra export --extra otel --extra ray --extra tensorboard --output-file constraints.txt pyproject.toml
+		--extra coordinator --extra dev --extra export --extra otel --extra postgresql --extra ray --extra s3 --extra tensorboard --output-file constraints.txt pyproject.toml
 	$(BIN)/python -m devices.packaging.pins
 
 clean:

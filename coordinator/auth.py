@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-import sqlite3
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from coordinator.refusals import (
     UnauthenticatedError,
 )
 from coordinator.storage import device_rows, task_rows, token_rows
+from coordinator.storage.connection import Connection
 from edge_runtime.durable import write_durably
 from edge_runtime.errors import SignatureError
 from edge_runtime.protocol.messages import PROTOCOL_VERSION, EnrolRequest
@@ -46,7 +47,7 @@ class Device:
 
 
 def authenticate(
-    connection: sqlite3.Connection,
+    connection: Connection,
     headers: Mapping[str, str],
     *,
     method: str,
@@ -104,7 +105,7 @@ def authenticate(
     return Device(device.device_id, device.name), signature
 
 
-def forget_nonces(connection: sqlite3.Connection, *, now_s: float, wall_s: float) -> None:
+def forget_nonces(connection: Connection, *, now_s: float, wall_s: float) -> None:
     """Forget nonces that no request can carry any more: their signatures are too old by either clock.
 
     Args:
@@ -115,14 +116,14 @@ def forget_nonces(connection: sqlite3.Connection, *, now_s: float, wall_s: float
     device_rows.forget_nonces(connection, min(now_s, wall_s))
 
 
-def create_token(connection: sqlite3.Connection, *, valid_s: float, now_s: float) -> str:
+def create_token(connection: Connection, *, valid_s: float, now_s: float) -> str:
     """A fresh one-time enrolment token that is valid for so many seconds; only its sha256 is kept."""
     token = secrets.token_urlsafe(24)
     token_rows.add(connection, _sha256(token), expires_s=now_s + valid_s)
     return token
 
 
-def enrol(connection: sqlite3.Connection, request: EnrolRequest, *, now_s: float) -> str:
+def enrol(connection: Connection, request: EnrolRequest, *, now_s: float) -> str:
     """Use up a token and return the new device's id; a device that repeats its request gets the same id again.
 
     Raises:
@@ -163,7 +164,7 @@ def enrol(connection: sqlite3.Connection, request: EnrolRequest, *, now_s: float
     return device_id
 
 
-def revoke(connection: sqlite3.Connection, name: str, *, now_s: float) -> Device:
+def revoke(connection: Connection, name: str, *, now_s: float) -> Device:
     """Refuse all further requests of a device; its open task is given to another.
 
     Args:
@@ -202,7 +203,12 @@ def load_token(folder: Path, name: str) -> str:
     path = folder / name
     try:
         if not path.exists():
-            write_durably(path, (secrets.token_urlsafe(32) + "\n").encode("ascii"), mode=0o600)
+            # Of coordinators that share the folder and start at once, all have the token of the first.
+            fresh = path.with_name(f".{ADMIN_TOKEN}.{secrets.token_hex(8)}")
+            write_durably(fresh, (secrets.token_urlsafe(32) + "\n").encode("ascii"), mode=0o600)
+            with suppress(FileExistsError):
+                path.hardlink_to(fresh)
+            fresh.unlink()
         return path.read_text("ascii").strip()
     except OSError as error:
         raise unusable(str(path), error) from error
@@ -235,7 +241,7 @@ def check_monitor(authorization: str, tokens: tuple[str, ...]) -> None:
         )
 
 
-def _same_device(connection: sqlite3.Connection, device_id: str, request: EnrolRequest) -> str:
+def _same_device(connection: Connection, device_id: str, request: EnrolRequest) -> str:
     device = device_rows.find(connection, device_id)
     same = device is not None and (device.name, device.public_key, device.revoked_s) == (
         request.device_name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from edge_runtime.exit_status import exit_code_of
 
 if TYPE_CHECKING:
     from coordinator.admin.client import AdminClient
+    from coordinator.storage.stores import Places
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,7 +45,16 @@ def build_parser() -> argparse.ArgumentParser:
         default="text",
         help="form of the log lines on standard error (default: %(default)s)",
     )
+    _add_places(serve)
+    serve.add_argument(
+        "--direct-blobs",
+        action="store_true",
+        help="with --blobs: devices that can do so fetch blobs from the bucket itself, by addresses that are signed for"
+        " 15 minutes; they must reach its endpoint",
+    )
     serve.set_defaults(command=_serve)
+
+    _add_copies(commands)
 
     simulate = commands.add_parser("simulate", help="simulate fleets that run this coordinator's own code")
     simulate.add_argument("config", type=Path, metavar="CONFIG.toml", help="the simulation's configuration")
@@ -92,6 +103,85 @@ def build_parser() -> argparse.ArgumentParser:
     _add_runs(commands, where)
     _add_releases(commands, where)
     return parser
+
+
+def _add_copies(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    backup = commands.add_parser(
+        "backup", help="copy a coordinator's whole state into a folder, while it serves"
+    )
+    backup.add_argument("--state", type=Path, required=True, metavar="DIR", help="its state folder")
+    _add_places(backup)
+    backup.add_argument("--output", type=Path, required=True, metavar="DIR", help="new folder for the copy")
+    backup.set_defaults(command=_backup)
+    restore = commands.add_parser("restore", help="fill a new state folder, or new servers, from a backup")
+    restore.add_argument("backup", type=Path, metavar="BACKUP", help="folder that backup wrote")
+    restore.add_argument("--state", type=Path, required=True, metavar="DIR", help="new state folder")
+    _add_places(restore)
+    restore.set_defaults(command=_restore)
+    migrate = commands.add_parser("migrate", help="move a state folder's database and blobs to servers")
+    migrate.add_argument(
+        "--state",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="state folder of a coordinator that has ended",
+    )
+    _add_places(migrate)
+    migrate.set_defaults(command=_migrate)
+
+
+def _backup(arguments: argparse.Namespace) -> int:
+    from coordinator.storage.copies import backup
+
+    count = backup(arguments.state, _places(arguments), arguments.output)
+    print(
+        f"wrote {arguments.output}: the database, its keys and {count} blobs; keep it as secret as the state folder"
+    )
+    return 0
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    from coordinator.storage.copies import restore
+
+    count = restore(arguments.backup, arguments.state, _places(arguments))
+    print(f"restored the database and {count} blobs; start the coordinator with the same options")
+    return 0
+
+
+def _migrate(arguments: argparse.Namespace) -> int:
+    from coordinator.storage.copies import migrate
+
+    count = migrate(arguments.state, _places(arguments))
+    print(f"moved the database and {count} blobs; start the coordinator with the same options")
+    return 0
+
+
+def _add_places(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--database",
+        metavar="URL",
+        help="postgresql://USER@HOST/NAME, which several coordinators may share; its password comes from PGPASSFILE or"
+        " PGPASSWORD (default: a file of SQLite in the state folder)",
+    )
+    command.add_argument(
+        "--blobs",
+        metavar="URL",
+        help="s3://BUCKET/PREFIX?endpoint=https://HOST; its keys come from AWS_ACCESS_KEY_ID and"
+        " AWS_SECRET_ACCESS_KEY, or AWS_SHARED_CREDENTIALS_FILE (default: folders in the state folder)",
+    )
+    command.add_argument(
+        "--secrets",
+        type=Path,
+        metavar="DIR",
+        help="folder of task.key and admin.token, which coordinators of one database have in common (default: the state"
+        " folder)",
+    )
+
+
+def _places(arguments: argparse.Namespace) -> Places:
+    from coordinator.storage.stores import Places
+
+    return Places(arguments.database, arguments.blobs, arguments.secrets)
 
 
 def _add_devices(
@@ -247,9 +337,11 @@ def _serve(arguments: argparse.Namespace) -> int:
             tls_cert=arguments.tls_cert,
             tls_key=arguments.tls_key,
             insecure_http=arguments.insecure_http,
+            places=replace(_places(arguments), direct=arguments.direct_blobs),
         )
     )
-    print(f"coordinator at {server.url}; admin token in {arguments.state / ADMIN_TOKEN}", flush=True)
+    token = (arguments.secrets or arguments.state) / ADMIN_TOKEN
+    print(f"coordinator at {server.url}; admin token in {token}", flush=True)
     server.run()
     return 1 if server.crashed else 0
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 
 from coordinator.storage import event_rows
+from coordinator.storage.connection import Connection
 
 log = logging.getLogger("coordinator")
 
 
 def record(
-    connection: sqlite3.Connection,
+    connection: Connection,
     at_s: float,
     code: str,
     message: str,

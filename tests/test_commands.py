@@ -34,6 +34,8 @@ OPERATOR = "coordinator/test_cli.py::"
 FIRST_HOUR = "field/test_first_hour_operator.py::"
 SIMULATE = "coordinator/simulation/"
 EXPORTED = "coordinator/admin/test_export_run.py::"
+SEVERAL = "faults/test_several_coordinators.py::test_one_is_killed_and_the_database_restarts"
+COPIES = "coordinator/storage/test_copies.py::"
 EXPORT = "export/test_cli.py::"
 JSON = "edge_runtime/test_json_output.py::"
 SERVING = "edge_runtime/serving/test_command.py::"
@@ -146,6 +148,29 @@ OPTIONS = {
         "--tls-cert": OPERATOR + "test_a_server_is_bound_as_its_options_say",
         "--tls-key": OPERATOR + "test_a_server_is_bound_as_its_options_say",
         "--insecure-http": OPERATOR + "test_a_server_is_bound_as_its_options_say",
+        "--database": SEVERAL,
+        "--blobs": SEVERAL,
+        "--secrets": SEVERAL,
+        "--direct-blobs": SEVERAL,
+    },
+    "edge-coordinator backup": {
+        "--state": COPIES + "test_a_backup_of_a_living_coordinator_is_a_state_folder",
+        "--output": COPIES + "test_a_backup_of_a_living_coordinator_is_a_state_folder",
+        "--database": COPIES + "test_a_state_folder_moves_to_servers_and_back",
+        "--blobs": COPIES + "test_a_state_folder_moves_to_servers_and_back",
+        "--secrets": COPIES + "test_secrets_may_lie_elsewhere",
+    },
+    "edge-coordinator restore": {
+        "--state": COPIES + "test_a_backup_of_a_living_coordinator_is_a_state_folder",
+        "--database": COPIES + "test_a_state_folder_moves_to_servers_and_back",
+        "--blobs": COPIES + "test_a_state_folder_moves_to_servers_and_back",
+        "--secrets": COPIES + "test_a_state_folder_moves_to_servers_and_back",
+    },
+    "edge-coordinator migrate": {
+        "--state": COPIES + "test_a_state_folder_moves_to_servers_and_back",
+        "--database": COPIES + "test_a_state_folder_moves_to_servers_and_back",
+        "--blobs": COPIES + "test_a_state_folder_moves_to_servers_and_back",
+        "--secrets": COPIES + "test_secrets_may_lie_elsewhere",
     },
     "edge-coordinator simulate": {
         "--output": SIMULATE

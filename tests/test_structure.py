@@ -270,6 +270,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "coordinator/monitoring",
         "coordinator/simulation",
         "coordinator/simulation/command.py",
+        "coordinator/storage",
     },
 }
 #: What a device idles with, counts with or only hands on needs no arrays; an engine is loaded by its own folder alone.
@@ -347,7 +348,6 @@ WITHOUT_TEST_FILE = {
     "coordinator/storage/run_rows.py",
     "coordinator/storage/simulation_rows.py",
     "coordinator/storage/slot_rows.py",
-    "coordinator/storage/stores.py",
     "coordinator/storage/task_rows.py",
     "coordinator/storage/token_rows.py",
     "edge_runtime/agent/blob_cache.py",

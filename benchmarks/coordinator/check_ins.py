@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
@@ -40,10 +41,11 @@ def measure(folder: Path, load: Load) -> list[Figure]:
     site = Site(folder, SMALL, load.devices)
     with site.serving() as process:
         site.create_run(rounds=1000, devices_per_round=100, min_devices=100, min_results=100, poll_max_s=10.0)
-        asyncio.run(_send_all(site, load.devices, load.connections))
+        warm_up = (_check_in(site, number) for number in range(load.devices))
+        asyncio.run(send_all(warm_up, load.connections, [site.port]))
         requests = [_check_in(site, number) for number in range(load.requests)]
         before, begun_s = process.cpu_times(), time.perf_counter()
-        took = asyncio.run(_send_all(site, requests, load.connections))
+        took = asyncio.run(send_all(requests, load.connections, [site.port]))
         wall_s, after = time.perf_counter() - begun_s, process.cpu_times()
         memory_bytes = process.memory_info().rss
     cpu_s = after.user + after.system - before.user - before.system
@@ -61,13 +63,13 @@ def _check_in(site: Site, number: int) -> bytes:
     return site.request(number % site.devices, "POST", "/v1/check-in", BODY)
 
 
-async def _send_all(site: Site, what: int | list[bytes], connections: int) -> list[float]:
-    """Seconds that each request took, over connections with one request under way each."""
-    waiting = iter(what) if isinstance(what, list) else (_check_in(site, number) for number in range(what))
+async def send_all(requests: Iterable[bytes], connections: int, ports: Sequence[int]) -> list[float]:
+    """Seconds that each request took, over connections with one request under way each, to these ports in turns."""
+    waiting = iter(requests)
     took: list[float] = []
 
-    async def one() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+    async def one(port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for request in waiting:
             begun_s = time.perf_counter()
             status, body = await send(reader, writer, request)
@@ -76,5 +78,5 @@ async def _send_all(site: Site, what: int | list[bytes], connections: int) -> li
             took.append(time.perf_counter() - begun_s)
         writer.close()
 
-    await asyncio.gather(*(one() for _ in range(connections)))
+    await asyncio.gather(*(one(ports[number % len(ports)]) for number in range(connections)))
     return took

@@ -18,9 +18,10 @@ import psutil
 
 from benchmarks.coordinator.hand_made import RUN, slice_spec, write_package
 from coordinator.admin.client import AdminClient, connect
+from coordinator.auth import ADMIN_TOKEN
 from coordinator.config import run_config
 from coordinator.storage import device_rows
-from coordinator.storage.stores import open_stores
+from coordinator.storage.stores import Places, open_stores
 from edge_runtime.package.manifest import SliceSpec
 from edge_runtime.protocol.signing import PrivateKey, generate_key, sign_request
 
@@ -42,6 +43,7 @@ class Site:
         specs: slices of the package.
         devices: number of enrolled devices.
         files: further files of the package, by name.
+        places: where state lies that is not in the state folder.
         ids: ids of the devices.
         key: their key.
         publisher: key that signs the package.
@@ -51,6 +53,7 @@ class Site:
     specs: tuple[SliceSpec, ...]
     devices: int
     files: dict[str, bytes] = field(default_factory=dict)
+    places: Places | None = None
     ids: list[str] = field(init=False)
     key: PrivateKey = field(default_factory=generate_key)
     publisher: PrivateKey = field(default_factory=generate_key)
@@ -58,7 +61,7 @@ class Site:
 
     def __post_init__(self) -> None:
         self._nonces = count()
-        stores = open_stores(self.state)
+        stores = open_stores(self.state, places=self.places)
         names = [f"device-{number:05d}" for number in range(self.devices)]
         with stores.storage.transaction() as connection:
             for name in names:
@@ -82,7 +85,9 @@ class Site:
     @property
     def admin(self) -> AdminClient:
         """The operator's client."""
-        return connect(self.state, None, None, None)
+        if self.places is None or self.places.secrets is None:
+            return connect(self.state, None, None, None)
+        return connect(None, f"http://127.0.0.1:{self.port}", self.places.secrets / ADMIN_TOKEN, None)
 
     @contextmanager
     def serving(self) -> Iterator[psutil.Process]:

@@ -238,7 +238,7 @@ async def fetch_slices(
     These are the values that evaluations meet. Devices go on from the current ones, which ``state`` of a task names.
     """
     run = await app_state.read(lambda connection: runs.find_run(app_state.stores, connection, run_id))
-    path = app_state.stores.blobs.find(run.result_sha256)
+    path = await asyncio.to_thread(app_state.stores.blobs.find, run.result_sha256)
     if path is None:
         raise NotFoundError("unknown_blob", f"the values of run {run.run_id} are missing on the disk")
     return serve_file(

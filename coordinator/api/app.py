@@ -33,7 +33,7 @@ from coordinator.monitoring.metrics import Metrics
 from coordinator.refusals import RefusalError, UnavailableError
 from coordinator.rounds import evaluation, retention, state_machine
 from coordinator.storage import round_rows
-from coordinator.storage.stores import open_stores
+from coordinator.storage.stores import Places, open_stores
 from coordinator.storage.trouble import trouble_of
 from edge_runtime import __version__ as runtime_version
 from edge_runtime.errors import EdgeError
@@ -51,6 +51,7 @@ RETENTION_S = 600.0
 def create_app(
     state: Path,
     *,
+    places: Places | None = None,
     clock: Clock | None = None,
     wall: Clock = time.time,
     on_crash: Callable[[], None] = lambda: None,
@@ -59,6 +60,7 @@ def create_app(
 
     Args:
         state: state folder, created and filled on first use.
+        places: where state lies that is not in the folder.
         clock: seconds since 1970, in time that does not jump; None counts it from now on.
         wall: seconds since 1970 by the machine's clock.
         on_crash: function that is called if a loop behind the API ends by an error that nobody foresaw, so that the
@@ -69,14 +71,13 @@ def create_app(
         ResourceError: it cannot be used now; waiting helps.
         LookupError: a route does not say who may call it.
     """
-    stores = open_stores(state)
-    app_state = AppState(
-        stores,
-        load_token(state, ADMIN_TOKEN),
-        load_token(state, METRICS_TOKEN),
-        clock or SteadyClock(wall),
-        wall,
-    )
+    places = places or Places()
+    stores = open_stores(state, places=places)
+    if clock is None:  # all coordinators of a database have its time
+        clock = SteadyClock(wall if places.database is None else stores.storage.wall_s)
+    secrets = places.secrets or state
+    tokens = load_token(secrets, ADMIN_TOKEN), load_token(secrets, METRICS_TOKEN)
+    app_state = AppState(stores, *tokens, clock, wall)
 
     async def provide_app_state() -> AppState:
         return app_state
@@ -112,12 +113,16 @@ def create_app(
 async def _loops(app_state: AppState, on_crash: Callable[[], None], app: Litestar) -> AsyncIterator[None]:
     """What goes on behind the requests, from the start of the application to its end."""
     del app
-    await patiently("resume", partial(_resume, app_state))
+    await patiently("resume", partial(leads, app_state))
+    steps = {
+        "rounds": play_rounds,
+        "evaluations": evaluate_models,
+        "nonces": forget_old_nonces,
+        "retention": clear_out,
+    }
     running = [
-        asyncio.create_task(for_ever("rounds", partial(play_rounds, app_state)), name="rounds"),
-        asyncio.create_task(for_ever("evaluations", partial(evaluate_models, app_state)), name="evaluations"),
-        asyncio.create_task(for_ever("nonces", partial(forget_old_nonces, app_state)), name="nonces"),
-        asyncio.create_task(for_ever("retention", partial(clear_out, app_state)), name="retention"),
+        asyncio.create_task(for_ever(name, partial(step, app_state)), name=name)
+        for name, step in steps.items()
     ]
     for loop in running:
         loop.add_done_callback(partial(_report_crash, app_state=app_state, on_crash=on_crash))
@@ -130,8 +135,18 @@ async def _loops(app_state: AppState, on_crash: Callable[[], None], app: Litesta
         app_state.close()
 
 
-async def _resume(app_state: AppState) -> None:
-    await asyncio.to_thread(state_machine.resume, app_state.stores, app_state.clock())
+async def leads(app_state: AppState) -> bool:
+    """Whether this coordinator plays the rounds, one of those that share a database; alone it always does.
+
+    Whoever begins to, first sees to it that the time in which nobody did counts against nobody.
+    """
+    async with app_state.claiming:
+        claim = await asyncio.to_thread(app_state.leading.storage.claim)
+        if claim and claim != app_state.looked_after:
+            await asyncio.to_thread(state_machine.resume, app_state.leading, app_state.clock())
+            app_state.looked_after = claim
+            log.info("leads claim=%d", claim)
+    return claim > 0
 
 
 async def play_rounds(app_state: AppState) -> None:
@@ -141,9 +156,10 @@ async def play_rounds(app_state: AppState) -> None:
     passed = app_state.traffic.take()
     if passed:
         await app_state.write(partial(round_rows.add_bytes_of, passed=passed))
-    await asyncio.to_thread(
-        state_machine.play, app_state.stores, app_state.clock(), app_state.note_aggregation
-    )
+    if await leads(app_state):
+        await asyncio.to_thread(
+            state_machine.play, app_state.leading, app_state.clock(), app_state.note_aggregation
+        )
     with suppress(TimeoutError):
         await asyncio.wait_for(app_state.wake.wait(), TICK_S)
 
@@ -161,7 +177,9 @@ async def _look_at_clock(app_state: AppState) -> None:
 
 async def evaluate_models(app_state: AppState) -> None:
     """Make an evaluation if one waits."""
-    waiting = await asyncio.to_thread(evaluation.next_evaluation, app_state.stores)
+    waiting = None
+    if await leads(app_state):
+        waiting = await asyncio.to_thread(evaluation.next_evaluation, app_state.leading)
     if waiting is None:
         await asyncio.sleep(TICK_S)
         return
@@ -173,13 +191,15 @@ async def evaluate_models(app_state: AppState) -> None:
 
 async def clear_out(app_state: AppState) -> None:
     """Remove what nobody needs any more, and wait for :data:`RETENTION_S`."""
-    await asyncio.to_thread(retention.clear_out, app_state.stores, app_state.wall())
+    if await leads(app_state):
+        await asyncio.to_thread(retention.clear_out, app_state.leading, app_state.wall())
     await asyncio.sleep(RETENTION_S)
 
 
 async def forget_old_nonces(app_state: AppState) -> None:
     """Forget the nonces that no request can carry any more, and wait for :data:`NONCES_S`."""
-    await app_state.write(partial(forget_nonces, now_s=app_state.clock(), wall_s=app_state.wall()))
+    if await leads(app_state):
+        await app_state.write(partial(forget_nonces, now_s=app_state.clock(), wall_s=app_state.wall()))
     await asyncio.sleep(NONCES_S)
 
 

@@ -7,11 +7,10 @@ disk is flushed once for all of them, and the more requests there are, the less 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from coordinator.api.traffic import Traffic
@@ -19,6 +18,7 @@ from coordinator.clock import StepWatch
 from coordinator.monitoring.metrics import Metrics
 from coordinator.monitoring.tracing import tracing_from_environment
 from coordinator.refusals import UnavailableError
+from coordinator.storage.connection import Connection
 from coordinator.storage.database import savepoint
 from coordinator.storage.stores import Stores
 
@@ -34,7 +34,7 @@ MOST_WAITING = 10_000
 class _Piece:
     """Work that waits for the database, and whoever waits for it."""
 
-    work: Callable[[sqlite3.Connection], Any]
+    work: Callable[[Connection], Any]
     writes: bool
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
@@ -74,6 +74,11 @@ class AppState:
         self.metrics_token = metrics_token
         self.clock = clock
         self.wall = wall
+        #: Handles for what one of several coordinators alone does, which must claim them first.
+        self.leading = replace(stores, storage=stores.storage.leader())
+        #: The claim whose beginning was looked after, and whose turn it is to look.
+        self.looked_after = 0
+        self.claiming = asyncio.Lock()
         self.steps = StepWatch(clock, wall)
         self.traffic = Traffic()
         self.metrics = Metrics()
@@ -94,7 +99,7 @@ class AppState:
         self.metrics.note_aggregation(seconds)
         self.tracing.ended("aggregation", seconds, {"edge.run_id": run_id, "edge.round": number})
 
-    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def write(self, work: Callable[[Connection], T]) -> T:
         """Run ``work``, off the event loop; what it writes takes effect whole or not at all, before this returns.
 
         Raises:
@@ -102,7 +107,7 @@ class AppState:
         """
         return await self._queue(work, writes=True)
 
-    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def read(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` on a consistent view, off the event loop; it writes nothing."""
         return await self._queue(work, writes=False)
 
@@ -116,7 +121,7 @@ class AppState:
         self._executor.shutdown()
         self.tracing.close()
 
-    async def _queue(self, work: Callable[[sqlite3.Connection], T], *, writes: bool) -> T:
+    async def _queue(self, work: Callable[[Connection], T], *, writes: bool) -> T:
         if len(self._waiting) >= MOST_WAITING:
             raise UnavailableError(
                 "trouble", f"{MOST_WAITING} requests wait for the database; try again later"
@@ -148,11 +153,12 @@ class AppState:
             piece = pieces[0]
             with storage.transaction() if piece.writes else storage.reading() as connection:
                 return [(piece, piece.work(connection), None)]
-        with storage.transaction() as connection:
+        writes = any(piece.writes for piece in pieces)
+        with storage.transaction() if writes else storage.reading() as connection:
             return [self._attempt(connection, piece) for piece in pieces]
 
     @staticmethod
-    def _attempt(connection: sqlite3.Connection, piece: _Piece) -> _End:
+    def _attempt(connection: Connection, piece: _Piece) -> _End:
         """One of several pieces of work in a transaction; what it raises is its own affair."""
         try:
             with savepoint(connection):

@@ -24,6 +24,7 @@ from coordinator.refusals import NotFoundError, RefusalError, UnavailableError
 from coordinator.rounds import results, tasks, uploads
 from edge_runtime.errors import DigestError
 from edge_runtime.protocol.messages import (
+    DIRECT_HEADER,
     MAX_RESULT_BYTES,
     CheckInRequest,
     CheckInResponse,
@@ -83,6 +84,7 @@ async def deliver(
 ) -> ResultReceipt:
     """Deliver a task's result; repeating it is harmless."""
     app_state, device = _shared(request), _device(request)
+    await _store_bytes(app_state, device, task_id, data)
     receipt = await app_state.write(
         lambda connection: results.accept(
             app_state.stores, connection, device, task_id, data, now_s=app_state.clock()
@@ -90,6 +92,13 @@ async def deliver(
     )
     app_state.wake.set()
     return receipt
+
+
+async def _store_bytes(app_state: AppState, device: Device, task_id: str, result: Result) -> None:
+    """Where blobs are on another machine, store a result's before the database is asked to count it."""
+    if app_state.stores.private_blobs.is_remote:
+        await app_state.read(partial(results.find_task, device=device, task_id=task_id))
+        await asyncio.to_thread(results.store_bytes, app_state.stores, result)
 
 
 @get("/tasks/{task_id:str}/upload/{sha256:str}")
@@ -131,6 +140,7 @@ async def finish_upload(
     async with app_state.large_body:  # parsed in memory, so one at a time
         try:
             result = await asyncio.to_thread(uploads.read_whole, app_state.stores, task_id, sha256)
+            await _store_bytes(app_state, device, task_id, result)
             receipt: ResultReceipt = await app_state.write(
                 lambda connection: results.accept(
                     app_state.stores, connection, device, task_id, result, now_s=app_state.clock()
@@ -139,9 +149,9 @@ async def finish_upload(
         except UnavailableError:
             raise
         except RefusalError:
-            app_state.stores.uploads.discard(task_id)
+            await asyncio.to_thread(app_state.stores.uploads.discard, task_id)
             raise
-    app_state.stores.uploads.discard(task_id)
+    await asyncio.to_thread(app_state.stores.uploads.discard, task_id)
     app_state.wake.set()
     return receipt
 
@@ -168,9 +178,15 @@ async def report(data: JSONBody[DeviceEvent], request: DeviceRequest) -> None:
 
 @get("/blobs/{sha256:str}")
 async def fetch_blob(sha256: FromPath[str], request: DeviceRequest) -> Response[None] | Stream:
-    """Bytes of a blob, whole or one range of them."""
+    """Bytes of a blob, whole or one range of them; or the address where a device that asks so can fetch it itself."""
+    blobs = _shared(request).stores.blobs
+    sign_address = _shared(request).stores.sign_address
     try:
-        path = _shared(request).stores.blobs.find(sha256)
+        if sign_address is not None and DIRECT_HEADER in request.headers:
+            return Response(None, status_code=307, headers={"Location": sign_address(sha256)})
+        path = blobs.here(sha256)
+        if path is None and blobs.is_remote:
+            path = await asyncio.to_thread(blobs.find, sha256)
     except DigestError as error:
         raise NotFoundError("unknown_blob", str(error)) from error
     if path is None:

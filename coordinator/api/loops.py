@@ -25,7 +25,7 @@ async def for_ever(name: str, step: Callable[[], Awaitable[None]]) -> None:
         await patiently(name, step)
 
 
-async def patiently(name: str, step: Callable[[], Awaitable[None]]) -> None:
+async def patiently(name: str, step: Callable[[], Awaitable[object]]) -> None:
     """Make a step, again and again while trouble of this machine prevents it.
 
     Args:

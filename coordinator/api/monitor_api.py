@@ -33,9 +33,8 @@ async def ready(app_state: NamedDependency[AppState]) -> Response[Readiness]:
 async def metrics(app_state: NamedDependency[AppState]) -> Response[bytes]:
     """Metrics in Prometheus' text format."""
     told = await app_state.read(partial(figures, now_s=app_state.clock(), slack_s=SLACK_S))
-    text = app_state.metrics.text(
-        told, waiting=app_state.waiting, database_bytes=app_state.stores.storage.sizes_bytes()
-    )
+    sizes_bytes = await asyncio.to_thread(app_state.stores.storage.sizes_bytes)
+    text = app_state.metrics.text(told, waiting=app_state.waiting, database_bytes=sizes_bytes)
     return Response(text, media_type=CONTENT_TYPE)
 
 

@@ -26,6 +26,7 @@ from coordinator.api.connections import (
     Listener,
     most_connections,
 )
+from coordinator.storage.stores import LOCK, Places
 from edge_runtime.durable import make_private_folder, write_durably
 from edge_runtime.errors import ConfigError
 from edge_runtime.folder_lock import claim_folder
@@ -36,8 +37,6 @@ log = logging.getLogger("coordinator")
 
 #: File in the state folder with the address of the running coordinator, for the command line.
 ADDRESS = "url"
-#: File in the state folder that the running coordinator holds locked.
-LOCK = "lock"
 #: File in the state folder with the sha256 of the certificate that the running coordinator shows: on this machine it is
 #: known by it, whatever names it has. Without TLS there is none.
 CERTIFICATE = "certificate.sha256"
@@ -57,6 +56,7 @@ class ServeOptions:
         tls_cert: certificate chain, PEM; None speaks plain HTTP.
         tls_key: private key of the certificate, PEM.
         insecure_http: whether plain HTTP may leave this machine.
+        places: where state lies that is not in the folder.
     """
 
     state: Path
@@ -65,6 +65,7 @@ class ServeOptions:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     insecure_http: bool = False
+    places: Places = field(default_factory=Places)
 
     @property
     def tls(self) -> bool:
@@ -133,11 +134,12 @@ def bind(options: ServeOptions) -> CoordinatorServer:
             server.stop()
 
     try:
-        app = create_app(options.state, on_crash=on_crash)
+        app = create_app(options.state, places=options.places, on_crash=on_crash)
         config = uvicorn.Config(
             app,
             http=partial(BoundedProtocol, connections=Connections(most_connections())),  # type: ignore[arg-type]
             ws="none",
+            loop="asyncio",  # whatever else is installed
             backlog=ACCEPTED_AT_ONCE,
             ssl_certfile=options.tls_cert,
             ssl_keyfile=options.tls_key,

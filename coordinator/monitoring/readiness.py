@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def readiness(stores: Stores, ended_loops: Sequence[str]) -> Readiness:
     try:
         with stores.storage.reading() as connection:
             connection.execute("SELECT 1 FROM migrations LIMIT 1").fetchone()
-    except (sqlite3.Error, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever a database raises, it cannot be read
         reasons.append(f"the database cannot be read: {trouble_of(error) or type(error).__name__}")
     reasons += _folder(stores.folder)
     return Readiness("not ready" if reasons else "ready", reasons)

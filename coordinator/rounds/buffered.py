@@ -7,7 +7,6 @@ is a pure function of the database, as in runs whose rounds wait for their devic
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,13 +14,14 @@ from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.rounds.runs import Run
 from coordinator.rounds.selection import SelectableDevice, draw_order
 from coordinator.storage import result_rows, round_rows, slot_rows, task_rows
+from coordinator.storage.connection import Connection
 from coordinator.storage.task_rows import TaskRow
 
 #: Why tasks lapsed whose values are too old by now.
 TOO_STALE = "too_stale"
 
 
-def round_entered(connection: sqlite3.Connection, run: Run) -> int:
+def round_entered(connection: Connection, run: Run) -> int:
     """Number of the round that a result which comes now enters: the open one, or the next if that one is full."""
     open_round = round_rows.find_open(connection, run.run_id)
     if open_round is None or open_round.state == "aggregating":
@@ -31,7 +31,7 @@ def round_entered(connection: sqlite3.Connection, run: Run) -> int:
     return open_round.round
 
 
-def is_too_stale(connection: sqlite3.Connection, run: Run, task: TaskRow) -> bool:
+def is_too_stale(connection: Connection, run: Run, task: TaskRow) -> bool:
     """Whether a task's values will be too old for the round that its result would enter."""
     steps = run.committed - task.committed_before
     open_round = round_rows.find_open(connection, run.run_id)
@@ -40,12 +40,12 @@ def is_too_stale(connection: sqlite3.Connection, run: Run, task: TaskRow) -> boo
     return steps > run.config.max_staleness
 
 
-def lapse_stale(connection: sqlite3.Connection, run: Run, committed: int) -> None:
+def lapse_stale(connection: Connection, run: Run, committed: int) -> None:
     """Let the tasks lapse whose results could not enter any round to come, after one was committed."""
     task_rows.lapse_older(connection, run.run_id, committed - run.config.max_staleness, TOO_STALE)
 
 
-def is_over(connection: sqlite3.Connection, run: Run, number: int, deadline_s: float, now_s: float) -> bool:
+def is_over(connection: Connection, run: Run, number: int, deadline_s: float, now_s: float) -> bool:
     """Whether a round waits no longer: its buffer is full, or its time is over and there is nothing to wait for."""
     entered = result_rows.count_entered(connection, run.run_id, number)
     if entered >= (run.config.buffer_size or 0):
@@ -56,7 +56,7 @@ def is_over(connection: sqlite3.Connection, run: Run, number: int, deadline_s: f
 
 
 def next_place(
-    connection: sqlite3.Connection, run: Run, number: int, free: Sequence[SelectableDevice]
+    connection: Connection, run: Run, number: int, free: Sequence[SelectableDevice]
 ) -> tuple[int, SelectableDevice] | None:
     """Open one more place of a round for a device that is drawn for it; None if no free device can serve it.
 

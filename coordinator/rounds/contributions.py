@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from coordinator.rounds.runs import Run
 from coordinator.rounds.set_aside import note_left_out
 from coordinator.rounds.stated_variance import variance_factors
 from coordinator.storage import result_rows
+from coordinator.storage.connection import Connection
 from coordinator.storage.result_rows import CountedResult
 from coordinator.storage.stores import Stores
 from edge_runtime.errors import SliceError
@@ -112,7 +112,7 @@ class Contributions:
                 last[of] = middle
         return last
 
-    def note(self, connection: sqlite3.Connection, number: int, *, now_s: float) -> None:
+    def note(self, connection: Connection, number: int, *, now_s: float) -> None:
         """Store the scores and tell who was left out, in the transaction that closes the round.
 
         Args:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sqlite3
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,9 +16,10 @@ import msgspec
 from coordinator.events import record
 from coordinator.rounds.runs import Run, end_run, reason_of_end, run_of
 from coordinator.storage import evaluation_rows, run_rows
+from coordinator.storage.connection import Connection
 from coordinator.storage.evaluation_rows import GroupAccuracy
 from coordinator.storage.stores import Stores
-from edge_runtime.errors import EdgeError, WorkerError
+from edge_runtime.errors import DigestError, EdgeError, WorkerError
 from edge_runtime.package.prepared import is_current
 from edge_runtime.worker.jobs import EvaluateJob, EvaluateOutcome, Job, OutcomeT, PrepareJob, PrepareOutcome
 from edge_runtime.worker.process import finish_worker, start_worker
@@ -134,7 +134,7 @@ async def _run(job: Job, outcome: type[OutcomeT]) -> OutcomeT:
 
 
 def store_evaluation(
-    connection: sqlite3.Connection,
+    connection: Connection,
     evaluation: Evaluation,
     outcome: EvaluateOutcome | EdgeError,
     groups: dict[str, GroupAccuracy] | EdgeError | None = None,
@@ -174,6 +174,11 @@ def _package_folder(stores: Stores, package_sha256: str, signature: str) -> Path
         link = folder / name
         if not link.exists():
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.hardlink_to(stores.folder / "blobs" / sha256[:2] / sha256)
+            blob = stores.blobs.find(sha256)
+            if blob is None:
+                raise DigestError(
+                    f"blob {sha256} of package {package_sha256} is missing; restore it from a backup"
+                )
+            link.hardlink_to(blob)
     (folder / "manifest.sig").write_text(signature + "\n", "ascii")
     return folder

@@ -7,12 +7,12 @@ place would wait for it.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 
 from coordinator.rounds.runs import Run
 from coordinator.rounds.selection import SelectableDevice, draw_order
 from coordinator.storage import device_rows, task_rows
+from coordinator.storage.connection import Connection
 from coordinator.storage.device_rows import SeenDevice
 
 #: How far beyond its window a device still counts as live: busy devices and outages make check-ins late, and whom a
@@ -26,7 +26,7 @@ WAY_S = 2.0
 MOST_PATIENCE_S = 120.0
 
 
-def askable(connection: sqlite3.Connection, run: Run, now_s: float) -> list[SeenDevice]:
+def askable(connection: Connection, run: Run, now_s: float) -> list[SeenDevice]:
     """Devices that a round may ask: they are there, and the run has not set them aside.
 
     Where the configuration has ``seen_window_s``, a device is there for so long after its last check-in. In a visit

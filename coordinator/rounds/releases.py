@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
-
 from coordinator.events import record
 from coordinator.refusals import ConflictError, NotFoundError
 from coordinator.rounds.runs import Run, find_run, run_of
 from coordinator.storage import checkpoint_rows, release_rows, round_rows, run_rows
+from coordinator.storage.connection import Connection
 from coordinator.storage.release_rows import Limits, ReleaseRow
 from coordinator.storage.stores import Stores
 from edge_runtime.protocol.messages import Release, SignedRelease, encode
@@ -15,7 +14,7 @@ from edge_runtime.protocol.messages import Release, SignedRelease, encode
 
 def publish(
     stores: Stores,
-    connection: sqlite3.Connection,
+    connection: Connection,
     run_id: str,
     round_number: int | None,
     limits: Limits,
@@ -62,7 +61,7 @@ def publish(
 
 
 def note_commit(
-    connection: sqlite3.Connection, run_id: str, round_number: int, values_sha256: str, *, now_s: float
+    connection: Connection, run_id: str, round_number: int, values_sha256: str, *, now_s: float
 ) -> None:
     """Publish a round that was committed just now, where its run's rounds become releases."""
     limits = release_rows.limits_of_each_round(connection, run_id)
@@ -70,7 +69,7 @@ def note_commit(
         _add(connection, run_id, round_number, values_sha256, limits, now_s=now_s)
 
 
-def newest_for(stores: Stores, connection: sqlite3.Connection, decided: int) -> SignedRelease | None:
+def newest_for(stores: Stores, connection: Connection, decided: int) -> SignedRelease | None:
     """The newest release, signed; None if a device has decided about it already.
 
     Args:
@@ -100,7 +99,7 @@ def newest_for(stores: Stores, connection: sqlite3.Connection, decided: int) -> 
     return SignedRelease(text, stores.key.sign(text.encode()))
 
 
-def _values_after(connection: sqlite3.Connection, run: Run, round_number: int) -> str:
+def _values_after(connection: Connection, run: Run, round_number: int) -> str:
     """Values after a round; of rounds from before these were kept, those that the next one started from."""
     rounds = round_rows.all_rounds(connection, run.run_id)
     if not any(
@@ -118,7 +117,7 @@ def _values_after(connection: sqlite3.Connection, run: Run, round_number: int) -
 
 
 def _add(
-    connection: sqlite3.Connection, run_id: str, number: int, values: str, limits: Limits, *, now_s: float
+    connection: Connection, run_id: str, number: int, values: str, limits: Limits, *, now_s: float
 ) -> ReleaseRow:
     row = release_rows.add(connection, run_id, number, values, limits, published_s=now_s)
     record(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sqlite3
 
 from coordinator.auth import Device
 from coordinator.refusals import ConflictError, MalformedError, NotFoundError, UnusableError
@@ -12,6 +11,7 @@ from coordinator.rounds.buffered import is_too_stale, round_entered
 from coordinator.rounds.deltas import check_delta
 from coordinator.rounds.runs import Run, find_run
 from coordinator.storage import result_rows, task_rows
+from coordinator.storage.connection import Connection
 from coordinator.storage.stores import Stores
 from coordinator.storage.task_rows import TaskRow, TaskWithRound
 from edge_runtime.errors import SliceError
@@ -26,7 +26,7 @@ TIMED_OUT = frozenset({"late", "lost"})
 
 def accept(
     stores: Stores,
-    connection: sqlite3.Connection,
+    connection: Connection,
     device: Device,
     task_id: str,
     result: Result,
@@ -40,7 +40,7 @@ def accept(
         connection: connection with a transaction under way.
         device: device that sent it.
         task_id: id of the task that it was sent to.
-        result: result that the device sent.
+        result: result that the device sent, whose bytes :func:`store_bytes` has seen.
         now_s: the present moment.
 
     Raises:
@@ -64,8 +64,9 @@ def accept(
     # 3. Does the content fit the task?
     _check_content(run.manifest, task.read_task(), result)
     # 4. Count it: bytes first, so that the database never names bytes that are not there.
-    for data in (result.change, *result.removed):
-        stores.private_blobs.put(data)
+    if not stores.private_blobs.is_remote:  # else store_bytes has done so
+        for data in (result.change, *result.removed):
+            stores.private_blobs.put(data)
     if late:
         task_rows.lapse_reserved_of_slot(connection, task.run_id, task.round, task.slot, "filled")
     task_rows.mark_counted(connection, task_id)
@@ -74,7 +75,17 @@ def accept(
     return ResultReceipt("counted")
 
 
-def find_task(connection: sqlite3.Connection, device: Device, task_id: str) -> TaskWithRound:
+def store_bytes(stores: Stores, result: Result) -> None:
+    """Store what a result brings, if that takes long, before the transaction in which :func:`accept` counts it.
+
+    What does not count in the end is swept away with what else nobody needs.
+    """
+    if stores.private_blobs.is_remote:
+        for data in (result.change, *result.removed):
+            stores.private_blobs.put(data)
+
+
+def find_task(connection: Connection, device: Device, task_id: str) -> TaskWithRound:
     """A device's own task.
 
     Raises:
@@ -90,7 +101,7 @@ def find_task(connection: sqlite3.Connection, device: Device, task_id: str) -> T
 
 
 def check_wanted(
-    stores: Stores, connection: sqlite3.Connection, task: TaskWithRound, *, now_s: float
+    stores: Stores, connection: Connection, task: TaskWithRound, *, now_s: float
 ) -> tuple[Run, bool]:
     """The run of a task whose result would be taken now, and whether it would come after its deadline.
 
@@ -104,14 +115,14 @@ def check_wanted(
     return run, late
 
 
-def _is_round_open(connection: sqlite3.Connection, run: Run, task: TaskWithRound) -> bool:
+def _is_round_open(connection: Connection, run: Run, task: TaskWithRound) -> bool:
     """Whether there is a round that a task's result could enter."""
     if run.is_buffered:
         return run.state == "running" and not is_too_stale(connection, run, task)
     return task.round_state in ("selecting", "collecting")
 
 
-def _in_grace(connection: sqlite3.Connection, task: TaskRow, grace_s: float, *, now_s: float) -> bool:
+def _in_grace(connection: Connection, task: TaskRow, grace_s: float, *, now_s: float) -> bool:
     """Whether a task lapsed for its time alone, may still be answered, and nobody else works on its place."""
     if task.state != "lapsed" or task.reason not in TIMED_OUT or now_s > task.due_s + grace_s:
         return False

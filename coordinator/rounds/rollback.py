@@ -7,12 +7,11 @@ draw new directions and devices.
 
 from __future__ import annotations
 
-import sqlite3
-
 from coordinator.events import record
 from coordinator.refusals import ConflictError, NotFoundError
 from coordinator.rounds.runs import ACTIVE, Run, find_run
 from coordinator.storage import checkpoint_rows, evaluation_rows, result_rows, round_rows, task_rows
+from coordinator.storage.connection import Connection
 from coordinator.storage.stores import Stores
 
 #: Committed rounds whose server state is kept: with moments it takes four times the space of the values.
@@ -22,7 +21,7 @@ ROLLED_BACK = "rolled_back"
 
 
 def roll_back(
-    stores: Stores, connection: sqlite3.Connection, run_id: str, to: int, *, now_s: float
+    stores: Stores, connection: Connection, run_id: str, to: int, *, now_s: float
 ) -> tuple[Run, int]:
     """Let a run go back to where it stood after a round, at the operator's word.
 

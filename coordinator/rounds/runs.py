@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +21,7 @@ from coordinator.rounds.continuing import check_continues, go_on
 from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.rounds.row_slices import check_rows, trains_rows, with_first_rows
 from coordinator.storage import evaluation_rows, round_rows, run_rows, task_rows
+from coordinator.storage.connection import Connection
 from coordinator.storage.run_rows import RunRow
 from coordinator.storage.stores import Stores
 from edge_runtime.data.rows import load_rows
@@ -384,12 +384,12 @@ def _check_lora(config: RunConfig, manifest: Manifest, slices: tuple[str, ...]) 
             )
 
 
-def active_runs(stores: Stores, connection: sqlite3.Connection) -> list[Run]:
+def active_runs(stores: Stores, connection: Connection) -> list[Run]:
     """Runs that are training or await their last evaluation, oldest first."""
     return [run_of(stores, row) for row in run_rows.active(connection)]
 
 
-def starts_now(connection: sqlite3.Connection, queued: RunRow) -> bool:
+def starts_now(connection: Connection, queued: RunRow) -> bool:
     """Whether a run that is next in the queue need not wait for another."""
     rows = run_rows.active(connection)
     return not rows or all(_goes_beside_others(row) for row in (queued, *rows))
@@ -454,7 +454,7 @@ def _check_ranks(config: RunConfig, manifest: Manifest, slices: tuple[str, ...])
         )
 
 
-def find_run(stores: Stores, connection: sqlite3.Connection, run_id: str) -> Run:
+def find_run(stores: Stores, connection: Connection, run_id: str) -> Run:
     """A run by id, or the newest for ``latest``; :class:`NotFoundError` ``unknown_run`` if there is none."""
     row = run_rows.find_newest(connection) if run_id == "latest" else run_rows.find(connection, run_id)
     if row is None and run_id == "latest":
@@ -490,7 +490,7 @@ def run_of(stores: Stores, row: RunRow) -> Run:
     )
 
 
-def end_run(connection: sqlite3.Connection, run_id: str, state: str, reason: str, *, now_s: float) -> None:
+def end_run(connection: Connection, run_id: str, state: str, reason: str, *, now_s: float) -> None:
     """End a run: its open round is abandoned, its open tasks lapse, its pending evaluations are dropped."""
     run_rows.end(connection, run_id, state=state, reason=reason, finished_s=now_s)
     round_rows.abandon_open(connection, run_id, reason=reason, closed_s=now_s)
@@ -504,7 +504,7 @@ def reason_of_end(phase: str) -> str:
     return "all rounds committed" if phase == TRAINING else "every device was asked once"
 
 
-def stop_run(stores: Stores, connection: sqlite3.Connection, run_id: str, *, now_s: float) -> Run:
+def stop_run(stores: Stores, connection: Connection, run_id: str, *, now_s: float) -> Run:
     """Stop a run at the operator's word; one that has ended already stays as it is. Returns it as it was before.
 
     Raises:
@@ -516,9 +516,7 @@ def stop_run(stores: Stores, connection: sqlite3.Connection, run_id: str, *, now
     return run
 
 
-def pause_run(
-    stores: Stores, connection: sqlite3.Connection, run_id: str, *, paused: bool, now_s: float
-) -> Run:
+def pause_run(stores: Stores, connection: Connection, run_id: str, *, paused: bool, now_s: float) -> Run:
     """Pause a run at the operator's word, or let it go on. Returns it as it was before.
 
     A paused run opens no round and asks no device; what devices work on already is taken, and closes the open round.

@@ -6,12 +6,11 @@ word.
 
 from __future__ import annotations
 
-import sqlite3
-
 from coordinator.auth import Device
 from coordinator.events import record
 from coordinator.refusals import ConflictError, NotFoundError
 from coordinator.storage import device_rows, result_rows, run_rows, set_aside_rows, task_rows
+from coordinator.storage.connection import Connection
 from coordinator.storage.set_aside_rows import SetAsideRow
 from edge_runtime.protocol.messages import DeviceEvent
 
@@ -25,7 +24,7 @@ CODE = "device_set_aside"
 
 
 def note_failure(
-    connection: sqlite3.Connection, run_id: str, device: Device, event: DeviceEvent, *, now_s: float
+    connection: Connection, run_id: str, device: Device, event: DeviceEvent, *, now_s: float
 ) -> None:
     """Judge an event by which a device gave a task of a run back, after the task has lapsed.
 
@@ -46,7 +45,7 @@ def note_failure(
 
 
 def note_left_out(
-    connection: sqlite3.Connection,
+    connection: Connection,
     run_id: str,
     device_id: str,
     device_name: str,
@@ -73,7 +72,7 @@ def note_left_out(
 
 
 def still_set_aside(
-    connection: sqlite3.Connection, run_id: str, device: Device, *, now_s: float
+    connection: Connection, run_id: str, device: Device, *, now_s: float
 ) -> SetAsideRow | None:
     """Why a run asks a device no more; None if it may be asked, or was set up anew since.
 
@@ -90,7 +89,7 @@ def still_set_aside(
     return None
 
 
-def resume(connection: sqlite3.Connection, name: str, *, now_s: float) -> Device:
+def resume(connection: Connection, name: str, *, now_s: float) -> Device:
     """Let the runs that are going on ask a device again, at the operator's word.
 
     Args:
@@ -126,17 +125,13 @@ def resume(connection: sqlite3.Connection, name: str, *, now_s: float) -> Device
     return device
 
 
-def _set_aside(
-    connection: sqlite3.Connection, run_id: str, device: Device, reason: str, *, now_s: float
-) -> None:
+def _set_aside(connection: Connection, run_id: str, device: Device, reason: str, *, now_s: float) -> None:
     setup = device_rows.setup_of(connection, device.device_id)
     set_aside_rows.add(connection, run_id, device.device_id, at_s=now_s, reason=reason, setup=setup)
     record(connection, now_s, CODE, reason, run_id=run_id, device=device.name)
 
 
-def _ask_again(
-    connection: sqlite3.Connection, run_id: str, device: Device, why: str, *, now_s: float
-) -> None:
+def _ask_again(connection: Connection, run_id: str, device: Device, why: str, *, now_s: float) -> None:
     set_aside_rows.remove(connection, run_id, device.device_id)
     device_rows.note_resumed(connection, device.device_id, at_s=now_s)
     record(connection, now_s, "device_resumed", why, run_id=run_id, device=device.name)

@@ -8,13 +8,13 @@ whose last round opened longest ago opens the next as soon as enough devices are
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coordinator.rounds.presence import askable
 from coordinator.rounds.runs import Run, active_runs
 from coordinator.storage import round_rows
+from coordinator.storage.connection import Connection
 from coordinator.storage.stores import Stores
 
 
@@ -62,7 +62,7 @@ def shares(claims: Sequence[Claim], devices: int) -> dict[str, int]:
     return given
 
 
-def share_of(stores: Stores, connection: sqlite3.Connection, run: Run, now_s: float) -> int | None:
+def share_of(stores: Stores, connection: Connection, run: Run, now_s: float) -> int | None:
     """The most devices that a run may have at work at present; None if it has the fleet to itself."""
     runs = [each for each in active_runs(stores, connection) if each.state == "running" and not each.paused]
     if all(each.run_id == run.run_id for each in runs):

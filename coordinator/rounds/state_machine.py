@@ -7,7 +7,6 @@ transition in one transaction, so a coordinator that was killed at any moment go
 from __future__ import annotations
 
 import logging
-import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -53,6 +52,7 @@ from coordinator.storage import (
     slot_rows,
     task_rows,
 )
+from coordinator.storage.connection import Connection
 from coordinator.storage.device_rows import SeenDevice
 from coordinator.storage.result_rows import CountedResult
 from coordinator.storage.round_rows import RoundRow
@@ -274,7 +274,7 @@ def _close_round(stores: Stores, run: Run, now_s: float) -> None:
             _abandon(connection, run, number, reason, now_s)
 
 
-def _close_buffered(connection: sqlite3.Connection, run: Run, open_round: RoundRow, now_s: float) -> None:
+def _close_buffered(connection: Connection, run: Run, open_round: RoundRow, now_s: float) -> None:
     number = open_round.round
     if not is_over(connection, run, number, open_round.deadline_s, now_s):
         return
@@ -286,7 +286,7 @@ def _close_buffered(connection: sqlite3.Connection, run: Run, open_round: RoundR
         _abandon(connection, run, number, reason, now_s)
 
 
-def _keep_busy(stores: Stores, connection: sqlite3.Connection, run: Run, number: int, now_s: float) -> None:
+def _keep_busy(stores: Stores, connection: Connection, run: Run, number: int, now_s: float) -> None:
     """Give devices of a buffered run that have no task places of the open round, as many as may be at work."""
     share = share_of(stores, connection, run, now_s)
     holders = task_rows.holders(connection, run.run_id)
@@ -455,9 +455,7 @@ class Committed:
     flat: bool = False
 
 
-def _commit(
-    connection: sqlite3.Connection, run: Run, number: int, committed: Committed, *, now_s: float
-) -> None:
+def _commit(connection: Connection, run: Run, number: int, committed: Committed, *, now_s: float) -> None:
     count = run.committed + 1
     last = count == run.config.rounds
     evaluation = run.config.evaluation
@@ -500,7 +498,7 @@ def _commit(
         end_run(connection, run.run_id, "finished", reason_of_end(run.phase), now_s=now_s)
 
 
-def _abandon(connection: sqlite3.Connection, run: Run, number: int, reason: str, now_s: float) -> None:
+def _abandon(connection: Connection, run: Run, number: int, reason: str, now_s: float) -> None:
     # A visit asks a lost device only once more and so ends of itself: a round without results ends nothing.
     in_a_row = 0 if run.visiting else run.abandoned_in_a_row + 1
     round_rows.abandon(connection, run.run_id, number, reason=reason, closed_s=now_s)
@@ -553,7 +551,7 @@ def _seat(
     return [], {}
 
 
-def _offer_on(connection: sqlite3.Connection, run: Run, number: int, vacant: list[int], now_s: float) -> None:
+def _offer_on(connection: Connection, run: Run, number: int, vacant: list[int], now_s: float) -> None:
     elsewhere = task_rows.held_elsewhere(connection, run.run_id)
     devices = [
         device for device in _able(run, askable(connection, run, now_s)) if device.device_id not in elsewhere
@@ -586,7 +584,7 @@ def _offer_on(connection: sqlite3.Connection, run: Run, number: int, vacant: lis
             busy.add(device.device_id)
 
 
-def _may_come_free(connection: sqlite3.Connection, run: Run, number: int, now_s: float) -> bool:
+def _may_come_free(connection: Connection, run: Run, number: int, now_s: float) -> bool:
     """Whether a device that works for another run could still be asked for a place of a round."""
     elsewhere = task_rows.held_elsewhere(connection, run.run_id)
     if not elsewhere:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sqlite3
 from fnmatch import fnmatchcase
 
 from msgspec import Struct
@@ -24,6 +23,7 @@ from coordinator.storage import (
     set_aside_rows,
     task_rows,
 )
+from coordinator.storage.connection import Connection, Row
 from coordinator.storage.evaluation_rows import Scores
 from coordinator.storage.round_rows import RoundRow
 from coordinator.storage.stores import Stores
@@ -251,7 +251,7 @@ REFUSED = frozenset({"task_refused", "cap_too_small", "not_eligible"})
 FAILED = frozenset({"task_failed", "task_untrusted", "out_of_memory", "silent", "late", "lost", "revoked"})
 
 
-def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = True) -> RunSummary:
+def summarise(connection: Connection, run: Run, *, with_rounds: bool = True) -> RunSummary:
     """A run as it stands; read-only."""
     row = run_rows.get(connection, run.run_id)
     evaluations = {scores.round: scores for scores, _ in evaluation_rows.all_done(connection, run.run_id)}
@@ -298,7 +298,7 @@ def summarise(connection: sqlite3.Connection, run: Run, *, with_rounds: bool = T
     )
 
 
-def _robustness(connection: sqlite3.Connection, run: Run, rounds: list[RoundSummary]) -> Robustness | None:
+def _robustness(connection: Connection, run: Run, rounds: list[RoundSummary]) -> Robustness | None:
     """Groups of rows at the start and at the last evaluation that counts; None before both are there."""
     evaluation, scores = run.config.evaluation, evaluation_rows.done(connection, run.run_id)
     if evaluation is None or not evaluation.groups or len(scores) < 2 or scores[0].round >= 0:
@@ -321,7 +321,7 @@ def _robustness(connection: sqlite3.Connection, run: Run, rounds: list[RoundSumm
     return robustness_of(groups)
 
 
-def releases_of(connection: sqlite3.Connection) -> list[ReleaseSummary]:
+def releases_of(connection: Connection) -> list[ReleaseSummary]:
     """All releases, oldest first."""
     return [
         ReleaseSummary(**vars(row), devices=release_rows.devices_at(connection, row.number))
@@ -329,7 +329,7 @@ def releases_of(connection: sqlite3.Connection) -> list[ReleaseSummary]:
     ]
 
 
-def devices_of(stores: Stores, connection: sqlite3.Connection, *, now_s: float) -> list[DeviceSummary]:
+def devices_of(stores: Stores, connection: Connection, *, now_s: float) -> list[DeviceSummary]:
     """All devices that ever enrolled, by name, and what may be expected of each at present."""
     runs = active_runs(stores, connection)
     found = []
@@ -341,7 +341,7 @@ def devices_of(stores: Stores, connection: sqlite3.Connection, *, now_s: float) 
 
 
 def _standing(
-    stores: Stores, connection: sqlite3.Connection, runs: list[Run], row: sqlite3.Row, now_s: float
+    stores: Stores, connection: Connection, runs: list[Run], row: Row, now_s: float
 ) -> tuple[str, str]:
     """A device's state and its reason."""
     if row["revoked_s"] is not None:
@@ -362,9 +362,7 @@ def _standing(
     return standing or ("ready", "")
 
 
-def _standing_in_run(
-    stores: Stores, connection: sqlite3.Connection, run: Run, row: sqlite3.Row
-) -> tuple[str, str] | None:
+def _standing_in_run(stores: Stores, connection: Connection, run: Run, row: Row) -> tuple[str, str] | None:
     """What a run that is going on has to do with a device; None if it might ask it."""
     aside = set_aside_rows.find(connection, run.run_id, row["device_id"])
     if aside is not None:
@@ -378,13 +376,13 @@ def _standing_in_run(
     return None
 
 
-def events_of(connection: sqlite3.Connection, run_id: str, after: int, limit: int) -> list[EventSummary]:
+def events_of(connection: Connection, run_id: str, after: int, limit: int) -> list[EventSummary]:
     """Events of a run, and those of no run, with an id above ``after``, oldest first, at most ``limit``."""
     rows = event_rows.of_run(connection, run_id, after=after, limit=limit)
     return [EventSummary(**row) for row in rows]
 
 
-def _round(connection: sqlite3.Connection, row: RoundRow, evaluation: Scores | None) -> RoundSummary:
+def _round(connection: Connection, row: RoundRow, evaluation: Scores | None) -> RoundSummary:
     tasks = task_rows.outcomes(connection, row.run_id, row.round)
     results = result_rows.of_round(connection, row.run_id, row.round)
     names = result_rows.devices_of(connection, row.run_id, row.round)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-
 from msgspec import structs
 
 from coordinator.auth import Device
@@ -23,6 +21,7 @@ from coordinator.storage import (
     slot_rows,
     task_rows,
 )
+from coordinator.storage.connection import Connection
 from coordinator.storage.stores import Stores
 from coordinator.storage.task_rows import TaskWithSlices
 from edge_runtime.figures import size, whole_size
@@ -65,7 +64,7 @@ UNTRUSTED = "task_untrusted"
 
 
 def check_in(
-    stores: Stores, connection: sqlite3.Connection, device: Device, request: CheckInRequest, *, now_s: float
+    stores: Stores, connection: Connection, device: Device, request: CheckInRequest, *, now_s: float
 ) -> CheckInResponse:
     """Answer a device that offers itself for work.
 
@@ -101,7 +100,7 @@ def check_in(
 
 
 def _answer(
-    stores: Stores, connection: sqlite3.Connection, device: Device, request: CheckInRequest, *, now_s: float
+    stores: Stores, connection: Connection, device: Device, request: CheckInRequest, *, now_s: float
 ) -> tuple[CheckInResponse, float]:
     """The answer to a check-in, and the most seconds until the device is heard of again."""
     waiting: ComeBack | NotEligible = ComeBack(*NOT_TRAINING_WINDOW_S, "the device takes no tasks")
@@ -119,7 +118,7 @@ def _answer(
 
 
 def _work_for(
-    stores: Stores, connection: sqlite3.Connection, device: Device, request: CheckInRequest, *, now_s: float
+    stores: Stores, connection: Connection, device: Device, request: CheckInRequest, *, now_s: float
 ) -> tuple[CheckInResponse, float]:
     """What the runs that are going on have for a device, and how long it is then busy with it."""
     if request.protocol > PROTOCOL_VERSION:
@@ -145,7 +144,7 @@ def _work_for(
 
 def _work_in(
     stores: Stores,
-    connection: sqlite3.Connection,
+    connection: Connection,
     run: Run,
     device: Device,
     request: CheckInRequest,
@@ -173,7 +172,7 @@ def _work_in(
     return ComeBack(run.config.poll_min_s, run.config.poll_max_s, reason)
 
 
-def _without_work(connection: sqlite3.Connection, device: Device, reason: str, *, now_s: float) -> ComeBack:
+def _without_work(connection: Connection, device: Device, reason: str, *, now_s: float) -> ComeBack:
     """The answer to a device that may not work now; places that it holds go to others."""
     for run in run_rows.active(connection):
         held = task_rows.find_open(connection, run.run_id, device.device_id)
@@ -194,7 +193,7 @@ def _without_work(connection: sqlite3.Connection, device: Device, reason: str, *
 
 
 def say_alive(
-    stores: Stores, connection: sqlite3.Connection, device: Device, task_id: str, *, now_s: float
+    stores: Stores, connection: Connection, device: Device, task_id: str, *, now_s: float
 ) -> Standing:
     """Take in a sign of life of a device that works on a task.
 
@@ -220,7 +219,7 @@ def say_alive(
     return Standing(again_s)
 
 
-def report_event(connection: sqlite3.Connection, device: Device, event: DeviceEvent, *, now_s: float) -> None:
+def report_event(connection: Connection, device: Device, event: DeviceEvent, *, now_s: float) -> None:
     """Record a device's event; those of :data:`GIVING_BACK` give its task back.
 
     Raises:
@@ -255,9 +254,7 @@ def report_event(connection: sqlite3.Connection, device: Device, event: DeviceEv
         note_failure(connection, task.run_id, device, event, now_s=now_s)
 
 
-def _take_back_untrusted(
-    connection: sqlite3.Connection, device: Device, event: DeviceEvent, *, now_s: float
-) -> None:
+def _take_back_untrusted(connection: Connection, device: Device, event: DeviceEvent, *, now_s: float) -> None:
     """A device that trusts no task of ours gets none: the one that it holds goes to another."""
     for run in run_rows.active(connection):
         held = task_rows.find_open(connection, run.run_id, device.device_id)
@@ -267,7 +264,7 @@ def _take_back_untrusted(
 
 
 def reserve(
-    connection: sqlite3.Connection,
+    connection: Connection,
     run: Run,
     round_number: int,
     slot: int,
@@ -293,7 +290,7 @@ def reserve(
 
 def _hand_out(
     stores: Stores,
-    connection: sqlite3.Connection,
+    connection: Connection,
     run: Run,
     held: TaskWithSlices,
     *,
@@ -363,14 +360,14 @@ def _values_at_rank(stores: Stores, run: Run, rank: int) -> str:
     return stores.values_at_rank[asked]
 
 
-def _handed_in(connection: sqlite3.Connection, run: Run, device: Device) -> tuple[str, ...]:
+def _handed_in(connection: Connection, run: Run, device: Device) -> tuple[str, ...]:
     """Digests of a device's sums among those that a visit goes on from."""
     if run.config.continue_from is None or not run.visiting:
         return ()
     return result_rows.standing_sums(connection, run.config.continue_from, device.device_id)
 
 
-def least_required_bytes(stores: Stores, connection: sqlite3.Connection, run: Run, rows: int) -> int:
+def least_required_bytes(stores: Stores, connection: Connection, run: Run, rows: int) -> int:
     """The least memory that any slot needs, in the open round or else in a full round to come.
 
     In a visit it depends on the rows that the device has.
@@ -395,7 +392,7 @@ def least_required_bytes(stores: Stores, connection: sqlite3.Connection, run: Ru
 
 
 def _too_small(
-    connection: sqlite3.Connection, run: Run, device: Device, needed: int, cap_bytes: int, *, now_s: float
+    connection: Connection, run: Run, device: Device, needed: int, cap_bytes: int, *, now_s: float
 ) -> NotEligible:
     message = (
         f"needs {whole_size(needed, up=True)}, the cap is {size(cap_bytes)}; "

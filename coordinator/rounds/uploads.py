@@ -7,7 +7,6 @@ asked at every part, so that a device learns early that it is not.
 from __future__ import annotations
 
 import re
-import sqlite3
 
 from coordinator.auth import Device
 from coordinator.refusals import ConflictError, MalformedError, TooLargeError, UnusableError
@@ -15,6 +14,7 @@ from coordinator.rounds.results import check_wanted, find_task
 from coordinator.rounds.runs import find_run
 from coordinator.rounds.tasks import MISSED_SIGNS
 from coordinator.storage import result_rows, task_rows
+from coordinator.storage.connection import Connection
 from coordinator.storage.stores import Stores
 from edge_runtime.errors import ProtocolError
 from edge_runtime.protocol.messages import END, MAX_RESULT_BYTES, Result, UploadStanding, decode_result
@@ -23,7 +23,7 @@ _SHA256 = re.compile(f"^[0-9a-f]{{64}}{END}")
 
 
 def standing(
-    stores: Stores, connection: sqlite3.Connection, device: Device, task_id: str, sha256: str, *, now_s: float
+    stores: Stores, connection: Connection, device: Device, task_id: str, sha256: str, *, now_s: float
 ) -> UploadStanding:
     """How many bytes of a result have come.
 
@@ -48,7 +48,7 @@ def standing(
 
 def add_part(
     stores: Stores,
-    connection: sqlite3.Connection,
+    connection: Connection,
     device: Device,
     task_id: str,
     sha256: str,
@@ -113,7 +113,7 @@ def read_whole(stores: Stores, task_id: str, sha256: str) -> Result:
         raise MalformedError("malformed", str(error)) from error
 
 
-def check_owner(connection: sqlite3.Connection, device: Device, task_id: str, sha256: str) -> None:
+def check_owner(connection: Connection, device: Device, task_id: str, sha256: str) -> None:
     """Refuse to finish an upload of another device's task, or one that is named by no sha256."""
     _check_name(sha256)
     find_task(connection, device, task_id)

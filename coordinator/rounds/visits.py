@@ -8,13 +8,13 @@ head anew, so accuracy can be watched as sums come in.
 from __future__ import annotations
 
 import logging
-import sqlite3
 from collections.abc import Iterator, Sequence
 
 from coordinator.aggregation.closed_form import ClosedForm
 from coordinator.events import record
 from coordinator.rounds.runs import FIRST_VISIT, TRAINING, Run, end_run, reason_of_end
 from coordinator.storage import checkpoint_rows, evaluation_rows, round_rows, run_rows, task_rows
+from coordinator.storage.connection import Connection
 from coordinator.storage.result_rows import CountedResult
 from coordinator.storage.stores import Stores
 from edge_runtime.figures import size
@@ -44,7 +44,7 @@ def projection_of(run: Run) -> Projection | None:
 
 
 def commit_round(
-    connection: sqlite3.Connection,
+    connection: Connection,
     run: Run,
     number: int,
     solved: ClosedForm,
@@ -116,7 +116,7 @@ def end_visit_if_over(stores: Stores, run: Run, now_s: float) -> None:
     log.info("visit_over run=%s phase=%s devices=%d", run.run_id, run.phase, len(asked))
 
 
-def _finish(connection: sqlite3.Connection, run: Run, newest: int, *, now_s: float) -> None:
+def _finish(connection: Connection, run: Run, newest: int, *, now_s: float) -> None:
     """End a run after its last visit; the head of the newest round is evaluated if it was not yet."""
     if run.config.evaluation is None:
         end_run(connection, run.run_id, "finished", reason_of_end(run.phase), now_s=now_s)

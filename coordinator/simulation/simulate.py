@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,6 +23,7 @@ from coordinator.simulation.trainers import Pending, Trainer
 from coordinator.simulation.verdict import RESULT_REFUSED, Ending, judge_evaluation, judge_run, stop
 from coordinator.simulation.workbench import Job, Workbench
 from coordinator.storage import device_rows, evaluation_rows, round_rows, run_rows, simulation_rows, task_rows
+from coordinator.storage.connection import Connection
 from coordinator.storage.simulation_rows import HeldSlot
 from edge_runtime import __version__ as runtime_version
 from edge_runtime.agent.decisions import open_task
@@ -210,7 +210,7 @@ class Simulation:
                 if name not in self.in_flight and name not in expected:
                     self._ask(connection, device)
 
-    def _ask(self, connection: sqlite3.Connection, device: Device) -> None:
+    def _ask(self, connection: Connection, device: Device) -> None:
         """Check a device in; if it gets a task, it sets to work."""
         simulated = self.arm.fleet.devices[device.name]
         request = CheckInRequest(runtime_version, self._cap_of(simulated), 0, len(simulated.rows))

@@ -6,12 +6,51 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Protocol
 
 from edge_runtime.durable import TEMPORARY_SUFFIX, rename_durably, write_durably, write_whole
 from edge_runtime.errors import DigestError
 from edge_runtime.package.package import sha256_of
+
+
+class Blobs(Protocol):
+    """What is asked of a store of blobs, wherever they are; :class:`BlobStore` says what each does."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether storing and fetching may take long, because another machine does it."""
+
+    def put(self, data: bytes) -> str:
+        """Store bytes and return their sha256."""
+
+    def put_file(self, source: Path, sha256: str) -> None:
+        """Copy a file in under its known digest."""
+
+    def link_file(self, source: Path, sha256: str) -> None:
+        """Take a file in, if possible without a copy."""
+
+    def find(self, sha256: str) -> Path | None:
+        """Where the blob lies on this machine, once it was fetched, or None if there is none."""
+
+    def here(self, sha256: str) -> Path | None:
+        """The same without fetching it."""
+
+    def get(self, sha256: str) -> bytes:
+        """The bytes of a small blob."""
+
+    def discard(self, sha256: str) -> None:
+        """Remove a blob if it is there."""
+
+    def sweep(self, needed: Callable[[], Collection[str]], *, before_s: float) -> int:
+        """Remove what is not needed and older than ``before_s``."""
+
+    def digests(self) -> Iterator[str]:
+        """Digests of all blobs."""
+
+    def address(self, sha256: str) -> str:
+        """An address at which a device can fetch a blob itself; of a folder there is none."""
 
 
 class BlobStore:
@@ -22,8 +61,10 @@ class BlobStore:
         durable: whether bytes are on the disk once they are stored; if not, a power cut may lose them alone.
     """
 
+    is_remote = False
+
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
-        self._folder = folder
+        self.folder = folder
         self._write = write_durably if durable else write_whole
         self._turn = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,6 +114,18 @@ class BlobStore:
         path = self._path(sha256)
         return path if path.is_file() else None
 
+    def here(self, sha256: str) -> Path | None:
+        """The same: nothing has to be fetched."""
+        return self.find(sha256)
+
+    def adopt(self, file: Path, sha256: str) -> Path:
+        """Take over a file of the same file system whose bytes were compared with the digest, and say where it lies."""
+        path = self._path(sha256)
+        with self._turn:
+            path.parent.mkdir(exist_ok=True)
+            file.replace(path)
+        return path
+
     def get(self, sha256: str) -> bytes:
         """The bytes of a small blob.
 
@@ -101,14 +154,36 @@ class BlobStore:
             before_s: a file that was written after this moment, in seconds since 1970 by the machine's clock, stays: it
                 may be about to be needed.
         """
-        old = [path for path in self._folder.glob("*/*") if path.stat().st_mtime < before_s]
+        old = [path for path in self.folder.glob("*/*") if path.stat().st_mtime < before_s]
         keep = needed()
         gone = [path for path in old if path.name not in keep]
         for path in gone:
             path.unlink(missing_ok=True)
         return len(gone)
 
-    def _path(self, sha256: str) -> Path:
+    def digests(self) -> Iterator[str]:
+        """Digests of all blobs."""
+        return (path.name for path in self.folder.glob("??/*") if len(path.name) == 64)
+
+    def address(self, sha256: str) -> str:
+        """:class:`LookupError`: what lies in a folder is served from here."""
+        raise LookupError(f"blob {sha256} lies in a folder, which has no address")
+
+    def trim(self, most_bytes: int) -> None:
+        """Remove the files that were written or used longest ago, until no more than so many bytes are left."""
+        files = [(path.stat(), path) for path in self.folder.glob("??/*")]
+        total_bytes = sum(status.st_size for status, _ in files)
+        for status, path in sorted(files, key=lambda file: file[0].st_mtime):
+            if total_bytes <= most_bytes:
+                return
+            path.unlink(missing_ok=True)
+            total_bytes -= status.st_size
+
+    def place(self, sha256: str) -> str:
+        """Path of a blob within its store; :class:`DigestError` for what is no digest."""
         if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
             raise DigestError("a blob is named by 64 hexadecimal digits")
-        return self._folder / sha256[:2] / sha256
+        return f"{sha256[:2]}/{sha256}"
+
+    def _path(self, sha256: str) -> Path:
+        return self.folder / self.place(sha256)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
+from coordinator.storage.connection import Connection
 
 _COLUMNS = (
     "values_sha256, optimizer_sha256, average_sha256, reference_sha256,"
@@ -10,7 +10,7 @@ _COLUMNS = (
 )
 
 
-def add(connection: sqlite3.Connection, run_id: str, number: int) -> None:
+def add(connection: Connection, run_id: str, number: int) -> None:
     """Keep what a run has come to with a round, in the transaction that commits it."""
     connection.execute(
         f"INSERT INTO checkpoints (run_id, round, {_COLUMNS})"  # noqa: S608 - a constant
@@ -19,7 +19,7 @@ def add(connection: sqlite3.Connection, run_id: str, number: int) -> None:
     )
 
 
-def values_after(connection: sqlite3.Connection, run_id: str, number: int) -> str | None:
+def values_after(connection: Connection, run_id: str, number: int) -> str | None:
     """Digest of the values after a committed round; None of a round that was committed before these were kept."""
     row = connection.execute(
         "SELECT values_sha256 FROM checkpoints WHERE run_id = ? AND round = ?", (run_id, number)
@@ -27,7 +27,7 @@ def values_after(connection: sqlite3.Connection, run_id: str, number: int) -> st
     return None if row is None else str(row["values_sha256"])
 
 
-def restorable(connection: sqlite3.Connection, run_id: str, *, most: int) -> list[int]:
+def restorable(connection: Connection, run_id: str, *, most: int) -> list[int]:
     """Numbers of the rounds that a run can go back to, in order: those that count, the newest ones.
 
     Args:
@@ -43,7 +43,7 @@ def restorable(connection: sqlite3.Connection, run_id: str, *, most: int) -> lis
     return sorted(int(row["round"]) for row in rows)
 
 
-def restore(connection: sqlite3.Connection, run_id: str, number: int) -> None:
+def restore(connection: Connection, run_id: str, number: int) -> None:
     """Let a run stand where it stood after a round."""
     connection.execute(
         f"UPDATE runs SET ({_COLUMNS}) = (SELECT {_COLUMNS} FROM checkpoints WHERE run_id = runs.run_id"  # noqa: S608
@@ -52,7 +52,7 @@ def restore(connection: sqlite3.Connection, run_id: str, number: int) -> None:
     )
 
 
-def states(connection: sqlite3.Connection, run_id: str, *, most: int) -> list[str]:
+def states(connection: Connection, run_id: str, *, most: int) -> list[str]:
     """Digests of the server states of a run's newest committed rounds that count, the newest first."""
     rows = connection.execute(
         "SELECT optimizer_sha256 FROM checkpoints JOIN rounds USING (run_id, round)"
@@ -63,14 +63,14 @@ def states(connection: sqlite3.Connection, run_id: str, *, most: int) -> list[st
     return [str(row["optimizer_sha256"]) for row in rows]
 
 
-def needed_states(connection: sqlite3.Connection, *, most: int) -> set[str]:
+def needed_states(connection: Connection, *, most: int) -> set[str]:
     """Digests of the server states that runs which have not ended may go back to, so many of each."""
     rows = connection.execute(
         "SELECT optimizer_sha256 FROM ("
         " SELECT checkpoints.optimizer_sha256, row_number() OVER (PARTITION BY run_id ORDER BY round DESC) AS place"
         " FROM checkpoints JOIN rounds USING (run_id, round) JOIN runs USING (run_id)"
         " WHERE rolled_back_s IS NULL AND runs.state IN ('queued', 'running', 'evaluating')"
-        ") WHERE place <= ? AND optimizer_sha256 IS NOT NULL",
+        ") AS placed WHERE place <= ? AND optimizer_sha256 IS NOT NULL",
         (most,),
     )
     return {str(row[0]) for row in rows}

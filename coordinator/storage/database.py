@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from coordinator.storage import migrations
+from coordinator.storage.connection import Connection
 from coordinator.storage.trouble import trouble_of
 from edge_runtime.errors import ConfigError, ResourceError
 
 #: What the write-ahead log is cut to once its content has reached the database.
 MAX_WAL_BYTES = 16 << 20
 
-Migration = Callable[[sqlite3.Connection], None]
+Migration = Callable[[Connection], None]
 
 
 class Storage:
@@ -82,6 +84,18 @@ class Storage:
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
 
+    def leader(self) -> Storage:
+        """This very handle: the state folder's lock lets in one process alone."""
+        return self
+
+    def claim(self) -> int:
+        """The first claim, and the last."""
+        return 1
+
+    def wall_s(self) -> float:
+        """Seconds since 1970 by the machine's clock."""
+        return time.time()
+
     def dump(self) -> list[str]:
         """The whole content as SQL statements; for tests and for operators' questions."""
         with self._turn:
@@ -99,7 +113,7 @@ class Storage:
 
 
 @contextmanager
-def savepoint(connection: sqlite3.Connection) -> Iterator[None]:
+def savepoint(connection: Connection) -> Iterator[None]:
     """A part of a transaction that takes effect whole, or not at all if the block raises."""
     connection.execute("SAVEPOINT part")
     try:
@@ -119,10 +133,17 @@ def pending_migrations(connection: sqlite3.Connection) -> list[Migration]:
         ConfigError: the database holds a migration this program does not know.
     """
     exists = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'migrations'").fetchone()
-    applied = (
-        {str(row[0]) for row in connection.execute("SELECT name FROM migrations")} if exists else set[str]()
-    )
-    if unknown := sorted(applied - {step.__name__ for step in migrations.ALL}):
+    rows = connection.execute("SELECT name FROM migrations") if exists else []
+    return pending({str(row[0]) for row in rows})
+
+
+def pending(applied: Collection[str]) -> list[Migration]:
+    """Migrations that are not among those that were applied, in order.
+
+    Raises:
+        ConfigError: one was that this program does not know.
+    """
+    if unknown := sorted(set(applied) - {step.__name__ for step in migrations.ALL}):
         raise ConfigError(
             f"the database was written by a newer coordinator (migration {unknown[0]}); upgrade this one"
         )
@@ -139,7 +160,7 @@ def apply_migrations(connection: sqlite3.Connection) -> list[str]:
                 "CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY, applied_s REAL NOT NULL)"
             )
             step(connection)
-            connection.execute("INSERT INTO migrations VALUES (?, unixepoch())", (step.__name__,))
+            connection.execute("INSERT INTO migrations VALUES (?, ?)", (step.__name__, time.time()))
         except BaseException:
             connection.execute("ROLLBACK")
             raise

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
 from msgspec import Struct
+
+from coordinator.storage.connection import Connection
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Scores:
     tokens: int
 
 
-def add(connection: sqlite3.Connection, run_id: str, number: int, values_sha256: str) -> None:
+def add(connection: Connection, run_id: str, number: int, values_sha256: str) -> None:
     """Ask for an evaluation."""
     connection.execute(
         "INSERT INTO evaluations (run_id, round, values_sha256, state) VALUES (?, ?, ?, 'pending')",
@@ -62,7 +63,7 @@ def add(connection: sqlite3.Connection, run_id: str, number: int, values_sha256:
     )
 
 
-def first_pending(connection: sqlite3.Connection) -> PendingEvaluation | None:
+def first_pending(connection: Connection) -> PendingEvaluation | None:
     """The evaluation that has waited for longest."""
     row = connection.execute(
         "SELECT run_id, round, evaluations.values_sha256 FROM evaluations JOIN runs USING (run_id)"
@@ -71,7 +72,7 @@ def first_pending(connection: sqlite3.Connection) -> PendingEvaluation | None:
     return None if row is None else PendingEvaluation(**row)
 
 
-def is_known(connection: sqlite3.Connection, run_id: str, number: int) -> bool:
+def is_known(connection: Connection, run_id: str, number: int) -> bool:
     """Whether an evaluation after a round was asked for, whatever came of it."""
     row = connection.execute(
         "SELECT 1 FROM evaluations WHERE run_id = ? AND round = ?", (run_id, number)
@@ -79,7 +80,7 @@ def is_known(connection: sqlite3.Connection, run_id: str, number: int) -> bool:
     return row is not None
 
 
-def has_pending(connection: sqlite3.Connection, run_id: str) -> bool:
+def has_pending(connection: Connection, run_id: str) -> bool:
     """Whether an evaluation of a run waits."""
     row = connection.execute(
         "SELECT 1 FROM evaluations WHERE run_id = ? AND state = 'pending'", (run_id,)
@@ -87,12 +88,12 @@ def has_pending(connection: sqlite3.Connection, run_id: str) -> bool:
     return row is not None
 
 
-def done(connection: sqlite3.Connection, run_id: str) -> list[Scores]:
+def done(connection: Connection, run_id: str) -> list[Scores]:
     """What the evaluations of a run found, those of the rounds that count, in their order."""
     return [scores for scores, counts in all_done(connection, run_id) if counts]
 
 
-def all_done(connection: sqlite3.Connection, run_id: str) -> list[tuple[Scores, bool]]:
+def all_done(connection: Connection, run_id: str) -> list[tuple[Scores, bool]]:
     """What all evaluations of a run found, in the order of their rounds, and whether their round counts."""
     rows = connection.execute(
         "SELECT round, accuracy, evaluations.mean_loss, tokens, rolled_back_s IS NULL AS counts"
@@ -103,7 +104,7 @@ def all_done(connection: sqlite3.Connection, run_id: str) -> list[tuple[Scores, 
     return [(Scores(*row[:4]), bool(row["counts"])) for row in rows]
 
 
-def values_of(connection: sqlite3.Connection, run_id: str, number: int) -> str:
+def values_of(connection: Connection, run_id: str, number: int) -> str:
     """Digest of the slice values that an evaluation was of; :class:`LookupError` if there is no such evaluation."""
     row = connection.execute(
         "SELECT values_sha256 FROM evaluations WHERE run_id = ? AND round = ?", (run_id, number)
@@ -113,7 +114,7 @@ def values_of(connection: sqlite3.Connection, run_id: str, number: int) -> str:
     return str(row["values_sha256"])
 
 
-def find_done(connection: sqlite3.Connection, run_id: str, number: int) -> Scores | None:
+def find_done(connection: Connection, run_id: str, number: int) -> Scores | None:
     """What the evaluation after a round found, if it was made."""
     row = connection.execute(
         "SELECT round, accuracy, mean_loss, tokens FROM evaluations"
@@ -123,7 +124,7 @@ def find_done(connection: sqlite3.Connection, run_id: str, number: int) -> Score
     return None if row is None else Scores(**row)
 
 
-def find_last_done(connection: sqlite3.Connection, run_id: str) -> Scores | None:
+def find_last_done(connection: Connection, run_id: str) -> Scores | None:
     """What the evaluation after the newest evaluated round found, if any was made."""
     row = connection.execute(
         "SELECT round, accuracy, mean_loss, tokens FROM evaluations"
@@ -134,7 +135,7 @@ def find_last_done(connection: sqlite3.Connection, run_id: str) -> Scores | None
 
 
 def store_done(
-    connection: sqlite3.Connection,
+    connection: Connection,
     run_id: str,
     number: int,
     *,
@@ -154,7 +155,7 @@ def store_done(
     )
 
 
-def groups_of(connection: sqlite3.Connection, run_id: str, number: int) -> dict[str, GroupAccuracy]:
+def groups_of(connection: Connection, run_id: str, number: int) -> dict[str, GroupAccuracy]:
     """What the evaluation after a round found on the rows of each group; empty if it was not made."""
     row = connection.execute(
         "SELECT group_scores FROM evaluations WHERE run_id = ? AND round = ? AND state = 'done'",
@@ -163,7 +164,7 @@ def groups_of(connection: sqlite3.Connection, run_id: str, number: int) -> dict[
     return {} if row is None else msgspec.json.decode(row["group_scores"], type=dict[str, GroupAccuracy])
 
 
-def store_failed(connection: sqlite3.Connection, run_id: str, number: int, message: str) -> None:
+def store_failed(connection: Connection, run_id: str, number: int, message: str) -> None:
     """Store why an evaluation failed."""
     connection.execute(
         "UPDATE evaluations SET state = 'failed', message = ? WHERE run_id = ? AND round = ?",
@@ -171,7 +172,7 @@ def store_failed(connection: sqlite3.Connection, run_id: str, number: int, messa
     )
 
 
-def drop_pending(connection: sqlite3.Connection, run_id: str, after: int | None = None) -> None:
+def drop_pending(connection: Connection, run_id: str, after: int | None = None) -> None:
     """Give up the evaluations of a run that wait, or those of rounds after one."""
     connection.execute(
         "DELETE FROM evaluations WHERE run_id = ? AND state = 'pending' AND round > coalesce(?, round - 1)",

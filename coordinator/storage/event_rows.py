@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
+from coordinator.storage.connection import Connection, Row
 
 
 def add(
-    connection: sqlite3.Connection,
+    connection: Connection,
     *,
     at_s: float,
     run_id: str | None,
@@ -24,7 +24,7 @@ def add(
     )
 
 
-def of_run(connection: sqlite3.Connection, run_id: str, *, after: int, limit: int) -> list[sqlite3.Row]:
+def of_run(connection: Connection, run_id: str, *, after: int, limit: int) -> list[Row]:
     """Events of a run, and those of no run, oldest first.
 
     Args:
@@ -43,9 +43,7 @@ def of_run(connection: sqlite3.Connection, run_id: str, *, after: int, limit: in
     ).fetchall()
 
 
-def was_recorded(
-    connection: sqlite3.Connection, *, run_id: str, device_name: str, code: str, message: str
-) -> bool:
+def was_recorded(connection: Connection, *, run_id: str, device_name: str, code: str, message: str) -> bool:
     """Whether a run has this very event of a device already."""
     row = connection.execute(
         "SELECT 1 FROM events WHERE run_id = ? AND device = ? AND code = ? AND message = ?",
@@ -54,7 +52,7 @@ def was_recorded(
     return row is not None
 
 
-def forget_oldest(connection: sqlite3.Connection, *, kept: int) -> int:
+def forget_oldest(connection: Connection, *, kept: int) -> int:
     """Forget all events but so many of the newest; returns how many went."""
     gone = connection.execute(
         "DELETE FROM events WHERE event_id <= (SELECT max(event_id) FROM events) - ?", (kept,)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import sqlite3
+import json
+
+from coordinator.storage.connection import Connection
 
 # Times are seconds since 1970. Digests are hex sha256. JSON columns hold msgspec structs.
 
 
-def create_devices(connection: sqlite3.Connection) -> None:
+def create_devices(connection: Connection) -> None:
     """Enrolled devices, one-time tokens, and nonces that must not come again."""
     connection.execute(
         """CREATE TABLE devices (
@@ -43,7 +45,7 @@ def create_devices(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX nonce_expiry ON nonces (expires_s)")
 
 
-def create_runs(connection: sqlite3.Connection) -> None:
+def create_runs(connection: Connection) -> None:
     """Runs, rounds, slots, tasks, results, evaluations, events."""
     connection.execute(
         """CREATE TABLE runs (
@@ -155,38 +157,43 @@ def create_runs(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX events_by_run ON events (run_id, event_id)")
 
 
-def count_evaluated_tokens(connection: sqlite3.Connection) -> None:
+def count_evaluated_tokens(connection: Connection) -> None:
     """The number of predicted tokens that an evaluation's loss is a mean over; with 0 it is a mean over rows."""
     connection.execute("ALTER TABLE evaluations ADD COLUMN tokens INTEGER NOT NULL DEFAULT 0")
 
 
-def deal_heads(connection: sqlite3.Connection) -> None:
+def deal_heads(connection: Connection) -> None:
     """Slots of open rounds name the head, where the run trains it: it used to go to all of them unnamed."""
-    connection.execute(
-        "UPDATE slots SET slices = json_insert(slices, '$[#]', 'head') WHERE (run_id, round) IN ("
-        " SELECT run_id, round FROM rounds JOIN runs USING (run_id)"
-        " WHERE rounds.state IN ('selecting', 'collecting', 'aggregating')"
-        " AND coalesce(json_extract(config, '$.train_head'), 1))"
-    )
+    rows = connection.execute(
+        "SELECT run_id, round, slot, slices, config FROM slots JOIN rounds USING (run_id, round)"
+        " JOIN runs USING (run_id) WHERE rounds.state IN ('selecting', 'collecting', 'aggregating')"
+    ).fetchall()
+    for run_id, number, slot, slices, config in rows:
+        if json.loads(config).get("train_head", True):
+            dealt = json.dumps([*json.loads(slices), "head"], separators=(",", ":"))
+            connection.execute(
+                "UPDATE slots SET slices = ? WHERE run_id = ? AND round = ? AND slot = ?",
+                (dealt, run_id, number, slot),
+            )
 
 
-def count_change_bytes(connection: sqlite3.Connection) -> None:
+def count_change_bytes(connection: Connection) -> None:
     """The size of each counted result's delta on its way; 0 for results that were stored before."""
     connection.execute("ALTER TABLE results ADD COLUMN change_bytes INTEGER NOT NULL DEFAULT 0")
 
 
-def keep_more_values(connection: sqlite3.Connection) -> None:
+def keep_more_values(connection: Connection) -> None:
     """Blobs beside a run's values: their mean over rounds, and the deltas that directions are compared with."""
     connection.execute("ALTER TABLE runs ADD COLUMN average_sha256 TEXT")
     connection.execute("ALTER TABLE runs ADD COLUMN reference_sha256 TEXT")
 
 
-def mark_gated_rounds(connection: sqlite3.Connection) -> None:
+def mark_gated_rounds(connection: Connection) -> None:
     """Whether a committed round left the values as they were, because its halves differed too much."""
     connection.execute("ALTER TABLE rounds ADD COLUMN gated INTEGER NOT NULL DEFAULT 0")
 
 
-def index_what_is_open(connection: sqlite3.Connection) -> None:
+def index_what_is_open(connection: Connection) -> None:
     """Indexes for check-ins, which ask for open tasks and open rounds: without them all that ever were are read."""
     connection.execute(
         "CREATE INDEX open_rounds ON rounds (run_id, round)"
@@ -197,7 +204,7 @@ def index_what_is_open(connection: sqlite3.Connection) -> None:
     )
 
 
-def set_devices_aside(connection: sqlite3.Connection) -> None:
+def set_devices_aside(connection: Connection) -> None:
     """When each device is expected again, what it is set up with, and which devices a run asks no more."""
     connection.execute("ALTER TABLE devices ADD COLUMN expected_s REAL")  # end of the window it was told
     connection.execute("ALTER TABLE devices ADD COLUMN setup TEXT NOT NULL DEFAULT ''")
@@ -214,14 +221,14 @@ def set_devices_aside(connection: sqlite3.Connection) -> None:
     )
 
 
-def visit_devices(connection: sqlite3.Connection) -> None:
+def visit_devices(connection: Connection) -> None:
     """Phases in which every device is asked once, and which phase each round belongs to."""
     connection.execute("ALTER TABLE runs ADD COLUMN phase TEXT NOT NULL DEFAULT 'training'")
     connection.execute("ALTER TABLE runs ADD COLUMN visit_rounds INTEGER NOT NULL DEFAULT 0")
     connection.execute("ALTER TABLE rounds ADD COLUMN phase TEXT NOT NULL DEFAULT 'training'")
 
 
-def publish_releases(connection: sqlite3.Connection) -> None:
+def publish_releases(connection: Connection) -> None:
     """Values that devices are to use; runs that publish each round; and devices that take no tasks."""
     connection.execute("ALTER TABLE devices ADD COLUMN trains INTEGER NOT NULL DEFAULT 1")
     connection.execute("ALTER TABLE devices ADD COLUMN release INTEGER NOT NULL DEFAULT 0")
@@ -245,35 +252,35 @@ def publish_releases(connection: sqlite3.Connection) -> None:
     )
 
 
-def state_estimators(connection: sqlite3.Connection) -> None:
+def state_estimators(connection: Connection) -> None:
     """How a device found its gradients where its task left it the choice, and with how many draws."""
     connection.execute("ALTER TABLE results ADD COLUMN estimator TEXT")
     connection.execute("ALTER TABLE results ADD COLUMN draws INTEGER NOT NULL DEFAULT 0")
 
 
-def compare_results(connection: sqlite3.Connection) -> None:
+def compare_results(connection: Connection) -> None:
     """How large each result was beside its round's median, which were left out, and what a run's last round had."""
     connection.execute("ALTER TABLE results ADD COLUMN score REAL")
     connection.execute("ALTER TABLE results ADD COLUMN left_out TEXT NOT NULL DEFAULT ''")
     connection.execute("ALTER TABLE runs ADD COLUMN delta_sizes TEXT NOT NULL DEFAULT '{}'")  # JSON, by group
 
 
-def mark_moments(connection: sqlite3.Connection) -> None:
+def mark_moments(connection: Connection) -> None:
     """Moments that the coordinator remembers, by name."""
     connection.execute("CREATE TABLE marks (name TEXT PRIMARY KEY, value REAL NOT NULL) WITHOUT ROWID")
 
 
-def expect_signs_of_life(connection: sqlite3.Connection) -> None:
+def expect_signs_of_life(connection: Connection) -> None:
     """Until when a device that works on a task must have said so again; nothing for one that never did."""
     connection.execute("ALTER TABLE tasks ADD COLUMN alive_by_s REAL")
 
 
-def pause_runs(connection: sqlite3.Connection) -> None:
+def pause_runs(connection: Connection) -> None:
     """When the operator paused a run; nothing for one that goes on."""
     connection.execute("ALTER TABLE runs ADD COLUMN paused_s REAL")
 
 
-def keep_checkpoints(connection: sqlite3.Connection) -> None:
+def keep_checkpoints(connection: Connection) -> None:
     """What a run had come to after each committed round, and which rounds the operator took back."""
     connection.execute("ALTER TABLE rounds ADD COLUMN rolled_back_s REAL")
     connection.execute(
@@ -293,12 +300,12 @@ def keep_checkpoints(connection: sqlite3.Connection) -> None:
     )
 
 
-def index_tasks_of_devices(connection: sqlite3.Connection) -> None:
+def index_tasks_of_devices(connection: Connection) -> None:
     """An index for the question which run a device last worked for."""
     connection.execute("CREATE INDEX tasks_of_devices ON tasks (device_id, reserved_s)")
 
 
-def buffer_results(connection: sqlite3.Connection) -> None:
+def buffer_results(connection: Connection) -> None:
     """Which round a result entered, where that is not its task's, and how old the values of each task are."""
     connection.execute("ALTER TABLE results ADD COLUMN entered INTEGER")
     # Rounds that the run had committed when the task was handed out.
@@ -306,20 +313,34 @@ def buffer_results(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX entered_results ON results (entered) WHERE entered IS NOT NULL")
 
 
-def tell_eligibility(connection: sqlite3.Connection) -> None:
+def tell_eligibility(connection: Connection) -> None:
     """Why a device may not work now, as it said at its last check-in; empty if it may."""
     connection.execute("ALTER TABLE devices ADD COLUMN not_eligible TEXT NOT NULL DEFAULT ''")
 
 
-def take_sums_off(connection: sqlite3.Connection) -> None:
+def take_sums_off(connection: Connection) -> None:
     """Of sums that a device handed in before, which a result keeps and which it takes off again."""
     connection.execute("ALTER TABLE results ADD COLUMN kept TEXT NOT NULL DEFAULT '[]'")  # JSON digests
     connection.execute("ALTER TABLE results ADD COLUMN removed TEXT NOT NULL DEFAULT '[]'")  # JSON digests
 
 
-def score_groups(connection: sqlite3.Connection) -> None:
+def score_groups(connection: Connection) -> None:
     """What an evaluation found on the rows of each group."""
     connection.execute("ALTER TABLE evaluations ADD COLUMN group_scores TEXT NOT NULL DEFAULT '{}'")  # JSON
+
+
+def share_between_processes(connection: Connection) -> None:
+    """What several coordinator processes hold in common: facts by name, and parts of results on their way."""
+    connection.execute("CREATE TABLE shared (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
+    connection.execute(
+        """CREATE TABLE upload_parts (          -- used where the database is a server's; else they are files
+            task_id TEXT NOT NULL,
+            sha256 TEXT NOT NULL,               -- of the whole result
+            first_byte INTEGER NOT NULL,
+            data BLOB NOT NULL,
+            PRIMARY KEY (task_id, sha256, first_byte)
+        ) WITHOUT ROWID"""
+    )
 
 
 #: In the order in which they run.
@@ -346,4 +367,5 @@ ALL = (
     tell_eligibility,
     take_sums_off,
     score_groups,
+    share_between_processes,
 )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+import msgspec
+from msgspec import Struct
+
+from coordinator.storage.connection import Connection
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Figures:
     open_runs: tuple[OpenRun, ...]
 
 
-def figures(connection: sqlite3.Connection, *, now_s: float, slack_s: float) -> Figures:
+def figures(connection: Connection, *, now_s: float, slack_s: float) -> Figures:
     """What the database says now.
 
     Args:
@@ -70,7 +74,7 @@ def figures(connection: sqlite3.Connection, *, now_s: float, slack_s: float) -> 
         slack_s: how long after the moment when it was expected a device is still not silent.
     """
     up, down = connection.execute(
-        "SELECT coalesce(sum(bytes_up), 0), coalesce(sum(bytes_down), 0) FROM rounds"
+        "SELECT coalesce(sum(bytes_up), 0) AS up, coalesce(sum(bytes_down), 0) AS down FROM rounds"
     ).fetchone()
     return Figures(
         devices=_devices(connection, now_s - slack_s),
@@ -89,7 +93,7 @@ def figures(connection: sqlite3.Connection, *, now_s: float, slack_s: float) -> 
     )
 
 
-def _devices(connection: sqlite3.Connection, expected_since_s: float) -> dict[tuple[str, str], int]:
+def _devices(connection: Connection, expected_since_s: float) -> dict[tuple[str, str], int]:
     rows = connection.execute(
         "SELECT class, CASE"
         " WHEN revoked_s IS NOT NULL THEN 'revoked'"
@@ -108,18 +112,28 @@ def _devices(connection: sqlite3.Connection, expected_since_s: float) -> dict[tu
     return {(str(kind), str(state)): int(count) for kind, state, count in rows}
 
 
-def _counts(connection: sqlite3.Connection, query: str) -> dict[str, int]:
+def _counts(connection: Connection, query: str) -> dict[str, int]:
     return {str(word): int(count) for word, count in connection.execute(query)}
 
 
-def _open_runs(connection: sqlite3.Connection) -> tuple[OpenRun, ...]:
+def _open_runs(connection: Connection) -> tuple[OpenRun, ...]:
     rows = connection.execute(
-        "SELECT run_id, json_extract(config, '$.name') AS name, state, paused_s IS NOT NULL AS paused, committed,"
+        "SELECT run_id, config, state, CASE WHEN paused_s IS NULL THEN 0 ELSE 1 END AS paused, committed,"
         " abandoned_in_a_row,"
-        " (SELECT accuracy FROM evaluations AS e WHERE e.run_id = runs.run_id AND e.state = 'done'"
+        " (SELECT accuracy FROM evaluations AS e WHERE e.run_id = r.run_id AND e.state = 'done'"
         "  ORDER BY round DESC LIMIT 1) AS accuracy,"
-        " (SELECT mean_loss FROM evaluations AS e WHERE e.run_id = runs.run_id AND e.state = 'done'"
+        " (SELECT mean_loss FROM evaluations AS e WHERE e.run_id = r.run_id AND e.state = 'done'"
         "  ORDER BY round DESC LIMIT 1) AS mean_loss"
-        " FROM runs WHERE state IN ('queued', 'running', 'evaluating') ORDER BY position"
+        " FROM runs AS r WHERE state IN ('queued', 'running', 'evaluating') ORDER BY position"
     )
-    return tuple(OpenRun(**{**dict(row), "name": row["name"] or ""}) for row in rows)
+    found = []
+    for row in rows:
+        kept = {name: row[name] for name in OpenRun.__dataclass_fields__ if name != "name"}
+        found.append(OpenRun(name=msgspec.json.decode(row["config"], type=_Named).name, **kept))
+    return tuple(found)
+
+
+class _Named(Struct):
+    """What is read of a run's configuration."""
+
+    name: str = ""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass
+
+from coordinator.storage.connection import Connection
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class ReleaseRow:
 
 
 def add(
-    connection: sqlite3.Connection,
+    connection: Connection,
     run_id: str,
     round_number: int,
     values_sha256: str,
@@ -52,35 +53,35 @@ def add(
     published_s: float,
 ) -> ReleaseRow:
     """Publish values under the next number."""
-    number = connection.execute(
+    (row,) = connection.execute(
         "INSERT INTO releases (run_id, round, values_sha256, lowest_accuracy, highest_loss, published_s)"
-        " VALUES (?, ?, ?, ?, ?, ?)",
+        " VALUES (?, ?, ?, ?, ?, ?) RETURNING *",
         (run_id, round_number, values_sha256, limits.lowest_accuracy, limits.highest_loss, published_s),
-    ).lastrowid
-    row = connection.execute("SELECT * FROM releases WHERE number = ?", (number,)).fetchone()
+    ).fetchall()
     return ReleaseRow(**row)
 
 
-def newest(connection: sqlite3.Connection) -> ReleaseRow | None:
+def newest(connection: Connection) -> ReleaseRow | None:
     """The release with the highest number."""
     row = connection.execute("SELECT * FROM releases ORDER BY number DESC LIMIT 1").fetchone()
     return None if row is None else ReleaseRow(**row)
 
 
-def all_releases(connection: sqlite3.Connection) -> list[ReleaseRow]:
+def all_releases(connection: Connection) -> list[ReleaseRow]:
     """Every release, oldest first."""
     return [ReleaseRow(**row) for row in connection.execute("SELECT * FROM releases ORDER BY number")]
 
 
-def publish_each_round(connection: sqlite3.Connection, run_id: str, limits: Limits) -> None:
+def publish_each_round(connection: Connection, run_id: str, limits: Limits) -> None:
     """Let each further committed round of a run become a release; new limits replace earlier ones."""
     connection.execute(
-        "INSERT OR REPLACE INTO published_runs VALUES (?, ?, ?)",
+        "INSERT INTO published_runs VALUES (?, ?, ?) ON CONFLICT (run_id) DO UPDATE"
+        " SET lowest_accuracy = excluded.lowest_accuracy, highest_loss = excluded.highest_loss",
         (run_id, limits.lowest_accuracy, limits.highest_loss),
     )
 
 
-def limits_of_each_round(connection: sqlite3.Connection, run_id: str) -> Limits | None:
+def limits_of_each_round(connection: Connection, run_id: str) -> Limits | None:
     """The limits under which a run's rounds become releases; None if they do not."""
     row = connection.execute(
         "SELECT lowest_accuracy, highest_loss FROM published_runs WHERE run_id = ?", (run_id,)
@@ -88,7 +89,7 @@ def limits_of_each_round(connection: sqlite3.Connection, run_id: str) -> Limits 
     return None if row is None else Limits(**row)
 
 
-def devices_at(connection: sqlite3.Connection, number: int) -> int:
+def devices_at(connection: Connection, number: int) -> int:
     """Number of devices that have decided about a release or a newer one."""
     count: int = connection.execute(
         "SELECT count(*) FROM devices WHERE revoked_s IS NULL AND release >= ?", (number,)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 from dataclasses import dataclass
 
 import msgspec
 
+from coordinator.storage.connection import Connection
 from edge_runtime.protocol.messages import BestOf, MemoryReport, Result
 
 #: Digest of no bytes: of a result that adds no sums to those that stand.
@@ -101,9 +101,7 @@ class CountedResult:
         return self.change_sha256 != NOTHING
 
 
-def add(
-    connection: sqlite3.Connection, result: Result, *, received_s: float, entered: int | None = None
-) -> None:
+def add(connection: Connection, result: Result, *, received_s: float, entered: int | None = None) -> None:
     """Store a result, and which round it enters where that is not its task's."""
     connection.execute(
         "INSERT INTO results (task_id, change_sha256, examples, steps_applied, steps_skipped, mean_loss,"
@@ -129,13 +127,13 @@ def add(
     )
 
 
-def change_sha256_of(connection: sqlite3.Connection, task_id: str) -> str | None:
+def change_sha256_of(connection: Connection, task_id: str) -> str | None:
     """Digest of the delta that was counted for a task; None if none was."""
     row = connection.execute("SELECT change_sha256 FROM results WHERE task_id = ?", (task_id,)).fetchone()
     return None if row is None else str(row["change_sha256"])
 
 
-def of_round(connection: sqlite3.Connection, run_id: str, number: int) -> list[ResultRow]:
+def of_round(connection: Connection, run_id: str, number: int) -> list[ResultRow]:
     """All results that entered a round, in the order of their tasks' rounds and slots."""
     rows = connection.execute(
         "SELECT results.* FROM results JOIN tasks USING (task_id)"
@@ -148,7 +146,7 @@ def of_round(connection: sqlite3.Connection, run_id: str, number: int) -> list[R
     ]
 
 
-def counted(connection: sqlite3.Connection, run_id: str, number: int) -> list[CountedResult]:
+def counted(connection: Connection, run_id: str, number: int) -> list[CountedResult]:
     """What a round's aggregation sums up, in the order of their tasks' rounds and slots."""
     rows = connection.execute(
         "SELECT task_id, device_id, name AS device_name, slot, task, change_sha256, examples, steps_applied,"
@@ -165,7 +163,7 @@ def counted(connection: sqlite3.Connection, run_id: str, number: int) -> list[Co
     ]
 
 
-def standing_sums(connection: sqlite3.Connection, run_id: str, device_id: str) -> tuple[str, ...]:
+def standing_sums(connection: Connection, run_id: str, device_id: str) -> tuple[str, ...]:
     """Digests of the sums of a device that stand in those of a run, which may go on from earlier ones.
 
     Args:
@@ -173,22 +171,24 @@ def standing_sums(connection: sqlite3.Connection, run_id: str, device_id: str) -
         run_id: id of the run; the sums are those of its last visit.
         device_id: id of the device.
     """
-    row = connection.execute(
-        "WITH RECURSIVE chain (run_id, place) AS (SELECT ?, 0 UNION ALL"
-        " SELECT json_extract(config, '$.continue_from'), place + 1 FROM runs JOIN chain USING (run_id)"
-        " WHERE json_extract(config, '$.continue_from') IS NOT NULL)"
-        " SELECT kept, change_sha256 FROM chain JOIN tasks USING (run_id) JOIN results USING (task_id)"
-        " JOIN rounds USING (run_id, round) WHERE device_id = ? AND tasks.state = 'counted'"
-        " AND rounds.state = 'committed' AND rounds.phase = 'last_visit' ORDER BY place LIMIT 1",
-        (run_id, device_id),
-    ).fetchone()
-    if row is None:
-        return ()
-    added = () if row["change_sha256"] == NOTHING else (str(row["change_sha256"]),)
-    return (*json.loads(row["kept"]), *added)
+    asked: str | None = run_id
+    while asked is not None:
+        row = connection.execute(
+            "SELECT kept, change_sha256 FROM tasks JOIN results USING (task_id) JOIN rounds USING (run_id, round)"
+            " WHERE run_id = ? AND device_id = ? AND tasks.state = 'counted'"
+            " AND rounds.state = 'committed' AND rounds.phase = 'last_visit' LIMIT 1",
+            (asked, device_id),
+        ).fetchone()
+        if row is not None:
+            added = () if row["change_sha256"] == NOTHING else (str(row["change_sha256"]),)
+            return (*json.loads(row["kept"]), *added)
+        # Nothing of this device stands in it: look at the run that it went on from.
+        earlier = connection.execute("SELECT config FROM runs WHERE run_id = ?", (asked,)).fetchone()
+        asked = None if earlier is None else json.loads(earlier["config"]).get("continue_from")
+    return ()
 
 
-def devices_of(connection: sqlite3.Connection, run_id: str, number: int) -> dict[str, str]:
+def devices_of(connection: Connection, run_id: str, number: int) -> dict[str, str]:
     """Names of the devices whose results entered a round, by task."""
     rows = connection.execute(
         "SELECT task_id, name FROM results JOIN tasks USING (task_id) JOIN devices USING (device_id)"
@@ -198,7 +198,7 @@ def devices_of(connection: sqlite3.Connection, run_id: str, number: int) -> dict
     return {str(row["task_id"]): str(row["name"]) for row in rows}
 
 
-def count_entered(connection: sqlite3.Connection, run_id: str, number: int) -> int:
+def count_entered(connection: Connection, run_id: str, number: int) -> int:
     """How many results of a buffered run entered a round."""
     return int(
         connection.execute(
@@ -208,7 +208,7 @@ def count_entered(connection: sqlite3.Connection, run_id: str, number: int) -> i
     )
 
 
-def withdraw(connection: sqlite3.Connection, run_id: str, number: int) -> None:
+def withdraw(connection: Connection, run_id: str, number: int) -> None:
     """Let the results that wait for a round which has not opened count as of the one before it."""
     connection.execute(
         "UPDATE results SET entered = ? WHERE entered = ?"
@@ -217,17 +217,17 @@ def withdraw(connection: sqlite3.Connection, run_id: str, number: int) -> None:
     )
 
 
-def note_score(connection: sqlite3.Connection, task_id: str, score: float | None) -> None:
+def note_score(connection: Connection, task_id: str, score: float | None) -> None:
     """Remember how many times a result's delta exceeds its round's median."""
     connection.execute("UPDATE results SET score = ? WHERE task_id = ?", (score, task_id))
 
 
-def note_left_out(connection: sqlite3.Connection, task_id: str, reason: str) -> None:
+def note_left_out(connection: Connection, task_id: str, reason: str) -> None:
     """Remember why a result did not enter its round's mean."""
     connection.execute("UPDATE results SET left_out = ? WHERE task_id = ?", (reason, task_id))
 
 
-def count_left_out(connection: sqlite3.Connection, run_id: str, device_id: str) -> int:
+def count_left_out(connection: Connection, run_id: str, device_id: str) -> int:
     """How many results of a device a run has left out, since the device was last resumed."""
     row = connection.execute(
         "SELECT count(*) FROM results JOIN tasks USING (task_id) JOIN devices USING (device_id)"
@@ -237,15 +237,15 @@ def count_left_out(connection: sqlite3.Connection, run_id: str, device_id: str) 
     return int(row[0])
 
 
-def needed_blobs(connection: sqlite3.Connection) -> set[str]:
+def needed_blobs(connection: Connection) -> set[str]:
     """Digests of the private blobs needed at present: what came in open rounds, and the servers' states of runs."""
-    rows = connection.execute(
-        "WITH needed AS (SELECT change_sha256, removed FROM results JOIN tasks USING (task_id)"
+    open_rows = connection.execute(
+        "SELECT change_sha256, removed FROM results JOIN tasks USING (task_id)"
         " JOIN runs USING (run_id) LEFT JOIN rounds"
         " ON rounds.run_id = tasks.run_id AND rounds.round = coalesce(entered, tasks.round)"
         " WHERE runs.state = 'running'"
-        " AND coalesce(rounds.state, 'selecting') IN ('selecting', 'collecting', 'aggregating'))"
-        " SELECT change_sha256 FROM needed UNION SELECT value FROM needed, json_each(removed)"
-        " UNION SELECT optimizer_sha256 FROM runs WHERE optimizer_sha256 IS NOT NULL"
+        " AND coalesce(rounds.state, 'selecting') IN ('selecting', 'collecting', 'aggregating')"
     )
-    return {str(row[0]) for row in rows}
+    came = {digest for row in open_rows for digest in (row["change_sha256"], *json.loads(row["removed"]))}
+    states = connection.execute("SELECT optimizer_sha256 FROM runs WHERE optimizer_sha256 IS NOT NULL")
+    return came | {str(row["optimizer_sha256"]) for row in states}

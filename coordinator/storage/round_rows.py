@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from coordinator.storage.connection import Connection
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class RoundRow:
     rolled_back_s: float | None
 
 
-def find_open(connection: sqlite3.Connection, run_id: str) -> RoundRow | None:
+def find_open(connection: Connection, run_id: str) -> RoundRow | None:
     """The run's open round."""
     row = connection.execute(
         "SELECT * FROM rounds WHERE run_id = ? AND state IN ('selecting', 'collecting', 'aggregating')",
@@ -51,13 +52,13 @@ def find_open(connection: sqlite3.Connection, run_id: str) -> RoundRow | None:
     return None if row is None else RoundRow(**row)
 
 
-def all_rounds(connection: sqlite3.Connection, run_id: str) -> list[RoundRow]:
+def all_rounds(connection: Connection, run_id: str) -> list[RoundRow]:
     """All rounds of a run, in order."""
     rows = connection.execute("SELECT * FROM rounds WHERE run_id = ? ORDER BY round", (run_id,))
     return [RoundRow(**row) for row in rows]
 
 
-def last_committed(connection: sqlite3.Connection, run_id: str, phase: str | None = None) -> int | None:
+def last_committed(connection: Connection, run_id: str, phase: str | None = None) -> int | None:
     """Number of the run's newest committed round that counts, or of that of a phase; None if there is none."""
     number: int | None = connection.execute(
         "SELECT max(round) FROM rounds WHERE run_id = ? AND state = 'committed' AND rolled_back_s IS NULL"
@@ -68,7 +69,7 @@ def last_committed(connection: sqlite3.Connection, run_id: str, phase: str | Non
 
 
 def add(
-    connection: sqlite3.Connection,
+    connection: Connection,
     run_id: str,
     number: int,
     *,
@@ -85,12 +86,12 @@ def add(
     )
 
 
-def set_state(connection: sqlite3.Connection, run_id: str, number: int, state: str) -> None:
+def set_state(connection: Connection, run_id: str, number: int, state: str) -> None:
     """Move an open round on to ``collecting`` or ``aggregating``."""
     connection.execute("UPDATE rounds SET state = ? WHERE run_id = ? AND round = ?", (state, run_id, number))
 
 
-def commit(connection: sqlite3.Connection, run_id: str, number: int, *, closed_s: float, gated: bool) -> None:
+def commit(connection: Connection, run_id: str, number: int, *, closed_s: float, gated: bool) -> None:
     """Close a round as committed; ``gated`` is whether it left the values as they were."""
     connection.execute(
         "UPDATE rounds SET state = 'committed', closed_s = ?, gated = ? WHERE run_id = ? AND round = ?",
@@ -98,9 +99,7 @@ def commit(connection: sqlite3.Connection, run_id: str, number: int, *, closed_s
     )
 
 
-def abandon(
-    connection: sqlite3.Connection, run_id: str, number: int, *, reason: str, closed_s: float
-) -> None:
+def abandon(connection: Connection, run_id: str, number: int, *, reason: str, closed_s: float) -> None:
     """Close a round as abandoned."""
     connection.execute(
         "UPDATE rounds SET state = 'abandoned', reason = ?, closed_s = ? WHERE run_id = ? AND round = ?",
@@ -108,7 +107,7 @@ def abandon(
     )
 
 
-def abandon_open(connection: sqlite3.Connection, run_id: str, *, reason: str, closed_s: float) -> None:
+def abandon_open(connection: Connection, run_id: str, *, reason: str, closed_s: float) -> None:
     """Close the run's open round as abandoned, if there is one."""
     connection.execute(
         "UPDATE rounds SET state = 'abandoned', reason = ?, closed_s = ?"
@@ -117,7 +116,7 @@ def abandon_open(connection: sqlite3.Connection, run_id: str, *, reason: str, cl
     )
 
 
-def roll_back(connection: sqlite3.Connection, run_id: str, to: int, *, at_s: float) -> int:
+def roll_back(connection: Connection, run_id: str, to: int, *, at_s: float) -> int:
     """Take back the run's rounds after ``to``, and return how many counted until now."""
     taken_back = connection.execute(
         "UPDATE rounds SET rolled_back_s = ? WHERE run_id = ? AND round > ? AND rolled_back_s IS NULL",
@@ -126,16 +125,16 @@ def roll_back(connection: sqlite3.Connection, run_id: str, to: int, *, at_s: flo
     return taken_back.rowcount
 
 
-def extend_deadline(connection: sqlite3.Connection, run_id: str, until_s: float) -> None:
+def extend_deadline(connection: Connection, run_id: str, until_s: float) -> None:
     """Give the run's open round until this moment at least, unless it is aggregating already."""
     connection.execute(
-        "UPDATE rounds SET deadline_s = max(deadline_s, ?)"
-        " WHERE run_id = ? AND state IN ('selecting', 'collecting')",
-        (until_s, run_id),
+        "UPDATE rounds SET deadline_s = ?"
+        " WHERE run_id = ? AND state IN ('selecting', 'collecting') AND deadline_s < ?",
+        (until_s, run_id, until_s),
     )
 
 
-def move_open(connection: sqlite3.Connection, by_s: float) -> None:
+def move_open(connection: Connection, by_s: float) -> None:
     """Move all moments of open rounds and of their open tasks by so many seconds."""
     connection.execute(
         "UPDATE rounds SET opened_s = opened_s + ?, deadline_s = deadline_s + ?"
@@ -149,7 +148,7 @@ def move_open(connection: sqlite3.Connection, by_s: float) -> None:
     )
 
 
-def add_bytes_of(connection: sqlite3.Connection, passed: Mapping[str, tuple[int, int]]) -> None:
+def add_bytes_of(connection: Connection, passed: Mapping[str, tuple[int, int]]) -> None:
     """Count body bytes to open rounds; what passes while none is open belongs to no round.
 
     Where several runs have one, the bytes of a device belong to the run that it last worked for.
@@ -173,7 +172,7 @@ def add_bytes_of(connection: sqlite3.Connection, passed: Mapping[str, tuple[int,
     )
 
 
-def add_bytes(connection: sqlite3.Connection, *, up_bytes: int, down_bytes: int) -> None:
+def add_bytes(connection: Connection, *, up_bytes: int, down_bytes: int) -> None:
     """Count body bytes to the open round; what passes while none is open belongs to no round."""
     connection.execute(
         "UPDATE rounds SET bytes_up = bytes_up + ?, bytes_down = bytes_down + ?"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from coordinator.storage.connection import Connection
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,13 @@ class RunRow:
         return self.committed + self.visit_rounds
 
 
-def find(connection: sqlite3.Connection, run_id: str) -> RunRow | None:
+def find(connection: Connection, run_id: str) -> RunRow | None:
     """The run with this id."""
     row = connection.execute("SELECT * FROM runs WHERE run_id = ?", (run_id,)).fetchone()
     return None if row is None else RunRow(**row)
 
 
-def get(connection: sqlite3.Connection, run_id: str) -> RunRow:
+def get(connection: Connection, run_id: str) -> RunRow:
     """The run with this id, which must exist; :class:`LookupError` if it does not."""
     row = find(connection, run_id)
     if row is None:
@@ -78,45 +79,45 @@ def get(connection: sqlite3.Connection, run_id: str) -> RunRow:
     return row
 
 
-def find_newest(connection: sqlite3.Connection) -> RunRow | None:
+def find_newest(connection: Connection) -> RunRow | None:
     """The run that was created last."""
     row = connection.execute("SELECT * FROM runs ORDER BY position DESC LIMIT 1").fetchone()
     return None if row is None else RunRow(**row)
 
 
-def active(connection: sqlite3.Connection) -> list[RunRow]:
+def active(connection: Connection) -> list[RunRow]:
     """Runs that are training or await their last evaluation, oldest first."""
     rows = connection.execute("SELECT * FROM runs WHERE state IN ('running', 'evaluating') ORDER BY position")
     return [RunRow(**row) for row in rows]
 
 
-def in_turn(connection: sqlite3.Connection) -> list[str]:
+def in_turn(connection: Connection) -> list[str]:
     """Ids of the runs that are training: first the one whose last round opened longest ago, or which has none."""
     rows = connection.execute(
         "SELECT run_id FROM runs LEFT JOIN rounds USING (run_id) WHERE runs.state = 'running'"
-        " GROUP BY run_id ORDER BY coalesce(max(opened_s), 0), position"
+        " GROUP BY run_id, position ORDER BY coalesce(max(opened_s), 0), position"
     )
     return [str(row["run_id"]) for row in rows]
 
 
-def first_queued(connection: sqlite3.Connection) -> RunRow | None:
+def first_queued(connection: Connection) -> RunRow | None:
     """The run whose turn is next."""
     row = connection.execute("SELECT * FROM runs WHERE state = 'queued' ORDER BY position LIMIT 1").fetchone()
     return None if row is None else RunRow(**row)
 
 
-def has_begun_any(connection: sqlite3.Connection) -> bool:
+def has_begun_any(connection: Connection) -> bool:
     """Whether any run has ever begun."""
     return connection.execute("SELECT 1 FROM runs WHERE state != 'queued'").fetchone() is not None
 
 
-def all_runs(connection: sqlite3.Connection) -> list[RunRow]:
+def all_runs(connection: Connection) -> list[RunRow]:
     """All runs, oldest first."""
     return [RunRow(**row) for row in connection.execute("SELECT * FROM runs ORDER BY position")]
 
 
 def add(
-    connection: sqlite3.Connection,
+    connection: Connection,
     run_id: str,
     *,
     config: str,
@@ -144,13 +145,13 @@ def add(
     )
 
 
-def has_state(connection: sqlite3.Connection, optimizer_sha256: str) -> bool:
+def has_state(connection: Connection, optimizer_sha256: str) -> bool:
     """Whether some run's server state is this one."""
     found = connection.execute("SELECT 1 FROM runs WHERE optimizer_sha256 = ? LIMIT 1", (optimizer_sha256,))
     return found.fetchone() is not None
 
 
-def start(connection: sqlite3.Connection, run_id: str, *, started_s: float) -> None:
+def start(connection: Connection, run_id: str, *, started_s: float) -> None:
     """Let a run begin, if it is still queued."""
     connection.execute(
         "UPDATE runs SET state = 'running', started_s = ? WHERE run_id = ? AND state = 'queued'",
@@ -158,19 +159,17 @@ def start(connection: sqlite3.Connection, run_id: str, *, started_s: float) -> N
     )
 
 
-def set_values(connection: sqlite3.Connection, run_id: str, values_sha256: str) -> None:
+def set_values(connection: Connection, run_id: str, values_sha256: str) -> None:
     """Let a run go on from, or end with, other values."""
     connection.execute("UPDATE runs SET values_sha256 = ? WHERE run_id = ?", (values_sha256, run_id))
 
 
-def set_phase(connection: sqlite3.Connection, run_id: str, phase: str) -> None:
+def set_phase(connection: Connection, run_id: str, phase: str) -> None:
     """Let a run go on to its next phase."""
     connection.execute("UPDATE runs SET phase = ? WHERE run_id = ?", (phase, run_id))
 
 
-def commit_visit(
-    connection: sqlite3.Connection, run_id: str, *, values_sha256: str, optimizer_sha256: str
-) -> None:
+def commit_visit(connection: Connection, run_id: str, *, values_sha256: str, optimizer_sha256: str) -> None:
     """Store what a round of a visit came to; the count of abandoned rounds begins anew."""
     connection.execute(
         "UPDATE runs SET values_sha256 = ?, optimizer_sha256 = ?, visit_rounds = visit_rounds + 1,"
@@ -179,13 +178,13 @@ def commit_visit(
     )
 
 
-def set_next_round(connection: sqlite3.Connection, run_id: str, number: int) -> None:
+def set_next_round(connection: Connection, run_id: str, number: int) -> None:
     """Say which round opens next."""
     connection.execute("UPDATE runs SET next_round = ? WHERE run_id = ?", (number, run_id))
 
 
 def commit(
-    connection: sqlite3.Connection,
+    connection: Connection,
     run_id: str,
     *,
     values_sha256: str,
@@ -202,29 +201,29 @@ def commit(
     )
 
 
-def set_paused(connection: sqlite3.Connection, run_id: str, at_s: float | None) -> None:
+def set_paused(connection: Connection, run_id: str, at_s: float | None) -> None:
     """Remember when a run was paused; None lets it go on."""
     connection.execute("UPDATE runs SET paused_s = ? WHERE run_id = ?", (at_s, run_id))
 
 
-def set_delta_sizes(connection: sqlite3.Connection, run_id: str, sizes: Mapping[str, float]) -> None:
+def set_delta_sizes(connection: Connection, run_id: str, sizes: Mapping[str, float]) -> None:
     """Store the sizes that deltas were last seen with, by slice."""
     connection.execute(
         "UPDATE runs SET delta_sizes = ? WHERE run_id = ?", (json.dumps(dict(sizes), sort_keys=True), run_id)
     )
 
 
-def set_abandoned_in_a_row(connection: sqlite3.Connection, run_id: str, count: int) -> None:
+def set_abandoned_in_a_row(connection: Connection, run_id: str, count: int) -> None:
     """Store how many rounds were abandoned since the last commit."""
     connection.execute("UPDATE runs SET abandoned_in_a_row = ? WHERE run_id = ?", (count, run_id))
 
 
-def await_evaluation(connection: sqlite3.Connection, run_id: str) -> None:
+def await_evaluation(connection: Connection, run_id: str) -> None:
     """Mark a run as trained to its end, with evaluations to come."""
     connection.execute("UPDATE runs SET state = 'evaluating' WHERE run_id = ?", (run_id,))
 
 
-def end(connection: sqlite3.Connection, run_id: str, *, state: str, reason: str, finished_s: float) -> None:
+def end(connection: Connection, run_id: str, *, state: str, reason: str, finished_s: float) -> None:
     """Store how a run ended."""
     connection.execute(
         "UPDATE runs SET state = ?, reason = ?, finished_s = ? WHERE run_id = ?",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass
+
+from coordinator.storage.connection import Connection
 
 
 @dataclass(frozen=True)
@@ -23,16 +24,15 @@ class SetAsideRow:
     setup: str
 
 
-def add(
-    connection: sqlite3.Connection, run_id: str, device_id: str, *, at_s: float, reason: str, setup: str
-) -> None:
+def add(connection: Connection, run_id: str, device_id: str, *, at_s: float, reason: str, setup: str) -> None:
     """Set a device aside; one that is already keeps its first reason."""
     connection.execute(
-        "INSERT OR IGNORE INTO set_aside VALUES (?, ?, ?, ?, ?)", (run_id, device_id, at_s, reason, setup)
+        "INSERT INTO set_aside VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (run_id, device_id, at_s, reason, setup),
     )
 
 
-def find(connection: sqlite3.Connection, run_id: str, device_id: str) -> SetAsideRow | None:
+def find(connection: Connection, run_id: str, device_id: str) -> SetAsideRow | None:
     """Why a run set a device aside; None if it did not."""
     row = connection.execute(
         "SELECT name AS device_name, at_s, reason, set_aside.setup FROM set_aside JOIN devices USING (device_id)"
@@ -42,7 +42,7 @@ def find(connection: sqlite3.Connection, run_id: str, device_id: str) -> SetAsid
     return None if row is None else SetAsideRow(**row)
 
 
-def of_run(connection: sqlite3.Connection, run_id: str) -> list[SetAsideRow]:
+def of_run(connection: Connection, run_id: str) -> list[SetAsideRow]:
     """The devices that a run set aside, by name."""
     rows = connection.execute(
         "SELECT name AS device_name, at_s, reason, set_aside.setup FROM set_aside JOIN devices USING (device_id)"
@@ -52,7 +52,7 @@ def of_run(connection: sqlite3.Connection, run_id: str) -> list[SetAsideRow]:
     return [SetAsideRow(**row) for row in rows]
 
 
-def remove(connection: sqlite3.Connection, run_id: str, device_id: str) -> bool:
+def remove(connection: Connection, run_id: str, device_id: str) -> bool:
     """Let a run ask a device again; False if it had not set it aside."""
     removed = connection.execute(
         "DELETE FROM set_aside WHERE run_id = ? AND device_id = ?", (run_id, device_id)

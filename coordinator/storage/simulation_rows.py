@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass
 
+from coordinator.storage.connection import Connection
 from coordinator.storage.task_rows import TaskWithDevice
 from edge_runtime.protocol.messages import BestOf
 
@@ -57,7 +57,7 @@ class RefusedResult:
     message: str
 
 
-def begin_clock(connection: sqlite3.Connection) -> float:
+def begin_clock(connection: Connection) -> float:
     """The moment at which the simulated clock stands; it begins at 0."""
     connection.execute("CREATE TABLE IF NOT EXISTS simulated_clock (now_s REAL NOT NULL)")
     row = connection.execute("SELECT now_s FROM simulated_clock").fetchone()
@@ -66,12 +66,12 @@ def begin_clock(connection: sqlite3.Connection) -> float:
     return 0.0 if row is None else float(row["now_s"])
 
 
-def set_clock(connection: sqlite3.Connection, now_s: float) -> None:
+def set_clock(connection: Connection, now_s: float) -> None:
     """Move the simulated clock."""
     connection.execute("UPDATE simulated_clock SET now_s = ?", (now_s,))
 
 
-def held_slots(connection: sqlite3.Connection) -> list[HeldSlot]:
+def held_slots(connection: Connection) -> list[HeldSlot]:
     """Slots of the open round that somebody holds, in order."""
     rows = connection.execute(
         "SELECT task_id, state, due_s, reserved_s, name AS device_name FROM tasks JOIN devices USING (device_id)"
@@ -80,7 +80,7 @@ def held_slots(connection: sqlite3.Connection) -> list[HeldSlot]:
     return [HeldSlot(**row) for row in rows]
 
 
-def count_open_tasks(connection: sqlite3.Connection) -> tuple[tuple[str, int], ...]:
+def count_open_tasks(connection: Connection) -> tuple[tuple[str, int], ...]:
     """How many tasks are reserved and how many working, each state by name."""
     rows = connection.execute(
         "SELECT state, count(*) FROM tasks WHERE state IN ('reserved', 'working') GROUP BY state"
@@ -88,7 +88,7 @@ def count_open_tasks(connection: sqlite3.Connection) -> tuple[tuple[str, int], .
     return tuple((row[0], row[1]) for row in rows)
 
 
-def tasks_without_result(connection: sqlite3.Connection) -> list[TaskWithDevice]:
+def tasks_without_result(connection: Connection) -> list[TaskWithDevice]:
     """Tasks that were handed out and have no result: those that lapsed, then those at work."""
     rows = connection.execute(
         "SELECT tasks.*, name AS device_name FROM tasks JOIN devices USING (device_id)"
@@ -97,7 +97,7 @@ def tasks_without_result(connection: sqlite3.Connection) -> list[TaskWithDevice]
     return [TaskWithDevice(**row) for row in rows]
 
 
-def states_in_use(connection: sqlite3.Connection, since: int) -> set[str]:
+def states_in_use(connection: Connection, since: int) -> set[str]:
     """Digests of the values of tasks that were handed out since so many rounds had been committed."""
     rows = connection.execute(
         "SELECT DISTINCT json_extract(task, '$.state') FROM tasks"
@@ -107,17 +107,17 @@ def states_in_use(connection: sqlite3.Connection, since: int) -> set[str]:
     return {str(row[0]) for row in rows}
 
 
-def count_handed_out(connection: sqlite3.Connection) -> int:
+def count_handed_out(connection: Connection) -> int:
     """How many tasks were handed out."""
     return int(connection.execute("SELECT count(*) FROM tasks WHERE task IS NOT NULL").fetchone()[0])
 
 
-def count_results(connection: sqlite3.Connection) -> int:
+def count_results(connection: Connection) -> int:
     """How many results counted."""
     return int(connection.execute("SELECT count(*) FROM results").fetchone()[0])
 
 
-def devices_with_results(connection: sqlite3.Connection) -> list[str]:
+def devices_with_results(connection: Connection) -> list[str]:
     """Names of the devices that had a result counted."""
     rows = connection.execute(
         "SELECT DISTINCT name FROM results JOIN tasks USING (task_id) JOIN devices USING (device_id) ORDER BY name"
@@ -125,7 +125,7 @@ def devices_with_results(connection: sqlite3.Connection) -> list[str]:
     return [row["name"] for row in rows]
 
 
-def work_of_results(connection: sqlite3.Connection) -> list[ResultWork]:
+def work_of_results(connection: Connection) -> list[ResultWork]:
     """What each counted result took."""
     rows = connection.execute(
         "SELECT coalesce(entered, tasks.round) AS round, task, steps_applied + steps_skipped AS steps,"
@@ -135,7 +135,7 @@ def work_of_results(connection: sqlite3.Connection) -> list[ResultWork]:
     return [ResultWork(**row) for row in rows]
 
 
-def steps_applied(connection: sqlite3.Connection, run_id: str, number: int | None) -> int | None:
+def steps_applied(connection: Connection, run_id: str, number: int | None) -> int | None:
     """Local steps that all results of a round applied together; None if it has none."""
     total: int | None = connection.execute(
         "SELECT sum(steps_applied) FROM results JOIN tasks USING (task_id)"
@@ -145,7 +145,7 @@ def steps_applied(connection: sqlite3.Connection, run_id: str, number: int | Non
     return total
 
 
-def schedule(connection: sqlite3.Connection) -> list[tuple[int, int, int, str, str, str]]:
+def schedule(connection: Connection) -> list[tuple[int, int, int, str, str, str]]:
     """Round, slot, attempt, device name, state and reason of every task, in this order."""
     rows = connection.execute(
         "SELECT round, slot, attempt, name, state, reason FROM tasks JOIN devices USING (device_id)"
@@ -155,7 +155,7 @@ def schedule(connection: sqlite3.Connection) -> list[tuple[int, int, int, str, s
 
 
 def first_not_finite(
-    connection: sqlite3.Connection, run_id: str, *, code: str, after: int | None
+    connection: Connection, run_id: str, *, code: str, after: int | None
 ) -> RefusedResult | None:
     """The first result that was refused because its numbers were not finite.
 

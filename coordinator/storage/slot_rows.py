@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Sequence
 
+from coordinator.storage.connection import Connection
 
-def add(connection: sqlite3.Connection, run_id: str, number: int, slot: int, slices: Sequence[str]) -> None:
+
+def add(connection: Connection, run_id: str, number: int, slot: int, slices: Sequence[str]) -> None:
     """Store what a slot of a round was dealt."""
     connection.execute("INSERT INTO slots VALUES (?, ?, ?, ?)", (run_id, number, slot, json.dumps(slices)))
 
 
-def count(connection: sqlite3.Connection, run_id: str, number: int) -> int:
+def count(connection: Connection, run_id: str, number: int) -> int:
     """Number of slots of a round."""
     return int(
         connection.execute(
@@ -21,7 +22,7 @@ def count(connection: sqlite3.Connection, run_id: str, number: int) -> int:
     )
 
 
-def dealt(connection: sqlite3.Connection, run_id: str, number: int) -> list[tuple[str, ...]]:
+def dealt(connection: Connection, run_id: str, number: int) -> list[tuple[str, ...]]:
     """What each slot of a round was dealt, in the order of the slots."""
     rows = connection.execute(
         "SELECT slices FROM slots WHERE run_id = ? AND round = ? ORDER BY slot", (run_id, number)
@@ -29,7 +30,7 @@ def dealt(connection: sqlite3.Connection, run_id: str, number: int) -> list[tupl
     return [tuple(json.loads(row["slices"])) for row in rows]
 
 
-def vacant(connection: sqlite3.Connection, run_id: str, number: int) -> list[int]:
+def vacant(connection: Connection, run_id: str, number: int) -> list[int]:
     """Slots of a round that no device holds and none has a counted result for, in order."""
     rows = connection.execute(
         "SELECT slot FROM slots WHERE run_id = ? AND round = ? AND slot NOT IN"

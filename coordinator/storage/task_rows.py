@@ -7,12 +7,12 @@ A task is *reserved* until its device checks in, *working* until its result come
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Collection
 from dataclasses import dataclass
 
 import msgspec
 
+from coordinator.storage.connection import Connection
 from edge_runtime.protocol.messages import SignedTask, Task
 
 
@@ -99,13 +99,13 @@ class TaskOutcome:
     device_name: str
 
 
-def find(connection: sqlite3.Connection, task_id: str) -> TaskRow | None:
+def find(connection: Connection, task_id: str) -> TaskRow | None:
     """The task with this id."""
     row = connection.execute("SELECT * FROM tasks WHERE task_id = ?", (task_id,)).fetchone()
     return None if row is None else TaskRow(**row)
 
 
-def find_with_round(connection: sqlite3.Connection, task_id: str) -> TaskWithRound | None:
+def find_with_round(connection: Connection, task_id: str) -> TaskWithRound | None:
     """The task with this id, and its round's state."""
     row = connection.execute(
         "SELECT tasks.*, rounds.state AS round_state FROM tasks JOIN rounds USING (run_id, round)"
@@ -115,7 +115,7 @@ def find_with_round(connection: sqlite3.Connection, task_id: str) -> TaskWithRou
     return None if row is None else TaskWithRound(**row)
 
 
-def find_open(connection: sqlite3.Connection, run_id: str, device_id: str) -> TaskWithSlices | None:
+def find_open(connection: Connection, run_id: str, device_id: str) -> TaskWithSlices | None:
     """The open task of a device, and what its slot was dealt."""
     row = connection.execute(
         "SELECT tasks.*, slots.slices FROM tasks JOIN slots USING (run_id, round, slot)"
@@ -127,7 +127,7 @@ def find_open(connection: sqlite3.Connection, run_id: str, device_id: str) -> Ta
     return TaskWithSlices(**{**dict(row), "slices": tuple(json.loads(row["slices"]))})
 
 
-def held_elsewhere(connection: sqlite3.Connection, run_id: str) -> set[str]:
+def held_elsewhere(connection: Connection, run_id: str) -> set[str]:
     """Ids of the devices that hold an open task of another run than this."""
     rows = connection.execute(
         "SELECT device_id FROM tasks WHERE run_id != ? AND state IN ('reserved', 'working')", (run_id,)
@@ -135,7 +135,7 @@ def held_elsewhere(connection: sqlite3.Connection, run_id: str) -> set[str]:
     return {str(row["device_id"]) for row in rows}
 
 
-def of_round(connection: sqlite3.Connection, run_id: str, number: int) -> list[TaskWithDevice]:
+def of_round(connection: Connection, run_id: str, number: int) -> list[TaskWithDevice]:
     """All tasks of a round, slot by slot and attempt by attempt."""
     rows = connection.execute(
         "SELECT tasks.*, name AS device_name FROM tasks JOIN devices USING (device_id)"
@@ -145,18 +145,18 @@ def of_round(connection: sqlite3.Connection, run_id: str, number: int) -> list[T
     return [TaskWithDevice(**row) for row in rows]
 
 
-def asked_in_phase(connection: sqlite3.Connection, run_id: str, phase: str, *, times: int = 1) -> set[str]:
+def asked_in_phase(connection: Connection, run_id: str, phase: str, *, times: int = 1) -> set[str]:
     """Ids of the devices that rounds of a phase asked so many times, or whose result counted in one."""
     rows = connection.execute(
         "SELECT device_id FROM rounds JOIN tasks USING (run_id, round) WHERE run_id = ? AND phase = ?"
         " AND rolled_back_s IS NULL"
-        " GROUP BY device_id HAVING count(*) >= ? OR max(tasks.state = 'counted')",
+        " GROUP BY device_id HAVING count(*) >= ? OR max(CASE WHEN tasks.state = 'counted' THEN 1 ELSE 0 END) = 1",
         (run_id, phase, times),
     )
     return {str(row["device_id"]) for row in rows}
 
 
-def overdue(connection: sqlite3.Connection, run_id: str, *, now_s: float) -> list[TaskWithDevice]:
+def overdue(connection: Connection, run_id: str, *, now_s: float) -> list[TaskWithDevice]:
     """Open tasks of a run whose time has run out."""
     rows = connection.execute(
         "SELECT tasks.*, name AS device_name FROM tasks JOIN devices USING (device_id)"
@@ -167,7 +167,7 @@ def overdue(connection: sqlite3.Connection, run_id: str, *, now_s: float) -> lis
     return [TaskWithDevice(**row) for row in rows]
 
 
-def outcomes(connection: sqlite3.Connection, run_id: str, number: int) -> list[TaskOutcome]:
+def outcomes(connection: Connection, run_id: str, number: int) -> list[TaskOutcome]:
     """How far each task of a round got, slot by slot and attempt by attempt."""
     rows = connection.execute(
         "SELECT task_id, tasks.state, reason, name AS device_name FROM tasks JOIN devices USING (device_id)"
@@ -177,7 +177,7 @@ def outcomes(connection: sqlite3.Connection, run_id: str, number: int) -> list[T
     return [TaskOutcome(**row) for row in rows]
 
 
-def count(connection: sqlite3.Connection, run_id: str, number: int, state: str) -> int:
+def count(connection: Connection, run_id: str, number: int, state: str) -> int:
     """How many tasks of a round are in a state."""
     return int(
         connection.execute(
@@ -186,7 +186,7 @@ def count(connection: sqlite3.Connection, run_id: str, number: int, state: str) 
     )
 
 
-def has_open(connection: sqlite3.Connection, run_id: str, number: int) -> bool:
+def has_open(connection: Connection, run_id: str, number: int) -> bool:
     """Whether a round has an open task."""
     row = connection.execute(
         "SELECT 1 FROM tasks WHERE run_id = ? AND round = ? AND state IN ('reserved', 'working') LIMIT 1",
@@ -195,7 +195,7 @@ def has_open(connection: sqlite3.Connection, run_id: str, number: int) -> bool:
     return row is not None
 
 
-def undecided(connection: sqlite3.Connection, reasons: Collection[str]) -> set[str]:
+def undecided(connection: Connection, reasons: Collection[str]) -> set[str]:
     """Ids of the tasks whose results may still come: those at work, and those that lapsed for one of these reasons."""
     marks = ", ".join("?" * len(reasons))
     rows = connection.execute(
@@ -206,12 +206,12 @@ def undecided(connection: sqlite3.Connection, reasons: Collection[str]) -> set[s
     return {str(row["task_id"]) for row in rows}
 
 
-def is_any_open(connection: sqlite3.Connection, run_id: str) -> bool:
+def is_any_open(connection: Connection, run_id: str) -> bool:
     """Whether a run has an open task."""
     return bool(holders(connection, run_id))
 
 
-def holders(connection: sqlite3.Connection, run_id: str) -> set[str]:
+def holders(connection: Connection, run_id: str) -> set[str]:
     """Ids of the devices that hold an open task of a run."""
     rows = connection.execute(
         "SELECT device_id FROM tasks WHERE run_id = ? AND state IN ('reserved', 'working')", (run_id,)
@@ -219,7 +219,7 @@ def holders(connection: sqlite3.Connection, run_id: str) -> set[str]:
     return {str(row["device_id"]) for row in rows}
 
 
-def count_attempts(connection: sqlite3.Connection, run_id: str, number: int, slot: int) -> int:
+def count_attempts(connection: Connection, run_id: str, number: int, slot: int) -> int:
     """How many devices a slot of a round was reserved for so far."""
     return int(
         connection.execute(
@@ -229,7 +229,7 @@ def count_attempts(connection: sqlite3.Connection, run_id: str, number: int, slo
 
 
 def count_failures_in_a_row(
-    connection: sqlite3.Connection, run_id: str, device_id: str, *, reasons: Collection[str]
+    connection: Connection, run_id: str, device_id: str, *, reasons: Collection[str]
 ) -> int:
     """How many tasks of a run a device has failed since its last counted result, and since it was last resumed.
 
@@ -253,7 +253,7 @@ def count_failures_in_a_row(
 
 
 def reserve(
-    connection: sqlite3.Connection,
+    connection: Connection,
     task_id: str,
     *,
     run_id: str,
@@ -273,7 +273,7 @@ def reserve(
 
 
 def hand_out(
-    connection: sqlite3.Connection,
+    connection: Connection,
     task_id: str,
     *,
     due_s: float,
@@ -290,22 +290,22 @@ def hand_out(
     )
 
 
-def note_alive(connection: sqlite3.Connection, task_id: str, *, by_s: float) -> None:
+def note_alive(connection: Connection, task_id: str, *, by_s: float) -> None:
     """Remember until when a device that works on a task must have given another sign of life."""
     connection.execute("UPDATE tasks SET alive_by_s = ? WHERE task_id = ?", (by_s, task_id))
 
 
-def mark_counted(connection: sqlite3.Connection, task_id: str) -> None:
+def mark_counted(connection: Connection, task_id: str) -> None:
     """Mark a task whose result counts."""
     connection.execute("UPDATE tasks SET state = 'counted', reason = '' WHERE task_id = ?", (task_id,))
 
 
-def lapse(connection: sqlite3.Connection, task_id: str, reason: str) -> None:
+def lapse(connection: Connection, task_id: str, reason: str) -> None:
     """Let a task lapse."""
     connection.execute("UPDATE tasks SET state = 'lapsed', reason = ? WHERE task_id = ?", (reason, task_id))
 
 
-def is_slot_taken(connection: sqlite3.Connection, run_id: str, number: int, slot: int) -> bool:
+def is_slot_taken(connection: Connection, run_id: str, number: int, slot: int) -> bool:
     """Whether a device works on a slot of a round, or has filled it."""
     row = connection.execute(
         "SELECT 1 FROM tasks WHERE run_id = ? AND round = ? AND slot = ? AND state IN ('working', 'counted')",
@@ -315,7 +315,7 @@ def is_slot_taken(connection: sqlite3.Connection, run_id: str, number: int, slot
 
 
 def may_come_late(
-    connection: sqlite3.Connection,
+    connection: Connection,
     run_id: str,
     number: int,
     *,
@@ -341,9 +341,7 @@ def may_come_late(
     return row is not None
 
 
-def lapse_reserved_of_slot(
-    connection: sqlite3.Connection, run_id: str, number: int, slot: int, reason: str
-) -> None:
+def lapse_reserved_of_slot(connection: Connection, run_id: str, number: int, slot: int, reason: str) -> None:
     """Let a slot's task lapse that waits for its device."""
     connection.execute(
         "UPDATE tasks SET state = 'lapsed', reason = ?"
@@ -352,7 +350,7 @@ def lapse_reserved_of_slot(
     )
 
 
-def lapse_open_of_device(connection: sqlite3.Connection, device_id: str) -> None:
+def lapse_open_of_device(connection: Connection, device_id: str) -> None:
     """Let a revoked device's open tasks lapse."""
     connection.execute(
         "UPDATE tasks SET state = 'lapsed', reason = 'revoked'"
@@ -361,7 +359,7 @@ def lapse_open_of_device(connection: sqlite3.Connection, device_id: str) -> None
     )
 
 
-def lapse_open_of_round(connection: sqlite3.Connection, run_id: str, number: int) -> None:
+def lapse_open_of_round(connection: Connection, run_id: str, number: int) -> None:
     """Let the open tasks of a round that closes lapse."""
     connection.execute(
         "UPDATE tasks SET state = 'lapsed', reason = 'closed'"
@@ -370,7 +368,7 @@ def lapse_open_of_round(connection: sqlite3.Connection, run_id: str, number: int
     )
 
 
-def lapse_open_of_run(connection: sqlite3.Connection, run_id: str, reason: str = "closed") -> None:
+def lapse_open_of_run(connection: Connection, run_id: str, reason: str = "closed") -> None:
     """Let the open tasks of a run that ends, or goes back, lapse."""
     connection.execute(
         "UPDATE tasks SET state = 'lapsed', reason = ? WHERE run_id = ? AND state IN ('reserved', 'working')",
@@ -378,7 +376,7 @@ def lapse_open_of_run(connection: sqlite3.Connection, run_id: str, reason: str =
     )
 
 
-def lapse_older(connection: sqlite3.Connection, run_id: str, committed: int, reason: str) -> None:
+def lapse_older(connection: Connection, run_id: str, committed: int, reason: str) -> None:
     """Let tasks of a run lapse that were handed out before it had committed so many rounds."""
     connection.execute(
         "UPDATE tasks SET state = 'lapsed', reason = ?"
@@ -387,10 +385,11 @@ def lapse_older(connection: sqlite3.Connection, run_id: str, committed: int, rea
     )
 
 
-def extend_open(connection: sqlite3.Connection, run_id: str, until_s: float, *, alive_by_s: float) -> None:
+def extend_open(connection: Connection, run_id: str, until_s: float, *, alive_by_s: float) -> None:
     """Give the run's open tasks until ``until_s`` at least, and until ``alive_by_s`` for a sign of life."""
     connection.execute(
-        "UPDATE tasks SET due_s = max(due_s, ?), alive_by_s = max(alive_by_s, ?)"
+        "UPDATE tasks SET due_s = CASE WHEN due_s < ? THEN ? ELSE due_s END,"
+        " alive_by_s = CASE WHEN alive_by_s < ? THEN ? ELSE alive_by_s END"
         " WHERE run_id = ? AND state IN ('reserved', 'working')",
-        (until_s, alive_by_s, run_id),
+        (until_s, until_s, alive_by_s, alive_by_s, run_id),
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass
+
+from coordinator.storage.connection import Connection
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,12 @@ class TokenRow:
     device_id: str | None
 
 
-def add(connection: sqlite3.Connection, token_sha256: str, *, expires_s: float) -> None:
+def add(connection: Connection, token_sha256: str, *, expires_s: float) -> None:
     """Keep a fresh token."""
     connection.execute("INSERT INTO tokens VALUES (?, ?, NULL)", (token_sha256, expires_s))
 
 
-def find(connection: sqlite3.Connection, token_sha256: str) -> TokenRow | None:
+def find(connection: Connection, token_sha256: str) -> TokenRow | None:
     """The token with this digest."""
     row = connection.execute(
         "SELECT expires_s, device_id FROM tokens WHERE token_sha256 = ?", (token_sha256,)
@@ -32,6 +33,6 @@ def find(connection: sqlite3.Connection, token_sha256: str) -> TokenRow | None:
     return None if row is None else TokenRow(**row)
 
 
-def use(connection: sqlite3.Connection, token_sha256: str, device_id: str) -> None:
+def use(connection: Connection, token_sha256: str, device_id: str) -> None:
     """Use up a token for a device."""
     connection.execute("UPDATE tokens SET device_id = ? WHERE token_sha256 = ?", (device_id, token_sha256))

@@ -10,6 +10,26 @@ import hashlib
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Protocol
+
+
+class Uploads(Protocol):
+    """What is asked of whatever holds begun uploads; :class:`UploadStore` says what each does."""
+
+    def received_bytes(self, task_id: str, sha256: str) -> int:
+        """How many bytes of a result are here."""
+
+    def append(self, task_id: str, sha256: str, data: bytes) -> int:
+        """Add bytes to a result, and return how many are here now."""
+
+    def whole(self, task_id: str, sha256: str) -> bytes | None:
+        """A result whose bytes are all here; None, and no byte is kept, if they are not those of its sha256."""
+
+    def discard(self, task_id: str) -> None:
+        """Forget what came of a task's result."""
+
+    def sweep(self, wanted: Callable[[], Collection[str]]) -> int:
+        """Remove what came of results that nobody waits for any more."""
 
 
 class UploadStore:

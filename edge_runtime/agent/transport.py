@@ -51,6 +51,8 @@ class Request(Struct, frozen=True):
     headers: Mapping[str, str] = field(default_factory=dict)
     max_bytes: int = MAX_CONTROL_BYTES
     sink: Path | None = None
+    #: Whole address on another server, which is asked instead of the coordinator; encrypted wherever that is.
+    url: str | None = None
 
 
 class Response(Struct, frozen=True):
@@ -94,6 +96,7 @@ class HttpTransport:
     def __init__(self, base_url: str, on_chunk: Callable[[], None] = lambda: None) -> None:
         self._on_chunk = on_chunk
         self._base_url = base_url.rstrip("/")
+        self._scheme = self._base_url.partition("://")[0] + "://"
         timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S)
         proxy = _proxy_for(self._base_url)
         if proxy is None:
@@ -105,10 +108,14 @@ class HttpTransport:
 
     def send(self, request: Request) -> Response:
         """See :meth:`Transport.send`."""
+        if request.url is not None and not request.url.startswith(("https://", self._scheme)):
+            raise UnreachableError(
+                "the address elsewhere is not encrypted as the coordinator's is; it is not used"
+            )
         try:
             answer = self._pool.request(
                 request.method,
-                self._base_url + request.path,
+                request.url or self._base_url + request.path,
                 body=request.body or None,
                 headers={"Accept-Encoding": "identity", **request.headers},
                 redirect=False,
@@ -124,14 +131,20 @@ class HttpTransport:
             finally:
                 answer.release_conn()
         except HTTPError as error:
+            server = self._base_url if request.url is None else _server(request.url)
             raise UnreachableError(
-                f"no usable answer from {self._base_url}: {why_no_answer(error, patience_s=READ_TIMEOUT_S)}; "
+                f"no usable answer from {server}: {why_no_answer(error, patience_s=READ_TIMEOUT_S)}; "
                 "check the address, the network and the proxy with: edge-runtime check"
             ) from error
 
     def close(self) -> None:
         """Close idle connections."""
         self._pool.clear()
+
+
+def _server(url: str) -> str:
+    """Scheme and host of an address: a signed one is as good as a key, and is not told."""
+    return "://".join(urlsplit(url)[:2])
 
 
 def _read(answer: urllib3.BaseHTTPResponse, request: Request, on_chunk: Callable[[], None]) -> Response:

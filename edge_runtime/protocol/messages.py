@@ -24,6 +24,8 @@ MAX_RESULT_BYTES = 64 << 20
 #: A larger result is sent in parts of this size, so that one whose upload breaks off goes on where it stood.
 PART_BYTES = 256 << 10
 
+#: Header of a device that can fetch a blob elsewhere, at the address of a 307; whatever it holds.
+DIRECT_HEADER = "edge-direct"
 #: Ends a pattern: a bare ``$`` would let one more line feed through.
 END = r"$(?!\n)"
 Sha256 = Annotated[str, Meta(pattern=f"^[0-9a-f]{{64}}{END}")]

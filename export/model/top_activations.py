@@ -166,4 +166,4 @@ def _vanishes_below(activation: nn.Module) -> bool:
     """Whether the function is about zero far below and rises above."""
     with torch.no_grad():
         below, above = activation(torch.tensor([-PROBE, PROBE])).tolist()
-    return abs(below) < VANISHED and above > 1
+    return bool(abs(below) < VANISHED and above > 1)

@@ -16,7 +16,7 @@ from litestar.testing import TestClient
 from benchmarks.coordinator import hand_made
 from benchmarks.coordinator.hand_made import RUN, slice_spec
 from coordinator.api.app import create_app
-from coordinator.storage.stores import Stores
+from coordinator.storage.stores import Places, Stores
 from edge_runtime.package.manifest import SliceSpec, TensorSpec
 from edge_runtime.package.slices import encode_values
 from edge_runtime.protocol import messages
@@ -171,9 +171,14 @@ class World:
     """A coordinator on a state folder whose loops do not run: the test says when a round moves."""
 
     def __init__(
-        self, folder: Path, publisher: PrivateKey | None = None, specs: tuple[SliceSpec, ...] = SPECS
+        self,
+        folder: Path,
+        publisher: PrivateKey | None = None,
+        specs: tuple[SliceSpec, ...] = SPECS,
+        places: Places | None = None,
     ) -> None:
         self.folder = folder
+        self.places = places
         self.specs = specs
         self.clock = Clock()
         #: The machine's clock, which somebody may set.
@@ -185,7 +190,7 @@ class World:
 
     def start(self) -> None:
         """Open the state folder anew; whatever was open before is dropped as by ``kill -9``."""
-        self.app = create_app(self.folder / "state", clock=self.clock, wall=self.wall)
+        self.app = create_app(self.folder / "state", places=self.places, clock=self.clock, wall=self.wall)
         self.client = TestClient(self.app, raise_server_exceptions=True)  # type: ignore[arg-type]
 
     @property

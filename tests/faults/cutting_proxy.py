@@ -93,6 +93,14 @@ def _head(stream: object) -> bytes:
     return b""
 
 
+def read_message(stream: object, *, to_head: bool = False) -> bytes:
+    """A request or an answer, whole, to HEAD if need be; nothing at the end of the connection."""
+    head = _head(stream)
+    if to_head:
+        return head
+    return head + stream.read(_length(head)) if head else b""  # type: ignore[attr-defined,no-any-return]
+
+
 def _length(head: bytes) -> int:
     size = head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
     return int(size or 0)
