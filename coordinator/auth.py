@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import secrets
 import sqlite3
 from collections.abc import Mapping
@@ -200,19 +199,6 @@ def load_admin_token(folder: Path) -> str:
         return path.read_text("ascii").strip()
     except OSError as error:
         raise unusable(str(path), error) from error
-
-
-def check_admin(authorization: str, token: str) -> None:
-    """Compare an ``Authorization`` header with the operator's token, in constant time.
-
-    Raises:
-        UnauthenticatedError: ``not_admin``.
-    """
-    if not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
-        raise UnauthenticatedError(
-            "not_admin",
-            f"this needs the bearer token from {ADMIN_TOKEN} in the coordinator's state folder",
-        )
 
 
 def _same_device(connection: sqlite3.Connection, device_id: str, request: EnrolRequest) -> str:

@@ -76,6 +76,11 @@ def all_devices(connection: sqlite3.Connection) -> list[sqlite3.Row]:
     ).fetchall()
 
 
+def count_enrolled(connection: sqlite3.Connection) -> int:
+    """Number of devices that are enrolled and not revoked."""
+    return int(connection.execute("SELECT count(*) FROM devices WHERE revoked_s IS NULL").fetchone()[0])
+
+
 def not_set_aside(connection: sqlite3.Connection, run_id: str) -> list[SeenDevice]:
     """Devices that have checked in, take tasks and may work now, are not revoked, and not set aside by a run."""
     rows = connection.execute(
