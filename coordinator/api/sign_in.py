@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from litestar import Request, Response, Router, get, post
 from litestar.datastructures import Cookie, State
 from litestar.di import NamedDependency
-from litestar.params import QueryParameter
+from litestar.params import FromPath, QueryParameter
 
 from coordinator import accounts
 from coordinator.api.access import ACCESS, ACT, PAGE, Access
@@ -48,7 +48,7 @@ def go_to(path: str) -> Response[None]:
 
 
 @get("/static/{name:str}", sync_to_thread=False)
-def static(name: str) -> Response[str]:
+def static(name: FromPath[str]) -> Response[str]:
     """The style sheet, the script and the icon of all pages."""
     if name not in STATIC:
         raise NotFoundError("unknown_path", "there is no such file")
