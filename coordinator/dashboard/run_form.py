@@ -202,13 +202,16 @@ def texts_of(config: RunConfig) -> dict[str, str]:
 
 
 def named_key(message: str) -> str:
-    """The key that a message names first; empty if it names none."""
-    places = {
-        path: match.start()
-        for path in KEYS
-        if (match := re.search(rf"(?<![\w.]){re.escape(path)}(?![\w.])", message)) is not None
-    }
-    return min(places, key=lambda path: (places[path], -len(path)), default="")
+    """The key that a message names first, one with its value before others; empty if it names none."""
+    for ending in (" = ", r"(?![\w.])"):
+        places = {
+            path: match.start()
+            for path in KEYS
+            if (match := re.search(rf"(?<![\w.]){re.escape(path)}{ending}", message)) is not None
+        }
+        if places:
+            return min(places, key=lambda path: (places[path], -len(path)))
+    return ""
 
 
 def _flat(table: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
@@ -239,15 +242,14 @@ def _value(key: Key, text: str) -> tuple[Any, str]:
 
 
 def _readings(text: str) -> Iterator[Any]:
-    """What a text may stand for: a number, a truth value, a list, or itself."""
-    try:
-        yield json.loads(text)
-    except (ValueError, RecursionError):
-        if "," in text:
-            yield [part.strip() for part in text.split(",") if part.strip()]
+    """What a text may stand for: a number, a truth value, itself, or a list of such."""
+    for candidate in (text, f"[{text}]"):
+        try:
+            yield json.loads(candidate)
+        except (ValueError, RecursionError):
+            continue
     yield text
-    if not text.startswith(("[", "{")):
-        yield [text]
+    yield [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _fits(kind: Any, value: Any) -> bool:

@@ -121,7 +121,8 @@ def fingerprint(connection: sqlite3.Connection) -> str:
     """A text that is another whenever something happened that pages show; check-ins alone do not change it."""
     row = connection.execute(
         "SELECT (SELECT max(event_id) FROM events), (SELECT max(rowid) FROM results),"
-        " (SELECT count(*) || ' ' || coalesce(max(task_id), '') FROM tasks WHERE state IN ('reserved', 'working')),"
+        " (SELECT group_concat(state || number || newest) FROM (SELECT state, count(*) AS number,"
+        "  max(task_id) AS newest FROM tasks WHERE state IN ('reserved', 'working') GROUP BY state)),"
         " (SELECT group_concat(run_id || round || state) FROM rounds"
         "  WHERE state IN ('selecting', 'collecting', 'aggregating')),"
         " (SELECT count(*) FROM evaluations WHERE state != 'pending'), (SELECT max(number) FROM releases),"

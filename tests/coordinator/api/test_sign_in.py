@@ -44,7 +44,7 @@ def test_the_cookie_is_for_tls_alone_where_there_is_tls(world: World) -> None:
 
 
 def test_guesses_are_bounded_and_a_token_still_serves(world: World) -> None:
-    """After some wrong passwords a name pauses, known or not, in the same words; its token opens a session all the same."""
+    """After some wrong passwords a name pauses, known or not, in the same words; a token serves all the same."""
     add_user(world, "ann", "admin")
     said = {}
     for name in ("ann", "nobody"):
