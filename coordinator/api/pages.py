@@ -52,8 +52,7 @@ async def overview(request: AnyRequest, app_state: NamedDependency[AppState]) ->
         drawn = []
         for head in heads:
             run = find_run(app_state.stores, connection, head.run_id)
-            curves = run_pages.curves(connection, run, key=head.run_id)
-            drawn.append((head, curves[0] if curves else None))
+            drawn.append((head, run_pages.first_curve(connection, run)))
         return {"runs": drawn, "troubles": fleet.troubles_of(connection)}
 
     shown = await app_state.read(gather)

@@ -98,6 +98,18 @@ def run_list(
     return [head_of(stores, connection, row, devices) for row in rows]
 
 
+def first_curve(connection: sqlite3.Connection, run: Run) -> dict[str, Any] | None:
+    """The one curve that says most of a run: accuracy, or else the loss that devices reported; None without a round."""
+    done = [scores for scores, counts in evaluation_rows.all_done(connection, run.run_id) if counts]
+    if done:
+        accuracy = tuple((float(scores.round + 1), scores.accuracy) for scores in done)
+        return _chart(run.run_id, "Accuracy", [Line("accuracy", accuracy)], percent=True)
+    losses = tuple(
+        (float(number + 1), loss) for number, loss in fleet_rows.train_losses(connection, run.run_id)
+    )
+    return _chart(run.run_id, "Loss that devices reported", [Line("loss", losses)]) if losses else None
+
+
 def curves(connection: sqlite3.Connection, run: Run, key: str = "run") -> list[dict[str, Any]]:
     """The run's curves that have any points: accuracy, loss of evaluations, loss that devices reported."""
     done = [scores for scores, counts in evaluation_rows.all_done(connection, run.run_id) if counts]
