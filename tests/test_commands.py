@@ -203,6 +203,14 @@ OPTIONS = {
         OPERATOR + "test_a_release_is_asked_for_and_listed",
     ),
     "edge-coordinator release list": {"--json": OPERATOR + "test_a_release_is_asked_for_and_listed"},
+    "edge-coordinator user add": dict.fromkeys(
+        ("--role", "--password-file"), OPERATOR + "test_users_are_added_listed_and_removed"
+    ),
+    "edge-coordinator user list": {"--json": OPERATOR + "test_users_are_added_listed_and_removed"},
+    "edge-coordinator user remove": {"": OPERATOR + "test_users_are_added_listed_and_removed"},
+    "edge-coordinator audit": dict.fromkeys(
+        ("--limit", "--json"), OPERATOR + "test_users_are_added_listed_and_removed"
+    ),
     "edge-coordinator run list": {"": OPERATOR + "test_a_run_from_the_command_line"},
     "edge-coordinator run show": {"--run": OPERATOR + "test_a_run_is_named_with_and_without_the_option"},
     "edge-coordinator run watch": {"--run": OPERATOR + "test_a_run_is_named_with_and_without_the_option"},

@@ -19,11 +19,13 @@ from litestar.middleware import DefineMiddleware
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
-from coordinator.api import admin_api, device_api, monitor_api
-from coordinator.api.access import ACCESS, Access, stated_access
+from coordinator.api import acts, admin_api, device_api, live, monitor_api, sign_in
+from coordinator.api.access import ACCESS, Access, is_page, stated_access
 from coordinator.api.app_state import AppState, Clock
+from coordinator.api.forms import forget_leftovers
 from coordinator.api.loops import for_ever, patiently
-from coordinator.api.middleware import AccessMiddleware, ReadRequest
+from coordinator.api.middleware import SESSION, TOLD, AccessMiddleware, ReadRequest
+from coordinator.api.refused_pages import refused_page
 from coordinator.api.schema_page import SchemaPage
 from coordinator.api.statuses import headers_of, status_of
 from coordinator.auth import ADMIN_TOKEN, METRICS_TOKEN, forget_nonces, load_token
@@ -33,7 +35,7 @@ from coordinator.monitoring.metrics import Metrics
 from coordinator.refusals import RefusalError, UnavailableError
 from coordinator.rounds import evaluation, retention, state_machine
 from coordinator.storage import round_rows
-from coordinator.storage.stores import Places, open_stores
+from coordinator.storage.stores import INCOMING, Places, open_stores
 from coordinator.storage.trouble import trouble_of
 from edge_runtime import __version__ as runtime_version
 from edge_runtime.errors import EdgeError
@@ -73,6 +75,7 @@ def create_app(
     """
     places = places or Places()
     stores = open_stores(state, places=places)
+    forget_leftovers(stores.folder / INCOMING)
     if clock is None:  # all coordinators of a database have its time
         clock = SteadyClock(wall if places.database is None else stores.storage.wall_s)
     secrets = places.secrets or state
@@ -203,12 +206,19 @@ async def forget_old_nonces(app_state: AppState) -> None:
     await asyncio.sleep(NONCES_S)
 
 
-def answer_refusal(request: Request[Any, Any, Any], refusal: RefusalError) -> Response[Refusal]:
-    """A refusal in the protocol's own form."""
+def answer_refusal(request: Request[Any, Any, Any], refusal: RefusalError) -> Response[Any]:
+    """A refusal in the protocol's own form, or as a page where the request was for one."""
     _metrics(request).note_refusal(refusal.code)
     traceback.clear_frames(
         refusal.__traceback__
     )  # an error and its frames hold each other, and these a whole body
+    state = request.scope["state"]
+    state[TOLD] = (refusal.code, refusal.message[:300])
+    if is_page(request.scope["route_handler"]):
+        status, kind, body, headers = refused_page(
+            request.scope, status_of(refusal), refusal, state.get(SESSION)
+        )
+        return Response(body, status_code=status, media_type=kind, headers={**headers_of(refusal), **headers})
     return _refuse(request.method, status_of(refusal), refusal.code, refusal.message, headers_of(refusal))
 
 
@@ -257,6 +267,9 @@ ROUTERS = (
     device_api.ENROLMENT,
     device_api.ROUTER,
     admin_api.ROUTER,
+    *sign_in.ROUTERS,
+    *acts.ROUTERS,
+    live.ROUTER,
 )
 
 

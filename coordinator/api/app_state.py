@@ -13,6 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from coordinator.api.attempts import Attempts
+from coordinator.api.changes import Changes
+from coordinator.api.kept import Kept
 from coordinator.api.traffic import Traffic
 from coordinator.clock import StepWatch
 from coordinator.monitoring.metrics import Metrics
@@ -89,6 +92,11 @@ class AppState:
         self.wake = asyncio.Event()
         #: Held while a body is parsed that is too large to be parsed beside others.
         self.large_body = asyncio.Lock()
+        #: Held while a password is hashed, which takes 32 MiB.
+        self.hashing = asyncio.Lock()
+        self.attempts = Attempts()
+        self.changes = Changes()
+        self.fleet = Kept()
         self._waiting: deque[_Piece] = deque()
         #: Whether the database's thread was asked to look at what waits, and has not looked yet.
         self._asked = False

@@ -335,10 +335,60 @@ def test_a_server_is_bound_as_its_options_say(
 #: Every command that asks a coordinator, with what else it must be given.
 ASKING = [
     *("token", "device revoke a", "device resume a", "device list", "run create run.toml", "run list"),
-    *("release publish", "release list"),
+    *("release publish", "release list", "user list", "user remove a", "audit"),
     *("run show", "run watch", "run stop", "run report --output out", "run fetch-slices --output out"),
     "run export --events out",
 ]
+
+
+def test_users_are_added_listed_and_removed(
+    server: CoordinatorServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A user with a role gets a token, which works as far as the role goes; the audit log tells who did what."""
+    at = ["--state", str(server.state)]
+    assert main(["user", "list", *at]) == 0
+    assert "user add NAME" in capsys.readouterr().out
+    assert main(["user", "add", "ann", "--role", "viewer", *at]) == 0
+    token = tmp_path / "token"
+    token.write_text(capsys.readouterr().out)
+    (tmp_path / "password").write_text("long enough, really\n")
+    with_password = [
+        "user",
+        "add",
+        "bob",
+        "--role",
+        "operator",
+        "--password-file",
+        str(tmp_path / "password"),
+    ]
+    assert main([*with_password, *at]) == 0
+    assert capsys.readouterr().out == "added bob, operator\n"
+    (tmp_path / "password").write_text("short")
+    assert main([*with_password[:2], "eve", *with_password[3:], *at]) == 22
+    assert "12 to 256 characters" in capsys.readouterr().err
+    assert main([*with_password[:-1], str(tmp_path / "none"), *at]) == ConfigError.exit_code
+    assert "cannot read --password-file" in capsys.readouterr().err
+    assert main(["user", "list", "--json", *at]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [(user["name"], user["role"], user["signs_in_by"]) for user in listed] == [
+        ("ann", "viewer", "token"),
+        ("bob", "operator", "password"),
+    ]
+    as_ann = ["--url", server.url, "--admin-token-file", str(token)]
+    assert main(["run", "list", *as_ann]) == 0
+    assert main(["token", *as_ann]) == 22
+    assert "ann is viewer, and this needs the role operator" in capsys.readouterr().err
+    assert main(["user", "remove", "ann", *at]) == 0
+    assert main(["run", "list", *as_ann]) == 22
+    capsys.readouterr()
+    assert main(["audit", "--limit", "2", *at]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[3:] for line in lines[1:]] == [
+        ["admin.token", "remove", "a", "user", "ann", "done"],
+        ["ann", "make", "an", "enrolment", "token", "no_right", *lines[2].split()[9:]],
+    ]
+    assert main(["audit", "--json", *at]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 5
 
 
 @pytest.mark.parametrize("words", ASKING)
