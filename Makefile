@@ -145,7 +145,7 @@ constraints:
 	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --no-annotate --no-header \
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 		--unsafe-package torch --unsafe-package pip --constraint torch.txt \
-		--extra coordinator --extra dev --extra export --extra ray --output-file constraints.txt pyproject.toml
+		--extra coordinator --extra dev --extra export --extra privacy --extra ray --output-file constraints.txt pyproject.toml
 	$(BIN)/python -m devices.packaging.pins
 
 clean:

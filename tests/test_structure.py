@@ -334,6 +334,8 @@ WITHOUT_TEST_FILE = {
     "coordinator/storage/evaluation_rows.py",
     "coordinator/storage/event_rows.py",
     "coordinator/storage/migrations.py",
+    "coordinator/storage/privacy_rows.py",
+    "coordinator/storage/protecting_rows.py",
     "coordinator/storage/release_rows.py",
     "coordinator/storage/result_rows.py",
     "coordinator/storage/round_rows.py",

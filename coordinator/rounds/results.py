@@ -19,6 +19,7 @@ from edge_runtime.memory.plan import first_segment
 from edge_runtime.package.manifest import Manifest
 from edge_runtime.protocol.messages import Result, ResultReceipt, Task
 from edge_runtime.training.feature_sums import decode_sums, form_of
+from edge_runtime.training.protected import decode_vector, layout_of
 
 #: Reasons of tasks that lapsed because a result, or a sign of life, did not come in time.
 TIMED_OUT = frozenset({"late", "lost"})
@@ -148,6 +149,12 @@ def _check_content(manifest: Manifest, task: Task, result: Result) -> None:
 def _check_sums(manifest: Manifest, task: Task, result: Result) -> None:
     """Check the sums of a device, which has as many rows as it has; or what has changed of them since."""
     _check_what_stood(task, result)
+    if task.noised:
+        try:
+            decode_vector(result.change, layout_of(task, manifest))
+        except SliceError as error:
+            raise UnusableError("bad_sums", str(error)) from error
+        return
     rows = 0
     if result.change or not task.handed_in:
         try:

@@ -24,6 +24,7 @@ from coordinator.rounds.early_stop import stop_without_gain
 from coordinator.rounds.evaluation import INITIAL
 from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.rounds.presence import SLACK_S, askable, order_of_asking, patience_s
+from coordinator.rounds.private_rounds import adds_noise, noised, noised_sums, possible, spent
 from coordinator.rounds.releases import note_commit
 from coordinator.rounds.results import TIMED_OUT
 from coordinator.rounds.rollback import MOST_STATES
@@ -45,6 +46,7 @@ from coordinator.storage import (
     checkpoint_rows,
     device_rows,
     evaluation_rows,
+    privacy_rows,
     result_rows,
     round_rows,
     run_rows,
@@ -325,10 +327,11 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
             contributions.note(connection, number, now_s=now_s)
             _abandon(connection, run, number, f"{reason}; left out: {contributions.words()}", now_s)
         return
+    private = adds_noise(run.config)
     update = server_update(
         values,
         state,
-        contributions,
+        [noised(run, number, contributions, values)] if private else contributions,
         config=run.config,
         specs=run.manifest.slices,
         round_number=number,
@@ -352,9 +355,11 @@ def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
         gated_variance=update.gated_variance,
         flat=update.flat,
     )
+    spent_now = spent(stores, run, number)
     with stores.storage.transaction() as connection:
         if round_rows.find_open(connection, run.run_id) is None:
             return  # the operator stopped the run meanwhile
+        privacy_rows.add(connection, spent_now)
         contributions.note(connection, number, now_s=now_s)
         run_rows.set_delta_sizes(connection, run.run_id, contributions.sizes)
         _commit(connection, run, number, committed, now_s=now_s)
@@ -373,14 +378,16 @@ def _solve_round(
     now_s: float,
 ) -> None:
     """Solve for the head from the sums of a visit so far and those of a round, and commit the round."""
+    each = sums_of(stores, run, results)
     try:
         visited = visit_update(
             values,
             state,
-            sums_of(stores, run, results),
+            [noised_sums(run, number, each)] if adds_noise(run.config) else each,
             head=run.head_name,
             ridge=run.config.ridge,
             projection=projection_of(run),
+            possible=partial(possible, run),
         )
     except SliceError as error:
         names = ", ".join(result.device_name for result in results)
@@ -393,9 +400,11 @@ def _solve_round(
     update, solved = visited
     values_sha256 = stores.blobs.put(encode_values(update.values, run.manifest))
     state_sha256 = stores.private_blobs.put(update.state.encode())
+    spent_now = spent(stores, run, number)
     with stores.storage.transaction() as connection:
         if round_rows.find_open(connection, run.run_id) is None:
             return  # the operator stopped the run meanwhile
+        privacy_rows.add(connection, spent_now)
         commit_round(
             connection,
             run,

@@ -317,6 +317,22 @@ def take_sums_off(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE results ADD COLUMN removed TEXT NOT NULL DEFAULT '[]'")  # JSON digests
 
 
+def protect_contributions(connection: sqlite3.Connection) -> None:
+    """What runs with privacy have spent, and which devices know how to protect what they contribute."""
+    connection.execute(
+        """CREATE TABLE privacy_spent (
+            run_id TEXT NOT NULL REFERENCES runs (run_id),
+            round INTEGER NOT NULL,
+            participations INTEGER NOT NULL,    -- of the busiest device
+            epsilon REAL NOT NULL,
+            PRIMARY KEY (run_id, round)
+        ) WITHOUT ROWID"""
+    )
+    connection.execute(
+        "CREATE TABLE protecting_devices (device_id TEXT PRIMARY KEY REFERENCES devices) WITHOUT ROWID"
+    )
+
+
 #: In the order in which they run.
 ALL = (
     create_devices,
@@ -340,4 +356,5 @@ ALL = (
     buffer_results,
     tell_eligibility,
     take_sums_off,
+    protect_contributions,
 )

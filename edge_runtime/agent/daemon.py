@@ -174,6 +174,7 @@ class Agent:
                 trains=self._config.train,
                 release=self._store.releases.state().decided_with(setup),
                 not_eligible=reason or "",
+                protects=True,
             )
         )
         if not isinstance(answer, SignedTask):

@@ -240,7 +240,7 @@ class SumsBuilder:
         return flat
 
 
-def sums_bytes(rows: int, width: int, size: int, classes: int) -> int:
+def sums_bytes(rows: int, width: int, size: int, classes: int, *, as_vector: bool = False) -> int:
     """Memory that a device needs to make and encode its sums, in bytes.
 
     Args:
@@ -248,7 +248,12 @@ def sums_bytes(rows: int, width: int, size: int, classes: int) -> int:
         width: number D of a row's features.
         size: number of features of one block.
         classes: number of classes, of which it may have all.
+        as_vector: whether they travel as one vector, with noise or masked: the whole Gram matrix and three copies of
+            its half, in double precision.
     """
+    if as_vector:
+        vector = width * (width + 1) // 2 + width * (1 + classes) + classes
+        return sums_bytes(rows, width, size, classes) + 8 * (width * width + 3 * vector)
     wide = 1 + min(classes, rows)
     if rows < width * FEW_ROWS:
         # Kept rows, their trapezoid and its encoding; Q and what LAPACK works on, in double precision.
