@@ -619,7 +619,6 @@ def _check_secure_aggregation(config: RunConfig) -> None:
     """What looks at single contributions does not go with a sum of which nobody sees the parts."""
     if not config.secure_aggregation:
         return
-    raise ConfigError("secure_aggregation is not in this version yet: leave it out")
     if config.min_results < LEAST_MASKED:
         raise ConfigError(
             f"secure_aggregation hides each contribution in a sum of {LEAST_MASKED} or more: min_results = "

@@ -17,6 +17,7 @@ from coordinator.storage.stores import Stores
 from edge_runtime.errors import ConfigError
 from edge_runtime.package.slices import Values
 from edge_runtime.training.feature_sums import FeatureSums, form_of
+from edge_runtime.training.gaussian import DoubleArray, gaussian, on_grid
 
 
 def adds_noise(config: RunConfig) -> bool:
@@ -37,6 +38,12 @@ def noised(run: Run, number: int, contributions: Iterable[Contribution], values:
     return private_mean(
         contributions, _privacy(run.config), run.config.devices_per_round, noise_key(run, number), values
     )
+
+
+def with_server_noise(run: Run, key: bytes, vector: DoubleArray) -> DoubleArray:
+    """A sum of contributions, which devices have clipped, with the server's noise."""
+    std = _privacy(run.config).noise_std
+    return on_grid(vector + gaussian(key, "server", len(vector), std), std)
 
 
 def noised_sums(run: Run, number: int, each: Iterable[FeatureSums]) -> FeatureSums:

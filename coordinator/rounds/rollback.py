@@ -12,7 +12,14 @@ import sqlite3
 from coordinator.events import record
 from coordinator.refusals import ConflictError, NotFoundError
 from coordinator.rounds.runs import ACTIVE, Run, find_run
-from coordinator.storage import checkpoint_rows, evaluation_rows, result_rows, round_rows, task_rows
+from coordinator.storage import (
+    checkpoint_rows,
+    evaluation_rows,
+    masking_rows,
+    result_rows,
+    round_rows,
+    task_rows,
+)
 from coordinator.storage.stores import Stores
 
 #: Committed rounds whose server state is kept: with moments it takes four times the space of the values.
@@ -65,6 +72,7 @@ def roll_back(
         return run, 0
     reason = f"rolled back to round {to} by the operator"
     task_rows.lapse_open_of_run(connection, run.run_id, ROLLED_BACK)
+    masking_rows.forget(connection, run.run_id)
     round_rows.abandon_open(connection, run.run_id, reason=reason, closed_s=now_s)
     evaluation_rows.drop_pending(connection, run.run_id, after=to)
     result_rows.withdraw(connection, run.run_id, run.next_round)

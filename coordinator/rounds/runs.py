@@ -21,7 +21,7 @@ from coordinator.rounds.assignment import deal
 from coordinator.rounds.continuing import check_continues, go_on
 from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.rounds.noise_check import describe, with_noise
-from coordinator.storage import evaluation_rows, privacy_rows, round_rows, run_rows, task_rows
+from coordinator.storage import evaluation_rows, masking_rows, privacy_rows, round_rows, run_rows, task_rows
 from coordinator.storage.privacy_rows import SpentRow
 from coordinator.storage.run_rows import RunRow
 from coordinator.storage.stores import Stores
@@ -475,6 +475,7 @@ def end_run(connection: sqlite3.Connection, run_id: str, state: str, reason: str
     round_rows.abandon_open(connection, run_id, reason=reason, closed_s=now_s)
     task_rows.lapse_open_of_run(connection, run_id)
     evaluation_rows.drop_pending(connection, run_id)
+    masking_rows.forget(connection, run_id)
     record(connection, now_s, f"run_{state}", reason, run_id=run_id)
 
 

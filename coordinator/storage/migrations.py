@@ -333,6 +333,27 @@ def protect_contributions(connection: sqlite3.Connection) -> None:
     )
 
 
+def mask_contributions(connection: sqlite3.Connection) -> None:
+    """How far open rounds with masked contributions are, and what their devices answered."""
+    connection.execute(
+        """CREATE TABLE masked_rounds (
+            run_id TEXT NOT NULL REFERENCES runs (run_id),
+            round INTEGER NOT NULL,
+            stage TEXT NOT NULL CHECK (stage IN ('shares', 'vector', 'reveal')),
+            due_s REAL NOT NULL,
+            PRIMARY KEY (run_id, round)
+        ) WITHOUT ROWID"""
+    )
+    connection.execute(
+        """CREATE TABLE masked_answers (
+            task_id TEXT NOT NULL REFERENCES tasks (task_id),
+            stage TEXT NOT NULL CHECK (stage IN ('keys', 'shares', 'vector', 'reveal')),
+            data BLOB NOT NULL,                 -- of a vector its digest
+            PRIMARY KEY (task_id, stage)
+        ) WITHOUT ROWID"""
+    )
+
+
 #: In the order in which they run.
 ALL = (
     create_devices,
@@ -357,4 +378,5 @@ ALL = (
     tell_eligibility,
     take_sums_off,
     protect_contributions,
+    mask_contributions,
 )

@@ -246,6 +246,7 @@ def needed_blobs(connection: sqlite3.Connection) -> set[str]:
         " WHERE runs.state = 'running'"
         " AND coalesce(rounds.state, 'selecting') IN ('selecting', 'collecting', 'aggregating'))"
         " SELECT change_sha256 FROM needed UNION SELECT value FROM needed, json_each(removed)"
+        " UNION SELECT CAST(data AS TEXT) FROM masked_answers WHERE stage = 'vector'"
         " UNION SELECT optimizer_sha256 FROM runs WHERE optimizer_sha256 IS NOT NULL"
     )
     return {str(row[0]) for row in rows}

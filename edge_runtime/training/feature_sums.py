@@ -38,6 +38,8 @@ CLASSES, ROWS, COUNTS, LINEAR = (PREFIX + name for name in ("classes", "rows", "
 FEW_ROWS = 1 / 3
 #: What a tensor's name, type and place take in the head of a file, at most.
 HEADER_BYTES = 128
+#: What rounding to integers may add to a count of rows.
+MASKED_ROUNDING = 1e-3
 #: What rounding may add to a sum, relative to it, by the precision that it travelled in.
 ROUNDING = {"float32": 1e-3, "float16": 2e-2}
 
@@ -294,6 +296,20 @@ def decode_sums(data: bytes, form: SumsForm) -> FeatureSums:
     all_counts = np.zeros(form.labels)
     all_counts[classes] = counts[1:]
     return FeatureSums(rows, gram, linear, all_counts)
+
+
+def check_sums(sums: FeatureSums, form: SumsForm) -> None:
+    """Check sums of several devices of which nobody saw the parts.
+
+    Raises:
+        SliceError: they are larger than their rows allow, or counts are not of rows.
+    """
+    counts = np.concatenate([[sums.rows], sums.counts])
+    if (np.abs(counts - np.rint(counts)) > MASKED_ROUNDING).any() or (counts < -MASKED_ROUNDING).any():
+        raise SliceError("the counts of the classes are no whole numbers of rows")
+    there = np.flatnonzero(np.rint(sums.counts) > 0)
+    beside = sums.linear[:, [0, *(1 + there)]]
+    _check_sizes(sums.rows, sums.gram, beside, np.rint(counts[[0, *(1 + there)]]), form)
 
 
 def _gram(i: int, j: int) -> str:

@@ -20,6 +20,18 @@ WHOLE: dict[str, Any] = {"devices_per_round": 10, "min_devices": 3, "min_results
         ({}, None),
         ({"privacy": {"noise_multiplier": 0.1, "clip_norm": 2.0}}, Protection(2.0)),
         ({"privacy": {"noise_multiplier": 0.1, "clip_norm": 2.0, "where": "device"}}, Protection(2.0, 0.2)),
+        (
+            {"secure_aggregation": True, "secure_range": 4.0},
+            Protection(None, 0.0, 32, 4.0 / 214748364, 214748364),
+        ),
+        (
+            {"secure_aggregation": True, "privacy": {"noise_multiplier": 0.1, "clip_norm": 2.0}},
+            Protection(2.0, 0.0, 32, 2.0 / 214748364, 214748364),
+        ),
+        (
+            {"secure_aggregation": True, "head": "closed_form", "slices": "none", "rounds": 0},
+            Protection(None, 0.0, 64, 2.0**-30, 922337203685477580),
+        ),
     ],
 )
 def test_protection_follows_from_the_configuration(
