@@ -80,8 +80,9 @@ def check_in(
         now_s: the present moment.
     """
     # 1. Remember what it said of itself.
-    if request.not_eligible not in ("", device_rows.not_eligible(connection, device.device_id)):
-        record(connection, now_s, NOT_ELIGIBLE, request.not_eligible, device=device.name)
+    reason = request.not_eligible
+    if reason and reason != device_rows.not_eligible(connection, device.device_id):
+        record(connection, now_s, NOT_ELIGIBLE, reason, device=device.name)
     device_rows.note_check_in(
         connection,
         device.device_id,
