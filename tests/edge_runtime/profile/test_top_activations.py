@@ -27,7 +27,7 @@ def test_density_and_live_sets_are_told() -> None:
         "Feed-forward parts keep 96 of 1536 activations of each token: at export 6.2 % were not"
     )
     assert "20 % had been above zero" in line
-    assert line.endswith("8.0 MiB with all.")
+    assert line.endswith("8.00 MiB with all.")
 
 
 def test_backpropagation_carries_no_tangents() -> None:
