@@ -165,9 +165,7 @@ def device_page(stores: Stores, connection: sqlite3.Connection, name: str, *, no
     row = fleet_rows.find_device(connection, name)
     if row is None:
         raise NotFoundError("unknown_device", f"no device {name} ever enrolled; the fleet's page lists all")
-    summary = next(
-        each for each in devices_of(stores, connection, now_s=now_s) if each.device_id == row["device_id"]
-    )
+    (summary,) = devices_of(stores, connection, now_s=now_s, device_id=row["device_id"])
     tasks = [
         _task(entry) for entry in fleet_rows.tasks_of_device(connection, row["device_id"], limit=MOST_TASKS)
     ]
