@@ -14,7 +14,7 @@ from litestar.params import FromPath, QueryParameter
 from coordinator.api.app_state import AppState
 from coordinator.api.sign_in import page
 from coordinator.dashboard import fleet, packages, run_form, run_pages
-from coordinator.dashboard.fleet import STATES
+from coordinator.dashboard.fleet import ALWAYS, STATES
 from coordinator.rounds.runs import find_run
 from coordinator.rounds.summary import releases_of
 from coordinator.storage import audit_rows, user_rows
@@ -65,7 +65,7 @@ async def overview(request: AnyRequest, app_state: NamedDependency[AppState]) ->
         title="Overview",
         devices=sum(totals.values()) - totals["revoked"],
         states=totals,
-        state_names=list(STATES),
+        shown=[state for state in STATES if totals[state] or state in ALWAYS],
         now_s=app_state.clock(),
         **counted,
         **shown,

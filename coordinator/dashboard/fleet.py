@@ -22,6 +22,8 @@ STATES = (
     *("working", "asked", "ready", "not eligible", "silent", "set aside", "cap too small"),
     *("never seen", "revoked"),
 )
+#: Those that a table has though nobody is in them.
+ALWAYS = frozenset({"working", "ready", "silent"})
 #: Lines of a page of devices, tasks or events.
 MOST_DEVICES, MOST_TASKS, MOST_EVENTS = 100, 50, 50
 #: Classes of devices that a table has at most; the others are counted together.
@@ -40,6 +42,11 @@ class ClassCount:
 
     name: str
     states: tuple[int, ...]
+
+    @property
+    def named(self) -> list[tuple[str, int]]:
+        """Number of devices in each state, by name."""
+        return list(zip(STATES, self.states, strict=True))
 
     @property
     def devices(self) -> int:
@@ -158,9 +165,7 @@ def device_page(stores: Stores, connection: Connection, name: str, *, now_s: flo
     row = fleet_rows.find_device(connection, name)
     if row is None:
         raise NotFoundError("unknown_device", f"no device {name} ever enrolled; the fleet's page lists all")
-    summary = next(
-        each for each in devices_of(stores, connection, now_s=now_s) if each.device_id == row["device_id"]
-    )
+    (summary,) = devices_of(stores, connection, now_s=now_s, device_id=row["device_id"])
     tasks = [
         _task(entry) for entry in fleet_rows.tasks_of_device(connection, row["device_id"], limit=MOST_TASKS)
     ]

@@ -32,6 +32,8 @@ from edge_runtime.html.line_chart import Line, line_chart
 
 #: Runs of a page, rounds of a page, runs beside each other, and runs of the first page.
 MOST_RUNS, MOST_ROUNDS, MOST_COMPARED, MOST_FIRST = 30, 25, 4, 4
+#: Height of a curve on the first page, in pixels.
+FIRST_HEIGHT = 170
 OPEN = ("queued", *ACTIVE)
 #: Above every number of a row.
 END = 1 << 62
@@ -103,11 +105,15 @@ def first_curve(connection: Connection, run: Run) -> dict[str, Any] | None:
     done = [scores for scores, counts in evaluation_rows.all_done(connection, run.run_id) if counts]
     if done:
         accuracy = tuple((float(scores.round + 1), scores.accuracy) for scores in done)
-        return _chart(run.run_id, "Accuracy", [Line("accuracy", accuracy)], percent=True)
+        return _chart(run.run_id, "Accuracy", [Line("accuracy", accuracy)], percent=True, height=FIRST_HEIGHT)
     losses = tuple(
         (float(number + 1), loss) for number, loss in fleet_rows.train_losses(connection, run.run_id)
     )
-    return _chart(run.run_id, "Loss that devices reported", [Line("loss", losses)]) if losses else None
+    return (
+        _chart(run.run_id, "Loss that devices reported", [Line("loss", losses)], height=FIRST_HEIGHT)
+        if losses
+        else None
+    )
 
 
 def curves(connection: Connection, run: Run, key: str = "run") -> list[dict[str, Any]]:
@@ -129,9 +135,11 @@ def curves(connection: Connection, run: Run, key: str = "run") -> list[dict[str,
     return drawn
 
 
-def _chart(key: str, title: str, lines: Sequence[Line], *, percent: bool = False) -> dict[str, Any]:
+def _chart(
+    key: str, title: str, lines: Sequence[Line], *, percent: bool = False, height: int = 240
+) -> dict[str, Any]:
     # Drawn by our own code, which escapes every text in it.
-    drawing = Markup(line_chart(key, title, lines, height=240, percent=percent))  # noqa: S704
+    drawing = Markup(line_chart(key, title, lines, height=height, percent=percent))  # noqa: S704
     return {"title": title, "svg": drawing, "lines": [line.name for line in lines]}
 
 

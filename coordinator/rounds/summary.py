@@ -387,17 +387,20 @@ def releases_of(connection: Connection) -> list[ReleaseSummary]:
     ]
 
 
-def devices_of(stores: Stores, connection: Connection, *, now_s: float) -> list[DeviceSummary]:
-    """All devices that ever enrolled, by name, and what may be expected of each at present."""
-    return [_summary(row, *standing) for row, standing in standings_of(stores, connection, now_s=now_s)]
+def devices_of(
+    stores: Stores, connection: Connection, *, now_s: float, device_id: str | None = None
+) -> list[DeviceSummary]:
+    """All devices that ever enrolled, by name, or the one with an id, and what may be expected of each at present."""
+    standings = standings_of(stores, connection, now_s=now_s, device_id=device_id)
+    return [_summary(row, *standing) for row, standing in standings]
 
 
 def standings_of(
-    stores: Stores, connection: Connection, *, now_s: float
+    stores: Stores, connection: Connection, *, now_s: float, device_id: str | None = None
 ) -> list[tuple[Row, tuple[str, str]]]:
-    """The row of every device that ever enrolled, by name, with its state and its reason."""
+    """The row of every device that ever enrolled, or of the one with an id, with its state and its reason."""
     runs = [_Asking(stores, connection, run) for run in active_runs(stores, connection)]
-    return [(row, _standing(runs, row, now_s)) for row in device_rows.all_devices(connection)]
+    return [(row, _standing(runs, row, now_s)) for row in device_rows.all_devices(connection, device_id)]
 
 
 def _summary(row: Row, state: str, reason: str) -> DeviceSummary:

@@ -63,8 +63,8 @@ def find_unrevoked(connection: Connection, name_or_id: str) -> DeviceRow | None:
     return None if row is None else DeviceRow(**row)
 
 
-def all_devices(connection: Connection) -> list[Row]:
-    """Every device that ever enrolled, by name.
+def all_devices(connection: Connection, device_id: str | None = None) -> list[Row]:
+    """Every device that ever enrolled, by name, or the one with an id.
 
     Returns:
         rows of device_id, name, device_class, enrolled_s, revoked_s, seen_s, cap_bytes, example_count, floor_bytes,
@@ -73,7 +73,8 @@ def all_devices(connection: Connection) -> list[Row]:
     return connection.execute(
         "SELECT device_id, name, class AS device_class, enrolled_s, revoked_s, seen_s, cap_bytes, example_count,"
         " floor_bytes, runtime_version, coalesce(expected_s, seen_s) AS expected_s, not_eligible"
-        " FROM devices ORDER BY name, enrolled_s"
+        " FROM devices WHERE ? IS NULL OR device_id = ? ORDER BY name, enrolled_s",
+        (device_id, device_id),
     ).fetchall()
 
 

@@ -16,7 +16,10 @@ from benchmarks.coordinator.serving import serving
 from benchmarks.harness.browser import browser
 
 PICTURES = Path(__file__).parents[1] / "dashboard"
-WIDE, PHONE = (1180, 860), (390, 780)
+WIDE, HIGH, PHONE = (1180, 860), (1180, 1700), (390, 780)
+#: A name instead of the temporary folder that this program has its package in.
+_PACKAGE = """for (const field of document.querySelectorAll('[name="run.package"]'))
+    field.value = "/srv/packages/assistant";"""
 
 
 def main() -> None:
@@ -29,9 +32,9 @@ def main() -> None:
             window.call("Network.setCookie", name=name, value=value, url=url)
             run = f"/runs/{quote(ids[-1])}"
             for picture, path, size, dark in (
-                ("overview-light", "/", WIDE, False),
+                ("overview-light", "/", HIGH, False),
                 ("overview-dark", "/", WIDE, True),
-                ("run-light", run, WIDE, False),
+                ("run-light", run, HIGH, False),
                 ("run-phone", run, PHONE, True),
                 ("fleet-phone", "/fleet", PHONE, False),
                 ("device-dark", "/devices/d-device-00007", WIDE, True),
@@ -40,6 +43,7 @@ def main() -> None:
             ):
                 window.screen(*size, dark=dark, phone=size == PHONE)
                 window.open(url + path)
+                window.run(_PACKAGE)
                 window.picture(PICTURES / f"{picture}.png")
 
 
