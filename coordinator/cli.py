@@ -39,6 +39,12 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--insecure-http", action="store_true", help="plain HTTP on an address that is not loopback"
     )
+    serve.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="form of the log lines on standard error (default: %(default)s)",
+    )
     _add_places(serve)
     serve.add_argument(
         "--direct-blobs",
@@ -96,6 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_devices(commands, where)
     _add_runs(commands, where)
     _add_releases(commands, where)
+    _add_users(commands, where)
     return parser
 
 
@@ -242,6 +249,7 @@ def _add_runs(
         ("rollback", _roll_back_run, "let a run stand again where it stood after a committed round"),
         ("report", _report_run, "write report.html, report.txt, report.json and curve.svg"),
         ("fetch-slices", _fetch_slices, "fetch a run's slice values as safetensors"),
+        ("export", _export_run, "hand a run's rounds and events to other tools"),
     ):
         sub = run.add_parser(name, parents=[where], help=text)
         changes = name in ("stop", "pause", "resume", "rollback")
@@ -263,6 +271,18 @@ def _add_runs(
             sub.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
         if name == "fetch-slices":
             sub.add_argument("--output", type=Path, required=True, metavar="FILE", help="file to write")
+        if name == "export":
+            _add_export(sub)
+
+
+def _add_export(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--events", type=Path, metavar="FILE", help="rounds and events as JSON lines; - is standard output"
+    )
+    sub.add_argument(
+        "--tensorboard", type=Path, metavar="DIR", help="scalars as an event file, in DIR/<run id>"
+    )
+    sub.add_argument("--mlflow", metavar="URL", help="a run with parameters and metrics on a tracking server")
 
 
 def _add_releases(
@@ -302,15 +322,52 @@ def _add_releases(
     listing.set_defaults(command=_list_releases)
 
 
+def _add_users(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], where: argparse.ArgumentParser
+) -> None:
+    user = commands.add_parser("user", help="people who may sign in").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    add = user.add_parser(
+        "add", parents=[where], help="add a user, and print a token unless there is a password"
+    )
+    add.add_argument("name", help="the user's name")
+    add.add_argument(
+        "--role",
+        required=True,
+        choices=("viewer", "operator", "admin"),
+        help="a viewer looks, an operator acts on runs and devices, an admin also keeps users",
+    )
+    add.add_argument(
+        "--password-file", type=Path, metavar="FILE", help="file whose first line is the user's password"
+    )
+    add.set_defaults(command=_add_user)
+    listing = user.add_parser("list", parents=[where], help="list all users")
+    listing.add_argument("--json", action="store_true", help="as JSON, for programs")
+    listing.set_defaults(command=_list_users)
+    remove = user.add_parser("remove", parents=[where], help="remove a user and end all its sessions")
+    remove.add_argument("name", help="the user's name")
+    remove.set_defaults(command=_remove_user)
+    audit = commands.add_parser("audit", parents=[where], help="show who did what, and what came of it")
+    audit.add_argument(
+        "--limit",
+        type=int,
+        default=100,
+        metavar="COUNT",
+        help="acts to show, the newest (default: %(default)s)",
+    )
+    audit.add_argument("--json", action="store_true", help="as JSON, for programs")
+    audit.set_defaults(command=_audit)
+
+
 def _serve(arguments: argparse.Namespace) -> int:
     from coordinator.api.serve import ServeOptions, bind
     from coordinator.auth import ADMIN_TOKEN
+    from coordinator.monitoring.log_lines import set_up
 
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format="time=%(asctime)s level=%(levelname)s logger=%(name)s %(message)s",
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    set_up(handler, arguments.log_format)
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
     server = bind(
         ServeOptions(
             state=arguments.state,
@@ -506,6 +563,25 @@ def _fetch_slices(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _export_run(arguments: argparse.Namespace) -> int:
+    from coordinator.admin.export_run import send_to_mlflow, write_events, write_tensorboard
+    from edge_runtime.errors import ConfigError
+
+    if not (arguments.events or arguments.tensorboard or arguments.mlflow):
+        raise ConfigError("run export needs at least one of --events, --tensorboard and --mlflow")
+    client = _client(arguments)
+    run = client.run(_shown(arguments, client))
+    if arguments.events:
+        lines = write_events(run, client.events(run.run_id), arguments.events)
+        sys.stderr.write(f"wrote {lines} lines of run {run.run_id}\n")
+    if arguments.tensorboard:
+        count = write_tensorboard(run, arguments.tensorboard)
+        sys.stderr.write(f"wrote {count} scalars to {arguments.tensorboard / run.run_id}\n")
+    if arguments.mlflow:
+        sys.stderr.write(f"made run {send_to_mlflow(run, arguments.mlflow)} on {arguments.mlflow}\n")
+    return 0
+
+
 def _publish(arguments: argparse.Namespace) -> int:
     from coordinator.admin.release import release_line, release_request
 
@@ -525,6 +601,46 @@ def _list_releases(arguments: argparse.Namespace) -> int:
         print(msgspec.json.format(msgspec.json.encode(releases), indent=2).decode())
     else:
         print(release_list(releases))
+    return 0
+
+
+def _add_user(arguments: argparse.Namespace) -> int:
+    from coordinator.admin.users import read_password
+
+    password = None if arguments.password_file is None else read_password(arguments.password_file)
+    token = _client(arguments).add_user(arguments.name, arguments.role, password).token
+    print(f"added {arguments.name}, {arguments.role}" if token is None else token)
+    return 0
+
+
+def _list_users(arguments: argparse.Namespace) -> int:
+    import msgspec
+
+    from coordinator.admin.users import user_table
+
+    users = _client(arguments).users()
+    if arguments.json:
+        print(msgspec.json.format(msgspec.json.encode(users), indent=2).decode())
+    else:
+        print(user_table(users))
+    return 0
+
+
+def _remove_user(arguments: argparse.Namespace) -> int:
+    print(f"removed {_client(arguments).remove_user(arguments.name).name}")
+    return 0
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    import msgspec
+
+    from coordinator.admin.users import act_table
+
+    acts = _client(arguments).acts(arguments.limit)
+    if arguments.json:
+        print(msgspec.json.format(msgspec.json.encode(acts), indent=2).decode())
+    else:
+        print(act_table(acts))
     return 0
 
 

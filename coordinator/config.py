@@ -30,6 +30,8 @@ Wait = Annotated[float, Meta(gt=0, le=1e6)]
 Poll = Annotated[float, Meta(ge=0, le=6 * 3600)]
 #: What a place waits for its device where the configuration does not say, and devices ask often.
 LEAST_SELECTION_S = 60.0
+#: Ways to choose rows, explained in :mod:`coordinator.aggregation.rows`.
+RowChoice = Literal["norm", "topk", "uniform"]
 #: Devices of a round.
 Slots = Annotated[int, Meta(ge=1, le=10_000)]
 
@@ -46,6 +48,11 @@ WITHOUT_SLICES: dict[str, Any] = {
     "lora_aggregation": "factors",
     "rank_mode": "fixed",
     "exits": (),
+    "sketch_size": 0,
+    "sketch_entries": 0,
+    "row_choice": "norm",
+    "row_refresh": 0,
+    "grow_at": (),
 }
 
 
@@ -88,6 +95,22 @@ class ServerOptimizers(Struct, frozen=True, forbid_unknown_fields=True):
     head: ServerOptimizerConfig = ServerOptimizerConfig()
 
 
+class GroupConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Rows of one kind, such as a language, and the devices that hold rows of that kind.
+
+    Attributes:
+        name: name of the group.
+        data: file of the group's development rows, on the coordinator's machine.
+        devices: names of its devices, with ``*`` for any characters; none for a group of which no device takes part.
+    """
+
+    name: Identifier
+    data: Annotated[str, Meta(min_length=1, max_length=4096)]
+    devices: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(max_length=1000)
+    ] = ()
+
+
 class EvaluationConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """How the coordinator evaluates the global model on its own development rows.
 
@@ -99,12 +122,15 @@ class EvaluationConfig(Struct, frozen=True, forbid_unknown_fields=True):
         arithmetic: arithmetic in which the coordinator runs the package: ``"row_int8"``, ``"block_int8"``,
             ``"block_int4"`` or ``"float"``, if the package has it; unset: the best there, measured once for each
             package.
+        groups: further rows by group: the run's summary then tells how robust it is over groups whose devices took part
+            and over others. For classification.
     """
 
     data: Annotated[str, Meta(min_length=1, max_length=4096)]
     every_rounds: PositiveCount = 1
     threads: Annotated[int, Meta(ge=1, le=1024)] = 1
     arithmetic: Arithmetic | None = None
+    groups: Annotated[tuple[GroupConfig, ...], Meta(max_length=64)] = ()
 
 
 class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -185,6 +211,12 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
             ``rounds`` counts these steps. Each change is scaled by 1/sqrt(1 + the steps made since its device got its
             values). At least ``min_results``; unset: rounds that wait for their devices.
         max_staleness: number of such steps after which a result is not taken any more, and its device told so.
+        row_choice: choice of the rows that slices of ``--slice rows`` train: ``"norm"`` draws them in proportion to the
+            norm of their change so far, ``"topk"`` takes those of the largest, ``"uniform"`` draws any.
+        row_refresh: number of rounds after which other rows are chosen; 0 trains the first choice to the end.
+        grow_at: numbers of committed rounds, ascending and below ``rounds``, at which the slices of more blocks join:
+            the run begins with those of the last blocks, and each time as many more are trained. Empty: all from the
+            start.
     """
 
     name: Annotated[str, Meta(pattern=f"^[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}{END}")]
@@ -230,6 +262,9 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     enough_results: Slots | None = None
     buffer_size: Slots | None = None
     max_staleness: Annotated[int, Meta(ge=0, le=1000)] = 10
+    row_choice: RowChoice = "norm"
+    row_refresh: Count = 0
+    grow_at: Annotated[tuple[PositiveCount, ...], Meta(max_length=256)] = ()
 
     @property
     def selection_s(self) -> float:
@@ -253,7 +288,10 @@ def read_run_config(path: Path) -> RunConfig:
     folder = path.absolute().parent
     evaluation = config.evaluation
     if evaluation is not None:
-        evaluation = msgspec.structs.replace(evaluation, data=str(folder / evaluation.data))
+        groups = tuple(
+            msgspec.structs.replace(group, data=str(folder / group.data)) for group in evaluation.groups
+        )
+        evaluation = msgspec.structs.replace(evaluation, data=str(folder / evaluation.data), groups=groups)
     return msgspec.structs.replace(config, package=str(folder / config.package), evaluation=evaluation)
 
 
@@ -329,11 +367,13 @@ def _check_together(config: RunConfig) -> None:
             "as gone while it waits as it was told; raise the one or lower the other"
         )
     check_method(config)
-    if config.update == "best" and config.local_optimizer.name == "adamw":
+    if config.update == "best" and config.local_optimizer.name in ("adamw", "sgc"):
         raise ConfigError(
-            'update = "best" averages estimates with exact gradients, and local_optimizer = "adamw" normalises each '
-            'by itself; take "accumulate" or "sgd"'
+            'update = "best" averages estimates with exact gradients, and local_optimizer = '
+            f'"{config.local_optimizer.name}" normalises each by itself; take "accumulate" or "sgd"'
         )
+    _check_sketches(config)
+    _check_growth(config)
     if config.update == "best" and config.lora_aggregation == "product_svd":
         raise ConfigError(
             'update = "best" weighs each tensor by its variance, and lora_aggregation = "product_svd" mixes two: take '
@@ -343,6 +383,60 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError('slices = "none" and train_head = false leave nothing to train')
     if not isinstance(config.slices, str) and len(set(config.slices)) != len(config.slices):
         raise ConfigError("slices names one slice twice")
+
+
+def _check_growth(config: RunConfig) -> None:
+    """Rounds at which a run grows, and what needs all slices from the start."""
+    grow_at = list(config.grow_at)
+    if not grow_at:
+        return
+    if grow_at != sorted(set(grow_at)):
+        raise ConfigError(f"grow_at = {grow_at} must name rounds once and in order")
+    if grow_at[-1] >= config.rounds:
+        raise ConfigError(
+            f"grow_at = {grow_at}: round {grow_at[-1]} is past the last of rounds = {config.rounds} (from 0); what "
+            f"joins then is never trained, so take at most {config.rounds - 1}"
+        )
+    if grow_at[0] <= config.head_warm_up_rounds:
+        raise ConfigError(
+            f"grow_at = {grow_at} adds slices while head_warm_up_rounds = {config.head_warm_up_rounds} trains none: "
+            f"take {config.head_warm_up_rounds + 1} or more"
+        )
+    for setting, used, why in (
+        ('slices = "none"', config.slices in ("none", ()), "leaves none that could join"),
+        (f"exits = {list(config.exits)}", bool(config.exits), "needs slices before the first of them"),
+        (
+            f"gate_variance = {config.gate_variance}",
+            config.gate_variance is not None,
+            "holds back what was measured of fewer slices",
+        ),
+    ):
+        if used:
+            raise ConfigError(f"grow_at = {grow_at} lets slices join, and {setting} {why}: leave one out")
+
+
+def _check_sketches(config: RunConfig) -> None:
+    """Where sketches go, and what cannot look into one."""
+    used = config.report == "sketch" or config.local_optimizer.name == "sgc"
+    if config.sketch_size and not used:
+        raise ConfigError(
+            f'sketch_size = {config.sketch_size} belongs to report = "sketch" or local_optimizer "sgc": set one, or '
+            "leave it out"
+        )
+    if config.local_optimizer.name == "sgc" and not config.sketch_size and config.slices not in ("none", ()):
+        raise ConfigError('local_optimizer "sgc" keeps sketches: set sketch_size and sketch_entries')
+    if config.report != "sketch":
+        return
+    if config.robust_mean in ("trimmed", "median"):
+        raise ConfigError(
+            f'robust_mean = "{config.robust_mean}" takes each number\'s centre over the devices, and those of report = '
+            '"sketch" mix a slice\'s: take "none" or "clipped"'
+        )
+    if config.lora_aggregation == "product_svd":
+        raise ConfigError(
+            'lora_aggregation = "product_svd" multiplies each device\'s factors, and report = "sketch" hides them: '
+            'take "factors" or "frozen_a"'
+        )
 
 
 def _check_visits(config: RunConfig) -> None:
@@ -403,6 +497,11 @@ def _check_server_methods(config: RunConfig) -> None:
         raise ConfigError('gate_variance compares slices, and slices = "none" trains none')
     _check_robust_mean(config)
     _check_buffer(config)
+    if config.row_refresh >= config.rounds > 0:
+        raise ConfigError(
+            f"row_refresh = {config.row_refresh} never comes within rounds = {config.rounds}: take fewer, or 0 to keep "
+            "the first rows"
+        )
     if config.patience and config.evaluation is None:
         raise ConfigError(
             f"patience = {config.patience} counts evaluations, and there are none: add a table [evaluation], or leave "

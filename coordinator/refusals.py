@@ -8,6 +8,7 @@ RefusalError
 ├── ConflictError          the request does not fit how things stand
 ├── TooLargeError          the body is over its limit
 ├── TooSlowError           the body dawdles
+├── TooOftenError          it was tried too often in a short time
 ├── UnusableError          what the request brings cannot be used
 └── UnavailableError       this machine is in trouble that passes: the same request may be sent again
 """
@@ -55,6 +56,10 @@ class TooLargeError(RefusalError):
 
 class TooSlowError(RefusalError):
     """The body dawdles."""
+
+
+class TooOftenError(RefusalError):
+    """It was tried too often in a short time."""
 
 
 class UnavailableError(RefusalError):

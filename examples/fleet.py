@@ -86,6 +86,12 @@ def train_on_fleet(
             print("\n4. One visit to each device, without a gradient\n", flush=True)
             fleet.visit(config)
         print(f"\n{5 if visit else 4}. Rounds of forward mode\n", flush=True)
+        settings = tomllib.loads(config.read_text())
+        if patience := settings.get("patience"):
+            most = (
+                f"at most {settings['rounds']} rounds, fewer if {patience} evaluations in a row are no better"
+            )
+            print(f"   Slices, and a head over the last block alone: {most}.\n", flush=True)
         return fleet.train(config)
 
 

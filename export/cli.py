@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec import UNSET
+
 from edge_runtime.errors import ConfigError, ModelError
 from edge_runtime.exit_status import exit_code_of
 from edge_runtime.figures import size, whole_size
@@ -55,7 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
     package.add_argument(
         "--slice", choices=tuple(KINDS), help="kind of slices (default: lora_xs; lora with --adapter)"
     )
-    package.add_argument("--rank", type=int, help="rank of the slices (default: 4)")
+    package.add_argument(
+        "--rank", type=int, help="rank of the slices; of --slice rows the number of rows (default: 4)"
+    )
     package.add_argument("--alpha", type=float, help="update scale is alpha / rank (default: 4)")
     package.add_argument(
         "--density",
@@ -74,6 +78,13 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("weight", "inputs"),
         help="what --slice lora_xs makes its frozen factors of: each layer's weight, or what enters the layer too, as "
         "the float model has it on --check-data, for which that model must fit in memory (default: weight)",
+    )
+    package.add_argument(
+        "--mlp-topk",
+        type=int,
+        metavar="K",
+        help="keep the K largest activations of each feed-forward part, for each token, and set the others to zero "
+        "(default: keep all)",
     )
     package.add_argument(
         "--targets",
@@ -197,6 +208,8 @@ def _package(arguments: argparse.Namespace) -> int:
     key = _read_key(arguments.key)
     trusted = arguments.trust_remote_code
     check_early(arguments.model, labels, arguments.output, engines, trust_remote_code=trusted)
+    if arguments.mlp_topk is not None:
+        _check_topk(arguments, engines)
     if arguments.adapter is not None:
         _check_adapter(arguments, labels)
     rows = load_rows(arguments.check_data, labels)
@@ -225,6 +238,7 @@ def _package(arguments: argparse.Namespace) -> int:
         mask=arguments.mask or "movement",
         factors=arguments.factors or "weight",
         check_labels=tuple(row.label for row in rows),
+        mlp_topk=arguments.mlp_topk,
     )
     notes: list[str] = []
     package = export_package(options, key, progress, notes.append)
@@ -252,6 +266,7 @@ def _adapter(arguments: argparse.Namespace) -> int:
     from export.adapters.write import write_adapter
 
     print(write_adapter(package, values, arguments.output, arguments.base_model))
+    _say_what_is_not_carried(package)
     return 0
 
 
@@ -269,7 +284,18 @@ def _merge(arguments: argparse.Namespace) -> int:
             "load_classifier.py beside the weights loads the one that was"
         )
     print(f"{merged.folder} (changed: {', '.join(merged.changed)})")
+    _say_what_is_not_carried(package)
     return 0
+
+
+def _say_what_is_not_carried(package: Package) -> None:
+    """A line if the model that devices ran computes something that neither an adapter nor a model folder can say."""
+    top = package.manifest.mlp_topk
+    if top is not UNSET:
+        print(
+            f"not carried: the {top.kept} of {top.width} activations that feed-forward parts keep (--mlp-topk); "
+            "whoever loads this keeps all, and predicts otherwise than devices do"
+        )
 
 
 def _cut(arguments: argparse.Namespace) -> int:
@@ -381,6 +407,8 @@ def summary(package: Package, notes: Sequence[str] = ()) -> str:
         package: package that was made.
         notes: sentences about what of the model folder is not used, or used otherwise than its files say.
     """
+    from edge_runtime.package.held import moved_part
+
     manifest = package.manifest
     groups: dict[str, int] = {}
     for path, entry in manifest.files.items():
@@ -394,8 +422,12 @@ def summary(package: Package, notes: Sequence[str] = ()) -> str:
         f"{manifest.base.quantisation}",
         "sizes      " + ", ".join(f"{name} {size(count)}" for name, count in sorted(groups.items())),
         *_head_lines(manifest),
+        *_topk_lines(manifest),
         "slices",
-        *(f"  {spec.name:<42} {spec.kind:<8} {spec.dimensions:>7} trainable" for spec in manifest.slices),
+        *(
+            f"  {spec.name:<42} {spec.kind:<8} {moved_part(spec).dimensions:>7} trainable"
+            for spec in manifest.slices
+        ),
         "predicted peak of a training worker",
         *_predictions(manifest),
         f"largest relative difference from torch on {rows} rows of real text, by arithmetic",
@@ -424,6 +456,17 @@ def _head_lines(manifest: Manifest) -> list[str]:
         return [f"head       a trained classifier ({manifest.head.target}), which training goes on from"]
     pooled = {"mean": "mean over tokens", "first": "first token", "last": "last token"}
     return [f"head       new, from zero, over the {pooled[manifest.head_features]}"]
+
+
+def _topk_lines(manifest: Manifest) -> list[str]:
+    """How many activations are kept, and what that does on the rows of the self-check."""
+    top = manifest.mlp_topk
+    if top is UNSET:
+        return []
+    return [
+        f"top-k      {top.kept} of {top.width} activations of each token kept in feed-forward parts; measured: "
+        f"{top.density:.1%} not zero, {top.positive:.1%} above zero before"
+    ]
 
 
 def _executorch_lines(manifest: Manifest) -> list[str]:
@@ -494,6 +537,8 @@ def _check_ranges(arguments: argparse.Namespace) -> None:
 
 def _check_kind(arguments: argparse.Namespace) -> None:
     """Refuse options of another kind of slices than the one that is chosen."""
+    if arguments.slice == "rows":
+        _check_rows(arguments)
     sparse = arguments.slice == "sparse"
     for name in ("rank", "alpha") if sparse else ("density", "mask"):
         if getattr(arguments, name) is not None:
@@ -508,6 +553,26 @@ def _check_kind(arguments: argparse.Namespace) -> None:
         raise ConfigError("--slice sparse cannot start from --adapter: merge it into the model first")
     if arguments.density is not None and not 0 < arguments.density <= 1:
         raise ConfigError(f"--density is {arguments.density}, must be above 0 and at most 1")
+
+
+def _check_rows(arguments: argparse.Namespace) -> None:
+    """Refuse what rows of a weight do not have: a scale, and an adapter that they could start from."""
+    if arguments.alpha is not None:
+        raise ConfigError("--alpha does not go with this kind of slices: rows have no scale; leave it out")
+    if arguments.adapter is not None:
+        raise ConfigError("--slice rows cannot start from --adapter: merge it into the model first")
+
+
+def _check_topk(arguments: argparse.Namespace, engines: tuple[EngineName, ...]) -> None:
+    """Refuse a number of activations that the model's feed-forward parts do not have, and an engine without them."""
+    from export.model.feed_forward import check_kept
+    from export.model.folder import read_config
+
+    check_kept(arguments.mlp_topk, read_config(arguments.model))
+    if "executorch" in engines:
+        raise ConfigError(
+            "--mlp-topk has no programs for ExecuTorch; leave executorch out of --engine, or --mlp-topk"
+        )
 
 
 def _check_adapter(arguments: argparse.Namespace, labels: tuple[str, ...]) -> None:

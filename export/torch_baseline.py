@@ -28,7 +28,7 @@ from export.model.heads import HEAD
 from export.model.load import load_model
 from export.model.own_head import UnusableHead
 from export.model.slices import slice_and_tensor
-from export.slices.kinds import KINDS
+from export.slices.kinds import HELD, KINDS
 
 RATE = 1e-3
 
@@ -87,7 +87,12 @@ def _model(settings: BackpropagationSettings, manifest: Manifest) -> nn.Module:
     folder = Path(settings.model)
     try:
         model = load_model(
-            folder, len(manifest.labels), options, manifest.task, features=features
+            folder,
+            len(manifest.labels),
+            options,
+            manifest.task,
+            features=features,
+            mlp_topk=None if manifest.mlp_topk is msgspec.UNSET else manifest.mlp_topk.kept,
         ).materialise()
     except UnusableHead as error:
         raise ModelError(
@@ -96,7 +101,8 @@ def _model(settings: BackpropagationSettings, manifest: Manifest) -> nn.Module:
         ) from error
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not name.startswith(f"{HEAD}."):
-            parameter.requires_grad_(slice_and_tensor(name)[0] in settings.slices)
+            owner, tensor = slice_and_tensor(name)
+            parameter.requires_grad_(owner in settings.slices and tensor not in HELD)
     return model.train()
 
 

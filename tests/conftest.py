@@ -174,6 +174,14 @@ def exported_sparse(tiny_model):
 
 
 @pytest.fixture(scope="session")
+def exported_rows(tiny_model):
+    """The model with two rows of each adapted layer in int8 and adjoint programs."""
+    from tests.export import tiny
+
+    return tiny.export_shared(tiny_model, kind="rows", rank=2, with_adjoint=True)
+
+
+@pytest.fixture(scope="session")
 def prepared_in(exported, tmp_path_factory):
     """The int8 package prepared for this machine, by arithmetic."""
     from edge_runtime.engines.onnxruntime_engine import OnnxEngine

@@ -19,7 +19,7 @@ import pytest
 TESTS = Path(__file__).parent
 #: Modules that load torch or start processes; a name stands for everything inside it.
 SLOW = (
-    *("executorch", "export", "peft", "ray", "torch", "transformers"),
+    *("executorch", "export", "peft", "ray", "tensorboardX", "torch", "transformers"),
     *(
         "benchmarks.harness.measured_process",
         "benchmarks.harness.result_file",

@@ -33,6 +33,7 @@ PROFILE = "edge_runtime/profile/test_run.py::"
 OPERATOR = "coordinator/test_cli.py::"
 FIRST_HOUR = "field/test_first_hour_operator.py::"
 SIMULATE = "coordinator/simulation/"
+EXPORTED = "coordinator/admin/test_export_run.py::"
 SEVERAL = "faults/test_several_coordinators.py::test_one_is_killed_and_the_database_restarts"
 COPIES = "coordinator/storage/test_copies.py::"
 EXPORT = "export/test_cli.py::"
@@ -140,6 +141,7 @@ OPTIONS = {
         "--ca": FIRST_HOUR + "test_commands_on_the_same_machine_know_the_certificate",
     },
     "edge-coordinator serve": {
+        "--log-format": OPERATOR + "test_log_lines_are_json_where_they_are_asked_for",
         "--state": OPERATOR + "test_killed_while_a_result_is_counted",
         "--host": OPERATOR + "test_a_server_is_bound_as_its_options_say",
         "--port": OPERATOR + "test_killed_while_a_result_is_counted",
@@ -201,6 +203,14 @@ OPTIONS = {
         OPERATOR + "test_a_release_is_asked_for_and_listed",
     ),
     "edge-coordinator release list": {"--json": OPERATOR + "test_a_release_is_asked_for_and_listed"},
+    "edge-coordinator user add": dict.fromkeys(
+        ("--role", "--password-file"), OPERATOR + "test_users_are_added_listed_and_removed"
+    ),
+    "edge-coordinator user list": {"--json": OPERATOR + "test_users_are_added_listed_and_removed"},
+    "edge-coordinator user remove": {"": OPERATOR + "test_users_are_added_listed_and_removed"},
+    "edge-coordinator audit": dict.fromkeys(
+        ("--limit", "--json"), OPERATOR + "test_users_are_added_listed_and_removed"
+    ),
     "edge-coordinator run list": {"": OPERATOR + "test_a_run_from_the_command_line"},
     "edge-coordinator run show": {"--run": OPERATOR + "test_a_run_is_named_with_and_without_the_option"},
     "edge-coordinator run watch": {"--run": OPERATOR + "test_a_run_is_named_with_and_without_the_option"},
@@ -219,10 +229,17 @@ OPTIONS = {
         "--run": OPERATOR + "test_a_run_is_named_with_and_without_the_option",
         "--output": OPERATOR + "test_a_run_from_the_command_line",
     },
+    "edge-coordinator run export": {
+        "--run": EXPORTED + "test_events_are_one_object_a_line",
+        "--events": EXPORTED + "test_events_are_one_object_a_line",
+        "--tensorboard": "coordinator/admin/test_event_file.py::"
+        + "test_scalars_are_read_back_from_the_event_file",
+        "--mlflow": EXPORTED + "test_a_tracking_server_gets_a_run",
+    },
     "edge-export package": dict.fromkeys(
         (
             *("--task", "--labels", "--check-data", "--output", "--key", "--slice", "--rank", "--alpha"),
-            *("--density", "--mask", "--factors"),
+            *("--density", "--mask", "--factors", "--mlp-topk"),
             *("--targets", "--sequence-limit", "--quant", "--with-adjoint", "--engine", "--seed"),
             *("--adapter", "--trust-remote-code", "--with-generation"),
         ),

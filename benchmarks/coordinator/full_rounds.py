@@ -1,7 +1,8 @@
 """Rounds of many devices with results of 100 kB: how many results a second, and how much memory the coordinator takes.
 
 Each simulated device checks in, fetches the current values (100 kB) and hands in a result (100 kB); all of one round
-over so many connections. What is measured begins with the first check-in and ends with the round's commit.
+over so many connections. No two changes are alike. What is measured begins with the first check-in and ends with the
+round's commit.
 """
 
 from __future__ import annotations
@@ -131,6 +132,7 @@ async def _work(
         status, values = await send(*connection, site.request(device, "GET", f"/v1/blobs/{task.state}"))
         if status != 200 or hashlib.sha256(values).hexdigest() != task.state:
             raise RuntimeError(f"no values: {status}")
+        own = change[:-4] + np.float32(1 + device / 1000).tobytes()
         result = Result(
             task_id=task.task_id,
             run_id=task.run_id,
@@ -141,8 +143,8 @@ async def _work(
             mean_loss=0.5,
             seconds=1.0,
             memory=MemoryReport(1, 1, 1),
-            change_sha256=hashlib.sha256(change).hexdigest(),
-            change=change,
+            change_sha256=hashlib.sha256(own).hexdigest(),
+            change=own,
         )
         path = f"/v1/tasks/{task.task_id}/result"
         status, body = await send(*connection, site.request(device, "PUT", path, encode_result(result)))

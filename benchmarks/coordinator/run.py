@@ -1,6 +1,6 @@
 """All figures of the coordinator under load.
 
-    python -m benchmarks.coordinator.run [--stages check_ins,full_rounds,outage,downloads] [--no-file]
+    python -m benchmarks.coordinator.run [--stages check_ins,full_rounds,outage,dashboard,downloads] [--no-file]
 
 A stage that is not run keeps the rows that the result file has of it. The coordinator runs on one core, what sends
 requests on another.
@@ -16,7 +16,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.coordinator import check_ins, downloads, full_rounds, outage
+from benchmarks.coordinator import check_ins, dashboard, downloads, full_rounds, outage
+from benchmarks.coordinator.site import LOAD_CORE
 from benchmarks.harness.result_file import RESULTS, Figure, write_result
 
 
@@ -29,6 +30,7 @@ STAGES: dict[str, tuple[Callable[[Path], list[Figure]], dict[str, object]]] = {
     "check_ins": (lambda folder: check_ins.measure(folder, check_ins.Load()), asdict(check_ins.Load())),
     "full_rounds": (_full_rounds, asdict(full_rounds.Load())),
     "outage": (lambda folder: outage.measure(folder, outage.Load()), asdict(outage.Load())),
+    "dashboard": (lambda folder: dashboard.measure(folder, dashboard.Load()), asdict(dashboard.Load())),
     "downloads": (lambda folder: downloads.measure(folder, downloads.Load()), asdict(downloads.Load())),
 }
 
@@ -39,7 +41,7 @@ def main() -> None:
     parser.add_argument("--stages", default=",".join(STAGES))
     parser.add_argument("--no-file", action="store_true", help="print only")
     arguments = parser.parse_args()
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    os.sched_setaffinity(0, {LOAD_CORE})
     for name in arguments.stages.split(","):
         measure, load = STAGES[name]
         with tempfile.TemporaryDirectory() as folder:

@@ -26,6 +26,8 @@ from edge_runtime.package.manifest import SliceSpec
 from edge_runtime.protocol.signing import PrivateKey, generate_key, sign_request
 
 ROOT = Path(__file__).parents[2]
+#: Where the server runs, and where what sends requests: read before this process pins itself, which children inherit.
+SERVER_CORE, LOAD_CORE = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
 #: 16 numbers, as a small adapter has for a matrix, and a head.
 SMALL = (slice_spec("block0.query", 0, (1, 4, 4)), slice_spec("head", 1, (1, 2, 2), "head"))
 #: A result of 100 kB.
@@ -97,7 +99,7 @@ class Site:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd=ROOT,
-            preexec_fn=lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),  # noqa: PLW1509
+            preexec_fn=lambda: os.sched_setaffinity(0, {SERVER_CORE}),  # noqa: PLW1509
         )
         try:
             while not (self.state / "url").exists():

@@ -47,6 +47,28 @@ def figure(name: str, unit: str, repeated: Sequence[float], reach: float | None 
     return Figure(name, _shown(value), unit, reach, met, _shown(min(repeated)), _shown(max(repeated)))
 
 
+#: Condition of a result file: commits of rows that were measured by an earlier command, by their names.
+EARLIER = "commits of rows measured earlier"
+
+
+def earlier_rows(path: Path, titles: Sequence[str]) -> tuple[list[Figure], dict[str, str]]:
+    """Rows that a result file has of other subjects, for a bench that measures some subjects at a time.
+
+    Args:
+        path: result file; it need not be there.
+        titles: what names of rows begin with that are measured anew.
+
+    Returns:
+        The other rows, and the commit that each was measured at, by name.
+    """
+    if not path.is_file():
+        return [], {}
+    document = json.loads(path.read_text())
+    before = document["conditions"].get(EARLIER, {})
+    rows = [Figure(**row) for row in document["rows"] if not row["name"].startswith(tuple(titles))]
+    return rows, {row.name: before.get(row.name, document["commit"]) for row in rows}
+
+
 def write_result(
     path: Path, command: str, threads: int, figures: Sequence[Figure], conditions: dict[str, Any]
 ) -> dict[str, Any]:

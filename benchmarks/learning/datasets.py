@@ -80,13 +80,23 @@ def newsgroups(folder: Path) -> tuple[list[Pair], list[Pair]]:
 
 
 def injongo(folder: Path) -> tuple[list[Pair], list[Pair]]:
-    """Injongo: intents in eight languages, most of which the encoder was not made for; its own dev rows."""
+    """Injongo: intents in eight languages, most of which the encoder was not made for; 1,000 of its own dev rows."""
     parts = []
     for name in ("train", "dev"):
         paths = sorted((folder / "injongo").glob(f"*/{name}.jsonl"))
         rows = [json.loads(line) for path in paths for line in read_text(path).splitlines()]
         parts.append([(row["intent"], row["text"].strip()) for row in rows])
-    return parts[0], parts[1]
+    return parts[0], _mixed(parts[1])[:DEV_ROWS]
+
+
+def sib200(folder: Path) -> tuple[list[Pair], list[Pair]]:
+    """SIB-200: topics of sentences in twenty languages; 1,000 of its own dev rows."""
+    parts = []
+    for name in ("train", "dev"):
+        paths = sorted((folder / "sib200").glob(f"*/{name}.tsv"))
+        lines = [line for path in paths for line in read_text(path).splitlines()[1:]]
+        parts.append([(topic, text.strip()) for _, topic, text in (line.split("\t", 2) for line in lines)])
+    return parts[0], _mixed(parts[1])[:DEV_ROWS]
 
 
 TASKS = {
@@ -98,6 +108,7 @@ TASKS = {
     "clinc150": clinc150,
     "newsgroups": newsgroups,
     "injongo": injongo,
+    "sib200": sib200,
 }
 
 
@@ -113,6 +124,36 @@ def prepare(task: str, data: Path, output: Path) -> TaskData:
     files.labels.write_text(json.dumps(sorted({label for label, _ in (*train, *dev)})))
     for path, rows in ((files.train, train), (files.dev, dev)):
         _write(path, ({"text": text, "label": label} for label, text in rows if text))
+    return files
+
+
+def languages(data: Path, output: Path, train: Iterable[str], others: Iterable[str]) -> TaskData:
+    """Write SIB-200's topics in some languages, with the language as each row's owner.
+
+    Args:
+        data: folder of the data sets.
+        output: folder to write to.
+        train: languages of the training rows, by their code there.
+        others: languages of dev rows alone; those of ``train`` have dev rows too.
+    """
+    train, others = tuple(train), tuple(others)
+    parts = {
+        name: [
+            {"text": row["text"], "label": row["category"], "owner": language}
+            for language in found
+            for row in csv.DictReader(
+                read_text(data / "sib200" / language / f"{name}.tsv").splitlines(),
+                delimiter="\t",
+                quoting=csv.QUOTE_NONE,
+            )
+        ]
+        for name, found in (("train", train), ("dev", (*train, *others)))
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    files = TaskData(output / "train.jsonl", output / "dev.jsonl", output / "labels.json")
+    files.labels.write_text(json.dumps(sorted({row["label"] for rows in parts.values() for row in rows})))
+    for path, rows in ((files.train, parts["train"]), (files.dev, parts["dev"])):
+        _write(path, rows)
     return files
 
 
@@ -150,8 +191,14 @@ def _pairs(rows: LabelledRows) -> list[Pair]:
 
 def _cut(rows: list[Pair]) -> tuple[list[Pair], list[Pair]]:
     """Training and dev rows, by a permutation of seed 0."""
+    mixed = _mixed(rows)
+    return mixed[DEV_ROWS:], mixed[:DEV_ROWS]
+
+
+def _mixed(rows: list[Pair]) -> list[Pair]:
+    """The rows in the order of a permutation of seed 0."""
     order = np.random.Generator(np.random.Philox(0)).permutation(len(rows))
-    return [rows[i] for i in order[DEV_ROWS:]], [rows[i] for i in order[:DEV_ROWS]]
+    return [rows[i] for i in order]
 
 
 def _write(path: Path, rows: Iterable[dict[str, str]]) -> None:

@@ -5,7 +5,8 @@
 A ridge classifier over several blocks, solved from one pass of each device, stands beside exact gradients on LoRA
 r = 8 over 20 rounds of 10 devices, and beside the head alone over the last block. On top of it, slices of the last two
 blocks are trained under a head over the same blocks, and the head is solved again in a visit at the end. Devices, rows,
-seeds and rounds are those of ``benchmarks.learning.run``; work that was stopped goes on.
+seeds and rounds are those of ``benchmarks.learning.run``; work that was stopped goes on, and in the result file rows of
+other tasks and partitions stay.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.harness.minilm import packaged_model
-from benchmarks.harness.result_file import RESULTS, Figure, write_result
+from benchmarks.harness.result_file import EARLIER, RESULTS, Figure, earlier_rows, write_result
 from benchmarks.learning.arms import ADAM, ARMS, PACKAGES, SLICES_RATE, BenchArm, rate_of
 from benchmarks.learning.datasets import TASKS, prepare
 from benchmarks.learning.run import ROUNDS, ArmSweep, export_package, fill
@@ -27,6 +28,7 @@ from benchmarks.learning.tables import ArmCurve, read_curves
 
 RESULT, LEARNING = "one-visit.json", "learning-arms.json"
 DEVICES_PER_ROUND = 10
+BY_SEED = "accuracy by arm and seed, in percent"
 TITLES = {
     "trec": "TREC",
     "trec_fine": "TREC, fine types",
@@ -35,6 +37,7 @@ TITLES = {
     "clinc150": "CLINC150",
     "newsgroups": "20 Newsgroups",
     "injongo": "Injongo",
+    "sib200": "SIB-200",
     "ag_news": "AG News",
 }
 VISIT = {"head": "closed_form", "slices": "none", "rounds": 0, "sums_dtype": "float16"}
@@ -96,17 +99,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     # 3. The table of what is there.
     figures: list[Figure] = []
     curves: dict[str, object] = {}
+    titles = []
     for folder in sorted(arguments.output.glob("visit-*-*")):
-        if folder.is_dir():
+        if folder.is_dir() and (found := read_curves(folder)):
             task, alpha = folder.name.removeprefix("visit-").rsplit("-", 1)
-            found = read_curves(folder)
             title = f"{TITLES[task]}, Dirichlet {alpha}"
+            titles.append(title)
             figures += rows(title, found)
             if "visit" in found and "lora8" not in found:
                 figures += against_stored(title, found["visit"], f"{task}-{alpha}")
             curves[folder.name] = {name: curve.finals() for name, curve in found.items()}
     command = "python -m benchmarks.learning.one_visit " + " ".join(argv or sys.argv[1:])
-    write_result(RESULTS / RESULT, command, 1, figures, {"accuracy by arm and seed, in percent": curves})
+    others, commits = earlier_rows(RESULTS / RESULT, titles)
+    before = json.loads((RESULTS / RESULT).read_text())["conditions"][BY_SEED] if others else {}
+    conditions = {BY_SEED: {**before, **curves}, EARLIER: commits}
+    write_result(RESULTS / RESULT, command, 1, [*others, *figures], conditions)
     return 0
 
 

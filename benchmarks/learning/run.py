@@ -54,6 +54,7 @@ ROWS_PER_DEVICE = {
     "clinc150": 100,
     "newsgroups": 64,
     "injongo": 100,
+    "sib200": 100,
 }
 ROUNDS, QUICK_ROUNDS, RATE_ROUNDS = 20, 6, 16
 #: The seed of the grid; no result comes from it.
@@ -130,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         packages = sorted({arm.package for arm in _chosen(arguments, task).values()})
         if task == DECODER:
             _, dev = speakers(arguments.data, folder)
-            model = _stories(arguments.data, arguments.output)
+            model = stories(arguments.data, arguments.output)
             for name in packages:
                 export_package(
                     arguments.output, task, name, model, dev, ["--task", "causal_lm", *DECODER_PACKAGES[name]]
@@ -202,7 +203,7 @@ def _chosen(arguments: argparse.Namespace, task: str) -> dict[str, BenchArm]:
     return {name: arm for name, arm in arms.items() if asked is None or name in asked}
 
 
-def _stories(data: Path, output: Path) -> Path:
+def stories(data: Path, output: Path) -> Path:
     """stories260K as a Hugging Face folder, made once."""
     model = output / "stories260k"
     source = data / "model_stories260k"

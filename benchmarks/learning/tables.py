@@ -160,10 +160,8 @@ def decoder_claims(curves: dict[str, ArmCurve]) -> list[Figure]:
     rows = []
     for ours, full, reach in DECODER_SHARES:
         if {full, ours} <= curves.keys():
-            seeds = _common(curves, (full, ours))
-            off, whole = ([curves[name].losses_off([seed])[-1][1] for seed in seeds] for name in (ours, full))
             label = f"{SPEAKERS}: loss off by {_kind(ours)}, over {_kind(full)}"
-            rows.append(_share(label, off, whole, reach))
+            rows.append(loss_share(label, curves[ours], curves[full], reach))
     for ours in ("ours", "ours-lora1", "ours-lora1-1"):
         if {ours, "spry"} <= curves.keys():
             seeds = _common(curves, (ours, "spry"))
@@ -174,6 +172,13 @@ def decoder_claims(curves: dict[str, ArmCurve]) -> list[Figure]:
             rows.append(_row(label, times, "times", TWICE, times >= TWICE))
             rows += _passes_to(f"{SPEAKERS}: passes to Spry's best, {_kind(ours)}", our_off, spry_off, FIFTH)
     return rows
+
+
+def loss_share(label: str, part: ArmCurve, whole: ArmCurve, reach: float) -> Figure:
+    """The loss that one arm takes off over that of another, in percent, over the seeds that both have."""
+    seeds = _common({"part": part, "whole": whole}, ("part", "whole"))
+    off, full = ([curve.losses_off([seed])[-1][1] for seed in seeds] for curve in (part, whole))
+    return _share(label, off, full, reach)
 
 
 def _seeds(count: int) -> str:

@@ -128,7 +128,7 @@ class TorchFleet:
         return rows
 
     def gradients(self, rows: Sequence[int], cores: Matrix, weight: Matrix, bias: Matrix) -> RoundGradients:
-        """Each example's own gradient.
+        """Each example's own gradient; a row that is there several times is run once.
 
         Args:
             rows: rows of the training file.
@@ -136,14 +136,15 @@ class TorchFleet:
             weight: the head's weight, (C, H).
             bias: its bias, (C,).
         """
-        count = len(rows)
+        unique, places = np.unique(np.asarray(rows), return_inverse=True)
+        count = len(unique)
         found = RoundGradients(
             np.zeros((count, self.size), np.float32),
             np.zeros(count),
             np.zeros((count, self.classes), np.float32),
             np.zeros((count, weight.shape[1]), np.float32),
         )
-        for group, hidden, mask, labels, early in self._groups("train", rows):
+        for group, hidden, mask, labels, early in self._groups("train", unique):
             own = [core.expand(len(group), -1, -1).clone().requires_grad_() for core in self._split(cores)]
             self._cores = own
             features = self._features(hidden, mask, early)
@@ -156,7 +157,8 @@ class TorchFleet:
             found.features[group] = features.detach().numpy()
             onehot = torch.nn.functional.one_hot(labels, self.classes)
             found.residuals[group] = (logits.softmax(-1) - onehot).detach().numpy()
-        return found
+        parts = (found.gradients, found.losses, found.residuals, found.features)
+        return RoundGradients(*(part[places] for part in parts))
 
     @torch.no_grad()
     def evaluate(self, cores: Matrix, weight: Matrix, bias: Matrix) -> tuple[float, float]:
@@ -226,7 +228,7 @@ class TorchFleet:
         return [found[i] for i in range(len(ids))], torch.stack([early[i] for i in range(len(ids))])
 
     def _groups(
-        self, name: str, rows: Sequence[int]
+        self, name: str, rows: Sequence[int] | NDArray[np.int64]
     ) -> Iterator[tuple[NDArray[np.int64], Tensor, Tensor, Tensor, Tensor]]:
         """Places among ``rows``, hidden states, mask, labels and early features, rows of like length together."""
         kept, chosen = self._hidden[name], np.asarray(rows)

@@ -4,7 +4,8 @@
 
 Each trial is forward mode of 8 draws along dealt directions on TREC with one thing changed: where the server's rate
 comes from, when draws are spent, which frozen factors the cores stand between, or how many of the devices have exact
-gradients. All runs are those of :mod:`benchmarks.learning.torch_fleet`; what was run before is kept in ``--output``.
+gradients. All runs are those of :mod:`benchmarks.learning.torch_fleet`; what was run before is kept in ``--output``,
+and in the result file rows of other trials stay.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ import torch
 from torch import Tensor
 
 from benchmarks.estimators.methods import flattened, make_task
-from benchmarks.harness.result_file import RESULTS, Figure, write_result
+from benchmarks.harness.result_file import EARLIER, RESULTS, Figure, earlier_rows, write_result
 from benchmarks.learning.arms import ADAM, HEAD_RATES, rate_of
 from benchmarks.learning.datasets import prepare
 from benchmarks.learning.run import ROUNDS, ROWS_PER_DEVICE
 from benchmarks.learning.torch_fleet import BATCH, SLOTS, STEPS, FactorMaker, Matrix, TorchFleet
+from benchmarks.learning.torch_server import TorchServer
 from coordinator.aggregation.mean import Contribution, mean_delta
 from coordinator.aggregation.own_rate import OwnRate
-from coordinator.aggregation.server_optimizers import Moments, step
 from coordinator.config import ServerOptimizerConfig
 from coordinator.rounds.stated_variance import variance_factors
 from edge_runtime.package.slices import shapes
 from edge_runtime.training.line import along_line
 from edge_runtime.training.tangents import draw_tangents
-from export.slices.lora_xs import factors, whitened_factors
+from export.slices.lora_xs import factors, moved, whitened_factors
 
 RESULT = "trials.json"
 TASK, ALPHA, DRAWS = "trec", 1.0, 8
@@ -72,7 +73,7 @@ def flat_factors(weight: Tensor, moment: Tensor, rank: int) -> tuple[Tensor, Ten
     up, down = whitened_factors(weight, moment, rank, 1.0)
     up = up.double() / up.double().norm(dim=0)
     own_up, own_down = factors(weight, rank, 1.0)
-    size = _moved(own_up.double(), own_down.double(), moment) / _moved(up, down.double(), moment)
+    size = moved(own_up.double(), own_down.double(), moment) / moved(up, down.double(), moment)
     return (up * size).float(), down
 
 
@@ -82,14 +83,8 @@ def principal(weight: Tensor, moment: Tensor, rank: int) -> tuple[Tensor, Tensor
     down = vectors[:, -rank:].T
     up = weight.double() @ down.T
     own_up, own_down = factors(weight, rank, 1.0)
-    size = _moved(own_up.double(), own_down.double(), moment) / _moved(up, down, moment)
+    size = moved(own_up.double(), own_down.double(), moment) / moved(up, down, moment)
     return (up * size).float(), down.float()
-
-
-def _moved(up: Tensor, down: Tensor, moment: Tensor) -> float:
-    """Root mean square, over the core's entries, of what a unit in each moves a layer's output by."""
-    inner = (down @ moment.double() @ down.T).diagonal()
-    return float((up.square().sum(dim=0)[:, None] * inner[None]).mean().sqrt())
 
 
 TRIALS: dict[str, Trial] = {
@@ -116,40 +111,24 @@ def run(fleet: TorchFleet, trial: Trial, seed: int, tangents: Tangents) -> dict[
     """One run of 20 rounds; accuracy in percent and loss on dev rows at its end, and the rates that it took."""
     shares = fleet.shares(ALPHA, seed)
     exact_devices = np.random.default_rng([seed, 1]).permutation(SLOTS * 10) < round(trial.exact * SLOTS * 10)
-    values = {
-        "cores": np.zeros(fleet.size, np.float32),
-        "weight": np.zeros((fleet.classes, fleet.width), np.float32),
-        "bias": np.zeros(fleet.classes, np.float32),
-    }
-    optimizers = dict.fromkeys(values, ServerOptimizerConfig("adam", rate=HEAD_RATES[TASK], tau=1e-3))
-    optimizers["cores"] = ServerOptimizerConfig(**ADAM)
-    moments = {name: Moments.initial(each.shape, optimizers[name]) for name, each in values.items()}
+    head = ServerOptimizerConfig("adam", rate=HEAD_RATES[TASK], tau=1e-3)
+    server = TorchServer(fleet, ServerOptimizerConfig(**ADAM), head)
     own, last = OwnRate(rate=trial.start), np.zeros(fleet.size, np.float32)
     rates = []
     for number in range(ROUNDS):
         draws, share = trial.draws[3 * number // ROUNDS], 1 - number / ROUNDS
         rows = fleet.round_rows(shares, seed, number)
-        found = fleet.gradients(rows, values["cores"], values["weight"], values["bias"])
+        found = server.gradients(rows)
         asked = np.random.default_rng([seed, number]).permutation(SLOTS * 10)[:SLOTS]
         mean = _mean(fleet, found.gradients, seed, number, draws, exact_devices[asked], tangents)
         if trial.rate is None:
             own = own.measured(*along_line(found.gradients @ last, found.losses))
         rate = own.rate if trial.rate is None else trial.rate
         rates.append(rate)
-        gradients = {
-            "cores": mean,
-            "weight": found.residuals.T @ found.features / len(rows),
-            "bias": found.residuals.mean(axis=0),
-        }
-        before = values["cores"]
-        for name, gradient in gradients.items():
-            base = rate if name == "cores" else optimizers[name].rate
-            config = msgspec.structs.replace(optimizers[name], rate=base * share)
-            values[name], moments[name] = step(
-                values[name], -gradient.astype(np.float64), moments[name], config
-            )
-        last, own = values["cores"] - before, own.stepped(share)
-    accuracy, loss = fleet.evaluate(values["cores"], values["weight"], values["bias"])
+        before = server.cores
+        server.move(mean, found, share, rate)
+        last, own = server.cores - before, own.stepped(share)
+    accuracy, loss = server.evaluate()
     return {"accuracy": accuracy, "loss": loss, "rates": rates}
 
 
@@ -213,11 +192,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in TRIALS
     }
     figures = table_rows({name: found for name, found in by_name.items() if found})
-    conditions = {
-        "rates": {place: [round(rate, 4) for rate in found["rates"]] for place, found in done.items()}
-    }
+    measured = [
+        f"{_words(name)}{ending}" for name, found in by_name.items() if found for ending in (" (", ":")
+    ]
+    others, commits = earlier_rows(RESULTS / RESULT, measured)
+    rates = {place: [round(rate, 4) for rate in found["rates"]] for place, found in done.items()}
+    conditions = {"rates": rates, EARLIER: commits}
     command = "python -m benchmarks.learning.trials " + " ".join(argv or sys.argv[1:])
-    write_result(RESULTS / RESULT, command, 1, figures, conditions)
+    write_result(RESULTS / RESULT, command, 1, [*others, *figures], conditions)
     return 0
 
 
@@ -226,7 +208,7 @@ def table_rows(by_name: dict[str, dict[int, dict[str, Any]]]) -> list[Figure]:
     rows = []
     base = by_name.get(BASE, {})
     for name, found in by_name.items():
-        words = f"TREC, 8 draws: {TRIALS[name].words}"
+        words = _words(name)
         ends = [found[seed]["accuracy"] for seed in sorted(found)]
         rows.append(_figure(f"{words} ({len(ends)} seed{'s' * (len(ends) > 1)})", ends, "%", 2))
         rows.append(_figure(f"{words}: loss", [found[seed]["loss"] for seed in sorted(found)], "", 4))
@@ -236,6 +218,10 @@ def table_rows(by_name: dict[str, dict[int, dict[str, Any]]]) -> list[Figure]:
             reach = -WITHIN if name == "auto" else None
             rows.append(_figure(f"{words}: over the tuned rate", gains, "points", 2, reach))
     return rows
+
+
+def _words(name: str) -> str:
+    return f"TREC, 8 draws: {TRIALS[name].words}"
 
 
 def _figure(name: str, values: Sequence[float], unit: str, digits: int, reach: float | None = None) -> Figure:

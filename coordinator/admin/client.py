@@ -10,7 +10,17 @@ from urllib.parse import quote, urlsplit
 import msgspec
 import urllib3
 
-from coordinator.api.admin_api import DeviceChanged, ReleaseRequest, RunPaused, RunRolledBack, RunStopped
+from coordinator.api.admin_api import (
+    Act,
+    DeviceChanged,
+    ReleaseRequest,
+    RunPaused,
+    RunRolledBack,
+    RunStopped,
+    UserAdded,
+    UserRemoved,
+    UserSummary,
+)
 from coordinator.api.serve import ADDRESS, CERTIFICATE
 from coordinator.auth import ADMIN_TOKEN
 from coordinator.config import RunConfig
@@ -117,6 +127,24 @@ class AdminClient:
     def devices(self) -> list[DeviceSummary]:
         """All devices that ever enrolled, by name."""
         return _decode(self._call("GET", "/devices"), list[DeviceSummary])
+
+    def add_user(self, name: str, role: str, password: str | None) -> UserAdded:
+        """Add a user with a password, or with a token that the answer holds."""
+        return _decode(
+            self._call("POST", "/users", {"name": name, "role": role, "password": password}), UserAdded
+        )
+
+    def users(self) -> list[UserSummary]:
+        """All users, by name."""
+        return _decode(self._call("GET", "/users"), list[UserSummary])
+
+    def remove_user(self, name: str) -> UserRemoved:
+        """Remove a user and end all its sessions."""
+        return _decode(self._call("POST", f"/users/{quote(name, safe='')}/remove"), UserRemoved)
+
+    def acts(self, limit: int) -> list[Act]:
+        """The newest acts of the audit log, the newest first."""
+        return _decode(self._call("GET", f"/audit?limit={limit}"), list[Act])
 
     def _call(self, method: str, path: str, body: object = None) -> bytes:
         try:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
 
-from coordinator.rounds.summary import EventSummary, RoundSummary, RunSummary
+from coordinator.rounds.robustness import WARNING
+from coordinator.rounds.summary import TROUBLES, EventSummary, RoundSummary, RunSummary
 from edge_runtime import __version__
 from edge_runtime.figures import duration, plural, share, size
 from edge_runtime.html.line_chart import Line, line_chart, line_kind
@@ -43,22 +44,6 @@ _STATES = {
     "running": ("… Running", "open"),
     "evaluating": ("… Evaluating", "open"),
     "queued": ("… Queued", "open"),
-}
-#: What events mean, in words. Others with a round are told by their code.
-_TROUBLES = {
-    "device_silent": "did not ask for the task in time",
-    "device_late": "did not deliver in time",
-    "not_eligible": "may not work now, by its own conditions",
-    "task_refused": "refused the task",
-    "task_failed": "failed at the task",
-    "out_of_memory": "ran out of memory",
-    "plan_reduced": "ran out of memory once, and went on with a smaller plan",
-    "cap_too_small": "has a cap that is too small for any task of this run",
-    "round_abandoned": "the round was abandoned",
-    "run_rolled_back": "the run was rolled back",
-    "round_gated": "the round was committed and left the values as they were",
-    "loss_flat": "the loss was flat along the last step, and the rate stayed",
-    "evaluation_failed": "the evaluation failed",
 }
 #: Code of an event that is none of trouble.
 HEAD_SOLVED = "head_solved"
@@ -368,7 +353,7 @@ def _troubles(events: Sequence[EventSummary]) -> str:
         rows.append(
             Row(
                 (
-                    escape(_TROUBLES.get(code, code)),
+                    escape(TROUBLES.get(code, code)),
                     f"{count:,}",
                     escape(_some(devices)),
                     prose(own[-1].message[:MOST_MESSAGE]),
@@ -404,6 +389,16 @@ def _devices(run: RunSummary) -> str:
     )
 
 
+def robustness_lines(run: RunSummary) -> list[str]:
+    """How accuracy changed over groups that took part and over others, with its warning; none without groups."""
+    found = run.robustness
+    if found is None:
+        return []
+    shares = (("seen", found.seen), ("unseen", found.unseen), ("crrm stand-in", found.crrm_standin))
+    told = ", ".join(f"{name} {100 * value:+.1f} %" for name, value in shares if value is not None)
+    return [f"Relative change of accuracy over groups of devices: {told}. {WARNING}"]
+
+
 def _facts(run: RunSummary, events: Sequence[EventSummary]) -> str:
     config = run.config
     solved = [event.message for event in events if event.code == HEAD_SOLVED]
@@ -424,6 +419,7 @@ def _facts(run: RunSummary, events: Sequence[EventSummary]) -> str:
         ("cap", " to ".join(size(cap) for cap in dict.fromkeys([caps[0], caps[-1]])) if caps else ""),
         ("the head reads", f"blocks {blocks} (0 is the embedding's output)" if blocks else ""),
         ("the head", solved[-1] if solved else ""),
+        ("robustness", " ".join(robustness_lines(run))),
         (
             "a task",
             "one pass over all rows of the device, for sums"

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from coordinator.admin.page import run_page
+from coordinator.admin.page import robustness_lines, run_page
 from coordinator.rounds.summary import DeviceSummary, EventSummary, RoundSummary, RunSummary
 from edge_runtime.durable import write_durably
 from edge_runtime.figures import duration, size
@@ -100,7 +100,7 @@ def text_table(run: RunSummary) -> str:
         "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
         for cells in rows
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *robustness_lines(run)])
 
 
 class Report(Struct, frozen=True):

@@ -63,6 +63,7 @@ class ServerState:
         sums: sums for a head in closed form, over the devices that the present visit has heard of; None outside one.
         ridge: ridge of the head that was last solved from them; 0 before that.
         own: what is known of the slices' rate, if it sets itself.
+        row_scores: scores of the rows that slices of rows choose from, by slice.
     """
 
     moments: Mapping[str, Moments] = field(default_factory=dict)
@@ -72,6 +73,7 @@ class ServerState:
     sums: FeatureSums | None = None
     ridge: float = 0.0
     own: OwnRate = field(default_factory=OwnRate)
+    row_scores: Mapping[str, Array] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """Safetensors bytes; each tensor's name says which part it belongs to, and equal states give equal bytes."""
@@ -91,6 +93,7 @@ class ServerState:
             half_gram = self.sums.gram[np.triu_indices(len(self.sums.gram))]
             flat |= {"sums:gram": half_gram, "sums:linear": self.sums.linear, "sums:counts": self.sums.counts}
             flat |= {"sums:rows": np.array([self.sums.rows]), "sums:ridge": np.array([self.ridge])}
+        flat |= _named("row scores", self.row_scores)
         if self.own != OwnRate():
             flat |= {"own rate": np.array(astuple(self.own))}
         return bytes(save({name: np.ascontiguousarray(flat[name]) for name in sorted(flat)}))
@@ -110,6 +113,7 @@ class ServerState:
                 sums=_feature_sums(flat),
                 ridge=float(flat["sums:ridge"][0]) if "sums:ridge" in flat else 0.0,
                 own=OwnRate(*flat["own rate"].tolist()) if "own rate" in flat else OwnRate(),
+                row_scores=_part(flat, "row scores"),
             )
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise DigestError(f"the stored server state cannot be read: {error}") from error

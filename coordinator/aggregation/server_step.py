@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from coordinator.aggregation import own_rate
+from coordinator.aggregation.growth import grown
 from coordinator.aggregation.low_rank import factor_deltas, with_products
 from coordinator.aggregation.mean import Contribution, add, apply_deltas, means, merged
-from coordinator.aggregation.own_rate import measured
 from coordinator.aggregation.ranks import by_rank, joined_ranks
+from coordinator.aggregation.rows import chosen_anew, folded, measured
 from coordinator.aggregation.server_state import ServerState
+from coordinator.aggregation.sketches import found_again
 from coordinator.aggregation.variance_gate import disagreement
 from coordinator.config import RunConfig
 from edge_runtime.package.manifest import SliceSpec
@@ -81,11 +84,14 @@ def server_update(
     if config.gate_variance is not None and variance is not None and variance > config.gate_variance:
         return _outcome(values, replace(state, kept=(even, odd)), config, specs, gated_variance=variance)
     # 3. They are averaged.
-    deltas = joined_ranks(means(merged(even, odd)), values, specs)
+    deltas = means(merged(even, odd))
+    if config.report == "sketch":
+        deltas = found_again(deltas, specs, config)
+    deltas = joined_ranks(deltas, values, specs)
     deltas = factor_deltas(deltas, values, specs)
     # 4. The server's optimisers step, at rates that the run names or that the loss along the last step gives.
     sets_itself = config.server_optimizer.slices.rate == "auto"
-    own, flat = measured(state.own, lines) if sets_itself else (state.own, False)
+    own, flat = own_rate.measured(state.own, lines) if sets_itself else (state.own, False)
     flat = flat and any(array.any() for array in state.reference.values())
     rate_share = 1 - committed / config.rounds if config.rate_decay == "linear" else 1.0
     new_values, moments = apply_deltas(
@@ -97,11 +103,25 @@ def server_update(
         rate_share=rate_share,
         slice_rate=own.rate if sets_itself else None,
     )
-    # 5. The values enter their mean, and the mean deltas are what the next round's directions are compared with. A rate
+    # 5. Rows that are trained make room for others, and slices of more blocks join.
+    scores = measured(state.row_scores, deltas, values, specs)
+    after = new_values
+    if config.row_refresh and (committed + 1) % config.row_refresh == 0:
+        after, moments = chosen_anew(
+            new_values,
+            moments,
+            scores,
+            specs,
+            choice=config.row_choice,
+            seed=config.seed,
+            committed=committed + 1,
+        )
+    after, moments = grown(after, moments, specs, config, committed + 1)
+    # 6. The values enter their mean, and the mean deltas are what the next round's directions are compared with. A rate
     #    that sets itself is judged by the step that was just taken.
     average, reference = state.average, state.reference
     if config.average_from_round is not None and round_number >= config.average_from_round:
-        average = average.plus(new_values)
+        average = average.plus(folded(new_values, specs))
     if config.directions == "filtered":
         with np.errstate(over="ignore"):
             reference = reference | {name: mean.astype(np.float32) for name, mean in deltas.items()}
@@ -110,7 +130,13 @@ def server_update(
         reference, own = reference | moved, own.stepped(rate_share)
     # Sums of an earlier visit were of features that have moved since: the new state has none.
     return replace(
-        _outcome(new_values, ServerState(moments, average, reference, own=own), config, specs), flat=flat
+        _outcome(
+            after,
+            ServerState(moments, average, reference, own=own, row_scores=scores),
+            config,
+            specs,
+        ),
+        flat=flat,
     )
 
 

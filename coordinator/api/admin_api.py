@@ -1,4 +1,4 @@
-"""The operators' API under /v1/admin, for holders of the bearer token."""
+"""The operators' API under /v1/admin, for users by their bearer tokens."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from litestar.params import FromPath, JSONBody, QueryParameter
 from litestar.response import Stream
 from msgspec import Meta, Struct
 
-from coordinator import auth
-from coordinator.api.access import ACCESS, Access
+from coordinator import accounts, auth
+from coordinator.accounts import Role
+from coordinator.api.access import ACCESS, ACT, Access
 from coordinator.api.app_state import AppState
 from coordinator.api.device_api import serve_file
+from coordinator.api.middleware import TOLD
 from coordinator.config import run_config
-from coordinator.refusals import NotFoundError, UnusableError
+from coordinator.refusals import MalformedError, NotFoundError, UnusableError
 from coordinator.rounds import releases, rollback, runs, set_aside
 from coordinator.rounds.summary import (
     DeviceSummary,
@@ -30,7 +32,7 @@ from coordinator.rounds.summary import (
     releases_of,
     summarise,
 )
-from coordinator.storage import run_rows
+from coordinator.storage import audit_rows, run_rows, user_rows
 from coordinator.storage.release_rows import Limits
 from edge_runtime.errors import EdgeError
 from edge_runtime.protocol.messages import Count, LossLimit, Share
@@ -151,7 +153,141 @@ class ReleaseRequest(Struct, frozen=True):
     each_round: bool = False
 
 
-@post("/tokens")
+class UserRequest(Struct, frozen=True):
+    """A request to add a user.
+
+    Attributes:
+        name: name of the user.
+        role: what the user may do: ``viewer``, ``operator`` or ``admin``.
+        password: password to sign in with; unset: a token is made.
+    """
+
+    name: Annotated[str, Meta(max_length=200)]
+    role: Role
+    password: Annotated[str, Meta(max_length=1000)] | None = None
+
+
+class UserAdded(Struct, frozen=True):
+    """A user that was added.
+
+    Attributes:
+        name: name of the user.
+        token: the user's token, which is shown once and kept as a digest only; None for one with a password.
+    """
+
+    name: str
+    token: str | None
+
+
+class UserSummary(Struct, frozen=True):
+    """A user.
+
+    Attributes:
+        name: name of the user.
+        role: what the user may do: ``viewer``, ``operator`` or ``admin``.
+        signs_in_by: ``password`` or ``token``.
+        created_s: moment when the user was added, in seconds since 1970.
+    """
+
+    name: str
+    role: str
+    signs_in_by: str
+    created_s: float
+
+
+class UserRemoved(Struct, frozen=True):
+    """A user that was removed, with all sessions.
+
+    Attributes:
+        name: name of the user.
+    """
+
+    name: str
+
+
+class Act(Struct, frozen=True):
+    """Something that was asked for, as the audit log has it.
+
+    Attributes:
+        audit_id: its number; later acts have larger ones.
+        at_s: moment when it was asked for, in seconds since 1970.
+        who: name of the user, ``admin.token``, or empty for a stranger who tried to sign in.
+        act: what was asked for.
+        subject: what it was about; empty if nothing in particular.
+        outcome: ``done``, the code of a refusal, or ``begun`` where the coordinator ended before it was known.
+        detail: more about it, or why it was refused.
+    """
+
+    audit_id: int
+    at_s: float
+    who: str
+    act: str
+    subject: str
+    outcome: str
+    detail: str
+
+
+#: Rights of routes that only look, and of those for admins.
+LOOK = {ACCESS: Access.VIEWER}
+ADMIN = {ACCESS: Access.ADMIN}
+
+
+@post("/users", opt={**ADMIN, ACT: "add a user"})
+async def add_user(
+    data: JSONBody[UserRequest], request: Request[None, None, State], app_state: NamedDependency[AppState]
+) -> UserAdded:
+    """Add a user with a password, or with a token."""
+    request.scope["state"][TOLD] = ("", f"{data.name}, {data.role}")
+    return UserAdded(data.name, await new_user(app_state, data.name, data.role, data.password))
+
+
+@get("/users", opt=ADMIN)
+async def list_users(app_state: NamedDependency[AppState]) -> list[UserSummary]:
+    """All users, by name."""
+    return [
+        UserSummary(row.name, row.role, "password" if row.password else "token", row.created_s)
+        for row in await app_state.read(user_rows.all_users)
+    ]
+
+
+@post("/users/{name:str}/remove", status_code=200, opt={**ADMIN, ACT: "remove a user"})
+async def remove_user(name: FromPath[str], app_state: NamedDependency[AppState]) -> UserRemoved:
+    """Remove a user and end all sessions of it."""
+    await app_state.write(partial(accounts.remove_user, name=name))
+    return UserRemoved(name)
+
+
+@get("/audit", opt=ADMIN)
+async def list_acts(
+    app_state: NamedDependency[AppState],
+    before: Annotated[int, QueryParameter(ge=0, le=1 << 62)] = 1 << 62,
+    limit: Annotated[int, QueryParameter(ge=1, le=MAX_EVENTS)] = MAX_EVENTS,
+) -> list[Act]:
+    """What was done, by whom, and what came of it, with a number below ``before``, newest first."""
+    rows = await app_state.read(lambda connection: audit_rows.newest(connection, before=before, limit=limit))
+    return [Act(**vars(row)) for row in rows]
+
+
+async def new_user(app_state: AppState, name: str, role: accounts.Role, password: str | None) -> str | None:
+    """Add a user whose name and password are not checked yet; the token, if there is one.
+
+    Raises:
+        MalformedError: ``malformed``.
+        ConflictError: ``name_taken``.
+    """
+    fault = accounts.name_fault(name) or (None if password is None else accounts.password_fault(password))
+    if fault:
+        raise MalformedError("malformed", fault)
+    kept = None
+    if password is not None:
+        async with app_state.hashing:
+            kept = await asyncio.to_thread(accounts.hash_password, password)
+    return await app_state.write(
+        partial(accounts.add_user, name=name, role=role, password=kept, now_s=app_state.clock())
+    )
+
+
+@post("/tokens", opt={ACT: "make an enrolment token"})
 async def create_token(data: JSONBody[TokenRequest], app_state: NamedDependency[AppState]) -> TokenResponse:
     """Make a one-time enrolment token."""
     now_s = app_state.clock()
@@ -159,7 +295,7 @@ async def create_token(data: JSONBody[TokenRequest], app_state: NamedDependency[
     return TokenResponse(token, now_s + data.valid_s)
 
 
-@get("/devices")
+@get("/devices", opt=LOOK)
 async def list_devices(app_state: NamedDependency[AppState]) -> list[DeviceSummary]:
     """All devices that ever enrolled, by name, and what may be expected of each."""
     return await app_state.read(
@@ -167,7 +303,7 @@ async def list_devices(app_state: NamedDependency[AppState]) -> list[DeviceSumma
     )
 
 
-@post("/devices/{name:str}/revoke", status_code=200)
+@post("/devices/{name:str}/revoke", status_code=200, opt={ACT: "revoke a device"})
 async def revoke_device(name: FromPath[str], app_state: NamedDependency[AppState]) -> DeviceChanged:
     """Refuse all further requests of a device, named by name or id."""
     device = await app_state.write(partial(auth.revoke, name=name, now_s=app_state.clock()))
@@ -175,7 +311,7 @@ async def revoke_device(name: FromPath[str], app_state: NamedDependency[AppState
     return DeviceChanged(device.device_id, device.name)
 
 
-@post("/devices/{name:str}/resume", status_code=200)
+@post("/devices/{name:str}/resume", status_code=200, opt={ACT: "resume a device"})
 async def resume_device(name: FromPath[str], app_state: NamedDependency[AppState]) -> DeviceChanged:
     """Let the run that is going on ask a device again that it has set aside, named by name or id."""
     device = await app_state.write(partial(set_aside.resume, name=name, now_s=app_state.clock()))
@@ -183,19 +319,22 @@ async def resume_device(name: FromPath[str], app_state: NamedDependency[AppState
     return DeviceChanged(device.device_id, device.name)
 
 
-@post("/runs")
-async def create_run(data: JSONBody[dict[str, Any]], app_state: NamedDependency[AppState]) -> RunCreated:
+@post("/runs", opt={ACT: "create a run"})
+async def create_run(
+    data: JSONBody[dict[str, Any]], request: Request[None, None, State], app_state: NamedDependency[AppState]
+) -> RunCreated:
     """Queue a run; the body is a RunConfig, whose paths are paths on the coordinator's machine."""
     try:
         config = run_config(data)
         run_id = await asyncio.to_thread(runs.create_run, app_state.stores, config, now_s=app_state.clock())
     except EdgeError as error:
         raise UnusableError(type(error).__name__, str(error)) from error
+    request.scope["state"][TOLD] = ("", run_id)
     app_state.wake.set()
     return RunCreated(run_id)
 
 
-@get("/runs")
+@get("/runs", opt=LOOK)
 async def list_runs(app_state: NamedDependency[AppState]) -> list[RunSummary]:
     """All runs, oldest first, without their rounds."""
     return await app_state.read(
@@ -206,7 +345,7 @@ async def list_runs(app_state: NamedDependency[AppState]) -> list[RunSummary]:
     )
 
 
-@get("/runs/{run_id:str}")
+@get("/runs/{run_id:str}", opt=LOOK)
 async def show_run(run_id: FromPath[str], app_state: NamedDependency[AppState]) -> RunSummary:
     """A run with its rounds; ``latest`` names the newest."""
     return await app_state.read(
@@ -214,7 +353,7 @@ async def show_run(run_id: FromPath[str], app_state: NamedDependency[AppState]) 
     )
 
 
-@get("/runs/{run_id:str}/events")
+@get("/runs/{run_id:str}/events", opt=LOOK)
 async def list_events(
     run_id: FromPath[str],
     app_state: NamedDependency[AppState],
@@ -229,7 +368,7 @@ async def list_events(
     )
 
 
-@get("/runs/{run_id:str}/slices")
+@get("/runs/{run_id:str}/slices", opt=LOOK)
 async def fetch_slices(
     run_id: FromPath[str], app_state: NamedDependency[AppState], request: Request[None, None, State]
 ) -> Response[None] | Stream:
@@ -249,7 +388,7 @@ async def fetch_slices(
     )
 
 
-@post("/runs/{run_id:str}/stop", status_code=200)
+@post("/runs/{run_id:str}/stop", status_code=200, opt={ACT: "stop a run"})
 async def stop_run(run_id: FromPath[str], app_state: NamedDependency[AppState]) -> RunStopped:
     """Stop a run; its open round is abandoned, its values stay as the last commit left them."""
     run = await app_state.write(
@@ -259,9 +398,11 @@ async def stop_run(run_id: FromPath[str], app_state: NamedDependency[AppState]) 
     return RunStopped(run.run_id, run.state)
 
 
-@post("/releases")
+@post("/releases", opt={ACT: "release a run's values"})
 async def publish_release(
-    data: JSONBody[ReleaseRequest], app_state: NamedDependency[AppState]
+    data: JSONBody[ReleaseRequest],
+    request: Request[None, None, State],
+    app_state: NamedDependency[AppState],
 ) -> ReleaseSummary:
     """Publish values of a run; devices fetch them at their next check-in."""
     limits = Limits(data.lowest_accuracy, data.highest_loss)
@@ -276,32 +417,37 @@ async def publish_release(
             now_s=app_state.clock(),
         )
     )
+    request.scope["state"][TOLD] = ("", f"release {row.number} of run {row.run_id}, after round {row.round}")
     return ReleaseSummary(**vars(row), devices=0)
 
 
-@get("/releases")
+@get("/releases", opt=LOOK)
 async def list_releases(app_state: NamedDependency[AppState]) -> list[ReleaseSummary]:
     """All releases, oldest first, and how many devices have decided about each."""
     return await app_state.read(releases_of)
 
 
-@post("/runs/{run_id:str}/pause", status_code=200)
+@post("/runs/{run_id:str}/pause", status_code=200, opt={ACT: "pause a run"})
 async def pause_run(run_id: FromPath[str], app_state: NamedDependency[AppState]) -> RunPaused:
     """Pause a run: no round opens and no device is asked; what devices work on already is still taken."""
     return await _pause(app_state, run_id, paused=True)
 
 
-@post("/runs/{run_id:str}/resume", status_code=200)
+@post("/runs/{run_id:str}/resume", status_code=200, opt={ACT: "resume a run"})
 async def resume_run(run_id: FromPath[str], app_state: NamedDependency[AppState]) -> RunPaused:
     """Let a paused run go on."""
     return await _pause(app_state, run_id, paused=False)
 
 
-@post("/runs/{run_id:str}/rollback", status_code=200)
+@post("/runs/{run_id:str}/rollback", status_code=200, opt={ACT: "roll a run back"})
 async def roll_back_run(
-    run_id: FromPath[str], data: JSONBody[RollBackRequest], app_state: NamedDependency[AppState]
+    run_id: FromPath[str],
+    data: JSONBody[RollBackRequest],
+    request: Request[None, None, State],
+    app_state: NamedDependency[AppState],
 ) -> RunRolledBack:
     """Let a run stand again where it stood after one of its committed rounds; later rounds count no more."""
+    request.scope["state"][TOLD] = ("", f"to round {data.to}")
     run, taken_back = await app_state.write(
         lambda connection: rollback.roll_back(
             app_state.stores, connection, run_id, data.to, now_s=app_state.clock()
@@ -339,6 +485,10 @@ ROUTER = Router(
         pause_run,
         resume_run,
         roll_back_run,
+        add_user,
+        list_users,
+        remove_user,
+        list_acts,
     ],
     opt={ACCESS: Access.OPERATOR},
     tags=["admin"],

@@ -12,29 +12,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from litestar import Litestar, Request, Response, Router, get
+from litestar import Litestar, Request, Response, Router
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.middleware import DefineMiddleware
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
-from coordinator.api import admin_api, device_api
-from coordinator.api.access import ACCESS, Access, stated_access
+from coordinator.api import acts, admin_api, device_api, live, monitor_api, sign_in
+from coordinator.api.access import ACCESS, Access, is_page, stated_access
 from coordinator.api.app_state import AppState, Clock
+from coordinator.api.forms import forget_leftovers
 from coordinator.api.loops import for_ever, patiently
-from coordinator.api.middleware import AccessMiddleware, ReadRequest
+from coordinator.api.middleware import SESSION, TOLD, AccessMiddleware, ReadRequest
+from coordinator.api.refused_pages import refused_page
 from coordinator.api.schema_page import SchemaPage
 from coordinator.api.statuses import headers_of, status_of
-from coordinator.auth import forget_nonces, load_admin_token
+from coordinator.auth import ADMIN_TOKEN, METRICS_TOKEN, forget_nonces, load_token
 from coordinator.clock import SteadyClock
 from coordinator.events import record
+from coordinator.monitoring.metrics import Metrics
 from coordinator.refusals import RefusalError, UnavailableError
 from coordinator.rounds import evaluation, retention, state_machine
 from coordinator.storage import round_rows
-from coordinator.storage.stores import Places, open_stores
+from coordinator.storage.stores import INCOMING, Places, open_stores
 from coordinator.storage.trouble import trouble_of
 from edge_runtime import __version__ as runtime_version
+from edge_runtime.errors import EdgeError
 from edge_runtime.protocol.messages import Refusal
 
 log = logging.getLogger("coordinator")
@@ -71,9 +75,12 @@ def create_app(
     """
     places = places or Places()
     stores = open_stores(state, places=places)
+    forget_leftovers(stores.folder / INCOMING)
     if clock is None:  # all coordinators of a database have its time
         clock = SteadyClock(wall if places.database is None else stores.storage.wall_s)
-    app_state = AppState(stores, load_admin_token(places.secrets or state), clock, wall)
+    secrets = places.secrets or state
+    tokens = load_token(secrets, ADMIN_TOKEN), load_token(secrets, METRICS_TOKEN)
+    app_state = AppState(stores, *tokens, clock, wall)
 
     async def provide_app_state() -> AppState:
         return app_state
@@ -121,7 +128,7 @@ async def _loops(app_state: AppState, on_crash: Callable[[], None], app: Litesta
         for name, step in steps.items()
     ]
     for loop in running:
-        loop.add_done_callback(partial(_report_crash, on_crash=on_crash))
+        loop.add_done_callback(partial(_report_crash, app_state=app_state, on_crash=on_crash))
     try:
         yield
     finally:
@@ -153,7 +160,9 @@ async def play_rounds(app_state: AppState) -> None:
     if passed:
         await app_state.write(partial(round_rows.add_bytes_of, passed=passed))
     if await leads(app_state):
-        await asyncio.to_thread(state_machine.play, app_state.leading, app_state.clock())
+        await asyncio.to_thread(
+            state_machine.play, app_state.leading, app_state.clock(), app_state.note_aggregation
+        )
     with suppress(TimeoutError):
         await asyncio.wait_for(app_state.wake.wait(), TICK_S)
 
@@ -178,9 +187,9 @@ async def evaluate_models(app_state: AppState) -> None:
         await asyncio.sleep(TICK_S)
         return
     outcome = await evaluation.evaluate(waiting)
-    await app_state.write(
-        partial(evaluation.store_evaluation, evaluation=waiting, outcome=outcome, now_s=app_state.clock())
-    )
+    groups = None if isinstance(outcome, EdgeError) else await evaluation.evaluate_groups(waiting)
+    found = partial(evaluation.store_evaluation, evaluation=waiting, outcome=outcome, groups=groups)
+    await app_state.write(partial(found, now_s=app_state.clock()))
 
 
 async def clear_out(app_state: AppState) -> None:
@@ -197,17 +206,19 @@ async def forget_old_nonces(app_state: AppState) -> None:
     await asyncio.sleep(NONCES_S)
 
 
-@get("/healthz", sync_to_thread=False)
-def health() -> dict[str, str]:
-    """Tell anybody that the process serves, and nothing else."""
-    return {"status": "ok"}
-
-
-def answer_refusal(request: Request[Any, Any, Any], refusal: RefusalError) -> Response[Refusal]:
-    """A refusal in the protocol's own form."""
+def answer_refusal(request: Request[Any, Any, Any], refusal: RefusalError) -> Response[Any]:
+    """A refusal in the protocol's own form, or as a page where the request was for one."""
+    _metrics(request).note_refusal(refusal.code)
     traceback.clear_frames(
         refusal.__traceback__
     )  # an error and its frames hold each other, and these a whole body
+    state = request.scope["state"]
+    state[TOLD] = (refusal.code, refusal.message[:300])
+    if is_page(request.scope["route_handler"]):
+        status, kind, body, headers = refused_page(
+            request.scope, status_of(refusal), refusal, state.get(SESSION)
+        )
+        return Response(body, status_code=status, media_type=kind, headers={**headers_of(refusal), **headers})
     return _refuse(request.method, status_of(refusal), refusal.code, refusal.message, headers_of(refusal))
 
 
@@ -222,6 +233,7 @@ def answer_http_error(request: Request[Any, Any, Any], error: HTTPException) -> 
         for entry in fields
         if isinstance(entry, dict)
     ]
+    _metrics(request).note_refusal(code)
     return _refuse(request.method, error.status_code, code, "; ".join([error.detail, *named]))
 
 
@@ -236,6 +248,11 @@ def answer_crash(request: Request[Any, Any, Any], error: Exception) -> Response[
     return Response(Refusal("internal", "the coordinator failed; its log tells why"), status_code=500)
 
 
+def _metrics(request: Request[Any, Any, Any]) -> Metrics:
+    app_state: AppState = request.app.state.app_state
+    return app_state.metrics
+
+
 def _refuse(
     method: str, status: int, code: str, message: str, headers: dict[str, str] | None = None
 ) -> Response[Refusal]:
@@ -245,15 +262,20 @@ def _refuse(
 
 #: Each route's access is stated by its router.
 ROUTERS = (
-    Router("/", route_handlers=[health], opt={ACCESS: Access.ANYBODY}),
+    monitor_api.HEALTH,
+    monitor_api.METRICS,
     device_api.ENROLMENT,
     device_api.ROUTER,
     admin_api.ROUTER,
+    *sign_in.ROUTERS,
+    *acts.ROUTERS,
+    live.ROUTER,
 )
 
 
-def _report_crash(loop: asyncio.Task[None], on_crash: Callable[[], None]) -> None:
+def _report_crash(loop: asyncio.Task[None], app_state: AppState, on_crash: Callable[[], None]) -> None:
     if loop.cancelled():
         return
+    app_state.ended_loops.append(loop.get_name())
     log.critical("loop_ended name=%s", loop.get_name(), exc_info=loop.exception())
     on_crash()

@@ -13,8 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from coordinator.api.attempts import Attempts
+from coordinator.api.changes import Changes
+from coordinator.api.kept import Kept
 from coordinator.api.traffic import Traffic
 from coordinator.clock import StepWatch
+from coordinator.monitoring.metrics import Metrics
+from coordinator.monitoring.tracing import tracing_from_environment
 from coordinator.refusals import UnavailableError
 from coordinator.storage.connection import Connection
 from coordinator.storage.database import savepoint
@@ -59,13 +64,17 @@ class AppState:
     Args:
         stores: handles on the state folder.
         admin_token: the operator's bearer token.
+        metrics_token: token that reads figures and nothing else.
         clock: seconds since 1970, in time that does not jump.
         wall: seconds since 1970 by the machine's clock.
     """
 
-    def __init__(self, stores: Stores, admin_token: str, clock: Clock, wall: Clock) -> None:
+    def __init__(
+        self, stores: Stores, admin_token: str, metrics_token: str, clock: Clock, wall: Clock
+    ) -> None:
         self.stores = stores
         self.admin_token = admin_token
+        self.metrics_token = metrics_token
         self.clock = clock
         self.wall = wall
         #: Handles for what one of several coordinators alone does, which must claim them first.
@@ -75,14 +84,28 @@ class AppState:
         self.claiming = asyncio.Lock()
         self.steps = StepWatch(clock, wall)
         self.traffic = Traffic()
+        self.metrics = Metrics()
+        self.tracing = tracing_from_environment()
+        #: Names of loops behind the API that have ended by an error.
+        self.ended_loops: list[str] = []
         #: Set when something happened that may move the open round.
         self.wake = asyncio.Event()
         #: Held while a body is parsed that is too large to be parsed beside others.
         self.large_body = asyncio.Lock()
+        #: Held while a password is hashed, which takes 32 MiB.
+        self.hashing = asyncio.Lock()
+        self.attempts = Attempts()
+        self.changes = Changes()
+        self.fleet = Kept()
         self._waiting: deque[_Piece] = deque()
         #: Whether the database's thread was asked to look at what waits, and has not looked yet.
         self._asked = False
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
+
+    def note_aggregation(self, run_id: str, number: int, seconds: float) -> None:
+        """Tell monitoring how long the aggregation of a round took, which ends now."""
+        self.metrics.note_aggregation(seconds)
+        self.tracing.ended("aggregation", seconds, {"edge.run_id": run_id, "edge.round": number})
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Run ``work``, off the event loop; what it writes takes effect whole or not at all, before this returns.
@@ -96,9 +119,15 @@ class AppState:
         """Run ``work`` on a consistent view, off the event loop; it writes nothing."""
         return await self._queue(work, writes=False)
 
+    @property
+    def waiting(self) -> int:
+        """Number of pieces of work that wait for the database."""
+        return len(self._waiting)
+
     def close(self) -> None:
         """End the thread; what waits is done first."""
         self._executor.shutdown()
+        self.tracing.close()
 
     async def _queue(self, work: Callable[[Connection], T], *, writes: bool) -> T:
         if len(self._waiting) >= MOST_WAITING:
@@ -119,7 +148,8 @@ class AppState:
         self._asked = False  # first: what comes from now on asks again
         while pieces := [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]:
             try:
-                ends = self._transact(pieces)
+                with self.metrics.transaction():
+                    ends = self._transact(pieces)
             except Exception as error:  # noqa: BLE001 - it is raised again for each of them
                 ends = [(piece, None, error) for piece in pieces]
             for loop in {piece.loop for piece in pieces}:

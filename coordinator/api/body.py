@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import tempfile
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ Receive = Callable[[], Awaitable[Message]]
 
 #: A body up to this size is held in memory.
 IN_MEMORY_BYTES = 1 << 20
+#: What a large body is read back in.
+PIECE_BYTES = 256 << 10
 #: Longest silence within a body.
 SILENCE_S = 30.0
 #: A body must come faster than this, on the whole, once :data:`SILENCE_S` have passed.
@@ -64,6 +66,12 @@ class Body:
         self._file.seek(0)
         data: bytes = self._file.read()
         return data
+
+    def pieces(self) -> Iterator[bytes]:
+        """All of it, piece by piece."""
+        self._file.seek(0)
+        while piece := self._file.read(PIECE_BYTES):
+            yield piece
 
     def close(self) -> None:
         """Give up memory or disk space."""

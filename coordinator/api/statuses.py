@@ -9,6 +9,7 @@ from coordinator.refusals import (
     NotFoundError,
     RefusalError,
     TooLargeError,
+    TooOftenError,
     TooSlowError,
     UnauthenticatedError,
     UnavailableError,
@@ -24,6 +25,7 @@ STATUS: dict[type[RefusalError], int] = {
     ConflictError: 409,
     TooLargeError: 413,
     UnusableError: 422,
+    TooOftenError: 429,
     UnavailableError: 503,
 }
 #: How long whoever met trouble shall wait.

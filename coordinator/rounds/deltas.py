@@ -10,6 +10,7 @@ from edge_runtime.protocol.messages import Task
 from edge_runtime.training.line import without_line
 from edge_runtime.training.methods import measures_line
 from edge_runtime.training.replay import decode_report, replay
+from edge_runtime.training.sketch import decode_sketches
 from edge_runtime.training.trainable import estimated_slices, exact_heads
 
 
@@ -35,6 +36,8 @@ def check_delta(manifest: Manifest, task: Task, data: bytes) -> None:
         data, _ = without_line(data)
     if task.report == "scalars":
         decode_report(data, task, manifest.slices)
+    elif task.report == "sketch":
+        decode_sketches(data, task, manifest.slices)
     else:
         decode_values(data, trained_specs(manifest, task))
 
@@ -42,7 +45,8 @@ def check_delta(manifest: Manifest, task: Task, data: bytes) -> None:
 def read_delta(
     manifest: Manifest, task: Task, values: Values, data: bytes, reference: Values | None = None
 ) -> Values:
-    """The delta of every tensor that a task trained, float32 by flat name; a report of scalars is replayed.
+    """The delta of every tensor that a task trained, float32 by flat name; a report of scalars is replayed. Sketches
+    stay what they are, in place of the tensors of their slices: they are found again in their mean.
 
     Args:
         manifest: manifest of the task's package.
@@ -56,6 +60,8 @@ def read_delta(
     """
     if measures_line(task):
         data, _ = without_line(data)
+    if task.report == "sketch":
+        return decode_sketches(data, task, manifest.slices)
     if task.report != "scalars":
         return decode_values(data, trained_specs(manifest, task))
     report = decode_report(data, task, manifest.slices)

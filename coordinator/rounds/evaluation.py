@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import msgspec
 
 from coordinator.events import record
 from coordinator.rounds.runs import Run, end_run, reason_of_end, run_of
 from coordinator.storage import evaluation_rows, run_rows
 from coordinator.storage.connection import Connection
+from coordinator.storage.evaluation_rows import GroupAccuracy
 from coordinator.storage.stores import Stores
 from edge_runtime.errors import DigestError, EdgeError, WorkerError
 from edge_runtime.package.prepared import is_current
@@ -34,12 +37,14 @@ class Evaluation:
         round: number of the round whose values are evaluated, or :data:`INITIAL`.
         job: the evaluation, as the worker takes it.
         prepare: job that lays the package out first, if that was not done yet.
+        groups: the same evaluation on the rows of each group.
     """
 
     run_id: str
     round: int
     job: EvaluateJob
     prepare: PrepareJob
+    groups: dict[str, EvaluateJob] = field(default_factory=dict)
 
 
 def next_evaluation(stores: Stores) -> Evaluation | None:
@@ -84,7 +89,11 @@ def evaluation_of(stores: Stores, run: Run, number: int, values_sha256: str) -> 
         job.threads,
         run.config.evaluation.arithmetic,
     )
-    return Evaluation(run.run_id, number, job, prepare)
+    groups = {
+        group.name: msgspec.structs.replace(job, data_path=group.data)
+        for group in run.config.evaluation.groups
+    }
+    return Evaluation(run.run_id, number, job, prepare, groups)
 
 
 async def evaluate(evaluation: Evaluation) -> EvaluateOutcome | EdgeError:
@@ -103,6 +112,17 @@ async def evaluate(evaluation: Evaluation) -> EvaluateOutcome | EdgeError:
         return WorkerError(f"the evaluation worker did not start: {error}")
 
 
+async def evaluate_groups(evaluation: Evaluation) -> dict[str, GroupAccuracy] | EdgeError:
+    """Evaluate on the rows of each group, one after another; of several failures the first is the outcome."""
+    found = {}
+    for name, job in evaluation.groups.items():
+        outcome = await evaluate(replace(evaluation, job=job))
+        if isinstance(outcome, EdgeError):
+            return outcome
+        found[name] = GroupAccuracy(outcome.rows, outcome.accuracy)
+    return found
+
+
 async def _run(job: Job, outcome: type[OutcomeT]) -> OutcomeT:
     """A worker's outcome; the worker is killed if the caller is cancelled."""
     process = await asyncio.to_thread(start_worker, job)
@@ -117,13 +137,15 @@ def store_evaluation(
     connection: Connection,
     evaluation: Evaluation,
     outcome: EvaluateOutcome | EdgeError,
+    groups: dict[str, GroupAccuracy] | EdgeError | None = None,
     *,
     now_s: float,
 ) -> None:
-    """Store an outcome; if it was the last thing that the run waited for, the run is finished."""
+    """Store an outcome, and those of the groups; if it was the last that the run waited for, the run is finished."""
     run_id, number = evaluation.run_id, evaluation.round
-    if isinstance(outcome, EdgeError):
-        message = f"{type(outcome).__name__}: {outcome}"
+    if isinstance(outcome, EdgeError) or isinstance(groups, EdgeError):
+        failed = outcome if isinstance(outcome, EdgeError) else groups
+        message = f"{type(failed).__name__}: {failed}"
         evaluation_rows.store_failed(connection, run_id, number, message)
         record(connection, now_s, "evaluation_failed", message, run_id=run_id, round_number=number)
     else:
@@ -136,6 +158,7 @@ def store_evaluation(
             mean_loss=outcome.mean_loss,
             seconds=outcome.seconds,
             tokens=outcome.tokens,
+            groups=groups or {},
         )
     run = run_rows.get(connection, run_id)
     if run.state == "evaluating" and not evaluation_rows.has_pending(connection, run_id):

@@ -10,9 +10,11 @@ from msgspec.structs import replace
 from coordinator.config import RunConfig
 from edge_runtime.memory.plan import Planner, Work
 from edge_runtime.package.block_head import with_block_head
+from edge_runtime.package.held import moved_part
 from edge_runtime.package.manifest import Manifest
 from edge_runtime.package.ranks import rank_of, with_rank
 from edge_runtime.protocol.messages import Blocks
+from edge_runtime.training.sketch import projection_bytes
 from edge_runtime.worker.session import sums_work
 
 
@@ -46,12 +48,14 @@ def required_bytes(
     if config.head == "closed_form":
         return _smallest_cap(same, sums_work(manifest, config, max(1, rows), sequence))
     exact_head = None if manifest.head is None or config.head == "perturbed" else manifest.head.name
+    trained = tuple(name for name in slices if name != exact_head)
     work = Work(
         batch_size=config.batch_size,
         sequence=sequence,
         draws=config.draws,
-        slices=tuple(name for name in slices if name != exact_head),
+        slices=trained,
         update=config.update,
+        sketch_bytes=projection_bytes(config, [moved_part(manifest.slice_named(name)) for name in trained]),
     )
     return _smallest_cap(same, work)
 

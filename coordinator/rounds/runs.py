@@ -12,12 +12,14 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
+from coordinator.aggregation.growth import check_growth, grown_slices
 from coordinator.config import WITHOUT_SLICES, EvaluationConfig, RunConfig
 from coordinator.events import record
 from coordinator.refusals import ConflictError, NotFoundError
 from coordinator.rounds.assignment import deal
 from coordinator.rounds.continuing import check_continues, go_on
 from coordinator.rounds.memory_requirements import required_bytes
+from coordinator.rounds.row_slices import check_rows, trains_rows, with_first_rows
 from coordinator.storage import evaluation_rows, round_rows, run_rows, task_rows
 from coordinator.storage.connection import Connection
 from coordinator.storage.run_rows import RunRow
@@ -29,7 +31,7 @@ from edge_runtime.package.manifest import MANIFEST, SIGNATURE, Manifest
 from edge_runtime.package.package import Package
 from edge_runtime.package.slices import Values, decode_values, encode_values, shapes
 from edge_runtime.slices.kinds import KINDS
-from edge_runtime.training.methods import check_features, check_loss, check_rank_mode
+from edge_runtime.training.methods import check_features, check_loss, check_rank_mode, check_sketches
 
 ACTIVE = ("running", "evaluating")
 #: Phases of a run. In a visit every device is asked once, for the sums of a head in closed form.
@@ -160,8 +162,9 @@ class Run:
         head = self.manifest.head
         if head is not None and (self.visiting or self.committed < self.config.head_warm_up_rounds):
             return [(head.name,)] * slots
+        own = [self.manifest.slice_named(name) for name in self.slices]
         return deal(
-            self.slices,
+            grown_slices(self.config.grow_at, own, self.committed),
             [head.name] if head is not None and self.config.train_head else [],
             slots,
             self.next_round,
@@ -235,9 +238,7 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
         raise ConfigError(
             f"package {package.manifest.name} has no slice but the head, and train_head is false"
         )
-    _check_lora(config, package.manifest, slices)
-    check_split(config)
-    check_ranks(config, package.manifest, slices)
+    check_slices(config, package.manifest, slices)
     earlier = None
     if config.continue_from is not None:
         earlier = _earlier(stores, config.continue_from)
@@ -259,8 +260,8 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
     stores.blobs.put_file(package.folder / MANIFEST, package.sha256)
     signature = (package.folder / SIGNATURE).read_text("ascii").strip()
     values_sha256 = package.manifest.files[package.manifest.initial_state].sha256
-    if config.features:
-        values_sha256 = stores.blobs.put(initial_values(stores, package.manifest, seen))
+    if config.features or trains_rows(package.manifest, slices):
+        values_sha256 = stores.blobs.put(initial_values(stores, package.manifest, seen, config))
     else:
         decode_values(stores.blobs.get(values_sha256), package.manifest.slices)
     state_sha256 = None
@@ -285,17 +286,19 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
     return run_id
 
 
-def initial_values(stores: Stores, manifest: Manifest, seen: Manifest) -> bytes:
+def initial_values(stores: Stores, manifest: Manifest, seen: Manifest, config: RunConfig) -> bytes:
     """The values that a run starts from, as safetensors bytes.
 
     Args:
         stores: handles on the state folder, with the package's files among the blobs.
         manifest: the package's manifest, as it is in its file.
         seen: the manifest as the run sees it.
+        config: configuration of the run.
     """
-    data = stores.blobs.get(manifest.files[manifest.initial_state].sha256)
-    values = decode_values(data, manifest.slices)
-    return encode_values(_with_new_head(values, seen), seen) if seen.head_blocks else data
+    values = decode_values(stores.blobs.get(manifest.files[manifest.initial_state].sha256), manifest.slices)
+    if seen.head_blocks:
+        values = _with_new_head(values, seen)
+    return encode_values(with_first_rows(values, manifest, config), seen)
 
 
 def _earlier(stores: Stores, run_id: str) -> Run:
@@ -347,12 +350,25 @@ def _check_evaluation(evaluation: EvaluationConfig, manifest: Manifest, *, read_
             f'evaluation.arithmetic = "{evaluation.arithmetic}" is not in package {manifest.name}, which has '
             f"{', '.join(offered)}; leave it out, or take one of these"
         )
-    if not read_data:
-        return
-    try:
-        load_rows(data, manifest.labels)
-    except DataError as error:
-        raise DataError(f"evaluation.data does not fit package {manifest.name}: {error}") from error
+    if evaluation.groups and manifest.task != "classification":
+        raise ConfigError(
+            "evaluation.groups compares accuracies of a classifier; leave it out for a language model"
+        )
+    files = {"evaluation.data": data}
+    for group in evaluation.groups:
+        key = f"evaluation.groups, {group.name}: data"
+        if key in files:
+            raise ConfigError(
+                f"evaluation.groups has two groups named {group.name}; give each a name of its own"
+            )
+        if not Path(group.data).is_file():
+            raise ConfigError(f"{key} names {group.data}, which is no file here")
+        files[key] = Path(group.data)
+    for key, path in files.items() if read_data else ():
+        try:
+            load_rows(path, manifest.labels)
+        except DataError as error:
+            raise DataError(f"{key} does not fit package {manifest.name}: {error}") from error
 
 
 def _check_lora(config: RunConfig, manifest: Manifest, slices: tuple[str, ...]) -> None:
@@ -389,7 +405,22 @@ def config_of(text: str) -> RunConfig:
     return msgspec.json.decode(text, type=RunConfig)
 
 
-def check_split(config: RunConfig) -> None:
+def check_slices(config: RunConfig, manifest: Manifest, slices: tuple[str, ...]) -> None:
+    """Check what a run asks of its slices: how they are cut, chosen, sketched, averaged, and when they join.
+
+    Raises:
+        ConfigError: they are of another kind, or settings exclude each other.
+    """
+    _check_lora(config, manifest, slices)
+    _check_split(config)
+    _check_ranks(config, manifest, slices)
+    check_rows(config, manifest, slices)
+    frozen_a = config.lora_aggregation == "frozen_a"
+    check_sketches(config, config.local_optimizer, manifest, slices, freeze_a=frozen_a)
+    check_growth(config, [manifest.slice_named(name) for name in slices])
+
+
+def _check_split(config: RunConfig) -> None:
     """Check that a place's slices are all, where a device may reach some of them alone.
 
     Raises:
@@ -402,7 +433,7 @@ def check_split(config: RunConfig) -> None:
         )
 
 
-def check_ranks(config: RunConfig, manifest: Manifest, slices: tuple[str, ...]) -> None:
+def _check_ranks(config: RunConfig, manifest: Manifest, slices: tuple[str, ...]) -> None:
     """Check that slices can be held in part and averaged rank by rank, where a run asks for that.
 
     Raises:

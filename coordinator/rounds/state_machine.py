@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from time import perf_counter
 
 import numpy as np
 
@@ -61,6 +62,9 @@ from edge_runtime.package.slices import Values, decode_values, encode_values
 
 log = logging.getLogger("coordinator")
 
+#: Is told a run's id, a round's number, and how many seconds its aggregation took.
+NoteAggregation = Callable[[str, int, float], None]
+
 #: Time after a start in which devices may come back that were live before, at least and at most.
 LEAST_RETURN_S = 30.0
 MOST_RETURN_S = 900.0
@@ -71,22 +75,23 @@ OVERDUE = {"reserved": "silent", "working": "late"}
 LOST = "lost"
 
 
-def play(stores: Stores, now_s: float) -> None:
+def play(stores: Stores, now_s: float, note_aggregation: NoteAggregation = lambda *_: None) -> None:
     """One pass over the active runs; it may be repeated at any time.
 
     Args:
         stores: handles on the state folder.
         now_s: the present moment, in seconds since 1970.
+        note_aggregation: is told how long the aggregation of a round took.
     """
     # The next runs in the queue start when they need not wait for another.
     _start_runs(stores, now_s)
     with stores.storage.reading() as connection:
         training = run_rows.in_turn(connection)
     for run_id in training:
-        _play_run(stores, run_id, now_s)
+        _play_run(stores, run_id, now_s, note_aggregation)
 
 
-def _play_run(stores: Stores, run_id: str, now_s: float) -> None:
+def _play_run(stores: Stores, run_id: str, now_s: float, note_aggregation: NoteAggregation) -> None:
     try:
         # 1. The run as it stands.
         with stores.storage.reading() as connection:
@@ -101,7 +106,11 @@ def _play_run(stores: Stores, run_id: str, now_s: float) -> None:
         # 4. With all results in, or the time over, the round closes: to be aggregated, or abandoned.
         _close_round(stores, run, now_s)
         # 5. The mean delta moves the global values, and the round is committed.
-        _aggregate_round(stores, run, now_s)
+        number = _closed_round(stores, run)
+        if number is not None:
+            begun = perf_counter()
+            _aggregate_round(stores, run, number, now_s)
+            note_aggregation(run_id, number, perf_counter() - begun)
     except EdgeError as error:
         # A blob is gone or damaged, or its package contradicts itself. Other runs can go on.
         with stores.storage.transaction() as connection:
@@ -300,12 +309,15 @@ def _keep_busy(stores: Stores, connection: Connection, run: Run, number: int, no
         free.remove(device)
 
 
-def _aggregate_round(stores: Stores, run: Run, now_s: float) -> None:
+def _closed_round(stores: Stores, run: Run) -> int | None:
+    """Number of the round that waits to be aggregated, if one does."""
     with stores.storage.reading() as connection:
         open_round = round_rows.find_open(connection, run.run_id)
-        if open_round is None or open_round.state != "aggregating":
-            return
-        number = open_round.round
+    return open_round.round if open_round is not None and open_round.state == "aggregating" else None
+
+
+def _aggregate_round(stores: Stores, run: Run, number: int, now_s: float) -> None:
+    with stores.storage.reading() as connection:
         results = result_rows.counted(connection, run.run_id, number)
         begun = round_rows.last_committed(connection, run.run_id, run.phase) is not None
     # 1. What the devices contributed, one at a time in the order of their slots, moves the values.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from fnmatch import fnmatchcase
 
 from msgspec import Struct
 
 from coordinator.config import RunConfig
 from coordinator.rounds.presence import SLACK_S
+from coordinator.rounds.robustness import GroupScore, Robustness, robustness_of
 from coordinator.rounds.runs import Run, active_runs, expected_rounds
 from coordinator.rounds.tasks import least_required_bytes
 from coordinator.storage import (
@@ -112,6 +114,9 @@ class RunSummary(Struct, frozen=True):
         set_aside: devices that the run asks no more, by name.
         paused: whether the operator paused it: no round opens until it is resumed.
         not_eligible: number of devices that may not work now, by the reason that they told.
+        robustness: change of accuracy from the values that the run started from to the last ones evaluated, over the
+            groups of ``evaluation.groups``; ``crrm_standin`` there stands in for a published metric whose formula was
+            not at hand. None without groups.
     """
 
     run_id: str
@@ -137,6 +142,7 @@ class RunSummary(Struct, frozen=True):
     set_aside: list[SetAside] = []
     paused: bool = False
     not_eligible: dict[str, int] = {}
+    robustness: Robustness | None = None
 
     @property
     def counting(self) -> list[RoundSummary]:
@@ -236,6 +242,29 @@ class EventSummary(Struct, frozen=True):
     message: str
 
 
+#: What events of trouble mean, in words.
+TROUBLES = {
+    "device_silent": "did not ask for the task in time",
+    "device_late": "did not deliver in time",
+    "device_lost": "said that it works, and then no more",
+    "not_eligible": "may not work now, by its own conditions",
+    "task_refused": "refused the task",
+    "task_failed": "failed at the task",
+    "task_untrusted": "did not trust the task",
+    "out_of_memory": "ran out of memory",
+    "plan_reduced": "ran out of memory once, and went on with a smaller plan",
+    "cap_too_small": "has a cap that is too small for any task of this run",
+    "device_set_aside": "was set aside by a run",
+    "device_failed": "could not go on for its disk or its data",
+    "result_left_out": "handed in a change too large for the round's mean",
+    "release_refused": "refused a release",
+    "release_untrusted": "did not trust a release",
+    "round_abandoned": "the round was abandoned",
+    "run_rolled_back": "the run was rolled back",
+    "round_gated": "the round was committed and left the values as they were",
+    "loss_flat": "the loss was flat along the last step, and the rate stayed",
+    "evaluation_failed": "the evaluation failed",
+}
 #: A loss whose exponential is still a finite float.
 LARGEST_LOSS = 700.0
 #: States of a device that holds a place: it has not asked for it yet, or trains.
@@ -254,7 +283,7 @@ def summarise(connection: Connection, run: Run, *, with_rounds: bool = True) -> 
     rounds = []
     if with_rounds:
         rounds = [
-            _round(connection, entry, evaluations.get(entry.round))
+            round_summary(connection, entry, evaluations.get(entry.round))
             for entry in round_rows.all_rounds(connection, run.run_id)
         ]
     return RunSummary(
@@ -288,7 +317,31 @@ def summarise(connection: Connection, run: Run, *, with_rounds: bool = True) -> 
         ],
         paused=run.paused,
         not_eligible=device_rows.count_not_eligible(connection),
+        robustness=_robustness(connection, run, rounds) if with_rounds else None,
     )
+
+
+def _robustness(connection: Connection, run: Run, rounds: list[RoundSummary]) -> Robustness | None:
+    """Groups of rows at the start and at the last evaluation that counts; None before both are there."""
+    evaluation, scores = run.config.evaluation, evaluation_rows.done(connection, run.run_id)
+    if evaluation is None or not evaluation.groups or len(scores) < 2 or scores[0].round >= 0:
+        return None
+    before = evaluation_rows.groups_of(connection, run.run_id, scores[0].round)
+    after = evaluation_rows.groups_of(connection, run.run_id, scores[-1].round)
+    devices = {
+        device
+        for entry in rounds
+        if entry.state == "committed" and not entry.rolled_back
+        for device in entry.devices
+        if device not in entry.left_out
+    }
+    groups = []
+    for group in evaluation.groups:
+        if (name := group.name) in before and name in after:
+            took_part = any(fnmatchcase(device, pattern) for device in devices for pattern in group.devices)
+            scored = (before[name].accuracy, after[name].accuracy)
+            groups.append(GroupScore(name, took_part, after[name].rows, *scored))
+    return robustness_of(groups)
 
 
 def releases_of(connection: Connection) -> list[ReleaseSummary]:
@@ -301,24 +354,57 @@ def releases_of(connection: Connection) -> list[ReleaseSummary]:
 
 def devices_of(stores: Stores, connection: Connection, *, now_s: float) -> list[DeviceSummary]:
     """All devices that ever enrolled, by name, and what may be expected of each at present."""
-    runs = active_runs(stores, connection)
-    found = []
-    for row in device_rows.all_devices(connection):
-        state, reason = _standing(stores, connection, runs, row, now_s)
-        kept = {name: row[name] for name in DeviceSummary.__struct_fields__[:-2]}
-        found.append(DeviceSummary(**kept, state=state, reason=reason))
-    return found
+    return [_summary(row, *standing) for row, standing in standings_of(stores, connection, now_s=now_s)]
 
 
-def _standing(
-    stores: Stores, connection: Connection, runs: list[Run], row: Row, now_s: float
-) -> tuple[str, str]:
+def standings_of(
+    stores: Stores, connection: Connection, *, now_s: float
+) -> list[tuple[Row, tuple[str, str]]]:
+    """The row of every device that ever enrolled, by name, with its state and its reason."""
+    runs = [_Asking(stores, connection, run) for run in active_runs(stores, connection)]
+    return [(row, _standing(runs, row, now_s)) for row in device_rows.all_devices(connection)]
+
+
+def _summary(row: Row, state: str, reason: str) -> DeviceSummary:
+    kept = {name: row[name] for name in DeviceSummary.__struct_fields__[:-2]}
+    return DeviceSummary(**kept, state=state, reason=reason)
+
+
+class _Asking:
+    """What a run that is going on has to do with devices, read once for all of them."""
+
+    def __init__(self, stores: Stores, connection: Connection, run: Run) -> None:
+        self._aside = set_aside_rows.reasons(connection, run.run_id)
+        self._held = task_rows.open_states(connection, run.run_id)
+        self._needed: dict[int, int] = {}
+        self._stores, self._connection, self._run = stores, connection, run
+
+    def standing(self, row: Row) -> tuple[str, str] | None:
+        """What the run has to do with a device; None if it might ask it."""
+        device_id = row["device_id"]
+        if device_id in self._aside:
+            return "set aside", self._aside[device_id]
+        if device_id in self._held:
+            return HELD[self._held[device_id] == "working"], ""
+        rows = (row["example_count"] or 0) if self._run.visiting else 0
+        if rows not in self._needed:
+            self._needed[rows] = least_required_bytes(self._stores, self._connection, self._run, rows)
+        needed = self._needed[rows]
+        if needed > row["cap_bytes"]:
+            return (
+                "cap too small",
+                f"run {self._run.run_id} needs {needed} bytes, the cap is {row['cap_bytes']}",
+            )
+        return None
+
+
+def _standing(runs: list[_Asking], row: Row, now_s: float) -> tuple[str, str]:
     """A device's state and its reason."""
     if row["revoked_s"] is not None:
         return "revoked", ""
     if row["seen_s"] is None:
         return "never seen", ""
-    standings = [_standing_in_run(stores, connection, run, row) for run in runs]
+    standings = [run.standing(row) for run in runs]
     held = (standing for standing in standings if standing is not None and standing[0] in HELD)
     standing = next(held, None)
     if standing is None and standings and None not in standings:  # no run asks it
@@ -332,27 +418,14 @@ def _standing(
     return standing or ("ready", "")
 
 
-def _standing_in_run(stores: Stores, connection: Connection, run: Run, row: Row) -> tuple[str, str] | None:
-    """What a run that is going on has to do with a device; None if it might ask it."""
-    aside = set_aside_rows.find(connection, run.run_id, row["device_id"])
-    if aside is not None:
-        return "set aside", aside.reason
-    held = task_rows.find_open(connection, run.run_id, row["device_id"])
-    if held is not None:
-        return HELD[held.state == "working"], ""
-    needed = least_required_bytes(stores, connection, run, row["example_count"] or 0)
-    if needed > row["cap_bytes"]:
-        return "cap too small", f"run {run.run_id} needs {needed} bytes, the cap is {row['cap_bytes']}"
-    return None
-
-
 def events_of(connection: Connection, run_id: str, after: int, limit: int) -> list[EventSummary]:
     """Events of a run, and those of no run, with an id above ``after``, oldest first, at most ``limit``."""
     rows = event_rows.of_run(connection, run_id, after=after, limit=limit)
     return [EventSummary(**row) for row in rows]
 
 
-def _round(connection: Connection, row: RoundRow, evaluation: Scores | None) -> RoundSummary:
+def round_summary(connection: Connection, row: RoundRow, evaluation: Scores | None) -> RoundSummary:
+    """One round as it stands."""
     tasks = task_rows.outcomes(connection, row.run_id, row.round)
     results = result_rows.of_round(connection, row.run_id, row.round)
     names = result_rows.devices_of(connection, row.run_id, row.round)

@@ -10,12 +10,12 @@ import msgspec
 from msgspec import Struct
 
 from coordinator.config import RunConfig
+from coordinator.rounds.robustness import Robustness
 from coordinator.rounds.runs import find_run
 from coordinator.rounds.summary import RoundSummary, summarise
 from coordinator.simulation.arm import Arm
 from coordinator.simulation.config import NO_KEY
 from coordinator.simulation.cost import forward_passes_per_example
-from coordinator.simulation.robustness import Robustness
 from coordinator.simulation.verdict import Ending, Status
 from coordinator.storage import round_rows, simulation_rows
 from coordinator.storage.simulation_rows import ResultWork

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from coordinator.rounds.evaluation import INITIAL, evaluation_of
+from coordinator.rounds.robustness import GroupScore, Robustness, robustness_of
 from coordinator.rounds.runs import find_run, initial_values
 from coordinator.simulation.arm import Arm
 from coordinator.simulation.labelled_rows import LabelledRows
-from coordinator.simulation.robustness import GroupScore, Robustness, robustness_of
 from coordinator.simulation.workbench import Workbench
 from coordinator.storage import simulation_rows
 
@@ -28,7 +28,7 @@ def score_groups(arm: Arm, bench: Workbench, train: LabelledRows, dev: LabelledR
     evaluation = evaluation_of(arm.stores, run, INITIAL, run.result_sha256)
     if evaluation is None:
         return None
-    before = initial_values(arm.stores, arm.stores.manifest(run.package_sha256), run.manifest)
+    before = initial_values(arm.stores, arm.stores.manifest(run.package_sha256), run.manifest, run.config)
     after = arm.stores.blobs.get(run.result_sha256)
     took_part = {train.owners[row] for name in counted for row in arm.fleet.devices[name].rows}
     groups = []

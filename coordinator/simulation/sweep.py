@@ -14,8 +14,7 @@ import msgspec
 from coordinator.config import RunConfig
 from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.rounds.runs import (
-    check_ranks,
-    check_split,
+    check_slices,
     first_phase,
     in_phase,
     trained_slices,
@@ -261,8 +260,7 @@ def _check_arm(config: SimulationConfig, arm: ArmConfig, train: LabelledRows, de
     try:
         run, seen = with_features(run, manifest)
         check_features(run, manifest, slices)
-        check_ranks(run, manifest, slices)
-        check_split(run)
+        check_slices(run, manifest, slices)
         settings = in_phase(run, first_phase(run))
         tasks: list[tuple[str, ...]] = [(name,) for name in slices] or [()]
         least = min(required_bytes(seen, settings, names) for names in tasks)

@@ -80,6 +80,9 @@ class Database(Protocol):
     def wall_s(self) -> float:
         """Seconds since 1970 by the clock that all coordinators of this database share."""
 
+    def sizes_bytes(self) -> dict[str, int]:
+        """Bytes on the disk, by what they are."""
+
     def dump(self) -> list[str]:
         """The whole content as text; for tests and for operators' questions."""
 

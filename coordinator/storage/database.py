@@ -39,6 +39,7 @@ class Storage:
 
     def __init__(self, path: Path, *, durable: bool = True) -> None:
         self._turn = threading.RLock()
+        self._path = path
         try:
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._connection.row_factory = sqlite3.Row
@@ -99,6 +100,11 @@ class Storage:
         """The whole content as SQL statements; for tests and for operators' questions."""
         with self._turn:
             return list(self._connection.iterdump())
+
+    def sizes_bytes(self) -> dict[str, int]:
+        """Sizes of the database's files: itself, and the log of what it has not taken in yet."""
+        files = {"database": self._path, "log": self._path.with_name(f"{self._path.name}-wal")}
+        return {name: path.stat().st_size for name, path in files.items() if path.exists()}
 
     def close(self) -> None:
         """Close the connection; leaving this out loses nothing."""

@@ -77,6 +77,11 @@ def all_devices(connection: Connection) -> list[Row]:
     ).fetchall()
 
 
+def count_enrolled(connection: Connection) -> int:
+    """Number of devices that are enrolled and not revoked."""
+    return int(connection.execute("SELECT count(*) FROM devices WHERE revoked_s IS NULL").fetchone()[0])
+
+
 def not_set_aside(connection: Connection, run_id: str) -> list[SeenDevice]:
     """Devices that have checked in, take tasks and may work now, are not revoked, and not set aside by a run."""
     rows = connection.execute(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import msgspec
+from msgspec import Struct
 
 from coordinator.storage.connection import Connection
 
@@ -20,6 +24,18 @@ class PendingEvaluation:
     run_id: str
     round: int
     values_sha256: str
+
+
+class GroupAccuracy(Struct, frozen=True):
+    """What an evaluation found on the rows of a group.
+
+    Attributes:
+        rows: number of rows.
+        accuracy: share of them that were predicted right.
+    """
+
+    rows: int
+    accuracy: float
 
 
 @dataclass(frozen=True)
@@ -128,13 +144,24 @@ def store_done(
     mean_loss: float,
     seconds: float,
     tokens: int,
+    groups: Mapping[str, GroupAccuracy],
 ) -> None:
     """Store what an evaluation found."""
+    scores = msgspec.json.encode(dict(groups)).decode()
     connection.execute(
-        "UPDATE evaluations SET state = 'done', rows = ?, accuracy = ?, mean_loss = ?, seconds = ?, tokens = ?"
-        " WHERE run_id = ? AND round = ?",
-        (rows, accuracy, mean_loss, seconds, tokens, run_id, number),
+        "UPDATE evaluations SET state = 'done', rows = ?, accuracy = ?, mean_loss = ?, seconds = ?, tokens = ?,"
+        " group_scores = ? WHERE run_id = ? AND round = ?",
+        (rows, accuracy, mean_loss, seconds, tokens, scores, run_id, number),
     )
+
+
+def groups_of(connection: Connection, run_id: str, number: int) -> dict[str, GroupAccuracy]:
+    """What the evaluation after a round found on the rows of each group; empty if it was not made."""
+    row = connection.execute(
+        "SELECT group_scores FROM evaluations WHERE run_id = ? AND round = ? AND state = 'done'",
+        (run_id, number),
+    ).fetchone()
+    return {} if row is None else msgspec.json.decode(row["group_scores"], type=dict[str, GroupAccuracy])
 
 
 def store_failed(connection: Connection, run_id: str, number: int, message: str) -> None:

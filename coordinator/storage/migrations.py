@@ -324,6 +324,11 @@ def take_sums_off(connection: Connection) -> None:
     connection.execute("ALTER TABLE results ADD COLUMN removed TEXT NOT NULL DEFAULT '[]'")  # JSON digests
 
 
+def score_groups(connection: Connection) -> None:
+    """What an evaluation found on the rows of each group."""
+    connection.execute("ALTER TABLE evaluations ADD COLUMN group_scores TEXT NOT NULL DEFAULT '{}'")  # JSON
+
+
 def share_between_processes(connection: Connection) -> None:
     """What several coordinator processes hold in common: facts by name, and parts of results on their way."""
     connection.execute("CREATE TABLE shared (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
@@ -336,6 +341,42 @@ def share_between_processes(connection: Connection) -> None:
             PRIMARY KEY (task_id, sha256, first_byte)
         ) WITHOUT ROWID"""
     )
+
+
+def keep_users(connection: Connection) -> None:
+    """People who may sign in, their sessions, what anybody did, and an index for the events of one device."""
+    connection.execute(
+        """CREATE TABLE users (
+            name TEXT PRIMARY KEY,
+            role TEXT NOT NULL CHECK (role IN ('viewer', 'operator', 'admin')),
+            password TEXT,                      -- scrypt, with its parameters and salt
+            token_sha256 TEXT UNIQUE,
+            created_s REAL NOT NULL
+        ) WITHOUT ROWID"""
+    )
+    connection.execute(
+        """CREATE TABLE sessions (
+            session_sha256 TEXT PRIMARY KEY,
+            name TEXT NOT NULL,                 -- of the user, or of the admin token
+            credential TEXT NOT NULL,           -- digest of what it was opened with; ends with that
+            csrf TEXT NOT NULL,
+            expires_s REAL NOT NULL
+        ) WITHOUT ROWID"""
+    )
+    connection.execute(
+        """CREATE TABLE audit (
+            audit_id INTEGER PRIMARY KEY,
+            at_s REAL NOT NULL,
+            who TEXT NOT NULL,                  -- empty for a stranger
+            act TEXT NOT NULL,
+            subject TEXT NOT NULL,
+            outcome TEXT NOT NULL,              -- begun, done, or the code of a refusal
+            detail TEXT NOT NULL DEFAULT ''
+        )"""
+    )
+    connection.execute("CREATE INDEX results_by_time ON results (received_s)")
+    connection.execute("CREATE INDEX audit_of_strangers ON audit (audit_id) WHERE who = ''")
+    connection.execute("CREATE INDEX events_of_devices ON events (device, event_id) WHERE device IS NOT NULL")
 
 
 #: In the order in which they run.
@@ -361,5 +402,7 @@ ALL = (
     buffer_results,
     tell_eligibility,
     take_sums_off,
+    score_groups,
     share_between_processes,
+    keep_users,
 )

@@ -228,6 +228,12 @@ class PostgresStorage:
             rows = connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchall()
         return float(rows[0][0])
 
+    def sizes_bytes(self) -> dict[str, int]:
+        """Bytes of the database on the server's disk."""
+        with self.reading() as connection:
+            rows = connection.execute("SELECT pg_database_size(current_database())").fetchall()
+        return {"database": int(rows[0][0])}
+
     def dump(self) -> list[str]:
         """The whole content, a line for each row."""
         with self.reading() as connection:

@@ -11,6 +11,12 @@ import msgspec
 from coordinator.storage.connection import Connection
 from edge_runtime.protocol.messages import BestOf, MemoryReport, Result
 
+#: Results that entered a round of a run. The first conditions say it; the last finds them by indexes (the empty text
+#: keeps SQLite from beginning with all tasks of the run), so that a round of a long run costs what one of a short does.
+_ENTERED = (
+    "run_id || '' = ? AND coalesce(entered, round) = ? AND task_id IN (SELECT task_id FROM tasks WHERE run_id = ?"
+    " AND round = ? UNION ALL SELECT task_id FROM results WHERE entered = ?)"
+)
 #: Digest of no bytes: of a result that adds no sums to those that stand.
 NOTHING = hashlib.sha256(b"").hexdigest()
 
@@ -101,6 +107,11 @@ class CountedResult:
         return self.change_sha256 != NOTHING
 
 
+def _entered(run_id: str, number: int) -> tuple[str, int, str, int, int]:
+    """What :data:`_ENTERED` is asked with."""
+    return run_id, number, run_id, number, number
+
+
 def add(connection: Connection, result: Result, *, received_s: float, entered: int | None = None) -> None:
     """Store a result, and which round it enters where that is not its task's."""
     connection.execute(
@@ -136,9 +147,8 @@ def change_sha256_of(connection: Connection, task_id: str) -> str | None:
 def of_round(connection: Connection, run_id: str, number: int) -> list[ResultRow]:
     """All results that entered a round, in the order of their tasks' rounds and slots."""
     rows = connection.execute(
-        "SELECT results.* FROM results JOIN tasks USING (task_id)"
-        " WHERE run_id = ? AND coalesce(entered, round) = ? ORDER BY round, slot",
-        (run_id, number),
+        f"SELECT results.* FROM results JOIN tasks USING (task_id) WHERE {_ENTERED} ORDER BY round, slot",  # noqa: S608
+        _entered(run_id, number),
     )
     return [
         ResultRow(**{**dict(row), "memory": msgspec.json.decode(row["memory"], type=MemoryReport)})
@@ -191,9 +201,9 @@ def standing_sums(connection: Connection, run_id: str, device_id: str) -> tuple[
 def devices_of(connection: Connection, run_id: str, number: int) -> dict[str, str]:
     """Names of the devices whose results entered a round, by task."""
     rows = connection.execute(
-        "SELECT task_id, name FROM results JOIN tasks USING (task_id) JOIN devices USING (device_id)"
-        " WHERE run_id = ? AND coalesce(entered, round) = ?",
-        (run_id, number),
+        "SELECT task_id, name FROM results JOIN tasks USING (task_id) JOIN devices USING (device_id)"  # noqa: S608
+        f" WHERE {_ENTERED}",
+        _entered(run_id, number),
     )
     return {str(row["task_id"]): str(row["name"]) for row in rows}
 

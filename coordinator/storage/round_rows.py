@@ -58,6 +58,15 @@ def all_rounds(connection: Connection, run_id: str) -> list[RoundRow]:
     return [RoundRow(**row) for row in rows]
 
 
+def newest_rounds(connection: Connection, run_id: str, *, before: int, limit: int) -> list[RoundRow]:
+    """Rounds of a run with a number below ``before``, newest first, at most ``limit``."""
+    rows = connection.execute(
+        "SELECT * FROM rounds WHERE run_id = ? AND round < ? ORDER BY round DESC LIMIT ?",
+        (run_id, before, limit),
+    )
+    return [RoundRow(**row) for row in rows]
+
+
 def last_committed(connection: Connection, run_id: str, phase: str | None = None) -> int | None:
     """Number of the run's newest committed round that counts, or of that of a phase; None if there is none."""
     number: int | None = connection.execute(

@@ -116,6 +116,14 @@ def all_runs(connection: Connection) -> list[RunRow]:
     return [RunRow(**row) for row in connection.execute("SELECT * FROM runs ORDER BY position")]
 
 
+def newest(connection: Connection, *, before: int, limit: int) -> list[RunRow]:
+    """Runs whose place in the queue is below ``before``, newest first, at most ``limit``."""
+    rows = connection.execute(
+        "SELECT * FROM runs WHERE position < ? ORDER BY position DESC LIMIT ?", (before, limit)
+    )
+    return [RunRow(**row) for row in rows]
+
+
 def add(
     connection: Connection,
     run_id: str,

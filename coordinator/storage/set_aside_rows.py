@@ -52,6 +52,12 @@ def of_run(connection: Connection, run_id: str) -> list[SetAsideRow]:
     return [SetAsideRow(**row) for row in rows]
 
 
+def reasons(connection: Connection, run_id: str) -> dict[str, str]:
+    """Why a run set devices aside, by their ids."""
+    rows = connection.execute("SELECT device_id, reason FROM set_aside WHERE run_id = ?", (run_id,))
+    return {str(row["device_id"]): str(row["reason"]) for row in rows}
+
+
 def remove(connection: Connection, run_id: str, device_id: str) -> bool:
     """Let a run ask a device again; False if it had not set it aside."""
     removed = connection.execute(

@@ -219,6 +219,14 @@ def holders(connection: Connection, run_id: str) -> set[str]:
     return {str(row["device_id"]) for row in rows}
 
 
+def open_states(connection: Connection, run_id: str) -> dict[str, str]:
+    """States of the open tasks of a run, by device."""
+    rows = connection.execute(
+        "SELECT device_id, state FROM tasks WHERE run_id = ? AND state IN ('reserved', 'working')", (run_id,)
+    )
+    return {str(row["device_id"]): str(row["state"]) for row in rows}
+
+
 def count_attempts(connection: Connection, run_id: str, number: int, slot: int) -> int:
     """How many devices a slot of a round was reserved for so far."""
     return int(

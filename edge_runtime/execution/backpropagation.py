@@ -135,7 +135,8 @@ class Backpropagation(Executor):
                     self._head.enter(stage.index, flow)
             self._run_stage(stage, flows, values, None, following)
             for flow in flows:
-                for name, flat in stage.slice_inputs.items():
+                moved = [name for name in stage.slice_inputs if name + BAR in stage.program.outputs]
+                for name, flat in ((name, stage.slice_inputs[name]) for name in moved):
                     bar = flow.pop(name + BAR)
                     if flat in self._ranked:
                         bar = self._ranked[flat].taken(bar, values[flat].shape[self._ranked[flat].axis])

@@ -25,6 +25,7 @@ from msgspec.structs import asdict, replace
 
 from edge_runtime.errors import CapExceededError, PackageError
 from edge_runtime.figures import MIB, whole_size
+from edge_runtime.package.held import moved_part
 from edge_runtime.package.manifest import (
     ARITHMETICS,
     BLOCK_ARITHMETICS,
@@ -72,6 +73,8 @@ ARENA_FACTOR, ARENA_BYTES = 1.55, 3 << 20
 WORKSPACE_FACTOR = 0.5
 #: Copies of the slices: values, their change, one gradient, and the encoded blobs in and out.
 SLICE_COPIES = 5
+#: Copies of what comes with the slices and does not move: values, and the blob that they came in.
+HELD_COPIES = 2
 FLOAT_BYTES = 4
 #: Copies of one block's keys and values while a token joins them: before, the engine's result, and its copy.
 CACHE_COPIES = 2
@@ -110,6 +113,7 @@ class Work(Struct, frozen=True):
         keeps_tokenizer: whether the tokenizer stays, because texts come while the programs are loaded.
         generates: whether text is generated, one example of up to ``sequence`` tokens, by the decode programs.
         one_slice: whether each direction moves one slice alone, so that nothing is computed of it before that slice.
+        sketch_bytes: memory of the projections by which slices are sketched; 0 where they are not.
     """
 
     batch_size: int
@@ -121,6 +125,7 @@ class Work(Struct, frozen=True):
     keeps_tokenizer: bool = False
     generates: bool = False
     one_slice: bool = False
+    sketch_bytes: int = 0
 
 
 class PeakPrediction(Struct, frozen=True):
@@ -309,9 +314,10 @@ class Planner:
         read = len(manifest.head_blocks or ()) * (2 + (choice.draws_at_a_time if work.slices else 0))
         pooled = work.batch_size * manifest.base.hidden_size * FLOAT_BYTES * read
         labels = tokens * _ITEM_BYTES["int64"] if manifest.task == "causal_lm" else 0
-        trained = sum(spec.dimensions for spec in manifest.slices) * FLOAT_BYTES
+        moved = sum(moved_part(spec).dimensions for spec in manifest.slices) * FLOAT_BYTES
+        held = sum(spec.dimensions for spec in manifest.slices) * FLOAT_BYTES - moved
         tangents = (
-            sum(manifest.slice_named(name).dimensions for name in work.slices)
+            sum(moved_part(manifest.slice_named(name)).dimensions for name in work.slices)
             * FLOAT_BYTES
             * _directions_kept(work)
         )
@@ -329,7 +335,11 @@ class Planner:
             weights_bytes=self._weights_bytes(choice),
             live_bytes=self._live_bytes(work, choice),
             waiting_bytes=hidden + masks + labels + pooled,
-            slices_bytes=SLICE_COPIES * trained + 2 * tangents + work.sums_bytes,
+            slices_bytes=SLICE_COPIES * moved
+            + HELD_COPIES * held
+            + 2 * tangents
+            + work.sums_bytes
+            + work.sketch_bytes,
             load_bytes=self._floor_bytes + max(0, tokenizer - RELEASED_AT_LOAD_BYTES),
         )
 

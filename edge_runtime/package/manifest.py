@@ -341,6 +341,24 @@ class QuantisationEffect(Struct, frozen=True):
     jvp_cosine: float
 
 
+class TopActivations(Struct, frozen=True):
+    """That feed-forward parts keep each token's largest activations alone, and what that does.
+
+    Attributes:
+        kept: number of activations that are kept.
+        width: number of activations of a feed-forward part.
+        density: share of activations that were not zero on the rows of the self-check, a mean over all parts.
+        positive: share that had been above zero before the choice.
+        dense_live: largest live sets of the last block's dual program if all were kept, by arithmetic.
+    """
+
+    kept: PositiveCount
+    width: PositiveCount
+    density: float
+    positive: float
+    dense_live: dict[Arithmetic, tuple[tuple[SizeTerm, ...], ...]] = {}
+
+
 class Manifest(Struct, frozen=True):
     """Everything a device needs to know of a package.
 
@@ -370,6 +388,7 @@ class Manifest(Struct, frozen=True):
         head_blocks: numbers of the blocks that the head reads side by side, in a run that asks for it
             (:mod:`edge_runtime.package.block_head`); UNSET in every package's file.
         head_exits: numbers of the blocks that the head may read one at a time, in a run with exits; UNSET likewise.
+        mlp_topk: what of the feed-forward parts' activations is kept; UNSET for all.
     """
 
     format_version: PositiveCount
@@ -394,6 +413,7 @@ class Manifest(Struct, frozen=True):
     generation: Generation | None = None
     head_blocks: tuple[Count, ...] | UnsetType = UNSET
     head_exits: tuple[Count, ...] | UnsetType = UNSET
+    mlp_topk: TopActivations | UnsetType = UNSET
 
     def slice_named(self, name: str) -> SliceSpec:
         """The slice of that name.

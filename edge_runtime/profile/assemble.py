@@ -17,6 +17,7 @@ from edge_runtime.profile.document import (
 from edge_runtime.profile.facts import FEWEST_CHECKED_STEPS, bins, growth, phase_peaks, step_seconds, tensors
 from edge_runtime.profile.identity import identify
 from edge_runtime.profile.measure import Observer, ProfileRun
+from edge_runtime.profile.top_activations import top_activations_line
 from edge_runtime.profile.what_if import edges, what_if, worst_case
 
 #: Largest number of samples of the timeline in a report.
@@ -44,6 +45,8 @@ def fill_profile(run: ProfileRun, asked: Work, command: str, ways: list[Comparis
             f"No leak check: it needs {FEWEST_CHECKED_STEPS} steps after the warm-up, so at least "
             f"{FEWEST_CHECKED_STEPS * 5 // 4} steps."
         )
+    if (line := top_activations_line(run.planner, plan)) is not None:
+        run.notes.append(line)
     samples = tuple(
         TimelineSample(s.seconds, s.phase, s.resident_bytes, s.anonymous_bytes, s.file_bytes)
         for s in sampler.samples

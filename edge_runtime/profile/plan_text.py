@@ -10,6 +10,7 @@ from edge_runtime.figures import column_mib, duration, plural, size
 from edge_runtime.memory.plan import USABLE_SHARE, Plan
 from edge_runtime.profile.request import PlanRequest
 from edge_runtime.profile.text import cap_setting, edge_lines, gradient_words, option_lines, table
+from edge_runtime.profile.top_activations import top_activations_line
 from edge_runtime.profile.what_if import edges, what_if
 
 PREDICTED_PARTS = {
@@ -97,6 +98,8 @@ def _lines(request: PlanRequest, *, with_options: bool) -> Iterator[str]:
     yield f"plan      weights {choice.weights}, {_at_a_time(plan)}"
     if planned := planner.planned_bytes(work):
         yield f"planned   {size(planned)} ahead of time by {request.engine}, for all programs of this work"
+    if (line := top_activations_line(planner, plan)) is not None:
+        yield f"top-k     {line}"
     yield f"given up  {'; '.join(plan.gave_up) or 'nothing'}"
     yield f"step      {_step(request, plan)}"
     yield f"cap       {cap_setting(planner.smallest_cap(request.work))} is the smallest that this work fits"

@@ -54,8 +54,8 @@ PER_EXAMPLE: tuple[Directions, ...] = ("per_example", "one_slice", "dealt")
 #: Kinds of which each direction moves one slice alone.
 ONE_SLICE: tuple[Directions, ...] = ("one_slice", "dealt")
 Loss = Literal["cross_entropy", "phuber"]
-#: Contents of a result: the change of the trained values, or the numbers from which it is computed again.
-ReportKind = Literal["weights", "scalars"]
+#: Contents of a result: the change of the trained values, the numbers from which it is computed again, or its sketch.
+ReportKind = Literal["weights", "scalars", "sketch"]
 #: Ways to train the head: by its exact gradient, perturbed like a slice as published methods do, or solved in closed
 #: form from sums that devices make in one pass.
 HeadUpdate = Literal["exact", "perturbed", "closed_form"]
@@ -71,6 +71,8 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 LossLimit = Annotated[float, Meta(ge=0, le=1e6)]
 #: Ranks that a step trains, explained in :mod:`edge_runtime.training.step_rank`.
 RankMode = Literal["fixed", "dynamic", "dynamic_frozen"]
+#: Numbers of a sketch; a pursuit takes a row of the projection for each.
+SketchSize = Annotated[int, Meta(ge=0, le=1 << 16)]
 Candidates = Annotated[int, Meta(ge=1, le=1000)]
 #: Most parts that the sums of one device may have in the sums of a chain of runs.
 MOST_PARTS = 64
@@ -139,12 +141,13 @@ class LocalOptimizer(Struct, frozen=True):
 
     Attributes:
         name: rule of the step: ``"accumulate"`` sums the gradients at the values the task came with, ``"sgd"`` moves
-            after every step, ``"adamw"`` normalises on the device, for comparison with published methods.
+            after every step, ``"adamw"`` normalises on the device, for comparison with published methods, and ``"sgc"``
+            does so with moments kept as sketches (``sketch_size``).
         slice_rate: learning rate of the slices.
         head_rate: learning rate of the head.
     """
 
-    name: Literal["accumulate", "sgd", "adamw"] = "accumulate"
+    name: Literal["accumulate", "sgd", "adamw", "sgc"] = "accumulate"
     slice_rate: Rate = 1.0
     head_rate: Rate = 1.0
 
@@ -178,7 +181,8 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
             differences of losses, ``"best"`` leaves it to each device: backpropagation where package, cap, disk and
             deadline allow it, or else forward mode with as many of the ``draws`` as fit.
         report: content of a result: ``"weights"``, the change of the trained values, or ``"scalars"``, the directional
-            derivatives, of which the coordinator makes the same change again; not under ``update = "backprop"``.
+            derivatives, of which the coordinator makes the same change again, not under ``update = "backprop"``; or
+            ``"sketch"``, of each slice's change its ``sketch_entries`` largest numbers projected to ``sketch_size``.
         phuber_tau: knot of the loss ``phuber``: where the label has a probability below 1/tau, the loss is a straight
             line.
         head: way to train the head: ``"exact"`` by its gradient; ``"perturbed"`` estimates that like a slice's, as
@@ -207,6 +211,9 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
         exits: numbers of the blocks behind which a text may leave the model, all of which share the head: a device has
             those up to the deepest that fits its cap, and each step takes one of them, drawn anew. Empty: the whole
             model, or the blocks that ``features`` names. The run's values are those of the deepest exit.
+        sketch_size: number k of numbers to which a slice is sketched, for ``report = "sketch"`` and the local optimiser
+            ``"sgc"``: at least seven times ``sketch_entries``, and no more than a slice has; 0 where nothing is.
+        sketch_entries: number s of a slice's numbers, the largest, that its sketch stands for.
     """
 
     seed: Seed
@@ -232,6 +239,8 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
     rank_mode: RankMode = "fixed"
     sums_projection: Annotated[int, Meta(ge=0, le=8192)] = 0
     exits: Blocks = ()
+    sketch_size: SketchSize = 0
+    sketch_entries: SketchSize = 0
 
 
 class Task(TrainingSettings, frozen=True, kw_only=True):

@@ -132,6 +132,7 @@ def _add_sampling(sub: argparse.ArgumentParser) -> None:
 def _predict(arguments: argparse.Namespace) -> int:
     import msgspec
 
+    from edge_runtime.serving.lines import PredictLine
     from edge_runtime.serving.predict import open_rows, predict_rows, predict_text
     from edge_runtime.serving.session import InferenceSession
 
@@ -144,15 +145,15 @@ def _predict(arguments: argparse.Namespace) -> int:
     rows = None if arguments.text is not None else open_rows(arguments.data)
     model.prepare()
 
-    def write(fields: dict[str, object]) -> None:
-        sys.stdout.buffer.write(msgspec.json.encode(fields) + b"\n")
+    def write(line: PredictLine) -> None:
+        sys.stdout.buffer.write(msgspec.json.encode(line) + b"\n")
         sys.stdout.buffer.flush()
 
     task = model.package.manifest.task
     with InferenceSession.start(model.job()) as session:
         if rows is None:
-            for fields in predict_text(session, task, arguments.text, sampling):
-                write(fields)
+            for line in predict_text(session, task, arguments.text, sampling):
+                write(line)
             return 0
         file, name = rows
         with file:

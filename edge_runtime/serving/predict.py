@@ -5,21 +5,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
+
+from msgspec.structs import replace
 
 from edge_runtime.data.rows import Line, read_each_row
 from edge_runtime.errors import ArtefactError, DataError, DeviceError, EdgeError
 from edge_runtime.inference.requests import Finished, GenerateText, Sampling
 from edge_runtime.package.manifest import TaskKind
+from edge_runtime.serving.lines import ErrorLine, FinishedLine, LabelLine, PieceLine, PredictLine
 from edge_runtime.serving.session import InferenceSession
-
-#: What a line of output holds.
-Fields = dict[str, Any]
 
 
 def predict_text(
     session: InferenceSession, task: TaskKind, text: str, sampling: Sampling
-) -> Iterator[Fields]:
+) -> Iterator[LabelLine | PieceLine | FinishedLine]:
     """What a package says of one text: a label with probabilities, or pieces of a text and its end.
 
     Raises:
@@ -27,19 +27,23 @@ def predict_text(
     """
     if task == "classification":
         found = session.classify(text)
-        depth = {"depth": found.depth} if found.depth else {}
-        yield {"label": found.label, "probabilities": found.probabilities, "tokens": found.tokens, **depth}
+        yield LabelLine(
+            label=found.label,
+            probabilities=found.probabilities,
+            tokens=found.tokens,
+            depth=found.depth,
+        )
         return
     for answer in session.generate(GenerateText(text, sampling)):
         if isinstance(answer, Finished):
-            yield {
-                "finished": answer.reason,
-                "prompt_tokens": answer.prompt_tokens,
-                "tokens": answer.tokens,
-                "seconds": round(answer.seconds, 6),
-            }
+            yield FinishedLine(
+                finished=answer.reason,
+                prompt_tokens=answer.prompt_tokens,
+                tokens=answer.tokens,
+                seconds=round(answer.seconds, 6),
+            )
         else:
-            yield {"text": answer.text, "tokens": answer.tokens}
+            yield PieceLine(text=answer.text, tokens=answer.tokens)
 
 
 def predict_rows(
@@ -48,7 +52,7 @@ def predict_rows(
     file: BinaryIO,
     name: str,
     sampling: Sampling,
-    write: Callable[[Fields], None],
+    write: Callable[[PredictLine], None],
 ) -> DataError | None:
     """Predict each row of a file as it comes. A row that cannot be used gets an error in its place, without its text.
 
@@ -72,7 +76,7 @@ def predict_rows(
         error = _row(session, task, line, number, sampling, write)
         if error is not None:
             bad += 1
-            write({"row": number, "error": str(error)})
+            write(ErrorLine(row=number, error=str(error)))
     if rows == 0:
         return DataError(f"{name} is empty; it needs at least one row")
     if bad:
@@ -88,14 +92,14 @@ def _row(
     line: Line | DataError,
     number: int,
     sampling: Sampling,
-    write: Callable[[Fields], None],
+    write: Callable[[PredictLine], None],
 ) -> EdgeError | None:
     """Predict one row; the error, if it cannot be used."""
     if isinstance(line, DataError):
         return line
     try:
-        for fields in predict_text(session, task, line.text, sampling):
-            write({"row": number, **fields})
+        for each in predict_text(session, task, line.text, sampling):
+            write(replace(each, row=number))
     except (DeviceError, ArtefactError) as error:
         if not session.alive:
             raise

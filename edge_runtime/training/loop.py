@@ -16,6 +16,7 @@ from edge_runtime.training.line import LINE, mean_along
 from edge_runtime.training.optimizers import Optimizer, make_optimizer
 from edge_runtime.training.progress import Keeper, Progress
 from edge_runtime.training.replay import SCALARS, STEPS
+from edge_runtime.training.sketch import sketch_of, sketched
 from edge_runtime.training.step import LocalWork
 from edge_runtime.training.step_exit import step_exit
 from edge_runtime.training.step_rank import step_rank
@@ -63,7 +64,10 @@ def train_locally(
     task, row_count = work.task, len(work.examples.ids)
     estimator = estimator_of(work)
     optimizer = make_optimizer(
-        task.optimizer, values, list(shapes([*work.estimated_slices, *work.exact_heads]))
+        task.optimizer,
+        values,
+        list(shapes([*work.estimated_slices, *work.exact_heads])),
+        sketch_of(task),
     )
     batches = draw_batches(
         row_count,
@@ -113,6 +117,9 @@ def train_locally(
         delta = {name: moved for name, moved in delta.items() if name not in replayed}
         if scalars:
             delta |= {SCALARS: np.stack(scalars), STEPS: np.array(applied, np.float32)}
+    sketch = sketch_of(task)
+    if task.report == "sketch" and sketch is not None:
+        delta = sketched(delta, work.estimated_slices, sketch)
     delta = delta | mean_along(lines)
     return Trained(delta, seen, len(applied), len(batches) - len(applied), loss_sum)
 

@@ -12,9 +12,12 @@ from edge_runtime.package.block_head import with_block_head
 from edge_runtime.package.manifest import Manifest
 from edge_runtime.protocol.messages import PER_EXAMPLE, LocalOptimizer, Task, TrainingSettings
 from edge_runtime.slices.kinds import KINDS
+from edge_runtime.training.trainable import trained_part
 
 #: Number of projections in one block of their Gram matrix, of which all have a whole number.
 PROJECTED_BLOCK = 128
+#: Fewest numbers of a sketch for each number that it stands for (SGC, arXiv 2502.00311).
+SKETCH_SHARE = 7
 
 
 def check_method(settings: TrainingSettings) -> None:
@@ -53,6 +56,7 @@ def check_method(settings: TrainingSettings) -> None:
     if settings.rank_mode != "fixed":
         _check_ranks(settings)
     _check_projection(settings)
+    _check_sketch(settings)
     if settings.exits:
         _check_exits(settings)
     if settings.candidates > 1 and settings.directions != "filtered":
@@ -74,6 +78,70 @@ def _check_ranks(settings: TrainingSettings) -> None:
             f'rank_mode = "{mode}" changes the variance of an estimate from step to step, by which update = "best" '
             'weighs devices; take update = "forward"'
         )
+
+
+def _check_sketch(settings: TrainingSettings) -> None:
+    """A sketch must be long enough that what it stands for is found in it, and of numbers that all devices have."""
+    size, entries = settings.sketch_size, settings.sketch_entries
+    if settings.report == "sketch" and not size:
+        raise ConfigError('report = "sketch" needs sketch_size and sketch_entries: set both')
+    if not size and entries:
+        raise ConfigError(
+            f"sketch_entries = {entries} needs a sketch_size of at least {SKETCH_SHARE * entries}"
+        )
+    if size and size < SKETCH_SHARE * max(1, entries):
+        raise ConfigError(
+            f"sketch_size = {size} must be at least {SKETCH_SHARE} times sketch_entries = {entries}, or matching "
+            f"pursuit often fails; take sketch_size = {SKETCH_SHARE * max(1, entries)}"
+            + (f" or sketch_entries = {size // SKETCH_SHARE}" if size >= SKETCH_SHARE else "")
+        )
+    if size and not entries:
+        raise ConfigError(
+            f"sketch_size = {size} needs sketch_entries: take sketch_entries = {size // SKETCH_SHARE}"
+        )
+    if settings.report != "sketch":
+        return
+    if settings.update == "best":
+        raise ConfigError(
+            'update = "best" weighs each tensor by its variance, and report = "sketch" mixes those of a slice: take '
+            'report = "weights"'
+        )
+    if settings.rank_mode != "fixed":
+        raise ConfigError(
+            f'rank_mode = "{settings.rank_mode}" gives devices slices of unlike size, whose sketches cannot be added: '
+            'take report = "weights"'
+        )
+
+
+def check_sketches(
+    settings: TrainingSettings,
+    optimizer: LocalOptimizer,
+    manifest: Manifest,
+    slices: Sequence[str],
+    *,
+    freeze_a: bool,
+) -> None:
+    """Check that sketches fit the slices of a package.
+
+    Args:
+        settings: settings of the training.
+        optimizer: the device's own optimiser.
+        manifest: the package's manifest.
+        slices: names of the slices that are trained.
+        freeze_a: whether LoRA's B alone is trained.
+
+    Raises:
+        ConfigError: the optimiser has no size for its moments, or a slice is no larger than its sketch.
+    """
+    if optimizer.name == "sgc" and not settings.sketch_size:
+        raise ConfigError('local_optimizer "sgc" keeps sketches: set sketch_size and sketch_entries')
+    for name in slices:
+        numbers = trained_part(manifest.slice_named(name), freeze_a).dimensions
+        if settings.sketch_size > numbers:
+            raise ConfigError(
+                f"sketch_size = {settings.sketch_size} is more than the {numbers} numbers of slice {name} of package "
+                f"{manifest.name}, so nothing would be saved: take at most {numbers}, or leave sketches out"
+            )
 
 
 def _check_projection(settings: TrainingSettings) -> None:
@@ -156,6 +224,8 @@ def check_task(task: Task, manifest: Manifest) -> None:
         raise ConfigError(
             f"task {task.task_id} gathers sums for a head in closed form: it must train no slice, and name features"
         )
+    if task.slices:
+        check_sketches(task, task.optimizer, manifest, task.slices, freeze_a=task.freeze_a)
     if task.rank_mode != "fixed" and task.slices:  # without slices the head warms up
         check_rank_mode(task, manifest, task.slices, task.optimizer)
     for kind in {manifest.slice_named(name).kind for name in task.slices}:
@@ -180,10 +250,10 @@ def check_rank_mode(
     Raises:
         ConfigError: a slice's rank is fixed, no slice is trained, or the optimiser moves what has no gradient.
     """
-    if optimizer.name == "adamw":
+    if optimizer.name in ("adamw", "sgc"):
         raise ConfigError(
-            f'rank_mode = "{settings.rank_mode}" moves some ranks in a step, and local_optimizer "adamw" would move '
-            'all by what it remembers; take "accumulate" or "sgd"'
+            f'rank_mode = "{settings.rank_mode}" moves some ranks in a step, and local_optimizer "{optimizer.name}" '
+            'would move all by what it remembers; take "accumulate" or "sgd"'
         )
     if not slices:
         raise ConfigError(

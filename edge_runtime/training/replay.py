@@ -23,6 +23,7 @@ from edge_runtime.package.slices import FloatArray, Values, shapes
 from edge_runtime.protocol.messages import PER_EXAMPLE, Task
 from edge_runtime.training.gradient import estimate
 from edge_runtime.training.optimizers import make_optimizer
+from edge_runtime.training.sketch import sketch_of
 from edge_runtime.training.step_exit import within
 from edge_runtime.training.step_rank import step_rank
 from edge_runtime.training.tangents import draw_tangents
@@ -52,7 +53,7 @@ def replay(
         SliceError: the numbers are so large that the change they make is not finite.
     """
     moved = estimated_slices(task, specs)
-    optimizer = make_optimizer(task.optimizer, values, list(shapes(moved)))
+    optimizer = make_optimizer(task.optimizer, values, list(shapes(moved)), sketch_of(task))
     if SCALARS in report:
         with np.errstate(over="ignore", invalid="ignore"):
             for number, scalars in zip(report[STEPS], report[SCALARS], strict=True):

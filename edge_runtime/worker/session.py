@@ -27,6 +27,7 @@ from edge_runtime.training.gather_sums import gather_sums
 from edge_runtime.training.loop import Trained, train_locally
 from edge_runtime.training.methods import check_task
 from edge_runtime.training.progress import Keeper
+from edge_runtime.training.sketch import projection_bytes
 from edge_runtime.training.step import LocalWork
 from edge_runtime.training.trainable import estimated_slices
 from edge_runtime.worker.jobs import EvaluateOutcome, TrainOutcome
@@ -75,7 +76,15 @@ class TaskSession:
         estimated = estimated_slices(task, manifest.slices)
         names = tuple(spec.name for spec in estimated)
         one_slice = task.directions in ONE_SLICE
-        work = Work(task.batch_size, examples.longest, task.draws, names, task.update, one_slice=one_slice)
+        work = Work(
+            task.batch_size,
+            examples.longest,
+            task.draws,
+            names,
+            task.update,
+            one_slice=one_slice,
+            sketch_bytes=projection_bytes(task, estimated),
+        )
         if task.head == "closed_form":
             work = sums_work(manifest, task, len(examples.ids), examples.longest)
         filtered = None if reference is None else decode_reference(reference, estimated)

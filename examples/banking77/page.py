@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from coordinator.admin.page import Additions, largest, last_score, run_page
 from coordinator.admin.report import read_report
+from coordinator.rounds.summary import RunSummary
 from edge_runtime.figures import duration, size
 from edge_runtime.html.line_chart import Line
 
@@ -25,7 +26,8 @@ def write_page(output: Path, reference: dict[str, Any] | None, agreement: Agreem
 
     Args:
         output: folder of the demo; its ``run/`` holds the coordinator's own report.
-        reference: stored accuracies of the other arms; None if they do not apply to these settings.
+        reference: stored accuracies of the other arms; None if they do not apply to these settings. A run that
+            stopped before their last round is not compared with them.
         agreement: how the peft adapter agrees with the runtime.
         seconds: time the demo has taken so far, set-up not counted.
     """
@@ -34,7 +36,7 @@ def write_page(output: Path, reference: dict[str, Any] | None, agreement: Agreem
     report: dict[str, Any] = {
         "one_visit_accuracy": last_score(visit),
         "one_visit_bytes_up": sum(entry.bytes_up for entry in visit.rounds),
-        "accuracy": last_score(run),
+        "accuracy": _standing(run),
         "reference_accuracy": None,
         "head_only_accuracy": None,
         "gain_kept": None,
@@ -48,7 +50,10 @@ def write_page(output: Path, reference: dict[str, Any] | None, agreement: Agreem
         "peft_accuracy": agreement.peft_accuracy,
         "adapter": str(output / "adapter"),
     }
-    if reference is not None:
+    if (
+        reference is not None
+        and run.rounds_committed >= reference["backpropagation"]["curve"][-1]["round"] + 1
+    ):
         report.update(_compared(report["accuracy"], reference))
     comparisons = _comparisons(report)
     page = run_page(
@@ -64,6 +69,15 @@ def write_page(output: Path, reference: dict[str, Any] | None, agreement: Agreem
     (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     (output / "report.html").write_text(page, encoding="utf-8")
     return _text(report, comparisons, output)
+
+
+def _standing(run: RunSummary) -> float | None:
+    """Accuracy of the values that stand: the best evaluation's if patience ended the run, else the last one's."""
+    scores = [entry.accuracy for entry in run.counting if entry.accuracy is not None]
+    patience = run.config.patience
+    if patience and scores and len(scores) - 1 - scores.index(max(scores)) >= patience:
+        return max(scores)
+    return last_score(run)
 
 
 def _lines(reference: dict[str, Any] | None) -> tuple[Line, ...]:
@@ -96,6 +110,7 @@ def _comparisons(report: dict[str, Any]) -> list[tuple[str, str]]:
             f"{_percent(report['one_visit_accuracy'])}, {size(report['one_visit_bytes_up'])} up",
         ),
         ("forward mode, accuracy on 1,000 dev rows", f"{_percent(report['accuracy'])} (chance is 1.3 %)"),
+        ("forward mode over one visit", _over_visit(report)),
     ]
     if report["reference_accuracy"] is not None:
         lines += [
@@ -113,6 +128,13 @@ def _comparisons(report: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("adapter", report["adapter"]),
     ]
+
+
+def _over_visit(report: dict[str, Any]) -> str:
+    """How far training ended from the visit, and which of the two to take on these data."""
+    points = 100 * (report["accuracy"] - report["one_visit_accuracy"])
+    advice = "training pays here" if points > 0 else "on these data take the visit, and train nothing"
+    return f"{points:+.1f} points: {advice}"
 
 
 def _gain(report: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from export.autodiff.dual_rules import MissingRuleError
 from export.autodiff.dual_rules_closed import gelu_slope, tanh_gelu_slope
+from export.model.top_activations import largest, pick, place
 from export.quantisation.quantise import frozen_linear, frozen_linear_transposed
 
 aten = torch.ops.aten
@@ -31,7 +32,7 @@ Pullback = Callable[[Tensor, int], Any]
 AdjointRule = Callable[[Sequence[Any], dict[str, Any]], tuple[Any, Pullback]]
 ADJOINT_RULES: dict[Any, AdjointRule] = {}
 #: Sizes and indices: piecewise constant, so that no cotangent passes.
-CONSTANT = frozenset({aten.sym_size.int, aten.argmax.default})
+CONSTANT = frozenset({aten.sym_size.int, aten.argmax.default, largest})
 #: Operators whose pullback works entry by entry, so that it may be given a cotangent with sides of 1.
 ELEMENTWISE: set[Any] = set()
 
@@ -76,6 +77,8 @@ _linear(aten.squeeze.dims, lambda args, bar: aten.reshape(bar, args[0].shape))
 _linear(aten.reshape.default, lambda args, bar: aten.reshape(bar, args[0].shape))
 _linear(aten.view.default, lambda args, bar: aten.reshape(bar, args[0].shape))
 _linear(aten.expand.default, lambda args, bar: bar)
+_linear(pick, lambda args, bar: place(bar, args[1], args[0].shape[-1]))
+_linear(place, lambda args, bar: pick(bar, args[1]))
 ELEMENTWISE.update((aten.neg.default, aten.clone.default, aten._to_copy.default))
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from edge_runtime.errors import ModelError
+from export.model.top_activations import largest, pick, place
 from export.quantisation.quantise import frozen_linear
 
 aten = torch.ops.aten
@@ -161,6 +162,10 @@ def _gather(args: Sequence[Any], dots: Sequence[Any], _: dict[str, Any]) -> tupl
     return aten.gather(x, axis, index), aten.gather(dots[0], axis_of_tangent(axis), dot_index)
 
 
+_linear(pick, lambda args, dot: (args[1],))
+_linear(place, lambda args, dot: (args[1], args[2]))
+
+
 @rule(aten.linear.default)
 def _linear_layer(args: Sequence[Any], dots: Sequence[Any], _: dict[str, Any]) -> tuple[Any, Any]:
     x, weight = args[:2]
@@ -193,6 +198,11 @@ def _size(args: Sequence[Any], _dots: Sequence[Any], _: dict[str, Any]) -> tuple
 @rule(aten.argmax.default)
 def _argmax(args: Sequence[Any], _dots: Sequence[Any], _: dict[str, Any]) -> tuple[Any, Any]:
     return aten.argmax(*args), ZERO
+
+
+@rule(largest)
+def _largest(args: Sequence[Any], _dots: Sequence[Any], _: dict[str, Any]) -> tuple[Any, Any]:
+    return largest(*args), ZERO
 
 
 # --- sums and products -----------------------------------------------------------------------------------

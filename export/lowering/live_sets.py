@@ -25,7 +25,7 @@ from export.lowering.trace import BATCH, BEFORE, DRAWS, SEEN, SEQUENCE
 ALIASES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten"})
 #: Operators that overwrite their first input where it has no later use. Sums, products and most functions
 #: of one element do not: the engine gives them a buffer of their own.
-IN_PLACE = frozenset({"Softmax", "LogSoftmax", "Tanh", "Sigmoid", "Relu", "Clip", "Cast"})
+IN_PLACE = frozenset({"Softmax", "LogSoftmax", "Tanh", "Sigmoid", "Relu", "Clip", "Cast", "ScatterElements"})
 #: Working memory of a quantised product, in bytes for each element of its left operand: the operand in
 #: int8, and for every 32 of them a scale and a sum.
 QUANTISED_ROW_BYTES = 1.25

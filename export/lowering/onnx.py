@@ -27,6 +27,7 @@ from torch.onnx._internal.fx.passes import type_promotion
 
 from edge_runtime.engines.names import OUTPUT_SUFFIX
 from export.lowering.trace import BEFORE, SEEN, TracedProgram
+from export.model.top_activations import largest, pick, place
 from export.quantisation.quantise import BLOCK, frozen_embedding, frozen_linear, frozen_linear_transposed
 
 aten = torch.ops.aten
@@ -148,6 +149,9 @@ def _translations() -> _registration.ONNXRegistry:
         torch.ops.edge.reshape_by_position.default: _to_reshape,
         aten.gelu.default: _to_gelu,
         aten.squeeze.dims: _to_squeeze,
+        largest: _to_largest,
+        pick: _to_pick,
+        place: _to_place,
     }
     for operator, translation in own.items():
         registry.register_op(operator, translation)
@@ -258,6 +262,34 @@ def _to_gelu(x: Any, approximate: str = "none") -> Any:
 
 def _to_squeeze(x: Any, dim: Sequence[int]) -> Any:
     return op.Squeeze(x, op.Constant(value_ints=[axis for axis in dim if x.shape[axis] == 1]))
+
+
+def _to_largest(x: Any, count: int) -> Any:
+    _, places = op.TopK(x, op.Constant(value_ints=[count]), axis=-1, sorted=0)
+    places.shape, places.dtype = ir.Shape([*x.shape[:-1], count]), ir.DataType.INT64
+    return op.Cast(places, to=ir.DataType.INT32)
+
+
+def _to_pick(x: Any, index: Any) -> Any:
+    return op.GatherElements(x, _as_wide(index, x), axis=-1)
+
+
+def _to_place(kept: Any, index: Any, width: int) -> Any:
+    sides = op.Concat(op.Shape(kept, start=0, end=-1), op.Constant(value_ints=[width]), axis=0)
+    zeros = op.ConstantOfShape(sides)
+    zeros.shape, zeros.dtype = ir.Shape([*kept.shape[:-1], width]), ir.DataType.FLOAT
+    return op.ScatterElements(zeros, _as_wide(index, kept), kept, axis=-1)
+
+
+def _as_wide(index: Any, x: Any) -> Any:
+    """Places (B, T, k) repeated over the draws of a tangent (K, B, T, ...)."""
+    if len(index.shape) == len(x.shape):
+        return index
+    count = int(index.shape[-1])
+    sides = op.Concat(op.Shape(x, start=0, end=-1), op.Constant(value_ints=[count]), axis=0)
+    wide = op.Expand(index, sides)
+    wide.shape, wide.dtype = ir.Shape([*x.shape[:-1], count]), ir.DataType.INT32
+    return wide
 
 
 def _name_reshapes_by_position(graph: fx.Graph) -> None:

@@ -1,7 +1,7 @@
 """From a segment to its primal, entry, dual and adjoint programs, as ``torch.export`` records them.
 
 * primal: values and slices in, values out;
-* entry: the same plus tangents of the slices; the incoming hidden state has none;
+* entry: the same plus tangents of the slices, except tensors that no device moves; the incoming hidden state has none;
 * dual: the same plus tangents of the hidden state;
 * decode: the primal program of a segment that was captured with cached keys and values, from which the next token
   comes; its tokens before are a dynamic side of their own;
@@ -27,6 +27,7 @@ from edge_runtime.errors import ModelError
 from export.autodiff.adjoint import AdjointInterpreter
 from export.autodiff.dual import ZERO, DualInterpreter, Tangent, Zero
 from export.capture.segment import SegmentGraph
+from export.slices.kinds import HELD
 
 ProgramKind = Literal["primal", "entry", "dual", "adjoint", "decode"]
 #: Values that carry a tangent from segment to segment; everything else that flows is constant.
@@ -65,7 +66,7 @@ class _Program(nn.Module):
         carried = [name for name in segment.values if name in DIFFERENTIATED and kind == "dual"]
         # The head's own parameters are trained by their exact gradient and never carry a tangent.
         plain = kind in ("primal", "decode")
-        moved = [name for name in slices if not plain and segment.name != "head"]
+        moved = [] if plain or segment.name == "head" else moved_slices(segment)
         self.dotted = [*carried, *moved]
         self.names = [*segment.values, *slices]
         self.input_names = [*self.names, *(f"{name}_dot" for name in self.dotted), *weights]
@@ -101,7 +102,7 @@ class _AdjointProgram(nn.Module):
         super().__init__()
         ends = "loss" in segment.outputs
         # The head's own parameters are trained by their gradient in closed form, at the device.
-        self.wanted = ["hidden", *([] if ends else segment.slices)]
+        self.wanted = ["hidden", *([] if ends else moved_slices(segment))]
         self.names = [*segment.values, *segment.slices]
         self.input_names = [*self.names, *([] if ends else ["hidden_bar"]), *segment.weights]
         self.output_names = [*(segment.outputs if ends else []), *(f"{name}_bar" for name in self.wanted)]
@@ -119,6 +120,11 @@ class _AdjointProgram(nn.Module):
         )
         by_name = dict(zip([name for name in order if name in self.wanted], bars, strict=True))
         return [*(outputs if self.ends else []), *(by_name[name] for name in self.wanted)]
+
+
+def moved_slices(segment: SegmentGraph) -> list[str]:
+    """Names of a segment's slice tensors that devices move; of the others there are no derivatives."""
+    return [name for name, source in segment.slices.items() if source.rpartition(".")[2] not in HELD]
 
 
 def trace(

@@ -23,10 +23,12 @@ from edge_runtime.errors import ModelError
 from edge_runtime.package.manifest import Features, TaskKind, fresh_features
 from export.model.accounting import UNUSED, account
 from export.model.checkpoint import Checkpoint
+from export.model.feed_forward import feed_forward_width
 from export.model.folder import read_config, require_finite
 from export.model.heads import HEAD, Classifier, Head, LanguageModel
 from export.model.own_head import OwnHead, UnusableHead, classifier_of
 from export.model.slices import attach_slices
+from export.model.top_activations import keep_top_activations
 from export.slices.kinds import TRAINED
 from export.slices.sliced_linear import SlicedLinear, SliceOptions
 
@@ -184,6 +186,7 @@ def load_model(
     *,
     features: Features | None = None,
     rows: tuple[int, ...] = (),
+    mlp_topk: int | None = None,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
     """Build a folder's model without weights and attach slices, and a head for classification.
@@ -197,6 +200,8 @@ def load_model(
         task: what the model is trained for; ``causal_lm`` takes it with its own output layer, frozen.
         features: how the head's features are made; None for what suits the model's attention.
         rows: for the folder's own classifier, its rows in the order of the labels; empty for the folder's order.
+        mlp_topk: how many activations of each feed-forward part are kept (:mod:`export.model.top_activations`); None
+            for all.
         trust_remote_code: whether Python code of the folder's own may run.
 
     Raises:
@@ -216,6 +221,8 @@ def load_model(
     parameters = sum(parameter.numel() for parameter in base.parameters())
     blocks = find_blocks(base)
     sliced = attach_slices(base, blocks, options)
+    if mlp_topk is not None:
+        keep_top_activations(base, blocks, mlp_topk, feed_forward_width(config.to_dict()))
     arguments = {"use_cache": False} if "use_cache" in inspect.signature(base.forward).parameters else {}
     module: Classifier | LanguageModel
     classifier = None

@@ -23,6 +23,7 @@ from edge_runtime.package.manifest import (
     FORMAT_VERSION,
     MANIFEST,
     SIGNATURE,
+    Arithmetic,
     Base,
     Features,
     FileEntry,
@@ -31,10 +32,12 @@ from edge_runtime.package.manifest import (
     Program,
     Quantisation,
     Segment,
+    SizeTerm,
     SliceSpec,
     TaskKind,
     TensorRef,
     TensorSpec,
+    TopActivations,
     fresh_features,
 )
 from edge_runtime.package.package import Package, sha256_of
@@ -53,12 +56,14 @@ from export.model.json_file import read_json_object
 from export.model.load import LoadedModel, load_model
 from export.model.own_head import UnusableHead
 from export.model.slices import slice_and_tensor
+from export.model.top_activations import place
+from export.packaging.activation_density import activation_density
 from export.packaging.early_checks import check_early
 from export.packaging.head_start import HeadStart
 from export.packaging.input_moments import input_moments
 from export.packaging.library_check import LibraryModel, check_against_library
 from export.packaging.mask_scores import MaskRule, Scoring, score
-from export.packaging.programs import OFFERED, ProgramOptions, Progress, write_programs
+from export.packaging.programs import OFFERED, ProgramOptions, Progress, dual_live_sets, write_programs
 from export.packaging.self_check import (
     COSINE_LIMIT,
     check_package,
@@ -67,6 +72,7 @@ from export.packaging.self_check import (
     draw_sample,
     measure_effect,
     shortened,
+    torch_inputs,
 )
 from export.packaging.tokenizer import write_tokenizer
 from export.packaging.torch_reference import TorchReference
@@ -106,6 +112,8 @@ class ExportOptions:
         factors: what LoRA-XS's factors are made of: ``weight`` alone, or what enters the layers too
             (:mod:`export.packaging.input_moments`); other kinds pass over it.
         check_labels: label index of each of ``check_texts``, which a mask may learn from; empty if they have none.
+        mlp_topk: how many activations of each feed-forward part are kept (:mod:`export.model.top_activations`); None
+            for all. Masks and moments are made of the model with all.
     """
 
     model: Path
@@ -124,6 +132,7 @@ class ExportOptions:
     mask: MaskRule = "movement"
     factors: Factors = "weight"
     check_labels: tuple[int, ...] = ()
+    mlp_topk: int | None = None
 
 
 def export_package(
@@ -176,7 +185,8 @@ def _export(
 
     # 2. Capture as one graph, cut into segments, quantise frozen matrices: all of it on shapes alone.
     progress("Capturing the model and cutting it into segments")
-    stored = store(model, options.quantisation, with_generation=options.with_generation)
+    generates = options.with_generation and options.mlp_topk is None
+    stored = store(model, options.quantisation, with_generation=generates)
 
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.output.parent, prefix=".export-") as temporary:
@@ -198,17 +208,16 @@ def _export(
             progress(f"Comparing the model with the one that transformers loads, on {_described(batch)}")
             library = LibraryModel.of(options.model, model, trust_remote_code=trusted)
             check_against_library(library, stored, batch)
+        chosen_programs = _chosen_programs(options, model, sequence_limit)
+        # What was compared so far keeps all activations, as transformers does.
+        dense_live = dual_live_sets(stored, chosen_programs) if options.mlp_topk is not None else {}
+        if options.mlp_topk is not None:
+            model, stored = _with_top_activations(options, options.mlp_topk, start, model, progress)
         specs = _slice_specs(stored, options.slices.kind, model.classifier)
         _check_adapters_head(options, model)
         (folder / STATE).write_bytes(encode_values(_initial_values(stored, specs, adapter)))
 
         # 4. Trace and lower each distinct structure once.
-        chosen_programs = ProgramOptions(
-            position_limit=model.position_limit,
-            arithmetics=OFFERED[options.quantisation],
-            with_adjoint=options.with_adjoint,
-            executorch_limit=sequence_limit if "executorch" in options.engines else None,
-        )
         programs, names = write_programs(folder, stored, chosen_programs, progress)
         ir.save(probe(), folder / PROBE)
 
@@ -228,6 +237,8 @@ def _export(
             generation=_generation(options, model, stored),
         )
         manifest = _checked(options, folder, stored, manifest, batch, progress)
+        if options.mlp_topk is not None:
+            manifest = _with_density(options.mlp_topk, folder, stored, manifest, batch, dense_live)
         _write_signed(folder, manifest, signer)
         rename_durably(folder, options.output)
     return Package.open(options.output, signer.public_key)
@@ -261,6 +272,41 @@ def _checked(
         effect = measure_effect(plain, reference, sample)
         manifest = msgspec.structs.replace(manifest, quantisation_effect=effect)
     return manifest
+
+
+def _chosen_programs(options: ExportOptions, model: LoadedModel, sequence_limit: int) -> ProgramOptions:
+    return ProgramOptions(
+        position_limit=model.position_limit,
+        arithmetics=OFFERED[options.quantisation],
+        with_adjoint=options.with_adjoint,
+        executorch_limit=sequence_limit if "executorch" in options.engines else None,
+    )
+
+
+def _with_top_activations(
+    options: ExportOptions, kept: int, start: HeadStart, model: LoadedModel, progress: Progress
+) -> tuple[LoadedModel, StoredModel]:
+    """The model once more, whose feed-forward parts keep their largest activations."""
+    progress(f"Capturing the model once more, with {kept} activations kept of each feed-forward part")
+    model = start.again(model, kept)
+    return model, store(model, options.quantisation, with_generation=options.with_generation)
+
+
+def _with_density(
+    kept: int,
+    folder: Path,
+    stored: StoredModel,
+    manifest: Manifest,
+    batch: Batch,
+    dense_live: dict[Arithmetic, tuple[tuple[SizeTerm, ...], ...]],
+) -> Manifest:
+    """The manifest with what keeping the largest activations does to the check rows and to memory."""
+    reference = _reference(folder, stored, manifest, chosen_segments(manifest))
+    density, positive = activation_density(reference, torch_inputs(batch))
+    (width,) = {int(node.args[2]) for node in stored.segments[-2].graph.nodes if node.target is place}
+    live = {name: sets for name, sets in dense_live.items() if name in manifest.self_checks}
+    top = TopActivations(kept, width, density, positive, live)
+    return msgspec.structs.replace(manifest, mlp_topk=top)
 
 
 def _write_signed(folder: Path, manifest: Manifest, signer: PrivateKey) -> None:

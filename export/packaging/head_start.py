@@ -71,6 +71,14 @@ class HeadStart:
                 self._unused = str(reason)
         return self._load(features=self._choice.features)
 
+    def again(self, model: LoadedModel, mlp_topk: int) -> LoadedModel:
+        """The same model with the same head, whose feed-forward parts keep so many activations.
+
+        Raises:
+            ModelError: the feed-forward parts cannot be told, or have fewer.
+        """
+        return self._load(features=model.features, rows=model.rows, mlp_topk=mlp_topk)
+
     def settle(
         self,
         model: LoadedModel,

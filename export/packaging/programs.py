@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 from msgspec.structs import replace
 
-from edge_runtime.package.manifest import Arithmetic, Program, Quantisation, Variant
+from edge_runtime.package.manifest import Arithmetic, Program, Quantisation, SizeTerm, Variant
 from export.capture.segment import SegmentGraph, structure_of
 from export.lowering.arithmetic import (
     PACKED_ARITHMETICS,
@@ -92,6 +92,16 @@ def write_programs(
             by_structure[structure] = made
         names.append(by_structure[structure])
     return programs, _with_decoding(folder, stored, options, progress, programs, names)
+
+
+def dual_live_sets(
+    stored: StoredModel, options: ProgramOptions
+) -> dict[Arithmetic, tuple[tuple[SizeTerm, ...], ...]]:
+    """Largest live sets of the last block's dual program in each arithmetic; nothing is written."""
+    lowered = lower(trace(stored.segments[-2], "dual", stored.shapes, options.position_limit))
+    order_for_memory(lowered)
+    products = has_frozen_products(lowered)
+    return {a: live_sets(with_arithmetic(lowered, a) if products else lowered) for a in options.arithmetics}
 
 
 def _with_decoding(

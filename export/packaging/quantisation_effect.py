@@ -45,7 +45,7 @@ def _loss_and_jvps(
     slices: Mapping[str, Tensor],
     directions: Mapping[str, Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Loss (B,) and directional derivatives (K, B): a gradient's product with each direction."""
+    """Loss (B,) and directional derivatives (K, B): each direction's product with the gradient of its tensor."""
     loss, gradients = reference.example_gradients(inputs, slices)
-    products = [(directions[name] * gradient).flatten(2).sum(2) for name, gradient in gradients.items()]
+    products = [(direction * gradients[name]).flatten(2).sum(2) for name, direction in directions.items()]
     return loss, torch.stack(products).sum(0)

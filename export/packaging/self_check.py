@@ -27,6 +27,7 @@ from edge_runtime.execution.backpropagation import Backpropagation
 from edge_runtime.execution.decoder import Decoder
 from edge_runtime.execution.executor import Executor, Sweep
 from edge_runtime.execution.prepare import prepare
+from edge_runtime.package.held import moved_part
 from edge_runtime.package.manifest import Arithmetic, Manifest, QuantisationEffect, SelfCheck
 from edge_runtime.package.package import Package
 from edge_runtime.package.prepared import PreparedPackage
@@ -106,7 +107,7 @@ def draw_sample(package: Package, reference: TorchReference, batch: Batch) -> Ch
         reference: same segments in torch.
         batch: real text, from :func:`draw_batch`.
     """
-    trained = [spec for spec in package.manifest.slices if spec.kind != "head"]
+    trained = [moved_part(spec) for spec in package.manifest.slices if spec.kind != "head"]
     tangents = draw_tangents(_check_task(), trained, 0, range(len(batch.input_ids)))
     return CheckSample(batch, perturbed(reference), tangents)
 
@@ -297,12 +298,13 @@ def _expected(
     reference: TorchReference, slices: dict[str, Tensor], batch: Batch, tangents: Values
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Loss (B,), jvps (K, B), and the mean gradient as one vector, tensors in name order."""
-    loss, gradients = reference.example_gradients(torch_inputs(batch), slices)
+    loss, found = reference.example_gradients(torch_inputs(batch), slices)
+    gradients = {name: gradient for name, gradient in flat_values(found).items() if name in tangents}
     jvps = sum(
         (gradient * tangents[name]).reshape(*tangents[name].shape[:2], -1).sum(-1)
-        for name, gradient in flat_values(gradients).items()
+        for name, gradient in gradients.items()
     )
-    mean = {name: gradient.mean(axis=0) for name, gradient in flat_values(gradients).items()}
+    mean = {name: gradient.mean(axis=0) for name, gradient in gradients.items()}
     return loss.numpy(), np.asarray(jvps), _as_vector(mean)
 
 

@@ -122,12 +122,18 @@ def whitened_factors(weight: Tensor, moment: Tensor, rank: int, scale: float) ->
     left, singular, right = _leading(weight.double() @ (vectors * values.sqrt()) @ vectors.T, rank)
     up, down = left.double() * singular.double(), right.double() @ (vectors * values.rsqrt()) @ vectors.T
     own_up, own_down = (each.double() for each in factors(weight, rank, 1.0))
-    size = _moved(own_up, own_down, moment) / _moved(up, down, moment)
+    size = moved(own_up, own_down, moment) / moved(up, down, moment)
     return (up * size * scale).float().contiguous(), down.float().contiguous()
 
 
-def _moved(up: Tensor, down: Tensor, moment: Tensor) -> Tensor:
-    """Root mean square, over the core's entries, of what a unit in each moves the layer's output by."""
+def moved(up: Tensor, down: Tensor, moment: Tensor) -> Tensor:
+    """Root mean square, over the core's entries, of what a unit in each moves the layer's output by.
+
+    Args:
+        up: (out, r), float64.
+        down: (r, in), float64.
+        moment: second moment of what enters the layer, (in, in).
+    """
     inner = (down @ moment.double() @ down.T).diagonal()
     return (up.square().sum(dim=0)[:, None] * inner[None]).mean().sqrt()
 

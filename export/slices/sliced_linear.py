@@ -62,7 +62,8 @@ class SlicedLinear(nn.Module):
     they are made from the layer's weight.
 
     Attributes:
-        TRAINED: names of the slice's trained tensors; their shape says how large the slice is.
+        TRAINED: names of the slice's tensors, trained by devices or changed by the coordinator alone
+            (:attr:`edge_runtime.slices.kind.SliceKind.held`); their shape says how large the slice is.
         FROZEN: names of the tensors that are made from the layer's weight.
     """
 

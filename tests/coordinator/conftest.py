@@ -31,7 +31,7 @@ from edge_runtime.protocol.messages import (
 from edge_runtime.protocol.signing import PrivateKey, generate_key, sign_request
 from edge_runtime.training.line import LINE
 from edge_runtime.training.methods import measures_line
-from tests.coordinator.formula import delta_of, examples_of
+from tests.coordinator.formula import delta_of, examples_of, report_of
 
 CAP_BYTES = 1 << 30
 #: A row of data that fits the package, as a file.
@@ -138,8 +138,11 @@ class FakeDevice:
         return messages.decode(answer.task.encode(), Task) if isinstance(answer, SignedTask) else None
 
     def result(self, task: Task, scale: float = 1.0, **changed: Any) -> Result:
-        """A result whose delta depends on device and task only."""
-        delta = delta_of(self.specs, task, self.name, scale)
+        """A result whose delta, or report of scalars, depends on device and task only."""
+        whole = task.report == "weights"
+        delta = (
+            delta_of(self.specs, task, self.name, scale) if whole else report_of(self.specs, task, self.name)
+        )
         if measures_line(task) and self.line is not None:
             delta[LINE] = np.float32(self.line)
         data = encode_values(delta)
@@ -240,8 +243,9 @@ class World:
         return str(self.run()["rounds"][-1]["state"])
 
     def dump(self) -> list[str]:
-        """The whole database but the nonces, which a verified request uses up whatever comes of it."""
-        return [line for line in self.stores.storage.dump() if '"nonces"' not in line]
+        """The whole database but nonces and the audit log, which a request adds to whatever comes of it."""
+        passing = ('"nonces"', '"audit"')
+        return [line for line in self.stores.storage.dump() if not any(name in line for name in passing)]
 
     def values(self) -> bytes:
         """The run's current slice values."""

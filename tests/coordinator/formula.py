@@ -6,9 +6,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from edge_runtime.package.held import moved_part
 from edge_runtime.package.manifest import SliceSpec
 from edge_runtime.package.slices import Values
-from edge_runtime.protocol.messages import Task
+from edge_runtime.protocol.messages import PER_EXAMPLE, Task
+from edge_runtime.training.replay import SCALARS, STEPS
 
 
 def delta_of(specs: Iterable[SliceSpec], task: Task, name: str, scale: float = 1.0) -> Values:
@@ -25,8 +27,20 @@ def delta_of(specs: Iterable[SliceSpec], task: Task, name: str, scale: float = 1
     return {
         f"{spec.name}/{tensor.name}": (scale * generator.standard_normal(tensor.shape)).astype(np.float32)
         for spec in specs
-        for tensor in spec.tensors
+        for tensor in moved_part(spec).tensors
         if spec.name in names and not (task.freeze_a and tensor.name == "A")
+    }
+
+
+def report_of(specs: Iterable[SliceSpec], task: Task, name: str) -> Values:
+    """What a device hands in of a task that asks for scalars: numbers of all its steps, and the head's delta."""
+    batch = task.batch_size if task.directions in PER_EXAMPLE else 1
+    generator = np.random.default_rng([task.round, task.slot, *name.encode()])
+    heads = [spec for spec in specs if spec.name == "head"]
+    return {
+        SCALARS: generator.standard_normal((task.steps, task.draws, batch)).astype(np.float32),
+        STEPS: np.arange(task.steps, dtype=np.float32),
+        **delta_of(heads, task, name),
     }
 
 

@@ -175,6 +175,23 @@ def serve_process(state: Path, port: int) -> subprocess.Popen[str]:
     return process
 
 
+def test_log_lines_are_json_where_they_are_asked_for(tmp_path: Path) -> None:
+    """Every line on standard error of ``serve --log-format json`` is a JSON object with an event."""
+    command = [sys.executable, "-m", "coordinator.cli", "serve", "--log-format", "json", "--port", "0"]
+    command += ["--state", str(tmp_path / "state")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        first = json.loads(process.stderr.readline())
+        process.terminate()
+        assert process.wait(30) == 0
+        rest = [json.loads(line) for line in process.stderr]
+    assert first["event"] == "serving"
+    assert first["url"].startswith("http://127.0.0.1:")
+    assert all("event" in line for line in rest)
+
+
 def test_killed_while_a_result_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """After ``kill -9`` in the middle of a round, the next start knows tasks and results, and finishes."""
     state = tmp_path / "state"
@@ -318,9 +335,60 @@ def test_a_server_is_bound_as_its_options_say(
 #: Every command that asks a coordinator, with what else it must be given.
 ASKING = [
     *("token", "device revoke a", "device resume a", "device list", "run create run.toml", "run list"),
-    *("release publish", "release list"),
+    *("release publish", "release list", "user list", "user remove a", "audit"),
     *("run show", "run watch", "run stop", "run report --output out", "run fetch-slices --output out"),
+    "run export --events out",
 ]
+
+
+def test_users_are_added_listed_and_removed(
+    server: CoordinatorServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A user with a role gets a token, which works as far as the role goes; the audit log tells who did what."""
+    at = ["--state", str(server.state)]
+    assert main(["user", "list", *at]) == 0
+    assert "user add NAME" in capsys.readouterr().out
+    assert main(["user", "add", "ann", "--role", "viewer", *at]) == 0
+    token = tmp_path / "token"
+    token.write_text(capsys.readouterr().out)
+    (tmp_path / "password").write_text("long enough, really\n")
+    with_password = [
+        "user",
+        "add",
+        "bob",
+        "--role",
+        "operator",
+        "--password-file",
+        str(tmp_path / "password"),
+    ]
+    assert main([*with_password, *at]) == 0
+    assert capsys.readouterr().out == "added bob, operator\n"
+    (tmp_path / "password").write_text("short")
+    assert main([*with_password[:2], "eve", *with_password[3:], *at]) == 22
+    assert "12 to 256 characters" in capsys.readouterr().err
+    assert main([*with_password[:-1], str(tmp_path / "none"), *at]) == ConfigError.exit_code
+    assert "cannot read --password-file" in capsys.readouterr().err
+    assert main(["user", "list", "--json", *at]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [(user["name"], user["role"], user["signs_in_by"]) for user in listed] == [
+        ("ann", "viewer", "token"),
+        ("bob", "operator", "password"),
+    ]
+    as_ann = ["--url", server.url, "--admin-token-file", str(token)]
+    assert main(["run", "list", *as_ann]) == 0
+    assert main(["token", *as_ann]) == 22
+    assert "ann is viewer, and this needs the role operator" in capsys.readouterr().err
+    assert main(["user", "remove", "ann", *at]) == 0
+    assert main(["run", "list", *as_ann]) == 22
+    capsys.readouterr()
+    assert main(["audit", "--limit", "2", *at]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[3:] for line in lines[1:]] == [
+        ["admin.token", "remove", "a", "user", "ann", "done"],
+        ["ann", "make", "an", "enrolment", "token", "no_right", *lines[2].split()[9:]],
+    ]
+    assert main(["audit", "--json", *at]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 5
 
 
 @pytest.mark.parametrize("words", ASKING)
@@ -353,6 +421,7 @@ def test_every_command_asks_the_coordinator_that_is_named(
         "rollback --to 0",
         "report --output out",
         "fetch-slices --output out",
+        "export --events out",
     ],
 )
 def test_a_run_is_named_with_and_without_the_option(

@@ -65,29 +65,38 @@ def start_values() -> Values:
 
 def write_ranked_bigram(folder: Path, signer: PrivateKey) -> Bigram:
     """Write the package into ``folder``, signed."""
+    tensors = (TensorSpec("A", (1, RANK, HIDDEN), "a"), TensorSpec("B", (1, HIDDEN, RANK), "b"))
+    return write_with_slice(
+        folder, signer, PROGRAMS, SliceSpec(SLICE, "lora", (1,), "mix", tensors), start_values()
+    )
+
+
+def write_with_slice(
+    folder: Path, signer: PrivateKey, programs: dict[str, str], spec: SliceSpec, values: Values
+) -> Bigram:
+    """Write the bigram model with another slice, whose ``programs`` are ``block`` and ``block_entry``."""
     plain = write_bigram(folder, signer)
     files = {
         f"programs/{name}.onnx": onnx.parser.parse_model(HEADER + text).SerializeToString()
-        for name, text in PROGRAMS.items()
+        for name, text in programs.items()
     }
-    files["slices.safetensors"] = encode_values(start_values())
+    files["slices.safetensors"] = encode_values(values)
     for name, data in files.items():
         (folder / name).write_bytes(data)
     manifest = plain.package.manifest
     embedding, block, head = manifest.segments
-    tensors = (TensorSpec("A", (1, RANK, HIDDEN), "a"), TensorSpec("B", (1, HIDDEN, RANK), "b"))
     listed = {name: FileEntry(len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()}
     kept = {name: p for name, p in manifest.programs.items() if "decode" not in name and name != "block_dual"}
     made = replace(
         manifest,
         files={**manifest.files, **listed},
-        programs=kept | {name: _program(name) for name in PROGRAMS},
+        programs=kept | {name: _program(name, text) for name, text in programs.items()},
         segments=(
             replace(embedding, decode=None),
             replace(block, dual="block_entry", decode=None),
             replace(head, decode=None),
         ),
-        slices=(SliceSpec(SLICE, "lora", (1,), "mix", tensors),),
+        slices=(spec,),
         generation=None,
     )
     data = msgspec.json.encode(made)
@@ -101,8 +110,8 @@ def prepare_here(package: Package, folder: Path) -> PreparedPackage:
     return prepare(package.for_engine("onnxruntime"), folder, OnnxEngine(), "float", 1 << 30)
 
 
-def _program(name: str) -> Program:
-    graph = onnx.parser.parse_model(HEADER + PROGRAMS[name]).graph
+def _program(name: str, text: str) -> Program:
+    graph = onnx.parser.parse_model(HEADER + text).graph
     live = (SizeTerm(8.0 * HIDDEN, 1, 1, 0), SizeTerm(8.0 * HIDDEN, 1, 1, 1))
     return Program(
         tuple(value.name for value in graph.input),

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from coordinator.admin.report import write_report
 from examples.banking77.page import write_page
@@ -48,6 +49,39 @@ def test_a_small_gain_is_told_no_share_of(written) -> None:
         assert "+2.7 points; backpropagation gains +1.6 points, which is too small to tell a share of" in text
         assert "169" not in text
     assert figures["gain_kept"] is None
+
+
+def test_the_page_says_whether_training_paid(tmp_path: Path) -> None:
+    """Where training ends no higher than one visit, the page says so, and that the visit is what to take."""
+    write_report(FINISHED, [], tmp_path / "visit")
+    for accuracy, said in (
+        (0.85, "-4.3 points: on these data take the visit"),
+        (0.95, "+5.7 points: training pays"),
+    ):
+        last = replace(FINISHED.rounds[-1], accuracy=accuracy)
+        write_report(replace(FINISHED, rounds=[*FINISHED.rounds[:-1], last]), [], tmp_path / "run")
+        assert said in write_page(tmp_path, None, AGREEMENT, 644.0)
+
+
+def test_a_run_that_patience_ended_is_worth_its_best_evaluation(tmp_path: Path) -> None:
+    """The best values stand, so the page tells their accuracy and not that of the last evaluation."""
+    config = replace(FINISHED.config, patience=1)
+    rounds = [
+        replace(entry, accuracy={3: 0.9, 7: 0.8}.get(number)) for number, entry in enumerate(FINISHED.rounds)
+    ]
+    write_report(replace(FINISHED, config=config, rounds=rounds), [], tmp_path / "run")
+    write_report(FINISHED, [], tmp_path / "visit")
+    write_page(tmp_path, None, AGREEMENT, 644.0)
+    assert json.loads((tmp_path / "report.json").read_text())["accuracy"] == 0.9
+
+
+def test_a_run_that_stopped_early_is_not_compared(written) -> None:
+    """Stored arms played all their rounds; beside a run that stopped before, their ends say nothing."""
+    longer = reference(0.882, 0.866)
+    longer["backpropagation"]["curve"].append({"round": 999, "accuracy": 0.882})
+    shown, _, figures = written(longer)
+    assert figures["gain_kept"] is None and figures["reference_accuracy"] is None
+    assert "the head alone" not in shown
 
 
 def test_a_large_gain_is_told_with_its_share(written) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from coordinator.config import RunConfig, read_run_config
+from coordinator.config import RunConfig, one_visit, read_run_config, run_config
+from coordinator.rounds.row_slices import check_rows
+from tests.edge_runtime.memory.test_plan import MODEL
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 METHODS = sorted((EXAMPLES / "methods").glob("*.toml"))
@@ -34,7 +37,16 @@ def test_accepted_and_listed(path: Path) -> None:
 def test_every_line_has_a_file() -> None:
     """The table names no file that is not there."""
     table = (EXAMPLES.parent / "docs/methods.md").read_text("utf-8")
-    assert table.count(".toml` |") == len(METHODS) == 15
+    assert table.count(".toml` |") == len(METHODS) == 18
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
+def test_any_example_can_be_one_visit(path: Path) -> None:
+    """What a method says of slices is put out of force by --one-visit, so that the run is taken as any other is."""
+    visit = one_visit(read_run_config(path))
+    plain = msgspec.to_builtins(visit)
+    assert run_config({key: value for key, value in plain.items() if value is not None}) == visit
+    check_rows(visit, MODEL, ())
 
 
 @pytest.mark.parametrize("name", ["spry", "spry-per-iteration"])

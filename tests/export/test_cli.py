@@ -88,6 +88,8 @@ def test_every_option_reaches_the_export(
     )
     sparse = asked.pop().options
     assert (sparse.slices.kind, sparse.slices.density, sparse.mask) == ("sparse", 0.2, "fisher")
+    assert main([*words, "--mlp-topk", "16"]) == ConfigError.exit_code
+    assert asked.pop().options.mlp_topk == 16
     assert main([*words, "--factors", "inputs"]) == ConfigError.exit_code
     whitened = asked.pop().options
     assert (whitened.slices.kind, whitened.factors) == ("lora_xs", "inputs")
@@ -119,6 +121,13 @@ def test_every_option_reaches_the_export(
             "--factors does not go with this kind of slices: lora has none; take --slice lora_xs",
         ),
         (("--slice", "sparse", "--rank", "4"), "sparse has no rank: take --density"),
+        (("--slice", "rows", "--alpha", "4"), "rows have no scale; leave it out"),
+        (("--mlp-topk", "0"), "--mlp-topk is 0, must be from 1 to 128, the width of its parts"),
+        (("--mlp-topk", "129"), "--mlp-topk is 129, must be from 1 to 128, the width of its parts"),
+        (
+            ("--mlp-topk", "16", "--engine", "onnxruntime,executorch"),
+            "--mlp-topk has no programs for ExecuTorch; leave executorch out of --engine",
+        ),
     ],
 )
 def test_options_of_another_kind_are_refused(

@@ -195,7 +195,14 @@ def options(model: Path, output: Path, **changes: object) -> ExportOptions:
 def store_model(chosen: ExportOptions) -> tuple[StoredModel, TorchReference]:
     """The segments an export lowers, and the torch reference on the same stored weights."""
     features = choose_features(chosen.model, chosen.labels).features
-    model = load_model(chosen.model, len(chosen.labels), chosen.slices, chosen.task, features=features)
+    model = load_model(
+        chosen.model,
+        len(chosen.labels),
+        chosen.slices,
+        chosen.task,
+        features=features,
+        mlp_topk=chosen.mlp_topk,
+    )
     stored = store(model, chosen.quantisation)
     return stored, TorchReference(stored.segments, stored.in_memory())
 

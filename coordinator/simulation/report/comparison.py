@@ -38,7 +38,7 @@ class ArmFigures(Struct, frozen=True):
         status: sentence on the seeds that did not finish; "finished" if all did.
         seen: mean relative change of the score over groups that took part, mean over seeds.
         unseen: the same over groups that did not.
-        crrm_standin: mean of both (:mod:`coordinator.simulation.robustness`).
+        crrm_standin: mean of both (:mod:`coordinator.rounds.robustness`).
     """
 
     name: str

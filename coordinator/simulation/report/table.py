@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from coordinator.rounds.robustness import WARNING
 from coordinator.simulation.report.comparison import ArmComparison, ArmFigures
 from edge_runtime.figures import size
 
@@ -31,7 +32,7 @@ def groups_text(comparison: ArmComparison) -> str:
         return ""
     return (
         "Seen and unseen: mean relative change of accuracy over owners of dev rows that took part, and that did not; "
-        "crrm stand-in is the mean of both and stands in for a published metric whose formula was not at hand."
+        f"{WARNING}"
     )
 
 

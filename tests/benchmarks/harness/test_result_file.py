@@ -1,6 +1,6 @@
 import json
 
-from benchmarks.harness.result_file import figure, write_result
+from benchmarks.harness.result_file import EARLIER, earlier_rows, figure, write_result
 
 
 def test_a_figure_is_the_median_with_its_range() -> None:
@@ -38,3 +38,19 @@ def test_a_result_names_everything_needed_to_repeat_it(tmp_path) -> None:
         "low": 2.0,
         "high": 2.0,
     }
+
+
+def test_rows_of_other_subjects_stay_with_their_commit(tmp_path) -> None:
+    """What is measured anew goes; the rest keeps its commit through later runs, and a missing file has none."""
+    path = tmp_path / "figures.json"
+    assert earlier_rows(path, []) == ([], {})
+    rows = [figure("A: end", "%", [1.0]), figure("B: end", "%", [2.0])]
+    first = write_result(path, "bench", 1, rows, {})["commit"]
+    document = json.loads(path.read_text()) | {
+        "commit": "later",
+        "conditions": {EARLIER: {"A: end": "oldest"}},
+    }
+    path.write_text(json.dumps(document))
+    kept, commits = earlier_rows(path, ["C"])
+    assert first and (kept, commits) == (rows, {"A: end": "oldest", "B: end": "later"})
+    assert earlier_rows(path, ["A: "]) == ([rows[1]], {"B: end": "later"})

@@ -58,10 +58,16 @@ def test_a_run_stands_where_it_stood(world: World) -> None:
     ) == 1
 
 
-def test_going_back_is_as_if_the_rounds_had_been_abandoned(world: World, tmp_path_factory: Any) -> None:
-    """The rounds after going back end in the bits of a run whose rounds in between brought nothing."""
+@pytest.mark.parametrize("report", ["weights", "scalars"])
+def test_going_back_is_as_if_the_rounds_had_been_abandoned(
+    world: World, tmp_path_factory: Any, report: str
+) -> None:
+    """The rounds after going back end in the bits of a run whose rounds in between brought nothing.
+
+    Scalars are replayed from the values and the compared directions that the run stands at again.
+    """
     devices = world.fleet("a", "b")
-    world.create_run(rounds=3, **KEPT)
+    world.create_run(rounds=3, report=report, **KEPT)
     world.work(devices)
     world.work(devices)
     back(world, 0)
@@ -71,7 +77,7 @@ def test_going_back_is_as_if_the_rounds_had_been_abandoned(world: World, tmp_pat
     assert world.run()["state"] == "finished"
     other = World(tmp_path_factory.mktemp("other"), world.publisher)
     fellows = other.fleet("a", "b")
-    other.create_run(rounds=3, **KEPT)
+    other.create_run(rounds=3, report=report, **KEPT)
     other.work(fellows)
     other.play()  # round 1 opens, and nobody comes
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Fleets whose devices leave the model at unlike depths, by the caps that they grant."""
+"""Fleets whose devices leave the model at unlike depths, by the caps that they grant; and fleets that grow."""
 
 from __future__ import annotations
 
@@ -58,6 +58,17 @@ def layered(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> Workshop:
 def simulate(workshop: Workshop, output: str, half: float = 1 / 3, **run: object) -> Record:
     """Six devices, of which a share grants half the cap."""
     return simulate_mixed(workshop, "layered", output, half, {**RUN, **run})
+
+
+def test_a_fleet_grows_to_more_blocks(layered: Workshop) -> None:
+    """The second block's slice is trained alone, in fewer passes, then both; scalars come to the bits of weights."""
+    growing = {"exits": [], "features": [2], "rounds": 4, "grow_at": [2]}
+    record = simulate(layered, "out", **growing)
+    found = {(task.round, task.slices) for task in handed_out(layered.folder / "out")}
+    assert found == {(0, (SECOND,)), (1, (SECOND,)), (2, (FIRST, SECOND)), (3, (FIRST, SECOND))}
+    scalars = simulate(layered, "scalars", **growing, report="scalars")
+    assert scalars.values_sha256 == record.values_sha256
+    assert record.points[-1].train_loss < record.points[0].loss
 
 
 def test_devices_of_half_the_cap_take_part_at_a_shallow_exit(layered: Workshop) -> None:

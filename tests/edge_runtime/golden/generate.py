@@ -93,6 +93,8 @@ FULL_TASK = msgspec.structs.replace(
     exits=(1, 2),
     rank=3,
     sums_projection=1024,
+    sketch_size=70,
+    sketch_entries=10,
     handed_in=(SHA256, SHA256[::-1]),
 )
 RELEASE = Release(

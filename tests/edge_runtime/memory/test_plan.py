@@ -548,3 +548,25 @@ def test_backpropagation_is_refused_where_it_cannot_run() -> None:
     without = replace(MODEL, segments=tuple(replace(each, adjoint=None) for each in MODEL.segments))
     with pytest.raises(PackageError, match=r"no adjoint programs.*--with-adjoint"):
         Planner(without).smallest_cap(work)
+
+
+def test_what_no_device_moves_takes_two_copies() -> None:
+    """Rows have directions and changes of their own size; the weight's own change is held once, with its blob."""
+    tensors = {"rows": (1, 4, 50), "place": (1, 60, 4), "moved": (1, 60, 50)}
+    rows = SliceSpec("r", "rows", (1,), "r", tuple(TensorSpec(n, shape, n) for n, shape in tensors.items()))
+    core = SliceSpec("r", "lora_xs", (1,), "r", (TensorSpec("core", (1, 4, 50), "core"),))
+    peaks = []
+    for spec in (rows, core):
+        planner = Planner(replace(MODEL, slices=(spec,)), "float")
+        work = Work(4, 16, 3, ("r",))
+        peaks.append(planner.predict(work, ExecutionChoice("resident", 4, 3)).slices_bytes)
+    assert peaks[0] - peaks[1] == 2 * 4 * (60 * 4 + 60 * 50)
+
+
+def test_projections_count_where_slices_are_sketched() -> None:
+    """A step that sketches has the projections' memory on top."""
+    planner, choice = Planner(MODEL, "float"), ExecutionChoice("resident", 4, 3)
+    plain, sketched = (Work(4, 16, 3, ALL, sketch_bytes=size) for size in (0, 12_345))
+    assert (
+        planner.predict(sketched, choice).slices_bytes - planner.predict(plain, choice).slices_bytes == 12_345
+    )

@@ -97,7 +97,7 @@ def test_a_check_in_from_before_eligibility_still_decodes() -> None:
             decode(encode(msgspec.structs.replace(new, not_eligible=value)), CheckInRequest)
 
 
-@pytest.mark.parametrize("missing", ["update", "report", "features", "rank"])
+@pytest.mark.parametrize("missing", ["update", "report", "features", "rank", "sketch"])
 def test_a_task_from_before_a_field_still_decodes(missing: str) -> None:
     """A task recorded before a field, or before several that came together, asks for what it always did."""
     assert decode((FOLDER / f"Task-without-{missing}.json").read_bytes(), Task) == TASK

@@ -13,9 +13,11 @@ import pytest
 from edge_runtime.data.rows import MAX_ROW_BYTES
 from edge_runtime.errors import DataError
 from edge_runtime.inference.requests import Sampling
+from edge_runtime.serving.lines import PredictLine
 from edge_runtime.serving.predict import predict_rows
 from edge_runtime.serving.session import InferenceSession
 from tests.edge_runtime.serving.conftest import publisher_key_of
+from tests.edge_runtime.serving.test_lines import printed
 
 SECRET = "periwinkle-4471"
 
@@ -29,11 +31,11 @@ def session(language_model):
 
 def predict(session, data: bytes) -> tuple[list[dict], DataError | None]:
     """Lines of output for a file's bytes, and the error at its end."""
-    written: list[dict] = []
+    written: list[PredictLine] = []
     error = predict_rows(
         session, "causal_lm", io.BytesIO(data), "rows", Sampling(max_tokens=2), written.append
     )
-    return written, error
+    return [printed(line) for line in written], error
 
 
 def test_a_bad_row_costs_itself_alone(session) -> None:
@@ -71,7 +73,7 @@ def test_rows_come_out_as_they_come_in(session, tmp_path: Path) -> None:
             seen.append(len(written))
             return super().readline(*size)
 
-    written: list[dict] = []
+    written: list[PredictLine] = []
     pipe = Pipe(b'{"text": "the cat"}\n{"text": "the dog"}\n')
     assert predict_rows(session, "causal_lm", pipe, "rows", Sampling(max_tokens=1), written.append) is None
     assert seen == [0, 2, 4]

@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from edge_runtime.errors import ConfigError
 from edge_runtime.protocol.messages import LocalOptimizer
 from edge_runtime.training.optimizers import make_optimizer
+from edge_runtime.training.sketch import Sketch
 
 START = {
     "a/core": np.array([[[1.0, -2.0]]], dtype=np.float32),
@@ -104,3 +106,60 @@ def test_everything_stays_float32(name: str) -> None:
     chosen = optimizer(name)
     chosen.step(SLOPES)
     assert {v.dtype for v in (*chosen.delta().values(), *chosen.values().values())} == {np.dtype(np.float32)}
+
+
+def test_a_full_sketch_is_adamw() -> None:
+    """With as many numbers in a sketch as a slice has, the compressed moments make the steps of AdamW."""
+    chance, start = np.random.default_rng(5), {"a/core": np.zeros((1, 4, 5), np.float32)}
+    settings = LocalOptimizer("sgc", 0.1, 0.01)
+    compressed = make_optimizer(settings, start, ["a/core"], Sketch(20, 20, 3))
+    plain = make_optimizer(LocalOptimizer("adamw", 0.1, 0.01), start, ["a/core"])
+    for _ in range(4):
+        slope = chance.standard_normal((1, 4, 5)).astype(np.float32)
+        compressed.step({"a/core": slope})
+        plain.step({"a/core": slope})
+    # The smallest of the second moments is what is left of larger ones.
+    np.testing.assert_allclose(compressed.delta()["a/core"], plain.delta()["a/core"], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [40, 400])
+def test_the_state_of_compressed_moments_does_not_depend_on_the_slice(side: int) -> None:
+    """Two float32 numbers for each of a sketch's, whatever the slice; a step moves its largest entries alone."""
+    start = {"a/core": np.zeros((1, side, 3), np.float32)}
+    chosen = make_optimizer(LocalOptimizer("sgc", 0.1, 0.01), start, ["a/core"], Sketch(56, 4, 1))
+    slope = np.random.default_rng(2).standard_normal((1, side, 3)).astype(np.float32)
+    chosen.step({"a/core": slope})
+    state = chosen.state()
+    assert sum(state[f"{moment}/a"].nbytes for moment in ("first", "second")) == 2 * 56 * 4
+    moved = np.flatnonzero(chosen.delta()["a/core"])
+    assert set(moved) == set(np.argsort(-np.abs(slope).ravel())[:4])
+    np.testing.assert_allclose(
+        chosen.delta()["a/core"].ravel()[moved], -0.1 * np.sign(slope.ravel()[moved]), rtol=1e-4
+    )
+
+
+def test_compressed_moments_need_a_size_and_come_back() -> None:
+    """Without a sketch the rule is refused; from its state, another goes on with the same bits, the head included."""
+    with pytest.raises(ConfigError, match="set sketch_size and sketch_entries"):
+        optimizer("sgc")
+    first, second = (
+        make_optimizer(LocalOptimizer("sgc", 0.1, 0.01), START, list(SLOPES), Sketch(2, 2, 1))
+        for _ in range(2)
+    )
+    first.step(SLOPES)
+    second.restore({name: array.copy() for name, array in first.state().items()})
+    for chosen in (first, second):
+        chosen.step(SLOPES)
+    for name, moved in first.delta().items():
+        assert moved.tobytes() == second.delta()[name].tobytes()
+        assert moved.any()
+
+
+def test_no_step_is_divided_by_next_to_nothing() -> None:
+    """Gradients at ever other places leave second moments that a sketch cannot tell: steps stay as Adam's may be."""
+    chance, start = np.random.default_rng(3), {"a/core": np.zeros((1, 12, 10), np.float32)}
+    chosen = make_optimizer(LocalOptimizer("sgc", 1.0, 1.0), start, ["a/core"], Sketch(14, 2, 0))
+    for _ in range(30):
+        before = chosen.delta()["a/core"].copy()
+        chosen.step({"a/core": chance.standard_normal((1, 12, 10)).astype(np.float32)})
+        assert np.abs(chosen.delta()["a/core"] - before).max() < 7.3  # √(0.1² / 0.001 / (1 - 0.81 / 0.999))

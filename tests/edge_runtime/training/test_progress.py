@@ -49,8 +49,14 @@ def values(exported) -> Values:
         {"optimizer": LocalOptimizer("accumulate", 0.1, 0.1), "report": "scalars"},
         {"optimizer": LocalOptimizer("adamw", 0.01, 0.01), "update": "backprop"},
         {"optimizer": LocalOptimizer("sgd", 0.1, 0.1), "reference": "1" * 64},
+        {
+            "optimizer": LocalOptimizer("sgc", 0.01, 0.01),
+            "report": "sketch",
+            "sketch_size": 14,
+            "sketch_entries": 2,
+        },
     ],
-    ids=["sgd", "scalars", "adamw", "line"],
+    ids=["sgd", "scalars", "adamw", "line", "sketch"],
 )
 def test_each_stop_costs_no_bit(prepared_in, values, tmp_path: Path, settings: dict[str, Any]) -> None:
     """Five steps in one go, and stopped after every single one, give one and the same change and counts."""

@@ -78,6 +78,18 @@ def test_a_replay_gives_the_devices_own_bytes(float_prepared, values, method: di
         assert scalars.delta[SCALARS].shape == (weights.steps_applied, task.draws, examples)
 
 
+@pytest.mark.parametrize("directions", ["one_slice", "gaussian"])
+def test_compressed_moments_are_replayed_to_the_same_bytes(float_prepared, values, directions: Any) -> None:
+    """Matching pursuit takes the same way on either side, so SGC's steps come from scalars alone."""
+    sketch = {"sketch_size": 14, "sketch_entries": 2, "draws": 3, "steps": 3, "batch_size": 4}
+    task = tiny.make_task(
+        float_prepared.package, optimizer=LocalOptimizer("sgc", 0.02, 0.01), directions=directions, **sketch
+    )
+    weights, scalars = both_reports(float_prepared, task, values)
+    assert replayed(float_prepared, task, values, scalars.delta) == encode_values(weights.delta)
+    assert all(2 <= np.count_nonzero(weights.delta[f"{name}/core"]) <= 6 for name in task.slices)
+
+
 @pytest.mark.parametrize("update", ["forward", "zero_order"])
 def test_a_skipped_step_is_replayed_as_skipped(float_prepared, values, update: Any) -> None:
     """Steps whose loss is not finite are missing from the report, and later steps keep their own directions."""

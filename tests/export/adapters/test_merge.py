@@ -171,6 +171,27 @@ def test_entries_off_the_mask_are_bit_identical(tmp_path: Path, tiny_model: Path
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items() if "pooler" not in name)
 
 
+def test_rows_that_never_moved_are_bit_identical(tmp_path: Path, tiny_model: Path) -> None:
+    """A merged run of rows differs from the model in rows that are or were chosen alone, and there by both parts."""
+    made = unlowered.make(tiny_model, tmp_path / "package", tiny.LABELS, own=False, kind="rows")
+    values = made.values()
+    for spec in adapted(made.package):
+        moved, place = (np.zeros_like(values[f"{spec.name}/{part}"]) for part in ("moved", "place"))
+        moved[0, 5], place[0, 7, 0] = 0.25, 2.0
+        values |= {f"{spec.name}/moved": moved, f"{spec.name}/place": place}
+    merge(made.package, values, tiny_model, tmp_path / "merged")
+    before, after = (
+        AutoModel.from_pretrained(path).state_dict() for path in (tiny_model, tmp_path / "merged")
+    )
+    for spec in adapted(made.package):
+        name = f"{spec.target}.weight"
+        difference = after[name] - before[name]
+        assert np.flatnonzero(difference.any(1)).tolist() == [5, 7]
+        torch.testing.assert_close(difference[5], torch.full_like(difference[5], 0.25))
+        expected = 2 * torch.from_numpy(values[f"{spec.name}/rows"][0, 0])
+        torch.testing.assert_close(difference[7], expected, atol=1e-6, rtol=1e-5)
+
+
 def refuse(trained: tuple[Package, Values], model: Path, output: Path) -> str:
     """The message with which a merge is refused; what lies beside ``output`` stays as it was."""
     beside = sorted(output.parent.iterdir()) if output.parent.exists() else []

@@ -15,6 +15,8 @@ from torch import Tensor, fx
 
 from export.autodiff.dual import RULES, ZERO, DualInterpreter, MissingRuleError, Zero
 from export.autodiff.dual_rules import LISTED
+from export.model import top_activations
+from export.model.top_activations import largest, place
 from export.quantisation.quantise import BLOCK, dequantise, frozen_linear, quantise
 
 aten = torch.ops.aten
@@ -232,6 +234,25 @@ def rms_norm(draw: Draw) -> Call:
     return Call((x, normalised, *draw(st.sampled_from([(), (None, 1e-6), (weight,), (weight, 1e-2)]))))
 
 
+def chosen_places(draw: Draw) -> tuple[Tensor, Tensor]:
+    """Entries (..., F), and the places (..., k) of some of each row."""
+    x = normal(draw, (*draw(shapes(1, 2)), draw(st.integers(2, 5))))
+    return x, largest(x, draw(st.integers(1, x.shape[-1])))
+
+
+def the_largest(draw: Draw) -> Call:
+    return Call((normal(draw, (2, 5)), draw(st.integers(1, 5))))
+
+
+def picked(draw: Draw) -> Call:
+    return Call(chosen_places(draw))
+
+
+def placed(draw: Draw) -> Call:
+    x, index = chosen_places(draw)
+    return Call((top_activations.pick(x, index), index, x.shape[-1] + draw(st.integers(0, 2))))
+
+
 #: Operator to a function that draws a call of it. Every rule has a row here.
 def index_select(draw: Draw) -> Call:
     x = normal(draw, draw(shapes()))
@@ -263,6 +284,9 @@ SAMPLES: dict[Any, Callable[[Draw], Call]] = {
     aten.view.default: view,
     aten.reshape.default: reshape,
     aten.gather.default: gather,
+    largest: the_largest,
+    top_activations.pick: picked,
+    place: placed,
     aten.index_select.default: index_select,
     aten.linear.default: linear,
     frozen_linear: frozen,

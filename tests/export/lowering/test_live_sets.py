@@ -83,6 +83,10 @@ CASES: dict[str, tuple[tuple[Line, ...], float]] = {
         (("a", "Neg", ("x",)), ("b", "Reshape", ("a", "w")), ("y", "Softmax", ("b",))),
         1,
     ),
+    "entries are put into the row that dies with it": (
+        (("a", "Neg", ("x",)), ("y", "ScatterElements", ("a", "w", "w"))),
+        1,
+    ),
     "what depends on weights alone is folded at load": (
         (("constant", "Transpose", ("w",)), ("y", "Mul", ("x", "constant"))),
         1,

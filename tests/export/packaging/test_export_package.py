@@ -97,6 +97,15 @@ def test_weights_are_aligned_for_mapping(exported) -> None:
         ("exported", "lora_xs", {"core": (1, 4, 4)}),
         ("exported_plain", "lora", {"A": (1, 2, tiny.HIDDEN), "B": (1, tiny.HIDDEN, 2)}),
         ("exported_sparse", "sparse", {"values": (1, 3, tiny.HIDDEN)}),
+        (
+            "exported_rows",
+            "rows",
+            {
+                "rows": (1, 2, tiny.HIDDEN),
+                "place": (1, tiny.HIDDEN, 2),
+                "moved": (1, tiny.HIDDEN, tiny.HIDDEN),
+            },
+        ),
     ],
 )
 def test_slices_are_named_as_peft_names_modules(request, which: str, kind: str, parts: dict) -> None:
@@ -118,14 +127,14 @@ def test_slices_are_named_as_peft_names_modules(request, which: str, kind: str, 
     }
 
 
-@pytest.mark.parametrize("which", ["exported", "exported_plain", "exported_sparse"])
+@pytest.mark.parametrize("which", ["exported", "exported_plain", "exported_sparse", "exported_rows"])
 def test_a_fresh_package_computes_what_the_folder_computes(request, which: str) -> None:
     """The initial slices change nothing: cores, Bs and the head start at zero, so every class is equally likely."""
     exported = request.getfixturevalue(which)
     manifest = exported.package.manifest
     values = decode_values(exported.package.path(manifest.initial_state).read_bytes(), manifest.slices)
     for name, value in values.items():
-        assert np.any(value) == name.endswith("/A"), name
+        assert np.any(value) == name.endswith(("/A", "/place")), name
     batch = tiny.torch_batch(tiny.make_text_batch(exported.package))
     result = exported.reference.run(batch)
     torch.testing.assert_close(result["loss"], torch.full((8,), float(np.log(len(tiny.LABELS)))))

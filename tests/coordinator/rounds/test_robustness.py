@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.simulation.robustness import GroupScore, Robustness, robustness_of
+from coordinator.rounds.robustness import GroupScore, Robustness, robustness_of
 
 
 def of(**scores: tuple[float, float]) -> Robustness:

@@ -6,8 +6,9 @@ hand. What is computed here is a stand-in of our own, and is called so (``crrm_s
     r(p) = (S(p) after - S(p) before) / max(S(p) before, EPSILON)
     crrm_standin = (mean of r over groups that took part + mean of r over groups that did not) / 2
 
-It is 0 where nothing changed, and continuous: no group counts as won or lost. A group is an owner of dev rows, such as
-a language; it took part if a device with rows of the same owner had a result counted.
+It is 0 where nothing changed, and continuous: no group counts as won or lost. A group is rows of one kind, such as a
+language: in a simulation the dev rows of an owner, in a daemon's run those that ``evaluation.groups`` names. It took
+part if a device of its own had a result counted.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from statistics import fmean
 
 from msgspec import Struct
 
+#: What everybody is told beside the figure.
+WARNING = (
+    "crrm stand-in is the mean of both and stands in for a published metric whose formula was not at hand."
+)
 #: Least score that a change is divided by.
 EPSILON = 1e-3
 
@@ -25,8 +30,8 @@ class GroupScore(Struct, frozen=True):
     """One group.
 
     Attributes:
-        group: name of the owner.
-        took_part: whether a device with rows of this owner had a result counted.
+        group: name of the group.
+        took_part: whether a device of the group had a result counted.
         rows: number of its dev rows.
         before: accuracy on them with the values that the run started from.
         after: accuracy on them with the values that it ended with.
