@@ -9,6 +9,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from coordinator.storage import run_rows
 from coordinator.storage.stores import Stores
 from coordinator.storage.trouble import trouble_of
 
@@ -38,7 +39,7 @@ def readiness(stores: Stores, ended_loops: Sequence[str]) -> Readiness:
     reasons = [f"the loop {name} has ended" for name in ended_loops]
     try:
         with stores.storage.reading() as connection:
-            connection.execute("SELECT 1 FROM migrations LIMIT 1").fetchone()
+            run_rows.in_turn(connection)
     except Exception as error:  # noqa: BLE001 - whatever a database raises, it cannot be read
         reasons.append(f"the database cannot be read: {trouble_of(error) or type(error).__name__}")
     reasons += _folder(stores.folder)
