@@ -163,7 +163,7 @@ constraints:
 	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --no-annotate --no-header \
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 		--unsafe-package torch --unsafe-package pip --constraint torch.txt \
-		--extra coordinator --extra dev --extra export --extra otel --extra postgresql --extra ray --extra s3 --extra tensorboard --output-file constraints.txt pyproject.toml
+		--extra coordinator --extra dev --extra export --extra otel --extra postgresql --extra privacy --extra ray --extra s3 --extra tensorboard --output-file constraints.txt pyproject.toml
 	$(BIN)/python -m devices.packaging.pins
 
 clean:

@@ -20,6 +20,7 @@ from edge_runtime.protocol.messages import (
     PositiveCount,
     PublicKey,
     Rate,
+    Seed,
     TrainingSettings,
 )
 from edge_runtime.training.methods import check_method
@@ -32,6 +33,8 @@ Poll = Annotated[float, Meta(ge=0, le=6 * 3600)]
 LEAST_SELECTION_S = 60.0
 #: Ways to choose rows, explained in :mod:`coordinator.aggregation.rows`.
 RowChoice = Literal["norm", "topk", "uniform"]
+#: Devices of which reports of a run with privacy or secure aggregation show figures at least.
+PRIVATE_GROUP = 5
 #: Devices of a round.
 Slots = Annotated[int, Meta(ge=1, le=10_000)]
 
@@ -133,6 +136,40 @@ class EvaluationConfig(Struct, frozen=True, forbid_unknown_fields=True):
     groups: Annotated[tuple[GroupConfig, ...], Meta(max_length=64)] = ()
 
 
+class PrivacyConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Differential privacy of what a run learns; its formulas stand in docs/privacy.md.
+
+    Attributes:
+        where: who adds noise: ``"server"``, which then sees each change as it is and adds noise to their sum, or
+            ``"device"``, each to its own change, before it leaves, which takes far more noise.
+        clip_norm: largest Euclidean norm of a device's contribution, to which a longer one is scaled down; of a head in
+            closed form a row adds at most 1 to that norm.
+        noise_multiplier: standard deviation of the noise over ``clip_norm``; unset: the least for ``epsilon``.
+        epsilon: largest ε of the whole run, from which the noise is found; give it or ``noise_multiplier``.
+        delta: δ to which ε belongs; below one over the number of devices.
+        unit: what ε is of: all rows of a device, ``"device"``, or each single ``"row"``, for one visit for a head in
+            closed form, with the noise added by the server.
+        most_rounds: number of rounds and visits in which a device may take part, of which ε is counted; 0 for all.
+        noise_seed: seed of the server's noise, for simulations: whoever knows it can take the noise off, so the daemon
+            refuses it.
+    """
+
+    where: Literal["server", "device"] = "server"
+    clip_norm: Rate = 1.0
+    noise_multiplier: Annotated[float, Meta(gt=0, le=1e6)] | None = None
+    epsilon: Annotated[float, Meta(gt=0, le=1e3)] | None = None
+    delta: Annotated[float, Meta(gt=0, lt=1)] = 1e-5
+    unit: Literal["device", "row"] = "device"
+    most_rounds: Count = 0
+    noise_seed: Seed | None = None
+
+    @property
+    def noise_std(self) -> float:
+        """Standard deviation of the noise on each number of a sum, or of a device's own contribution."""
+        sensitivity = 1.0 if self.unit == "row" else self.clip_norm
+        return (self.noise_multiplier or 0.0) * sensitivity
+
+
 class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything an operator decides about a run; how devices train stands in :class:`TrainingSettings`.
 
@@ -217,6 +254,13 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
         grow_at: numbers of committed rounds, ascending and below ``rounds``, at which the slices of more blocks join:
             the run begins with those of the last blocks, and each time as many more are trained. Empty: all from the
             start.
+        privacy: differential privacy of what the run learns; unset: none.
+        secure_aggregation: whether devices mask their contributions, so that the coordinator sees only their sum; needs
+            ``min_results`` of at least 3.
+        secure_range: largest size of a number of a masked contribution; larger ones are cut to it. Smaller ranges are
+            finer. With ``privacy`` the range follows from ``clip_norm``.
+        least_group: number of devices below which figures of a group of devices are not shown in reports; unset: 5 with
+            ``privacy`` or ``secure_aggregation``, else 1, which shows all.
     """
 
     name: Annotated[str, Meta(pattern=f"^[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}{END}")]
@@ -265,6 +309,22 @@ class RunConfig(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     row_choice: RowChoice = "norm"
     row_refresh: Count = 0
     grow_at: Annotated[tuple[PositiveCount, ...], Meta(max_length=256)] = ()
+    privacy: PrivacyConfig | None = None
+    secure_aggregation: bool = False
+    secure_range: Annotated[float, Meta(gt=0, le=1e6)] = 8.0
+    least_group: Annotated[int, Meta(ge=1, le=10_000)] | None = None
+
+    @property
+    def hides_contributions(self) -> bool:
+        """Whether devices add noise to their contributions, or mask them."""
+        return self.secure_aggregation or (self.privacy is not None and self.privacy.where == "device")
+
+    @property
+    def shown_group(self) -> int:
+        """Number of devices of which a report shows figures at least."""
+        if self.least_group is not None:
+            return self.least_group
+        return PRIVATE_GROUP if self.secure_aggregation or self.privacy is not None else 1
 
     @property
     def selection_s(self) -> float:
@@ -332,6 +392,8 @@ def run_config(table: dict[str, Any]) -> RunConfig:
     _check_together(config)
     _check_server_methods(config)
     _check_visits(config)
+    _check_privacy(config)
+    _check_secure_aggregation(config)
     return config
 
 
@@ -615,3 +677,91 @@ def _check_robust_mean(config: RunConfig) -> None:
                 f'robust_mean = "{config.robust_mean}" takes each entry\'s centre over the devices, {key} {why}: '
                 'leave one out, or use robust_mean = "clipped"'
             )
+
+
+#: Where a sum must be of so many that none of its parts shows.
+LEAST_MASKED = 3
+
+
+def most_participations(config: RunConfig) -> int:
+    """In how many rounds and visits a device may take part, of which ε is counted."""
+    visits = 0 if config.head != "closed_form" else 2 if config.visit == "first_and_last" else 1
+    every = config.rounds + visits
+    most = config.privacy.most_rounds if config.privacy is not None else 0
+    return min(most, every) if most else every
+
+
+def _check_privacy(config: RunConfig) -> None:
+    """What bounds one device's part in a sum does not go with what depends on all of them, or weighs them."""
+    privacy = config.privacy
+    if privacy is None:
+        return
+    if (privacy.epsilon is None) == (privacy.noise_multiplier is None):
+        raise ConfigError(
+            "privacy needs an epsilon, from which the noise is found, or a noise_multiplier: give one of them"
+        )
+    if privacy.unit == "row" and (config.head != "closed_form" or config.rounds or privacy.where != "server"):
+        raise ConfigError(
+            'privacy.unit = "row" is for one visit for a head in closed form, with noise by the server: set head = '
+            '"closed_form", rounds = 0 and slices = "none", or take unit = "device"'
+        )
+    needed, most = config.rounds * config.devices_per_round, privacy.most_rounds * config.min_devices
+    if privacy.most_rounds and most < needed:
+        raise ConfigError(
+            f"privacy.most_rounds = {privacy.most_rounds} lets {config.min_devices} devices take part {most} times, "
+            f"and the rounds need {needed}; raise it, or min_devices, or lower rounds"
+        )
+    _refuse_with(_bounds_no_part(config), "privacy bounds what one device can change")
+
+
+def _check_secure_aggregation(config: RunConfig) -> None:
+    """What looks at single contributions does not go with a sum of which nobody sees the parts."""
+    if not config.secure_aggregation:
+        return
+    if config.min_results < LEAST_MASKED:
+        raise ConfigError(
+            f"secure_aggregation hides each contribution in a sum of {LEAST_MASKED} or more: min_results = "
+            f"{config.min_results} must be {LEAST_MASKED} at least"
+        )
+    if config.report == "scalars" and config.local_optimizer.name == "adamw":
+        raise ConfigError(
+            'secure_aggregation replays the sum of all scalars, and local_optimizer = "adamw" is not linear in them: '
+            'take "accumulate" or "sgd"'
+        )
+    _refuse_with(_bounds_no_part(config), "secure_aggregation shows no contribution by itself")
+
+
+def _bounds_no_part(config: RunConfig) -> tuple[tuple[str, bool, str], ...]:
+    """Settings that weigh or compare single contributions, whether they are used, and why."""
+    return (
+        (f"norm_limit = {config.norm_limit:g}", config.norm_limit != 1000.0, "compares them with each other"),
+        (
+            f'robust_mean = "{config.robust_mean}"',
+            config.robust_mean != "none",
+            "compares them with each other",
+        ),
+        ("gate_variance", config.gate_variance is not None, "compares two halves of them"),
+        ("buffer_size", config.buffer_size is not None, "scales each by its age"),
+        ("normalise_steps", config.normalise_steps, "divides each by its steps"),
+        ('update = "best"', config.update == "best", "weighs each by its variance"),
+        (
+            'lora_aggregation = "product_svd"',
+            config.lora_aggregation == "product_svd",
+            "multiplies the factors of each",
+        ),
+        (f'rank_mode = "{config.rank_mode}"', config.rank_mode != "fixed", "has them of unlike shapes"),
+        (f"exits = {list(config.exits)}", bool(config.exits), "has them of unlike slices"),
+        (f'split = "{config.split}"', config.split != "whole", "has them of unlike slices"),
+        (
+            'server_optimizer.slices.rate = "auto"',
+            config.server_optimizer.slices.rate == "auto",
+            "needs the loss of each",
+        ),
+        ("continue_from", config.continue_from is not None, "takes off what each handed in before"),
+    )
+
+
+def _refuse_with(settings: tuple[tuple[str, bool, str], ...], what: str) -> None:
+    for key, used, why in settings:
+        if used:
+            raise ConfigError(f"{what}, and {key} {why}: leave one out")

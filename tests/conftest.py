@@ -40,6 +40,7 @@ EXTENDED = (
     "faults/test_disturbances.py::test_runs_end_in_the_same_bits[device]",
     "faults/test_disturbances.py::test_runs_end_in_the_same_bits[lock]",
     "faults/test_disturbances.py::test_runs_end_in_the_same_bits[descriptors]",
+    "faults/test_masked_fleet.py::test_masked_rounds_over_http_give_the_plain_sum[True]",
     "network/test_bad_lines.py",
     "faults/test_device_kills.py::test_a_clock_that_is_off_by_a_day[86400]",
     "faults/test_device_kills.py::test_a_full_disk_costs_its_tasks_alone",

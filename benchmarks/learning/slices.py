@@ -212,12 +212,18 @@ def rows(title: str, found: Arms) -> list[Figure]:
     ]
     for name in names:
         if sizes := _of(found, name, "uplink"):
-            state = _of(found, name, "state")
-            table.append(_figure(f"{title}: {name}: uplink of the slices", [n / 1e3 for n in sizes], "kB"))
+            kind, state = name.removeprefix("sizes "), _of(found, name, "state")
+            table.append(_figure(f"{title}: {kind}: uplink of the slices", [n / 1e3 for n in sizes], "kB"))
             table.append(
-                _figure(f"{title}: {name}: Adam's state at the server", [n / 1e3 for n in state], "kB")
+                _figure(f"{title}: {kind}: Adam's state at the server", [n / 1e3 for n in state], "kB")
             )
-    return [*table, *_claims(title, found), *_activations(title, found), *_languages(title, found)]
+    return [
+        *table,
+        *_live(title, found),
+        *_claims(title, found),
+        *_activations(title, found),
+        *_languages(title, found),
+    ]
 
 
 def _claims(title: str, found: Arms) -> Iterator[Figure]:
@@ -249,6 +255,15 @@ def _claims(title: str, found: Arms) -> Iterator[Figure]:
         if gap := _apart(found, name, other):
             met = None if within is None else fmean(gap) >= -within
             yield _figure(f"{title}: {words}", gap, "points", None if within is None else -within, met)
+
+
+def _live(title: str, found: Arms) -> Iterator[Figure]:
+    for draws in DRAWS:
+        for kept in KEPT:
+            if held := _of(found, f"live {kept}", f"{draws} draws"):
+                words = f"predicted live set of a block, {kept} of {KEPT[-1]} activations"
+                name = f"{title}: {words}, {SEQUENCE} tokens, {draws} draws"
+                yield _figure(name, [n / 1e6 for n in held], "MB")
 
 
 def _activations(title: str, found: Arms) -> Iterator[Figure]:

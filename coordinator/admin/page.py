@@ -97,6 +97,19 @@ def run_page(run: RunSummary, events: Sequence[EventSummary], additions: Additio
     )
 
 
+def _privacy(run: RunSummary) -> str:
+    """What a run with privacy has given away, as a paragraph; empty without."""
+    if run.privacy is None or run.config.privacy is None:
+        return ""
+    end = run.privacy.epsilon_at_end
+    most = "" if end is None else f", at most {end:.3g} at the end"
+    return (
+        f"<p>{prose(f'Differential privacy: epsilon {run.privacy.epsilon:.3g} so far{most}')}, "
+        f"{prose(f'at delta {run.config.privacy.delta:g}, for each {run.config.privacy.unit}; noise is added by the')} "
+        f"{prose(run.config.privacy.where)}.</p>"
+    )
+
+
 def headline(run: RunSummary) -> str:
     """What the run came to, in a sentence without its full stop."""
     rounds = plural(run.rounds_committed, "round")
@@ -169,7 +182,7 @@ def _header(run: RunSummary, additions: Additions | None) -> str:
 <h1>{escape(title)}</h1>{lead}
 <div class="verdict {tone}">
 <p class="word">{escape(word)}</p>
-<p class="figure">{prose(headline(run))}</p>
+<p class="figure">{prose(headline(run))}</p>{_privacy(run)}
 {f'<p class="advice">{prose(ended.strip())}</p>' if ended else ""}
 {_memory(run)}
 </div>

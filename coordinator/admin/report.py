@@ -78,7 +78,20 @@ def headline(run: RunSummary) -> str:
     first = _score(run.task, run.initial_accuracy, run.initial_perplexity)
     start = first and f", from {first}{' perplexity' * (run.task == 'causal_lm')}"
     reason = f" ({run.reason})" if run.reason else ""
-    return f"{run.run_id}: {run.state}{reason}, {run.rounds_committed} of {run.rounds_wanted} rounds{start}"
+    spent = f", {privacy_line(run)}" if run.privacy is not None else ""
+    return f"{run.run_id}: {run.state}{reason}, {run.rounds_committed} of {run.rounds_wanted} rounds{start}{spent}"
+
+
+def privacy_line(run: RunSummary) -> str:
+    """What a run with privacy has given away; empty without."""
+    if run.privacy is None or run.config.privacy is None:
+        return ""
+    end = run.privacy.epsilon_at_end
+    most = "" if end is None else f", at most {end:.3g} at the end"
+    return (
+        f"epsilon {run.privacy.epsilon:.3g} so far{most} (delta {run.config.privacy.delta:g}, for each "
+        f"{run.config.privacy.unit}, noise by the {run.config.privacy.where})"
+    )
 
 
 def _score(task: TaskKind, accuracy: float | None, perplexity: float | None) -> str:

@@ -26,7 +26,7 @@ m for its own class and equal scores for the others has the log-odds of m: twice
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -251,6 +251,7 @@ def visit_update(
     head: str,
     ridge: float | None,
     projection: Projection | None = None,
+    possible: Callable[[FeatureSums], FeatureSums] = lambda sums: sums,
 ) -> tuple[ServerUpdate, ClosedForm] | None:
     """From a visit's sums so far and those of a round to the values with a new head.
 
@@ -261,6 +262,7 @@ def visit_update(
         head: name of the head's slice.
         ridge: ridge that the run asks for; None chooses it.
         projection: random projection of the features that the sums are of; None if they are of the features.
+        possible: what is made of sums before a head is solved from them, where noise makes them such as no rows have.
 
     Returns:
         The update, and the head as it was solved; None if there are no sums.
@@ -272,7 +274,7 @@ def visit_update(
     if sums is None:
         return None
     try:
-        solved = solve(sums, ridge, state.ridge)
+        solved = solve(possible(sums), ridge, state.ridge)
     except np.linalg.LinAlgError as error:
         raise SliceError(f"the sums give no head: {error}") from error
     if not (np.isfinite(solved.weight).all() and np.isfinite(solved.bias).all()):

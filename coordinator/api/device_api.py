@@ -21,7 +21,7 @@ from coordinator.api.app_state import AppState
 from coordinator.api.middleware import DEVICE
 from coordinator.auth import Device
 from coordinator.refusals import NotFoundError, RefusalError, UnavailableError
-from coordinator.rounds import results, tasks, uploads
+from coordinator.rounds import masked_rounds, results, tasks, uploads
 from edge_runtime.errors import DigestError
 from edge_runtime.protocol.messages import (
     DIRECT_HEADER,
@@ -32,8 +32,11 @@ from edge_runtime.protocol.messages import (
     DeviceEvent,
     EnrolRequest,
     EnrolResponse,
+    MaskingStage,
     Result,
     ResultReceipt,
+    RevealedShares,
+    SealedShares,
     Standing,
     UploadStanding,
 )
@@ -168,6 +171,54 @@ async def say_alive(task_id: FromPath[str], request: DeviceRequest) -> Standing:
     return standing
 
 
+@get("/tasks/{task_id:str}/masking")
+async def tell_masking_stage(task_id: FromPath[str], request: DeviceRequest) -> MaskingStage:
+    """What is asked of a device whose contribution is masked."""
+    app_state, device = _shared(request), _device(request)
+    stage: MaskingStage = await app_state.read(
+        lambda connection: masked_rounds.stage_for(app_state.stores, connection, device, task_id)
+    )
+    return stage
+
+
+@put("/tasks/{task_id:str}/masking/shares")
+async def take_shares(
+    task_id: FromPath[str], data: JSONBody[SealedShares], request: DeviceRequest
+) -> ResultReceipt:
+    """Take in shares that a device sealed for its neighbours; repeating it is harmless."""
+    app_state, device = _shared(request), _device(request)
+    receipt: ResultReceipt = await app_state.write(
+        lambda connection: masked_rounds.take_shares(app_state.stores, connection, device, task_id, data)
+    )
+    app_state.wake.set()
+    return receipt
+
+
+@put("/tasks/{task_id:str}/masking/vector", opt={MAX_BODY_BYTES: MAX_RESULT_BYTES})
+async def take_masked(task_id: FromPath[str], request: DeviceRequest) -> ResultReceipt:
+    """Take in a masked contribution; repeating it is harmless."""
+    app_state, device = _shared(request), _device(request)
+    data = await request.body()
+    receipt: ResultReceipt = await app_state.write(
+        lambda connection: masked_rounds.take_masked(app_state.stores, connection, device, task_id, data)
+    )
+    app_state.wake.set()
+    return receipt
+
+
+@put("/tasks/{task_id:str}/masking/reveal")
+async def take_revealed(
+    task_id: FromPath[str], data: JSONBody[RevealedShares], request: DeviceRequest
+) -> ResultReceipt:
+    """Take in the shares that unmask a sum; repeating it is harmless."""
+    app_state, device = _shared(request), _device(request)
+    receipt: ResultReceipt = await app_state.write(
+        lambda connection: masked_rounds.take_revealed(app_state.stores, connection, device, task_id, data)
+    )
+    app_state.wake.set()
+    return receipt
+
+
 @post("/events", status_code=HTTP_204_NO_CONTENT)
 async def report(data: JSONBody[DeviceEvent], request: DeviceRequest) -> None:
     """Tell operators something, or give a task back."""
@@ -259,6 +310,10 @@ ROUTER = Router(
         add_part,
         finish_upload,
         say_alive,
+        tell_masking_stage,
+        take_shares,
+        take_masked,
+        take_revealed,
         report,
         fetch_blob,
     ],

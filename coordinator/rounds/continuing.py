@@ -42,6 +42,11 @@ def check_continues(earlier: Run, config: RunConfig, seen: Manifest) -> None:
             f"run {earlier.run_id} has not ended ({earlier.state}), and its sums may still change: wait for its end, "
             f"or stop it with: edge-coordinator run stop {earlier.run_id}"
         )
+    if earlier.config.secure_aggregation or earlier.config.privacy is not None:
+        raise ConfigError(
+            f"run {earlier.run_id} had the sums of devices masked or noised, so none of them can be taken off again: "
+            "leave out continue_from, and ask all devices anew"
+        )
     way_out = f'make it so, or leave out continue_from = "{earlier.run_id}" and ask all devices anew'
     if difference := _other_settings(earlier, config, seen) or _other_package(earlier, seen):
         raise ConfigError(f"{difference}: {way_out}")

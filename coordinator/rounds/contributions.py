@@ -13,6 +13,7 @@ from coordinator.aggregation.robust import Sizes, bounded, lower_median, score, 
 from coordinator.aggregation.staleness import discounted
 from coordinator.events import record
 from coordinator.rounds.deltas import read_delta, read_line
+from coordinator.rounds.private_rounds import adds_noise
 from coordinator.rounds.runs import Run
 from coordinator.rounds.set_aside import note_left_out
 from coordinator.rounds.stated_variance import variance_factors
@@ -68,6 +69,8 @@ class Contributions:
         self._sizes: dict[str, dict[str, float]] = {}
         self._kept: dict[str, Contribution] = {}
         self.left_out: list[LeftOut] = []
+        # Whether one is left out must not hang on what others sent, where noise is to hide each of them.
+        noised = adds_noise(run.config)
         kept_bytes = 0
         for result in results:
             try:
@@ -75,7 +78,7 @@ class Contributions:
             except SliceError as error:  # of a replay alone: all else was checked when it arrived
                 self.left_out.append(LeftOut(result, str(error), suspect=True))
                 continue
-            self._sizes[result.task_id] = sizes(contribution, result.steps_applied)
+            self._sizes[result.task_id] = {} if noised else sizes(contribution, result.steps_applied)
             kept_bytes += sum(array.nbytes for array in contribution.delta.values())
             if kept_bytes <= KEPT_BYTES:
                 self._kept[result.task_id] = contribution

@@ -46,7 +46,9 @@ def required_bytes(
         slices = reached(manifest, slices, leave)
     sequence = min(config.sequence_limit, manifest.sequence_limit)
     if config.head == "closed_form":
-        return _smallest_cap(same, sums_work(manifest, config, max(1, rows), sequence))
+        return _smallest_cap(
+            same, sums_work(manifest, config, max(1, rows), sequence, as_vector=config.hides_contributions)
+        )
     exact_head = None if manifest.head is None or config.head == "perturbed" else manifest.head.name
     trained = tuple(name for name in slices if name != exact_head)
     work = Work(

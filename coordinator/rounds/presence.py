@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from coordinator.rounds.protection import needs_protection
 from coordinator.rounds.runs import Run
 from coordinator.rounds.selection import SelectableDevice, draw_order
-from coordinator.storage import device_rows, task_rows
+from coordinator.storage import device_rows, privacy_rows, protecting_rows, task_rows
 from coordinator.storage.connection import Connection
 from coordinator.storage.device_rows import SeenDevice
 
@@ -30,7 +31,8 @@ def askable(connection: Connection, run: Run, now_s: float) -> list[SeenDevice]:
     """Devices that a round may ask: they are there, and the run has not set them aside.
 
     Where the configuration has ``seen_window_s``, a device is there for so long after its last check-in. In a visit
-    every device is asked once, and once more if it fell out.
+    every device is asked once, and once more if it fell out. With privacy none is asked that has had its rounds, and
+    none that does not know how to protect what it contributes.
     """
     flat_s = run.config.seen_window_s
     asked = (
@@ -38,10 +40,19 @@ def askable(connection: Connection, run: Run, now_s: float) -> list[SeenDevice]:
         if run.visiting
         else set()
     )
+    privacy = run.config.privacy
+    used_up = (
+        privacy_rows.used_up(connection, run.run_id, privacy.most_rounds)
+        if privacy is not None and privacy.most_rounds
+        else set()
+    )
+    protecting = protecting_rows.all_devices(connection) if needs_protection(run) else None
     return [
         device
         for device in device_rows.not_set_aside(connection, run.run_id)
         if device.device_id not in asked
+        and device.device_id not in used_up
+        and (protecting is None or device.device_id in protecting)
         and (
             now_s - device.seen_s <= flat_s
             if flat_s is not None

@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import math
 
+import msgspec
+
 from coordinator.auth import Device
 from coordinator.refusals import ConflictError, MalformedError, NotFoundError, UnusableError
 from coordinator.rounds.buffered import is_too_stale, round_entered
 from coordinator.rounds.deltas import check_delta
 from coordinator.rounds.runs import Run, find_run
-from coordinator.storage import result_rows, task_rows
+from coordinator.storage import device_rows, masking_rows, result_rows, task_rows
 from coordinator.storage.connection import Connection
 from coordinator.storage.stores import Stores
 from coordinator.storage.task_rows import TaskRow, TaskWithRound
-from edge_runtime.errors import SliceError
+from edge_runtime.errors import SignatureError, SliceError
+from edge_runtime.masking.agreement import check_keys
 from edge_runtime.memory.plan import first_segment
 from edge_runtime.package.manifest import Manifest
 from edge_runtime.protocol.messages import Result, ResultReceipt, Task
 from edge_runtime.training.feature_sums import decode_sums, form_of
+from edge_runtime.training.protected import decode_vector, layout_of
 
 #: Reasons of tasks that lapsed because a result, or a sign of life, did not come in time.
 TIMED_OUT = frozenset({"late", "lost"})
@@ -62,7 +66,9 @@ def accept(
         raise ConflictError("conflict", f"another result of task {task_id} was counted")
     run, late = check_wanted(stores, connection, task, now_s=now_s)
     # 3. Does the content fit the task?
-    _check_content(run.manifest, task.read_task(), result)
+    _check_content(
+        run.manifest, task.read_task(), result, device_rows.public_key(connection, device.device_id)
+    )
     # 4. Count it: bytes first, so that the database never names bytes that are not there.
     if not stores.private_blobs.is_remote:  # else store_bytes has done so
         for data in (result.change, *result.removed):
@@ -72,6 +78,8 @@ def accept(
     task_rows.mark_counted(connection, task_id)
     entered = round_entered(connection, run) if run.is_buffered else None
     result_rows.add(connection, result, received_s=now_s, entered=entered)
+    if result.masking is not None:
+        masking_rows.add(connection, task_id, "keys", msgspec.json.encode(result.masking))
     return ResultReceipt("counted")
 
 
@@ -129,11 +137,30 @@ def _in_grace(connection: Connection, task: TaskRow, grace_s: float, *, now_s: f
     return not task_rows.is_slot_taken(connection, task.run_id, task.round, task.slot)
 
 
-def _check_content(manifest: Manifest, task: Task, result: Result) -> None:
+def _check_keys(task: Task, result: Result, identity: str) -> None:
+    """Of a task whose contribution is masked, the result brings keys, and nothing that could be read."""
+    if not task.masked:
+        raise UnusableError(
+            "masking_not_asked", "the task masks nothing, the result brings keys for it: leave them out"
+        )
+    if result.masking is None or result.change or result.kept or result.removed:
+        raise UnusableError(
+            "not_masked", "the task's contribution is to be masked: the result brings its keys, and no change"
+        )
+    try:
+        check_keys(identity, task.task_id, result.masking)
+    except SignatureError as error:
+        raise UnusableError("bad_keys", str(error)) from error
+
+
+def _check_content(manifest: Manifest, task: Task, result: Result, identity: str) -> None:
     finite = math.isfinite(result.seconds) and (result.mean_loss is None or math.isfinite(result.mean_loss))
     if not finite:
         raise UnusableError("not_finite", "mean_loss and seconds must be finite numbers")
     _check_estimator(manifest, task, result)
+    if task.masked or result.masking is not None:
+        _check_keys(task, result, identity)
+        return
     if task.head == "closed_form":
         _check_sums(manifest, task, result)
         return
@@ -159,6 +186,12 @@ def _check_content(manifest: Manifest, task: Task, result: Result) -> None:
 def _check_sums(manifest: Manifest, task: Task, result: Result) -> None:
     """Check the sums of a device, which has as many rows as it has; or what has changed of them since."""
     _check_what_stood(task, result)
+    if task.noised:
+        try:
+            decode_vector(result.change, layout_of(task, manifest))
+        except SliceError as error:
+            raise UnusableError("bad_sums", str(error)) from error
+        return
     rows = 0
     if result.change or not task.handed_in:
         try:

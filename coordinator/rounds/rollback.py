@@ -10,7 +10,14 @@ from __future__ import annotations
 from coordinator.events import record
 from coordinator.refusals import ConflictError, NotFoundError
 from coordinator.rounds.runs import ACTIVE, Run, find_run
-from coordinator.storage import checkpoint_rows, evaluation_rows, result_rows, round_rows, task_rows
+from coordinator.storage import (
+    checkpoint_rows,
+    evaluation_rows,
+    masking_rows,
+    result_rows,
+    round_rows,
+    task_rows,
+)
 from coordinator.storage.connection import Connection
 from coordinator.storage.stores import Stores
 
@@ -64,6 +71,7 @@ def roll_back(
         return run, 0
     reason = f"rolled back to round {to} by the operator"
     task_rows.lapse_open_of_run(connection, run.run_id, ROLLED_BACK)
+    masking_rows.forget(connection, run.run_id)
     round_rows.abandon_open(connection, run.run_id, reason=reason, closed_s=now_s)
     evaluation_rows.drop_pending(connection, run.run_id, after=to)
     result_rows.withdraw(connection, run.run_id, run.next_round)

@@ -12,16 +12,19 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
+from coordinator.aggregation.accountant import epsilon_of
 from coordinator.aggregation.growth import check_growth, grown_slices
-from coordinator.config import WITHOUT_SLICES, EvaluationConfig, RunConfig
+from coordinator.config import WITHOUT_SLICES, EvaluationConfig, RunConfig, most_participations
 from coordinator.events import record
 from coordinator.refusals import ConflictError, NotFoundError
 from coordinator.rounds.assignment import deal
 from coordinator.rounds.continuing import check_continues, go_on
 from coordinator.rounds.memory_requirements import required_bytes
+from coordinator.rounds.noise_check import describe, with_noise
 from coordinator.rounds.row_slices import check_rows, trains_rows, with_first_rows
-from coordinator.storage import evaluation_rows, round_rows, run_rows, task_rows
+from coordinator.storage import evaluation_rows, masking_rows, privacy_rows, round_rows, run_rows, task_rows
 from coordinator.storage.connection import Connection
+from coordinator.storage.privacy_rows import SpentRow
 from coordinator.storage.run_rows import RunRow
 from coordinator.storage.stores import Stores
 from edge_runtime.data.rows import load_rows
@@ -245,6 +248,7 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
         config = replace(config, features=config.features or earlier.config.features)
     config, seen = with_features(config, package.manifest)
     check_features(config, package.manifest, slices)
+    config = with_noise(config, seen, slices, simulated=not read_data)
     phase = first_phase(config)
     # Raises if the package cannot train as asked.
     required_bytes(seen, in_phase(config, phase), () if phase != TRAINING else slices)
@@ -282,7 +286,13 @@ def create_run(stores: Stores, config: RunConfig, *, now_s: float, read_data: bo
             optimizer_sha256=state_sha256,
         )
         goes_on = "" if earlier is None else f", goes on from the sums of run {earlier.run_id}"
-        record(connection, now_s, "run_created", f"package {package.manifest.name}{goes_on}", run_id=run_id)
+        if config.privacy is not None:
+            times = most_participations(config)
+            epsilon = epsilon_of(config.privacy, times)
+            privacy_rows.add(connection, SpentRow(run_id, privacy_rows.AT_END, times, epsilon))
+        private = describe(config, seen, slices)
+        message = f"package {package.manifest.name}{goes_on}{'; ' if private else ''}{private}"
+        record(connection, now_s, "run_created", message, run_id=run_id)
     return run_id
 
 
@@ -496,6 +506,7 @@ def end_run(connection: Connection, run_id: str, state: str, reason: str, *, now
     round_rows.abandon_open(connection, run_id, reason=reason, closed_s=now_s)
     task_rows.lapse_open_of_run(connection, run_id)
     evaluation_rows.drop_pending(connection, run_id)
+    masking_rows.forget(connection, run_id)
     record(connection, now_s, f"run_{state}", reason, run_id=run_id)
 
 

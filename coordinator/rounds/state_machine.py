@@ -7,7 +7,7 @@ transition in one transaction, so a coordinator that was killed at any moment go
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
@@ -15,6 +15,7 @@ from time import perf_counter
 import numpy as np
 
 from coordinator.aggregation.closed_form import visit_update
+from coordinator.aggregation.mean import Contribution
 from coordinator.aggregation.server_state import ServerState
 from coordinator.aggregation.server_step import server_update
 from coordinator.events import record
@@ -22,8 +23,11 @@ from coordinator.rounds.buffered import is_over, lapse_stale, next_place
 from coordinator.rounds.contributions import Contributions
 from coordinator.rounds.early_stop import stop_without_gain
 from coordinator.rounds.evaluation import INITIAL
+from coordinator.rounds.masked_rounds import MaskedSum, RoundLostError, advance, masked_mean, masked_sums
+from coordinator.rounds.masked_rounds import close as close_masked
 from coordinator.rounds.memory_requirements import required_bytes
 from coordinator.rounds.presence import SLACK_S, askable, order_of_asking, patience_s
+from coordinator.rounds.private_rounds import adds_noise, noised, noised_sums, possible, spent
 from coordinator.rounds.releases import note_commit
 from coordinator.rounds.results import TIMED_OUT
 from coordinator.rounds.rollback import MOST_STATES
@@ -45,6 +49,8 @@ from coordinator.storage import (
     checkpoint_rows,
     device_rows,
     evaluation_rows,
+    masking_rows,
+    privacy_rows,
     result_rows,
     round_rows,
     run_rows,
@@ -110,7 +116,8 @@ def _play_run(stores: Stores, run_id: str, now_s: float, note_aggregation: NoteA
         if number is not None:
             begun = perf_counter()
             _aggregate_round(stores, run, number, now_s)
-            note_aggregation(run_id, number, perf_counter() - begun)
+            if _closed_round(stores, run) is None:  # else it waits for what devices reveal
+                note_aggregation(run_id, number, perf_counter() - begun)
     except EdgeError as error:
         # A blob is gone or damaged, or its package contradicts itself. Other runs can go on.
         with stores.storage.transaction() as connection:
@@ -140,6 +147,7 @@ def resume(stores: Stores, now_s: float) -> None:
             alive_by_s = now_s + MISSED_SIGNS * run.config.alive_every_s
             task_rows.extend_open(connection, run.run_id, grace_s, alive_by_s=alive_by_s)
             round_rows.extend_deadline(connection, run.run_id, grace_s)
+            masking_rows.extend(connection, run.run_id, grace_s)
             log.info("resumed run=%s next_round=%d committed=%d", run.run_id, run.next_round, run.committed)
 
 
@@ -320,6 +328,15 @@ def _aggregate_round(stores: Stores, run: Run, number: int, now_s: float) -> Non
     with stores.storage.reading() as connection:
         results = result_rows.counted(connection, run.run_id, number)
         begun = round_rows.last_committed(connection, run.run_id, run.phase) is not None
+    masked = None
+    if run.config.secure_aggregation:
+        try:
+            masked = advance(stores, run, number, results, now_s)
+        except RoundLostError as error:
+            _lose(stores, run, number, None, str(error), now_s)
+            return
+        if masked is None:
+            return
     # 1. What the devices contributed, one at a time in the order of their slots, moves the values.
     values = decode_values(stores.blobs.get(run.values_sha256), run.manifest.slices)
     state = ServerState()
@@ -328,19 +345,37 @@ def _aggregate_round(stores: Stores, run: Run, number: int, now_s: float) -> Non
     if run.visiting:
         if not begun and run.config.continue_from is None:
             state = replace(state, sums=None)  # of an earlier visit, behind which nothing was trained
-        _solve_round(stores, run, number, values, state, results, now_s)
+        _solve_round(stores, run, number, values, state, results, now_s, masked)
         return
-    contributions = Contributions(stores, run, values, results)
-    if len(contributions.admitted) < run.config.min_results:
+    _train_round(stores, run, number, values, state, results, now_s, masked)
+
+
+def _train_round(
+    stores: Stores,
+    run: Run,
+    number: int,
+    values: Values,
+    state: ServerState,
+    results: list[CountedResult],
+    now_s: float,
+    masked: MaskedSum | None,
+) -> None:
+    """Move the values by what a round's devices contributed, and commit the round."""
+    contributions = Contributions(stores, run, values, [] if masked is not None else results)
+    if masked is None and len(contributions.admitted) < run.config.min_results:
         reason = f"{len(contributions.admitted)} results of at least {run.config.min_results} can be used"
-        with stores.storage.transaction() as connection:
-            contributions.note(connection, number, now_s=now_s)
-            _abandon(connection, run, number, f"{reason}; left out: {contributions.words()}", now_s)
+        reason = f"{reason}; left out: {contributions.words()}"
+        _lose(stores, run, number, contributions, reason, now_s)
+        return
+    try:
+        moves = _moves(stores, run, number, contributions, masked, values)
+    except SliceError as error:  # of scalars that replay to no finite change
+        _lose(stores, run, number, contributions, str(error), now_s)
         return
     update = server_update(
         values,
         state,
-        contributions,
+        moves,
         config=run.config,
         specs=run.manifest.slices,
         round_number=number,
@@ -349,9 +384,7 @@ def _aggregate_round(stores: Stores, run: Run, number: int, now_s: float) -> Non
     if not all(
         np.isfinite(array).all() for array in [*update.values.values(), *(update.reference or {}).values()]
     ):
-        with stores.storage.transaction() as connection:
-            contributions.note(connection, number, now_s=now_s)
-            _abandon(connection, run, number, "the averaged change overflowed", now_s)
+        _lose(stores, run, number, contributions, "the averaged change overflowed", now_s)
         return
     # 2. Bytes first, then the one transaction that makes them count.
     committed = Committed(
@@ -364,15 +397,49 @@ def _aggregate_round(stores: Stores, run: Run, number: int, now_s: float) -> Non
         gated_variance=update.gated_variance,
         flat=update.flat,
     )
+    spent_now = spent(stores, run, number)
     with stores.storage.transaction() as connection:
         if round_rows.find_open(connection, run.run_id) is None:
             return  # the operator stopped the run meanwhile
+        privacy_rows.add(connection, spent_now)
+        close_masked(stores, connection, run)
         contributions.note(connection, number, now_s=now_s)
         run_rows.set_delta_sizes(connection, run.run_id, contributions.sizes)
         _commit(connection, run, number, committed, now_s=now_s)
     # 3. What only this round needed can go.
     _discard(stores, run, results, committed.state)
     log.info("round_committed run=%s round=%d results=%d", run.run_id, number, len(results))
+
+
+def _moves(
+    stores: Stores,
+    run: Run,
+    number: int,
+    contributions: Contributions,
+    masked: MaskedSum | None,
+    values: Values,
+) -> Iterable[Contribution]:
+    """What moves the values: contributions, one at a time; or their mean, where no single one is to be seen in it.
+
+    Raises:
+        SliceError: masked scalars replay to no finite change.
+    """
+    if masked is not None:
+        return [masked_mean(stores, run, number, masked, values)]
+    if adds_noise(run.config):
+        return [noised(run, number, contributions, values)]
+    return contributions
+
+
+def _lose(
+    stores: Stores, run: Run, number: int, contributions: Contributions | None, reason: str, now_s: float
+) -> None:
+    """Abandon a round of which no value can come."""
+    with stores.storage.transaction() as connection:
+        if contributions is not None:
+            contributions.note(connection, number, now_s=now_s)
+        close_masked(stores, connection, run)
+        _abandon(connection, run, number, reason, now_s)
 
 
 def _solve_round(
@@ -383,31 +450,36 @@ def _solve_round(
     state: ServerState,
     results: list[CountedResult],
     now_s: float,
+    masked: MaskedSum | None,
 ) -> None:
     """Solve for the head from the sums of a visit so far and those of a round, and commit the round."""
     try:
+        each = sums_of(stores, run, results) if masked is None else [masked_sums(run, number, masked)]
         visited = visit_update(
             values,
             state,
-            sums_of(stores, run, results),
+            each if masked is not None or not adds_noise(run.config) else [noised_sums(run, number, each)],
             head=run.head_name,
             ridge=run.config.ridge,
             projection=projection_of(run),
+            possible=partial(possible, run),
         )
     except SliceError as error:
         names = ", ".join(result.device_name for result in results)
-        with stores.storage.transaction() as connection:
-            reason = f"with what {names} handed in, {error}; none of it is kept"
-            _abandon(connection, run, number, reason, now_s)
+        reason = f"with what {names} handed in, {error}; none of it is kept"
+        _lose(stores, run, number, None, reason, now_s)
         return
     if visited is None:
         raise PackageError(f"run {run.run_id} visits devices, and round {number} has no sums")
     update, solved = visited
     values_sha256 = stores.blobs.put(encode_values(update.values, run.manifest))
     state_sha256 = stores.private_blobs.put(update.state.encode())
+    spent_now = spent(stores, run, number)
     with stores.storage.transaction() as connection:
         if round_rows.find_open(connection, run.run_id) is None:
             return  # the operator stopped the run meanwhile
+        privacy_rows.add(connection, spent_now)
+        close_masked(stores, connection, run)
         commit_round(
             connection,
             run,

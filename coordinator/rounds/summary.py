@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from fnmatch import fnmatchcase
+from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from coordinator.config import RunConfig
 from coordinator.rounds.presence import SLACK_S
@@ -16,6 +17,7 @@ from coordinator.storage import (
     device_rows,
     evaluation_rows,
     event_rows,
+    privacy_rows,
     release_rows,
     result_rows,
     round_rows,
@@ -86,6 +88,22 @@ class RoundSummary(Struct, frozen=True):
     rolled_back: bool = False
 
 
+class PrivacySummary(Struct, frozen=True):
+    """What a run with privacy has given away, at most.
+
+    Attributes:
+        epsilon: ε so far, at ``delta`` of the configuration, for each ``unit`` of it.
+        participations: number of rounds and visits that the busiest device has taken part in.
+        noise_multiplier: standard deviation of the noise over ``clip_norm``.
+        epsilon_at_end: ε if a device takes part in all that it may; None if that was not worked out.
+    """
+
+    epsilon: float
+    participations: int
+    noise_multiplier: float
+    epsilon_at_end: float | None = None
+
+
 class RunSummary(Struct, frozen=True):
     """A run with its rounds. None stands for what was not measured, or not yet.
 
@@ -117,6 +135,7 @@ class RunSummary(Struct, frozen=True):
         robustness: change of accuracy from the values that the run started from to the last ones evaluated, over the
             groups of ``evaluation.groups``; ``crrm_standin`` there stands in for a published metric whose formula was
             not at hand. None without groups.
+        privacy: what a run with privacy has given away; None without.
     """
 
     run_id: str
@@ -143,6 +162,7 @@ class RunSummary(Struct, frozen=True):
     paused: bool = False
     not_eligible: dict[str, int] = {}
     robustness: Robustness | None = None
+    privacy: PrivacySummary | None = None
 
     @property
     def counting(self) -> list[RoundSummary]:
@@ -283,7 +303,7 @@ def summarise(connection: Connection, run: Run, *, with_rounds: bool = True) -> 
     rounds = []
     if with_rounds:
         rounds = [
-            round_summary(connection, entry, evaluations.get(entry.round))
+            shown(round_summary(connection, entry, evaluations.get(entry.round)), run.config)
             for entry in round_rows.all_rounds(connection, run.run_id)
         ]
     return RunSummary(
@@ -316,6 +336,7 @@ def summarise(connection: Connection, run: Run, *, with_rounds: bool = True) -> 
             for row in set_aside_rows.of_run(connection, run.run_id)
         ],
         paused=run.paused,
+        privacy=_privacy(connection, run),
         not_eligible=device_rows.count_not_eligible(connection),
         robustness=_robustness(connection, run, rounds) if with_rounds else None,
     )
@@ -342,6 +363,20 @@ def _robustness(connection: Connection, run: Run, rounds: list[RoundSummary]) ->
             scored = (before[name].accuracy, after[name].accuracy)
             groups.append(GroupScore(name, took_part, after[name].rows, *scored))
     return robustness_of(groups)
+
+
+def _privacy(connection: Connection, run: Run) -> PrivacySummary | None:
+    privacy = run.config.privacy
+    if privacy is None:
+        return None
+    so_far = privacy_rows.last(connection, run.run_id)
+    at_end = privacy_rows.at_end(connection, run.run_id)
+    return PrivacySummary(
+        epsilon=0.0 if so_far is None else so_far.epsilon,
+        participations=0 if so_far is None else so_far.participations,
+        noise_multiplier=privacy.noise_multiplier or 0.0,
+        epsilon_at_end=None if at_end is None else at_end.epsilon,
+    )
 
 
 def releases_of(connection: Connection) -> list[ReleaseSummary]:
@@ -459,6 +494,28 @@ def round_summary(connection: Connection, row: RoundRow, evaluation: Scores | No
         scores={names[r.task_id]: r.score for r in results if r.score is not None},
         rolled_back=row.rolled_back_s is not None,
     )
+
+
+def shown(entry: RoundSummary, config: RunConfig) -> RoundSummary:
+    """A round as reports show it: figures of fewer devices than the run shows are left out, and so are single devices'.
+
+    What devices trained on is nobody's business where noise or masks hide it: loss and examples are left out then.
+    """
+    hidden: dict[str, Any] = {}
+    if config.privacy is not None or config.secure_aggregation:
+        hidden = {"train_loss": None, "examples": 0, "scores": {}}
+    if config.shown_group > 1:
+        hidden["scores"] = {}
+    if entry.results < config.shown_group:
+        hidden |= {
+            "train_loss": None,
+            "examples": 0,
+            "predicted_peak_bytes": None,
+            "measured_peak_bytes": None,
+            "caps_bytes": [],
+            "bytes_up_per_task": None,
+        }
+    return structs.replace(entry, **hidden)
 
 
 def _perplexity(evaluation: Scores | None) -> float | None:

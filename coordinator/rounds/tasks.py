@@ -8,6 +8,7 @@ from coordinator.auth import Device
 from coordinator.events import record
 from coordinator.refusals import ConflictError, MalformedError, NotFoundError
 from coordinator.rounds.memory_requirements import exits_for, rank_for, reached, required_bytes
+from coordinator.rounds.protection import needs_protection, protection_of
 from coordinator.rounds.releases import newest_for
 from coordinator.rounds.results import find_task
 from coordinator.rounds.runs import Run, active_runs, find_run
@@ -15,6 +16,7 @@ from coordinator.rounds.set_aside import note_failure, still_set_aside
 from coordinator.storage import (
     device_rows,
     event_rows,
+    protecting_rows,
     result_rows,
     round_rows,
     run_rows,
@@ -78,8 +80,9 @@ def check_in(
         now_s: the present moment.
     """
     # 1. Remember what it said of itself.
-    if request.not_eligible not in ("", device_rows.not_eligible(connection, device.device_id)):
-        record(connection, now_s, NOT_ELIGIBLE, request.not_eligible, device=device.name)
+    reason = request.not_eligible
+    if reason and reason != device_rows.not_eligible(connection, device.device_id):
+        record(connection, now_s, NOT_ELIGIBLE, reason, device=device.name)
     device_rows.note_check_in(
         connection,
         device.device_id,
@@ -93,6 +96,7 @@ def check_in(
         release=request.release,
         not_eligible=request.not_eligible,
     )
+    protecting_rows.note(connection, device.device_id, protects=request.protects)
     # 2. Answer, and remember by when it was told to come back.
     answer, back_s = _answer(stores, connection, device, request, now_s=now_s)
     device_rows.expect(connection, device.device_id, now_s + back_s)
@@ -164,6 +168,8 @@ def _work_in(
             stores, connection, run, held, device=device, request=request, now_s=now_s
         )
     # 3. Could it hold one?
+    if needs_protection(run) and not request.protects:
+        return _cannot_protect(connection, run, device, now_s=now_s)
     needed = least_required_bytes(stores, connection, run, request.example_count)
     if needed > request.cap_bytes:
         return _too_small(connection, run, device, needed, request.cap_bytes, now_s=now_s)
@@ -330,6 +336,7 @@ def _hand_out(
         reference=run.reference_sha256,
         rank=rank,
         handed_in=_handed_in(connection, run, device),
+        protection=protection_of(run),
         **shared,
     )
     data = messages.encode(task)
@@ -389,6 +396,19 @@ def least_required_bytes(stores: Stores, connection: Connection, run: Run, rows:
             stores.least_required_bytes.clear()  # every check-in asks, and all of them the same
         stores.least_required_bytes[asked] = found
     return found
+
+
+def _cannot_protect(connection: Connection, run: Run, device: Device, *, now_s: float) -> NotEligible:
+    code = "cannot_protect"
+    message = (
+        f"run {run.run_id} has contributions clipped, noised or masked on devices, which this version of the runtime "
+        "does not know; install a newer one"
+    )
+    if not event_rows.was_recorded(
+        connection, run_id=run.run_id, device_name=device.name, code=code, message=message
+    ):
+        record(connection, now_s, code, message, run_id=run.run_id, device=device.name)
+    return NotEligible(code, message, *NOT_ELIGIBLE_WINDOW_S)
 
 
 def _too_small(

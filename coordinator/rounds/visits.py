@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 
+import msgspec
+
 from coordinator.aggregation.closed_form import ClosedForm
 from coordinator.events import record
 from coordinator.rounds.runs import FIRST_VISIT, TRAINING, Run, end_run, reason_of_end
@@ -18,8 +20,10 @@ from coordinator.storage.connection import Connection
 from coordinator.storage.result_rows import CountedResult
 from coordinator.storage.stores import Stores
 from edge_runtime.figures import size
+from edge_runtime.protocol.messages import Task
 from edge_runtime.training.feature_sums import FeatureSums, decode_sums, form_of
 from edge_runtime.training.projection import Projection
+from edge_runtime.training.protected import decode_vector, layout_of, unflat_sums
 
 log = logging.getLogger("coordinator")
 MOST_LABELS_NAMED = 5
@@ -30,7 +34,13 @@ def sums_of(stores: Stores, run: Run, results: list[CountedResult]) -> Iterator[
     form = form_of(run.config, run.manifest)
     for result in results:
         change = FeatureSums.nothing(form.width, form.labels)
-        if result.adds_sums:
+        task = msgspec.json.decode(result.task, type=Task)
+        if task.noised:
+            vector = decode_vector(
+                stores.private_blobs.get(result.change_sha256), layout_of(task, run.manifest)
+            )
+            change = unflat_sums(form, vector)
+        elif result.adds_sums:
             change = decode_sums(stores.private_blobs.get(result.change_sha256), form)
         for sha256 in result.removed:
             change = change.minus(decode_sums(stores.private_blobs.get(sha256), form))

@@ -192,6 +192,10 @@ class SimulationConfig(Struct, frozen=True, forbid_unknown_fields=True):
                 "evaluation": {"data": self.data.dev, **evaluation},
             }
         )
+        if config.secure_aggregation:
+            raise ConfigError(
+                "run.secure_aggregation: masks cancel to the bit and change no curve; leave it out of a simulation"
+            )
         for key in ("devices_per_round", "min_devices"):
             if getattr(config, key) > self.fleet.devices:
                 raise ConfigError(

@@ -213,7 +213,9 @@ class Simulation:
     def _ask(self, connection: Connection, device: Device) -> None:
         """Check a device in; if it gets a task, it sets to work."""
         simulated = self.arm.fleet.devices[device.name]
-        request = CheckInRequest(runtime_version, self._cap_of(simulated), 0, len(simulated.rows))
+        request = CheckInRequest(
+            runtime_version, self._cap_of(simulated), 0, len(simulated.rows), protects=True
+        )
         answer = tasks.check_in(self.stores, connection, device, request, now_s=self.now_s)
         if isinstance(answer, NotEligible):
             self._refusal = answer.message

@@ -175,7 +175,8 @@ class Workbench:
         trained = session.train(executor, plan.choice)
         # 4. Encode the result.
         outcome = train_outcome(trained, plan, job.seconds, _memory(plan, job.cap_bytes))
-        return build_result(task, outcome, session.encode(trained))
+        noise_key = hashlib.sha256(f"device noise {task.seed} {task.task_id}".encode()).digest()
+        return build_result(task, outcome, session.encode(trained, noise_key))
 
     def evaluate(self, job: EvaluateJob, state: bytes, rows: Share | None = None) -> EvaluateOutcome:
         """Accuracy and mean loss of slice values on the dev rows; ``seconds`` are not measured.

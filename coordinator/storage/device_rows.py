@@ -234,3 +234,9 @@ def nonces_forgotten_to_s(connection: Connection) -> float:
     """The latest expiry of a nonce that was forgotten: what would expire by then may have been seen before."""
     row = connection.execute("SELECT value FROM marks WHERE name = 'nonces_forgotten_to_s'").fetchone()
     return 0.0 if row is None else float(row[0])
+
+
+def public_key(connection: Connection, device_id: str) -> str:
+    """The key that a device enrolled with."""
+    row = connection.execute("SELECT public_key FROM devices WHERE device_id = ?", (device_id,)).fetchone()
+    return str(row["public_key"])

@@ -379,6 +379,43 @@ def keep_users(connection: Connection) -> None:
     connection.execute("CREATE INDEX events_of_devices ON events (device, event_id) WHERE device IS NOT NULL")
 
 
+def protect_contributions(connection: Connection) -> None:
+    """What runs with privacy have spent, and which devices know how to protect what they contribute."""
+    connection.execute(
+        """CREATE TABLE privacy_spent (
+            run_id TEXT NOT NULL REFERENCES runs (run_id),
+            round INTEGER NOT NULL,
+            participations INTEGER NOT NULL,    -- of the busiest device
+            epsilon REAL NOT NULL,
+            PRIMARY KEY (run_id, round)
+        ) WITHOUT ROWID"""
+    )
+    connection.execute(
+        "CREATE TABLE protecting_devices (device_id TEXT PRIMARY KEY REFERENCES devices) WITHOUT ROWID"
+    )
+
+
+def mask_contributions(connection: Connection) -> None:
+    """How far open rounds with masked contributions are, and what their devices answered."""
+    connection.execute(
+        """CREATE TABLE masked_rounds (
+            run_id TEXT NOT NULL REFERENCES runs (run_id),
+            round INTEGER NOT NULL,
+            stage TEXT NOT NULL CHECK (stage IN ('shares', 'vector', 'reveal')),
+            due_s REAL NOT NULL,
+            PRIMARY KEY (run_id, round)
+        ) WITHOUT ROWID"""
+    )
+    connection.execute(
+        """CREATE TABLE masked_answers (
+            task_id TEXT NOT NULL REFERENCES tasks (task_id),
+            stage TEXT NOT NULL CHECK (stage IN ('keys', 'shares', 'vector', 'reveal')),
+            data BLOB NOT NULL,                 -- of a vector its digest
+            PRIMARY KEY (task_id, stage)
+        ) WITHOUT ROWID"""
+    )
+
+
 #: In the order in which they run.
 ALL = (
     create_devices,
@@ -405,4 +442,6 @@ ALL = (
     score_groups,
     share_between_processes,
     keep_users,
+    protect_contributions,
+    mask_contributions,
 )

@@ -257,5 +257,7 @@ def needed_blobs(connection: Connection) -> set[str]:
         " AND coalesce(rounds.state, 'selecting') IN ('selecting', 'collecting', 'aggregating')"
     )
     came = {digest for row in open_rows for digest in (row["change_sha256"], *json.loads(row["removed"]))}
+    vectors = connection.execute("SELECT data FROM masked_answers WHERE stage = 'vector'")
+    came |= {bytes(row["data"]).decode("ascii") for row in vectors}
     states = connection.execute("SELECT optimizer_sha256 FROM runs WHERE optimizer_sha256 IS NOT NULL")
     return came | {str(row["optimizer_sha256"]) for row in states}

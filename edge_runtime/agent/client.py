@@ -28,8 +28,11 @@ from edge_runtime.protocol.messages import (
     DeviceEvent,
     EnrolRequest,
     EnrolResponse,
+    MaskingStage,
     Refusal,
     ResultReceipt,
+    RevealedShares,
+    SealedShares,
     Standing,
     UploadStanding,
     decode,
@@ -147,6 +150,24 @@ class Client:
     def finish_upload(self, task_id: str, sha256: str) -> ResultReceipt | Refusal:
         """Hand in a result whose parts have all been sent."""
         return self._about_result(Request("POST", f"/v1/tasks/{task_id}/upload/{sha256}"), ResultReceipt)
+
+    def masking_stage(self, task_id: str) -> MaskingStage:
+        """What is asked of the device for a task whose contribution is masked."""
+        answer = self._send(Request("GET", f"/v1/tasks/{task_id}/masking"))
+        _check_status(answer)
+        return decode(answer.body, MaskingStage)  # type: ignore[arg-type] # to msgspec a union is a type
+
+    def put_masking(
+        self, task_id: str, what: str, body: bytes | SealedShares | RevealedShares
+    ) -> ResultReceipt:
+        """Answer a stage: ``shares``, ``vector`` or ``reveal``."""
+        kind = BYTES if isinstance(body, bytes) else JSON
+        data = body if isinstance(body, bytes) else encode(body)
+        answer = self._send(
+            Request("PUT", f"/v1/tasks/{task_id}/masking/{what}", data, {"Content-Type": kind})
+        )
+        _check_status(answer)
+        return decode(answer.body, ResultReceipt)
 
     def say_alive(self, task_id: str) -> Standing:
         """Say that a task is being worked on, and learn how it stands."""

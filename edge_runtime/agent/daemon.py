@@ -24,6 +24,7 @@ from edge_runtime.agent.config import DeviceConfig
 from edge_runtime.agent.downloads import Downloads
 from edge_runtime.agent.eligibility import ABOUT_TRAINING, Gate
 from edge_runtime.agent.host import Host
+from edge_runtime.agent.masked_round import MaskedRound
 from edge_runtime.agent.own_rows import count_own_rows
 from edge_runtime.agent.release import take_release
 from edge_runtime.agent.service_manager import ServiceManager
@@ -96,6 +97,7 @@ class Agent:
         self._store = store
         self._client = client
         self._identity = identity
+        self._masked_round = MaskedRound(store.folder)
         self._sleep = sleep
         self._service_manager = service_manager or ServiceManager()
         self._launch = launch or partial(start_worker, on_look=self._service_manager.alive)
@@ -161,6 +163,8 @@ class Agent:
 
     def _turn(self) -> float:
         self._deliver_pending()
+        if (again_s := self._masked_round.go_on(self._client)) is not None:
+            return again_s
         setup = setup_of(self._config, self._engine)
         rows = self._example_count(setup)
         reason = self._gate.reason(rows=rows, needed_bytes=self._needed_bytes)
@@ -174,6 +178,7 @@ class Agent:
                 trains=self._config.train,
                 release=self._store.releases.state().decided_with(setup),
                 not_eligible=reason or "",
+                protects=True,
             )
         )
         if not isinstance(answer, SignedTask):
@@ -364,8 +369,11 @@ class Agent:
         )
         data, kept = _read_change(change), task.handed_in if outcome.stands else ()
         removed = () if outcome.stands else sums.read(task.handed_in)
-        if task.head == "closed_form":
+        if task.head == "closed_form" and not (task.masked or task.noised):
             sums.keep(kept, data, rows.read_bytes(), task.handed_in)
+        if task.masked:
+            keys = self._masked_round.begin(task, self._store.key(), data)
+            return decisions.build_result(task, outcome, b"", masking=keys)
         return decisions.build_result(task, outcome, data, kept=kept, removed=removed)
 
     def _run_with_one_retry(self, job: TrainJob, deadline_s: float) -> TrainOutcome:

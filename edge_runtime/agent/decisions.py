@@ -28,6 +28,7 @@ from edge_runtime.protocol.messages import (
     MAX_RESULT_BYTES,
     BestOf,
     DeviceEvent,
+    MaskingKeys,
     Release,
     Result,
     SignedRelease,
@@ -213,6 +214,7 @@ def build_result(
     *,
     kept: Sequence[str] = (),
     removed: Sequence[bytes] = (),
+    masking: MaskingKeys | None = None,
 ) -> bytes:
     """The encoded result of a task.
 
@@ -222,20 +224,23 @@ def build_result(
         change: safetensors bytes that the worker wrote.
         kept: digests of the sums from before that stand.
         removed: sums from before that stand no more.
+        masking: keys by which the change will be masked, which is then not sent here.
 
     Raises:
         ProtocolError: it is larger than the protocol allows.
     """
+    hides = task.protection is not None and task.protection.hides
     taken: BestOf = "backprop" if outcome.plan.work.update == "backprop" else "forward"
     body = encode_result(
         Result(
             task_id=task.task_id,
             run_id=task.run_id,
             round=task.round,
-            examples=outcome.examples,
-            steps_applied=outcome.steps_applied,
-            steps_skipped=outcome.steps_skipped,
-            mean_loss=outcome.mean_loss,
+            # Figures of the rows would tell what clipping, noise and masks are there to hide.
+            examples=1 if hides else outcome.examples,
+            steps_applied=task.steps if hides else outcome.steps_applied,
+            steps_skipped=0 if hides else outcome.steps_skipped,
+            mean_loss=None if task.protection is not None else outcome.mean_loss,
             seconds=outcome.seconds,
             memory=outcome.memory,
             change_sha256=hashlib.sha256(change).hexdigest(),
@@ -244,6 +249,7 @@ def build_result(
             draws=outcome.plan.work.draws if task.update == "best" and taken == "forward" else 0,
             kept=tuple(kept),
             removed=tuple(removed),
+            masking=masking,
         )
     )
     if len(body) > MAX_RESULT_BYTES:

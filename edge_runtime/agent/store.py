@@ -10,6 +10,8 @@
     task.progress       how far a task had come when its worker was stopped
     release.json        which release the device uses, and which it has decided about
     release/            the values of that release
+    masking.part        secrets of a masked contribution, see edge_runtime.agent.masked_round
+    masking.vector      the contribution
     sums/               sums that were handed in for heads in closed form, see edge_runtime.agent.handed_in
     blobs/, packages/   downloads, see edge_runtime.agent.blob_cache
     work/               one task's scratch files, emptied at start

@@ -123,6 +123,7 @@ class CheckInRequest(Struct, frozen=True):
         trains: whether it takes tasks; one that does not only fetches releases.
         release: number of the newest release that it has taken or refused; 0 if there was none.
         not_eligible: why it takes no task now, by what its operator asks of its conditions; empty if it would.
+        protects: whether it knows how to clip, to add noise and to mask what it contributes.
     """
 
     runtime_version: Text
@@ -134,6 +135,7 @@ class CheckInRequest(Struct, frozen=True):
     trains: bool = True
     release: Count = 0
     not_eligible: ReasonCode = ""
+    protects: bool = False
 
 
 class LocalOptimizer(Struct, frozen=True):
@@ -243,6 +245,30 @@ class TrainingSettings(Struct, frozen=True, kw_only=True):
     sketch_entries: SketchSize = 0
 
 
+class Protection(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a device does to its contribution before any of it leaves (:mod:`edge_runtime.training.protected`).
+
+    Attributes:
+        clip_norm: largest Euclidean norm of the contribution, to which a longer one is scaled down; None clips none.
+        noise_std: standard deviation of the Gaussian noise that is added to each number; 0 adds none.
+        masked_bits: bits of the integers that the contribution becomes, to be masked and added up modulo 2 to their
+            number; 0 masks nothing.
+        quantum: what one of these integers stands for.
+        largest: largest size of such an integer; larger ones are cut to it.
+    """
+
+    clip_norm: Rate | None = None
+    noise_std: Annotated[float, Meta(ge=0, le=1e12)] = 0.0
+    masked_bits: Literal[0, 32, 64] = 0
+    quantum: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
+    largest: Annotated[int, Meta(ge=1, le=(1 << 62))] = 1
+
+    @property
+    def hides(self) -> bool:
+        """Whether the coordinator must learn nothing of a single device's rows, not even how many there are."""
+        return bool(self.noise_std or self.masked_bits)
+
+
 class Task(TrainingSettings, frozen=True, kw_only=True):
     """One device's share of a round.
 
@@ -268,6 +294,7 @@ class Task(TrainingSettings, frozen=True, kw_only=True):
         rank: number of the first ranks that the device is given, trains and hands back; 0 for all of the package's.
         handed_in: digests of the sums that the device handed in to earlier runs, and that stand in the sums which this
             run goes on from: it hands in what has changed since. Empty if there are none.
+        protection: what is done to the contribution before it leaves the device; None sends it as it is.
     """
 
     task_id: Identifier
@@ -285,6 +312,22 @@ class Task(TrainingSettings, frozen=True, kw_only=True):
     reference: Sha256 | None = None
     rank: Count = 0
     handed_in: Digests = ()
+    protection: Protection | None = None
+
+    @property
+    def masked(self) -> bool:
+        """Whether the contribution is masked, so that only its sum with others can be read."""
+        return self.protection is not None and self.protection.masked_bits > 0
+
+    @property
+    def noised(self) -> bool:
+        """Whether the device adds noise to its contribution."""
+        return self.protection is not None and self.protection.noise_std > 0
+
+    @property
+    def direction_slot(self) -> int:
+        """The slot that directions are keyed by: 0 for all where only the sum of all devices' scalars is known."""
+        return 0 if self.masked and self.report == "scalars" else self.slot
 
 
 #: The order in which released versions write a task's fields; fields that came later follow as they are defined.
@@ -440,6 +483,20 @@ class MemoryReport(Struct, frozen=True):
     enforced_by: Text = field(default="", name="judge")
 
 
+class MaskingKeys(Struct, frozen=True):
+    """Keys of one task by which its device masks its contribution (:mod:`edge_runtime.masking`).
+
+    Attributes:
+        mask_key: X25519 public key from which masks between two devices come.
+        share_key: X25519 public key by which devices seal shares for each other.
+        signature: the device's signature of both and of the task, by the key that it enrolled with.
+    """
+
+    mask_key: PublicKey
+    share_key: PublicKey
+    signature: SignatureText
+
+
 class Result(Struct, frozen=True):
     """The result of a task: the change of the trained values, and what it took.
 
@@ -463,6 +520,8 @@ class Result(Struct, frozen=True):
             are added.
         removed: sums among them that stand no more, as they were handed in, to be taken off again; ``change`` then
             holds what stands in their place.
+        masking: keys for the masks of the contribution, of a task that asks for them: ``change`` is then empty, and the
+            contribution follows masked once it is known who takes part.
     """
 
     task_id: Identifier
@@ -482,6 +541,7 @@ class Result(Struct, frozen=True):
     removed: Annotated[
         tuple[Annotated[bytes, Meta(max_length=MAX_RESULT_BYTES)], ...], Meta(max_length=MOST_PARTS)
     ] = ()
+    masking: MaskingKeys | None = None
 
 
 class ResultReceipt(Struct, frozen=True):
@@ -492,6 +552,132 @@ class ResultReceipt(Struct, frozen=True):
     """
 
     status: Literal["counted", "duplicate"]
+
+
+#: Most other devices that one shares its secrets with.
+MOST_PEERS = 256
+SlotNumber = Annotated[int, Meta(ge=0, le=10_000)]
+Slots = Annotated[tuple[SlotNumber, ...], Meta(max_length=MOST_PEERS + 1)]
+#: Two shares of 33 bytes, sealed; and one share by itself.
+SealedBytes = Annotated[bytes, Meta(min_length=16, max_length=256)]
+ShareBytes = Annotated[bytes, Meta(min_length=33, max_length=33)]
+
+
+class Peer(Struct, frozen=True):
+    """Another device of a masked round, as its neighbours are told of it.
+
+    Attributes:
+        slot: its slot of the round.
+        task_id: name of its task.
+        identity: public key that it enrolled with.
+        keys: keys of its task, signed by it.
+    """
+
+    slot: SlotNumber
+    task_id: Identifier
+    identity: PublicKey
+    keys: MaskingKeys
+
+
+class SealedShare(Struct, frozen=True):
+    """Shares of one device's two secrets, sealed for another.
+
+    Attributes:
+        slot: slot of the device that they go to, or that they come from.
+        sealed: the sealed bytes.
+    """
+
+    slot: SlotNumber
+    sealed: SealedBytes
+
+
+class RevealedShare(Struct, frozen=True):
+    """A share of one secret of a device: of its own mask if it contributed, of its mask key if it fell out.
+
+    Attributes:
+        slot: slot of the device whose secret it is of.
+        share: the share.
+    """
+
+    slot: SlotNumber
+    share: ShareBytes
+
+
+class SealedShares(Struct, frozen=True):
+    """The shares that a device sends to its neighbours.
+
+    Attributes:
+        shares: one for each neighbour.
+    """
+
+    shares: Annotated[tuple[SealedShare, ...], Meta(max_length=MOST_PEERS)]
+
+
+class RevealedShares(Struct, frozen=True):
+    """The shares that take masks off a sum.
+
+    Attributes:
+        shares: one for each neighbour that had sent shares, and of the device's own mask.
+    """
+
+    shares: Annotated[tuple[RevealedShare, ...], Meta(max_length=MOST_PEERS + 1)]
+
+
+class MaskingWait(Struct, frozen=True, tag_field="stage", tag="wait"):
+    """Others are not as far yet.
+
+    Attributes:
+        again_s: time after which the device asks again.
+    """
+
+    again_s: Seconds
+
+
+class ShareSecrets(Struct, frozen=True, tag_field="stage", tag="share"):
+    """Who takes part is known: the device sends its neighbours shares of its secrets.
+
+    Attributes:
+        threshold: number of shares that give a secret back; more than half of those that hold one.
+        peers: the neighbours.
+    """
+
+    threshold: Annotated[int, Meta(ge=2, le=MOST_PEERS + 1)]
+    peers: Annotated[tuple[Peer, ...], Meta(max_length=MOST_PEERS)]
+
+
+class SendMasked(Struct, frozen=True, tag_field="stage", tag="masked"):
+    """The shares of the neighbours: the device sends its contribution, masked.
+
+    Attributes:
+        shares: what neighbours sealed for the device; those that are missing fell out, and share no mask.
+    """
+
+    shares: Annotated[tuple[SealedShare, ...], Meta(max_length=MOST_PEERS)]
+
+
+class Unmask(Struct, frozen=True, tag_field="stage", tag="unmask"):
+    """Who contributed is known: the device reveals one share of each neighbour.
+
+    Attributes:
+        contributed: slots of neighbours, and of the device itself, of whose own mask a share is asked for.
+        fell_out: slots of neighbours of whose mask key a share is asked for.
+    """
+
+    contributed: Slots
+    fell_out: Slots
+
+
+class MaskingOver(Struct, frozen=True, tag_field="stage", tag="over"):
+    """Nothing more is asked of the device for this task.
+
+    Attributes:
+        reason: why, for people.
+    """
+
+    reason: Text = ""
+
+
+MaskingStage = MaskingWait | ShareSecrets | SendMasked | Unmask | MaskingOver
 
 
 class Standing(Struct, frozen=True):

@@ -38,6 +38,8 @@ CLASSES, ROWS, COUNTS, LINEAR = (PREFIX + name for name in ("classes", "rows", "
 FEW_ROWS = 1 / 3
 #: What a tensor's name, type and place take in the head of a file, at most.
 HEADER_BYTES = 128
+#: What rounding to integers may add to a count of rows.
+MASKED_ROUNDING = 1e-3
 #: What rounding may add to a sum, relative to it, by the precision that it travelled in.
 ROUNDING = {"float32": 1e-3, "float16": 2e-2}
 
@@ -240,7 +242,7 @@ class SumsBuilder:
         return flat
 
 
-def sums_bytes(rows: int, width: int, size: int, classes: int) -> int:
+def sums_bytes(rows: int, width: int, size: int, classes: int, *, as_vector: bool = False) -> int:
     """Memory that a device needs to make and encode its sums, in bytes.
 
     Args:
@@ -248,7 +250,12 @@ def sums_bytes(rows: int, width: int, size: int, classes: int) -> int:
         width: number D of a row's features.
         size: number of features of one block.
         classes: number of classes, of which it may have all.
+        as_vector: whether they travel as one vector, with noise or masked: the whole Gram matrix and three copies of
+            its half, in double precision.
     """
+    if as_vector:
+        vector = width * (width + 1) // 2 + width * (1 + classes) + classes
+        return sums_bytes(rows, width, size, classes) + 8 * (width * width + 3 * vector)
     wide = 1 + min(classes, rows)
     if rows < width * FEW_ROWS:
         # Kept rows, their trapezoid and its encoding; Q and what LAPACK works on, in double precision.
@@ -289,6 +296,20 @@ def decode_sums(data: bytes, form: SumsForm) -> FeatureSums:
     all_counts = np.zeros(form.labels)
     all_counts[classes] = counts[1:]
     return FeatureSums(rows, gram, linear, all_counts)
+
+
+def check_sums(sums: FeatureSums, form: SumsForm) -> None:
+    """Check sums of several devices of which nobody saw the parts.
+
+    Raises:
+        SliceError: they are larger than their rows allow, or counts are not of rows.
+    """
+    counts = np.concatenate([[sums.rows], sums.counts])
+    if (np.abs(counts - np.rint(counts)) > MASKED_ROUNDING).any() or (counts < -MASKED_ROUNDING).any():
+        raise SliceError("the counts of the classes are no whole numbers of rows")
+    there = np.flatnonzero(np.rint(sums.counts) > 0)
+    beside = sums.linear[:, [0, *(1 + there)]]
+    _check_sizes(sums.rows, sums.gram, beside, np.rint(counts[[0, *(1 + there)]]), form)
 
 
 def _gram(i: int, j: int) -> str:

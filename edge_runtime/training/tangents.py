@@ -153,7 +153,7 @@ def _turns(task: Task, specs: Sequence[SliceSpec], step: int, examples: Sequence
 
     Draw k of example i moves slice (start + i·K + k) mod S, so an example's draws take different slices.
     """
-    key = philox_key(task.seed, task.round, task.slot, "/".join(spec.name for spec in specs))
+    key = philox_key(task.seed, task.round, task.direction_slot, "/".join(spec.name for spec in specs))
     start = int(random_words(key, step, 0, 0, 1)[0] % np.uint64(len(specs)))
     places = np.arange(task.draws)[:, None] + np.asarray(examples) * task.draws
     owners = np.repeat(np.arange(len(specs)), [spec.dimensions for spec in specs])
@@ -182,7 +182,7 @@ def _dealt(task: Task, specs: Sequence[SliceSpec], step: int, examples: Sequence
     count = len(specs)
     key = philox_key(task.seed, task.round, 0, "deck/" + "/".join(spec.name for spec in specs))
     start = int(random_words(key, 0, 0, 0, 1)[0]) % count
-    first = (task.slot * task.steps + step) * task.batch_size * task.draws
+    first = (task.direction_slot * task.steps + step) * task.batch_size * task.draws
     turns = (first % count + np.asarray(examples) * task.draws + np.arange(task.draws)[:, None]).ravel()
     owners, visits = (turns * stride_over(count) + start) % count, turns // count
     ends = np.cumsum([0, *(spec.dimensions for spec in specs)])
@@ -249,7 +249,9 @@ def draw_flat(
     for index, spec in enumerate(specs):
         alike.setdefault(spec.dimensions, []).append(index)
     for size, members in alike.items():
-        keys = np.stack([philox_key(task.seed, task.round, task.slot, specs[i].name) for i in members])
+        keys = np.stack(
+            [philox_key(task.seed, task.round, task.direction_slot, specs[i].name) for i in members]
+        )
         count = entries.words(size)
         # Draw by draw where there are many words: they would take more memory than the directions.
         together = 1 if count >= BLOCK * MANY_BLOCKS else len(draws)
@@ -294,7 +296,7 @@ def _orthogonal(task: Task, specs: Sequence[SliceSpec], step: int) -> FloatArray
     """Orthogonal directions (K, 1, d)."""
     size = sum(spec.dimensions for spec in specs)
     order = 1 << max(size - 1, 0).bit_length()
-    key = philox_key(task.seed, task.round, task.slot, "/".join(spec.name for spec in specs))
+    key = philox_key(task.seed, task.round, task.direction_slot, "/".join(spec.name for spec in specs))
     made = []
     for cycle in range(-(-task.draws // order)):
         # Each full set of rows gets its own column signs and row order.

@@ -7,6 +7,7 @@ Training a task is :func:`train`, readable top to bottom; evaluation is :func:`e
 from __future__ import annotations
 
 import logging
+import secrets
 import shutil
 import sys
 import time
@@ -100,7 +101,7 @@ def train(job: TrainJob, meter: Meter) -> TrainOutcome:
 
         # 4. Hand over the delta.
         meter.enter("serialise")
-        write_durably(Path(job.delta_path), session.encode(trained))
+        write_durably(Path(job.delta_path), session.encode(trained, secrets.token_bytes(32)))
         rows.write()
         meter.close()
         return msgspec.structs.replace(

@@ -27,6 +27,7 @@ from edge_runtime.training.gather_sums import gather_sums
 from edge_runtime.training.loop import Trained, train_locally
 from edge_runtime.training.methods import check_task
 from edge_runtime.training.progress import Keeper
+from edge_runtime.training.protected import protect
 from edge_runtime.training.sketch import projection_bytes
 from edge_runtime.training.step import LocalWork
 from edge_runtime.training.trainable import estimated_slices
@@ -86,7 +87,8 @@ class TaskSession:
             sketch_bytes=projection_bytes(task, estimated),
         )
         if task.head == "closed_form":
-            work = sums_work(manifest, task, len(examples.ids), examples.longest)
+            hides = task.protection is not None and task.protection.hides
+            work = sums_work(manifest, task, len(examples.ids), examples.longest, as_vector=hides)
         filtered = None if reference is None else decode_reference(reference, estimated)
         return cls(task, manifest, values, examples, work, filtered)
 
@@ -135,11 +137,18 @@ class TaskSession:
             found.update(struct.pack(f"<{len(row) + 2}q", len(row), label, *row))
         return found.hexdigest()
 
-    def encode(self, trained: Trained) -> bytes:
-        """What a result carries of it: safetensors bytes; none at all for the sums of no rows."""
+    def encode(self, trained: Trained, noise_key: bytes) -> bytes:
+        """What a result carries of it: safetensors bytes; none at all for the sums of no rows.
+
+        Args:
+            trained: what training came to.
+            noise_key: secret key of the noise that a protected task adds.
+        """
         if self.task.head != "closed_form":
-            return encode_values(trained.delta)
-        return encode_sums(trained.delta) if trained.delta else b""
+            change = encode_values(trained.delta)
+        else:
+            change = encode_sums(trained.delta) if trained.delta else b""
+        return protect(self.task, self.manifest, change, trained.examples, noise_key)
 
 
 def train_outcome(trained: Trained, plan: Plan, seconds: float, memory: MemoryReport) -> TrainOutcome:
@@ -155,7 +164,9 @@ def train_outcome(trained: Trained, plan: Plan, seconds: float, memory: MemoryRe
     )
 
 
-def sums_work(manifest: Manifest, settings: TrainingSettings, rows: int, longest: int) -> Work:
+def sums_work(
+    manifest: Manifest, settings: TrainingSettings, rows: int, longest: int, *, as_vector: bool = False
+) -> Work:
     """Size of the work of one pass for a head in closed form, for which a plan is chosen.
 
     Args:
@@ -163,9 +174,10 @@ def sums_work(manifest: Manifest, settings: TrainingSettings, rows: int, longest
         settings: settings of the run or of the task.
         rows: number of the device's rows.
         longest: length of the longest, in tokens.
+        as_vector: whether the sums travel as one vector, with noise or masked.
     """
     form = form_of(settings, manifest)
-    memory_bytes = sums_bytes(rows, form.width, form.size, form.labels)
+    memory_bytes = sums_bytes(rows, form.width, form.size, form.labels, as_vector=as_vector)
     return Work(preferred_micro_batch(max(1, rows), longest), longest, 0, (), sums_bytes=memory_bytes)
 
 

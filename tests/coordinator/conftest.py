@@ -98,6 +98,8 @@ class FakeDevice:
         self.floor_bytes = 1 << 20
         #: Slope and curvature that it measures along the server's last step; None as an earlier release does.
         self.line: tuple[float, float] | None = (-1.0, 4.0)
+        #: Whether it says that it knows how to protect what it contributes.
+        self.protects = False
 
     def enrol(self) -> None:
         """Join with a fresh token."""
@@ -127,7 +129,7 @@ class FakeDevice:
 
     def check_in(self) -> Any:
         """The decoded answer."""
-        request = CheckInRequest("test", self.cap_bytes, self.floor_bytes, 10)
+        request = CheckInRequest("test", self.cap_bytes, self.floor_bytes, 10, protects=self.protects)
         answer = self.send("POST", "/v1/check-in", messages.encode(request))
         assert answer.status_code == 200, answer.text
         return messages.decode(answer.content, messages.CheckInResponse)  # type: ignore[arg-type]

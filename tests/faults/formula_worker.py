@@ -15,6 +15,7 @@ from edge_runtime.memory.plan import ExecutionChoice, PeakPrediction, Plan, Work
 from edge_runtime.package.manifest import MANIFEST, parse_manifest
 from edge_runtime.package.slices import encode_values
 from edge_runtime.protocol.messages import MemoryReport
+from edge_runtime.training.protected import protect
 from edge_runtime.worker.jobs import PrepareOutcome, TrainJob, TrainOutcome
 from tests.coordinator.formula import delta_of, examples_of
 from tests.edge_runtime.packages import write_prepared
@@ -32,7 +33,9 @@ def main(name: str) -> None:
     task = msgspec.json.decode(text, type=TrainJob).task
     manifest = parse_manifest((Path(job["package_folder"]) / MANIFEST).read_bytes())
     Path(job["state_path"]).read_bytes()
-    Path(job["delta_path"]).write_bytes(encode_values(delta_of(manifest.slices, task, name)))
+    change = encode_values(delta_of(manifest.slices, task, name))
+    change = protect(task, manifest, change, examples_of(task), bytes(32))
+    Path(job["delta_path"]).write_bytes(change)
     plan = Plan(
         Work(task.batch_size, 16, 1, task.slices),
         ExecutionChoice("resident", 1, 1),

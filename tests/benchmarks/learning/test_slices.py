@@ -12,6 +12,7 @@ def test_arms_are_compared_over_the_seeds_that_both_have() -> None:
         "lora 8": {1: {"accuracy": 74.0, "ece": 1.0}, 2: {"accuracy": 60.0, "ece": 1.0}},
         "sizes sparse": {0: {"uplink": 100, "numbers": 10, "state": 80}},
         "sizes lora 8": {0: {"uplink": 500, "numbers": 60, "state": 480}},
+        "live 96": {0: {"4 draws": 2e6}},
     }
     table = {row.name: row for row in rows("TREC", found)}
     gap = table["TREC: DyLoRA read at rank 8 over LoRA r=8 alone"]
@@ -19,6 +20,10 @@ def test_arms_are_compared_over_the_seeds_that_both_have() -> None:
     share = table["TREC: uplink of sparse at 1 %, over LoRA r=8"]
     assert (share.value, share.reach, share.met) == (0.2, 0.1, False)
     assert table["TREC: dylora 8 (2 seeds)"].value == 71.0
+    assert table["TREC: lora 8: uplink of the slices"].value == 0.5
+    assert (
+        table["TREC: predicted live set of a block, 96 of 1536 activations, 64 tokens, 4 draws"].value == 2.0
+    )
     assert not any("mixed" in name or "exits" in name for name in table)
 
 

@@ -70,8 +70,9 @@ def test_the_summary_tells_robustness_and_that_it_is_a_stand_in(
         ("away", False, 10),
         ("home", True, 10),
     ]
+    run_id = world.run()["run_id"]
     with world.stores.storage.reading() as connection:
-        run = summarise(connection, find_run(world.stores, connection, world.run()["run_id"]))
+        run = summarise(connection, find_run(world.stores, connection, run_id))
     (line,) = robustness_lines(run)
     assert line.startswith("Relative change of accuracy over groups of devices: seen +20.0 %, unseen -25.0 %")
     assert line.endswith(WARNING)

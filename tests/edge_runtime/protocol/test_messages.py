@@ -22,11 +22,28 @@ from edge_runtime.protocol.messages import (
     encode,
     encode_result,
 )
-from tests.edge_runtime.golden.generate import FOLDER, FULL_TASK, MESSAGES, SHA256, TASK, recording
+from tests.edge_runtime.golden.generate import (
+    FOLDER,
+    FULL_TASK,
+    MASKING_KEYS,
+    MESSAGES,
+    SHA256,
+    TASK,
+    recording,
+)
 
 IDS = [type(message).__name__ for message in MESSAGES]
 #: Parts of other messages, recorded inside them, and the base of a task.
-PARTS = {"LocalOptimizer", "MemoryReport", "TrainingSettings"}
+PARTS = {
+    "LocalOptimizer",
+    "MaskingKeys",
+    "MemoryReport",
+    "Peer",
+    "Protection",
+    "RevealedShare",
+    "SealedShare",
+    "TrainingSettings",
+}
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=IDS)
@@ -52,7 +69,7 @@ def test_a_result_from_before_estimators_still_decodes() -> None:
     old = decode_result((FOLDER / "Result-without-estimator.msgpack").read_bytes())
     new = decode_result((FOLDER / "Result.msgpack").read_bytes())
     assert (old.update, old.draws) == (None, 0)
-    more = {name: getattr(new, name) for name in ("update", "draws", "kept", "removed")}
+    more = {name: getattr(new, name) for name in ("update", "draws", "kept", "removed", "masking")}
     assert msgspec.structs.replace(old, **more) == new
 
 
@@ -61,7 +78,21 @@ def test_a_result_from_before_sums_were_gone_on_from_still_decodes() -> None:
     old = decode_result((FOLDER / "Result-without-kept.msgpack").read_bytes())
     new = decode_result((FOLDER / "Result.msgpack").read_bytes())
     assert (old.kept, old.removed) == ((), ())
-    assert msgspec.structs.replace(old, kept=new.kept, removed=new.removed) == new
+    assert msgspec.structs.replace(old, kept=new.kept, removed=new.removed, masking=new.masking) == new
+
+
+def test_messages_from_before_protection_still_decode() -> None:
+    """A result recorded without ``masking`` brings no keys; a check-in without ``protects`` is of one that cannot."""
+    result = decode_result((FOLDER / "Result-without-masking.msgpack").read_bytes())
+    assert result.masking is None
+    assert msgspec.structs.replace(result, masking=MASKING_KEYS) == decode_result(
+        (FOLDER / "Result.msgpack").read_bytes()
+    )
+    old = decode((FOLDER / "CheckInRequest-without-protects.json").read_bytes(), CheckInRequest)
+    assert not old.protects
+    assert msgspec.structs.replace(old, protects=True) == decode(
+        (FOLDER / "CheckInRequest.json").read_bytes(), CheckInRequest
+    )
 
 
 def test_messages_from_before_set_asides_still_decode() -> None:
@@ -91,13 +122,13 @@ def test_a_check_in_from_before_eligibility_still_decodes() -> None:
     old = decode((FOLDER / "CheckInRequest-without-eligibility.json").read_bytes(), CheckInRequest)
     new = decode((FOLDER / "CheckInRequest.json").read_bytes(), CheckInRequest)
     assert (old.not_eligible, new.not_eligible) == ("", "too_hot")
-    assert msgspec.structs.replace(old, not_eligible="too_hot") == new
+    assert msgspec.structs.replace(old, not_eligible="too_hot", protects=True) == new
     for value in ("Too hot", "x" * 65, "too_hot\n"):
         with pytest.raises(ProtocolError, match=r"\$\.not_eligible"):
             decode(encode(msgspec.structs.replace(new, not_eligible=value)), CheckInRequest)
 
 
-@pytest.mark.parametrize("missing", ["update", "report", "features", "rank", "sketch"])
+@pytest.mark.parametrize("missing", ["update", "report", "features", "rank", "sketch", "protection"])
 def test_a_task_from_before_a_field_still_decodes(missing: str) -> None:
     """A task recorded before a field, or before several that came together, asks for what it always did."""
     assert decode((FOLDER / f"Task-without-{missing}.json").read_bytes(), Task) == TASK
@@ -174,6 +205,12 @@ def test_fields_of_a_later_version_are_ignored() -> None:
         ("rank_mode", "sorted"),
         ("rank", -1),
         ("round", 1.5),
+        ("protection", {"masked_bits": 16}),
+        ("protection", {"noise_std": -1.0}),
+        ("protection", {"clip_norm": 0.0}),
+        ("protection", {"quantum": 0.0}),
+        ("protection", {"largest": 0}),
+        ("protection", {"unknown": 1}),
     ],
 )
 def test_values_out_of_bounds_are_refused_by_name(field: str, value: object) -> None:

@@ -9,7 +9,9 @@ import pytest
 from msgspec.structs import replace
 from safetensors.numpy import save
 
+from edge_runtime.engines.onnxruntime_engine import OnnxEngine
 from edge_runtime.errors import SliceError
+from edge_runtime.execution.prepare import prepare
 from edge_runtime.memory.plan import ExecutionChoice
 from edge_runtime.package.slices import Values, encode_values
 from edge_runtime.protocol.messages import PER_EXAMPLE, LocalOptimizer, Task
@@ -88,6 +90,26 @@ def test_compressed_moments_are_replayed_to_the_same_bytes(float_prepared, value
     weights, scalars = both_reports(float_prepared, task, values)
     assert replayed(float_prepared, task, values, scalars.delta) == encode_values(weights.delta)
     assert all(2 <= np.count_nonzero(weights.delta[f"{name}/core"]) <= 6 for name in task.slices)
+
+
+def test_rows_are_replayed_and_follow_the_exact_gradient(exported_rows, tmp_path) -> None:
+    """Of a slice of rows these alone move, by the same bytes from scalars, and along the exact gradient."""
+    prepared = prepare(exported_rows.package, tmp_path / "it", OnnxEngine(), "float")
+    values = tiny.flat(tiny.moved_slices(exported_rows.reference))
+    settings = {
+        "steps": 1,
+        "batch_size": 4,
+        "optimizer": LocalOptimizer("sgd", 0.1, 0.1),
+        "train_head": False,
+    }
+    task = tiny.make_task(prepared.package, directions="orthogonal", draws=512, **settings)
+    weights, scalars = both_reports(prepared, task, values)
+    assert set(weights.delta) == {f"{name}/rows" for name in task.slices}
+    assert replayed(prepared, task, values, scalars.delta) == encode_values(weights.delta)
+    exact = train(prepared, replace(task, update="backprop", draws=1, directions="shared"), values).delta
+    for name, change in weights.delta.items():
+        assert change.any()
+        np.testing.assert_allclose(exact[name], change, atol=1e-3 * float(np.abs(change).max()))
 
 
 @pytest.mark.parametrize("update", ["forward", "zero_order"])

@@ -313,6 +313,10 @@ REFERENCES: dict[Any, Callable[..., Tensor]] = {
     frozen_linear: lambda x, levels, scales, zero_points, bias, _: aten.linear(
         x, dequantise(levels, scales, zero_points).double(), bias
     ),
+    top_activations.pick: lambda x, index: x.gather(-1, index.long()),
+    place: lambda kept, index, width: kept.new_zeros((*kept.shape[:-1], width)).scatter(
+        -1, index.long(), kept
+    ),
 }
 
 
