@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 import psycopg
 from psycopg.abc import Buffer
-from psycopg.adapt import Dumper
+from psycopg.adapt import Dumper, Loader
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg.types.string import StrDumper
@@ -64,6 +64,14 @@ class _Words(StrDumper):
 
     def dump(self, obj: str) -> Buffer | None:
         return super().dump(obj.replace("\0", "\ufffd"))
+
+
+class _Sum(Loader):
+    """The sum of whole numbers is one too, which PostgreSQL calls numeric."""
+
+    def load(self, data: Buffer) -> int | float:
+        text = bytes(data)
+        return int(text) if text.lstrip(b"-").isdigit() else float(text)
 
 
 @lru_cache(maxsize=1024)
@@ -311,6 +319,7 @@ class PostgresStorage:
             )
             raw.adapters.register_dumper(bool, _Flag)
             raw.adapters.register_dumper(str, _Words)
+            raw.adapters.register_loader("numeric", _Sum)
             raw.execute(SETTINGS)
         except psycopg.Error as error:
             raise away("the database", error) from error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.storage import migrations
+from coordinator.storage import migrations, result_rows, round_rows, run_rows
 from coordinator.storage.database import Storage, apply_migrations, pending_migrations
 from edge_runtime.errors import ConfigError
 
@@ -108,3 +108,74 @@ def test_open_rounds_keep_their_heads(tmp_path: Path) -> None:
         ("without", 1, '["s0"]'),
     ]
     connection.close()
+
+
+def schema(connection: sqlite3.Connection) -> list[tuple[str, ...]]:
+    """Tables and their columns, and indexes, by name."""
+    tables = [
+        str(row[0]) for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    ]
+    columns = [
+        (name, *map(str, row)) for name in tables for row in connection.execute(f"PRAGMA table_info({name})")
+    ]
+    indexes = connection.execute("SELECT 'index', name FROM sqlite_master WHERE type = 'index'")
+    return sorted([*columns, *map(tuple, indexes)])
+
+
+@pytest.mark.parametrize("count", range(len(migrations.ALL)))
+def test_a_database_of_an_earlier_version_goes_on(
+    tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From every earlier set of migrations a file comes to the present tables, with what was in it."""
+    whole = migrations.ALL
+    monkeypatch.setattr(migrations, "ALL", whole[:count])
+    old = Storage(tmp_path / "old")
+    if count:
+        with old.transaction() as connection:
+            connection.execute("INSERT INTO tokens VALUES ('kept', 1, NULL)")
+    old.close()
+    monkeypatch.setattr(migrations, "ALL", whole)
+    Storage(tmp_path / "old").close()
+    Storage(tmp_path / "fresh").close()
+    found = connect(tmp_path / "old")
+    fresh = connect(tmp_path / "fresh")
+    assert schema(found) == schema(fresh)
+    assert found.execute("SELECT count(*) FROM tokens").fetchone() == (min(count, 1),)
+    found.close()
+    fresh.close()
+
+
+def test_a_stored_database_goes_on(tmp_path: Path) -> None:
+    """The file that a coordinator wrote before several could share one, in the middle of a run, is read as it was: run,
+    rounds, tasks and results, with nothing lost."""
+    connection = connect(tmp_path / "db")
+    connection.executescript((Path(__file__).parent / "before_sharing.sql").read_text())
+    before = {
+        table: connection.execute(f"SELECT * FROM {table}").fetchall()  # noqa: S608
+        for table in (
+            "devices",
+            "runs",
+            "rounds",
+            "slots",
+            "tasks",
+            "results",
+            "events",
+            "checkpoints",
+            "nonces",
+        )
+    }
+    connection.close()
+    storage = Storage(tmp_path / "db")
+    with storage.reading() as reading:
+        for table, rows in before.items():
+            assert [(*row,) for row in reading.execute(f"SELECT * FROM {table}")] == rows, table  # noqa: S608
+        run = run_rows.find_newest(reading)
+        assert run is not None
+        assert (run.state, run.committed) == ("running", 1)
+        open_round = round_rows.find_open(reading, run.run_id)
+        assert open_round is not None
+        assert len(result_rows.counted(reading, run.run_id, open_round.round)) == 1
+        assert result_rows.needed_blobs(reading) >= {
+            result.change_sha256 for result in result_rows.counted(reading, run.run_id, open_round.round)
+        }
+    storage.close()

@@ -6,7 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.storage import migrations, release_rows, run_rows, task_rows, token_rows
+from coordinator.storage import (
+    audit_rows,
+    fleet_rows,
+    migrations,
+    monitor_rows,
+    release_rows,
+    result_rows,
+    round_rows,
+    run_rows,
+    task_rows,
+    token_rows,
+    user_rows,
+)
+from coordinator.storage.connection import Connection
 from coordinator.storage.database import Storage
 from coordinator.storage.postgres import PostgresStorage
 from coordinator.storage.stores import Places
@@ -125,6 +138,36 @@ def test_a_database_of_an_earlier_version_goes_on(
     database.close()
 
 
+def asked_of_pages(connection: Connection, run_id: str, now_s: float) -> list[object]:
+    """What the dashboard and the metrics ask, without what hangs on chance and on the clock."""
+    figures = monitor_rows.figures(connection, now_s=now_s, slack_s=30.0)
+    device = fleet_rows.find_device(connection, "a")
+    assert device is not None
+    tasks = fleet_rows.tasks_of_device(connection, device["device_id"], limit=9)
+    assert fleet_rows.fingerprint(connection) == fleet_rows.fingerprint(connection)
+    assert isinstance(figures.bytes_up, int)
+    return [
+        (
+            dict(figures.devices),
+            dict(figures.runs),
+            dict(figures.rounds),
+            dict(figures.tasks),
+            figures.releases,
+        ),
+        [(each.device_class, each.memory) for each in fleet_rows.newest_memory(connection)],
+        [each.code for each in fleet_rows.troubles(connection, ("enrolled", "run_created"))],
+        [each.count for each in fleet_rows.troubles(connection, ("enrolled",), run_id=run_id)],
+        [(row["round"], row["state"], row["examples"]) for row in tasks],
+        [row["code"] for row in fleet_rows.events_of_device(connection, "a", limit=9)],
+        [row["code"] for row in fleet_rows.newest_events(connection, run_id, limit=9)],
+        fleet_rows.train_losses(connection, run_id),
+        [row.round for row in round_rows.newest_rounds(connection, run_id, before=9, limit=9)],
+        [row.state for row in run_rows.newest(connection, before=9, limit=9)],
+        len(result_rows.of_round(connection, run_id, 0)),
+        sorted(result_rows.devices_of(connection, run_id, 0).values()),
+    ]
+
+
 @needs_postgres
 def test_a_run_on_both_databases_ends_in_the_same_bits(
     server: PostgresServer, endpoint: str, credentials: None, tmp_path: Path
@@ -151,6 +194,16 @@ def test_a_run_on_both_databases_ends_in_the_same_bits(
             assert release.number == 1
             assert run_rows.get(connection, run["run_id"]).committed == 2
             assert task_rows.asked_in_phase(connection, run["run_id"], "training") != set()
+            user = user_rows.UserRow("u", "viewer", None, "t", 1.0)
+            assert [user_rows.add(connection, user), user_rows.add(connection, user)] == [True, False]
+            numbers = [
+                audit_rows.begin(connection, at_s=1.0, who=who, act="a", subject="s") for who in ("", "", "u")
+            ]
+            audit_rows.end(connection, numbers[2], outcome="done", detail="d")
+            audit_rows.forget_strangers(connection, kept=1)
+            acts = audit_rows.newest(connection, before=99, limit=9)
+            assert [act.audit_id - numbers[0] for act in acts[:2]] == [2, 1]
+            pages = asked_of_pages(connection, run["run_id"], world.clock.now_s)
         listing = world.admin("GET", "/v1/admin/devices").json()
         events = world.admin("GET", f"/v1/admin/runs/{run['run_id']}/events").json()
         found.append(
@@ -160,6 +213,7 @@ def test_a_run_on_both_databases_ends_in_the_same_bits(
                 [(each["state"], each["round"]) for each in run["rounds"]],
                 [each["name"] for each in listing],
                 [each["code"] for each in events],
+                pages,
             )
         )
         world.stores.storage.close()

@@ -66,3 +66,39 @@ def test_a_task_is_read_once_it_was_handed_out(world: World) -> None:
     task = device.task()
     assert held().read_task() == task
     assert held().signed == device.check_in()
+
+
+#: Words of SQLite's own that PostgreSQL does not have, and what says the same in both.
+SQLITE_ONLY = {
+    "or ignore": "ON CONFLICT DO NOTHING",
+    "or replace": "ON CONFLICT (…) DO UPDATE",
+    "lastrowid": "RETURNING",
+    "rowid": "a column of the table",
+    "group_concat": "rows, joined in Python",
+    "json_": "json.loads",
+    "unixepoch": "a parameter",
+    "glob": "LIKE",
+    "+run_id": "run_id || ''",
+}
+#: What only SQLite ever runs: its own module, definitions of tables, copies, and simulations.
+OF_SQLITE = ("database.py", "migrations.py", "copies.py", "simulation_rows.py")
+
+
+def test_statements_are_of_both_databases() -> None:
+    """No statement for all databases has a word of SQLite's alone, or a subquery without a name behind FROM or JOIN."""
+    found = []
+    for path in sorted((PROGRAM / "storage").glob("*.py")):
+        if path.name in OF_SQLITE:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            named = node.attr if isinstance(node, ast.Attribute) else ""
+            text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else named
+            if named != "lastrowid" and STATEMENT.match(text) is None and "SELECT" not in text:
+                continue
+            words = text.lower()
+            found += [
+                f"{path.name}:{node.lineno}: {word}; write {instead}"
+                for word, instead in SQLITE_ONLY.items()
+                if re.search(rf"(?<![a-z_]){re.escape(word)}", words)
+            ]
+    assert not found
