@@ -106,9 +106,7 @@ def first_curve(connection: Connection, run: Run) -> dict[str, Any] | None:
     if done:
         accuracy = tuple((float(scores.round + 1), scores.accuracy) for scores in done)
         return _chart(run.run_id, "Accuracy", [Line("accuracy", accuracy)], percent=True, height=FIRST_HEIGHT)
-    losses = tuple(
-        (float(number + 1), loss) for number, loss in fleet_rows.train_losses(connection, run.run_id)
-    )
+    losses = tuple((float(number + 1), loss) for number, loss in _train_losses(connection, run))
     return (
         _chart(run.run_id, "Loss that devices reported", [Line("loss", losses)], height=FIRST_HEIGHT)
         if losses
@@ -116,10 +114,17 @@ def first_curve(connection: Connection, run: Run) -> dict[str, Any] | None:
     )
 
 
+def _train_losses(connection: Connection, run: Run) -> list[tuple[int, float]]:
+    """Loss that devices reported, by round; none where noise or masks hide what they trained on."""
+    if run.config.privacy is not None or run.config.secure_aggregation or run.config.shown_group > 1:
+        return []
+    return fleet_rows.train_losses(connection, run.run_id)
+
+
 def curves(connection: Connection, run: Run, key: str = "run") -> list[dict[str, Any]]:
     """The run's curves that have any points: accuracy, loss of evaluations, loss that devices reported."""
     done = [scores for scores, counts in evaluation_rows.all_done(connection, run.run_id) if counts]
-    trained = [(float(number + 1), loss) for number, loss in fleet_rows.train_losses(connection, run.run_id)]
+    trained = [(float(number + 1), loss) for number, loss in _train_losses(connection, run)]
     evaluated = [(float(scores.round + 1), scores.mean_loss) for scores in done]
     accuracy = [(float(scores.round + 1), scores.accuracy) for scores in done]
     drawn = []
@@ -161,7 +166,9 @@ def run_page(stores: Stores, connection: Connection, run_id: str, before: int) -
         "row": row,
         "head": head_of(stores, connection, row, device_rows.count_enrolled(connection)),
         "curves": curves(connection, run),
-        "rounds": [round_summary(connection, entry, evaluations.get(entry.round)) for entry in rounds],
+        "rounds": [
+            round_summary(connection, run.config, entry, evaluations.get(entry.round)) for entry in rounds
+        ],
         "older": rounds[-1].round if rounds and rounds[-1].round > 0 else None,
         "paged": before < END,
         "possible": possible,
@@ -210,7 +217,7 @@ def comparison(stores: Stores, connection: Connection, run_ids: Sequence[str]) -
         if points:
             accuracy.append(Line(run.run_id, points))
         losses = [(float(scores.round + 1), scores.mean_loss) for scores in done] or [
-            (float(number + 1), value) for number, value in fleet_rows.train_losses(connection, run.run_id)
+            (float(number + 1), value) for number, value in _train_losses(connection, run)
         ]
         if losses:
             loss.append(Line(run.run_id, tuple(losses)))

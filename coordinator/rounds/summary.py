@@ -303,7 +303,7 @@ def summarise(connection: Connection, run: Run, *, with_rounds: bool = True) -> 
     rounds = []
     if with_rounds:
         rounds = [
-            shown(round_summary(connection, entry, evaluations.get(entry.round)), run.config)
+            round_summary(connection, run.config, entry, evaluations.get(entry.round))
             for entry in round_rows.all_rounds(connection, run.run_id)
         ]
     return RunSummary(
@@ -462,8 +462,14 @@ def events_of(connection: Connection, run_id: str, after: int, limit: int) -> li
     return [EventSummary(**row) for row in rows]
 
 
-def round_summary(connection: Connection, row: RoundRow, evaluation: Scores | None) -> RoundSummary:
-    """One round as it stands."""
+def round_summary(
+    connection: Connection, config: RunConfig, row: RoundRow, evaluation: Scores | None
+) -> RoundSummary:
+    """One round as it stands, as far as reports of its run may show it."""
+    return _shown(_round(connection, row, evaluation), config)
+
+
+def _round(connection: Connection, row: RoundRow, evaluation: Scores | None) -> RoundSummary:
     tasks = task_rows.outcomes(connection, row.run_id, row.round)
     results = result_rows.of_round(connection, row.run_id, row.round)
     names = result_rows.devices_of(connection, row.run_id, row.round)
@@ -499,7 +505,7 @@ def round_summary(connection: Connection, row: RoundRow, evaluation: Scores | No
     )
 
 
-def shown(entry: RoundSummary, config: RunConfig) -> RoundSummary:
+def _shown(entry: RoundSummary, config: RunConfig) -> RoundSummary:
     """A round as reports show it: figures of fewer devices than the run shows are left out, and so are single devices'.
 
     What devices trained on is nobody's business where noise or masks hide it: loss and examples are left out then.
