@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from coordinator.storage import device_rows, result_rows, run_rows
+from coordinator.storage import device_rows, masking_rows, result_rows, run_rows
 from coordinator.storage.blob_store import Blobs, BlobStore
 from coordinator.storage.connection import Connection, Cursor, Row
 from coordinator.storage.database import Storage, pending_migrations
@@ -64,7 +64,7 @@ def backup(state: Path, places: Places, output: Path) -> int:
         _snapshot(state, places, database)
         count = _copy_blobs(sources, kept)
         with closing(_connect(database)) as connection:
-            needed = result_rows.needed_blobs(connection)
+            needed = result_rows.needed_blobs(connection) | masking_rows.vectors(connection)
         if all(kept[1].find(sha256) is not None for sha256 in needed):
             _copy_secrets(places.secrets or state, output)
             return count
