@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msgspec import UNSET
-
 from edge_runtime.errors import ConfigError, ModelError
 from edge_runtime.exit_status import exit_code_of
 from edge_runtime.figures import size, whole_size
@@ -291,7 +289,7 @@ def _merge(arguments: argparse.Namespace) -> int:
 def _say_what_is_not_carried(package: Package) -> None:
     """A line if the model that devices ran computes something that neither an adapter nor a model folder can say."""
     top = package.manifest.mlp_topk
-    if top is not UNSET:
+    if top:
         print(
             f"not carried: the {top.kept} of {top.width} activations that feed-forward parts keep (--mlp-topk); "
             "whoever loads this keeps all, and predicts otherwise than devices do"
@@ -461,7 +459,7 @@ def _head_lines(manifest: Manifest) -> list[str]:
 def _topk_lines(manifest: Manifest) -> list[str]:
     """How many activations are kept, and what that does on the rows of the self-check."""
     top = manifest.mlp_topk
-    if top is UNSET:
+    if not top:
         return []
     return [
         f"top-k      {top.kept} of {top.width} activations of each token kept in feed-forward parts; measured: "

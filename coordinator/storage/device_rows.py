@@ -70,11 +70,12 @@ def all_devices(connection: Connection, device_id: str | None = None) -> list[Ro
         rows of device_id, name, device_class, enrolled_s, revoked_s, seen_s, cap_bytes, example_count, floor_bytes,
         runtime_version, expected_s and not_eligible.
     """
+    one, asked = ("", ()) if device_id is None else (" WHERE device_id = ?", (device_id,))
     return connection.execute(
-        "SELECT device_id, name, class AS device_class, enrolled_s, revoked_s, seen_s, cap_bytes, example_count,"
+        "SELECT device_id, name, class AS device_class, enrolled_s, revoked_s, seen_s, cap_bytes, example_count,"  # noqa: S608
         " floor_bytes, runtime_version, coalesce(expected_s, seen_s) AS expected_s, not_eligible"
-        " FROM devices WHERE ? IS NULL OR device_id = ? ORDER BY name, enrolled_s",
-        (device_id, device_id),
+        f" FROM devices{one} ORDER BY name, enrolled_s",
+        asked,
     ).fetchall()
 
 

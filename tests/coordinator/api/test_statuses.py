@@ -52,8 +52,11 @@ ANSWERS = {
     413: {"too_large"},
     422: {
         "bad_difference",
+        "bad_keys",
+        "bad_shares",
         "bad_slices",
         "bad_sums",
+        "bad_vector",
         "digest_mismatch",
         "estimator_missing",
         "estimator_not_asked",
