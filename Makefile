@@ -12,7 +12,7 @@ PAGES := README.md $(wildcard docs/results/*.md)
 
 .PHONY: setup demo demo-shakespeare test test-extended test-quick test-faults test-network lint bench bench-memory bench-opponent bench-large \
 	bench-memory-grid bench-predict bench-generation bench-arithmetic bench-placement bench-coordinator bench-estimators bench-skipping \
-	bench-learning bench-one-visit bench-trials bench-denominators bench-schedules demo-reference tables reference constraints deb wheelhouse test-deb test-arm64 clean
+	bench-learning bench-one-visit bench-trials bench-denominators bench-schedules bench-privacy demo-reference tables reference constraints deb wheelhouse test-deb test-arm64 clean
 
 setup: $(STAMP)
 
@@ -110,6 +110,9 @@ bench-skipping: setup
 
 bench-coordinator: setup
 	$(BIN)/python -m benchmarks.coordinator.run $(if $(STAGES),--stages $(STAGES))
+
+bench-privacy: setup
+	$(BIN)/python -m benchmarks.privacy.run $(if $(STAGES),--stages $(STAGES))
 
 demo-reference: setup
 	$(BIN)/python -m examples.banking77.reference
