@@ -12,7 +12,7 @@ PAGES := README.md $(wildcard docs/results/*.md)
 
 .PHONY: setup demo demo-shakespeare test test-extended test-quick test-faults test-network lint bench bench-memory bench-opponent bench-large \
 	bench-memory-grid bench-predict bench-generation bench-arithmetic bench-placement bench-coordinator bench-several-processes bench-flower bench-estimators bench-skipping \
-	bench-learning bench-one-visit bench-trials bench-denominators bench-decoder bench-slices bench-schedules demo-reference pictures tables reference constraints deb wheelhouse test-deb test-arm64 clean
+	bench-learning bench-one-visit bench-trials bench-denominators bench-decoder bench-slices bench-schedules bench-privacy demo-reference pictures tables reference constraints deb wheelhouse test-deb test-arm64 clean
 
 setup: $(STAMP)
 
@@ -128,6 +128,8 @@ bench-several-processes: setup
 # The pictures of docs/dashboard.md, from a coordinator with a made-up fleet; needs Chromium.
 pictures: setup
 	$(BIN)/python -m docs.generate.pictures
+bench-privacy: setup
+	$(BIN)/python -m benchmarks.privacy.run $(if $(STAGES),--stages $(STAGES))
 
 demo-reference: setup
 	$(BIN)/python -m examples.banking77.reference

@@ -77,32 +77,31 @@ class MaskedSum:
 
 @dataclass(frozen=True)
 class _Standing:
-    """Who is still there: keys of all by slot, and who shared and contributed so far."""
+    """Who is still there: what came by slot, as it is stored; every request looks, so only what it needs is parsed."""
 
-    keys: dict[int, MaskingKeys]
-    shared: dict[int, SealedShares]
-    vectors: dict[int, str]
-    revealed: dict[int, RevealedShares]
+    keys: dict[int, bytes]
+    shared: dict[int, bytes]
+    vectors: dict[int, bytes]
+    revealed: dict[int, bytes]
     near: dict[int, tuple[int, ...]]
 
     def masked_against(self, slot: int) -> list[int]:
         """Neighbours of a device that shared secrets with it."""
         return [other for other in self.near[slot] if other in self.shared]
 
+    def keys_of(self, slot: int) -> MaskingKeys:
+        """Keys of a device."""
+        return msgspec.json.decode(self.keys[slot], type=MaskingKeys)
+
 
 def _standing(connection: Connection, run: Run, number: int) -> _Standing:
     def answers(stage: Stage) -> dict[int, bytes]:
         return masking_rows.of_round(connection, run.run_id, number, stage)
 
-    keys = {slot: msgspec.json.decode(data, type=MaskingKeys) for slot, data in answers("keys").items()}
-    public = " ".join(keys[slot].mask_key for slot in sorted(keys))
-    return _Standing(
-        keys,
-        {slot: msgspec.json.decode(data, type=SealedShares) for slot, data in answers("shares").items()},
-        {slot: data.decode() for slot, data in answers("vector").items()},
-        {slot: msgspec.json.decode(data, type=RevealedShares) for slot, data in answers("reveal").items()},
-        neighbours(list(keys), f"{run.run_id} {number} {hashlib.sha256(public.encode()).hexdigest()}"),
-    )
+    keys = answers("keys")
+    all_keys = hashlib.sha256(b"".join(keys[slot] for slot in sorted(keys))).hexdigest()
+    near = neighbours(list(keys), f"{run.run_id} {number} {all_keys}")
+    return _Standing(keys, answers("shares"), answers("vector"), answers("reveal"), near)
 
 
 # What devices ask and answer.
@@ -134,14 +133,14 @@ def _asked_of(connection: Connection, run: Run, task: TaskWithRound, waits_for: 
     if waits_for == "shares":
         near = standing.near[slot]
         named = masking_rows.identities(connection, task.run_id, task.round)
-        peers = tuple(Peer(other, *named[other], standing.keys[other]) for other in near)
+        peers = tuple(Peer(other, *named[other], standing.keys_of(other)) for other in near)
         return ShareSecrets(threshold_of(len(near)), peers)
     if waits_for == "vector" and slot in standing.shared:
         return SendMasked(
             tuple(
                 SealedShare(other, share.sealed)
                 for other in standing.masked_against(slot)
-                for share in standing.shared[other].shares
+                for share in msgspec.json.decode(standing.shared[other], type=SealedShares).shares
                 if share.slot == slot
             )
         )
@@ -291,17 +290,17 @@ def _check_enough(run: Run, count: int, what: str) -> None:
 
 def _unmasked(stores: Stores, run: Run, standing: _Standing, task: Task) -> MaskedSum:
     revealed: dict[int, dict[int, bytes]] = {}
-    for by, shares in standing.revealed.items():
-        for share in shares.shares:
+    for by, data in standing.revealed.items():
+        for share in msgspec.json.decode(data, type=RevealedShares).shares:
             revealed.setdefault(share.slot, {})[by + 1] = share.share
     try:
         numbers = unmasked_sum(
-            ((slot, stores.private_blobs.get(sha256)) for slot, sha256 in standing.vectors.items()),
+            ((slot, stores.private_blobs.get(sha256.decode())) for slot, sha256 in standing.vectors.items()),
             bits=_protection(task).masked_bits,
             count=_count(run, task),
             contributed=standing.vectors,
             masked_against={slot: standing.masked_against(slot) for slot in standing.shared},
-            mask_keys={slot: keys.mask_key for slot, keys in standing.keys.items()},
+            mask_keys={slot: standing.keys_of(slot).mask_key for slot in standing.keys},
             thresholds={slot: threshold_of(len(near)) for slot, near in standing.near.items()},
             revealed=revealed,
         )

@@ -1,0 +1,1 @@
+"""What privacy costs: masked rounds beside plain ones, and learning under noise."""
