@@ -122,12 +122,15 @@ bench-flower: setup
 	$(PYTHON) -m venv build/flower
 	build/flower/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r benchmarks/coordinator/flower.txt
 	$(BIN)/python -m benchmarks.coordinator.against_flower
+
 # Three coordinators on PostgreSQL beside one on SQLite; DATABASE is the URL of an empty database.
 bench-several-processes: setup
 	$(BIN)/python -m benchmarks.coordinator.several_processes --database "$(DATABASE)"
+
 # The pictures of docs/dashboard.md, from a coordinator with a made-up fleet; needs Chromium.
 pictures: setup
 	$(BIN)/python -m docs.generate.pictures
+
 bench-privacy: setup
 	$(BIN)/python -m benchmarks.privacy.run $(if $(STAGES),--stages $(STAGES))
 
