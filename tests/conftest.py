@@ -30,13 +30,15 @@ FIRST = (
     "coordinator/rounds",
     "coordinator/simulation",
 )
-#: Tests that `make test-extended` runs and `make test` does not: further exports of structures that others have too,
-#: runs of further methods to equal bytes, faults whose like other tests make too, and a flood whose memory hangs on how
-#: many connections are served at once.
+#: Tests that `make test-extended` runs and `make test` does not: further exports and lowerings of structures that others
+#: have too, runs of further methods to equal bytes, faults whose like other tests make too, and a flood whose memory
+#: hangs on how many connections are served at once.
 EXTENDED = (
     "export/model/test_generation.py",
     "export/adapters/test_onnx_model.py::test_a_classifier_of_transformers_own_class_is_written_too",
     "faults/test_strangers.py::test_devices_get_little_memory",
+    "export/lowering/test_executorch.py::test_both_engines_lower_one_recording_in_any_order",
+    "faults/test_disturbances.py::test_runs_end_in_the_same_bits[both]",
     "faults/test_disturbances.py::test_runs_end_in_the_same_bits[device]",
     "faults/test_disturbances.py::test_runs_end_in_the_same_bits[lock]",
     "faults/test_disturbances.py::test_runs_end_in_the_same_bits[descriptors]",

@@ -40,7 +40,7 @@ SAID = {
     ),
     "a choice in a table": (
         {"local_optimizer": {"name": "adam"}},
-        "local_optimizer.name: 'adam' is none of: 'accumulate', 'adamw', 'sgd'",
+        "local_optimizer.name: 'adam' is none of: 'accumulate', 'adamw', 'sgc', 'sgd'",
     ),
     "a choice that may be unset": (
         {"evaluation": {"data": "d", "arithmetic": "int8"}},
@@ -66,7 +66,7 @@ SAID = {
     ),
     "a key like no other": (
         {"evaluation": {"data": "d", "xyz": 3}},
-        "evaluation: unknown key 'xyz'; there are: data, every_rounds, threads, arithmetic",
+        "evaluation: unknown key 'xyz'; there are: data, every_rounds, threads, arithmetic, groups",
     ),
     "a missing key of a table": ({"evaluation": {}}, "evaluation: a key is missing: data"),
     "a bound": ({"rounds": -1}, "rounds is -1, it must be a whole number >= 0"),

@@ -25,7 +25,7 @@ def test_curves_come_as_rounds_do(world: World) -> None:
     with world.stores.storage.transaction() as connection:
         evaluation_rows.add(connection, run_id, 0, "0" * 64)
         evaluation_rows.store_done(
-            connection, run_id, 0, rows=5, accuracy=0.75, mean_loss=0.5, seconds=1, tokens=0
+            connection, run_id, 0, rows=5, accuracy=0.75, mean_loss=0.5, seconds=1, tokens=0, groups={}
         )
     assert titles() == [
         ("Accuracy", ["accuracy"]),
