@@ -175,6 +175,14 @@ def serve_process(state: Path, port: int) -> subprocess.Popen[str]:
     return process
 
 
+def answers(url: str) -> bool:
+    """Whether a coordinator serves there already."""
+    try:
+        return urllib3.request("GET", f"{url}/healthz", retries=False).status == 200
+    except urllib3.exceptions.HTTPError:
+        return False
+
+
 def test_log_lines_are_json_where_they_are_asked_for(tmp_path: Path) -> None:
     """Every line on standard error of ``serve --log-format json`` is a JSON object with an event."""
     command = [sys.executable, "-m", "coordinator.cli", "serve", "--log-format", "json", "--port", "0"]
@@ -184,6 +192,8 @@ def test_log_lines_are_json_where_they_are_asked_for(tmp_path: Path) -> None:
         assert process.stderr is not None
         process.stdout.readline()
         first = json.loads(process.stderr.readline())
+        while not answers(first["url"]):
+            time.sleep(0.05)
         process.terminate()
         assert process.wait(30) == 0
         rest = [json.loads(line) for line in process.stderr]
