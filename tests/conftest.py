@@ -30,8 +30,8 @@ FIRST = (
     "coordinator/rounds",
     "coordinator/simulation",
 )
-#: Tests that `make test-extended` runs and `make test` does not: further exports and lowerings of structures that
-#: others have too, runs of further methods to equal bytes, faults whose like other tests make too, and a flood whose memory
+#: Tests that `make test-extended` runs and `make test` does not: further exports, lowerings of structures that others
+#: have too, runs of further methods to equal bytes, faults whose like other tests make too, and a flood whose memory
 #: hangs on how many connections are served at once.
 EXTENDED = (
     "export/model/test_generation.py",
