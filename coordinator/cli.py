@@ -93,6 +93,12 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument("--admin-token-file", type=Path, metavar="FILE", help="its admin.token")
     where.add_argument("--ca", type=Path, metavar="FILE", help="certificates to trust for https, PEM")
 
+    status = commands.add_parser(
+        "status", parents=[where], help="say whether all is well, and if not what to do; exits with 1 if not"
+    )
+    status.add_argument("--json", action="store_true", help="as JSON, for programs")
+    status.set_defaults(command=_status)
+
     token = commands.add_parser("token", parents=[where], help="make a one-time enrolment token")
     token.add_argument(
         "--valid-s", type=float, default=86400.0, help="seconds until it expires (default: %(default)s)"
@@ -398,6 +404,24 @@ def _simulate(arguments: argparse.Namespace) -> int:
         ray=arguments.ray,
     )
     return simulate(arguments.config, options, page_only=arguments.page)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    import msgspec
+
+    from coordinator.admin.choice import OPEN
+    from coordinator.admin.status import status_lines, text_of, worst
+
+    client = _client(arguments)
+    ready, runs = client.readiness(), client.list_runs()
+    open_runs = [client.run(run.run_id) for run in runs if run.state in OPEN]
+    ended = [run for run in runs if run.state not in OPEN][-1:]
+    lines = status_lines(ready, client.devices(), [*ended, *open_runs])
+    if arguments.json:
+        print(msgspec.json.format(msgspec.json.encode(lines), indent=2).decode())
+    else:
+        print(text_of(lines))
+    return int(worst(lines) == "FAIL")
 
 
 def _token(arguments: argparse.Namespace) -> int:

@@ -229,6 +229,9 @@ OPTIONS = {
         "--run": OPERATOR + "test_a_run_is_named_with_and_without_the_option",
         "--output": OPERATOR + "test_a_run_from_the_command_line",
     },
+    "edge-coordinator status": {
+        "--json": "coordinator/admin/test_status.py::test_a_silent_fleet_fails",
+    },
     "edge-coordinator run export": {
         "--run": EXPORTED + "test_events_are_one_object_a_line",
         "--events": EXPORTED + "test_events_are_one_object_a_line",

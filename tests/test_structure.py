@@ -246,6 +246,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "edge_runtime/protocol",
         "coordinator",
         "coordinator/api",
+        "coordinator/monitoring",
         "coordinator/rounds",
     },
     "coordinator/simulation": {

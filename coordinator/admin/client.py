@@ -24,6 +24,7 @@ from coordinator.api.admin_api import (
 from coordinator.api.serve import ADDRESS, CERTIFICATE
 from coordinator.auth import ADMIN_TOKEN
 from coordinator.config import RunConfig
+from coordinator.monitoring.readiness import Readiness
 from coordinator.rounds.summary import DeviceSummary, EventSummary, ReleaseSummary, RunSummary
 from edge_runtime.decoding import MALFORMED
 from edge_runtime.errors import ConfigError, ProtocolError, RefusedError, UnreachableError
@@ -146,11 +147,24 @@ class AdminClient:
         """The newest acts of the audit log, the newest first."""
         return _decode(self._call("GET", f"/audit?limit={limit}"), list[Act])
 
+    def readiness(self) -> Readiness:
+        """What stands in the way of the coordinator's work."""
+        return _decode(self._send("GET", "/readyz").data, Readiness)
+
     def _call(self, method: str, path: str, body: object = None) -> bytes:
+        answer = self._send(method, f"/v1/admin{path}", body)
+        if 400 <= answer.status < 500:
+            refusal = self._refusal(answer)
+            raise RefusedError(refusal.message, code=refusal.code)
+        if answer.status >= 300:
+            raise UnreachableError(f"{self.url} answered {answer.status}; its log tells why")
+        return answer.data
+
+    def _send(self, method: str, path: str, body: object = None) -> urllib3.BaseHTTPResponse:
         try:
-            answer = self._pool.request(
+            return self._pool.request(
                 method,
-                f"{self.url}/v1/admin{path}",
+                f"{self.url}{path}",
                 body=None if body is None else json.dumps(body).encode(),
                 headers={**self._pool.headers, "Content-Type": "application/json"},
             )
@@ -159,12 +173,6 @@ class AdminClient:
             raise UnreachableError(
                 f"no answer from {self.url}: {reason}; is the coordinator running?"
             ) from error
-        if 400 <= answer.status < 500:
-            refusal = self._refusal(answer)
-            raise RefusedError(refusal.message, code=refusal.code)
-        if answer.status >= 300:
-            raise UnreachableError(f"{self.url} answered {answer.status}; its log tells why")
-        return answer.data
 
     def _refusal(self, answer: urllib3.BaseHTTPResponse) -> Refusal:
         """The refusal that an answer holds; without one, something else than a coordinator gave it."""

@@ -344,7 +344,15 @@ def test_a_server_is_bound_as_its_options_say(
 
 #: Every command that asks a coordinator, with what else it must be given.
 ASKING = [
-    *("token", "device revoke a", "device resume a", "device list", "run create run.toml", "run list"),
+    *(
+        "status",
+        "token",
+        "device revoke a",
+        "device resume a",
+        "device list",
+        "run create run.toml",
+        "run list",
+    ),
     *("release publish", "release list", "user list", "user remove a", "audit"),
     *("run show", "run watch", "run stop", "run report --output out", "run fetch-slices --output out"),
     "run export --events out",
