@@ -7,26 +7,7 @@ import json
 import pytest
 
 from coordinator import cli
-from coordinator.admin import client
-from coordinator.monitoring.readiness import Readiness
 from tests.coordinator.conftest import World
-
-
-@pytest.fixture
-def asked(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
-    """A coordinator that the command line reaches without a socket."""
-
-    class Straight(client.AdminClient):
-        """Calls without a socket."""
-
-        def _call(self, method: str, path: str, body: object = None) -> bytes:
-            return bytes(world.admin(method, f"/v1/admin{path}", body).content)
-
-        def readiness(self) -> Readiness:
-            return Readiness(**world.client.get("/readyz").json())
-
-    monkeypatch.setattr(client, "connect", lambda *_: Straight("http://x", "token"))
-    return world
 
 
 def status(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str]:
